@@ -1,0 +1,7 @@
+//! The command line: one file per subcommand.
+
+/// Runs the command given by the process's arguments.
+#[must_use]
+pub fn main() -> std::process::ExitCode {
+    std::process::ExitCode::from(2)
+}

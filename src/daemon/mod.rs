@@ -1,0 +1,1 @@
+//! The daemon: start-up, signals, control socket and output.

@@ -1,0 +1,86 @@
+//! What the engine tells people: sessions, rewrites, refusals.
+
+use std::net::SocketAddr;
+
+use serde::Serialize;
+
+use super::gateway::{Mode, SessionId};
+
+/// Something that happened in a control connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// A control connection's handshake was seen.
+    SessionOpened {
+        /// The session.
+        session: SessionId,
+        /// The client, as the inside of the gateway sees it.
+        client: SocketAddr,
+        /// The server, as the inside of the gateway sees it.
+        server: SocketAddr,
+    },
+    /// An announced address was let through, rewritten if `new` differs from `old`.
+    Announced {
+        /// The session.
+        session: SessionId,
+        /// The command or reply that carried it: `227`, `229`, `PORT`, `EPRT`.
+        verb: &'static str,
+        /// Active or passive.
+        mode: Mode,
+        /// What the endpoint wrote.
+        old: SocketAddr,
+        /// What its peer reads.
+        new: SocketAddr,
+        /// Who may connect.
+        from: std::net::IpAddr,
+        /// Where the data connection goes.
+        land: SocketAddr,
+    },
+    /// An announcement was not followed: passed unmodified or refused in place.
+    Refused {
+        /// The session.
+        session: SessionId,
+        /// The command or reply.
+        verb: &'static str,
+        /// Why, in a few words.
+        why: String,
+        /// Whether the text was replaced, so that the server answers with an error.
+        replaced: bool,
+    },
+    /// The user logged in (`230` or `232`).
+    LoggedIn {
+        /// The session.
+        session: SessionId,
+        /// The argument of `USER`. Shown only where asked for: never in a log above debug.
+        user: String,
+    },
+    /// Inspection ended for good; edits made so far are kept up.
+    Opaque {
+        /// The session.
+        session: SessionId,
+        /// Why: `TLS`, `not FTP`, `limit`, …
+        why: &'static str,
+    },
+    /// The control connection ended.
+    SessionClosed {
+        /// The session.
+        session: SessionId,
+        /// How: `FIN`, `RST`, `idle`, `replaced`.
+        how: &'static str,
+    },
+}
+
+impl Event {
+    /// The session that it is about.
+    #[must_use]
+    pub fn session(&self) -> SessionId {
+        match self {
+            Self::SessionOpened { session, .. }
+            | Self::Announced { session, .. }
+            | Self::Refused { session, .. }
+            | Self::LoggedIn { session, .. }
+            | Self::Opaque { session, .. }
+            | Self::SessionClosed { session, .. } => *session,
+        }
+    }
+}

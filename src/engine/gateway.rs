@@ -1,0 +1,108 @@
+//! The questions the engine may ask while it looks at a packet.
+//!
+//! The packet's verdict waits for the answer in any case (a pinhole must be acknowledged by the
+//! kernel before the packet that announces it leaves), so these are plain calls. Every failure is
+//! an answer like any other: the engine then passes the text on unmodified, or refuses it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::engine::event::Event;
+use crate::nat::conntrack::Entry;
+
+/// Identifies a control connection for as long as the daemon runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(transparent)]
+pub struct SessionId(pub u64);
+
+/// Identifies a reserved or open pinhole for as long as the daemon runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(transparent)]
+pub struct PinholeId(pub u64);
+
+/// How the data connection of an announcement is made (RFC 959 §3.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The server listens, the client connects (`PASV`, `EPSV`).
+    Passive,
+    /// The client listens, the server connects (`PORT`, `EPRT`).
+    Active,
+}
+
+/// A data connection that an endpoint X announces to its peer Y.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The control connection that it belongs to.
+    pub session: SessionId,
+    /// Who connects to whom.
+    pub mode: Mode,
+    /// Y's address, as its packets arrive at the gateway.
+    pub from: IpAddr,
+    /// The address by which Y reaches X.
+    pub to: IpAddr,
+    /// X's own address and the port that X announced.
+    pub land: SocketAddr,
+    /// The address by which X knows Y, where it isn't `from`.
+    pub as_source: Option<IpAddr>,
+    /// Whether `to` is an address of the gateway's that only NAT leads to X: then the public port
+    /// comes from `--data-ports` where that is given. Otherwise the announced port is kept.
+    pub published: bool,
+}
+
+/// A port that was chosen for a [`Request`]; nothing is in the kernel yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reservation {
+    /// The name to open or release it by.
+    pub id: PinholeId,
+    /// Where Y connects to: `Request::to` and the public port.
+    pub to: SocketAddr,
+}
+
+/// Why the gateway couldn't answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// No conntrack entry for the control connection (yet).
+    #[error("conntrack doesn't know the control connection")]
+    NoConntrack,
+    /// Every public port that may be used for this peer is taken.
+    #[error("no free data port for {0} (widen --data-ports)")]
+    NoPort(IpAddr),
+    /// A limit on pinholes was reached.
+    #[error("too many pinholes: {0}")]
+    Limit(&'static str),
+    /// The kernel refused.
+    #[error("{0}")]
+    Kernel(String),
+}
+
+/// What the engine needs from the world outside. Implemented by the NAT plane, and by test doubles.
+pub trait Gateway {
+    /// The conntrack entry of the TCP connection that has a direction from `src` to `dst`.
+    ///
+    /// # Errors
+    /// [`Error::NoConntrack`] if there is none, [`Error::Kernel`] if it could not be asked.
+    fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error>;
+
+    /// Chooses a public port for an announcement; nothing opens yet.
+    ///
+    /// Supersedes the session's oldest pending pinhole beyond the per-session limit.
+    ///
+    /// # Errors
+    /// [`Error::NoPort`] or [`Error::Limit`].
+    fn reserve(&mut self, request: &Request) -> Result<Reservation, Error>;
+
+    /// Puts the pinhole into the kernel; returns when the kernel acknowledged it.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`]; the reservation is released then.
+    fn open(&mut self, id: PinholeId) -> Result<(), Error>;
+
+    /// Closes a pinhole or drops a reservation that nobody used. Unknown ids are ignored.
+    fn release(&mut self, id: PinholeId);
+
+    /// The control connection ended: closes what it has pending. Running transfers go on.
+    fn session_ended(&mut self, session: SessionId);
+
+    /// Something happened that a person may want to see.
+    fn event(&mut self, event: Event);
+}

@@ -1,0 +1,23 @@
+//! Conntrack entries of TCP connections, as ctnetlink tells them.
+
+use std::net::SocketAddr;
+
+/// One direction of a connection, as its packets look on the side where they enter the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// Where packets of this direction come from (before any source NAT).
+    pub src: SocketAddr,
+    /// Where packets of this direction are sent to (before any destination NAT).
+    pub dst: SocketAddr,
+}
+
+/// A conntrack entry of a TCP connection: both directions, as each sender writes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The direction of the first SYN: client to the address that the client dials.
+    pub original: Tuple,
+    /// The opposite direction: server to the address under which the server sees the client.
+    pub reply: Tuple,
+    /// The connection mark (`CTA_MARK`), 0 where the kernel keeps none.
+    pub mark: u32,
+}

@@ -1,0 +1,7 @@
+//! The NAT plane: what conntrack knows, pinholes and the rules that carry them.
+//!
+//! [`pinhole`] says what a data connection's hole is; [`conntrack`] asks the kernel how the two
+//! ends of a control connection see each other; the backends put holes into the kernel.
+
+pub mod conntrack;
+pub mod pinhole;

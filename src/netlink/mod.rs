@@ -1,0 +1,1 @@
+//! Netlink: message codec and socket. Knows bytes, not FTP.

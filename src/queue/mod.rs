@@ -1,0 +1,1 @@
+//! The NFQUEUE worker: moves packets between the kernel and the engine.
