@@ -1,7 +1,5 @@
 //! One direction of an edited TCP stream.
 
-use std::collections::VecDeque;
-
 use super::edits::{Edit, Edits, Point, Round};
 use super::seq::Seq;
 
@@ -96,19 +94,27 @@ pub struct Half {
 
 #[derive(Clone, Debug, Default)]
 struct Work {
-    /// The edited stream from `una` on.
-    out: VecDeque<u8>,
+    /// The edited stream from `una` on; behind its first `released` bytes, original bytes that
+    /// may not go on yet, up to `next`.
+    buffer: Vec<u8>,
+    released: usize,
     /// The edits in it.
     edits: Edits,
-    /// Original bytes that may not go on yet; they end at `next`.
-    held: Vec<u8>,
     /// Segments that arrived before the bytes in front of them.
     ahead: Vec<(Seq, Vec<u8>)>,
 }
 
 impl Work {
     fn is_empty(&self) -> bool {
-        self.out.is_empty() && self.edits.is_empty() && self.held.is_empty() && self.ahead.is_empty()
+        self.buffer.is_empty() && self.edits.is_empty() && self.ahead.is_empty()
+    }
+
+    fn out(&self) -> &[u8] {
+        self.buffer.get(..self.released).unwrap_or_default()
+    }
+
+    fn held(&self) -> &[u8] {
+        self.buffer.get(self.released..).unwrap_or_default()
     }
 }
 
@@ -165,7 +171,7 @@ impl Half {
     }
 
     fn append(&mut self, bytes: &[u8]) {
-        self.work.get_or_insert_default().held.extend_from_slice(bytes);
+        self.work.get_or_insert_default().buffer.extend_from_slice(bytes);
         self.next = self.next.plus_len(bytes.len());
     }
 
@@ -199,7 +205,7 @@ impl Half {
     /// Bytes that were taken in and not yet passed or replaced, in stream order.
     #[must_use]
     pub fn pending(&self) -> &[u8] {
-        self.work.as_ref().map_or(&[], |work| &work.held)
+        self.work.as_ref().map_or(&[], |work| work.held())
     }
 
     /// Lets the first `n` pending bytes go on as they are.
@@ -208,9 +214,8 @@ impl Half {
     /// [`Overflow`] if too much is unacknowledged; the bytes went on all the same.
     pub fn pass(&mut self, n: usize, limits: &Limits) -> Result<(), Overflow> {
         let Some(work) = self.work.as_mut() else { return Ok(()) };
-        let n = n.min(work.held.len());
-        work.out.extend(work.held.drain(..n));
-        if work.out.len() > limits.unacked { Err(Overflow) } else { Ok(()) }
+        work.released = work.released.saturating_add(n).min(work.buffer.len());
+        if work.released > limits.unacked { Err(Overflow) } else { Ok(()) }
     }
 
     /// Replaces the first `len` pending bytes by `with` (both at least one byte).
@@ -220,13 +225,14 @@ impl Half {
     pub fn replace(&mut self, len: usize, with: &[u8], limits: &Limits) -> Result<(), Overflow> {
         let start = self.released().original;
         let Some(work) = self.work.as_mut() else { return Ok(()) };
-        let len = len.min(work.held.len());
-        work.held.drain(..len);
-        work.out.extend(with);
+        let len = len.min(work.held().len());
+        let at = work.released..work.released.saturating_add(len);
+        work.buffer.splice(at, with.iter().copied());
+        work.released = work.released.saturating_add(with.len());
         if len != with.len() {
             work.edits.push(Edit { start, old_len: len as u32, new_len: with.len() as u32 });
         }
-        let full = work.edits.len() > limits.edits || work.out.len() > limits.unacked;
+        let full = work.edits.len() > limits.edits || work.released > limits.unacked;
         if full { Err(Overflow) } else { Ok(()) }
     }
 
@@ -234,8 +240,7 @@ impl Half {
     pub fn end_inspection(&mut self) {
         self.opaque = true;
         if let Some(work) = self.work.as_mut() {
-            let held = std::mem::take(&mut work.held);
-            work.out.extend(held);
+            work.released = work.buffer.len();
             work.ahead.clear();
         }
     }
@@ -258,8 +263,15 @@ impl Half {
     pub fn buffered(&self) -> usize {
         self.work.as_ref().map_or(0, |work| {
             let ahead: usize = work.ahead.iter().map(|(_, bytes)| bytes.len()).sum();
-            work.out.len().saturating_add(work.held.len()).saturating_add(ahead)
+            work.buffer.len().saturating_add(ahead)
         })
+    }
+
+    /// Whether a segment at `seq` is exactly what the receiver expects next: only then it takes a
+    /// RST as such (RFC 5961 §3).
+    #[must_use]
+    pub fn expects(&self, seq: Seq) -> bool {
+        seq == self.next || self.fin.is_some_and(|fin| seq == fin.plus(1))
     }
 
     /// Whether the sender's FIN was taken in and the receiver acknowledged it.
@@ -287,7 +299,7 @@ impl Half {
             // A keep-alive wants an answer, not data.
             return Emit::Own(self.header_seq(seq));
         }
-        if !behind && !fin && !end.after(self.una.original) {
+        if !behind && !end.plus(u32::from(fin)).after(self.una.original) {
             // The receiver has acknowledged it all: its sender only missed the acknowledgement.
             return Emit::Own(seq.plus(self.una.edited.since(self.una.original)));
         }
@@ -327,17 +339,10 @@ impl Half {
 
     /// The edited stream's bytes from `seq` on, as [`Emit::Stream`] names them.
     #[must_use]
-    pub fn edited(&self, seq: Seq, len: usize) -> [&[u8]; 2] {
-        let Some(work) = self.work.as_ref() else { return [&[], &[]] };
+    pub fn edited(&self, seq: Seq, len: usize) -> &[u8] {
         let from = seq.len_since(self.una.edited);
-        let to = from.saturating_add(len);
-        let (front, back) = work.out.as_slices();
-        let split = front.len();
-        [
-            front.get(from.min(split)..to.min(split)).unwrap_or_default(),
-            back.get(from.max(split).saturating_sub(split)..to.max(split).saturating_sub(split))
-                .unwrap_or_default(),
-        ]
+        let out = self.work.as_ref().map_or(&[][..], |work| work.out());
+        out.get(from..from.saturating_add(len)).unwrap_or_default()
     }
 
     /// The sequence number for a packet that carries no data (or is a RST): what the receiver
@@ -418,11 +423,12 @@ impl Half {
 
     fn trim(&mut self, to: Point) {
         if let Some(work) = self.work.as_mut() {
-            let n = to.edited.len_since(self.una.edited).min(work.out.len());
+            let n = to.edited.len_since(self.una.edited).min(work.released);
             if n > 0 {
-                self.last = work.out.get(n.saturating_sub(1)).copied();
+                self.last = work.out().get(n.saturating_sub(1)).copied();
             }
-            work.out.drain(..n);
+            work.buffer.drain(..n);
+            work.released = work.released.saturating_sub(n);
             work.edits.fold(to.original);
             if work.is_empty() {
                 self.work = None;
@@ -510,8 +516,8 @@ impl Half {
                 edited: self.una.edited.plus(self.next.since(self.una.original)),
             },
             Some(work) => Point {
-                original: self.next.plus((work.held.len() as u32).wrapping_neg()),
-                edited: self.una.edited.plus_len(work.out.len()),
+                original: self.next.plus((work.held().len() as u32).wrapping_neg()),
+                edited: self.una.edited.plus_len(work.released),
             },
         }
     }
@@ -526,7 +532,7 @@ impl Half {
     fn last_emitted(&self) -> Option<u8> {
         let sent = self.emitted.len_since(self.una.edited);
         match (sent.checked_sub(1), &self.work) {
-            (Some(at), Some(work)) => work.out.get(at).copied().or(self.last),
+            (Some(at), Some(work)) => work.out().get(at).copied().or(self.last),
             _ => self.last,
         }
     }

@@ -59,10 +59,10 @@ impl Options {
     }
 }
 
-/// Rewrites the SACK blocks at `blocks` (as found by [`Options::parse`]: a multiple of 8 bytes)
-/// through `map`. A block that maps to nothing becomes a copy of another, or, if none is left, an
-/// empty block below anything outstanding is avoided by returning `false`: the caller then blanks
-/// the option with no-operations.
+/// Rewrites SACK blocks (as found by [`Options::parse`]: a multiple of 8 bytes) through `map`.
+///
+/// The option can't become shorter, so a block that maps to nothing becomes a copy of one that
+/// stays. Returns `false` if none stays: the caller then blanks the option with no-operations.
 pub fn for_each_sack(
     blocks: &mut [u8],
     mut map: impl FnMut(SackBlock) -> Option<SackBlock>,
