@@ -28,13 +28,19 @@ impl Gateway for Answers {
     fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
         let public = SocketAddr::from(([203, 0, 113, 1], 21));
         Ok(Entry {
-            original: Tuple { src: dst, dst: public },
+            original: Tuple {
+                src: dst,
+                dst: public,
+            },
             reply: Tuple { src, dst },
             mark: 0,
         })
     }
     fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
-        Ok(Reservation { id: PinholeId(1), to: SocketAddr::new(request.to, request.land.port()) })
+        Ok(Reservation {
+            id: PinholeId(1),
+            to: SocketAddr::new(request.to, request.land.port()),
+        })
     }
     fn open(&mut self, _: PinholeId) -> Result<(), Error> {
         Ok(())
@@ -58,9 +64,15 @@ struct Talk {
 
 impl Talk {
     fn new() -> Self {
-        let mut talk =
-            Self { engine: Engine::new(Config::default(), 0), server: 1000, client: 5000, growth: 0 };
-        let syn = PacketBuilder::ipv4(OUTSIDE.0, INSIDE.0, 63).tcp(OUTSIDE.1, INSIDE.1, 5000, 64_000).syn();
+        let mut talk = Self {
+            engine: Engine::new(Config::default(), 0),
+            server: 1000,
+            client: 5000,
+            growth: 0,
+        };
+        let syn = PacketBuilder::ipv4(OUTSIDE.0, INSIDE.0, 63)
+            .tcp(OUTSIDE.1, INSIDE.1, 5000, 64_000)
+            .syn();
         talk.feed(Side::Ingress, &finish(syn, b""));
         let syn_ack = PacketBuilder::ipv4(INSIDE.0, OUTSIDE.0, 64)
             .tcp(INSIDE.1, OUTSIDE.1, 1000, 64_000)
@@ -81,7 +93,10 @@ impl Talk {
     }
 
     fn feed(&mut self, side: Side, packet: &[u8]) -> usize {
-        match self.engine.packet(side, packet, Duration::ZERO, &mut Answers) {
+        match self
+            .engine
+            .packet(side, packet, Duration::ZERO, &mut Answers)
+        {
             Verdict::Replace(bytes) => bytes.len(),
             Verdict::Accept | Verdict::Drop => packet.len(),
         }
@@ -97,7 +112,11 @@ impl Talk {
                 .tcp(OUTSIDE.1, INSIDE.1, self.client, 64_000)
                 .ack(self.server.wrapping_add(self.growth)),
         };
-        let next = if side == Side::Egress { &mut self.server } else { &mut self.client };
+        let next = if side == Side::Egress {
+            &mut self.server
+        } else {
+            &mut self.client
+        };
         *next = next.wrapping_add(u32::try_from(text.len()).unwrap_or(0));
         finish(builder, text)
     }
@@ -112,7 +131,10 @@ impl Talk {
     }
 }
 
-fn finish(builder: etherparse::PacketBuilderStep<etherparse::TcpHeader>, payload: &[u8]) -> Vec<u8> {
+fn finish(
+    builder: etherparse::PacketBuilderStep<etherparse::TcpHeader>,
+    payload: &[u8],
+) -> Vec<u8> {
     let mut packet = Vec::with_capacity(builder.size(payload.len()));
     let written = builder.write(&mut packet, payload);
     assert!(written.is_ok(), "{written:?}");
@@ -145,7 +167,10 @@ fn untouched_line(bencher: Bencher<'_, '_>) {
         let mut packets = Vec::new();
         while packets.len() < PACKETS {
             packets.push((Side::Ingress, talk.packet(Side::Ingress, b"NOOP\r\n")));
-            packets.push((Side::Egress, talk.packet(Side::Egress, b"200 NOOP command successful\r\n")));
+            packets.push((
+                Side::Egress,
+                talk.packet(Side::Egress, b"200 NOOP command successful\r\n"),
+            ));
         }
         packets
     });
@@ -172,8 +197,13 @@ fn pasv_and_rewritten_227(bencher: Bencher<'_, '_>) {
 fn acknowledgement_mapped(bencher: Bencher<'_, '_>) {
     run(bencher, |talk| {
         talk.say(Side::Ingress, b"PASV\r\n");
-        talk.say(Side::Egress, b"227 Entering Passive Mode (10,0,0,2,195,80).\r\n");
+        talk.say(
+            Side::Egress,
+            b"227 Entering Passive Mode (10,0,0,2,195,80).\r\n",
+        );
         assert_eq!(talk.growth, 3, "the address must have been rewritten");
-        (0..PACKETS).map(|_| (Side::Ingress, talk.packet(Side::Ingress, b""))).collect()
+        (0..PACKETS)
+            .map(|_| (Side::Ingress, talk.packet(Side::Ingress, b"")))
+            .collect()
     });
 }

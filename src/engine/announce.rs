@@ -16,7 +16,14 @@ use crate::ftp::session::{Announcement, Form};
 #[derive(Clone, Debug)]
 pub(super) enum Decision {
     /// `text` goes out in its place; the data connection is prepared.
-    Announce { text: Vec<u8>, old: SocketAddr, new: SocketAddr, from: IpAddr, land: SocketAddr, hole: PinholeId },
+    Announce {
+        text: Vec<u8>,
+        old: SocketAddr,
+        new: SocketAddr,
+        from: IpAddr,
+        land: SocketAddr,
+        hole: PinholeId,
+    },
     /// It goes out as it is and nothing is opened.
     Leave(String),
     /// It must be refused in place.
@@ -50,11 +57,17 @@ pub(super) fn decide(
     };
     let (own, reachable) = (mine.src.ip(), peers.dst.ip());
     if said.mode == Mode::Active
-        && let Err(why) = config.policy.check_active(said.addr, said.port, own, reachable)
+        && let Err(why) = config
+            .policy
+            .check_active(said.addr, said.port, own, reachable)
     {
         return Decision::Refuse(why.to_owned());
     }
-    let advertised = if side == Side::Egress { config.advertised(own) } else { None };
+    let advertised = if side == Side::Egress {
+        config.advertised(own)
+    } else {
+        None
+    };
     let land = SocketAddr::new(own, said.port);
     let request = Request {
         session,

@@ -61,9 +61,18 @@ impl Config {
     #[must_use]
     pub fn advertised(&self, inside: IpAddr) -> Option<IpAddr> {
         let family = |a: &&Advertise| a.public.is_ipv4() == inside.is_ipv4();
-        let named = self.advertise.iter().filter(family).find(|a| a.inside == Some(inside));
+        let named = self
+            .advertise
+            .iter()
+            .filter(family)
+            .find(|a| a.inside == Some(inside));
         named
-            .or_else(|| self.advertise.iter().filter(family).find(|a| a.inside.is_none()))
+            .or_else(|| {
+                self.advertise
+                    .iter()
+                    .filter(family)
+                    .find(|a| a.inside.is_none())
+            })
             .map(|a| a.public)
     }
 }

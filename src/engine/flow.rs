@@ -81,7 +81,14 @@ pub(super) struct Flow {
 
 impl Flow {
     /// A connection whose SYN (`client`, at the hook `side`) and SYN-ACK (`server`) were seen.
-    pub(super) fn new(id: SessionId, side: Side, client: Hello, server: Hello, v6: bool, cx: &mut Context<'_>) -> Self {
+    pub(super) fn new(
+        id: SessionId,
+        side: Side,
+        client: Hello,
+        server: Hello,
+        v6: bool,
+        cx: &mut Context<'_>,
+    ) -> Self {
         let default = if v6 { 1220 } else { 536 };
         let mut halves = [Half::new(client.isn), Half::new(server.isn)];
         // RFC 7323 §2.2: scaling holds only if both ends offer it.
@@ -91,8 +98,8 @@ impl Flow {
             halves.swap(0, 1);
             shifts.swap(0, 1);
         }
-        let untouchable = client.untouchable || server.untouchable
-            || (client.multipath && server.multipath);
+        let untouchable =
+            client.untouchable || server.untouchable || (client.multipath && server.multipath);
         if untouchable {
             halves.iter_mut().for_each(Half::end_inspection);
             cx.stats.untouchable = cx.stats.untouchable.saturating_add(1);
@@ -103,7 +110,11 @@ impl Flow {
             starts: [client.isn, server.isn],
             halves,
             shifts,
-            mss: client.mss.unwrap_or(default).min(server.mss.unwrap_or(default)).max(64),
+            mss: client
+                .mss
+                .unwrap_or(default)
+                .min(server.mss.unwrap_or(default))
+                .max(64),
             fins: 0,
             closed: false,
             opened: cx.now,
@@ -131,7 +142,10 @@ impl Flow {
     }
 
     pub(super) fn buffered(&self) -> usize {
-        self.halves.iter().map(Half::buffered).fold(0, usize::saturating_add)
+        self.halves
+            .iter()
+            .map(Half::buffered)
+            .fold(0, usize::saturating_add)
     }
 
     pub(super) fn info(&self, ends: &Endpoints, now: Duration) -> SessionInfo {
@@ -140,7 +154,11 @@ impl Flow {
             id: self.id,
             client,
             server,
-            state: if self.closed { "closed" } else { self.session.state() },
+            state: if self.closed {
+                "closed"
+            } else {
+                self.session.state()
+            },
             age: now.saturating_sub(self.opened).as_secs(),
             idle: self.quiet(now).as_secs(),
             announced: self.announced,
@@ -162,7 +180,10 @@ impl Flow {
             self.closed = true;
             self.active = None;
             gateway.session_ended(self.id);
-            gateway.event(Event::SessionClosed { session: self.id, how });
+            gateway.event(Event::SessionClosed {
+                session: self.id,
+                how,
+            });
         }
     }
 
@@ -246,7 +267,13 @@ impl Flow {
 
     // ---- what the packet becomes -----------------------------------------------------------
 
-    fn render(&mut self, side: Side, segment: &Segment<'_>, packet: &mut Vec<u8>, emit: Emit) -> Fate {
+    fn render(
+        &mut self,
+        side: Side,
+        segment: &Segment<'_>,
+        packet: &mut Vec<u8>,
+        emit: Emit,
+    ) -> Fate {
         let flags = segment.flags();
         let options = segment.options();
         let shift = self.shifts.get(side.index()).copied().unwrap_or(0);
@@ -278,7 +305,11 @@ impl Flow {
         }
         if flags.has(Flags::URG) {
             let urgent = forward.urgent(Seq(segment.seq()).plus(u32::from(segment.urgent())));
-            let distance = if urgent.after(seq) { urgent.since(seq) } else { 0 };
+            let distance = if urgent.after(seq) {
+                urgent.since(seq)
+            } else {
+                0
+            };
             let pointer = u16::try_from(distance).unwrap_or(u16::MAX);
             if pointer != segment.urgent() {
                 out.set_urgent(pointer);
@@ -288,7 +319,12 @@ impl Flow {
         let own = segment.payload();
         match emit {
             Emit::Own(_) => {}
-            Emit::Stream { seq, len, tail, fin } => {
+            Emit::Stream {
+                seq,
+                len,
+                tail,
+                fin,
+            } => {
                 let stream = forward.edited(seq, len);
                 let tail = tail.and_then(|at| own.get(at..)).unwrap_or_default();
                 let lost_fin = flags.has(Flags::FIN) && !fin;
@@ -313,11 +349,20 @@ impl Flow {
     // ---- what the text means ---------------------------------------------------------------
 
     fn peer(&self, side: Side) -> Peer {
-        if side == self.client { Peer::Client } else { Peer::Server }
+        if side == self.client {
+            Peer::Client
+        } else {
+            Peer::Server
+        }
     }
 
     /// Takes what is pending through the session machine, as far as it goes.
-    fn inspect(&mut self, ends: &Endpoints, side: Side, cx: &mut Context<'_>) -> Result<(), Overflow> {
+    fn inspect(
+        &mut self,
+        ends: &Endpoints,
+        side: Side,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Overflow> {
         let peer = self.peer(side);
         let limits = cx.config.limits;
         self.waiting = None;
@@ -345,10 +390,19 @@ impl Flow {
                     }
                     break;
                 }
-                Step::Address { at, len, announcement } => {
+                Step::Address {
+                    at,
+                    len,
+                    announcement,
+                } => {
                     self.announce(ends, side, at, len, &announcement, cx)?;
                 }
-                Step::Refuse { at, with, verb, why } => {
+                Step::Refuse {
+                    at,
+                    with,
+                    verb,
+                    why,
+                } => {
                     let [forward, _] = self.both(side);
                     forward.pass(at, &limits)?;
                     forward.replace(with.len().max(1), &with, &limits)?;
@@ -372,7 +426,10 @@ impl Flow {
             }
         }
         if let Some(user) = self.session.take_login() {
-            cx.gateway.event(Event::LoggedIn { session: self.id, user });
+            cx.gateway.event(Event::LoggedIn {
+                session: self.id,
+                user,
+            });
         }
         Ok(())
     }
@@ -391,7 +448,14 @@ impl Flow {
         let decision = announce::decide(cx.config, cx.gateway, self.id, ends, side, said);
         let [forward, _] = self.both(side);
         match decision {
-            Decision::Announce { text, old, new, from, land, hole } => {
+            Decision::Announce {
+                text,
+                old,
+                new,
+                from,
+                land,
+                hole,
+            } => {
                 forward.pass(at, &limits)?;
                 forward.replace(len, &text, &limits)?;
                 if said.mode == crate::engine::gateway::Mode::Active {
@@ -407,7 +471,15 @@ impl Flow {
                     cx.stats.rewritten = cx.stats.rewritten.saturating_add(1);
                 }
                 let (session, verb, mode) = (self.id, said.verb, said.mode);
-                cx.gateway.event(Event::Announced { session, verb, mode, old, new, from, land });
+                cx.gateway.event(Event::Announced {
+                    session,
+                    verb,
+                    mode,
+                    old,
+                    new,
+                    from,
+                    land,
+                });
             }
             Decision::Leave(why) => {
                 forward.pass(at.saturating_add(len), &limits)?;
@@ -425,11 +497,26 @@ impl Flow {
         Ok(())
     }
 
-    fn count_refusal(&mut self, verb: &'static str, why: String, replaced: bool, cx: &mut Context<'_>) {
+    fn count_refusal(
+        &mut self,
+        verb: &'static str,
+        why: String,
+        replaced: bool,
+        cx: &mut Context<'_>,
+    ) {
         self.refused = self.refused.saturating_add(1);
-        let counter = if replaced { &mut cx.stats.refused } else { &mut cx.stats.not_opened };
+        let counter = if replaced {
+            &mut cx.stats.refused
+        } else {
+            &mut cx.stats.not_opened
+        };
         *counter = counter.saturating_add(1);
-        cx.gateway.event(Event::Refused { session: self.id, verb, why, replaced });
+        cx.gateway.event(Event::Refused {
+            session: self.id,
+            verb,
+            why,
+            replaced,
+        });
     }
 
     /// From here on both directions pass under the numbers they have.
@@ -445,7 +532,10 @@ impl Flow {
             _ => &mut cx.stats.limit_reached,
         };
         *counter = counter.saturating_add(1);
-        cx.gateway.event(Event::Opaque { session: self.id, why });
+        cx.gateway.event(Event::Opaque {
+            session: self.id,
+            why,
+        });
     }
 
     fn give_up_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
@@ -453,7 +543,10 @@ impl Flow {
         if forward.pending().is_empty() {
             return;
         }
-        if self.waiting.is_some_and(|since| cx.now.saturating_sub(since) > cx.config.hold) {
+        if self
+            .waiting
+            .is_some_and(|since| cx.now.saturating_sub(since) > cx.config.hold)
+        {
             self.end_inspection("an address that never ended", cx);
         }
     }
@@ -463,9 +556,12 @@ impl Flow {
 /// segments that leave with their own length are compared).
 fn contradicts(forward: &Half, emit: &Emit, payload: &[u8]) -> bool {
     match *emit {
-        Emit::Stream { seq, len, tail: None, .. } if len == payload.len() => {
-            forward.edited(seq, len) != payload
-        }
+        Emit::Stream {
+            seq,
+            len,
+            tail: None,
+            ..
+        } if len == payload.len() => forward.edited(seq, len) != payload,
         _ => false,
     }
 }
@@ -476,10 +572,15 @@ fn map_sack(out: &mut SegmentMut<'_>, (at, blocks): (usize, usize), reverse: &Ha
     let mut changed = false;
     out.edit_options(|options| {
         let end = at.saturating_add(blocks.saturating_mul(8));
-        let Some(body) = options.get_mut(at..end) else { return };
+        let Some(body) = options.get_mut(at..end) else {
+            return;
+        };
         let left = for_each_sack(body, |block| {
             let mapped = reverse.sack_to_sender(Seq(block.left), Seq(block.right));
-            let mapped = mapped.map(|(left, right)| SackBlock { left: left.0, right: right.0 });
+            let mapped = mapped.map(|(left, right)| SackBlock {
+                left: left.0,
+                right: right.0,
+            });
             changed |= mapped != Some(block);
             mapped
         });
@@ -489,4 +590,3 @@ fn map_sack(out: &mut SegmentMut<'_>, (at, blocks): (usize, usize), reverse: &Ha
     });
     changed
 }
-

@@ -67,8 +67,14 @@ impl Endpoints {
     fn of(segment: &Segment<'_>, side: Side) -> Self {
         let (source, destination) = (segment.source(), segment.destination());
         match side {
-            Side::Egress => Self { inside: source, outside: destination },
-            Side::Ingress => Self { inside: destination, outside: source },
+            Side::Egress => Self {
+                inside: source,
+                outside: destination,
+            },
+            Side::Ingress => Self {
+                inside: destination,
+                outside: source,
+            },
         }
     }
 }
@@ -140,7 +146,12 @@ impl Engine {
         };
         self.scratch.clear();
         self.scratch.extend_from_slice(packet);
-        let mut cx = Context { config: &self.config, gateway, stats: &mut self.stats, now };
+        let mut cx = Context {
+            config: &self.config,
+            gateway,
+            stats: &mut self.stats,
+            now,
+        };
         let before = flow.buffered();
         let fate = flow.segment(&ends, side, &segment, &mut self.scratch, &mut cx);
         let after = flow.buffered();
@@ -172,16 +183,26 @@ impl Engine {
         if !segment.flags().has(Flags::ACK) {
             if self.half_open.len() >= self.config.max_flows {
                 let limit = self.config.half_open;
-                self.half_open.retain(|_, syn| now.saturating_sub(syn.at) < limit);
+                self.half_open
+                    .retain(|_, syn| now.saturating_sub(syn.at) < limit);
             }
             if self.half_open.len() < self.config.max_flows {
-                self.half_open.insert(ends, HalfOpen { side, hello, at: now });
+                self.half_open.insert(
+                    ends,
+                    HalfOpen {
+                        side,
+                        hello,
+                        at: now,
+                    },
+                );
             } else {
                 self.stats.table_full = self.stats.table_full.saturating_add(1);
             }
             return;
         }
-        let Some(syn) = self.half_open.get(&ends).copied() else { return };
+        let Some(syn) = self.half_open.get(&ends).copied() else {
+            return;
+        };
         let answered = Seq(segment.ack());
         let data_in_syn = syn.hello.untouchable;
         if syn.side == side || (answered != syn.hello.isn.plus(1) && !data_in_syn) {
@@ -206,11 +227,20 @@ impl Engine {
         let id = SessionId(self.next_id);
         self.next_id = self.next_id.wrapping_add(1);
         self.stats.sessions = self.stats.sessions.saturating_add(1);
-        let mut cx = Context { config: &self.config, gateway, stats: &mut self.stats, now };
+        let mut cx = Context {
+            config: &self.config,
+            gateway,
+            stats: &mut self.stats,
+            now,
+        };
         let v6 = ends.inside.is_ipv6();
         let flow = Flow::new(id, syn.side, syn.hello, hello, v6, &mut cx);
         let (client, server) = flow.client_and_server(&ends);
-        gateway.event(Event::SessionOpened { session: id, client, server });
+        gateway.event(Event::SessionOpened {
+            session: id,
+            client,
+            server,
+        });
         self.flows.insert(ends, flow);
     }
 
@@ -218,9 +248,13 @@ impl Engine {
     /// while packets flow is plenty, once a minute at least.
     pub fn tick(&mut self, now: Duration, gateway: &mut dyn Gateway) {
         let half_open = self.config.half_open;
-        self.half_open.retain(|_, syn| now.saturating_sub(syn.at) < half_open);
+        self.half_open
+            .retain(|_, syn| now.saturating_sub(syn.at) < half_open);
         let (linger, idle) = (self.config.linger, self.config.idle);
-        self.forget(|flow| flow.quiet(now) >= if flow.is_closed() { linger } else { idle }, gateway);
+        self.forget(
+            |flow| flow.quiet(now) >= if flow.is_closed() { linger } else { idle },
+            gateway,
+        );
     }
 
     fn forget(&mut self, which: impl Fn(&Flow) -> bool, gateway: &mut dyn Gateway) {

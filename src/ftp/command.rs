@@ -26,12 +26,13 @@ pub(super) enum Command {
 
 /// Every verb of the FTP documents and of common servers that isn't told apart above.
 const OTHERS: &[&[u8]] = &[
-    b"ABOR", b"ADAT", b"ADMN", b"ALGS", b"ALLO", b"AVBL", b"CCC", b"CDUP", b"CLNT", b"COMB", b"CONF",
-    b"CSID", b"CWD", b"DELE", b"DSIZ", b"ENC", b"ESTA", b"ESTP", b"FEAT", b"HASH", b"HELP", b"HOST",
-    b"LANG", b"MDTM", b"MFCT", b"MFF", b"MFMT", b"MIC", b"MKD", b"MLST", b"MODE", b"NOOP", b"NOP",
-    b"OPTS", b"PBSZ", b"PROT", b"PWD", b"QUIT", b"RANG", b"REST", b"RMD", b"RMDA", b"RNFR", b"RNTO",
-    b"SITE", b"SIZE", b"SMNT", b"SPSV", b"SSCN", b"STRU", b"SYST", b"THMB", b"TYPE", b"XCRC", b"XCUP",
-    b"XCWD", b"XMD5", b"XMKD", b"XPWD", b"XRMD", b"XRSQ", b"XSHA", b"XSEM", b"XSEN",
+    b"ABOR", b"ADAT", b"ADMN", b"ALGS", b"ALLO", b"AVBL", b"CCC", b"CDUP", b"CLNT", b"COMB",
+    b"CONF", b"CSID", b"CWD", b"DELE", b"DSIZ", b"ENC", b"ESTA", b"ESTP", b"FEAT", b"HASH",
+    b"HELP", b"HOST", b"LANG", b"MDTM", b"MFCT", b"MFF", b"MFMT", b"MIC", b"MKD", b"MLST", b"MODE",
+    b"NOOP", b"NOP", b"OPTS", b"PBSZ", b"PROT", b"PWD", b"QUIT", b"RANG", b"REST", b"RMD", b"RMDA",
+    b"RNFR", b"RNTO", b"SITE", b"SIZE", b"SMNT", b"SPSV", b"SSCN", b"STRU", b"SYST", b"THMB",
+    b"TYPE", b"XCRC", b"XCUP", b"XCWD", b"XMD5", b"XMKD", b"XPWD", b"XRMD", b"XRSQ", b"XSHA",
+    b"XSEM", b"XSEN",
 ];
 
 impl Command {
@@ -45,7 +46,12 @@ impl Command {
             4 if is(&[b"PASV"]) => Self::Pasv,
             4 if is(&[b"EPSV"]) => Self::Epsv,
             4 if is(&[b"PORT", b"EPRT"]) => Self::Port,
-            4 if is(&[b"RETR", b"STOR", b"STOU", b"APPE", b"LIST", b"NLST", b"MLSD"]) => Self::Transfer,
+            4 if is(&[
+                b"RETR", b"STOR", b"STOU", b"APPE", b"LIST", b"NLST", b"MLSD",
+            ]) =>
+            {
+                Self::Transfer
+            }
             4 if is(&[b"STAT"]) => Self::Stat,
             4 if is(&[b"REIN"]) => Self::Rein,
             4 if is(&[b"AUTH"]) => Self::Auth,
@@ -83,7 +89,8 @@ pub(super) fn telnet_len(line: &[u8]) -> usize {
 
 /// Whether the line is `EPSV ALL` (RFC 2428 §4).
 pub(super) fn is_epsv_all(line: &[u8]) -> bool {
-    line.get(5..).is_some_and(|argument| argument.trim_ascii().eq_ignore_ascii_case(b"ALL"))
+    line.get(5..)
+        .is_some_and(|argument| argument.trim_ascii().eq_ignore_ascii_case(b"ALL"))
 }
 
 /// Where the argument of `PORT` or `EPRT` starts, if the line is one and it has begun; `None` for

@@ -22,7 +22,10 @@ pub(super) enum Scan<T> {
 /// decimal numbers up to 255 of at most three digits, then a byte that is neither digit nor comma.
 /// Port 0 is none.
 pub(super) fn scan_host_port(text: &[u8]) -> Scan<(Ipv4Addr, u16)> {
-    let run = text.iter().take_while(|b| b.is_ascii_digit() || **b == b',').count();
+    let run = text
+        .iter()
+        .take_while(|b| b.is_ascii_digit() || **b == b',')
+        .count();
     let ended = run < text.len();
     let mut numbers = [0u8; 6];
     let mut count = 0usize;
@@ -43,7 +46,10 @@ pub(super) fn scan_host_port(text: &[u8]) -> Scan<(Ipv4Addr, u16)> {
     let [a, b, c, d, hi, lo] = numbers;
     let port = u16::from_be_bytes([hi, lo]);
     if count == 6 && port != 0 {
-        Scan::Found { len: run, value: (Ipv4Addr::new(a, b, c, d), port) }
+        Scan::Found {
+            len: run,
+            value: (Ipv4Addr::new(a, b, c, d), port),
+        }
     } else {
         Scan::No { len: run.max(1) }
     }
@@ -53,7 +59,9 @@ pub(super) fn scan_host_port(text: &[u8]) -> Scan<(Ipv4Addr, u16)> {
 /// found is the part between the parentheses; its offset is 1.
 pub(super) fn scan_extended_port(text: &[u8]) -> Scan<(u8, u16)> {
     let no = Scan::No { len: 1 };
-    let Some(&delimiter) = text.get(1) else { return Scan::Partial };
+    let Some(&delimiter) = text.get(1) else {
+        return Scan::Partial;
+    };
     if !is_delimiter(delimiter) {
         return no;
     }
@@ -103,7 +111,8 @@ pub(super) fn parse_extended(argument: &[u8]) -> Option<(u8, IpAddr, u16)> {
         return None;
     }
     let mut parts = rest.split(|b| *b == delimiter);
-    let (protocol, address, port, end) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let (protocol, address, port, end) =
+        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     if !end.is_empty() || parts.next().is_some() {
         return None;
     }
@@ -123,7 +132,8 @@ fn decimal(text: &[u8], max: u32, digits: usize) -> Option<u32> {
         return None;
     }
     let value = text.iter().fold(0u32, |sum, digit| {
-        sum.saturating_mul(10).saturating_add(u32::from(digit.wrapping_sub(b'0')))
+        sum.saturating_mul(10)
+            .saturating_add(u32::from(digit.wrapping_sub(b'0')))
     });
     (value <= max).then_some(value)
 }
@@ -162,11 +172,23 @@ mod tests {
     #[test]
     fn what_is_no_host_port() {
         for text in [
-            "256,0,0,1,1,1", "1,2,3,4,0,0", "1,2,3,4,5", "1,2,3,4,5,6,7", "1,2,3,4,5,", "0001,2,3,4,5,6",
-            "1,,2,3,4,5", "1,2,3,4,5,256",
+            "256,0,0,1,1,1",
+            "1,2,3,4,0,0",
+            "1,2,3,4,5",
+            "1,2,3,4,5,6,7",
+            "1,2,3,4,5,",
+            "0001,2,3,4,5,6",
+            "1,,2,3,4,5",
+            "1,2,3,4,5,256",
         ] {
             assert_eq!(parse_host_port(text.as_bytes()), None, "{text}");
-            assert!(matches!(scan_host_port(format!("{text})").as_bytes()), Scan::No { .. }), "{text}");
+            assert!(
+                matches!(
+                    scan_host_port(format!("{text})").as_bytes()),
+                    Scan::No { .. }
+                ),
+                "{text}"
+            );
         }
     }
 
@@ -176,7 +198,10 @@ mod tests {
         for n in 1..=whole.len() {
             assert_eq!(scan_host_port(&whole[..n]), Scan::Partial, "{n}");
         }
-        assert!(matches!(scan_host_port(b"10,0,0,2,195,80)"), Scan::Found { len: 15, .. }));
+        assert!(matches!(
+            scan_host_port(b"10,0,0,2,195,80)"),
+            Scan::Found { len: 15, .. }
+        ));
         assert!(matches!(scan_host_port(b"300"), Scan::No { .. }));
         assert!(matches!(scan_host_port(b"1,2,3,4,5,6,"), Scan::No { .. }));
     }
@@ -187,8 +212,22 @@ mod tests {
         for n in 1..whole.len() {
             assert_eq!(scan_extended_port(&whole[..n]), Scan::Partial, "{n}");
         }
-        assert_eq!(scan_extended_port(whole), Scan::Found { len: 8, value: (b'|', 6446) });
-        for text in ["(||6446|)", "(|||0|)", "(|||65536|)", "(|||6446)", "(|1|1.2.3.4|5|)", "(x", "(111222)"] {
+        assert_eq!(
+            scan_extended_port(whole),
+            Scan::Found {
+                len: 8,
+                value: (b'|', 6446)
+            }
+        );
+        for text in [
+            "(||6446|)",
+            "(|||0|)",
+            "(|||65536|)",
+            "(|||6446)",
+            "(|1|1.2.3.4|5|)",
+            "(x",
+            "(111222)",
+        ] {
             let scan = scan_extended_port(format!("{text}\r\n").as_bytes());
             assert!(matches!(scan, Scan::No { .. }), "{text}: {scan:?}");
         }
@@ -196,7 +235,16 @@ mod tests {
 
     #[test]
     fn what_is_no_eprt() {
-        for text in ["|1|1.2.3.4|0|", "|2|1.2.3.4|5|", "|1|::1|5|", "|1|1.2.3.4|5", "|1|1.2.3.4|5||", "", "|", "|1|1.2.3|5|"] {
+        for text in [
+            "|1|1.2.3.4|0|",
+            "|2|1.2.3.4|5|",
+            "|1|::1|5|",
+            "|1|1.2.3.4|5",
+            "|1|1.2.3.4|5||",
+            "",
+            "|",
+            "|1|1.2.3|5|",
+        ] {
             assert_eq!(parse_extended(text.as_bytes()), None, "{text}");
         }
     }

@@ -80,17 +80,23 @@ impl Policy {
     }
 
     fn allows_foreign(&self, ip: IpAddr) -> bool {
-        self.allow_foreign.iter().any(|(net, prefix)| within(ip, *net, *prefix))
+        self.allow_foreign
+            .iter()
+            .any(|(net, prefix)| within(ip, *net, *prefix))
     }
 }
 
 fn within(ip: IpAddr, net: IpAddr, prefix: u8) -> bool {
     let (ip, net, width) = match (ip, net) {
-        (IpAddr::V4(ip), IpAddr::V4(net)) => (u128::from(ip.to_bits()), u128::from(net.to_bits()), 32),
+        (IpAddr::V4(ip), IpAddr::V4(net)) => {
+            (u128::from(ip.to_bits()), u128::from(net.to_bits()), 32)
+        }
         (IpAddr::V6(ip), IpAddr::V6(net)) => (ip.to_bits(), net.to_bits(), 128),
         _ => return false,
     };
-    let host_bits = 128u32.min(width).saturating_sub(u32::from(prefix).min(width));
+    let host_bits = 128u32
+        .min(width)
+        .saturating_sub(u32::from(prefix).min(width));
     (ip ^ net).checked_shr(host_bits).unwrap_or(0) == 0
 }
 
@@ -108,10 +114,26 @@ mod tests {
         assert_eq!(policy.check_active(None, 1024, own, seen), Ok(()));
         assert!(policy.check_active(Some(own), 22, own, seen).is_err());
         assert!(policy.check_active(Some(own), 6000, own, seen).is_err());
-        assert!(policy.check_active(Some(ip("192.168.1.6")), 40_000, own, seen).is_err());
-        let fxp = Policy { allow_foreign: vec![(ip("192.168.0.0"), 16)], ..policy };
-        assert!(fxp.check_active(Some(ip("192.168.1.6")), 40_000, own, seen).is_ok());
-        assert!(fxp.check_active(Some(ip("192.169.1.6")), 40_000, own, seen).is_err());
-        assert!(fxp.check_active(Some(ip("::1")), 40_000, own, seen).is_err());
+        assert!(
+            policy
+                .check_active(Some(ip("192.168.1.6")), 40_000, own, seen)
+                .is_err()
+        );
+        let fxp = Policy {
+            allow_foreign: vec![(ip("192.168.0.0"), 16)],
+            ..policy
+        };
+        assert!(
+            fxp.check_active(Some(ip("192.168.1.6")), 40_000, own, seen)
+                .is_ok()
+        );
+        assert!(
+            fxp.check_active(Some(ip("192.169.1.6")), 40_000, own, seen)
+                .is_err()
+        );
+        assert!(
+            fxp.check_active(Some(ip("::1")), 40_000, own, seen)
+                .is_err()
+        );
     }
 }

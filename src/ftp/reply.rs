@@ -16,10 +16,15 @@ pub(super) enum Start {
 impl Start {
     /// `ended`: the line is complete (its line end is left out).
     pub(super) fn of(line: &[u8], ended: bool) -> Self {
-        let digits = line.iter().take(3).take_while(|b| b.is_ascii_digit()).count();
+        let digits = line
+            .iter()
+            .take(3)
+            .take_while(|b| b.is_ascii_digit())
+            .count();
         let code = || {
             line.iter().take(3).fold(0u16, |code, digit| {
-                code.saturating_mul(10).saturating_add(u16::from(digit.wrapping_sub(b'0')))
+                code.saturating_mul(10)
+                    .saturating_add(u16::from(digit.wrapping_sub(b'0')))
             })
         };
         match (digits, line.get(3)) {

@@ -93,7 +93,6 @@ pub enum Outcome {
     Refused,
 }
 
-
 /// Where an active data connection stands. It is opened only when both its `PORT` was granted and
 /// a transfer was commanded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -264,8 +263,13 @@ impl Session {
             // RFC 959 §5.4: a client waits for the greeting. Whoever doesn't, speaks another protocol.
             return Step::Opaque("not FTP");
         }
-        let end = pending.iter().position(|b| *b == b'\n').map(|at| at.saturating_add(1));
-        let piece = pending.get(..end.unwrap_or(pending.len())).unwrap_or_default();
+        let end = pending
+            .iter()
+            .position(|b| *b == b'\n')
+            .map(|at| at.saturating_add(1));
+        let piece = pending
+            .get(..end.unwrap_or(pending.len()))
+            .unwrap_or_default();
         if !self.client.settled && !self.client.overlong {
             let line = self.client.with(piece);
             if let Some((verb, start)) = address_command(&line) {
@@ -309,7 +313,13 @@ impl Session {
 
     /// A line that is (or may be) a `PORT`, `EPRT` or `LPRT`; `start`: where in `piece` its
     /// argument begins. `None`: it is no different from other lines.
-    fn address_command(&mut self, verb: &'static str, start: Option<usize>, piece: &[u8], ended: bool) -> Option<Step> {
+    fn address_command(
+        &mut self,
+        verb: &'static str,
+        start: Option<usize>,
+        piece: &[u8],
+        ended: bool,
+    ) -> Option<Step> {
         let start = start?;
         if !ended {
             if piece.len().saturating_sub(start) > self.policy.max_command {
@@ -361,14 +371,31 @@ impl Session {
             self.counts.unasked = self.counts.unasked.saturating_add(1);
             return None;
         }
-        self.client.goes(piece.get(..start)?, self.policy.max_command);
-        Some(Step::Address { at: start, len: argument.len(), announcement })
+        self.client
+            .goes(piece.get(..start)?, self.policy.max_command);
+        Some(Step::Address {
+            at: start,
+            len: argument.len(),
+            announcement,
+        })
     }
 
-    fn refuse_argument(&mut self, at: usize, piece: &[u8], with: Vec<u8>, verb: &'static str) -> Step {
-        self.client.goes(piece.get(..at).unwrap_or_default(), self.policy.max_command);
+    fn refuse_argument(
+        &mut self,
+        at: usize,
+        piece: &[u8],
+        with: Vec<u8>,
+        verb: &'static str,
+    ) -> Step {
+        self.client
+            .goes(piece.get(..at).unwrap_or_default(), self.policy.max_command);
         self.client.goes(&with, self.policy.max_command);
-        Step::Refuse { at, with, verb, why: "RFC 1639 addresses aren't followed" }
+        Step::Refuse {
+            at,
+            with,
+            verb,
+            why: "RFC 1639 addresses aren't followed",
+        }
     }
 
     /// Replaces a whole line by a verb that no server knows, so the server itself answers 500.
@@ -376,7 +403,12 @@ impl Session {
         self.client.settled = true;
         let with = vec![b'X'; line.len().max(1)];
         self.client.goes(&with, self.policy.max_command);
-        Step::Refuse { at: 0, with, verb, why }
+        Step::Refuse {
+            at: 0,
+            with,
+            verb,
+            why,
+        }
     }
 
     /// Whether a data connection may be prepared: after the login, or while its reply is on the
@@ -384,7 +416,10 @@ impl Session {
     fn may_announce(&self) -> bool {
         !self.policy.require_login
             || self.logged_in
-            || self.waiting.iter().any(|pending| pending.command == Command::Login)
+            || self
+                .waiting
+                .iter()
+                .any(|pending| pending.command == Command::Login)
     }
 
     /// A complete line goes out to the server.
@@ -394,7 +429,8 @@ impl Session {
             Command::User => {
                 // Kept only until the login: it is part of the explicit session output.
                 let name = line.get(5..).unwrap_or_default().trim_ascii();
-                let name = String::from_utf8_lossy(name.get(..name.len().min(64)).unwrap_or_default());
+                let name =
+                    String::from_utf8_lossy(name.get(..name.len().min(64)).unwrap_or_default());
                 self.user = Some(name.into());
             }
             Command::Pasv => self.active = Active::None,
@@ -402,7 +438,11 @@ impl Session {
             Command::Epsv => self.active = Active::None,
             _ => {}
         }
-        let command = if command == Command::Epsv && is_epsv_all(line) { Command::Other } else { command };
+        let command = if command == Command::Epsv && is_epsv_all(line) {
+            Command::Other
+        } else {
+            command
+        };
         if line.get(telnet_len(line)..).is_some_and(<[u8]>::is_empty) {
             // An empty line is no command; servers don't answer it.
             return;
@@ -424,10 +464,19 @@ impl Session {
     // ---- the server's lines ----------------------------------------------------------------
 
     fn next_reply(&mut self, pending: &[u8]) -> Step {
-        let end = pending.iter().position(|b| *b == b'\n').map(|at| at.saturating_add(1));
-        let piece = pending.get(..end.unwrap_or(pending.len())).unwrap_or_default();
+        let end = pending
+            .iter()
+            .position(|b| *b == b'\n')
+            .map(|at| at.saturating_add(1));
+        let piece = pending
+            .get(..end.unwrap_or(pending.len()))
+            .unwrap_or_default();
         let line = self.server.with(piece);
-        let text = if end.is_some() { line.trim_ascii_end() } else { &line };
+        let text = if end.is_some() {
+            line.trim_ascii_end()
+        } else {
+            &line
+        };
         let start = Start::of(text, end.is_some());
         if !self.greeted && self.multi.is_none() && start == Start::Text {
             return Step::Opaque("not FTP");
@@ -436,7 +485,9 @@ impl Session {
             Start::Last(code) => self.multi.is_none_or(|first| first == code).then_some(code),
             _ => None,
         };
-        if let (Some(code @ (227 | 229)), false) = (last, self.server.settled || self.server.overlong) {
+        if let (Some(code @ (227 | 229)), false) =
+            (last, self.server.settled || self.server.overlong)
+        {
             if self.expects_address(code) {
                 drop(line);
                 if let Some(step) = self.address_reply(code, piece, end.is_some()) {
@@ -486,7 +537,10 @@ impl Session {
         loop {
             let rest = piece.get(at..).unwrap_or_default();
             if self.server.bad_run {
-                let run = rest.iter().take_while(|b| b.is_ascii_digit() || **b == b',').count();
+                let run = rest
+                    .iter()
+                    .take_while(|b| b.is_ascii_digit() || **b == b',')
+                    .count();
                 self.server.bad_run = run == rest.len();
                 at = at.saturating_add(run);
                 if self.server.bad_run {
@@ -494,7 +548,13 @@ impl Session {
                 }
                 continue;
             }
-            let begins = |b: &u8| if code == 227 { b.is_ascii_digit() } else { *b == b'(' };
+            let begins = |b: &u8| {
+                if code == 227 {
+                    b.is_ascii_digit()
+                } else {
+                    *b == b'('
+                }
+            };
             let Some(offset) = rest.iter().position(begins) else {
                 if ended {
                     self.counts.unparsable = self.counts.unparsable.saturating_add(1);
@@ -505,7 +565,10 @@ impl Session {
             let text = piece.get(at..).unwrap_or_default();
             let scan = if code == 227 {
                 match scan_host_port(text) {
-                    Scan::Found { len, value: (ip, port) } => Scan::Found {
+                    Scan::Found {
+                        len,
+                        value: (ip, port),
+                    } => Scan::Found {
                         len,
                         value: (0, Form::HostPort, Some(ip.into()), port),
                     },
@@ -514,7 +577,10 @@ impl Session {
                 }
             } else {
                 match scan_extended_port(text) {
-                    Scan::Found { len, value: (delimiter, port) } => Scan::Found {
+                    Scan::Found {
+                        len,
+                        value: (delimiter, port),
+                    } => Scan::Found {
                         len,
                         value: (1, Form::ExtendedPort(delimiter), None, port),
                     },
@@ -523,13 +589,26 @@ impl Session {
                 }
             };
             match scan {
-                Scan::Found { len, value: (skip, form, addr, port) } => {
+                Scan::Found {
+                    len,
+                    value: (skip, form, addr, port),
+                } => {
                     let at = at.saturating_add(skip);
                     self.server.settled = true;
                     self.server.goes(piece.get(..at)?, self.policy.max_reply);
                     let verb = if code == 227 { "227" } else { "229" };
                     let mode = Mode::Passive;
-                    return Some(Step::Address { at, len, announcement: Announcement { verb, mode, form, addr, port } });
+                    return Some(Step::Address {
+                        at,
+                        len,
+                        announcement: Announcement {
+                            verb,
+                            mode,
+                            form,
+                            addr,
+                            port,
+                        },
+                    });
                 }
                 Scan::Partial if at == 0 => return Some(Step::Wait),
                 Scan::Partial => {
@@ -563,10 +642,15 @@ impl Session {
             return false;
         }
         if code < 200 {
-            self.transferring |= self.waiting.front().is_some_and(|p| p.command == Command::Transfer);
+            self.transferring |= self
+                .waiting
+                .front()
+                .is_some_and(|p| p.command == Command::Transfer);
             return false;
         }
-        let Some(answered) = self.answered(code) else { return false };
+        let Some(answered) = self.answered(code) else {
+            return false;
+        };
         let granted = (200..300).contains(&code);
         match answered.command {
             Command::User | Command::Login => {
@@ -583,7 +667,11 @@ impl Session {
             // Of several in a row the last one counts.
             Command::Port if answered.followed && !self.waiting.iter().any(|p| p.followed) => {
                 let granted = granted && self.active == (Active::Announced { transfer: false });
-                self.active = if granted { Active::Granted } else { Active::None };
+                self.active = if granted {
+                    Active::Granted
+                } else {
+                    Active::None
+                };
             }
             Command::Transfer => self.transferring = false,
             _ => {}
@@ -596,8 +684,19 @@ impl Session {
         let front = self.waiting.front().copied();
         // During a transfer `STAT` is answered at once, before the transfer's own reply (RFC 959
         // §4.1.3).
-        let stat = self.waiting.iter().position(|pending| pending.command == Command::Stat);
-        if let (Some(Pending { command: Command::Transfer, .. }), Some(at), 211..=213) = (front, stat, code) {
+        let stat = self
+            .waiting
+            .iter()
+            .position(|pending| pending.command == Command::Stat);
+        if let (
+            Some(Pending {
+                command: Command::Transfer,
+                ..
+            }),
+            Some(at),
+            211..=213,
+        ) = (front, stat, code)
+        {
             return self.waiting.remove(at);
         }
         let answered = self.waiting.pop_front();
@@ -612,5 +711,8 @@ impl Session {
 }
 
 fn printable(line: &[u8]) -> bool {
-    line.get(telnet_len(line)..).unwrap_or_default().iter().all(|b| *b >= b' ' && *b != 0x7f)
+    line.get(telnet_len(line)..)
+        .unwrap_or_default()
+        .iter()
+        .all(|b| *b >= b' ' && *b != 0x7f)
 }

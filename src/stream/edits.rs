@@ -31,7 +31,10 @@ pub(super) struct Point {
 
 impl Point {
     fn plus(self, n: u32) -> Self {
-        Self { original: self.original.plus(n), edited: self.edited.plus(n) }
+        Self {
+            original: self.original.plus(n),
+            edited: self.edited.plus(n),
+        }
     }
 }
 
@@ -74,7 +77,13 @@ impl Edits {
     }
 
     /// Goes `distance` bytes on from `base` in the space in which an edit takes `length` bytes.
-    fn walk(&self, base: Point, mut distance: u32, length: fn(&Edit) -> u32, round: Round) -> Point {
+    fn walk(
+        &self,
+        base: Point,
+        mut distance: u32,
+        length: fn(&Edit) -> u32,
+        round: Round,
+    ) -> Point {
         let mut here = base;
         for edit in &self.0 {
             let plain = edit.start.since(here.original);
@@ -105,10 +114,21 @@ mod tests {
     use super::*;
 
     fn edits() -> (Edits, Point) {
-        let base = Point { original: Seq(u32::MAX - 9), edited: Seq(90) };
+        let base = Point {
+            original: Seq(u32::MAX - 9),
+            edited: Seq(90),
+        };
         let mut edits = Edits::default();
-        edits.push(Edit { start: base.original.plus(5), old_len: 3, new_len: 7 });
-        edits.push(Edit { start: base.original.plus(20), old_len: 6, new_len: 2 });
+        edits.push(Edit {
+            start: base.original.plus(5),
+            old_len: 3,
+            new_len: 7,
+        });
+        edits.push(Edit {
+            start: base.original.plus(20),
+            old_len: 6,
+            new_len: 2,
+        });
         (edits, base)
     }
 
@@ -118,8 +138,16 @@ mod tests {
         for n in (0..=5).chain(8..=20).chain(26..40) {
             let there = edits.from_original(base, base.original.plus(n), Round::Down);
             assert_eq!(there.original, base.original.plus(n));
-            assert_eq!(edits.from_edited(base, there.edited, Round::Down), there, "at {n}");
-            assert_eq!(edits.from_edited(base, there.edited, Round::Up), there, "at {n}");
+            assert_eq!(
+                edits.from_edited(base, there.edited, Round::Down),
+                there,
+                "at {n}"
+            );
+            assert_eq!(
+                edits.from_edited(base, there.edited, Round::Up),
+                there,
+                "at {n}"
+            );
         }
     }
 
@@ -129,8 +157,14 @@ mod tests {
         for n in 6..8 {
             let down = edits.from_original(base, base.original.plus(n), Round::Down);
             let up = edits.from_original(base, base.original.plus(n), Round::Up);
-            assert_eq!((down.original, down.edited), (base.original.plus(5), base.edited.plus(5)));
-            assert_eq!((up.original, up.edited), (base.original.plus(8), base.edited.plus(12)));
+            assert_eq!(
+                (down.original, down.edited),
+                (base.original.plus(5), base.edited.plus(5))
+            );
+            assert_eq!(
+                (up.original, up.edited),
+                (base.original.plus(8), base.edited.plus(12))
+            );
         }
         let inside = edits.from_edited(base, base.edited.plus(11), Round::Down);
         assert_eq!(inside.original, base.original.plus(5));

@@ -18,7 +18,12 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { held: 4096, unacked: 64 * 1024, edits: 1024, ahead: 16 * 1024 }
+        Self {
+            held: 4096,
+            unacked: 64 * 1024,
+            edits: 1024,
+            ahead: 16 * 1024,
+        }
     }
 }
 
@@ -125,7 +130,10 @@ impl Half {
         let first = isn.plus(1);
         Self {
             next: first,
-            una: Point { original: first, edited: first },
+            una: Point {
+                original: first,
+                edited: first,
+            },
             emitted: first,
             guaranteed: first,
             fin: None,
@@ -171,7 +179,10 @@ impl Half {
     }
 
     fn append(&mut self, bytes: &[u8]) {
-        self.work.get_or_insert_default().buffer.extend_from_slice(bytes);
+        self.work
+            .get_or_insert_default()
+            .buffer
+            .extend_from_slice(bytes);
         self.next = self.next.plus_len(bytes.len());
     }
 
@@ -182,7 +193,9 @@ impl Half {
         }
         let ahead = &mut self.work.get_or_insert_default().ahead;
         let kept: usize = ahead.iter().map(|(_, bytes)| bytes.len()).sum();
-        let known = ahead.iter().any(|(start, bytes)| *start == seq && bytes.len() >= payload.len());
+        let known = ahead
+            .iter()
+            .any(|(start, bytes)| *start == seq && bytes.len() >= payload.len());
         if !known && kept.saturating_add(payload.len()) <= room && ahead.len() < 64 {
             ahead.push((seq, payload.to_vec()));
         }
@@ -191,13 +204,19 @@ impl Half {
     fn append_ahead(&mut self) {
         loop {
             let next = self.next;
-            let Some(work) = self.work.as_mut() else { return };
-            work.ahead.retain(|(start, bytes)| start.plus_len(bytes.len()).after(next));
+            let Some(work) = self.work.as_mut() else {
+                return;
+            };
+            work.ahead
+                .retain(|(start, bytes)| start.plus_len(bytes.len()).after(next));
             let Some(at) = work.ahead.iter().position(|(start, _)| !start.after(next)) else {
                 return;
             };
             let (start, bytes) = work.ahead.swap_remove(at);
-            let fresh = bytes.get(next.len_since(start)..).unwrap_or_default().to_vec();
+            let fresh = bytes
+                .get(next.len_since(start)..)
+                .unwrap_or_default()
+                .to_vec();
             self.append(&fresh);
         }
     }
@@ -213,9 +232,15 @@ impl Half {
     /// # Errors
     /// [`Overflow`] if too much is unacknowledged; the bytes went on all the same.
     pub fn pass(&mut self, n: usize, limits: &Limits) -> Result<(), Overflow> {
-        let Some(work) = self.work.as_mut() else { return Ok(()) };
+        let Some(work) = self.work.as_mut() else {
+            return Ok(());
+        };
         work.released = work.released.saturating_add(n).min(work.buffer.len());
-        if work.released > limits.unacked { Err(Overflow) } else { Ok(()) }
+        if work.released > limits.unacked {
+            Err(Overflow)
+        } else {
+            Ok(())
+        }
     }
 
     /// Replaces the first `len` pending bytes by `with` (both at least one byte).
@@ -224,13 +249,19 @@ impl Half {
     /// [`Overflow`] if there are too many edits in flight; this one was made all the same.
     pub fn replace(&mut self, len: usize, with: &[u8], limits: &Limits) -> Result<(), Overflow> {
         let start = self.released().original;
-        let Some(work) = self.work.as_mut() else { return Ok(()) };
+        let Some(work) = self.work.as_mut() else {
+            return Ok(());
+        };
         let len = len.min(work.held().len());
         let at = work.released..work.released.saturating_add(len);
         work.buffer.splice(at, with.iter().copied());
         work.released = work.released.saturating_add(with.len());
         if len != with.len() {
-            work.edits.push(Edit { start, old_len: len as u32, new_len: with.len() as u32 });
+            work.edits.push(Edit {
+                start,
+                old_len: len as u32,
+                new_len: with.len() as u32,
+            });
         }
         let full = work.edits.len() > limits.edits || work.released > limits.unacked;
         if full { Err(Overflow) } else { Ok(()) }
@@ -284,7 +315,14 @@ impl Half {
     /// [`Half::take_in`] and after what is pending was dealt with; not for RST.
     ///
     /// `limit`: the largest payload the path to the receiver takes, in bytes.
-    pub fn emit(&mut self, seq: Seq, payload: &[u8], fin: bool, intake: Intake, limit: usize) -> Emit {
+    pub fn emit(
+        &mut self,
+        seq: Seq,
+        payload: &[u8],
+        fin: bool,
+        intake: Intake,
+        limit: usize,
+    ) -> Emit {
         let released = self.released();
         let end = seq.plus_len(payload.len());
         // Bytes that only we can deliver: the sender has its acknowledgement, or was cut off by
@@ -304,7 +342,11 @@ impl Half {
             return Emit::Own(seq.plus(self.una.edited.since(self.una.original)));
         }
         let limit = limit.max(payload.len()).max(1);
-        let first = if owed || seq.before(self.una.original) { self.una.original } else { seq };
+        let first = if owed || seq.before(self.una.original) {
+            self.una.original
+        } else {
+            seq
+        };
         let start = if first.before(released.original) {
             self.map(first, Round::Down).edited.min(self.emitted)
         } else {
@@ -315,7 +357,11 @@ impl Half {
         } else {
             self.map(end, Round::Up).edited
         };
-        let whole = if stop.after(start) { stop.since(start) as usize } else { 0 };
+        let whole = if stop.after(start) {
+            stop.since(start) as usize
+        } else {
+            0
+        };
         let len = whole.min(limit);
         let complete = start.plus_len(len) == released.edited && self.pending().is_empty();
         let tail = (self.opaque && complete && !seq.after(self.next) && end.after(self.next))
@@ -323,7 +369,9 @@ impl Half {
             .filter(|tail| {
                 len.saturating_add(payload.len().saturating_sub(*tail)) <= limit.max(payload.len())
             });
-        let fin = fin && complete && (tail.is_some() || !end.after(self.next))
+        let fin = fin
+            && complete
+            && (tail.is_some() || !end.after(self.next))
             && (self.opaque || self.fin == Some(end));
         self.emitted = self.emitted.max(start.plus_len(len));
         self.fin_sent |= fin && !self.opaque;
@@ -332,9 +380,17 @@ impl Half {
                 return Emit::Own(self.header_seq(seq));
             }
             let byte = self.last_emitted();
-            return Emit::Probe { seq: self.emitted.plus(u32::MAX), byte };
+            return Emit::Probe {
+                seq: self.emitted.plus(u32::MAX),
+                byte,
+            };
         }
-        Emit::Stream { seq: start, len, tail, fin }
+        Emit::Stream {
+            seq: start,
+            len,
+            tail,
+            fin,
+        }
     }
 
     /// The edited stream's bytes from `seq` on, as [`Emit::Stream`] names them.
@@ -356,7 +412,11 @@ impl Half {
         if let Some(fin) = self.fin
             && seq == fin.plus(1)
         {
-            return if self.fin_sent { released.edited.plus(1) } else { self.emitted };
+            return if self.fin_sent {
+                released.edited.plus(1)
+            } else {
+                self.emitted
+            };
         }
         if seq.before(self.una.original) {
             return seq.plus(self.una.edited.since(self.una.original));
@@ -367,8 +427,16 @@ impl Half {
         }
         if !seq.before(released.original) {
             // Nothing held: a segment that we never saw (lost before us) lies between.
-            let lost = if self.pending().is_empty() { seq.since(released.original) } else { 0 };
-            return self.emitted.plus(if self.emitted == released.edited { lost } else { 0 });
+            let lost = if self.pending().is_empty() {
+                seq.since(released.original)
+            } else {
+                0
+            };
+            return self.emitted.plus(if self.emitted == released.edited {
+                lost
+            } else {
+                0
+            });
         }
         self.map(seq, Round::Down).edited.min(self.emitted)
     }
@@ -400,7 +468,10 @@ impl Half {
             && ack == released.edited.plus(1)
         {
             self.trim(released);
-            self.una = Point { original: fin.plus(1), edited: ack };
+            self.una = Point {
+                original: fin.plus(1),
+                edited: ack,
+            };
             self.emitted = ack;
             self.next = fin.plus(1);
         } else if ack.after(self.emitted) {
@@ -416,7 +487,10 @@ impl Half {
 
     fn edits_map_edited(&self, ack: Seq) -> Point {
         self.work.as_ref().map_or(
-            Point { original: self.una.original.plus(ack.since(self.una.edited)), edited: ack },
+            Point {
+                original: self.una.original.plus(ack.since(self.una.edited)),
+                edited: ack,
+            },
             |work| work.edits.from_edited(self.una, ack, Round::Down),
         )
     }
@@ -460,7 +534,11 @@ impl Half {
         } else {
             self.edits_map_edited(ack).original
         };
-        if self.guaranteed.after(self.una.original) { mapped.max(self.guaranteed) } else { mapped }
+        if self.guaranteed.after(self.una.original) {
+            mapped.max(self.guaranteed)
+        } else {
+            mapped
+        }
     }
 
     /// A SACK block of the receiver's in the sender's numbers; `None` if nothing whole is left.
@@ -473,10 +551,11 @@ impl Half {
             } else if at.after(released.edited) {
                 at.plus(released.original.since(released.edited))
             } else {
-                self.work.as_ref().map_or(
-                    self.una.original.plus(at.since(self.una.edited)),
-                    |work| work.edits.from_edited(self.una, at, round).original,
-                )
+                self.work
+                    .as_ref()
+                    .map_or(self.una.original.plus(at.since(self.una.edited)), |work| {
+                        work.edits.from_edited(self.una, at, round).original
+                    })
             }
         };
         let (left, right) = (edge(left, Round::Up), edge(right, Round::Down));
@@ -502,7 +581,11 @@ impl Half {
         } else {
             right.plus(released.original.since(released.edited))
         };
-        let room = if right.after(given) { right.since(given) >> shift } else { 0 };
+        let room = if right.after(given) {
+            right.since(given) >> shift
+        } else {
+            0
+        };
         u16::try_from(room).unwrap_or(u16::MAX).min(window)
     }
 
@@ -524,7 +607,10 @@ impl Half {
 
     fn map(&self, at: Seq, round: Round) -> Point {
         self.work.as_ref().map_or(
-            Point { original: at, edited: self.una.edited.plus(at.since(self.una.original)) },
+            Point {
+                original: at,
+                edited: self.una.edited.plus(at.since(self.una.original)),
+            },
             |work| work.edits.from_original(self.una, at, round),
         )
     }

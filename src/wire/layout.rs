@@ -45,9 +45,7 @@ impl Layout {
         let tcp = TcpSlice::from_slice(body.payload).map_err(|_| Reject::Malformed)?;
         let ip_end = match &ip {
             IpSlice::Ipv4(v4) => usize::from(v4.header().total_len()),
-            IpSlice::Ipv6(v6) => {
-                40usize.saturating_add(usize::from(v6.header().payload_length()))
-            }
+            IpSlice::Ipv6(v6) => 40usize.saturating_add(usize::from(v6.header().payload_length())),
         };
         // An IPv6 jumbogram (length field 0) is not something FTP control connections send.
         if ip_end > packet.len() || ip_end < body.payload.len() {
@@ -58,6 +56,11 @@ impl Layout {
         if tcp_start < 20 || payload > ip_end {
             return Err(Reject::Malformed);
         }
-        Ok(Self { v6: ip.ipv6().is_some(), tcp: tcp_start, payload, end: ip_end })
+        Ok(Self {
+            v6: ip.ipv6().is_some(),
+            tcp: tcp_start,
+            payload,
+            end: ip_end,
+        })
     }
 }

@@ -40,9 +40,13 @@ impl Options {
                 }
                 _ => {}
             }
-            let len = options.get(at.saturating_add(1)).map_or(0, |len| usize::from(*len));
+            let len = options
+                .get(at.saturating_add(1))
+                .map_or(0, |len| usize::from(*len));
             let end = at.saturating_add(len);
-            let Some(body) = options.get(at.saturating_add(2)..end) else { break };
+            let Some(body) = options.get(at.saturating_add(2)..end) else {
+                break;
+            };
             match (kind, body) {
                 (2, [hi, lo]) => found.mss = Some(u16::from_be_bytes([*hi, *lo])),
                 (3, [shift]) => found.window_scale = Some((*shift).min(14)),
@@ -114,7 +118,9 @@ mod tests {
 
     #[test]
     fn reads_a_syn() {
-        let found = Options::parse(&[2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0, 1, 3, 3, 7]);
+        let found = Options::parse(&[
+            2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 0, 0, 0, 0, 0, 1, 3, 3, 7,
+        ]);
         assert_eq!((found.mss, found.window_scale), (Some(1460), Some(7)));
         assert!(!found.signed && !found.multipath && found.sack.is_none());
     }

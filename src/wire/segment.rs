@@ -54,7 +54,10 @@ impl<'a> Segment<'a> {
     /// # Errors
     /// [`Reject`] if it isn't a whole TCP segment.
     pub fn parse(packet: &'a [u8]) -> Result<Self, Reject> {
-        Ok(Self { packet, layout: Layout::parse(packet)? })
+        Ok(Self {
+            packet,
+            layout: Layout::parse(packet)?,
+        })
     }
 
     /// Where its parts are.
@@ -157,7 +160,9 @@ impl<'a> Segment<'a> {
     /// The data.
     #[must_use]
     pub fn payload(&self) -> &'a [u8] {
-        self.packet.get(self.layout.payload..self.layout.end).unwrap_or_default()
+        self.packet
+            .get(self.layout.payload..self.layout.end)
+            .unwrap_or_default()
     }
 
     /// Whether the TCP checksum is right.
@@ -245,7 +250,9 @@ impl<'a> SegmentMut<'a> {
     /// Changes option bytes in place; the length stays.
     pub fn edit_options(&mut self, change: impl FnOnce(&mut [u8])) {
         let at = self.layout.tcp.saturating_add(20)..self.layout.payload;
-        let Some(options) = self.packet.get_mut(at) else { return };
+        let Some(options) = self.packet.get_mut(at) else {
+            return;
+        };
         let before = Sum::default().bytes(options).fold();
         change(options);
         let after = Sum::default().bytes(options).fold();

@@ -63,7 +63,11 @@ struct Link {
 
 impl Link {
     fn new(weather: Weather) -> Self {
-        Self { weather, queue: BinaryHeap::new(), count: 0 }
+        Self {
+            weather,
+            queue: BinaryHeap::new(),
+            count: 0,
+        }
     }
     fn send(&mut self, now: u64, packet: Vec<u8>, rng: &mut Rng) {
         if rng.chance(self.weather.loss) {
@@ -71,13 +75,22 @@ impl Link {
         }
         let copies = 1 + u64::from(rng.chance(self.weather.duplicate));
         for _ in 0..copies {
-            let late = if rng.chance(self.weather.late) { rng.below(30_000) } else { 0 };
+            let late = if rng.chance(self.weather.late) {
+                rng.below(30_000)
+            } else {
+                0
+            };
             self.count += 1;
-            self.queue.push(Reverse((now + 500 + late, self.count, packet.clone())));
+            self.queue
+                .push(Reverse((now + 500 + late, self.count, packet.clone())));
         }
     }
     fn due(&mut self, now: u64) -> Option<Vec<u8>> {
-        if self.queue.peek().is_some_and(|Reverse((at, _, _))| *at <= now) {
+        if self
+            .queue
+            .peek()
+            .is_some_and(|Reverse((at, _, _))| *at <= now)
+        {
             self.queue.pop().map(|Reverse((_, _, packet))| packet)
         } else {
             None
@@ -114,7 +127,9 @@ impl Device for Wire {
     type RxToken<'a> = Rx;
     type TxToken<'a> = Tx<'a>;
     fn receive(&mut self, _: Instant) -> Option<(Rx, Tx<'_>)> {
-        self.rx.pop_front().map(|packet| (Rx(packet), Tx(&mut self.tx)))
+        self.rx
+            .pop_front()
+            .map(|packet| (Rx(packet), Tx(&mut self.tx)))
     }
     fn transmit(&mut self, _: Instant) -> Option<Tx<'_>> {
         Some(Tx(&mut self.tx))
@@ -151,14 +166,22 @@ pub struct Piece {
 
 impl Host {
     fn new(address: Ipv4Addr, mtu: usize, seed: u64, nagle: bool) -> Self {
-        let mut wire = Wire { mtu, ..Wire::default() };
+        let mut wire = Wire {
+            mtu,
+            ..Wire::default()
+        };
         let mut config = IfaceConfig::new(HardwareAddress::Ip);
         config.random_seed = seed;
         let mut iface = Interface::new(config, &mut wire, Instant::ZERO);
         iface.update_ip_addrs(|addrs| {
-            addrs.push(IpCidr::new(IpAddress::Ipv4(address), 0)).unwrap();
+            addrs
+                .push(IpCidr::new(IpAddress::Ipv4(address), 0))
+                .unwrap();
         });
-        iface.routes_mut().add_default_ipv4_route(Ipv4Address::new(10, 9, 9, 9)).unwrap();
+        iface
+            .routes_mut()
+            .add_default_ipv4_route(Ipv4Address::new(10, 9, 9, 9))
+            .unwrap();
         let buffer = || tcp::SocketBuffer::new(vec![0; 16 * 1024]);
         let mut socket = tcp::Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(nagle);
@@ -187,7 +210,9 @@ impl Host {
             self.read.extend_from_slice(&buffer[..n]);
         }
         while now >= self.not_before && socket.may_send() {
-            let Some(piece) = self.pieces.front_mut() else { break };
+            let Some(piece) = self.pieces.front_mut() else {
+                break;
+            };
             if piece.bytes.is_empty() {
                 if piece.wait_ack && socket.send_queue() > 0 {
                     break;
@@ -214,7 +239,10 @@ impl Host {
 
     fn wakes(&mut self, now: u64) -> Option<u64> {
         let at = Instant::from_micros(now as i64);
-        let tcp = self.iface.poll_at(at, &self.sockets).map(|t| (t.total_micros() as u64).max(now + 1));
+        let tcp = self
+            .iface
+            .poll_at(at, &self.sockets)
+            .map(|t| (t.total_micros() as u64).max(now + 1));
         let app = (!self.pieces.is_empty()).then(|| self.not_before.max(now + 1000));
         tcp.into_iter().chain(app).min()
     }
@@ -235,7 +263,11 @@ pub struct World {
 
 impl World {
     pub fn port(&self, private: u16) -> u16 {
-        if self.same_port { private } else { public_port(private) }
+        if self.same_port {
+            private
+        } else {
+            public_port(private)
+        }
     }
 }
 
@@ -249,7 +281,11 @@ impl Gateway for World {
     }
     fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
         self.reserved.push(request.clone());
-        let port = if request.published { self.port(request.land.port()) } else { request.land.port() };
+        let port = if request.published {
+            self.port(request.land.port())
+        } else {
+            request.land.port()
+        };
         Ok(Reservation {
             id: PinholeId(self.reserved.len() as u64 - 1),
             to: SocketAddr::new(request.to, port),
@@ -320,30 +356,60 @@ pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 /// `n` turns are over.
 pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
     let mut rng = Rng::new(setup.seed);
-    let (server_at, client_at) =
-        if setup.server_inside { (setup.private, OUTSIDE) } else { (OUTSIDE, setup.private) };
+    let (server_at, client_at) = if setup.server_inside {
+        (setup.private, OUTSIDE)
+    } else {
+        (OUTSIDE, setup.private)
+    };
     let mut inside = Host::new(setup.private, setup.mtu, rng.next(), setup.nagle);
     let mut outside = Host::new(OUTSIDE, setup.mtu, rng.next(), setup.nagle);
     let client_port = 40_000 + (rng.below(20_000) as u16);
     {
-        let (server, client) =
-            if setup.server_inside { (&mut inside, &mut outside) } else { (&mut outside, &mut inside) };
-        server.sockets.get_mut::<tcp::Socket>(server.tcp).listen(21).unwrap();
-        let Host { iface, sockets, tcp, .. } = client;
+        let (server, client) = if setup.server_inside {
+            (&mut inside, &mut outside)
+        } else {
+            (&mut outside, &mut inside)
+        };
+        server
+            .sockets
+            .get_mut::<tcp::Socket>(server.tcp)
+            .listen(21)
+            .unwrap();
+        let Host {
+            iface,
+            sockets,
+            tcp,
+            ..
+        } = client;
         let remote = (IpAddress::Ipv4(server_at), 21);
-        sockets.get_mut::<tcp::Socket>(*tcp).connect(iface.context(), remote, client_port).unwrap();
+        sockets
+            .get_mut::<tcp::Socket>(*tcp)
+            .connect(iface.context(), remote, client_port)
+            .unwrap();
     }
     let at = |ip: Ipv4Addr, port| SocketAddr::new(IpAddr::V4(ip), port);
     let entry = if setup.server_inside {
         Entry {
-            original: Tuple { src: at(OUTSIDE, client_port), dst: at(setup.public, 21) },
-            reply: Tuple { src: at(setup.private, 21), dst: at(OUTSIDE, client_port) },
+            original: Tuple {
+                src: at(OUTSIDE, client_port),
+                dst: at(setup.public, 21),
+            },
+            reply: Tuple {
+                src: at(setup.private, 21),
+                dst: at(OUTSIDE, client_port),
+            },
             mark: 0,
         }
     } else {
         Entry {
-            original: Tuple { src: at(setup.private, client_port), dst: at(OUTSIDE, 21) },
-            reply: Tuple { src: at(OUTSIDE, 21), dst: at(setup.public, client_port) },
+            original: Tuple {
+                src: at(setup.private, client_port),
+                dst: at(OUTSIDE, 21),
+            },
+            reply: Tuple {
+                src: at(OUTSIDE, 21),
+                dst: at(setup.public, client_port),
+            },
             mark: 0,
         }
     };
@@ -361,14 +427,18 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
     let mut turn = 0usize;
     let mut took = 0;
     let mut changed = 0;
+    let mut idle = 0;
     let limit = 600_000_000u64;
     let trace = std::env::var_os("SIM_TRACE").is_some();
     let mut finished = false;
     while now < limit {
         // The dialogue.
         loop {
-            let (server, client) =
-                if setup.server_inside { (&mut inside, &mut outside) } else { (&mut outside, &mut inside) };
+            let (server, client) = if setup.server_inside {
+                (&mut inside, &mut outside)
+            } else {
+                (&mut outside, &mut inside)
+            };
             let all = server.read.len() >= expect(Who::Client, turn)
                 && client.read.len() >= expect(Who::Server, turn);
             if !all || !server.pieces.is_empty() || !client.pieces.is_empty() {
@@ -389,7 +459,10 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
                 // The client hangs up first; simultaneous closing is left to unlossy links, where
                 // smoltcp doesn't depend on a retransmission in CLOSING.
                 client.closing = true;
-                let bad = setup.weather.iter().any(|w| w.loss + w.late + w.duplicate > 0);
+                let bad = setup
+                    .weather
+                    .iter()
+                    .any(|w| w.loss + w.late + w.duplicate > 0);
                 let heard = server.state() == tcp::State::CloseWait;
                 server.closing = heard || !bad;
                 break;
@@ -406,7 +479,9 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
         let clock = Duration::from_micros(now);
         for (from, to, side) in [(0, 1, Side::Egress), (2, 3, Side::Ingress)] {
             while let Some(packet) = links[from].due(now) {
-                if trace { println!("{now} {side:?} {}", show(&packet)); }
+                if trace {
+                    println!("{now} {side:?} {}", show(&packet));
+                }
                 let out = match engine.packet(side, &packet, clock, &mut world) {
                     Verdict::Accept => packet,
                     Verdict::Replace(bytes) => {
@@ -415,7 +490,9 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
                     }
                     Verdict::Drop => continue,
                 };
-                if trace { println!("    -> {}", show(&out)); }
+                if trace {
+                    println!("    -> {}", show(&out));
+                }
                 check_packet(&out, setup.mtu);
                 links[to].send(now, out, &mut rng);
             }
@@ -436,16 +513,33 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
         if finished && over(&inside) && over(&outside) {
             break;
         }
-        let wake = links.iter().filter_map(Link::next).chain(inside.wakes(now)).chain(outside.wakes(now)).min();
+        let wake = links
+            .iter()
+            .filter_map(Link::next)
+            .chain(inside.wakes(now))
+            .chain(outside.wakes(now))
+            .min();
         match wake {
-            Some(at) => now = at.max(now + 1),
+            Some(at) => {
+                now = at.max(now + 1);
+                idle = 0;
+            }
+            // An application may have something to say although TCP has not.
+            None if idle < 3 => {
+                now += 1000;
+                idle += 1;
+            }
             None => break,
         }
     }
     let over = |host: &Host| matches!(host.state(), tcp::State::Closed | tcp::State::TimeWait);
     let closed = over(&inside) && over(&outside);
     let states = format!("{} {} {now}", inside.state(), outside.state());
-    let (server, client) = if setup.server_inside { (inside, outside) } else { (outside, inside) };
+    let (server, client) = if setup.server_inside {
+        (inside, outside)
+    } else {
+        (outside, inside)
+    };
     Outcome {
         states,
         client_read: client.read,
@@ -463,21 +557,54 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
 /// Checksums, lengths and size of a packet that left the engine, by an independent implementation.
 pub fn check_packet(packet: &[u8], mtu: usize) {
     let sliced = etherparse::SlicedPacket::from_ip(packet).expect("a whole packet");
-    assert!(packet.len() <= mtu, "{} bytes leave, the path takes {mtu}", packet.len());
-    let etherparse::NetSlice::Ipv4(ip) = sliced.net.as_ref().unwrap() else { panic!("IPv4") };
+    assert!(
+        packet.len() <= mtu,
+        "{} bytes leave, the path takes {mtu}",
+        packet.len()
+    );
+    let etherparse::NetSlice::Ipv4(ip) = sliced.net.as_ref().unwrap() else {
+        panic!("IPv4")
+    };
     let header = ip.header().to_header();
-    assert_eq!(header.calc_header_checksum(), header.header_checksum, "IP checksum");
+    assert_eq!(
+        header.calc_header_checksum(),
+        header.header_checksum,
+        "IP checksum"
+    );
     assert_eq!(usize::from(header.total_len), packet.len(), "IP length");
-    let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else { panic!("TCP") };
-    let sum = tcp.to_header().calc_checksum_ipv4(&header, tcp.payload()).unwrap();
+    let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else {
+        panic!("TCP")
+    };
+    let sum = tcp
+        .to_header()
+        .calc_checksum_ipv4(&header, tcp.payload())
+        .unwrap();
     assert_eq!(sum, tcp.checksum(), "TCP checksum");
 }
 
 /// A packet in one line, for a trace (`SIM_TRACE=1`).
 pub fn show(packet: &[u8]) -> String {
     let sliced = etherparse::SlicedPacket::from_ip(packet).unwrap();
-    let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else { return String::new() };
-    let flags: String = [(tcp.syn(), 'S'), (tcp.fin(), 'F'), (tcp.rst(), 'R'), (tcp.psh(), 'P'), (tcp.ack(), '.')]
-        .iter().filter(|(on, _)| *on).map(|(_, c)| *c).collect();
-    format!("{} seq {} ack {} win {} {:?}", flags, tcp.sequence_number(), tcp.acknowledgment_number(), tcp.window_size(), String::from_utf8_lossy(tcp.payload()))
+    let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else {
+        return String::new();
+    };
+    let flags: String = [
+        (tcp.syn(), 'S'),
+        (tcp.fin(), 'F'),
+        (tcp.rst(), 'R'),
+        (tcp.psh(), 'P'),
+        (tcp.ack(), '.'),
+    ]
+    .iter()
+    .filter(|(on, _)| *on)
+    .map(|(_, c)| *c)
+    .collect();
+    format!(
+        "{} seq {} ack {} win {} {:?}",
+        flags,
+        tcp.sequence_number(),
+        tcp.acknowledgment_number(),
+        tcp.window_size(),
+        String::from_utf8_lossy(tcp.payload())
+    )
 }
