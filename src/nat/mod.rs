@@ -3,5 +3,6 @@
 //! [`pinhole`] says what a data connection's hole is; [`conntrack`] asks the kernel how the two
 //! ends of a control connection see each other; the backends put holes into the kernel.
 
+pub mod backend;
 pub mod conntrack;
 pub mod pinhole;
