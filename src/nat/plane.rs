@@ -440,12 +440,7 @@ impl Plane {
             as_source: hole.pinhole.as_source,
             started: self.now(),
         };
-        if self.parts.backend.one_use() {
-            // The packet itself has closed it.
-            self.forget(id);
-        } else {
-            self.drop_hole(id);
-        }
+        self.drop_hole(id);
         self.counters.used += 1;
         if self.connections.len() < self.config.connections {
             self.connections.insert(original, connection);

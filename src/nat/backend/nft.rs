@@ -4,18 +4,23 @@
 //! For each address family a table `ftpalg` of our own, here for IPv4 in the notation of `nft`:
 //!
 //! ```text
-//! map pinholes4 { type ipv4_addr . ipv4_addr . inet_service : ipv4_addr . inet_service }
+//! map pinholes4 { type ipv4_addr . ipv4_addr . inet_service : ipv4_addr . inet_service
+//!                 limit rate 2/second burst 1 packets }   # of each element by itself
 //! map sources4  { type ipv4_addr . ipv4_addr . inet_service : ipv4_addr }
 //! prerouting, output   # nat, just before the user's DNAT
 //!     ct mark set ct mark | BIT dnat to ip saddr . ip daddr . tcp dport map @pinholes4
 //! postrouting, input   # nat, just before the user's SNAT
 //!     ct mark & BIT != 0 snat to ct original saddr . daddr . proto-dst map @sources4
-//! used, used-local     # filter, at the end of postrouting and input
-//!     ct state new ct mark & BIT != 0 delete both elements
 //! ```
 //!
-//! The last two close a hole with the first packet that passes it. A packet that the user's own
-//! rules drop on the way doesn't count: the hole is still there for its retransmission.
+//! Bulk traffic never meets them: nat chains see the first packet of a connection only.
+//!
+//! One use: the limit of an element lets one first packet through and keeps others out for half a
+//! second, atomically on any number of CPUs. Meanwhile conntrack's event has closed the hole for
+//! good. A first packet that the user's own rules drop on the way makes no conntrack entry: its
+//! retransmission, a second later, finds the hole open. (Deleting the element in a rule of a later
+//! hook was tried: it lets a second connection in while the first one's packet is on its way, costs
+//! every forwarded packet a look, and deleted elements clog the map until the kernel sweeps it.)
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -28,9 +33,10 @@ use super::{Backend, BackendError, Mark};
 use crate::nat::pinhole::{Key, Pinhole};
 use crate::nat::tables;
 use crate::netlink::codec::{self, Builder};
+use crate::netlink::nftables;
 use crate::netlink::nftables::{
-    Base, Ct, Expressions, Nat, SET_DYNAMIC, SET_MAP, SET_TIMEOUT, STATE_NEW, TABLE_OWNER, attr,
-    comment, datatype, msg,
+    Base, Ct, Expressions, Nat, SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, attr, comment,
+    datatype, msg,
 };
 use crate::netlink::socket::{BatchError, Request, Socket};
 
@@ -46,8 +52,9 @@ const POSTROUTING: u32 = 4;
 /// Just before `dstnat` (−100) and `srcnat` (100) of the user's rules.
 const DNAT_PRIORITY: i32 = -101;
 const SNAT_PRIORITY: i32 = 99;
-/// Behind all else that may drop the packet.
-const USED_PRIORITY: i32 = 300;
+/// First packets of a connection that a hole lets in per second: below the shortest time after which
+/// a SYN is sent again (1 s, RFC 6298 §2.1).
+const FIRST_PACKETS: u64 = 2;
 /// How often a change is tried anew because an element expired or was used meanwhile: each of a
 /// hole's two elements can do so once.
 const ATTEMPTS: usize = 4;
@@ -66,8 +73,8 @@ pub struct Nft {
 struct Abilities {
     /// A table that belongs to our socket.
     owner: bool,
-    /// Rules that delete elements of maps.
-    one_use: bool,
+    /// A limit for each element of a map.
+    limit: bool,
 }
 
 impl Nft {
@@ -93,7 +100,7 @@ impl Nft {
             families: Vec::new(),
             abilities: Abilities {
                 owner: true,
-                one_use: true,
+                limit: true,
             },
         })
     }
@@ -118,8 +125,8 @@ impl Nft {
             let refuses = |wanted: What| refused.iter().any(|(what, _)| **what == wanted);
             if self.abilities.owner && refuses(What::Table) {
                 self.abilities.owner = false;
-            } else if self.abilities.one_use && refuses(What::Used) {
-                self.abilities.one_use = false;
+            } else if self.abilities.limit && refuses(What::Map) {
+                self.abilities.limit = false;
             } else {
                 return Err(error);
             }
@@ -288,8 +295,7 @@ impl Backend for Nft {
                 source,
             })?;
         let all = self.families.iter().all(|family| {
-            let wanted = chain_specs(self.abilities.one_use);
-            wanted.iter().all(|spec| {
+            CHAINS.iter().all(|spec| {
                 chains.iter().any(|chain| {
                     chain.family == family.number
                         && chain.table == TABLE
@@ -299,10 +305,6 @@ impl Backend for Nft {
             })
         });
         Ok(all && !self.families.is_empty())
-    }
-
-    fn one_use(&self) -> bool {
-        self.abilities.one_use
     }
 }
 
@@ -406,11 +408,10 @@ struct Step {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
+    Leftover,
     Table,
     Map,
     Chain,
-    /// Chain or rule that closes a used hole.
-    Used,
 }
 
 impl Step {
@@ -436,13 +437,7 @@ struct ChainSpec {
     rules: &'static [Rule],
 }
 
-fn chain_specs(one_use: bool) -> &'static [ChainSpec] {
-    let (always, _) = CHAINS.split_at(4);
-    if one_use { &CHAINS } else { always }
-}
-
-/// Those that close used holes come last.
-static CHAINS: [ChainSpec; 6] = [
+static CHAINS: [ChainSpec; 4] = [
     ChainSpec {
         name: "prerouting",
         kind: "nat",
@@ -475,22 +470,6 @@ static CHAINS: [ChainSpec; 6] = [
         role: "ftpalg:snat-local",
         rules: &[snat_rule],
     },
-    ChainSpec {
-        name: "used",
-        kind: "filter",
-        hook: POSTROUTING,
-        priority: USED_PRIORITY,
-        role: "ftpalg:used",
-        rules: &[used_pinhole_rule, used_source_rule],
-    },
-    ChainSpec {
-        name: "used-local",
-        kind: "filter",
-        hook: INPUT,
-        priority: USED_PRIORITY,
-        role: "ftpalg:used-local",
-        rules: &[used_pinhole_rule, used_source_rule],
-    },
 ];
 
 /// Everything of one family in one batch: it replaces a leftover and is there at once, or not at all.
@@ -505,7 +484,7 @@ fn plan(family: &'static Family, mark: Mark, abilities: Abilities, leftover: boo
     let mut steps = Vec::new();
     if leftover {
         steps.push(step(
-            What::Map,
+            What::Leftover,
             msg::DEL_TABLE,
             0,
             Box::new(|b| {
@@ -530,24 +509,19 @@ fn plan(family: &'static Family, mark: Mark, abilities: Abilities, leftover: boo
             What::Map,
             msg::NEW_SET,
             codec::CREATE,
-            Box::new(move |b| put_map(b, family, pinhole)),
+            Box::new(move |b| put_map(b, family, pinhole, abilities.limit)),
         ));
     }
-    for spec in chain_specs(abilities.one_use) {
-        let what = if spec.kind == "filter" {
-            What::Used
-        } else {
-            What::Chain
-        };
+    for spec in &CHAINS {
         steps.push(step(
-            what,
+            What::Chain,
             msg::NEW_CHAIN,
             codec::CREATE,
             Box::new(move |b| put_chain(b, spec)),
         ));
         for rule in spec.rules {
             steps.push(step(
-                what,
+                What::Chain,
                 msg::NEW_RULE,
                 codec::CREATE | codec::APPEND,
                 Box::new(move |b| put_rule(b, spec, |list| rule(family, mark, list))),
@@ -577,7 +551,7 @@ fn put_rule(b: &mut Builder, spec: &ChainSpec, rule: impl FnOnce(&mut Expression
     b.bytes(attr::RULE_USERDATA, &comment(0, spec.role));
 }
 
-fn put_map(b: &mut Builder, family: &Family, pinhole: bool) {
+fn put_map(b: &mut Builder, family: &Family, pinhole: bool, limit: bool) {
     let addr = family.datatype;
     let addr_len = 4 * family.words;
     let (id, data_type, data_len, role) = if pinhole {
@@ -599,6 +573,9 @@ fn put_map(b: &mut Builder, family: &Family, pinhole: bool) {
     let order = |kind: u8| [vec![kind, 4], 2u32.to_ne_bytes().to_vec()].concat();
     let userdata = [order(0), order(1), comment(7, role)].concat();
     b.bytes(attr::SET_USERDATA, &userdata);
+    if pinhole && limit {
+        b.nest(attr::SET_EXPR, |b| nftables::limit(b, FIRST_PACKETS));
+    }
 }
 
 const TCP: u8 = 6;
@@ -622,33 +599,6 @@ fn dnat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
 }
 
 fn snat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
-    original_key(family, mark, rule)
-        .lookup(family.sources, SOURCES_ID, 0, family.data())
-        .nat(Nat::Source, family.number, family.data(), None);
-}
-
-fn used_pinhole_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
-    first_packet(rule);
-    original_key(family, mark, rule).delete(family.pinholes, PINHOLES_ID, 0, 0);
-}
-
-fn used_source_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
-    first_packet(rule);
-    original_key(family, mark, rule).delete(family.sources, SOURCES_ID, 0, 0);
-}
-
-fn first_packet(rule: &mut Expressions<'_>) {
-    rule.ct(0, Ct::State)
-        .bits(0, STATE_NEW, 0)
-        .compare(0, false, &[0; 4]);
-}
-
-/// Goes on for packets of a data connection, with the key of its hole in the first registers.
-fn original_key<'r, 'b>(
-    family: &Family,
-    mark: Mark,
-    rule: &'r mut Expressions<'b>,
-) -> &'r mut Expressions<'b> {
     rule.ct(0, Ct::Mark)
         .bits(0, mark.bit(), 0)
         .compare(0, false, &[0; 4])
@@ -656,6 +606,8 @@ fn original_key<'r, 'b>(
         .ct(0, family.ct_source)
         .ct(family.target(), family.ct_target)
         .ct(family.port(), Ct::OriginalPort)
+        .lookup(family.sources, SOURCES_ID, 0, family.data())
+        .nat(Nat::Source, family.number, family.data(), None);
 }
 
 fn add_elem<'a>(
