@@ -184,16 +184,15 @@ fn hole(from: &str, to: &str, land: &str, as_source: Option<&str>) -> Pinhole {
 
 /// Sends a word each way.
 fn talk(client: &mut TcpStream, server: &mut TcpStream) {
-    for (one, other) in [(&mut *client, &mut *server)] {
-        one.write_all(b"ping").unwrap();
-        let mut word = [0; 4];
-        other.set_read_timeout(Some(MINUTE)).unwrap();
-        other.read_exact(&mut word).unwrap();
-        other.write_all(b"pong").unwrap();
-        one.set_read_timeout(Some(MINUTE)).unwrap();
-        one.read_exact(&mut word).unwrap();
-        assert_eq!(&word, b"pong");
-    }
+    let mut word = [0; 4];
+    client.set_read_timeout(Some(MINUTE)).unwrap();
+    server.set_read_timeout(Some(MINUTE)).unwrap();
+    client.write_all(b"ping").unwrap();
+    server.read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"ping");
+    server.write_all(b"pong").unwrap();
+    client.read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"pong");
 }
 
 const CASES: [(&str, &str, &str, &str); 2] = [
@@ -628,6 +627,16 @@ fn an_exchange_with_the_kernel_is_quick() {
         println!("close: {:?}", per_round(start));
         assert!(per_round(start) < Duration::from_millis(1));
     }
+    // One public port for everybody: the same key again and again, faster than the kernel's sweep.
+    let same = hole(from, to, land, Some(as_source));
+    let start = Instant::now();
+    for n in 0..ROUNDS {
+        nft.open(&same, MINUTE).unwrap();
+        if n % 2 == 0 {
+            nft.close(&same).unwrap();
+        }
+    }
+    println!("the same key: {:?}", per_round(start));
     let listener = listen(&lab.server(), land);
     let client = lab.connect(land).expect("routed");
     let (src, dst) = (client.local_addr().unwrap(), addr(land));

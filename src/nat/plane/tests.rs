@@ -5,6 +5,9 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::*;
+use crate::nat::backend::{Backend, Mark};
+use crate::nat::ports::PortRange;
+use std::io;
 
 /// What a test sees of the plane's surroundings.
 #[derive(Default)]
