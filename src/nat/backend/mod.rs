@@ -1,0 +1,121 @@
+//! Pinhole backends: what puts a [`Pinhole`] into the kernel and takes it out again.
+//!
+//! All of them behave the same (and are held to it by the same tests). A data connection that a
+//! pinhole lets in
+//!
+//! - is delivered to [`Pinhole::land`] (a hole whose `land` equals its `to` translates nothing,
+//!   but is there all the same, for the sake of the mark);
+//! - has the [`Mark`] set in its connection mark, the user's own bits left alone: the accept rules
+//!   for the user's filter chains go by it;
+//! - comes from [`Pinhole::as_source`] as the landing side sees it, its source port kept where free.
+//!
+//! Which of the user's rules there are, and the steering of control packets, is not known here.
+
+pub mod nft;
+
+use std::io;
+use std::time::Duration;
+
+use super::pinhole::Pinhole;
+
+/// The bit of the connection mark that says "data connection of a pinhole".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(u32);
+
+impl Mark {
+    /// The bit that is used where the user names no other: bit 30.
+    pub const DEFAULT: Self = Self(0x4000_0000);
+
+    /// A mark of exactly one bit; `None` for any other number.
+    #[must_use]
+    pub fn new(bit: u32) -> Option<Self> {
+        bit.is_power_of_two().then_some(Self(bit))
+    }
+
+    /// The mask: one bit.
+    #[must_use]
+    pub fn bit(self) -> u32 {
+        self.0
+    }
+
+    /// Whether a connection mark carries it.
+    #[must_use]
+    pub fn is_in(self, mark: u32) -> bool {
+        mark & self.0 != 0
+    }
+}
+
+impl Default for Mark {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// Why a backend couldn't do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The host lacks something that the backend stands on: what it is and how to mend it.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The kernel or the operating system refused.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The error.
+        source: io::Error,
+    },
+    /// A program that does the work for the backend failed.
+    #[error("{program}: {message}")]
+    Program {
+        /// The program.
+        program: String,
+        /// What it said, in one line.
+        message: String,
+    },
+}
+
+/// Puts pinholes into the kernel of the calling thread's network namespace.
+///
+/// Calls are synchronous: `Ok` means that the kernel acknowledged the change.
+pub trait Backend: Send {
+    /// `nft` or `iptables`, as `--backend` names it.
+    fn name(&self) -> &'static str;
+
+    /// Makes the objects that holes live in: tables, chains and static rules.
+    ///
+    /// Idempotent. Removes leftovers of a predecessor that was killed first, so no hole is open
+    /// when it returns, and those that were opened before must be opened again.
+    ///
+    /// # Errors
+    /// What is missing or was refused; nothing is left behind then.
+    fn install(&mut self) -> Result<(), BackendError>;
+
+    /// Opens a hole. Who opened it closes it when conntrack reports that it was used; a backend
+    /// keeps a second connection out until then as well as it can. It closes by itself after `timeout` where the kernel can do that.
+    ///
+    /// Atomically replaces an open hole with the same [`Pinhole::key`].
+    ///
+    /// # Errors
+    /// The hole isn't open then.
+    fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError>;
+
+    /// Closes a hole. One that is closed already is no error. Connections made through it go on.
+    ///
+    /// # Errors
+    /// The hole may still be open then.
+    fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError>;
+
+    /// Removes everything that [`install`](Self::install) and [`open`](Self::open) made, and
+    /// nothing else. Idempotent.
+    ///
+    /// # Errors
+    /// Something could not be removed; what could be, is.
+    fn remove(&mut self) -> Result<(), BackendError>;
+
+    /// Whether the installed objects are still in place (somebody may have flushed the rules).
+    ///
+    /// # Errors
+    /// If it couldn't be found out.
+    fn verify(&mut self) -> Result<bool, BackendError>;
+}

@@ -1,0 +1,326 @@
+//! Pinholes as elements of nf_tables maps: the rules are static, a hole is one acknowledged
+//! netlink message of two elements.
+//!
+//! For each address family a table `ftpalg` of our own, here for IPv4 in the notation of `nft`:
+//!
+//! ```text
+//! map pinholes4 { type ipv4_addr . ipv4_addr . inet_service : ipv4_addr . inet_service
+//!                 limit rate 2/second burst 1 packets }   # of each element by itself
+//! map sources4  { type ipv4_addr . ipv4_addr . inet_service : ipv4_addr }
+//! prerouting, output   # nat, just before the user's DNAT
+//!     ct mark set ct mark | BIT dnat to ip saddr . ip daddr . tcp dport map @pinholes4
+//! postrouting, input   # nat, just before the user's SNAT
+//!     ct mark & BIT != 0 snat to ct original saddr . daddr . proto-dst map @sources4
+//! ```
+//!
+//! Bulk traffic never meets them: nat chains see the first packet of a connection only.
+//!
+//! One use: the limit of an element lets one first packet through and keeps others out for half a
+//! second, atomically on any number of CPUs. Meanwhile conntrack's event has closed the hole for
+//! good. A first packet that the user's own rules drop on the way makes no conntrack entry: its
+//! retransmission, a second later, finds the hole open. (Deleting the element in a rule of a later
+//! hook was tried: it lets a second connection in while the first one's packet is on its way, costs
+//! every forwarded packet a look, and deleted elements clog the map until the kernel sweeps it.)
+
+mod objects;
+
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use self::objects::{
+    Abilities, CHAINS, Family, IPV4, IPV6, Step, TABLE, What, add_elem, del_table, elem, endpoint,
+    octets, plan,
+};
+use super::{Backend, BackendError, Mark};
+use crate::nat::pinhole::{Key, Pinhole};
+use crate::nat::tables;
+use crate::netlink::nftables::msg;
+use crate::netlink::socket::{BatchError, Socket};
+
+/// How often a change is tried anew because an element expired or was used meanwhile: each of a
+/// hole's two elements can do so once.
+const ATTEMPTS: usize = 4;
+
+/// The backend over nf_tables.
+#[derive(Debug)]
+pub struct Nft {
+    socket: Socket,
+    mark: Mark,
+    families: Vec<&'static Family>,
+    abilities: Abilities,
+}
+
+impl Nft {
+    /// Prepares the backend; nothing is installed yet.
+    ///
+    /// # Errors
+    /// If the kernel has no nf_tables or doesn't let us use it.
+    pub fn new(mark: Mark) -> Result<Self, BackendError> {
+        let socket = Socket::open().map_err(|source| BackendError::System {
+            what: "open a netlink socket",
+            source,
+        })?;
+        if !tables::available() {
+            return Err(BackendError::Unsupported(
+                "the kernel has no nf_tables, or CAP_NET_ADMIN is missing: use --backend iptables, \
+                 or run as root"
+                    .into(),
+            ));
+        }
+        Ok(Self {
+            socket,
+            mark,
+            families: Vec::new(),
+            abilities: Abilities {
+                owner: true,
+                limit: true,
+            },
+        })
+    }
+
+    /// Makes the objects of one family, trying what the kernel takes.
+    fn install_family(&mut self, family: &'static Family) -> Result<(), BatchError> {
+        let leftover = self.has_table(family).map_err(BatchError::Io)?;
+        loop {
+            let plan = plan(family, self.mark, self.abilities, leftover);
+            let requests: Vec<_> = plan.iter().map(Step::request).collect();
+            let error = match self.socket.batch(&requests) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            let BatchError::Refused(refused) = &error else {
+                return Err(error);
+            };
+            let refused: Vec<_> = refused
+                .iter()
+                .filter_map(|r| plan.get(r.index?).map(|step| (&step.what, r.errno)))
+                .collect();
+            let refuses = |wanted: What| refused.iter().any(|(what, _)| **what == wanted);
+            if self.abilities.owner && refuses(What::Table) {
+                self.abilities.owner = false;
+            } else if self.abilities.limit && refuses(What::Map) {
+                self.abilities.limit = false;
+            } else {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Which elements of a key are in the kernel: that of the hole, that of its source.
+    ///
+    /// Asked before each change, because a batch that the kernel has to undo waits for all CPUs
+    /// (milliseconds), while a question takes about a microsecond.
+    fn present(&mut self, family: &'static Family, key: Key) -> io::Result<[bool; 2]> {
+        let mut present = [false; 2];
+        for (there, pinhole) in present.iter_mut().zip([true, false]) {
+            let asked = self
+                .socket
+                .get(&elem(msg::GET_ELEM, family, pinhole, key), |_| ());
+            *there = match asked {
+                Ok(()) => true,
+                Err(error) if is(&error, Errno::ENOENT) => false,
+                Err(error) => return Err(error),
+            };
+        }
+        Ok(present)
+    }
+
+    /// Deletes a key's elements and adds others, in one batch.
+    ///
+    /// An element may go between question and change, by its timeout or use: then asks again.
+    fn replace(
+        &mut self,
+        family: &'static Family,
+        key: Key,
+        data: [Option<&[u8]>; 2],
+        timeout: Duration,
+    ) -> io::Result<()> {
+        for _ in 0..ATTEMPTS {
+            let present = self.present(family, key)?;
+            let deletes = present.iter().zip([true, false]).filter(|(p, _)| **p);
+            let adds = data
+                .iter()
+                .zip([true, false])
+                .filter_map(|(data, pinhole)| Some((pinhole, (*data)?)));
+            let requests: Vec<_> = deletes
+                .map(|(_, pinhole)| elem(msg::DEL_ELEM, family, pinhole, key))
+                .chain(adds.map(|(pinhole, data)| add_elem(family, pinhole, key, data, timeout)))
+                .collect();
+            match self.socket.batch(&requests).map_err(io::Error::from) {
+                Err(error) if is(&error, Errno::ENOENT) || is(&error, Errno::EEXIST) => {}
+                result => return result,
+            }
+        }
+        Err(io::ErrorKind::Interrupted.into())
+    }
+
+    fn has_table(&mut self, family: &Family) -> io::Result<bool> {
+        let tables = tables::tables_on(&mut self.socket)?;
+        Ok(tables
+            .iter()
+            .any(|table| table.family == family.number && table.name == TABLE))
+    }
+
+    fn family(&self, ip: IpAddr) -> Result<&'static Family, BackendError> {
+        self.families
+            .iter()
+            .copied()
+            .find(|family| family.is_of(ip))
+            .ok_or_else(|| {
+                BackendError::Unsupported(format!(
+                    "no pinhole for {ip}: its address family was not installed"
+                ))
+            })
+    }
+}
+
+impl Backend for Nft {
+    fn name(&self) -> &'static str {
+        "nft"
+    }
+
+    fn install(&mut self) -> Result<(), BackendError> {
+        self.families.clear();
+        // A socket that owns a table in one family must own those of the others, too.
+        for family in [&IPV4, &IPV6] {
+            if !family.is_here() {
+                continue;
+            }
+            match self.install_family(family) {
+                Ok(()) => self.families.push(family),
+                Err(error) => {
+                    let source = io::Error::from(error);
+                    if family.optional && lacks_support(&source) {
+                        log::debug!("no {} NAT in this kernel: {source}", family.label);
+                        continue;
+                    }
+                    let _ = self.remove();
+                    return Err(explain(family, source));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
+        let family = self.family(hole.from)?;
+        let of_family = |ip| family.is_of(ip);
+        if !of_family(hole.to.ip())
+            || !of_family(hole.land.ip())
+            || !hole.as_source.is_none_or(of_family)
+        {
+            return Err(BackendError::Unsupported(
+                "a pinhole's addresses must be of one family".into(),
+            ));
+        }
+        let land = endpoint(hole.land);
+        let source = hole.as_source.map(octets);
+        self.replace(
+            family,
+            hole.key(),
+            [Some(&land), source.as_deref()],
+            timeout,
+        )
+        .map_err(|source| BackendError::System {
+            what: "open a pinhole",
+            source,
+        })
+    }
+
+    fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
+        let family = self.family(hole.from)?;
+        self.replace(family, hole.key(), [None, None], Duration::ZERO)
+            .map_err(|source| BackendError::System {
+                what: "close a pinhole",
+                source,
+            })
+    }
+
+    fn remove(&mut self) -> Result<(), BackendError> {
+        let mut result = Ok(());
+        self.families.clear();
+        for family in [&IPV4, &IPV6] {
+            let present = self.has_table(family).unwrap_or(true);
+            if !present {
+                continue;
+            }
+            match self
+                .socket
+                .batch(&[del_table(family)])
+                .map_err(io::Error::from)
+            {
+                Err(source) if !is(&source, Errno::ENOENT) => {
+                    result = Err(BackendError::System {
+                        what: "remove table ftpalg",
+                        source,
+                    });
+                }
+                _ => {}
+            }
+        }
+        result
+    }
+
+    fn verify(&mut self) -> Result<bool, BackendError> {
+        let chains =
+            tables::chains_on(&mut self.socket).map_err(|source| BackendError::System {
+                what: "list chains",
+                source,
+            })?;
+        let all = self.families.iter().all(|family| {
+            CHAINS.iter().all(|spec| {
+                chains.iter().any(|chain| {
+                    chain.family == family.number
+                        && chain.table == TABLE
+                        && chain.name == spec.name
+                        && usize::try_from(chain.rules).is_ok_and(|n| n == spec.rules.len())
+                })
+            })
+        });
+        Ok(all && !self.families.is_empty())
+    }
+}
+
+impl Drop for Nft {
+    /// A table with an owner goes with the socket; on older kernels it must be taken away.
+    fn drop(&mut self) {
+        if !self.families.is_empty()
+            && let Err(error) = self.remove()
+        {
+            log::warn!("{error}");
+        }
+    }
+}
+
+fn is(error: &io::Error, errno: Errno) -> bool {
+    error.raw_os_error().map(Errno::from_raw) == Some(errno)
+}
+
+fn lacks_support(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT | Errno::EPROTONOSUPPORT)
+    )
+}
+
+fn explain(family: &Family, source: io::Error) -> BackendError {
+    match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM) => BackendError::Unsupported(format!(
+            "can't make the {} table ftpalg: it belongs to another running ftpalg (stop that one), \
+             or CAP_NET_ADMIN is missing",
+            family.label
+        )),
+        Some(Errno::ENOENT | Errno::EOPNOTSUPP) => BackendError::Unsupported(format!(
+            "the kernel lacks {} NAT in nf_tables ({source}): `modprobe nft_nat nft_chain_nat`, or \
+             use --backend iptables",
+            family.label
+        )),
+        _ => BackendError::System {
+            what: "install table ftpalg",
+            source,
+        },
+    }
+}
