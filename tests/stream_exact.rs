@@ -400,7 +400,7 @@ fn a_batch_that_outgrows_the_segment() {
 }
 
 fn weather() -> impl Strategy<Value = Weather> {
-    (0u64..200, 0u64..100, 0u64..200).prop_map(|(loss, duplicate, late)| Weather {
+    (0u64..100, 0u64..100, 0u64..200).prop_map(|(loss, duplicate, late)| Weather {
         loss,
         duplicate,
         late,

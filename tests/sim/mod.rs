@@ -428,7 +428,7 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
     let mut took = 0;
     let mut changed = 0;
     let mut idle = 0;
-    let limit = 600_000_000u64;
+    let limit = 3_600_000_000u64;
     let trace = std::env::var_os("SIM_TRACE").is_some();
     let mut finished = false;
     while now < limit {
