@@ -1,1 +1,3 @@
 //! The daemon: start-up, signals, control socket and output.
+
+pub mod control;
