@@ -6,3 +6,5 @@
 pub mod backend;
 pub mod conntrack;
 pub mod pinhole;
+pub mod rules;
+pub mod xtables;
