@@ -103,7 +103,9 @@ impl ControlSocket {
     pub fn bind() -> Result<Self, BindError> {
         match UnixListener::bind_addr(&address()?) {
             Ok(listener) => Ok(Self(listener)),
-            Err(e) if e.kind() == ErrorKind::AddrInUse => Err(holder().unwrap_or(BindError::System(e))),
+            Err(e) if e.kind() == ErrorKind::AddrInUse => {
+                Err(holder().unwrap_or(BindError::System(e)))
+            }
             Err(e) => Err(e.into()),
         }
     }
@@ -124,7 +126,10 @@ impl ControlSocket {
             };
             let Some(place) = Place::take(&clients) else {
                 // One small write to an empty buffer, which doesn't wait.
-                note(reply(&stream, &Reply::Error("too many clients; try again".into())));
+                note(reply(
+                    &stream,
+                    &Reply::Error("too many clients; try again".into()),
+                ));
                 continue;
             };
             let answer = Arc::clone(&answer);
@@ -132,7 +137,10 @@ impl ControlSocket {
                 note(converse(&stream, &*answer));
                 drop(place);
             };
-            if let Err(e) = thread::Builder::new().name("control-client".into()).spawn(client) {
+            if let Err(e) = thread::Builder::new()
+                .name("control-client".into())
+                .spawn(client)
+            {
                 log::warn!("control socket: no thread for a client: {e}");
             }
         }
@@ -306,12 +314,21 @@ mod tests {
     #[test]
     fn a_request_is_answered_in_one_line() {
         assert_eq!(served(b"{\"ask\":\"status\"}\n"), b"{\"ok\":\"Status\"}\n");
-        assert_eq!(served(b"{\"ask\":\"pinholes\"}\n"), b"{\"ok\":\"Pinholes\"}\n");
+        assert_eq!(
+            served(b"{\"ask\":\"pinholes\"}\n"),
+            b"{\"ok\":\"Pinholes\"}\n"
+        );
     }
 
     #[test]
     fn nonsense_is_answered_with_an_error() {
-        for text in [&b"\n"[..], b"{}\n", b"[[[[\n", b"{\"ask\":\"shutdown\"}\n", b"\xff\xfe\n"] {
+        for text in [
+            &b"\n"[..],
+            b"{}\n",
+            b"[[[[\n",
+            b"{\"ask\":\"shutdown\"}\n",
+            b"\xff\xfe\n",
+        ] {
             let got = String::from_utf8(served(text)).unwrap();
             assert!(got.starts_with("{\"error\":\"unknown request"), "{got}");
         }

@@ -1,3 +1,5 @@
 //! The daemon: start-up, signals, control socket and output.
 
+pub mod config;
 pub mod control;
+pub mod output;
