@@ -11,6 +11,8 @@
 //!
 //! Which of the user's rules there are, and the steering of control packets, is not known here.
 
+pub mod iptables;
+
 use std::io;
 use std::time::Duration;
 

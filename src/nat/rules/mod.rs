@@ -15,6 +15,7 @@
 
 pub mod derive;
 pub mod host;
+pub mod kernel;
 pub mod steering;
 pub mod template;
 
@@ -27,6 +28,7 @@ use crate::nat::xtables::tools::Tools;
 use crate::nat::xtables::{Family, Flavour};
 
 pub use derive::Derived;
+pub use kernel::KernelTables;
 pub use host::{At, TableStore, is_our_chain, is_ours};
 pub use steering::{Inside, Network, Queues, Steering};
 pub use template::{EXAMPLES, Example, print};
@@ -202,7 +204,7 @@ impl Rules {
 }
 
 /// The tables that hold something of ours.
-fn ours<'a>(snapshot: &'a Snapshot, tables: &[&str]) -> Vec<(At, &'a Table)> {
+pub(crate) fn ours<'a>(snapshot: &'a Snapshot, tables: &[&str]) -> Vec<(At, &'a Table)> {
     let mut found = Vec::new();
     for name in tables {
         for view in &snapshot.views {
