@@ -28,8 +28,8 @@ use crate::nat::xtables::tools::Tools;
 use crate::nat::xtables::{Family, Flavour};
 
 pub use derive::Derived;
-pub use kernel::KernelTables;
 pub use host::{At, TableStore, is_our_chain, is_ours};
+pub use kernel::KernelTables;
 pub use steering::{Inside, Network, Queues, Steering};
 pub use template::{EXAMPLES, Example, print};
 

@@ -1,0 +1,352 @@
+//! A netlink socket to the netfilter subsystems: requests, dumps, nf_tables batches and events.
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recvmsg, sendto,
+    setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use super::codec::{self, Builder, Message, Messages};
+
+/// How long the kernel may take to answer. It answers within the system call; this only keeps a
+/// lost answer from stopping the caller for good.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Room for one datagram: the kernel fills dumps up to 32 KiB.
+const DATAGRAM: usize = 64 * 1024;
+/// How often a dump that was interrupted by changes is started again.
+const DUMP_ATTEMPTS: usize = 5;
+/// Opens and closes a batch (`NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`).
+const BATCH_BEGIN: u16 = 0x10;
+const BATCH_END: u16 = 0x11;
+/// The subsystem that a batch is for (`NFNL_SUBSYS_NFTABLES`).
+const SUBSYS_NFTABLES: u16 = 10;
+
+/// A request: a message type of a subsystem, its flags (without `REQUEST` and `ACK`), the address
+/// family and its attributes.
+pub struct Request<'a> {
+    /// Subsystem in the upper byte, message in the lower.
+    pub kind: u16,
+    /// Flags such as [`codec::CREATE`].
+    pub flags: u16,
+    /// `AF_INET`, `AF_INET6` or another that the subsystem knows.
+    pub family: u8,
+    /// Adds the attributes.
+    pub attrs: Box<dyn Fn(&mut Builder) + 'a>,
+}
+
+/// A change of a batch that the kernel refused. The whole batch had no effect then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The position of the request in the batch; `None` if it was the batch as such.
+    pub index: Option<usize>,
+    /// The error number.
+    pub errno: Errno,
+}
+
+/// Why a batch was not committed.
+#[derive(Debug)]
+pub enum BatchError {
+    /// The kernel refused these requests (at least one).
+    Refused(Vec<Refused>),
+    /// The exchange itself failed; it isn't known whether the batch took effect.
+    Io(io::Error),
+}
+
+impl From<BatchError> for io::Error {
+    fn from(error: BatchError) -> Self {
+        match error {
+            BatchError::Io(error) => error,
+            BatchError::Refused(refused) => refused
+                .first()
+                .map_or_else(|| Self::from(io::ErrorKind::Other), |r| r.errno.into()),
+        }
+    }
+}
+
+/// A netlink socket of the calling thread's network namespace.
+#[derive(Debug)]
+pub struct Socket {
+    fd: OwnedFd,
+    seq: u32,
+    buf: Vec<u8>,
+}
+
+impl Socket {
+    /// Opens a socket for requests.
+    ///
+    /// # Errors
+    /// `EPROTONOSUPPORT` on a kernel without nfnetlink, and what the operating system says.
+    pub fn open() -> io::Result<Self> {
+        Self::with_groups(0)
+    }
+
+    /// Opens a socket that receives the events of multicast groups (bit n − 1 for group n), with a
+    /// receive buffer of `buffer` bytes.
+    ///
+    /// # Errors
+    /// As [`Socket::open`]; `EPERM` without `CAP_NET_ADMIN`.
+    pub fn subscribe(groups: u32, buffer: usize) -> io::Result<Self> {
+        let socket = Self::with_groups(groups)?;
+        // Beyond net.core.rmem_max only with CAP_NET_ADMIN in the initial user namespace.
+        if setsockopt(&socket.fd, sockopt::RcvBufForce, &buffer).is_err() {
+            setsockopt(&socket.fd, sockopt::RcvBuf, &buffer)?;
+        }
+        Ok(socket)
+    }
+
+    fn with_groups(groups: u32) -> io::Result<Self> {
+        let fd = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkNetFilter,
+        )?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        let millis = i64::try_from(ANSWER_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
+        let timeout = TimeVal::milliseconds(millis);
+        setsockopt(&fd, sockopt::ReceiveTimeout, &timeout)?;
+        setsockopt(&fd, sockopt::SendTimeout, &timeout)?;
+        Ok(Self {
+            fd,
+            seq: 0,
+            buf: vec![0; DATAGRAM],
+        })
+    }
+
+    /// Sends a request that has one answer and gives it to `read`.
+    ///
+    /// # Errors
+    /// The kernel's error; `ENOENT` where there is nothing to answer with.
+    pub fn get<T>(
+        &mut self,
+        request: &Request<'_>,
+        read: impl FnOnce(&Message<'_>) -> T,
+    ) -> io::Result<T> {
+        let seq = self.send_one(request, 0)?;
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        loop {
+            let datagram = self.receive(deadline)?;
+            for message in Messages::new(datagram) {
+                if message.seq != seq {
+                    continue;
+                }
+                return match message.errno() {
+                    None if message.kind == codec::ERROR => Err(malformed()),
+                    None => Ok(read(&message)),
+                    // An acknowledgement in place of an answer: nothing was found.
+                    Some(0) => Err(Errno::ENOENT.into()),
+                    Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+                };
+            }
+        }
+    }
+
+    /// Asks for all objects that match a request; `read` turns each into a value, or skips it.
+    ///
+    /// Asks again where the objects changed meanwhile.
+    ///
+    /// # Errors
+    /// The kernel's error; `Interrupted` if the objects changed during each of several attempts.
+    pub fn dump<T>(
+        &mut self,
+        request: &Request<'_>,
+        mut read: impl FnMut(&Message<'_>) -> Option<T>,
+    ) -> io::Result<Vec<T>> {
+        for _ in 0..DUMP_ATTEMPTS {
+            if let Some(all) = self.dump_once(request, &mut read)? {
+                return Ok(all);
+            }
+        }
+        Err(io::Error::new(
+            io::ErrorKind::Interrupted,
+            "the kernel's tables change faster than they can be read",
+        ))
+    }
+
+    /// Commits changes of nf_tables, all or none.
+    ///
+    /// # Errors
+    /// Which of them the kernel refused, and why.
+    pub fn batch(&mut self, requests: &[Request<'_>]) -> Result<(), BatchError> {
+        if requests.is_empty() {
+            return Ok(());
+        }
+        let mut builder = Builder::new();
+        let begin = self.next_seq();
+        builder.message(BATCH_BEGIN, codec::REQUEST, begin, 0, SUBSYS_NFTABLES);
+        let mut seqs = Vec::with_capacity(requests.len());
+        for (i, request) in requests.iter().enumerate() {
+            let seq = self.next_seq();
+            seqs.push(seq);
+            // Errors come unasked, in order; the last one's acknowledgement ends them.
+            let ack = if i + 1 == requests.len() {
+                codec::ACK
+            } else {
+                0
+            };
+            let flags = request.flags | codec::REQUEST | ack;
+            builder.message(request.kind, flags, seq, request.family, 0);
+            (request.attrs)(&mut builder);
+        }
+        let end = self.next_seq();
+        builder.message(BATCH_END, codec::REQUEST, end, 0, SUBSYS_NFTABLES);
+        self.send(builder).map_err(BatchError::Io)?;
+        self.batch_answer(begin, &seqs)
+    }
+
+    /// Reads one datagram of events without waiting; `Ok(false)` if there is none.
+    ///
+    /// # Errors
+    /// `ENOBUFS` if events were lost because the receive buffer was full.
+    pub fn events(&mut self, mut read: impl FnMut(&Message<'_>)) -> io::Result<bool> {
+        match receive_into(&self.fd, &mut self.buf, MsgFlags::MSG_DONTWAIT) {
+            Ok(datagram) => {
+                Messages::new(datagram).for_each(|message| read(&message));
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn dump_once<T>(
+        &mut self,
+        request: &Request<'_>,
+        read: &mut impl FnMut(&Message<'_>) -> Option<T>,
+    ) -> io::Result<Option<Vec<T>>> {
+        let seq = self.send_one(request, codec::DUMP)?;
+        let mut all = Vec::new();
+        let mut interrupted = false;
+        loop {
+            // Per datagram: a long dump may take long, as long as it goes on.
+            let deadline = Instant::now() + ANSWER_TIMEOUT;
+            let datagram = self.receive(deadline)?;
+            for message in Messages::new(datagram) {
+                if message.seq != seq {
+                    continue;
+                }
+                interrupted |= message.flags & codec::DUMP_INTERRUPTED != 0;
+                match (message.kind, message.errno()) {
+                    (codec::DONE, _) | (_, Some(0)) => return Ok((!interrupted).then_some(all)),
+                    (codec::ERROR, Some(errno)) => {
+                        return Err(io::Error::from_raw_os_error(errno));
+                    }
+                    (codec::ERROR, None) => return Err(malformed()),
+                    _ => all.extend(read(&message)),
+                }
+            }
+        }
+    }
+
+    fn batch_answer(&mut self, begin: u32, seqs: &[u32]) -> Result<(), BatchError> {
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        let mut refused = Vec::new();
+        loop {
+            let datagram = self.receive(deadline).map_err(BatchError::Io)?;
+            let mut ended = false;
+            for message in Messages::new(datagram) {
+                let Some(errno) = message.errno() else {
+                    continue;
+                };
+                let index = seqs.iter().position(|&seq| seq == message.seq);
+                if index.is_none() && message.seq != begin {
+                    continue;
+                }
+                if errno != 0 {
+                    let errno = Errno::from_raw(errno);
+                    refused.push(Refused { index, errno });
+                }
+                // An error of the batch as such may be the only answer.
+                ended |= index.is_none() || index == Some(seqs.len() - 1);
+            }
+            if ended {
+                return if refused.is_empty() {
+                    Ok(())
+                } else {
+                    Err(BatchError::Refused(refused))
+                };
+            }
+        }
+    }
+
+    fn send_one(&mut self, request: &Request<'_>, flags: u16) -> io::Result<u32> {
+        let seq = self.next_seq();
+        let mut builder = Builder::new();
+        let flags = request.flags | flags | codec::REQUEST;
+        builder.message(request.kind, flags, seq, request.family, 0);
+        (request.attrs)(&mut builder);
+        self.send(builder)?;
+        Ok(seq)
+    }
+
+    fn send(&mut self, builder: Builder) -> io::Result<()> {
+        let bytes = builder
+            .finish()
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let kernel = NetlinkAddr::new(0, 0);
+        let sent = sendto(self.fd.as_raw_fd(), &bytes, &kernel, MsgFlags::empty())?;
+        if sent == bytes.len() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::WriteZero.into())
+        }
+    }
+
+    fn receive(&mut self, deadline: Instant) -> io::Result<&[u8]> {
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        receive_into(&self.fd, &mut self.buf, MsgFlags::empty()).map_err(|error| {
+            if error.kind() == io::ErrorKind::WouldBlock {
+                io::Error::new(io::ErrorKind::TimedOut, "the kernel did not answer")
+            } else {
+                error
+            }
+        })
+    }
+
+    /// Never 0: that is what events carry.
+    fn next_seq(&mut self) -> u32 {
+        self.seq = self.seq.wrapping_add(1).max(1);
+        self.seq
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn receive_into<'a>(fd: &OwnedFd, buf: &'a mut [u8], flags: MsgFlags) -> io::Result<&'a [u8]> {
+    let (len, truncated, from_kernel) = loop {
+        let mut parts = [IoSliceMut::new(buf)];
+        match recvmsg::<NetlinkAddr>(fd.as_raw_fd(), &mut parts, None, flags) {
+            Ok(got) => {
+                let truncated = got.flags.contains(MsgFlags::MSG_TRUNC);
+                let from_kernel = got.address.is_none_or(|address| address.pid() == 0);
+                break (got.bytes, truncated, from_kernel);
+            }
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    };
+    if truncated {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "a netlink message was longer than 64 KiB",
+        ));
+    }
+    // Another process may send to this socket: not a word of it counts.
+    let len = if from_kernel { len } else { 0 };
+    Ok(buf.get(..len).unwrap_or(&[]))
+}
+
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "malformed netlink answer")
+}
