@@ -1,6 +1,52 @@
 //! Conntrack entries of TCP connections, as ctnetlink tells them.
+//!
+//! [`Conntrack`] answers questions; [`Events`] reports new and ended connections.
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use nix::libc::{AF_INET, AF_INET6, IPPROTO_TCP};
+
+use super::backend::Mark;
+use crate::netlink::codec::{Attrs, Builder, Message};
+use crate::netlink::socket::{Request, Socket};
+
+/// `NFNL_SUBSYS_CTNETLINK` in the upper byte, the `IPCTNL_MSG_CT_*` in the lower.
+const CT_NEW: u16 = 0x0100;
+const CT_GET: u16 = 0x0101;
+const CT_DELETE: u16 = 0x0102;
+/// `NFNLGRP_CONNTRACK_NEW` (1) and `NFNLGRP_CONNTRACK_DESTROY` (3) as bits.
+const GROUPS: u32 = 1 | 1 << 2;
+/// `enum ctattr_type`.
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_STATUS: u16 = 3;
+const CTA_MARK: u16 = 8;
+const CTA_COUNTERS_ORIG: u16 = 9;
+const CTA_COUNTERS_REPLY: u16 = 10;
+const CTA_ID: u16 = 12;
+const CTA_TIMESTAMP: u16 = 20;
+const CTA_MARK_MASK: u16 = 21;
+/// `enum ctattr_tuple`, `ctattr_ip`, `ctattr_l4proto`, `ctattr_counters`, `ctattr_tstamp`.
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_COUNTERS_BYTES: u16 = 2;
+const CTA_TIMESTAMP_START: u16 = 1;
+const CTA_TIMESTAMP_STOP: u16 = 2;
+
+/// How many datagrams one [`Events::read`] takes at most, so that it ends under any load.
+const READ_AT_ONCE: usize = 65_536;
+/// Receive buffer of [`Events`], in bytes: about 10,000 events.
+const EVENT_BUFFER: usize = 8 * 1024 * 1024;
 
 /// One direction of a connection, as its packets look on the side where they enter the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,4 +66,406 @@ pub struct Entry {
     pub reply: Tuple,
     /// The connection mark (`CTA_MARK`), 0 where the kernel keeps none.
     pub mark: u32,
+}
+
+/// Something that happened to a TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConntrackEvent {
+    /// Its first packet left the gateway.
+    New {
+        /// The connection.
+        entry: Entry,
+        /// `CTA_ID`: tells connections with equal tuples apart.
+        id: u32,
+        /// `IPS_*` bits.
+        status: u32,
+    },
+    /// It is forgotten: some time after it was closed, or idle for long.
+    Destroy {
+        /// The connection.
+        entry: Entry,
+        /// `CTA_ID`, as in the event of its start.
+        id: u32,
+        /// Bytes with IP headers of both directions, where `net.netfilter.nf_conntrack_acct` is on.
+        bytes: Option<Bytes>,
+        /// How long it existed, where `net.netfilter.nf_conntrack_timestamp` is on.
+        lifetime: Option<Duration>,
+    },
+}
+
+/// Bytes that a connection carried, IP headers included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Bytes {
+    /// In the direction of the first SYN.
+    pub original: u64,
+    /// In the opposite direction.
+    pub reply: u64,
+}
+
+/// Whether [`Events::read`] read all that happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Completeness {
+    /// Nothing is missing.
+    Complete,
+    /// Events were lost (the receive buffer was full): compare with [`Conntrack::marked`].
+    Missed,
+}
+
+/// Asks the kernel about connections of the network namespace in which it was opened.
+#[derive(Debug)]
+pub struct Conntrack {
+    socket: Socket,
+}
+
+impl Conntrack {
+    /// Opens a socket for questions.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self {
+            socket: Socket::open()?,
+        })
+    }
+
+    /// Whether ctnetlink works here: opens a socket and asks a question.
+    ///
+    /// # Errors
+    /// One line: what is missing and how to mend it.
+    pub fn probe() -> Result<(), String> {
+        let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let asked = Self::open().and_then(|mut conntrack| conntrack.lookup(nobody, nobody));
+        match asked {
+            Ok(_) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(nix::libc::EPERM) => {
+                Err("no permission to ask conntrack: run as root or with CAP_NET_ADMIN".into())
+            }
+            Err(error) => Err(format!(
+                "can't ask conntrack ({error}): load it with `modprobe nf_conntrack_netlink`, \
+                 or use a kernel with CONFIG_NF_CT_NETLINK"
+            )),
+        }
+    }
+
+    /// The TCP connection that has a direction from `src` to `dst`, either one.
+    ///
+    /// # Errors
+    /// `InvalidInput` for addresses of different families, and what the kernel says.
+    pub fn lookup(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Entry>> {
+        if src.is_ipv4() != dst.is_ipv4() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let request = Request {
+            kind: CT_GET,
+            flags: 0,
+            family: family(src.ip()),
+            // Either direction is found, whichever attribute carries it.
+            attrs: Box::new(move |b| put_tuple(b, CTA_TUPLE_ORIG, src, dst)),
+        };
+        match self.socket.get(&request, parse_entry) {
+            Ok(Some(entry)) => Ok(Some(entry)),
+            Ok(None) => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the kernel's conntrack entry can't be read",
+            )),
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All TCP connections that carry the mark.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
+        let request = Request {
+            kind: CT_GET,
+            flags: 0,
+            family: 0,
+            attrs: Box::new(move |b| {
+                b.be32(CTA_MARK, mark.bit());
+                b.be32(CTA_MARK_MASK, mark.bit());
+            }),
+        };
+        self.socket.dump(&request, |message| {
+            parse_entry(message).filter(|entry| mark.is_in(entry.mark))
+        })
+    }
+}
+
+/// New and ended TCP connections that carry a mark.
+///
+/// Ready to [`read`](Self::read) when its file descriptor is readable.
+#[derive(Debug)]
+pub struct Events {
+    socket: Socket,
+    mark: Mark,
+}
+
+impl Events {
+    /// Subscribes. Connections that exist already give no events on kernels that record them only
+    /// while somebody listens (`net.netfilter.nf_conntrack_events=2`).
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn open(mark: Mark) -> io::Result<Self> {
+        Ok(Self {
+            socket: Socket::subscribe(GROUPS, EVENT_BUFFER)?,
+            mark,
+        })
+    }
+
+    /// Whether the kernel reports events at all here (`net.netfilter.nf_conntrack_events`).
+    ///
+    /// `None` where it can't be found out.
+    #[must_use]
+    pub fn enabled() -> Option<bool> {
+        let text = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_events").ok()?;
+        Some(text.trim() != "0")
+    }
+
+    /// Adds everything that happened since the last call to `out`, without waiting.
+    ///
+    /// # Errors
+    /// What the operating system says; lost events are no error.
+    pub fn read(&mut self, out: &mut Vec<ConntrackEvent>) -> io::Result<Completeness> {
+        let mark = self.mark;
+        let mut completeness = Completeness::Complete;
+        for _ in 0..READ_AT_ONCE {
+            let more = self
+                .socket
+                .events(|message| out.extend(parse_event(message, mark)));
+            match more {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => {
+                    completeness = Completeness::Missed;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(completeness)
+    }
+}
+
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn family(ip: IpAddr) -> u8 {
+    let family = if ip.is_ipv4() { AF_INET } else { AF_INET6 };
+    u8::try_from(family).unwrap_or(0)
+}
+
+fn put_tuple(b: &mut Builder, kind: u16, src: SocketAddr, dst: SocketAddr) {
+    b.nest(kind, |b| {
+        b.nest(CTA_TUPLE_IP, |b| match (src.ip(), dst.ip()) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                b.bytes(CTA_IP_V4_SRC, &src.octets());
+                b.bytes(CTA_IP_V4_DST, &dst.octets());
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                b.bytes(CTA_IP_V6_SRC, &src.octets());
+                b.bytes(CTA_IP_V6_DST, &dst.octets());
+            }
+            _ => {}
+        });
+        b.nest(CTA_TUPLE_PROTO, |b| {
+            b.bytes(CTA_PROTO_NUM, &[TCP]);
+            b.bytes(CTA_PROTO_SRC_PORT, &src.port().to_be_bytes());
+            b.bytes(CTA_PROTO_DST_PORT, &dst.port().to_be_bytes());
+        });
+    });
+}
+
+const TCP: u8 = IPPROTO_TCP as u8;
+
+fn parse_event(message: &Message<'_>, wanted: Mark) -> Option<ConntrackEvent> {
+    if message.kind != CT_NEW && message.kind != CT_DELETE {
+        return None;
+    }
+    // Before anything else: nearly all connections of a busy gateway are somebody else's.
+    let mark = message.attrs().find(CTA_MARK)?.be32()?;
+    if !wanted.is_in(mark) {
+        return None;
+    }
+    let entry = parse_entry(message)?;
+    let number = |kind| message.attrs().find(kind).and_then(|attr| attr.be32());
+    let id = number(CTA_ID).unwrap_or(0);
+    if message.kind == CT_NEW {
+        let status = number(CTA_STATUS).unwrap_or(0);
+        return Some(ConntrackEvent::New { entry, id, status });
+    }
+    Some(ConntrackEvent::Destroy {
+        entry,
+        id,
+        bytes: parse_bytes(message),
+        lifetime: parse_lifetime(message),
+    })
+}
+
+fn parse_entry(message: &Message<'_>) -> Option<Entry> {
+    let mut original = None;
+    let mut reply = None;
+    let mut mark = 0;
+    for attr in message.attrs() {
+        match attr.kind {
+            CTA_TUPLE_ORIG => original = parse_tuple(attr.nested()),
+            CTA_TUPLE_REPLY => reply = parse_tuple(attr.nested()),
+            CTA_MARK => mark = attr.be32()?,
+            _ => {}
+        }
+    }
+    Some(Entry {
+        original: original?,
+        reply: reply?,
+        mark,
+    })
+}
+
+/// `None` for what isn't TCP.
+fn parse_tuple(tuple: Attrs<'_>) -> Option<Tuple> {
+    let proto = tuple.find(CTA_TUPLE_PROTO)?.nested();
+    if proto.find(CTA_PROTO_NUM)?.value != [TCP] {
+        return None;
+    }
+    let ips = tuple.find(CTA_TUPLE_IP)?.nested();
+    let ip = |v4, v6| -> Option<IpAddr> {
+        if let Some(attr) = ips.find(v4) {
+            return Some(Ipv4Addr::from(<[u8; 4]>::try_from(attr.value).ok()?).into());
+        }
+        let octets = <[u8; 16]>::try_from(ips.find(v6)?.value).ok()?;
+        Some(Ipv6Addr::from(octets).into())
+    };
+    Some(Tuple {
+        src: SocketAddr::new(
+            ip(CTA_IP_V4_SRC, CTA_IP_V6_SRC)?,
+            proto.find(CTA_PROTO_SRC_PORT)?.be16()?,
+        ),
+        dst: SocketAddr::new(
+            ip(CTA_IP_V4_DST, CTA_IP_V6_DST)?,
+            proto.find(CTA_PROTO_DST_PORT)?.be16()?,
+        ),
+    })
+}
+
+fn parse_bytes(message: &Message<'_>) -> Option<Bytes> {
+    let bytes = |kind| {
+        let counters = message.attrs().find(kind)?.nested();
+        counters.find(CTA_COUNTERS_BYTES)?.be64()
+    };
+    Some(Bytes {
+        original: bytes(CTA_COUNTERS_ORIG)?,
+        reply: bytes(CTA_COUNTERS_REPLY)?,
+    })
+}
+
+fn parse_lifetime(message: &Message<'_>) -> Option<Duration> {
+    let times = message.attrs().find(CTA_TIMESTAMP)?.nested();
+    let start = times.find(CTA_TIMESTAMP_START)?.be64()?;
+    let stop = times.find(CTA_TIMESTAMP_STOP)?.be64()?;
+    Some(Duration::from_nanos(stop.checked_sub(start)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::codec::Messages;
+    use proptest::prelude::*;
+
+    fn addr(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    /// A DESTROY as the kernel writes it, with accounting and time stamps on.
+    fn destroy(src: &str, dst: &str, mark: u32) -> Vec<u8> {
+        let mut b = Builder::new();
+        b.message(CT_DELETE, 0, 0, family(addr(src).ip()), 0);
+        put_tuple(&mut b, CTA_TUPLE_ORIG, addr(src), addr(dst));
+        put_tuple(&mut b, CTA_TUPLE_REPLY, addr(dst), addr(src));
+        for (kind, bytes) in [
+            (CTA_COUNTERS_ORIG, 100),
+            (CTA_COUNTERS_REPLY, 5_000_000_000),
+        ] {
+            b.nest(kind, |b| {
+                b.be64(1, 3).be64(CTA_COUNTERS_BYTES, bytes);
+            });
+        }
+        b.nest(CTA_TIMESTAMP, |b| {
+            b.be64(CTA_TIMESTAMP_START, 1_000_000_000)
+                .be64(CTA_TIMESTAMP_STOP, 3_500_000_000);
+        });
+        b.be32(CTA_MARK, mark).be32(CTA_ID, 77);
+        b.finish().unwrap()
+    }
+
+    fn read(bytes: &[u8]) -> Option<ConntrackEvent> {
+        parse_event(&Messages::new(bytes).next()?, Mark::DEFAULT)
+    }
+
+    #[test]
+    fn a_destroy_event_gives_tuples_bytes_and_lifetime() {
+        for (src, dst) in [
+            ("192.0.2.1:40000", "203.0.113.5:50001"),
+            ("[2001:db8::1]:40000", "[2001:db8::2]:50001"),
+        ] {
+            let bytes = destroy(src, dst, 0x4000_0001);
+            let tuple = |src, dst| Tuple {
+                src: addr(src),
+                dst: addr(dst),
+            };
+            assert_eq!(
+                read(&bytes),
+                Some(ConntrackEvent::Destroy {
+                    entry: Entry {
+                        original: tuple(src, dst),
+                        reply: tuple(dst, src),
+                        mark: 0x4000_0001,
+                    },
+                    id: 77,
+                    bytes: Some(Bytes {
+                        original: 100,
+                        reply: 5_000_000_000,
+                    }),
+                    lifetime: Some(Duration::from_millis(2500)),
+                })
+            );
+        }
+    }
+
+    #[test]
+    fn other_peoples_connections_are_skipped() {
+        assert_eq!(
+            read(&destroy("192.0.2.1:1", "192.0.2.2:2", 0x3fff_ffff)),
+            None
+        );
+    }
+
+    #[test]
+    fn addresses_of_different_families_are_no_question() {
+        if let Ok(mut conntrack) = Conntrack::open() {
+            let error = conntrack
+                .lookup(addr("192.0.2.1:1"), addr("[2001:db8::1]:1"))
+                .unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_damaged_event_is_read_without_harm(
+            at in 0usize..300, with: u8, cut in 0usize..300
+        ) {
+            let mut bytes = destroy("192.0.2.1:40000", "203.0.113.5:50001", 0x4000_0000);
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = with;
+            }
+            let _ = read(&bytes);
+            bytes.truncate(cut);
+            let _ = read(&bytes);
+            prop_assert!(bytes.len() <= 300);
+        }
+    }
 }

@@ -7,4 +7,5 @@ pub mod backend;
 pub mod conntrack;
 pub mod pinhole;
 pub mod rules;
+pub mod tables;
 pub mod xtables;

@@ -1,7 +1,9 @@
 //! Netlink: message codec and socket. Knows bytes, not FTP.
 //!
 //! [`codec`] builds and parses messages and attributes (pure, no panics on any input);
+//! [`nftables`] knows the numbers and expressions of nf_tables;
 //! [`socket`] exchanges them with the kernel's netfilter subsystems. Every call is bounded in time.
 
 pub mod codec;
+pub mod nftables;
 pub mod socket;

@@ -34,7 +34,9 @@ pub enum CommandError {
         message: String,
     },
     /// It took too long and was killed.
-    #[error("{program}: no end after {limit:?}: killed (is another program holding the xtables lock?)")]
+    #[error(
+        "{program}: no end after {limit:?}: killed (is another program holding the xtables lock?)"
+    )]
     TimedOut {
         /// The program's file name.
         program: String,
@@ -256,13 +258,22 @@ mod tests {
     #[test]
     fn input_larger_than_a_pipe_comes_back() {
         let input = "x".repeat(1 << 20);
-        assert_eq!(run(Path::new("/bin/cat"), &[], &input, LONG).unwrap(), input);
+        assert_eq!(
+            run(Path::new("/bin/cat"), &[], &input, LONG).unwrap(),
+            input
+        );
     }
 
     #[test]
     fn a_program_that_does_not_end_is_killed() {
         let start = Instant::now();
-        let e = run(Path::new("/bin/sleep"), &["60"], "", Duration::from_millis(50)).unwrap_err();
+        let e = run(
+            Path::new("/bin/sleep"),
+            &["60"],
+            "",
+            Duration::from_millis(50),
+        )
+        .unwrap_err();
         assert!(matches!(e, CommandError::TimedOut { .. }), "{e}");
         assert!(start.elapsed() < Duration::from_secs(10));
     }

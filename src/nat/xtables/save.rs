@@ -196,7 +196,8 @@ impl Rule {
     /// Where it sends packets: `ACCEPT`, `DNAT`, a chain, …
     #[must_use]
     pub fn target(&self) -> Option<&str> {
-        self.option(&["-j", "--jump", "-g", "--goto"]).map(|v| v.text)
+        self.option(&["-j", "--jump", "-g", "--goto"])
+            .map(|v| v.text)
     }
 
     /// What `-m comment` says.
@@ -258,7 +259,10 @@ COMMIT
         let set = Ruleset::parse(SAVED);
         assert_eq!(set.skipped, 1);
         let nat = set.table("nat").unwrap();
-        assert_eq!(nat.chain("POSTROUTING").unwrap().policy.as_deref(), Some("DROP"));
+        assert_eq!(
+            nat.chain("POSTROUTING").unwrap().policy.as_deref(),
+            Some("DROP")
+        );
         assert_eq!(nat.chain("DOCKER").unwrap().policy, None);
         assert_eq!(nat.chain("X"), None);
         let dnat = nat.rules_of("PREROUTING").next().unwrap();
@@ -288,9 +292,18 @@ COMMIT
         assert_eq!(Rule::parse("-A X --comment \"open"), None);
         assert_eq!(Rule::parse(&format!("-A X {}", "a ".repeat(5000))), None);
         assert_eq!(Rule::parse("[1:2 -A X"), None);
-        assert_eq!(Rule::parse("-A X -m comment --comment").unwrap().comment(), None);
-        assert_eq!(Rule::parse("-A X --comment \"\"").unwrap().comment(), Some(""));
-        assert_eq!(Rule::parse("-A X --comment -j -j Y").unwrap().target(), Some("Y"));
+        assert_eq!(
+            Rule::parse("-A X -m comment --comment").unwrap().comment(),
+            None
+        );
+        assert_eq!(
+            Rule::parse("-A X --comment \"\"").unwrap().comment(),
+            Some("")
+        );
+        assert_eq!(
+            Rule::parse("-A X --comment -j -j Y").unwrap().target(),
+            Some("Y")
+        );
     }
 
     proptest! {

@@ -40,7 +40,9 @@ pub enum SnapshotError {
     #[error("{0}")]
     Tool(#[from] CommandError),
     /// Not allowed to look.
-    #[error("can't read {path}: {source} (root, or CAP_NET_ADMIN in this network namespace, is needed)")]
+    #[error(
+        "can't read {path}: {source} (root, or CAP_NET_ADMIN in this network namespace, is needed)"
+    )]
     Read {
         /// The file.
         path: String,
@@ -274,13 +276,19 @@ mod tests {
 
     fn chosen(s: &Snapshot) -> Flavour {
         let choice = s.choose(|r| r.comment().is_some_and(|c| c == "ours"));
-        assert!(choice.why.contains(&format!("iptables-{}", choice.flavour)), "{choice:?}");
+        assert!(
+            choice.why.contains(&format!("iptables-{}", choice.flavour)),
+            "{choice:?}"
+        );
         choice.flavour
     }
 
-    const DNAT: &str = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j DNAT --to-destination 10.0.0.1\nCOMMIT\n";
-    const FILTER: &str = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j DROP\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n";
-    const OURS: &str = "*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -m comment --comment ours -j DNAT\nCOMMIT\n";
+    const DNAT: &str =
+        "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j DNAT --to-destination 10.0.0.1\nCOMMIT\n";
+    const FILTER: &str =
+        "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j DROP\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n";
+    const OURS: &str =
+        "*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -m comment --comment ours -j DNAT\nCOMMIT\n";
     const POLICY: &str = "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n";
 
     #[test]

@@ -139,7 +139,6 @@ fn flavour_of(program: &Path) -> Option<Flavour> {
 mod tests {
     use super::*;
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
 
     struct Dir(PathBuf);
 
@@ -149,8 +148,18 @@ mod tests {
             fs::create_dir_all(&dir).unwrap();
             for (program, says) in programs {
                 let path = dir.join(program);
-                fs::write(&path, format!("#!/bin/sh\necho '{says}'\n")).unwrap();
-                fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+                // Written by a child: no other test's fork holds the file open for writing when
+                // it is run ("text file busy").
+                let made = std::process::Command::new("/bin/sh")
+                    .args([
+                        "-c",
+                        "printf '#!/bin/sh\\necho \"%s\"\\n' \"$2\" > \"$1\"; chmod 755 \"$1\"",
+                        "sh",
+                    ])
+                    .arg(&path)
+                    .arg(says)
+                    .status();
+                assert!(made.unwrap().success());
             }
             Self(dir)
         }
@@ -171,11 +180,18 @@ mod tests {
         ] {
             let dir = Dir::with(
                 &format!("plain-{}", says.len()),
-                &[("iptables", says), ("iptables-save", "saved"), ("iptables-restore", "")],
+                &[
+                    ("iptables", says),
+                    ("iptables-save", "saved"),
+                    ("iptables-restore", ""),
+                ],
             );
             let tools = Tools::find_in(std::slice::from_ref(&dir.0));
             assert_eq!(tools.plain(), Some(flavour), "{says}");
-            assert_eq!(tools.tool(Family::V4, flavour).unwrap().save().unwrap(), "saved\n");
+            assert_eq!(
+                tools.tool(Family::V4, flavour).unwrap().save().unwrap(),
+                "saved\n"
+            );
             assert_eq!(tools.tools.len(), 1);
         }
     }

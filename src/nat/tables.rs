@@ -1,0 +1,196 @@
+//! Which tables and chains nf_tables has: who else is here, and clearing up what we emptied.
+
+use std::io;
+
+use crate::netlink::codec::Message;
+use crate::netlink::nftables::{ONLY_IF_EMPTY, attr, msg};
+use crate::netlink::socket::{Request, Socket};
+
+/// An nf_tables table. `iptables-nft` keeps its rules in tables named as those of iptables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableInfo {
+    /// `NFPROTO_*`: 1 inet, 2 IPv4, 3 ARP, 5 netdev, 7 bridge, 10 IPv6.
+    pub family: u8,
+    /// Its name.
+    pub name: String,
+    /// How many chains, sets and other objects it holds.
+    pub objects: u32,
+    /// The netlink port of the socket that owns it, where it has an owner.
+    pub owner: Option<u32>,
+}
+
+/// An nf_tables chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainInfo {
+    /// The family of its table: see [`TableInfo::family`].
+    pub family: u8,
+    /// The name of its table.
+    pub table: String,
+    /// Its name.
+    pub name: String,
+    /// Where it is hooked in; `None` for chains that are only jumped to.
+    pub base: Option<BaseChain>,
+    /// How many rules it has; for other than base chains, plus those that jump to it.
+    pub rules: u32,
+}
+
+/// What only a base chain has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseChain {
+    /// `filter`, `nat` or `route`.
+    pub kind: String,
+    /// `NF_INET_*`: 0 prerouting, 1 input, 2 forward, 3 output, 4 postrouting.
+    pub hook: u32,
+    /// Its place among the chains of that hook.
+    pub priority: i32,
+    /// Whether packets that reach its end are dropped.
+    pub drops: bool,
+}
+
+/// Whether the kernel has nf_tables and lets this process use it.
+#[must_use]
+pub fn available() -> bool {
+    let request = request(msg::GET_GEN, 0);
+    Socket::open()
+        .and_then(|mut socket| socket.get(&request, |_| ()))
+        .is_ok()
+}
+
+/// All tables of this network namespace.
+///
+/// # Errors
+/// What the kernel says; `EPERM` without `CAP_NET_ADMIN`.
+pub fn tables() -> io::Result<Vec<TableInfo>> {
+    tables_on(&mut Socket::open()?)
+}
+
+/// All tables of the network namespace that a socket was opened in.
+pub(crate) fn tables_on(socket: &mut Socket) -> io::Result<Vec<TableInfo>> {
+    socket.dump(&request(msg::GET_TABLE, 0), parse_table)
+}
+
+/// All chains of this network namespace.
+///
+/// # Errors
+/// As [`tables`].
+pub fn chains() -> io::Result<Vec<ChainInfo>> {
+    chains_on(&mut Socket::open()?)
+}
+
+/// All chains of the network namespace that a socket was opened in.
+pub(crate) fn chains_on(socket: &mut Socket) -> io::Result<Vec<ChainInfo>> {
+    socket.dump(&request(msg::GET_CHAIN, 0), parse_chain)
+}
+
+/// Deletes a chain without rules.
+///
+/// # Errors
+/// `ENOENT` if there is none, `EBUSY` if it isn't empty, and what else the kernel says.
+pub fn delete_chain(family: u8, table: &str, chain: &str) -> io::Result<()> {
+    let delete = Request {
+        kind: msg::DEL_CHAIN,
+        flags: ONLY_IF_EMPTY,
+        family,
+        attrs: Box::new(move |b| {
+            b.text(attr::CHAIN_TABLE, table);
+            b.text(attr::CHAIN_NAME, chain);
+        }),
+    };
+    Ok(Socket::open()?.batch(&[delete])?)
+}
+
+/// Deletes a table without chains, sets and other objects.
+///
+/// # Errors
+/// As [`delete_chain`].
+pub fn delete_table(family: u8, table: &str) -> io::Result<()> {
+    let delete = Request {
+        kind: msg::DEL_TABLE,
+        flags: ONLY_IF_EMPTY,
+        family,
+        attrs: Box::new(move |b| {
+            b.text(attr::TABLE_NAME, table);
+        }),
+    };
+    Ok(Socket::open()?.batch(&[delete])?)
+}
+
+fn request(kind: u16, family: u8) -> Request<'static> {
+    Request {
+        kind,
+        flags: 0,
+        family,
+        attrs: Box::new(|_| {}),
+    }
+}
+
+fn parse_table(message: &Message<'_>) -> Option<TableInfo> {
+    let find = |kind| message.attrs().find(kind);
+    Some(TableInfo {
+        family: message.family(),
+        name: find(attr::TABLE_NAME)?.text()?.to_owned(),
+        objects: find(attr::TABLE_USE)?.be32()?,
+        owner: find(attr::TABLE_OWNER).and_then(|attr| attr.be32()),
+    })
+}
+
+fn parse_chain(message: &Message<'_>) -> Option<ChainInfo> {
+    let find = |kind| message.attrs().find(kind);
+    let text = |kind| Some(find(kind)?.text()?.to_owned());
+    let base = find(attr::CHAIN_HOOK).and_then(|hook| {
+        Some(BaseChain {
+            kind: text(attr::CHAIN_TYPE)?,
+            hook: hook.nested().find(attr::HOOK_NUM)?.be32()?,
+            priority: hook
+                .nested()
+                .find(attr::HOOK_PRIORITY)?
+                .be32()?
+                .cast_signed(),
+            drops: find(attr::CHAIN_POLICY)?.be32()? == 0,
+        })
+    });
+    Some(ChainInfo {
+        family: message.family(),
+        table: text(attr::CHAIN_TABLE)?,
+        name: text(attr::CHAIN_NAME)?,
+        base,
+        rules: find(attr::CHAIN_USE)?.be32()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::codec::{Builder, Messages};
+
+    #[test]
+    fn a_base_chain_is_read() {
+        let mut b = Builder::new();
+        b.message(msg::NEW_CHAIN, 0, 1, 2, 0)
+            .text(attr::CHAIN_TABLE, "filter")
+            .text(attr::CHAIN_NAME, "FORWARD")
+            .nest(attr::CHAIN_HOOK, |b| {
+                b.be32(attr::HOOK_NUM, 2)
+                    .be32(attr::HOOK_PRIORITY, (-5i32).cast_unsigned());
+            })
+            .be32(attr::CHAIN_POLICY, 0)
+            .be32(attr::CHAIN_USE, 3)
+            .text(attr::CHAIN_TYPE, "filter");
+        let bytes = b.finish().unwrap();
+        assert_eq!(
+            parse_chain(&Messages::new(&bytes).next().unwrap()),
+            Some(ChainInfo {
+                family: 2,
+                table: "filter".into(),
+                name: "FORWARD".into(),
+                base: Some(BaseChain {
+                    kind: "filter".into(),
+                    hook: 2,
+                    priority: -5,
+                    drops: true,
+                }),
+                rules: 3,
+            })
+        );
+    }
+}

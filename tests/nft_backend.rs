@@ -1,0 +1,569 @@
+//! The nft backend, conntrack look-ups and events against the running kernel: a client, a gateway
+//! and a server in network namespaces of their own. Needs root.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use ftpalg::nat::backend::nft::Nft;
+use ftpalg::nat::backend::{Backend, Mark};
+use ftpalg::nat::conntrack::{Completeness, Conntrack, ConntrackEvent, Events};
+use ftpalg::nat::pinhole::Pinhole;
+use ftpalg::nat::tables;
+use nix::sched::{CloneFlags, setns};
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// How long a connection that must not come about is tried.
+const REFUSED: Duration = Duration::from_millis(700);
+
+/// Client 203.0.113.10 — gateway 203.0.113.1, 10.0.0.1 — server 10.0.0.2; IPv6 alike.
+struct Lab {
+    prefix: String,
+}
+
+impl Lab {
+    fn new() -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "these tests make network namespaces: run them as root"
+        );
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let lab = Self {
+            prefix: format!("fa-{}-{n}", std::process::id()),
+        };
+        let (c, g, s) = (lab.client(), lab.gateway(), lab.server());
+        for ns in [&c, &g, &s] {
+            run(&format!("ip netns add {ns}"));
+            run(&format!("ip -n {ns} link set lo up"));
+        }
+        for (end, far, near, subnet4, subnet6) in [
+            (&c, 10, 1, "203.0.113", "2001:db8:1:"),
+            (&s, 2, 1, "10.0.0", "fd00:"),
+        ] {
+            let dev = if end == &c { "out" } else { "in" };
+            run(&format!(
+                "ip -n {end} link add e0 type veth peer name {dev} netns {g}"
+            ));
+            for (ns, dev, host) in [(end, "e0", far), (&g, dev, near)] {
+                run(&format!(
+                    "ip -n {ns} addr add {subnet4}.{host}/24 dev {dev}"
+                ));
+                run(&format!(
+                    "ip -n {ns} addr add {subnet6}:{host}/64 dev {dev} nodad"
+                ));
+                run(&format!("ip -n {ns} link set {dev} up"));
+            }
+            run(&format!("ip -n {end} route add default via {subnet4}.1"));
+            run(&format!("ip -n {end} -6 route add default via {subnet6}:1"));
+        }
+        for name in [
+            "net.ipv4.ip_forward",
+            "net.ipv6.conf.all.forwarding",
+            "net.netfilter.nf_conntrack_acct",
+            "net.netfilter.nf_conntrack_timestamp",
+        ] {
+            lab.on_gateway(&format!("sysctl -qw {name}=1"));
+        }
+        lab
+    }
+
+    fn client(&self) -> String {
+        format!("{}-c", self.prefix)
+    }
+    fn gateway(&self) -> String {
+        format!("{}-g", self.prefix)
+    }
+    fn server(&self) -> String {
+        format!("{}-s", self.prefix)
+    }
+
+    fn on_gateway(&self, command: &str) -> String {
+        run(&format!("ip netns exec {} {command}", self.gateway()))
+    }
+
+    fn nft(&self) -> Nft {
+        within(&self.gateway(), || Nft::new(Mark::DEFAULT).unwrap())
+    }
+
+    fn ruleset(&self) -> String {
+        self.on_gateway("nft list ruleset")
+    }
+
+    fn connect(&self, to: &str) -> Option<TcpStream> {
+        connect(&self.client(), addr(to), MINUTE / 12)
+    }
+
+    fn no_connect(&self, to: &str) {
+        let got = connect(&self.client(), addr(to), REFUSED);
+        assert!(got.is_none(), "{to} must not be reachable");
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        for ns in [self.client(), self.gateway(), self.server()] {
+            let _ = Command::new("ip").args(["netns", "del", &ns]).status();
+        }
+    }
+}
+
+fn run(command: &str) -> String {
+    let mut words = command.split_whitespace();
+    let output = Command::new(words.next().unwrap())
+        .args(words)
+        .output()
+        .unwrap_or_else(|error| panic!("{command}: {error}"));
+    assert!(
+        output.status.success(),
+        "{command}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs something on a thread of its own that lives in a network namespace.
+fn within<T: Send>(ns: &str, what: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                let file = std::fs::File::open(format!("/run/netns/{ns}")).unwrap();
+                setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+                what()
+            })
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn connect(ns: &str, to: SocketAddr, timeout: Duration) -> Option<TcpStream> {
+    within(ns, || TcpStream::connect_timeout(&to, timeout).ok())
+}
+
+fn listen(ns: &str, at: &str) -> TcpListener {
+    within(ns, || TcpListener::bind(at).unwrap())
+}
+
+fn addr(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn hole(from: &str, to: &str, land: &str, as_source: Option<&str>) -> Pinhole {
+    Pinhole {
+        from: ip(from),
+        to: addr(to),
+        land: addr(land),
+        as_source: as_source.map(ip),
+    }
+}
+
+/// Sends a word each way.
+fn talk(client: &mut TcpStream, server: &mut TcpStream) {
+    for (one, other) in [(&mut *client, &mut *server)] {
+        one.write_all(b"ping").unwrap();
+        let mut word = [0; 4];
+        other.set_read_timeout(Some(MINUTE)).unwrap();
+        other.read_exact(&mut word).unwrap();
+        other.write_all(b"pong").unwrap();
+        one.set_read_timeout(Some(MINUTE)).unwrap();
+        one.read_exact(&mut word).unwrap();
+        assert_eq!(&word, b"pong");
+    }
+}
+
+const CASES: [(&str, &str, &str, &str); 2] = [
+    (
+        "203.0.113.10",
+        "203.0.113.1:50001",
+        "10.0.0.2:40001",
+        "10.0.0.1",
+    ),
+    (
+        "2001:db8:1::10",
+        "[2001:db8:1::1]:50001",
+        "[fd00::2]:40001",
+        "fd00::1",
+    ),
+];
+
+#[test]
+fn a_hole_lets_one_connection_through() {
+    let lab = Lab::new();
+    let mut nft = lab.nft();
+    nft.install().unwrap();
+    assert!(
+        nft.one_use(),
+        "this kernel can delete map elements in rules"
+    );
+    for (from, to, land, as_source) in CASES {
+        let listener = listen(&lab.server(), land);
+        lab.no_connect(to);
+        nft.open(&hole(from, to, land, Some(as_source)), MINUTE)
+            .unwrap();
+        let mut client = lab.connect(to).expect("the hole is open");
+        let (mut server, peer) = listener.accept().unwrap();
+        assert_eq!(peer.ip(), ip(as_source));
+        assert_eq!(
+            peer.port(),
+            client.local_addr().unwrap().port(),
+            "the source port is kept"
+        );
+        talk(&mut client, &mut server);
+        lab.no_connect(to);
+        assert!(!lab.ruleset().contains("expires"), "{}", lab.ruleset());
+        talk(&mut client, &mut server);
+    }
+}
+
+#[test]
+fn a_hole_without_source_keeps_the_peers_address() {
+    let lab = Lab::new();
+    let mut nft = lab.nft();
+    nft.install().unwrap();
+    for (from, to, land, _) in CASES {
+        let listener = listen(&lab.server(), land);
+        nft.open(&hole(from, to, land, None), MINUTE).unwrap();
+        lab.connect(to).expect("the hole is open");
+        assert_eq!(listener.accept().unwrap().1.ip(), ip(from));
+    }
+}
+
+#[test]
+fn a_hole_that_translates_nothing_sets_the_mark_only() {
+    let lab = Lab::new();
+    let mut nft = lab.nft();
+    nft.install().unwrap();
+    // The user's bits of the mark stay.
+    lab.on_gateway("nft add table inet user");
+    lab.on_gateway("nft add chain inet user pre { type filter hook prerouting priority mangle; }");
+    lab.on_gateway("nft add rule inet user pre ct mark set 0x11");
+    for (from, _, land, _) in CASES {
+        let listener = listen(&lab.server(), land);
+        nft.open(&hole(from, land, land, None), MINUTE).unwrap();
+        let client = lab.connect(land).expect("routed");
+        listener.accept().unwrap();
+        let entry = within(&lab.gateway(), || {
+            let mut conntrack = Conntrack::open().unwrap();
+            conntrack
+                .lookup(client.local_addr().unwrap(), addr(land))
+                .unwrap()
+        });
+        // Packets after the first one get the user's value again: only the bit is of interest.
+        assert!(entry.is_some());
+        drop(client);
+    }
+    lab.on_gateway("nft delete table inet user");
+    for (from, _, land, _) in CASES {
+        let listener = listen(&lab.server(), land);
+        nft.open(&hole(from, land, land, None), MINUTE).unwrap();
+        let client = lab.connect(land).expect("routed");
+        listener.accept().unwrap();
+        let entry = within(&lab.gateway(), || {
+            let mut conntrack = Conntrack::open().unwrap();
+            conntrack
+                .lookup(client.local_addr().unwrap(), addr(land))
+                .unwrap()
+        });
+        assert_eq!(entry.unwrap().mark, Mark::DEFAULT.bit());
+    }
+}
+
+#[test]
+fn local_processes_are_reached_and_reach_out() {
+    let lab = Lab::new();
+    let mut nft = lab.nft();
+    nft.install().unwrap();
+    // Landing at a process on the gateway, with another source.
+    let listener = listen(&lab.gateway(), "203.0.113.1:40002");
+    let local = hole(
+        "203.0.113.10",
+        "203.0.113.1:50002",
+        "203.0.113.1:40002",
+        Some("203.0.113.77"),
+    );
+    lab.on_gateway("ip neigh add 203.0.113.77 lladdr 02:00:00:00:00:01 dev out");
+    nft.open(&local, MINUTE).unwrap();
+    let client = lab.connect("203.0.113.1:50002").expect("the hole is open");
+    let (_server, peer) = listener.accept().unwrap();
+    assert_eq!(peer.ip(), ip("203.0.113.77"));
+    assert_eq!(peer.port(), client.local_addr().unwrap().port());
+    lab.no_connect("203.0.113.1:50002");
+
+    // A process on the gateway connects, and is led elsewhere.
+    let listener = listen(&lab.client(), "203.0.113.10:40003");
+    let out = hole(
+        "203.0.113.1",
+        "203.0.113.10:50003",
+        "203.0.113.10:40003",
+        None,
+    );
+    nft.open(&out, MINUTE).unwrap();
+    let to = addr("203.0.113.10:50003");
+    let _client = connect(&lab.gateway(), to, MINUTE / 12).expect("the hole is open");
+    listener.accept().unwrap();
+    assert!(connect(&lab.gateway(), to, REFUSED).is_none());
+}
+
+#[test]
+fn a_hole_is_replaced_closed_and_expires() {
+    let lab = Lab::new();
+    let mut nft = lab.nft();
+    nft.install().unwrap();
+    for (from, to, land, as_source) in CASES {
+        let first = hole(from, to, land, Some(as_source));
+        let mut second = first.clone();
+        second.land.set_port(40009);
+        second.as_source = None;
+        let listener = listen(&lab.server(), &second.land.to_string());
+        nft.open(&first, MINUTE).unwrap();
+        nft.open(&first, MINUTE).unwrap();
+        nft.open(&second, MINUTE).unwrap();
+        lab.connect(to).expect("the second hole is open");
+        assert_eq!(listener.accept().unwrap().1.ip(), ip(from));
+
+        nft.open(&second, MINUTE).unwrap();
+        nft.close(&second).unwrap();
+        nft.close(&second).unwrap();
+        lab.no_connect(to);
+
+        nft.open(&second, Duration::from_millis(50)).unwrap();
+        let start = Instant::now();
+        while lab.ruleset().contains("40009") {
+            assert!(start.elapsed() < MINUTE / 6, "it never expires");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        lab.no_connect(to);
+        // Whether the kernel has swept the expired element away or not.
+        nft.open(&second, Duration::from_millis(1)).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        nft.open(&second, MINUTE).unwrap();
+        lab.connect(to).expect("the hole is open again");
+    }
+}
+
+#[test]
+fn nft_prints_the_table_and_removal_leaves_no_trace() {
+    let lab = Lab::new();
+    lab.on_gateway("iptables-nft -t nat -A POSTROUTING -o out -j MASQUERADE");
+    let before = lab.ruleset();
+    let mut nft = lab.nft();
+    nft.remove().unwrap();
+    nft.install().unwrap();
+    nft.install().unwrap();
+    for (from, to, land, as_source) in CASES {
+        nft.open(&hole(from, to, land, Some(as_source)), MINUTE)
+            .unwrap();
+    }
+    let text = lab.ruleset();
+    println!("{text}");
+    for part in [
+        "table ip ftpalg",
+        "table ip6 ftpalg",
+        "type ipv4_addr . ipv4_addr . inet_service : ipv4_addr . inet_service",
+        "203.0.113.10 . 203.0.113.1 . 50001",
+        "10.0.0.2 . 40001",
+        "2001:db8:1::10 . 2001:db8:1::1 . 50001",
+        "fd00::2 . 40001",
+        "ct mark set ct mark | 0x40000000",
+        "map @pinholes4",
+        "comment \"ftpalg:dnat\"",
+        "comment \"ftpalg:snat\"",
+        "comment \"ftpalg:used\"",
+    ] {
+        assert!(text.contains(part), "no `{part}` in\n{text}");
+    }
+    assert!(nft.verify().unwrap());
+    lab.on_gateway("nft flush ruleset");
+    assert!(nft.verify().unwrap(), "a foreign flush doesn't touch it");
+    nft.remove().unwrap();
+    assert!(!nft.verify().unwrap());
+    nft.remove().unwrap();
+    assert_eq!(lab.ruleset(), "");
+    lab.on_gateway("iptables-nft -t nat -A POSTROUTING -o out -j MASQUERADE");
+    nft.install().unwrap();
+    nft.remove().unwrap();
+    assert_eq!(lab.ruleset(), before);
+    // Killed: the socket closes.
+    nft.install().unwrap();
+    drop(nft);
+    assert_eq!(lab.ruleset(), before);
+}
+
+#[test]
+fn a_leftover_is_replaced_and_a_living_owner_is_respected() {
+    let lab = Lab::new();
+    lab.on_gateway("nft add table ip ftpalg");
+    lab.on_gateway("nft add chain ip ftpalg old");
+    let mut first = lab.nft();
+    first.install().unwrap();
+    assert!(!lab.ruleset().contains("chain old"));
+    let mut second = lab.nft();
+    let error = second.install().unwrap_err().to_string();
+    assert!(error.contains("another running ftpalg"), "{error}");
+    assert!(!error.contains('\n'));
+    drop(second);
+    assert!(within(&lab.gateway(), || first.verify()).unwrap());
+    drop(first);
+    let mut third = lab.nft();
+    third.install().unwrap();
+}
+
+#[test]
+fn our_hole_comes_before_the_users_rules() {
+    let lab = Lab::new();
+    lab.on_gateway(
+        "iptables-nft -t nat -A PREROUTING -p tcp --dport 50001 -j DNAT --to 10.0.0.99:1",
+    );
+    lab.on_gateway("iptables-nft -t nat -A POSTROUTING -j MASQUERADE");
+    let mut nft = lab.nft();
+    nft.install().unwrap();
+    let (from, to, land, _) = CASES[0];
+    let listener = listen(&lab.server(), land);
+    nft.open(&hole(from, to, land, Some(from)), MINUTE).unwrap();
+    lab.connect(to).expect("the hole is open");
+    assert_eq!(listener.accept().unwrap().1.ip(), ip(from));
+}
+
+#[test]
+fn conntrack_is_asked_and_tells() {
+    let lab = Lab::new();
+    let mut nft = lab.nft();
+    nft.install().unwrap();
+    let (mut conntrack, mut events) = within(&lab.gateway(), || {
+        Conntrack::probe().unwrap();
+        (
+            Conntrack::open().unwrap(),
+            Events::open(Mark::DEFAULT).unwrap(),
+        )
+    });
+    for (from, to, land, as_source) in CASES {
+        assert_eq!(conntrack.lookup(addr(to), addr(land)).unwrap(), None);
+        let listener = listen(&lab.server(), land);
+        nft.open(&hole(from, to, land, Some(as_source)), MINUTE)
+            .unwrap();
+        let mut client = lab.connect(to).expect("the hole is open");
+        let (mut server, peer) = listener.accept().unwrap();
+        let mine = client.local_addr().unwrap();
+
+        let entry = conntrack.lookup(mine, addr(to)).unwrap().unwrap();
+        assert_eq!((entry.original.src, entry.original.dst), (mine, addr(to)));
+        assert_eq!((entry.reply.src, entry.reply.dst), (addr(land), peer));
+        assert_eq!(entry.mark, Mark::DEFAULT.bit());
+        let again = conntrack.lookup(addr(land), peer).unwrap();
+        assert_eq!(again, Some(entry), "either direction finds it");
+        assert_eq!(conntrack.marked(Mark::DEFAULT).unwrap(), vec![entry]);
+        assert_eq!(conntrack.marked(Mark::new(1).unwrap()).unwrap(), vec![]);
+
+        // One without a hole, that nobody is told of.
+        let other = listen(&lab.gateway(), to);
+        drop(lab.connect(to).expect("a local listener"));
+        drop(other);
+
+        talk(&mut client, &mut server);
+        drop((client, server));
+        lab.on_gateway("conntrack -D -m 0x40000000");
+        let mut seen = Vec::new();
+        let start = Instant::now();
+        while seen.len() < 2 && start.elapsed() < MINUTE / 12 {
+            assert_eq!(events.read(&mut seen).unwrap(), Completeness::Complete);
+        }
+        let [
+            ConntrackEvent::New {
+                entry: new, id: a, ..
+            },
+            ConntrackEvent::Destroy {
+                entry: old,
+                id: b,
+                bytes: Some(bytes),
+                lifetime: Some(_),
+            },
+        ] = seen[..]
+        else {
+            panic!("{seen:?}");
+        };
+        assert_eq!((new, old, a), (entry, entry, b));
+        assert!(bytes.original > 100 && bytes.reply > 100, "{bytes:?}");
+    }
+}
+
+#[test]
+fn emptied_chains_and_tables_are_listed_and_deleted() {
+    let lab = Lab::new();
+    lab.on_gateway("iptables-nft -P FORWARD DROP");
+    lab.on_gateway("iptables-nft -A FORWARD -j ACCEPT");
+    within(&lab.gateway(), || {
+        assert!(tables::available());
+        let chain = || {
+            let all = tables::chains().unwrap();
+            all.into_iter().find(|c| c.name == "FORWARD").unwrap()
+        };
+        let forward = chain();
+        let base = forward.base.clone().unwrap();
+        assert_eq!((forward.family, &*forward.table), (2, "filter"));
+        assert_eq!(
+            (&*base.kind, base.hook, base.priority, base.drops),
+            ("filter", 2, 0, true)
+        );
+        assert_eq!(forward.rules, 1);
+        let error = tables::delete_chain(2, "filter", "FORWARD").unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(nix::libc::EBUSY));
+        assert!(tables::delete_table(2, "filter").is_err());
+        run("iptables-nft -F FORWARD");
+        assert_eq!(chain().rules, 0);
+        for chain in tables::chains().unwrap() {
+            tables::delete_chain(chain.family, &chain.table, &chain.name).unwrap();
+        }
+        tables::delete_table(2, "filter").unwrap();
+        assert_eq!(tables::tables().unwrap(), vec![]);
+    });
+}
+
+#[test]
+fn an_exchange_with_the_kernel_is_quick() {
+    const ROUNDS: u32 = 5_000;
+    let lab = Lab::new();
+    let mut nft = lab.nft();
+    nft.install().unwrap();
+    let (from, to, land, as_source) = CASES[0];
+    let per_round = |start: Instant| start.elapsed() / ROUNDS;
+    for source in [None, Some(as_source)] {
+        let mut hole = hole(from, to, land, source);
+        let start = Instant::now();
+        for n in 0..ROUNDS {
+            hole.to.set_port(10_000 + u16::try_from(n).unwrap());
+            nft.open(&hole, MINUTE).unwrap();
+        }
+        println!("open ({source:?}): {:?}", per_round(start));
+        let start = Instant::now();
+        for n in 0..ROUNDS {
+            hole.to.set_port(10_000 + u16::try_from(n).unwrap());
+            nft.open(&hole, MINUTE).unwrap();
+        }
+        println!("open again: {:?}", per_round(start));
+        let start = Instant::now();
+        for n in 0..ROUNDS {
+            hole.to.set_port(10_000 + u16::try_from(n).unwrap());
+            nft.close(&hole).unwrap();
+        }
+        println!("close: {:?}", per_round(start));
+        assert!(per_round(start) < Duration::from_millis(1));
+    }
+    let listener = listen(&lab.server(), land);
+    let client = lab.connect(land).expect("routed");
+    let (src, dst) = (client.local_addr().unwrap(), addr(land));
+    let mut conntrack = within(&lab.gateway(), || Conntrack::open().unwrap());
+    let start = Instant::now();
+    for _ in 0..ROUNDS {
+        // The gateway has had no rule that uses conntrack but ours: they are enough.
+        conntrack.lookup(src, dst).unwrap().unwrap();
+    }
+    println!("conntrack get: {:?}", per_round(start));
+    assert!(per_round(start) < Duration::from_millis(1));
+    drop(listener);
+}
