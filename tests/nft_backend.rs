@@ -67,7 +67,23 @@ impl Lab {
         ] {
             lab.on_gateway(&format!("sysctl -qw {name}=1"));
         }
+        lab.wait_for_neighbours();
         lab
+    }
+
+    /// A SYN that waits for its neighbour's address could come through a hole that is opened
+    /// after its sender gave up.
+    fn wait_for_neighbours(&self) {
+        for (ns, gateway) in [
+            (self.client(), ["203.0.113.1:9", "[2001:db8:1::1]:9"]),
+            (self.server(), ["10.0.0.1:9", "[fd00::1]:9"]),
+        ] {
+            for at in gateway {
+                let refused = within(&ns, || TcpStream::connect_timeout(&addr(at), MINUTE / 6));
+                let kind = refused.unwrap_err().kind();
+                assert_eq!(kind, std::io::ErrorKind::ConnectionRefused, "{at}");
+            }
+        }
     }
 
     fn client(&self) -> String {

@@ -294,7 +294,7 @@ impl Backend for Nft {
                     chain.family == family.number
                         && chain.table == TABLE
                         && chain.name == spec.name
-                        && chain.rules == 1
+                        && usize::try_from(chain.rules).is_ok_and(|n| n == spec.rules.len())
                 })
             })
         });
@@ -424,79 +424,74 @@ impl Step {
     }
 }
 
-/// A chain with its one rule.
+type Rule = fn(&Family, Mark, &mut Expressions<'_>);
+
+/// A chain with its rules.
 struct ChainSpec {
     name: &'static str,
     kind: &'static str,
     hook: u32,
     priority: i32,
     role: &'static str,
-    rule: fn(&Family, Mark, &mut Expressions<'_>),
+    rules: &'static [Rule],
 }
 
-fn chain_specs(one_use: bool) -> Vec<ChainSpec> {
-    let spec = |name, kind, hook, priority, role, rule| ChainSpec {
-        name,
-        kind,
-        hook,
-        priority,
-        role,
-        rule,
-    };
-    let mut specs = vec![
-        spec(
-            "prerouting",
-            "nat",
-            PREROUTING,
-            DNAT_PRIORITY,
-            "ftpalg:dnat",
-            dnat_rule as fn(&Family, Mark, &mut Expressions<'_>),
-        ),
-        spec(
-            "output",
-            "nat",
-            OUTPUT,
-            DNAT_PRIORITY,
-            "ftpalg:dnat-local",
-            dnat_rule,
-        ),
-        spec(
-            "postrouting",
-            "nat",
-            POSTROUTING,
-            SNAT_PRIORITY,
-            "ftpalg:snat",
-            snat_rule,
-        ),
-        spec(
-            "input",
-            "nat",
-            INPUT,
-            SNAT_PRIORITY,
-            "ftpalg:snat-local",
-            snat_rule,
-        ),
-    ];
-    if one_use {
-        specs.push(spec(
-            "used",
-            "filter",
-            POSTROUTING,
-            USED_PRIORITY,
-            "ftpalg:used",
-            used_rule,
-        ));
-        specs.push(spec(
-            "used-local",
-            "filter",
-            INPUT,
-            USED_PRIORITY,
-            "ftpalg:used-local",
-            used_rule,
-        ));
-    }
-    specs
+fn chain_specs(one_use: bool) -> &'static [ChainSpec] {
+    let (always, _) = CHAINS.split_at(4);
+    if one_use { &CHAINS } else { always }
 }
+
+/// Those that close used holes come last.
+static CHAINS: [ChainSpec; 6] = [
+    ChainSpec {
+        name: "prerouting",
+        kind: "nat",
+        hook: PREROUTING,
+        priority: DNAT_PRIORITY,
+        role: "ftpalg:dnat",
+        rules: &[dnat_rule],
+    },
+    ChainSpec {
+        name: "output",
+        kind: "nat",
+        hook: OUTPUT,
+        priority: DNAT_PRIORITY,
+        role: "ftpalg:dnat-local",
+        rules: &[dnat_rule],
+    },
+    ChainSpec {
+        name: "postrouting",
+        kind: "nat",
+        hook: POSTROUTING,
+        priority: SNAT_PRIORITY,
+        role: "ftpalg:snat",
+        rules: &[snat_rule],
+    },
+    ChainSpec {
+        name: "input",
+        kind: "nat",
+        hook: INPUT,
+        priority: SNAT_PRIORITY,
+        role: "ftpalg:snat-local",
+        rules: &[snat_rule],
+    },
+    ChainSpec {
+        name: "used",
+        kind: "filter",
+        hook: POSTROUTING,
+        priority: USED_PRIORITY,
+        role: "ftpalg:used",
+        rules: &[used_pinhole_rule, used_source_rule],
+    },
+    ChainSpec {
+        name: "used-local",
+        kind: "filter",
+        hook: INPUT,
+        priority: USED_PRIORITY,
+        role: "ftpalg:used-local",
+        rules: &[used_pinhole_rule, used_source_rule],
+    },
+];
 
 /// Everything of one family in one batch: it replaces a leftover and is there at once, or not at all.
 fn plan(family: &'static Family, mark: Mark, abilities: Abilities, leftover: bool) -> Vec<Step> {
@@ -544,46 +539,42 @@ fn plan(family: &'static Family, mark: Mark, abilities: Abilities, leftover: boo
         } else {
             What::Chain
         };
-        let ChainSpec {
-            name,
-            kind,
-            hook,
-            priority,
-            role,
-            rule,
-        } = spec;
         steps.push(step(
             what,
             msg::NEW_CHAIN,
             codec::CREATE,
-            Box::new(move |b| {
-                b.text(attr::CHAIN_TABLE, TABLE);
-                b.text(attr::CHAIN_NAME, name);
-                b.nest(attr::CHAIN_HOOK, |b| {
-                    b.be32(attr::HOOK_NUM, hook);
-                    b.be32(attr::HOOK_PRIORITY, priority.cast_unsigned());
-                });
-                // NF_ACCEPT
-                b.be32(attr::CHAIN_POLICY, 1);
-                b.text(attr::CHAIN_TYPE, kind);
-                b.bytes(attr::CHAIN_USERDATA, &comment(0, role));
-            }),
+            Box::new(move |b| put_chain(b, spec)),
         ));
-        steps.push(step(
-            what,
-            msg::NEW_RULE,
-            codec::CREATE | codec::APPEND,
-            Box::new(move |b| {
-                b.text(attr::RULE_TABLE, TABLE);
-                b.text(attr::RULE_CHAIN, name);
-                b.nest(attr::RULE_EXPRESSIONS, |b| {
-                    rule(family, mark, &mut Expressions::new(b));
-                });
-                b.bytes(attr::RULE_USERDATA, &comment(0, role));
-            }),
-        ));
+        for rule in spec.rules {
+            steps.push(step(
+                what,
+                msg::NEW_RULE,
+                codec::CREATE | codec::APPEND,
+                Box::new(move |b| put_rule(b, spec, |list| rule(family, mark, list))),
+            ));
+        }
     }
     steps
+}
+
+fn put_chain(b: &mut Builder, spec: &ChainSpec) {
+    b.text(attr::CHAIN_TABLE, TABLE);
+    b.text(attr::CHAIN_NAME, spec.name);
+    b.nest(attr::CHAIN_HOOK, |b| {
+        b.be32(attr::HOOK_NUM, spec.hook);
+        b.be32(attr::HOOK_PRIORITY, spec.priority.cast_unsigned());
+    });
+    // NF_ACCEPT
+    b.be32(attr::CHAIN_POLICY, 1);
+    b.text(attr::CHAIN_TYPE, spec.kind);
+    b.bytes(attr::CHAIN_USERDATA, &comment(0, spec.role));
+}
+
+fn put_rule(b: &mut Builder, spec: &ChainSpec, rule: impl FnOnce(&mut Expressions<'_>)) {
+    b.text(attr::RULE_TABLE, TABLE);
+    b.text(attr::RULE_CHAIN, spec.name);
+    b.nest(attr::RULE_EXPRESSIONS, |b| rule(&mut Expressions::new(b)));
+    b.bytes(attr::RULE_USERDATA, &comment(0, spec.role));
 }
 
 fn put_map(b: &mut Builder, family: &Family, pinhole: bool) {
@@ -636,13 +627,20 @@ fn snat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
         .nat(Nat::Source, family.number, family.data(), None);
 }
 
-fn used_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
+fn used_pinhole_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
+    first_packet(rule);
+    original_key(family, mark, rule).delete(family.pinholes, PINHOLES_ID, 0, 0);
+}
+
+fn used_source_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
+    first_packet(rule);
+    original_key(family, mark, rule).delete(family.sources, SOURCES_ID, 0, 0);
+}
+
+fn first_packet(rule: &mut Expressions<'_>) {
     rule.ct(0, Ct::State)
         .bits(0, STATE_NEW, 0)
         .compare(0, false, &[0; 4]);
-    original_key(family, mark, rule)
-        .delete(family.pinholes, PINHOLES_ID, 0, 0)
-        .delete(family.sources, SOURCES_ID, 0, 0);
 }
 
 /// Goes on for packets of a data connection, with the key of its hole in the first registers.
