@@ -102,6 +102,8 @@ struct Plane<N> {
     nat: N,
     /// No pinhole opens any more.
     closing: bool,
+    /// A session opened since the housekeeping looked.
+    opened: bool,
     /// What the housekeeping sleeps towards; `None`: it sleeps until told.
     alarm: Option<Duration>,
 }
@@ -113,6 +115,7 @@ impl<N: Nat> Shared<N> {
             plane: Mutex::new(Plane {
                 nat,
                 closing: false,
+                opened: false,
                 alarm: None,
             }),
             changed: Condvar::new(),
@@ -152,6 +155,7 @@ impl<N: Nat> Shared<N> {
                 next = now + every;
             }
             let mut plane = self.lock();
+            needed |= std::mem::take(&mut plane.opened);
             plane.nat.expire(now);
             let deadline = plane.nat.next_deadline();
             let alarm = [deadline, needed.then_some(next)]
@@ -224,8 +228,12 @@ impl<N: Nat> Gateway for Door<'_, N> {
     }
 
     fn event(&mut self, event: Event) {
-        if matches!(event, Event::SessionOpened { .. }) && self.shared.lock().alarm.is_none() {
-            self.shared.changed.notify_all();
+        if matches!(event, Event::SessionOpened { .. }) {
+            let mut plane = self.shared.lock();
+            plane.opened = true;
+            if plane.alarm.is_none() {
+                self.shared.changed.notify_all();
+            }
         }
         self.output.event(event);
     }

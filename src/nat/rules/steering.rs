@@ -45,6 +45,12 @@ impl Network {
         Self::new(addr, self.prefix).is_some_and(|n| n.addr == self.addr)
     }
 
+    /// Its address, without host bits.
+    #[must_use]
+    pub fn addr(&self) -> IpAddr {
+        self.addr
+    }
+
     /// Its family.
     #[must_use]
     pub fn family(&self) -> Family {
