@@ -12,30 +12,17 @@ use std::thread;
 use std::time::Duration;
 
 use crate::engine::event::Event;
-use crate::engine::gateway::{Mode, SessionId};
-use std::net::SocketAddr;
+use crate::engine::gateway::Mode;
+use crate::nat::plane::{DataConnection, Report};
 
 /// How many lines may wait for a slow reader.
 const BACKLOG: usize = 4096;
-
-/// A data connection that came through a pinhole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DataConnection {
-    /// The control connection that announced it.
-    pub session: SessionId,
-    /// Who connected.
-    pub from: SocketAddr,
-    /// Where to.
-    pub to: SocketAddr,
-    /// Where it was delivered.
-    pub land: SocketAddr,
-}
 
 /// Something to print.
 #[derive(Clone, Debug)]
 enum Item {
     Event(Event),
-    Data(DataConnection),
+    Report(Report),
     Line(String),
     /// Answered when all before it is printed.
     Flush(SyncSender<()>),
@@ -69,9 +56,9 @@ impl Output {
         self.send(Item::Event(event));
     }
 
-    /// Prints a data connection, unless too much waits already. Never blocks.
-    pub fn data(&self, connection: DataConnection) {
-        self.send(Item::Data(connection));
+    /// Prints what the NAT plane reports, unless too much waits already. Never blocks.
+    pub fn report(&self, report: Report) {
+        self.send(Item::Report(report));
     }
 
     /// Prints a line, unless too much waits already. Never blocks.
@@ -112,7 +99,7 @@ fn print(items: &Receiver<Item>, mut to: impl Write) {
         while let Some(item) = next {
             let written = match item {
                 Item::Event(event) => writeln!(text, "{}", Line(&event)),
-                Item::Data(data) => writeln!(text, "{data}"),
+                Item::Report(report) => writeln!(text, "{}", Told(&report)),
                 Item::Line(line) => writeln!(text, "{line}"),
                 Item::Flush(sender) => {
                     done.push(sender);
@@ -173,19 +160,42 @@ impl fmt::Display for Line<'_> {
     }
 }
 
-impl fmt::Display for DataConnection {
+/// A report as a line without its line feed.
+struct Told<'a>(&'a Report);
+
+impl fmt::Display for Told<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "session {} data {} -> {} => {}",
-            self.session.0, self.from, self.to, self.land
-        )
+        let data = |f: &mut fmt::Formatter<'_>, data: &DataConnection| {
+            write!(
+                f,
+                "session {} data {} -> {} => {}",
+                data.session.0, data.from, data.to, data.land
+            )
+        };
+        match self.0 {
+            Report::Connected(connection) => data(f, connection),
+            Report::Finished(finished) => {
+                data(f, &finished.connection)?;
+                write!(f, " closed after {:.1} s", finished.lifetime.as_secs_f64())?;
+                match finished.bytes {
+                    Some(bytes) => write!(f, ", {} bytes", bytes.original + bytes.reply),
+                    None => Ok(()),
+                }
+            }
+            Report::Expired(hole) => write!(
+                f,
+                "session {} pinhole {} -> {} => {} not used in time",
+                hole.session.0, hole.from, hole.to, hole.land
+            ),
+            Report::MissedEvents => f.write_str("conntrack events were missed; looked again"),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::gateway::{PinholeId, SessionId};
 
     fn line(event: &Event) -> String {
         Line(event).to_string()
@@ -216,12 +226,16 @@ mod tests {
             "session 12 227 10.0.0.2:50011 -> 203.0.113.1:50011 (passive, from 198.51.100.7)"
         );
         assert_eq!(
-            DataConnection {
+            Told(&Report::Connected(DataConnection {
+                pinhole: PinholeId(1),
                 session: S,
+                mode: Mode::Passive,
                 from: "198.51.100.7:40113".parse().unwrap(),
                 to: "203.0.113.1:50011".parse().unwrap(),
                 land: "10.0.0.2:50011".parse().unwrap(),
-            }
+                as_source: None,
+                started: Duration::ZERO,
+            }))
             .to_string(),
             "session 12 data 198.51.100.7:40113 -> 203.0.113.1:50011 => 10.0.0.2:50011"
         );

@@ -10,8 +10,7 @@ use serde_json::Value;
 use crate::engine::gateway::Gateway;
 use crate::queue::{Answer, Handler, Hook, PacketQueue, ServeError};
 
-use super::output::Output;
-use super::plane::{Door, Nat, Shared};
+use super::shared::{Door, Shared};
 
 /// Which hook a packet came through: its direction, seen from the private side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +27,7 @@ const TICK: Duration = Duration::from_secs(1);
 const PATIENCE: u32 = 16;
 
 /// What decides about packets. `now` is the time since the daemon's start.
-pub trait Core: Send + 'static {
+pub trait Core: Send {
     /// Looks at a packet; a replacement is written to `out`.
     fn packet(
         &mut self,
@@ -53,8 +52,8 @@ pub trait Core: Send + 'static {
 }
 
 /// What other threads see of a worker.
-pub struct Worker<C> {
-    core: Mutex<C>,
+pub struct Worker {
+    core: Mutex<Box<dyn Core>>,
     receive_errors: AtomicU64,
     verdict_errors: AtomicU64,
     unknown_hook: AtomicU64,
@@ -69,9 +68,9 @@ fn side(hook: Option<Hook>) -> Option<Side> {
     }
 }
 
-impl<C: Core> Worker<C> {
+impl Worker {
     /// A worker that has counted nothing yet.
-    pub fn new(core: C) -> Arc<Self> {
+    pub fn new(core: Box<dyn Core>) -> Arc<Self> {
         Arc::new(Self {
             core: Mutex::new(core),
             receive_errors: AtomicU64::new(0),
@@ -81,7 +80,7 @@ impl<C: Core> Worker<C> {
     }
 
     /// The engine. Held while a packet is looked at, so for microseconds.
-    pub fn core(&self) -> MutexGuard<'_, C> {
+    pub fn core(&self) -> MutexGuard<'_, Box<dyn Core>> {
         // A worker that panicked ends the daemon, which may still want to tell what it counted.
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -97,11 +96,10 @@ impl<C: Core> Worker<C> {
     }
 
     /// Serves a queue for as long as the process lives.
-    pub fn serve<N: Nat>(&self, mut queue: impl PacketQueue, shared: &Shared<N>, output: &Output) {
+    pub fn serve(&self, mut queue: impl PacketQueue, shared: &Shared) {
         let mut packets = Packets {
             worker: self,
             shared,
-            output,
             ticked: shared.now(),
         };
         let mut failures = 0u32;
@@ -128,24 +126,20 @@ impl<C: Core> Worker<C> {
 }
 
 /// Hands packets to the engine.
-struct Packets<'a, C, N> {
-    worker: &'a Worker<C>,
-    shared: &'a Shared<N>,
-    output: &'a Output,
+struct Packets<'a> {
+    worker: &'a Worker,
+    shared: &'a Shared,
     ticked: Duration,
 }
 
-impl<C: Core, N: Nat> Handler for Packets<'_, C, N> {
+impl Handler for Packets<'_> {
     fn packet(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> Answer {
         let Some(side) = side(hook) else {
             self.worker.unknown_hook.fetch_add(1, Ordering::Relaxed);
             return Answer::Accept;
         };
         let now = self.shared.now();
-        let mut door = Door {
-            shared: self.shared,
-            output: self.output,
-        };
+        let mut door = Door(self.shared);
         let mut core = self.worker.core();
         if now.saturating_sub(self.ticked) >= TICK {
             self.ticked = now;
