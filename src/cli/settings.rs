@@ -13,8 +13,9 @@ use clap::Args;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 
-use crate::daemon::config::{self, Advertise, BackendChoice, Config, PortRange, RulesMode, Tls};
+use crate::daemon::config::{self, Advertise, BackendChoice, Config, RulesMode, Tls};
 use crate::nat::backend::Mark;
+use crate::nat::ports::PortRange;
 use crate::nat::rules::{Inside, Queues, Steering};
 use crate::nat::xtables::Family;
 
@@ -466,7 +467,7 @@ mod tests {
             ("port = -21", "1 to 65535"),
             ("port = true", "boolean"),
             ("local = 1", "integer"),
-            ("data-ports = \"9-8\"", "above the last"),
+            ("data-ports = \"9-8\"", "bad port range"),
             ("backend = [\"nft\", \"iptables\"]", "only one"),
             ("mark = 3", "one bit"),
             ("config = \"other.toml\"", "`config`"),

@@ -112,7 +112,7 @@ impl ControlSocket {
 
     /// Answers clients for as long as the process lives, each in a thread of its own, so that a
     /// slow one is nobody's problem; sleeps while there are none.
-    pub fn serve(self, answer: Arc<Answerer>) {
+    pub fn serve(self, answer: &Arc<Answerer>) {
         let clients = Arc::new(AtomicUsize::new(0));
         loop {
             let stream = match self.0.accept() {
@@ -132,7 +132,7 @@ impl ControlSocket {
                 ));
                 continue;
             };
-            let answer = Arc::clone(&answer);
+            let answer = Arc::clone(answer);
             let client = move || {
                 note(converse(&stream, &*answer));
                 drop(place);

@@ -14,16 +14,19 @@ pub mod worker;
 mod lifetime;
 mod setup;
 
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::nat::backend::BackendError;
+use crate::nat::plane::Plane;
 use crate::nat::rules::RulesError;
 use crate::queue::OpenError;
+use crate::queue::nfq::NfqQueue;
 
-use config::{Config, RulesMode};
-use control::{BindError, ControlSocket};
+use config::Config;
+use control::{Answerer, BindError, ControlSocket};
 use lifetime::{Ending, Lifetime};
 use output::Output;
 use setup::Steered;
@@ -71,7 +74,7 @@ pub enum Error {
 ///
 /// # Errors
 /// If it couldn't start.
-pub fn run(config: Config) -> Result<ExitCode, Error> {
+pub fn run(config: &Config) -> Result<ExitCode, Error> {
     // Before there is any other thread, so that all of them inherit it.
     let lifetime = Lifetime::begin().map_err(|source| Error::System {
         what: "wait for signals",
@@ -79,8 +82,7 @@ pub fn run(config: Config) -> Result<ExitCode, Error> {
     })?;
     setup::check_permission()?;
     let socket = ControlSocket::bind()?;
-    let mut steered = Steered::prepare(&config)?;
-    steered.check_inside()?;
+    let steered = Arc::new(Steered::prepare(config)?);
     let queues = setup::open_queues(&steered.steering)?;
 
     let clock = Clock::start();
@@ -88,57 +90,108 @@ pub fn run(config: Config) -> Result<ExitCode, Error> {
         what: "start a thread",
         source,
     })?;
-    let (plane, events) = setup::plane(&config, clock)?;
+    let (plane, events) = setup::plane(config, clock)?;
     let shared = Arc::new(Shared::new(plane, clock, output.clone()));
-    let workers: Vec<_> = (0..).zip(&queues).map(|(n, _)| Worker::new(setup::core(&config, n))).collect();
-
-    for (worker, queue) in workers.iter().zip(queues) {
-        let (worker, shared) = (Arc::clone(worker), Arc::clone(&shared));
-        lifetime.thread("worker", move || worker.serve(queue, &shared))?;
-    }
-    let house = (Arc::clone(&shared), workers.clone());
-    lifetime.thread("housekeeping", move || {
-        let (shared, workers) = house;
-        shared.keep_house(HOUSEKEEPING, |now| worker::tick(&workers, now, &shared));
-    })?;
-    let watch = Arc::clone(&shared);
-    lifetime.thread("conntrack", move || {
-        if let Err(e) = watch.watch(&events) {
-            log::error!("conntrack events can't be waited for: {e}");
-        }
-    })?;
+    let workers: Vec<_> = (0..steered.steering.queues.count)
+        .map(|number| Worker::new(setup::core(config, number)))
+        .collect();
+    start_threads(&lifetime, &shared, &workers, queues, events)?;
 
     // From here on there is something to take back.
     let mut installed = Installed {
+        steered: Arc::clone(&steered),
         shared: Arc::clone(&shared),
-        steered: Some(steered),
+        there: true,
     };
-    shared.with(crate::nat::plane::Plane::install)?;
-    let manage = config.rules == RulesMode::Manage;
-    if let Some(steered) = installed.steered.as_mut().filter(|_| manage) {
-        steered.install()?;
-    }
-    let status = Arc::new(Status::new(&config, &installed.steered, Arc::clone(&shared), workers));
-    lifetime.thread("control", {
-        let status = Arc::clone(&status);
-        move || socket.serve(Arc::new(move |request| status.answer(request)))
-    })?;
+    shared.with(Plane::install)?;
+    steered.install()?;
+    let status = Arc::new(Status::new(config, &steered, &shared, &workers));
     for line in status.greeting() {
         output.line(line);
     }
+    lifetime.thread("control", move || {
+        socket.serve(&(Arc::new(move |request| status.answer(request)) as Arc<Answerer>));
+    })?;
     output.flush(DRAIN);
     notify(sd_notify::NotifyState::Ready);
 
     let ending = lifetime.wait();
     notify(sd_notify::NotifyState::Stopping);
-    let clean = installed.remove(&output);
+    if let Ending::Failed(thread) = ending {
+        log::error!("the thread {thread} ended, so ftpalg ends, too; its panic message is above");
+    }
+    let removed = installed.remove();
+    output.line(match removed {
+        true => "ftpalg: rules removed, bye".into(),
+        false => "ftpalg: not everything could be removed; run `ftpalg rules remove`".into(),
+    });
     output.flush(DRAIN);
     Ok(match ending {
-        Ending::Signal(_) if clean => ExitCode::SUCCESS,
-        Ending::Signal(_) => ExitCode::FAILURE,
-        Ending::Failed(what) => {
-            log::error!("{what} ended; so does ftpalg");
-            ExitCode::FAILURE
+        Ending::Signal(_) if removed => ExitCode::SUCCESS,
+        Ending::Signal(_) | Ending::Failed(_) => ExitCode::FAILURE,
+    })
+}
+
+/// Starts all threads that work without being asked.
+fn start_threads(
+    lifetime: &Lifetime,
+    shared: &Arc<Shared>,
+    workers: &[Arc<Worker>],
+    queues: Vec<NfqQueue>,
+    events: OwnedFd,
+) -> Result<(), Error> {
+    for (worker, queue) in workers.iter().zip(queues) {
+        let (worker, shared) = (Arc::clone(worker), Arc::clone(shared));
+        lifetime.thread("worker", move || worker.serve(queue, &shared))?;
+    }
+    let (house, rooms) = (Arc::clone(shared), workers.to_vec());
+    lifetime.thread("housekeeping", move || {
+        house.keep_house(HOUSEKEEPING, |now| worker::tick(&rooms, now, &house));
+    })?;
+    let watch = Arc::clone(shared);
+    lifetime.thread("conntrack", move || {
+        if let Err(e) = watch.watch(&events) {
+            log::error!("conntrack events can't be waited for: {e}");
         }
     })
+}
+
+/// What is in the kernel because of us; taken back when dropped.
+struct Installed {
+    steered: Arc<Steered>,
+    shared: Arc<Shared>,
+    there: bool,
+}
+
+impl Installed {
+    /// Takes all back: first what steers packets to us, last what lets data connections in.
+    /// Whether everything could be removed.
+    fn remove(&mut self) -> bool {
+        self.there = false;
+        let rules = self.steered.remove();
+        if let Err(e) = &rules {
+            log::error!("rules can't be removed: {e}");
+        }
+        setup::drain(&self.steered.steering, DRAIN);
+        let holes = self.shared.close();
+        if let Err(e) = &holes {
+            log::error!("the pinhole backend can't be removed: {e}");
+        }
+        rules.is_ok() && holes.is_ok()
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        if self.there {
+            self.remove();
+        }
+    }
+}
+
+/// Tells the service manager, where there is one.
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(e) = sd_notify::notify(&[state]) {
+        log::warn!("the service manager can't be told: {e}");
+    }
 }

@@ -1,5 +1,6 @@
 //! A worker: one queue, one engine, one thread.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -41,14 +42,14 @@ pub trait Core: Send {
     /// Forgets what is over.
     fn tick(&mut self, now: Duration, gateway: &mut dyn Gateway);
 
-    /// Counters: an object of numbers.
+    /// What was counted: an object of numbers.
     fn stats(&self) -> Value;
 
     /// The control connections.
     fn sessions(&self, now: Duration) -> Vec<Value>;
 
-    /// Whether there is anything that [`tick`](Self::tick) may have to forget.
-    fn is_idle(&self) -> bool;
+    /// How many control connections there are.
+    fn session_count(&self) -> usize;
 }
 
 /// What other threads see of a worker.
@@ -123,6 +124,33 @@ impl Worker {
             }
         }
     }
+}
+
+/// Has all engines forget what is over; whether any has a session left.
+pub fn tick(workers: &[Arc<Worker>], now: Duration, shared: &Shared) -> bool {
+    let mut left = 0;
+    for worker in workers {
+        let mut core = worker.core();
+        core.tick(now, &mut Door(shared));
+        left += core.session_count();
+    }
+    left > 0
+}
+
+/// The engines' counters, summed up by name.
+#[must_use]
+pub fn sum(workers: &[Arc<Worker>]) -> BTreeMap<String, u64> {
+    let mut sums = BTreeMap::new();
+    for worker in workers {
+        let Value::Object(stats) = worker.core().stats() else {
+            continue;
+        };
+        for (name, value) in stats {
+            let sum: &mut u64 = sums.entry(name).or_default();
+            *sum = sum.saturating_add(value.as_u64().unwrap_or(0));
+        }
+    }
+    sums
 }
 
 /// Hands packets to the engine.

@@ -1,11 +1,14 @@
 //! The NAT plane: what conntrack knows, pinholes and the rules that carry them.
 //!
 //! [`pinhole`] says what a data connection's hole is; [`conntrack`] asks the kernel how the two
-//! ends of a control connection see each other; the backends put holes into the kernel.
+//! ends of a control connection see each other; [`ports`] chooses public ports; the [`backend`]s put
+//! holes into the kernel; [`plane`] keeps track of them all. [`tables`] tells who else uses nf_tables.
 
 pub mod backend;
 pub mod conntrack;
 pub mod pinhole;
+pub mod plane;
+pub mod ports;
 pub mod rules;
 pub mod tables;
 pub mod xtables;

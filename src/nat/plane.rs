@@ -1,0 +1,807 @@
+//! The NAT plane: all pinholes and data connections, and everything that ends them.
+//!
+//! Shared by the queue workers, the thread that watches conntrack, and the control socket (behind
+//! a mutex: no call waits for anything but the kernel's acknowledgement). Answers everything of
+//! [`Gateway`](crate::engine::gateway::Gateway) but its events.
+//!
+//! A pinhole is *reserved* (it has a port), then *open* (it is in the kernel), and goes at the first
+//! connection, at its deadline, with its session, or when the session announces too many others.
+//! A connection that was made through it lives on by itself.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::backend::{Backend, BackendError, Mark};
+use super::conntrack::{Bytes, Completeness, Conntrack, ConntrackEvent, Entry, Events, Tuple};
+use super::pinhole::{Key, Pinhole};
+use super::ports::{self, Holder, Listeners, PortRange};
+use crate::engine::gateway::{Error, Mode, PinholeId, Request, Reservation, SessionId};
+
+/// How long the list of the gateway's own listening ports is believed.
+const LISTENERS_LIFE: Duration = Duration::from_secs(5);
+/// When a hole that the kernel refused to close is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// The time over which [`Config::per_client_per_minute`] counts.
+const MINUTE: Duration = Duration::from_secs(60);
+/// Reports that nobody takes are dropped beyond this number, oldest first.
+const MAX_REPORTS: usize = 10_000;
+/// Clients whose rate is remembered; beyond this, all start anew.
+const MAX_CLIENTS: usize = 65_536;
+
+/// Limits and choices of a [`Plane`].
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Public ports for data connections to published addresses (`--data-ports`).
+    pub data_ports: Option<PortRange>,
+    /// How long a hole waits for its connection.
+    pub deadline: Duration,
+    /// Holes that a session may have pending; beyond this the oldest is superseded.
+    pub per_session: usize,
+    /// Holes that may be pending in total.
+    pub total: usize,
+    /// Data connections that are kept track of at a time.
+    pub connections: usize,
+    /// Holes that a client may get per minute, where that is limited.
+    pub per_client_per_minute: Option<u32>,
+    /// The bit by which data connections are known.
+    pub mark: Mark,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_ports: None,
+            deadline: Duration::from_secs(60),
+            per_session: 4,
+            total: 4096,
+            connections: 65_536,
+            per_client_per_minute: None,
+            mark: Mark::DEFAULT,
+        }
+    }
+}
+
+/// Where a [`Plane`] asks about connections: [`Conntrack`], or a test double.
+pub trait Tuples: Send {
+    /// See [`Conntrack::lookup`].
+    ///
+    /// # Errors
+    /// If it could not be asked.
+    fn lookup(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Entry>>;
+
+    /// See [`Conntrack::marked`].
+    ///
+    /// # Errors
+    /// If it could not be asked.
+    fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>>;
+}
+
+impl Tuples for Conntrack {
+    fn lookup(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Entry>> {
+        Self::lookup(self, src, dst)
+    }
+
+    fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
+        Self::marked(self, mark)
+    }
+}
+
+/// Where a [`Plane`] learns of connections: [`Events`], or a test double.
+pub trait EventSource: Send {
+    /// See [`Events::read`]: never waits.
+    ///
+    /// # Errors
+    /// If it could not be read.
+    fn read(&mut self, out: &mut Vec<ConntrackEvent>) -> io::Result<Completeness>;
+}
+
+impl EventSource for Events {
+    fn read(&mut self, out: &mut Vec<ConntrackEvent>) -> io::Result<Completeness> {
+        Self::read(self, out)
+    }
+}
+
+/// What a [`Plane`] works with.
+pub struct Parts {
+    /// Puts holes into the kernel. Installed and removed by the caller, through the plane.
+    pub backend: Box<dyn Backend>,
+    /// Answers questions about connections.
+    pub tuples: Box<dyn Tuples>,
+    /// Tells of new and ended connections.
+    pub events: Box<dyn EventSource>,
+    /// The time since some start; never goes back.
+    pub clock: Box<dyn Fn() -> Duration + Send>,
+    /// Lists the ports on which the gateway itself listens.
+    pub listeners: Box<dyn Fn() -> Listeners + Send>,
+}
+
+/// The state of a pinhole or of the connection that was made through it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It has a port, but isn't in the kernel yet.
+    Reserved,
+    /// It waits for its connection.
+    Open,
+    /// Its connection exists; the hole itself is closed.
+    Used,
+    /// Nobody came until its deadline.
+    Expired,
+}
+
+/// A pinhole as people see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PinholeInfo {
+    /// Its name.
+    pub id: PinholeId,
+    /// The control connection that it belongs to.
+    pub session: SessionId,
+    /// Active or passive.
+    pub mode: Mode,
+    /// Who may connect.
+    pub from: IpAddr,
+    /// The address and port to connect to.
+    pub to: SocketAddr,
+    /// Where the connection is delivered.
+    pub land: SocketAddr,
+    /// The source that the landing side sees, where it isn't `from`.
+    pub as_source: Option<IpAddr>,
+    /// What has become of it.
+    pub state: State,
+    /// Seconds until its deadline, rounded up; none once it is used.
+    pub expires_in: Option<u64>,
+}
+
+/// A data connection that was made through a pinhole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct DataConnection {
+    /// The pinhole.
+    pub pinhole: PinholeId,
+    /// The control connection.
+    pub session: SessionId,
+    /// Active or passive.
+    pub mode: Mode,
+    /// The address and port that connected.
+    pub from: SocketAddr,
+    /// The address and port connected to.
+    pub to: SocketAddr,
+    /// Where it was delivered.
+    pub land: SocketAddr,
+    /// The source that the landing side sees, where it isn't `from`.
+    pub as_source: Option<IpAddr>,
+    /// When it was reported, on the plane's clock.
+    #[serde(skip)]
+    pub started: Duration,
+}
+
+/// A data connection that conntrack has forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Finished {
+    /// The connection.
+    pub connection: DataConnection,
+    /// What it carried, where conntrack counts.
+    pub bytes: Option<Bytes>,
+    /// How long conntrack knew it: includes the time that it remembers closed connections.
+    pub lifetime: Duration,
+}
+
+/// Something that happened outside of any packet's handling.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// A pinhole was used.
+    Connected(DataConnection),
+    /// A data connection ended.
+    Finished(Finished),
+    /// A pinhole was not used in time.
+    Expired(PinholeInfo),
+    /// Conntrack's events came faster than they were read; the plane compared with its list.
+    MissedEvents,
+}
+
+/// How often things happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// Pinholes opened in the kernel.
+    pub opened: u64,
+    /// Pinholes used.
+    pub used: u64,
+    /// Pinholes that nobody used in time.
+    pub expired: u64,
+    /// Pinholes replaced by later ones of their session.
+    pub superseded: u64,
+    /// Requests refused because of a limit.
+    pub limited: u64,
+    /// Requests refused for want of a port.
+    pub no_port: u64,
+    /// Changes that the kernel refused.
+    pub kernel_errors: u64,
+    /// Connections with the mark that belong to no pending pinhole.
+    pub unattributed: u64,
+    /// Times that conntrack events were lost.
+    pub missed_events: u64,
+}
+
+/// All pinholes and data connections.
+pub struct Plane {
+    config: Config,
+    parts: Parts,
+    holes: BTreeMap<PinholeId, Hole>,
+    by_key: HashMap<Key, PinholeId>,
+    by_session: HashMap<SessionId, VecDeque<PinholeId>>,
+    deadlines: BTreeSet<(Duration, PinholeId)>,
+    connections: HashMap<Tuple, DataConnection>,
+    /// Holes that the kernel refused to close.
+    stuck: HashMap<Key, Pinhole>,
+    retry_at: Duration,
+    clients: HashMap<IpAddr, Rate>,
+    listeners: Option<(Duration, Listeners)>,
+    reports: VecDeque<Report>,
+    counters: Counters,
+    last_id: u64,
+    next_port: u32,
+}
+
+struct Hole {
+    session: SessionId,
+    mode: Mode,
+    pinhole: Pinhole,
+    deadline: Duration,
+    open: bool,
+}
+
+struct Rate {
+    since: Duration,
+    count: u32,
+}
+
+impl Plane {
+    /// A plane without pinholes.
+    #[must_use]
+    pub fn new(config: Config, parts: Parts) -> Self {
+        Self {
+            config,
+            parts,
+            holes: BTreeMap::new(),
+            by_key: HashMap::new(),
+            by_session: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            connections: HashMap::new(),
+            stuck: HashMap::new(),
+            retry_at: Duration::ZERO,
+            clients: HashMap::new(),
+            listeners: None,
+            reports: VecDeque::new(),
+            counters: Counters::default(),
+            last_id: 0,
+            next_port: 0,
+        }
+    }
+
+    /// See [`Gateway::conntrack`](crate::engine::gateway::Gateway::conntrack).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
+        match self.parts.tuples.lookup(src, dst) {
+            Ok(Some(entry)) => Ok(entry),
+            Ok(None) => Err(Error::NoConntrack),
+            Err(error) => Err(Error::Kernel(format!("ask conntrack: {error}"))),
+        }
+    }
+
+    /// See [`Gateway::reserve`](crate::engine::gateway::Gateway::reserve).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
+        // Otherwise a used hole looks pending, and its connection like that of its successor.
+        self.catch_up();
+        self.expire();
+        let now = self.now();
+        let Some(port) = self.choose_port(request, now) else {
+            self.counters.no_port += 1;
+            return Err(Error::NoPort(request.from));
+        };
+        let to = SocketAddr::new(request.to, port);
+        let key = Key {
+            from: request.from,
+            to,
+        };
+        self.check_limits(request, key, now)?;
+        self.make_room(request.session, key);
+
+        self.last_id += 1;
+        let id = PinholeId(self.last_id);
+        let deadline = now + self.config.deadline;
+        self.by_key.insert(key, id);
+        self.by_session
+            .entry(request.session)
+            .or_default()
+            .push_back(id);
+        self.deadlines.insert((deadline, id));
+        self.holes.insert(
+            id,
+            Hole {
+                session: request.session,
+                mode: request.mode,
+                pinhole: Pinhole {
+                    from: request.from,
+                    to,
+                    land: request.land,
+                    as_source: request.as_source.filter(|&ip| ip != request.from),
+                },
+                deadline,
+                open: false,
+            },
+        );
+        Ok(Reservation { id, to })
+    }
+
+    /// See [`Gateway::open`](crate::engine::gateway::Gateway::open). The deadline starts anew.
+    ///
+    /// # Errors
+    /// As there; also if the reservation is gone.
+    pub fn open(&mut self, id: PinholeId) -> Result<(), Error> {
+        let now = self.now();
+        let Some(hole) = self.holes.get_mut(&id) else {
+            let gone = "the pinhole expired or was superseded before it could open";
+            return Err(Error::Kernel(gone.into()));
+        };
+        if hole.open {
+            return Ok(());
+        }
+        let timeout = self.config.deadline;
+        match self.parts.backend.open(&hole.pinhole, timeout) {
+            Ok(()) => {
+                hole.open = true;
+                self.deadlines.remove(&(hole.deadline, id));
+                hole.deadline = now + timeout;
+                self.deadlines.insert((hole.deadline, id));
+                self.stuck.remove(&hole.pinhole.key());
+                self.counters.opened += 1;
+                Ok(())
+            }
+            Err(error) => {
+                self.counters.kernel_errors += 1;
+                self.forget(id);
+                Err(Error::Kernel(error.to_string()))
+            }
+        }
+    }
+
+    /// See [`Gateway::release`](crate::engine::gateway::Gateway::release).
+    pub fn release(&mut self, id: PinholeId) {
+        self.catch_up();
+        self.drop_hole(id);
+    }
+
+    /// See [`Gateway::session_ended`](crate::engine::gateway::Gateway::session_ended).
+    pub fn session_ended(&mut self, session: SessionId) {
+        self.catch_up();
+        while let Some(id) = self.oldest(session) {
+            self.drop_hole(id);
+        }
+    }
+
+    /// Learns what conntrack has reported. To be called when its events are readable; every call
+    /// that looks at holes does so as well.
+    pub fn catch_up(&mut self) {
+        let mut events = Vec::new();
+        let completeness = match self.parts.events.read(&mut events) {
+            Ok(completeness) => completeness,
+            Err(error) => {
+                log::warn!("can't read conntrack events: {error}");
+                return;
+            }
+        };
+        for event in events {
+            match event {
+                ConntrackEvent::New { entry, .. } => {
+                    self.on_conntrack_new(entry.original);
+                }
+                ConntrackEvent::Destroy {
+                    entry,
+                    bytes,
+                    lifetime,
+                    ..
+                } => {
+                    self.on_conntrack_destroy(entry.original, bytes, lifetime);
+                }
+            }
+        }
+        if completeness == Completeness::Missed {
+            self.resync();
+        }
+    }
+
+    /// A connection with the mark exists: its hole, if it has one, is used and closed.
+    pub fn on_conntrack_new(&mut self, original: Tuple) -> Option<DataConnection> {
+        let key = Key {
+            from: original.src.ip(),
+            to: original.dst,
+        };
+        let id = self.by_key.get(&key).copied();
+        let hole = id.and_then(|id| self.holes.get(&id)).filter(|h| h.open);
+        let (Some(id), Some(hole)) = (id, hole) else {
+            self.counters.unattributed += 1;
+            return None;
+        };
+        let connection = DataConnection {
+            pinhole: id,
+            session: hole.session,
+            mode: hole.mode,
+            from: original.src,
+            to: original.dst,
+            land: hole.pinhole.land,
+            as_source: hole.pinhole.as_source,
+            started: self.now(),
+        };
+        if self.parts.backend.one_use() {
+            // The packet itself has closed it.
+            self.forget(id);
+        } else {
+            self.drop_hole(id);
+        }
+        self.counters.used += 1;
+        if self.connections.len() < self.config.connections {
+            self.connections.insert(original, connection);
+        }
+        self.report(Report::Connected(connection));
+        Some(connection)
+    }
+
+    /// A connection with the mark is gone.
+    pub fn on_conntrack_destroy(
+        &mut self,
+        original: Tuple,
+        bytes: Option<Bytes>,
+        lifetime: Option<Duration>,
+    ) -> Option<Finished> {
+        let connection = self.connections.remove(&original)?;
+        let known = self.now().saturating_sub(connection.started);
+        let finished = Finished {
+            connection,
+            bytes,
+            lifetime: lifetime.unwrap_or(known),
+        };
+        self.report(Report::Finished(finished));
+        Some(finished)
+    }
+
+    /// Closes holes whose deadline has passed. To be called at [`next_deadline`](Self::next_deadline).
+    pub fn expire(&mut self) {
+        let now = self.now();
+        while let Some(&(deadline, id)) = self.deadlines.first() {
+            if deadline > now {
+                break;
+            }
+            if let Some(mut info) = self.holes.get(&id).map(|hole| info(id, hole, now)) {
+                info.state = State::Expired;
+                self.counters.expired += 1;
+                self.report(Report::Expired(info));
+            }
+            self.drop_hole(id);
+            // Whatever the maps say, this one is done with.
+            self.deadlines.remove(&(deadline, id));
+        }
+        if !self.stuck.is_empty() && now >= self.retry_at {
+            self.retry_stuck(now);
+        }
+    }
+
+    /// When [`expire`](Self::expire) has something to do, on the plane's clock.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let first = self.deadlines.first().map(|&(deadline, _)| deadline);
+        let retry = (!self.stuck.is_empty()).then_some(self.retry_at);
+        first.into_iter().chain(retry).min()
+    }
+
+    /// What happened since the last call, oldest first.
+    pub fn take_reports(&mut self) -> impl Iterator<Item = Report> + use<> {
+        std::mem::take(&mut self.reports).into_iter()
+    }
+
+    /// All pending holes, then all data connections, each in the order of their ids.
+    #[must_use]
+    pub fn pinholes(&self) -> Vec<PinholeInfo> {
+        let now = self.now();
+        let mut used: Vec<_> = self.connections.values().map(used_info).collect();
+        used.sort_by_key(|info| info.id);
+        let pending = self.holes.iter().map(|(&id, hole)| info(id, hole, now));
+        pending.chain(used).collect()
+    }
+
+    /// How often things happened.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// The name of the backend.
+    #[must_use]
+    pub fn backend(&self) -> &'static str {
+        self.parts.backend.name()
+    }
+
+    /// Installs the backend's objects, and opens anew the holes that were open: at start-up, or
+    /// when [`in_place`](Self::in_place) says that somebody flushed them.
+    ///
+    /// # Errors
+    /// What the backend says. Holes that can't be opened again are dropped and counted.
+    pub fn install(&mut self) -> Result<(), BackendError> {
+        self.catch_up();
+        self.parts.backend.install()?;
+        let now = self.now();
+        let open = self.holes.iter().filter(|(_, hole)| hole.open);
+        let mut lost = Vec::new();
+        for (&id, hole) in open {
+            let left = hole.deadline.saturating_sub(now);
+            if let Err(error) = self.parts.backend.open(&hole.pinhole, left) {
+                log::warn!("pinhole {} is lost: {error}", id.0);
+                lost.push(id);
+            }
+        }
+        for id in lost {
+            self.counters.kernel_errors += 1;
+            self.forget(id);
+        }
+        self.stuck.clear();
+        Ok(())
+    }
+
+    /// Whether the backend's objects are still in place.
+    ///
+    /// # Errors
+    /// If it couldn't be found out.
+    pub fn in_place(&mut self) -> Result<bool, BackendError> {
+        self.parts.backend.verify()
+    }
+
+    /// Removes all holes and the backend's objects.
+    ///
+    /// # Errors
+    /// What the backend says.
+    pub fn remove(&mut self) -> Result<(), BackendError> {
+        self.holes.clear();
+        self.by_key.clear();
+        self.by_session.clear();
+        self.deadlines.clear();
+        self.stuck.clear();
+        self.parts.backend.remove()
+    }
+
+    fn now(&self) -> Duration {
+        (self.parts.clock)()
+    }
+
+    fn choose_port(&mut self, request: &Request, now: Duration) -> Option<u16> {
+        if request.published {
+            let stale = |at: Duration| now.saturating_sub(at) > LISTENERS_LIFE;
+            if self.listeners.as_ref().is_none_or(|(at, _)| stale(*at)) {
+                self.listeners = Some((now, (self.parts.listeners)()));
+            }
+        }
+        let listeners = self
+            .listeners
+            .as_ref()
+            .filter(|_| request.published)
+            .map(|(_, listeners)| listeners);
+        let holder = |port| {
+            let to = SocketAddr::new(request.to, port);
+            // The server itself runs on the gateway: its own socket is where the hole leads.
+            let listening = to != request.land
+                && listeners.is_some_and(|listeners| listeners.contains(request.to, port));
+            let key = Key {
+                from: request.from,
+                to,
+            };
+            let hole = self.by_key.get(&key).and_then(|id| self.holes.get(id));
+            match hole {
+                _ if listening => Holder::Other,
+                None => Holder::Nobody,
+                Some(hole) if hole.session != request.session => Holder::Other,
+                // The same announcement anew: the hole is replaced in any case.
+                Some(hole) if hole.pinhole.land == request.land => Holder::Nobody,
+                Some(_) => Holder::Same,
+            }
+        };
+        let port = ports::choose(
+            request.land.port(),
+            request.published,
+            self.config.data_ports,
+            self.next_port,
+            holder,
+        )?;
+        // Not the same port at once again: the peer may still have a connection on it.
+        self.next_port = self.next_port.wrapping_add(1);
+        Some(port)
+    }
+
+    fn check_limits(&mut self, request: &Request, key: Key, now: Duration) -> Result<(), Error> {
+        let own = self
+            .by_session
+            .get(&request.session)
+            .map_or(0, VecDeque::len);
+        let replaces = self.by_key.contains_key(&key) || own >= self.config.per_session;
+        if self.holes.len() >= self.config.total && !replaces {
+            self.counters.limited += 1;
+            return Err(Error::Limit("too many are pending in total"));
+        }
+        let client = match request.mode {
+            Mode::Passive => request.from,
+            Mode::Active => request.land.ip(),
+        };
+        if !self.within_rate(client, now) {
+            self.counters.limited += 1;
+            return Err(Error::Limit("too many per minute for this client"));
+        }
+        Ok(())
+    }
+
+    fn within_rate(&mut self, client: IpAddr, now: Duration) -> bool {
+        let Some(limit) = self.config.per_client_per_minute else {
+            return true;
+        };
+        if self.clients.len() >= MAX_CLIENTS {
+            self.clients
+                .retain(|_, rate| now.saturating_sub(rate.since) < MINUTE);
+            if self.clients.len() >= MAX_CLIENTS {
+                self.clients.clear();
+            }
+        }
+        let rate = self.clients.entry(client).or_insert(Rate {
+            since: now,
+            count: 0,
+        });
+        if now.saturating_sub(rate.since) >= MINUTE {
+            *rate = Rate {
+                since: now,
+                count: 0,
+            };
+        }
+        let within = rate.count < limit;
+        rate.count = rate.count.saturating_add(1);
+        within
+    }
+
+    /// Drops the session's own hole on the key, and its oldest ones beyond the limit.
+    fn make_room(&mut self, session: SessionId, key: Key) {
+        if let Some(&id) = self.by_key.get(&key) {
+            self.counters.superseded += 1;
+            self.drop_hole(id);
+        }
+        let count = |plane: &Self| plane.by_session.get(&session).map_or(0, VecDeque::len);
+        while count(self) > 0 && count(self) >= self.config.per_session {
+            let Some(id) = self.oldest(session) else {
+                return;
+            };
+            self.counters.superseded += 1;
+            self.drop_hole(id);
+        }
+    }
+
+    fn oldest(&self, session: SessionId) -> Option<PinholeId> {
+        self.by_session.get(&session)?.front().copied()
+    }
+
+    /// Closes a hole in the kernel if it is there, and forgets it.
+    fn drop_hole(&mut self, id: PinholeId) {
+        let Some(hole) = self.forget(id) else {
+            return;
+        };
+        if !hole.open {
+            return;
+        }
+        if let Err(error) = self.parts.backend.close(&hole.pinhole) {
+            self.counters.kernel_errors += 1;
+            log::warn!("pinhole {} stays open for now: {error}", id.0);
+            if self.stuck.is_empty() {
+                self.retry_at = self.now() + RETRY;
+            }
+            if self.stuck.len() < self.config.total {
+                self.stuck.insert(hole.pinhole.key(), hole.pinhole);
+            }
+        }
+    }
+
+    fn forget(&mut self, id: PinholeId) -> Option<Hole> {
+        let hole = self.holes.remove(&id)?;
+        self.by_key.remove(&hole.pinhole.key());
+        self.deadlines.remove(&(hole.deadline, id));
+        if let Some(ids) = self.by_session.get_mut(&hole.session) {
+            ids.retain(|&other| other != id);
+            if ids.is_empty() {
+                self.by_session.remove(&hole.session);
+            }
+        }
+        Some(hole)
+    }
+
+    fn retry_stuck(&mut self, now: Duration) {
+        let (by_key, holes, backend) = (&self.by_key, &self.holes, &mut self.parts.backend);
+        self.stuck.retain(|key, pinhole| {
+            // Meanwhile replaced by another one.
+            let replaced = by_key.get(key).and_then(|id| holes.get(id));
+            !replaced.is_some_and(|hole| hole.open) && backend.close(pinhole).is_err()
+        });
+        self.retry_at = now + RETRY;
+    }
+
+    /// Events were lost: compares with the kernel's list of connections.
+    fn resync(&mut self) {
+        self.counters.missed_events += 1;
+        self.report(Report::MissedEvents);
+        let entries = match self.parts.tuples.marked(self.config.mark) {
+            Ok(entries) => entries,
+            Err(error) => {
+                log::warn!("can't list conntrack entries: {error}");
+                return;
+            }
+        };
+        let existing: std::collections::HashSet<_> =
+            entries.iter().map(|entry| entry.original).collect();
+        for &original in &existing {
+            if !self.connections.contains_key(&original) {
+                self.on_conntrack_new(original);
+            }
+        }
+        let gone: Vec<_> = self
+            .connections
+            .keys()
+            .filter(|original| !existing.contains(*original))
+            .copied()
+            .collect();
+        for original in gone {
+            self.on_conntrack_destroy(original, None, None);
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        if self.reports.len() >= MAX_REPORTS {
+            self.reports.pop_front();
+        }
+        self.reports.push_back(report);
+    }
+}
+
+fn info(id: PinholeId, hole: &Hole, now: Duration) -> PinholeInfo {
+    let left = hole.deadline.saturating_sub(now);
+    PinholeInfo {
+        id,
+        session: hole.session,
+        mode: hole.mode,
+        from: hole.pinhole.from,
+        to: hole.pinhole.to,
+        land: hole.pinhole.land,
+        as_source: hole.pinhole.as_source,
+        state: if hole.open {
+            State::Open
+        } else {
+            State::Reserved
+        },
+        expires_in: Some(left.as_secs() + u64::from(left.subsec_nanos() > 0)),
+    }
+}
+
+fn used_info(connection: &DataConnection) -> PinholeInfo {
+    PinholeInfo {
+        id: connection.pinhole,
+        session: connection.session,
+        mode: connection.mode,
+        from: connection.from.ip(),
+        to: connection.to,
+        land: connection.land,
+        as_source: connection.as_source,
+        state: State::Used,
+        expires_in: None,
+    }
+}
+
+#[cfg(test)]
+#[path = "plane_tests.rs"]
+mod tests;

@@ -1,0 +1,552 @@
+//! The plane against a kernel made of maps.
+
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What a test sees of the plane's surroundings.
+#[derive(Default)]
+struct World {
+    now: Duration,
+    kernel: HashMap<Key, (Pinhole, Duration)>,
+    installed: bool,
+    refuse_open: bool,
+    refuse_close: bool,
+    one_use: bool,
+    events: Vec<ConntrackEvent>,
+    missed: bool,
+    entries: Vec<Entry>,
+    listening: String,
+    listeners_read: u32,
+}
+
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<World>>);
+
+impl Shared {
+    fn with<T>(&self, what: impl FnOnce(&mut World) -> T) -> T {
+        what(&mut self.0.lock().unwrap())
+    }
+
+    fn open_keys(&self) -> Vec<Key> {
+        let mut keys: Vec<_> = self.with(|w| w.kernel.keys().copied().collect());
+        keys.sort();
+        keys
+    }
+
+    fn wait(&self, seconds: u64) {
+        self.with(|w| w.now += Duration::from_secs(seconds));
+    }
+}
+
+fn refused(what: &'static str) -> BackendError {
+    BackendError::System {
+        what,
+        source: io::ErrorKind::PermissionDenied.into(),
+    }
+}
+
+impl Backend for Shared {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+    fn install(&mut self) -> Result<(), BackendError> {
+        self.with(|w| {
+            w.installed = true;
+            w.kernel.clear();
+        });
+        Ok(())
+    }
+    fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
+        self.with(|w| {
+            if w.refuse_open {
+                return Err(refused("open"));
+            }
+            w.kernel.insert(hole.key(), (hole.clone(), timeout));
+            Ok(())
+        })
+    }
+    fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
+        self.with(|w| {
+            if w.refuse_close {
+                return Err(refused("close"));
+            }
+            w.kernel.remove(&hole.key());
+            Ok(())
+        })
+    }
+    fn remove(&mut self) -> Result<(), BackendError> {
+        self.with(|w| {
+            w.installed = false;
+            w.kernel.clear();
+        });
+        Ok(())
+    }
+    fn verify(&mut self) -> Result<bool, BackendError> {
+        Ok(self.with(|w| w.installed))
+    }
+    fn one_use(&self) -> bool {
+        self.with(|w| w.one_use)
+    }
+}
+
+impl Tuples for Shared {
+    fn lookup(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Entry>> {
+        let wanted = Tuple { src, dst };
+        Ok(self.with(|w| {
+            let mut entries = w.entries.iter();
+            entries
+                .find(|e| e.original == wanted || e.reply == wanted)
+                .copied()
+        }))
+    }
+    fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
+        Ok(self.with(|w| {
+            let entries = w.entries.iter();
+            entries.filter(|e| mark.is_in(e.mark)).copied().collect()
+        }))
+    }
+}
+
+impl EventSource for Shared {
+    fn read(&mut self, out: &mut Vec<ConntrackEvent>) -> io::Result<Completeness> {
+        self.with(|w| {
+            out.append(&mut w.events);
+            Ok(if std::mem::take(&mut w.missed) {
+                Completeness::Missed
+            } else {
+                Completeness::Complete
+            })
+        })
+    }
+}
+
+fn plane(config: Config) -> (Plane, Shared) {
+    let world = Shared::default();
+    let (clock, listeners) = (world.clone(), world.clone());
+    let plane = Plane::new(
+        config,
+        Parts {
+            backend: Box::new(world.clone()),
+            tuples: Box::new(world.clone()),
+            events: Box::new(world.clone()),
+            clock: Box::new(move || clock.with(|w| w.now)),
+            listeners: Box::new(move || {
+                listeners.with(|w| {
+                    w.listeners_read += 1;
+                    Listeners::parse(&w.listening)
+                })
+            }),
+        },
+    );
+    (plane, world)
+}
+
+fn with_ports(range: &str) -> Config {
+    Config {
+        data_ports: Some(range.parse().unwrap()),
+        ..Config::default()
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn passive(session: u64, from: &str, port: u16) -> Request {
+    Request {
+        session: SessionId(session),
+        mode: Mode::Passive,
+        from: ip(from),
+        to: ip("198.51.100.1"),
+        land: SocketAddr::new(ip("10.0.0.2"), port),
+        as_source: None,
+        published: true,
+    }
+}
+
+const ANN: &str = "203.0.113.10";
+const BOB: &str = "203.0.113.11";
+
+fn open(plane: &mut Plane, request: &Request) -> Reservation {
+    let reservation = plane.reserve(request).unwrap();
+    plane.open(reservation.id).unwrap();
+    reservation
+}
+
+fn dialled(from: &str, to: SocketAddr) -> Tuple {
+    Tuple {
+        src: SocketAddr::new(ip(from), 33_333),
+        dst: to,
+    }
+}
+
+fn entry(original: Tuple) -> Entry {
+    Entry {
+        original,
+        reply: Tuple {
+            src: original.dst,
+            dst: original.src,
+        },
+        mark: Mark::DEFAULT.bit(),
+    }
+}
+
+fn new_event(original: Tuple) -> ConntrackEvent {
+    ConntrackEvent::New {
+        entry: entry(original),
+        id: 1,
+        status: 0,
+    }
+}
+
+#[test]
+fn a_reservation_is_in_the_kernel_only_once_it_is_opened() {
+    let (mut plane, world) = plane(Config::default());
+    let reservation = plane.reserve(&passive(1, ANN, 40000)).unwrap();
+    assert_eq!(reservation.to, "198.51.100.1:40000".parse().unwrap());
+    assert_eq!(world.open_keys(), vec![]);
+    assert_eq!(plane.pinholes()[0].state, State::Reserved);
+    world.wait(10);
+    plane.open(reservation.id).unwrap();
+    plane.open(reservation.id).unwrap();
+    let info = &plane.pinholes()[0];
+    assert_eq!((info.state, info.expires_in), (State::Open, Some(60)));
+    assert_eq!(world.open_keys().len(), 1);
+    let json = serde_json::to_value(info).unwrap();
+    assert_eq!(json["state"], "open");
+    assert_eq!(json["to"], "198.51.100.1:40000");
+}
+
+#[test]
+fn a_hole_is_used_once_and_its_connection_outlives_the_session() {
+    for one_use in [false, true] {
+        let (mut plane, world) = plane(Config::default());
+        world.with(|w| w.one_use = one_use);
+        let hole = open(&mut plane, &passive(1, ANN, 40000));
+        assert_eq!(plane.on_conntrack_new(dialled(BOB, hole.to)), None);
+        let tuple = dialled(ANN, hole.to);
+        let connection = plane.on_conntrack_new(tuple).unwrap();
+        assert_eq!((connection.pinhole, connection.session.0), (hole.id, 1));
+        // A kernel that closes by itself isn't asked to.
+        assert_eq!(world.open_keys().is_empty(), !one_use);
+        assert_eq!(plane.on_conntrack_new(tuple), None);
+        plane.session_ended(SessionId(1));
+        assert_eq!(plane.pinholes()[0].state, State::Used);
+        world.wait(5);
+        let bytes = Bytes {
+            original: 1,
+            reply: 2,
+        };
+        let finished = plane
+            .on_conntrack_destroy(tuple, Some(bytes), None)
+            .unwrap();
+        assert_eq!(
+            (finished.bytes, finished.lifetime.as_secs()),
+            (Some(bytes), 5)
+        );
+        assert_eq!(plane.pinholes(), vec![]);
+        let reports: Vec<_> = plane.take_reports().collect();
+        assert_eq!(
+            reports,
+            vec![Report::Connected(connection), Report::Finished(finished)]
+        );
+        assert_eq!(plane.counters().unattributed, 2);
+    }
+}
+
+#[test]
+fn a_reserved_hole_is_not_used() {
+    let (mut plane, _) = plane(Config::default());
+    let hole = plane.reserve(&passive(1, ANN, 40000)).unwrap();
+    assert_eq!(plane.on_conntrack_new(dialled(ANN, hole.to)), None);
+    plane.open(hole.id).unwrap();
+}
+
+#[test]
+fn holes_expire_and_say_so() {
+    let (mut plane, world) = plane(Config::default());
+    assert_eq!(plane.next_deadline(), None);
+    let first = open(&mut plane, &passive(1, ANN, 40000));
+    world.wait(30);
+    let second = open(&mut plane, &passive(1, ANN, 40001));
+    assert_eq!(plane.next_deadline(), Some(Duration::from_secs(60)));
+    world.wait(30);
+    plane.expire();
+    assert_eq!(plane.next_deadline(), Some(Duration::from_secs(90)));
+    let expired: Vec<_> = plane.take_reports().collect();
+    assert!(
+        matches!(&expired[..], [Report::Expired(info)] if info.id == first.id && info.state == State::Expired),
+        "{expired:?}"
+    );
+    assert_eq!(plane.pinholes()[0].id, second.id);
+    assert_eq!(world.open_keys().len(), 1);
+}
+
+#[test]
+fn a_session_has_a_limited_number_of_pending_holes() {
+    let (mut plane, world) = plane(Config::default());
+    let ids: Vec<_> = (0..6)
+        .map(|n| open(&mut plane, &passive(1, ANN, 40000 + n)).id)
+        .collect();
+    let pending: Vec<_> = plane.pinholes().iter().map(|info| info.id).collect();
+    assert_eq!(pending, ids[2..]);
+    assert_eq!(world.open_keys().len(), 4);
+    assert_eq!(plane.counters().superseded, 2);
+    open(&mut plane, &passive(2, ANN, 41000));
+    plane.session_ended(SessionId(1));
+    assert_eq!(world.open_keys().len(), 1);
+    plane.session_ended(SessionId(2));
+    assert_eq!(world.open_keys(), vec![]);
+    assert_eq!(plane.next_deadline(), None);
+}
+
+#[test]
+fn one_port_serves_any_number_of_peers_and_one_session_of_each() {
+    let (mut plane, world) = plane(with_ports("8080-8080"));
+    let first = open(&mut plane, &passive(1, ANN, 40000));
+    assert_eq!(first.to.port(), 8080);
+    assert_eq!(open(&mut plane, &passive(2, BOB, 40000)).to.port(), 8080);
+    let taken = plane.reserve(&passive(3, ANN, 40001)).unwrap_err();
+    assert_eq!(taken, Error::NoPort(ip(ANN)));
+    assert_eq!(world.open_keys().len(), 2);
+    // The same session replaces its own at once.
+    let again = plane.reserve(&passive(1, ANN, 40007)).unwrap();
+    assert_eq!(world.open_keys().len(), 1);
+    assert!(plane.open(first.id).is_err());
+    plane.open(again.id).unwrap();
+    let landed = world.with(|w| w.kernel.values().map(|(h, _)| h.land.port()).max().unwrap());
+    assert_eq!(landed, 40007);
+    // Used, the port is free again.
+    plane.on_conntrack_new(dialled(ANN, again.to)).unwrap();
+    open(&mut plane, &passive(3, ANN, 40001));
+    assert_eq!(plane.counters().no_port, 1);
+}
+
+#[test]
+fn a_connection_that_is_not_yet_reported_does_not_use_up_the_next_hole() {
+    let (mut plane, world) = plane(with_ports("8080"));
+    let first = open(&mut plane, &passive(1, ANN, 40000));
+    world.with(|w| w.events.push(new_event(dialled(ANN, first.to))));
+    let second = open(&mut plane, &passive(1, ANN, 40001));
+    plane.catch_up();
+    let states: Vec<_> = plane
+        .pinholes()
+        .iter()
+        .map(|info| (info.id, info.state))
+        .collect();
+    assert_eq!(
+        states,
+        vec![(second.id, State::Open), (first.id, State::Used)]
+    );
+    assert_eq!(world.open_keys().len(), 1);
+    assert_eq!(plane.counters().superseded, 0);
+}
+
+#[test]
+fn lost_events_are_made_up_for() {
+    let (mut plane, world) = plane(Config::default());
+    let one = open(&mut plane, &passive(1, ANN, 40000));
+    let two = open(&mut plane, &passive(1, ANN, 40001));
+    plane.on_conntrack_new(dialled(ANN, one.to)).unwrap();
+    world.with(|w| {
+        w.missed = true;
+        w.entries = vec![entry(dialled(ANN, two.to))];
+    });
+    plane.catch_up();
+    let used: Vec<_> = plane.pinholes().iter().map(|info| info.id).collect();
+    assert_eq!(used, vec![two.id]);
+    assert_eq!(plane.take_reports().count(), 4);
+    assert_eq!(plane.counters().missed_events, 1);
+}
+
+#[test]
+fn ports_that_the_gateway_listens_on_are_left_alone_where_published() {
+    let (mut plane, world) = plane(with_ports("30000-30001"));
+    world.with(|w| w.listening = "sl\n 0: 00000000:7530 00000000:0000 0A\n".into());
+    assert_eq!(
+        open(&mut plane, &passive(1, ANN, 30000)).to.port(),
+        30001,
+        "30000 is 0x7530"
+    );
+    let mut own = passive(2, ANN, 30000);
+    own.published = false;
+    assert_eq!(open(&mut plane, &own).to.port(), 30000);
+    assert_eq!(world.with(|w| w.listeners_read), 1);
+    world.wait(6);
+    let _ = plane.reserve(&passive(3, BOB, 30000)).unwrap();
+    assert_eq!(world.with(|w| w.listeners_read), 2);
+}
+
+#[test]
+fn a_server_on_the_gateway_listens_where_its_own_hole_leads() {
+    let (mut plane, world) = plane(Config::default());
+    world.with(|w| w.listening = "sl\n 0: 00000000:9C40 00000000:0000 0A\n".into());
+    let mut request = passive(1, ANN, 40000);
+    request.land = SocketAddr::new(request.to, 40000);
+    assert_eq!(open(&mut plane, &request).to.port(), 40000);
+}
+
+#[test]
+fn limits_are_answers() {
+    let (mut plane, _) = plane(Config {
+        total: 2,
+        per_session: 2,
+        ..Config::default()
+    });
+    open(&mut plane, &passive(1, ANN, 40000));
+    open(&mut plane, &passive(1, ANN, 40001));
+    let error = plane.reserve(&passive(2, BOB, 40000)).unwrap_err();
+    assert!(matches!(error, Error::Limit(_)));
+    // It makes room by itself.
+    open(&mut plane, &passive(1, ANN, 40002));
+    assert_eq!(plane.pinholes().len(), 2);
+    assert_eq!(plane.counters().limited, 1);
+}
+
+#[test]
+fn a_client_gets_so_many_per_minute() {
+    let (mut plane, world) = plane(Config {
+        per_client_per_minute: Some(2),
+        ..Config::default()
+    });
+    let mut active = passive(1, "10.0.0.9", 40000);
+    active.mode = Mode::Active;
+    active.land.set_ip(ip(ANN));
+    open(&mut plane, &active);
+    open(&mut plane, &passive(1, ANN, 40001));
+    assert!(plane.reserve(&passive(1, ANN, 40002)).is_err());
+    open(&mut plane, &passive(2, BOB, 40002));
+    world.wait(60);
+    open(&mut plane, &passive(1, ANN, 40002));
+}
+
+#[test]
+fn what_the_kernel_refuses_is_an_answer_and_is_tried_again() {
+    let (mut plane, world) = plane(with_ports("8080"));
+    world.with(|w| w.refuse_open = true);
+    let hole = plane.reserve(&passive(1, ANN, 40000)).unwrap();
+    assert!(matches!(plane.open(hole.id), Err(Error::Kernel(_))));
+    assert_eq!(plane.pinholes(), vec![]);
+    assert!(plane.open(hole.id).is_err());
+
+    world.with(|w| {
+        w.refuse_open = false;
+        w.refuse_close = true;
+    });
+    let hole = open(&mut plane, &passive(1, ANN, 40000));
+    plane.release(hole.id);
+    plane.release(hole.id);
+    assert_eq!(world.open_keys().len(), 1);
+    assert_eq!(plane.next_deadline(), Some(Duration::from_secs(1)));
+    world.wait(1);
+    plane.expire();
+    assert_eq!(plane.next_deadline(), Some(Duration::from_secs(2)));
+    world.with(|w| w.refuse_close = false);
+    world.wait(1);
+    plane.expire();
+    assert_eq!(world.open_keys(), vec![]);
+    assert_eq!(plane.next_deadline(), None);
+}
+
+#[test]
+fn flushed_holes_are_put_back_with_the_time_they_have_left() {
+    let (mut plane, world) = plane(Config::default());
+    plane.install().unwrap();
+    open(&mut plane, &passive(1, ANN, 40000));
+    plane.reserve(&passive(2, ANN, 40001)).unwrap();
+    assert!(plane.in_place().unwrap());
+    world.with(|w| {
+        w.installed = false;
+        w.kernel.clear();
+    });
+    assert!(!plane.in_place().unwrap());
+    world.wait(20);
+    plane.install().unwrap();
+    let left: Vec<_> = world.with(|w| w.kernel.values().map(|(_, left)| left.as_secs()).collect());
+    assert_eq!(left, vec![40]);
+    plane.remove().unwrap();
+    assert_eq!(plane.pinholes(), vec![]);
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Reserve(u64, u8, u16, bool),
+    OpenLast,
+    ReleaseLast,
+    Use(usize),
+    End(u64),
+    Wait(u64),
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        6 => (0u64..4, 0u8..3, 29_999u16..30_004, any::<bool>())
+            .prop_map(|(s, c, p, published)| Op::Reserve(s, c, p, published)),
+        6 => Just(Op::OpenLast),
+        1 => Just(Op::ReleaseLast),
+        2 => (0usize..8).prop_map(Op::Use),
+        1 => (0u64..4).prop_map(Op::End),
+        1 => (1u64..40).prop_map(Op::Wait),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn the_kernel_never_has_more_than_the_plane_knows(
+        ops in prop::collection::vec(any_op(), 1..80)
+    ) {
+        let (mut plane, world) = plane(Config { total: 6, per_session: 3, ..with_ports("30000-30002") });
+        let range: PortRange = "30000-30002".parse().unwrap();
+        let mut last = None;
+        for op in ops {
+            match op {
+                Op::Reserve(session, client, port, published) => {
+                    let mut request = passive(session, &format!("203.0.113.{client}"), port);
+                    request.published = published;
+                    if !published {
+                        request.to = request.land.ip();
+                    }
+                    if let Ok(got) = plane.reserve(&request) {
+                        prop_assert!(!published || range.contains(got.to.port()));
+                        prop_assert!(published || got.to.port() == port);
+                        last = Some(got.id);
+                    }
+                }
+                Op::OpenLast => if let Some(id) = last { let _ = plane.open(id); },
+                Op::ReleaseLast => if let Some(id) = last { plane.release(id); },
+                Op::Use(n) => {
+                    let keys = world.open_keys();
+                    if let Some(key) = keys.get(n) {
+                        let used = plane.on_conntrack_new(Tuple {
+                            src: SocketAddr::new(key.from, 33_333), dst: key.to });
+                        prop_assert!(used.is_some());
+                    }
+                }
+                Op::End(session) => plane.session_ended(SessionId(session)),
+                Op::Wait(seconds) => { world.wait(seconds); plane.expire(); }
+            }
+            let all = plane.pinholes();
+            let pending: Vec<_> = all.iter().filter(|i| i.state != State::Used).collect();
+            let keys: std::collections::HashSet<_> =
+                pending.iter().map(|i| Key { from: i.from, to: i.to }).collect();
+            prop_assert_eq!(keys.len(), pending.len(), "two holes with one key");
+            prop_assert!(pending.len() <= 6);
+            for session in 0..4 {
+                prop_assert!(pending.iter().filter(|i| i.session.0 == session).count() <= 3);
+            }
+            let mut open: Vec<_> = pending.iter().filter(|i| i.state == State::Open)
+                .map(|i| Key { from: i.from, to: i.to }).collect();
+            open.sort();
+            prop_assert_eq!(open, world.open_keys());
+            prop_assert_eq!(plane.next_deadline().is_some(), !pending.is_empty());
+        }
+        for session in 0..4 {
+            plane.session_ended(SessionId(session));
+        }
+        prop_assert_eq!(world.open_keys(), vec![]);
+        prop_assert!(plane.by_key.is_empty() && plane.by_session.is_empty() && plane.deadlines.is_empty());
+    }
+}

@@ -1,0 +1,371 @@
+//! Which public port an announced data connection gets. Pure: what is taken is asked of the caller.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+/// Where no range is given: the dynamic ports (RFC 6335 §6).
+pub const DYNAMIC: PortRange = PortRange {
+    first: 49_152,
+    last: 65_535,
+};
+
+/// Ports below are never taken over on a published address, unless `--data-ports` names them:
+/// services live there that the same peer may want to reach.
+const FIRST_UNPRIVILEGED: u16 = 1024;
+
+/// A range of ports, both ends included; never empty and never with port 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    first: u16,
+    last: u16,
+}
+
+impl PortRange {
+    /// The range from `first` to `last`; `None` if it would be empty or hold port 0.
+    #[must_use]
+    pub fn new(first: u16, last: u16) -> Option<Self> {
+        (first > 0 && first <= last).then_some(Self { first, last })
+    }
+
+    /// The lowest port.
+    #[must_use]
+    pub fn first(self) -> u16 {
+        self.first
+    }
+
+    /// The highest port.
+    #[must_use]
+    pub fn last(self) -> u16 {
+        self.last
+    }
+
+    /// Whether both hold a port.
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
+    /// Whether it holds a port.
+    #[must_use]
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
+    /// How many ports it holds.
+    #[must_use]
+    pub fn size(self) -> u32 {
+        u32::from(self.last - self.first) + 1
+    }
+
+    /// All of its ports, starting somewhere in the middle.
+    fn from(self, start: u32) -> impl Iterator<Item = u16> {
+        let offset = start % self.size();
+        (0..self.size()).filter_map(move |n| {
+            let n = (u64::from(offset) + u64::from(n)) % u64::from(self.size());
+            u16::try_from(u64::from(self.first) + n).ok()
+        })
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = String;
+
+    /// Reads `A-B` or `A`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let port = |text: &str| {
+            let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+            if digits { text.parse().ok() } else { None }
+        };
+        port(first)
+            .zip(port(last))
+            .and_then(|(first, last)| Self::new(first, last))
+            .ok_or_else(|| {
+                format!(
+                    "bad port range `{text}`: write FIRST-LAST with 1 ≤ FIRST ≤ LAST ≤ 65535, such as 30000-30009"
+                )
+            })
+    }
+}
+
+/// Who has a port, for the peer and address in question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody.
+    Nobody,
+    /// The session that asks, with a hole for something else that nobody used yet: it may be
+    /// replaced if nothing else is left.
+    Same,
+    /// Another session, or a process of the gateway that listens.
+    Other,
+}
+
+/// Chooses the public port of an announced data connection.
+///
+/// On an address that is the announcer's own (`published` is false) the announced port is the only
+/// one. On a published address it is preferred, within the range where one is given; else another
+/// one of the range (or of the dynamic ports) is taken, beginning at the `start`-th; a port on which
+/// the same session has an unused hole is taken last. `None`: all are taken.
+pub fn choose(
+    announced: u16,
+    published: bool,
+    range: Option<PortRange>,
+    start: u32,
+    holder: impl Fn(u16) -> Holder,
+) -> Option<u16> {
+    let may_keep = match range {
+        _ if !published => announced > 0,
+        Some(range) => range.contains(announced),
+        None => announced >= FIRST_UNPRIVILEGED,
+    };
+    let ports = range.unwrap_or(DYNAMIC);
+    [Holder::Nobody, Holder::Same]
+        .into_iter()
+        .find_map(|wanted| {
+            if may_keep && holder(announced) == wanted {
+                return Some(announced);
+            }
+            if !published {
+                return None;
+            }
+            ports.from(start).find(|&port| holder(port) == wanted)
+        })
+}
+
+/// TCP ports on which processes of this network namespace listen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listeners {
+    ports: HashSet<(IpAddr, u16)>,
+}
+
+impl Listeners {
+    /// Reads the kernel's list for the calling thread's network namespace. What can't be read is
+    /// taken to be empty.
+    #[must_use]
+    pub fn read() -> Self {
+        let mut listeners = Self::default();
+        for file in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
+            if let Ok(text) = std::fs::read_to_string(file) {
+                listeners.add(&text);
+            }
+        }
+        listeners
+    }
+
+    /// Whether a process accepts connections to this address.
+    #[must_use]
+    pub fn contains(&self, ip: IpAddr, port: u16) -> bool {
+        // A wildcard socket of IPv6 takes IPv4, too, unless it is told not to; the list doesn't say.
+        [
+            ip,
+            Ipv4Addr::UNSPECIFIED.into(),
+            Ipv6Addr::UNSPECIFIED.into(),
+        ]
+        .iter()
+        .any(|&ip| self.ports.contains(&(ip, port)))
+    }
+
+    /// Reads a text in the format of `/proc/net/tcp` or `tcp6`. Lines that can't be read are skipped.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let mut listeners = Self::default();
+        listeners.add(text);
+        listeners
+    }
+
+    fn add(&mut self, text: &str) {
+        for line in text.lines().skip(1) {
+            let mut fields = line.split_ascii_whitespace().skip(1);
+            let local = fields.next();
+            let state = fields.nth(1);
+            if state == Some("0A")
+                && let Some(at) = local.and_then(parse_local)
+            {
+                self.ports.insert(at);
+            }
+        }
+    }
+}
+
+/// `0100007F:0016`: words of the address in host byte order, the port as a number.
+fn parse_local(field: &str) -> Option<(IpAddr, u16)> {
+    let (ip, port) = field.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    let word = |at: usize| {
+        let word = u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?;
+        Some(word.to_ne_bytes())
+    };
+    let ip = match ip.len() {
+        8 => IpAddr::from(word(0)?),
+        32 => {
+            let octets = [word(0)?, word(8)?, word(16)?, word(24)?].concat();
+            let ip = Ipv6Addr::from(<[u8; 16]>::try_from(octets).ok()?);
+            ip.to_canonical()
+        }
+        _ => return None,
+    };
+    Some((ip, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn range(text: &str) -> Option<PortRange> {
+        Some(text.parse().unwrap())
+    }
+
+    #[test]
+    fn ranges_are_read_strictly() {
+        assert_eq!(range("30000-30009"), PortRange::new(30000, 30009));
+        assert_eq!(range("8080"), PortRange::new(8080, 8080));
+        for bad in [
+            "", "-", "0-5", "5-4", "1-65536", "a-b", "1-", "+1-5", " 1-2", "1-2-3",
+        ] {
+            let error = bad.parse::<PortRange>().unwrap_err();
+            assert!(error.contains("FIRST-LAST"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_announced_port_is_kept_where_it_may_be() {
+        let free = |_| Holder::Nobody;
+        assert_eq!(choose(40000, true, None, 5, free), Some(40000));
+        assert_eq!(choose(40000, false, None, 5, free), Some(40000));
+        assert_eq!(
+            choose(40000, true, range("40000-40009"), 5, free),
+            Some(40000)
+        );
+        assert_eq!(
+            choose(40000, true, range("30000-30009"), 5, free),
+            Some(30005)
+        );
+        assert_eq!(
+            choose(40000, false, range("30000-30009"), 5, free),
+            Some(40000)
+        );
+        assert_eq!(choose(22, true, None, 0, free), Some(49152));
+        assert_eq!(choose(22, true, range("20-30"), 0, free), Some(22));
+    }
+
+    #[test]
+    fn what_others_hold_is_left_alone() {
+        let taken = |_| Holder::Other;
+        assert_eq!(choose(40000, false, None, 0, taken), None);
+        assert_eq!(choose(40000, true, None, 0, taken), None);
+        let one = |port| {
+            if port == 40000 {
+                Holder::Other
+            } else {
+                Holder::Nobody
+            }
+        };
+        assert_eq!(choose(40000, true, None, 3, one), Some(49155));
+        assert_eq!(
+            choose(40000, true, range("40000-40001"), 0, one),
+            Some(40001)
+        );
+        assert_eq!(choose(40000, true, range("40000"), 0, one), None);
+    }
+
+    #[test]
+    fn ones_own_hole_is_replaced_where_there_is_no_other_port() {
+        let own = |_| Holder::Same;
+        assert_eq!(choose(40000, true, range("8080"), 0, own), Some(8080));
+        assert_eq!(choose(40000, false, None, 0, own), Some(40000));
+        assert_eq!(choose(40000, true, None, 0, own), Some(40000));
+        let one = |port| {
+            if port == 30000 {
+                Holder::Same
+            } else {
+                Holder::Nobody
+            }
+        };
+        assert_eq!(choose(1, true, range("30000-30001"), 0, one), Some(30001));
+    }
+
+    #[test]
+    fn listeners_are_read_from_the_kernels_list() {
+        let mut listeners = Listeners::default();
+        listeners.add(
+            "  sl  local_address rem_address   st tx_queue\n\
+             \x20  0: 0100007F:0CEA 00000000:0000 0A 00000000:00000000\n\
+             \x20  1: 00000000:0016 00000000:0000 0A 00000000:00000000\n\
+             \x20  2: 0100007F:1F90 0100007F:C350 01 00000000:00000000\n\
+             garbage\n\
+             \x20  3: zz:zz 00000000:0000 0A\n",
+        );
+        listeners.add(
+            "  sl\n\
+             \x20  0: B80D0120000000000000000001000000:0050 00000000000000000000000000000000:0000 0A\n",
+        );
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert!(listeners.contains(ip("127.0.0.1"), 3306));
+        assert!(!listeners.contains(ip("192.0.2.1"), 3306));
+        assert!(listeners.contains(ip("192.0.2.1"), 22));
+        assert!(listeners.contains(ip("2001:db8::1"), 22));
+        assert!(!listeners.contains(ip("127.0.0.1"), 8080), "not listening");
+        assert!(listeners.contains(ip("2001:db8::1"), 80));
+    }
+
+    #[test]
+    fn a_listener_of_this_process_is_found() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = socket.local_addr().unwrap();
+        assert!(Listeners::read().contains(at.ip(), at.port()));
+    }
+
+    fn any_range() -> impl Strategy<Value = Option<PortRange>> {
+        prop::option::of(
+            (1u16.., 0u16..50).prop_map(|(a, n)| PortRange::new(a, a.saturating_add(n)).unwrap()),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_chosen_port_is_allowed_and_none_is_overlooked(
+            announced in 1u16.., published: bool, range in any_range(), start: u32,
+            taken in prop::collection::hash_map(any::<u16>(), prop::bool::ANY, 0..20),
+            dense in prop::option::of(prop::bool::ANY),
+        ) {
+            let holder = |port| match (taken.get(&port).copied(), dense) {
+                (Some(true), _) | (None, Some(true)) => Holder::Other,
+                (Some(false), _) | (None, Some(false)) => Holder::Same,
+                (None, None) => Holder::Nobody,
+            };
+            match choose(announced, published, range, start, holder) {
+                Some(port) => {
+                    prop_assert!(port > 0);
+                    prop_assert!(holder(port) != Holder::Other);
+                    match (published, range) {
+                        (false, _) => prop_assert_eq!(port, announced),
+                        (true, Some(range)) => prop_assert!(range.contains(port)),
+                        (true, None) => prop_assert!(port == announced || DYNAMIC.contains(port)),
+                    }
+                }
+                None if !published => prop_assert_eq!(holder(announced), Holder::Other),
+                None => {
+                    let range = range.unwrap_or(DYNAMIC);
+                    prop_assert!(range.from(0).all(|port| holder(port) == Holder::Other));
+                }
+            }
+        }
+
+        #[test]
+        fn a_range_names_each_of_its_ports_once(range in any_range(), start: u32) {
+            let range = range.unwrap_or(DYNAMIC);
+            let ports: HashSet<_> = range.from(start).collect();
+            prop_assert_eq!(u32::try_from(ports.len()).unwrap(), range.size());
+            prop_assert!(ports.iter().all(|&port| range.contains(port)));
+        }
+    }
+}
