@@ -144,7 +144,7 @@ impl FromStr for Tls {
             "pass" => Ok(Self::Pass),
             "deny" => Ok(Self::Deny),
             _ => match text.strip_prefix("range:") {
-                Some(range) => range.parse().map(Self::Range).map_err(|e| BadValue(e)),
+                Some(range) => range.parse().map(Self::Range).map_err(BadValue),
                 None => Err(BadValue("write one of pass, deny, range:A-B".into())),
             },
         }
