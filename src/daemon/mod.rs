@@ -19,6 +19,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::engine::Engine;
 use crate::nat::backend::BackendError;
 use crate::nat::plane::Plane;
 use crate::nat::rules::RulesError;
@@ -81,6 +82,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
         source,
     })?;
     setup::check_permission()?;
+    let engines = setup::engine_config(config)?;
     let socket = ControlSocket::bind()?;
     let steered = Arc::new(Steered::prepare(config)?);
     let queues = setup::open_queues(&steered.steering)?;
@@ -93,7 +95,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     let (plane, events) = setup::plane(config, clock)?;
     let shared = Arc::new(Shared::new(plane, clock, output.clone()));
     let workers: Vec<_> = (0..steered.steering.queues.count)
-        .map(|number| Worker::new(setup::core(config, number)))
+        .map(|number| Worker::new(Engine::new(engines.clone(), number)))
         .collect();
     start_threads(&lifetime, &shared, &workers, queues, events)?;
 

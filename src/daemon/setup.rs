@@ -1,6 +1,7 @@
 //! The parts of the daemon, as the configuration and the host have them.
 
 use std::fs;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Uid;
 
+use crate::engine;
 use crate::nat::backend::iptables::Iptables;
 use crate::nat::backend::nft::Nft;
 use crate::nat::backend::{Backend, BackendError};
@@ -21,7 +23,7 @@ use crate::queue::nfq::NfqQueue;
 use crate::queue::{OpenError, Options, kernel};
 
 use super::Error;
-use super::config::{BackendChoice, Config, RulesMode};
+use super::config::{BackendChoice, Config, PublicName, RulesMode, Tls};
 use super::shared::Clock;
 
 /// The number of `CAP_NET_ADMIN`.
@@ -201,37 +203,51 @@ fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
     })
 }
 
-/// The engine of one worker.
-pub(super) fn core(_config: &Config, _worker: u16) -> Box<dyn super::worker::Core> {
-    Box::new(Interim)
+/// What engines go by.
+pub(super) fn engine_config(config: &Config) -> Result<engine::Config, Error> {
+    let missing = match config.tls {
+        _ if config.strict => Some("--strict"),
+        Tls::Pass => None,
+        Tls::Deny => Some("--tls deny"),
+        Tls::Range(_) => Some("--tls range"),
+    };
+    if let Some(flag) = missing {
+        let version = env!("CARGO_PKG_VERSION");
+        return Err(Error::Host(format!(
+            "ftpalg {version} can't do {flag}; leave it out"
+        )));
+    }
+    let mut advertise = Vec::new();
+    for wanted in &config.advertise {
+        for public in addresses(&wanted.public)? {
+            advertise.push(engine::Advertise {
+                inside: wanted.inside,
+                public,
+            });
+        }
+    }
+    Ok(engine::Config {
+        advertise,
+        ..engine::Config::default()
+    })
 }
 
-#[derive(Debug)]
-struct Interim;
-
-impl super::worker::Core for Interim {
-    fn packet(
-        &mut self,
-        _: super::worker::Side,
-        _: &[u8],
-        _: Duration,
-        _: &mut dyn crate::engine::gateway::Gateway,
-        _: &mut Vec<u8>,
-    ) -> crate::queue::Answer {
-        crate::queue::Answer::Accept
+/// The addresses of a name, at most one per family.
+fn addresses(name: &PublicName) -> Result<Vec<IpAddr>, Error> {
+    let name = match name {
+        PublicName::Address(addr) => return Ok(vec![*addr]),
+        PublicName::Name(name) => name,
+    };
+    let all: Vec<IpAddr> = (name.as_str(), 0)
+        .to_socket_addrs()
+        .map(|found| found.map(|addr| addr.ip()).collect())
+        .unwrap_or_default();
+    let first = |v4: bool| all.iter().copied().find(move |a| a.is_ipv4() == v4);
+    let picked: Vec<_> = first(true).into_iter().chain(first(false)).collect();
+    if picked.is_empty() {
+        return Err(Error::Host(format!(
+            "--advertise: the host name {name} has no address; give the address itself"
+        )));
     }
-
-    fn tick(&mut self, _: Duration, _: &mut dyn crate::engine::gateway::Gateway) {}
-
-    fn stats(&self) -> serde_json::Value {
-        serde_json::Value::Null
-    }
-
-    fn sessions(&self, _: Duration) -> Vec<serde_json::Value> {
-        Vec::new()
-    }
-
-    fn session_count(&self) -> usize {
-        0
-    }
+    Ok(picked)
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use serde::Serialize;
-use serde_json::{Value, json};
 
+use crate::engine::{SessionInfo, Stats};
 use crate::nat::plane;
 use crate::queue::kernel;
 
@@ -54,7 +54,7 @@ struct Report<'a> {
     /// One entry per queue: the kernel's counters and the worker's.
     queues: Vec<Queue>,
     /// What the engines counted, summed up.
-    counters: Value,
+    counters: Stats,
     /// What the NAT plane counted.
     nat: plane::Counters,
     /// Lines that were not printed because the reader stalled.
@@ -101,7 +101,7 @@ impl Status {
     pub(super) fn answer(&self, request: Request) -> Reply {
         let value = match request {
             Request::Status => serde_json::to_value(self.report()),
-            Request::Sessions => Ok(self.sessions().into()),
+            Request::Sessions => serde_json::to_value(self.sessions()),
             Request::Pinholes => serde_json::to_value(self.shared.with(|plane| plane.pinholes())),
         };
         match value {
@@ -141,12 +141,14 @@ impl Status {
         lines
     }
 
-    fn sessions(&self) -> Vec<Value> {
+    fn sessions(&self) -> Vec<SessionInfo> {
         let now = self.shared.now();
-        self.workers
-            .iter()
-            .flat_map(|w| w.core().sessions(now))
-            .collect()
+        let mut all = Vec::new();
+        for worker in &self.workers {
+            all.extend(worker.engine().sessions(now));
+        }
+        all.sort_by_key(|session| session.id);
+        all
     }
 
     fn report(&self) -> Report<'_> {
@@ -172,11 +174,11 @@ impl Status {
             mark: steering.mark.bit(),
             data_ports: self.config.data_ports.map(|range| range.to_string()),
             deadline: self.config.deadline.as_secs(),
-            sessions: self.workers.iter().map(|w| w.core().session_count()).sum(),
+            sessions: self.sessions().len(),
             pinholes: pinholes.len() - used,
             data_connections: used,
             queues: self.queues(),
-            counters: self.counters(),
+            counters: super::worker::sum(&self.workers),
             nat: self.shared.with(|plane| plane.counters()),
             lines_lost: self.shared.output().lost(),
         }
@@ -215,9 +217,5 @@ impl Status {
                 }
             })
             .collect()
-    }
-
-    fn counters(&self) -> Value {
-        json!(super::worker::sum(&self.workers))
     }
 }

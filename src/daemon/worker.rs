@@ -1,60 +1,23 @@
 //! A worker: one queue, one engine, one thread.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use serde_json::Value;
-
-use crate::engine::gateway::Gateway;
+use crate::engine::{Engine, Side, Stats, Verdict};
 use crate::queue::{Answer, Handler, Hook, PacketQueue, ServeError};
 
 use super::shared::{Door, Shared};
-
-/// Which hook a packet came through: its direction, seen from the private side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// From the inside.
-    Egress,
-    /// Towards the inside.
-    Ingress,
-}
 
 /// How often, at most, an engine forgets what is over while packets flow.
 const TICK: Duration = Duration::from_secs(1);
 /// Receive errors in a row after which the worker waits a moment between tries.
 const PATIENCE: u32 = 16;
 
-/// What decides about packets. `now` is the time since the daemon's start.
-pub trait Core: Send {
-    /// Looks at a packet; a replacement is written to `out`.
-    fn packet(
-        &mut self,
-        side: Side,
-        packet: &[u8],
-        now: Duration,
-        gateway: &mut dyn Gateway,
-        out: &mut Vec<u8>,
-    ) -> Answer;
-
-    /// Forgets what is over.
-    fn tick(&mut self, now: Duration, gateway: &mut dyn Gateway);
-
-    /// What was counted: an object of numbers.
-    fn stats(&self) -> Value;
-
-    /// The control connections.
-    fn sessions(&self, now: Duration) -> Vec<Value>;
-
-    /// How many control connections there are.
-    fn session_count(&self) -> usize;
-}
-
 /// What other threads see of a worker.
 pub struct Worker {
-    core: Mutex<Box<dyn Core>>,
+    engine: Mutex<Engine>,
     receive_errors: AtomicU64,
     verdict_errors: AtomicU64,
     unknown_hook: AtomicU64,
@@ -71,9 +34,9 @@ fn side(hook: Option<Hook>) -> Option<Side> {
 
 impl Worker {
     /// A worker that has counted nothing yet.
-    pub fn new(core: Box<dyn Core>) -> Arc<Self> {
+    pub fn new(engine: Engine) -> Arc<Self> {
         Arc::new(Self {
-            core: Mutex::new(core),
+            engine: Mutex::new(engine),
             receive_errors: AtomicU64::new(0),
             verdict_errors: AtomicU64::new(0),
             unknown_hook: AtomicU64::new(0),
@@ -81,9 +44,9 @@ impl Worker {
     }
 
     /// The engine. Held while a packet is looked at, so for microseconds.
-    pub fn core(&self) -> MutexGuard<'_, Box<dyn Core>> {
+    pub fn engine(&self) -> MutexGuard<'_, Engine> {
         // A worker that panicked ends the daemon, which may still want to tell what it counted.
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Failures to receive, failures to answer, and packets from a hook that isn't steered.
@@ -128,29 +91,23 @@ impl Worker {
 
 /// Has all engines forget what is over; whether any has a session left.
 pub fn tick(workers: &[Arc<Worker>], now: Duration, shared: &Shared) -> bool {
-    let mut left = 0;
+    let mut left = false;
     for worker in workers {
-        let mut core = worker.core();
-        core.tick(now, &mut Door(shared));
-        left += core.session_count();
+        let mut engine = worker.engine();
+        engine.tick(now, &mut Door(shared));
+        left |= engine.sessions(now).next().is_some();
     }
-    left > 0
+    left
 }
 
-/// The engines' counters, summed up by name.
+/// What all engines have counted.
 #[must_use]
-pub fn sum(workers: &[Arc<Worker>]) -> BTreeMap<String, u64> {
-    let mut sums = BTreeMap::new();
+pub fn sum(workers: &[Arc<Worker>]) -> Stats {
+    let mut sum = Stats::default();
     for worker in workers {
-        let Value::Object(stats) = worker.core().stats() else {
-            continue;
-        };
-        for (name, value) in stats {
-            let sum: &mut u64 = sums.entry(name).or_default();
-            *sum = sum.saturating_add(value.as_u64().unwrap_or(0));
-        }
+        sum.add(worker.engine().stats());
     }
-    sums
+    sum
 }
 
 /// Hands packets to the engine.
@@ -168,12 +125,19 @@ impl Handler for Packets<'_> {
         };
         let now = self.shared.now();
         let mut door = Door(self.shared);
-        let mut core = self.worker.core();
+        let mut engine = self.worker.engine();
         if now.saturating_sub(self.ticked) >= TICK {
             self.ticked = now;
-            core.tick(now, &mut door);
+            engine.tick(now, &mut door);
         }
-        core.packet(side, packet, now, &mut door, out)
+        match engine.packet(side, packet, now, &mut door) {
+            Verdict::Accept => Answer::Accept,
+            Verdict::Replace(bytes) => {
+                out.extend_from_slice(bytes);
+                Answer::Replace
+            }
+            Verdict::Drop => Answer::Drop,
+        }
     }
 }
 

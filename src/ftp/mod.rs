@@ -1,5 +1,18 @@
 //! FTP's control connection: lines, commands, replies, addresses and the session machine.
 //!
 //! No packets here: text in stream order comes in, and what to do with it goes out.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `hostport` | the ways an address is written, read strictly and written back |
+//! | `command`, `reply` | what a line of either peer is |
+//! | `line` | the line of a stream that isn't over yet |
+//! | `policy` | what is allowed |
+//! | `session` | the machine: which bytes pass, wait or change |
 
+mod command;
+pub mod hostport;
+mod line;
+pub mod policy;
+mod reply;
 pub mod session;

@@ -1,3 +1,14 @@
 //! Packets as bytes: validated views, in-place setters, TCP options and checksums.
 //!
-//! Contract: after [`Packet::parse`](crate::wire) succeeded, no accessor can panic.
+//! [`Layout::parse`] is the gate: what it accepts, every other function here can work on without
+//! a panic. Nothing here spans two packets.
+
+mod checksum;
+mod layout;
+mod options;
+mod segment;
+
+pub use checksum::{Sum, adjust};
+pub use layout::{Layout, Reject};
+pub use options::{Options, SackBlock, for_each_sack};
+pub use segment::{Flags, Segment, SegmentMut};

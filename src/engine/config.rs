@@ -1,0 +1,78 @@
+//! What the engine is told once, at start.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::ftp::policy::Policy;
+use crate::stream::Limits;
+
+/// The engine's settings. Every table and buffer it bounds is counted when it is full.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What FTP sessions may do.
+    pub policy: Arc<Policy>,
+    /// Addresses to announce instead of what conntrack says: where the NAT is upstream.
+    pub advertise: Vec<Advertise>,
+    /// Buffers of one direction of a control connection.
+    pub limits: Limits,
+    /// Control connections per worker (default 65,536); more pass unmodified.
+    pub max_flows: usize,
+    /// Bytes in all buffers of a worker together (default 64 MiB).
+    pub max_buffered: usize,
+    /// A control connection without a packet for so long is forgotten (default 5 days, as
+    /// `nf_conntrack_tcp_timeout_established`).
+    pub idle: Duration,
+    /// How long a closed connection's numbers are kept for retransmissions (default 60 s).
+    pub linger: Duration,
+    /// How long a SYN may wait for its SYN-ACK (default 60 s).
+    pub half_open: Duration,
+    /// How long bytes may wait for the rest of an address (default 60 s); then inspection ends.
+    pub hold: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            policy: Arc::default(),
+            advertise: Vec::new(),
+            limits: Limits::default(),
+            max_flows: 65_536,
+            max_buffered: 64 << 20,
+            idle: Duration::from_secs(5 * 24 * 3600),
+            linger: Duration::from_secs(60),
+            half_open: Duration::from_secs(60),
+            hold: Duration::from_secs(60),
+        }
+    }
+}
+
+/// One `--advertise [INSIDE=]PUBLIC`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Advertise {
+    /// The endpoint it holds for; `None`: every one of the same family.
+    pub inside: Option<IpAddr>,
+    /// The address its peers are told.
+    pub public: IpAddr,
+}
+
+impl Config {
+    /// The address to announce for `inside`, if one is configured.
+    #[must_use]
+    pub fn advertised(&self, inside: IpAddr) -> Option<IpAddr> {
+        let family = |a: &&Advertise| a.public.is_ipv4() == inside.is_ipv4();
+        let named = self
+            .advertise
+            .iter()
+            .filter(family)
+            .find(|a| a.inside == Some(inside));
+        named
+            .or_else(|| {
+                self.advertise
+                    .iter()
+                    .filter(family)
+                    .find(|a| a.inside.is_none())
+            })
+            .map(|a| a.public)
+    }
+}

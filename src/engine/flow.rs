@@ -1,0 +1,592 @@
+//! One control connection: its two edited directions and its dialogue.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::announce::{self, Decision};
+use super::config::Config;
+use super::event::Event;
+use super::gateway::{Gateway, PinholeId, SessionId};
+use super::stats::{SessionInfo, Stats};
+use super::{Endpoints, Side};
+use crate::ftp::session::{Announcement, Outcome, Peer, Session, Step};
+use crate::stream::{Emit, Half, Intake, Overflow, Seq};
+use crate::wire::{Flags, SackBlock, Segment, SegmentMut, for_each_sack};
+
+/// What the handshake said about one end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hello {
+    pub(super) isn: Seq,
+    pub(super) mss: Option<u16>,
+    pub(super) shift: Option<u8>,
+    /// The connection must not be edited: signed segments, MPTCP, or data in the SYN.
+    pub(super) untouchable: bool,
+    pub(super) multipath: bool,
+}
+
+impl Hello {
+    pub(super) fn read(segment: &Segment<'_>) -> Self {
+        let options = segment.options();
+        Self {
+            isn: Seq(segment.seq()),
+            mss: options.mss,
+            shift: options.window_scale,
+            untouchable: options.signed || !segment.payload().is_empty(),
+            multipath: options.multipath,
+        }
+    }
+}
+
+/// What happens to a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Same,
+    Changed,
+    Dropped,
+}
+
+/// The surroundings of one packet.
+pub(super) struct Context<'a> {
+    pub(super) config: &'a Config,
+    pub(super) gateway: &'a mut dyn Gateway,
+    pub(super) stats: &'a mut Stats,
+    pub(super) now: Duration,
+}
+
+#[derive(Debug)]
+pub(super) struct Flow {
+    pub(super) id: SessionId,
+    client: Side,
+    /// The initial sequence numbers of client and server: they name this incarnation.
+    starts: [Seq; 2],
+    /// Indexed by [`Side`]: egress carries what the inside endpoint sends.
+    halves: [Half; 2],
+    /// The window scale of the endpoint that sends in that direction.
+    shifts: [u8; 2],
+    /// The largest segment for either end, in bytes, TCP options included (RFC 6691).
+    mss: u16,
+    /// Bit per side: its FIN passed.
+    fins: u8,
+    closed: bool,
+    pub(super) opened: Duration,
+    pub(super) seen: Duration,
+    /// Since when bytes wait for the rest of an address.
+    waiting: Option<Duration>,
+    /// The hole that an accepted `PORT`/`EPRT` reserved.
+    active: Option<PinholeId>,
+    announced: u32,
+    refused: u32,
+    session: Session,
+}
+
+impl Flow {
+    /// A connection whose SYN (`client`, at the hook `side`) and SYN-ACK (`server`) were seen.
+    pub(super) fn new(
+        id: SessionId,
+        side: Side,
+        client: Hello,
+        server: Hello,
+        v6: bool,
+        cx: &mut Context<'_>,
+    ) -> Self {
+        let default = if v6 { 1220 } else { 536 };
+        let mut halves = [Half::new(client.isn), Half::new(server.isn)];
+        // RFC 7323 §2.2: scaling holds only if both ends offer it.
+        let scaled = client.shift.is_some() && server.shift.is_some();
+        let mut shifts = [client.shift, server.shift].map(|s| s.filter(|_| scaled).unwrap_or(0));
+        if side == Side::Ingress {
+            halves.swap(0, 1);
+            shifts.swap(0, 1);
+        }
+        let untouchable =
+            client.untouchable || server.untouchable || (client.multipath && server.multipath);
+        if untouchable {
+            halves.iter_mut().for_each(Half::end_inspection);
+            cx.stats.untouchable = cx.stats.untouchable.saturating_add(1);
+        }
+        Self {
+            id,
+            client: side,
+            starts: [client.isn, server.isn],
+            halves,
+            shifts,
+            mss: client
+                .mss
+                .unwrap_or(default)
+                .min(server.mss.unwrap_or(default))
+                .max(64),
+            fins: 0,
+            closed: false,
+            opened: cx.now,
+            seen: cx.now,
+            waiting: None,
+            active: None,
+            announced: 0,
+            refused: 0,
+            session: Session::new(cx.config.policy.clone()),
+        }
+    }
+
+    /// Whether it began with these two initial sequence numbers.
+    pub(super) fn began_with(&self, client: Seq, server: Seq) -> bool {
+        self.starts == [client, server]
+    }
+
+    /// How long it has been without a packet.
+    pub(super) fn quiet(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.seen)
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    pub(super) fn buffered(&self) -> usize {
+        self.halves
+            .iter()
+            .map(Half::buffered)
+            .fold(0, usize::saturating_add)
+    }
+
+    pub(super) fn info(&self, ends: &Endpoints, now: Duration) -> SessionInfo {
+        let (client, server) = self.client_and_server(ends);
+        SessionInfo {
+            id: self.id,
+            client,
+            server,
+            state: if self.closed {
+                "closed"
+            } else {
+                self.session.state()
+            },
+            age: now.saturating_sub(self.opened).as_secs(),
+            idle: self.quiet(now).as_secs(),
+            announced: self.announced,
+            refused: self.refused,
+            buffered: self.buffered(),
+        }
+    }
+
+    pub(super) fn client_and_server(&self, ends: &Endpoints) -> (SocketAddr, SocketAddr) {
+        match self.client {
+            Side::Egress => (ends.inside, ends.outside),
+            Side::Ingress => (ends.outside, ends.inside),
+        }
+    }
+
+    /// Says that the control connection ended, once.
+    pub(super) fn close(&mut self, how: &'static str, gateway: &mut dyn Gateway) {
+        if !self.closed {
+            self.closed = true;
+            self.active = None;
+            gateway.session_ended(self.id);
+            gateway.event(Event::SessionClosed {
+                session: self.id,
+                how,
+            });
+        }
+    }
+
+    /// Handles a segment without SYN; `packet` is a copy of it that may be changed.
+    pub(super) fn segment(
+        &mut self,
+        ends: &Endpoints,
+        side: Side,
+        segment: &Segment<'_>,
+        packet: &mut Vec<u8>,
+        cx: &mut Context<'_>,
+    ) -> Fate {
+        self.seen = cx.now;
+        let flags = segment.flags();
+        let seq = Seq(segment.seq());
+        if flags.has(Flags::RST) {
+            let [forward, _] = self.both(side);
+            let emit = Emit::Own(forward.header_seq(seq));
+            let exact = forward.expects(seq);
+            let fate = self.render(side, segment, packet, emit);
+            if exact {
+                self.close("RST", cx.gateway);
+            }
+            return fate;
+        }
+        if flags.has(Flags::ACK) {
+            let [_, reverse] = self.both(side);
+            reverse.acknowledged(Seq(segment.ack()));
+        }
+        let payload = segment.payload();
+        let fin = flags.has(Flags::FIN);
+        let options = segment.options_len();
+        let limit = usize::from(self.mss).saturating_sub(options);
+        let [forward, _] = self.both(side);
+        let intake = forward.take_in(seq, payload, fin, &cx.config.limits);
+        match intake {
+            Intake::Gap => {
+                cx.stats.out_of_order = cx.stats.out_of_order.saturating_add(1);
+                return Fate::Dropped;
+            }
+            Intake::New => {
+                let inspected = self.inspect(ends, side, cx);
+                let [forward, _] = self.both(side);
+                // At the end of the stream nothing can complete what still waits.
+                let rest = if fin { forward.pending().len() } else { 0 };
+                let passed = forward.pass(rest, &cx.config.limits);
+                if inspected.and(passed).is_err() {
+                    cx.stats.limit_reached = cx.stats.limit_reached.saturating_add(1);
+                    self.end_inspection("limit", cx);
+                }
+            }
+            Intake::Old | Intake::Opaque => {}
+        }
+        self.give_up_waiting(side, cx);
+        let [forward, _] = self.both(side);
+        let emit = forward.emit(seq, payload, fin, intake, limit);
+        if matches!(emit, Emit::Probe { .. }) {
+            cx.stats.held = cx.stats.held.saturating_add(1);
+        }
+        if intake == Intake::Old && !payload.is_empty() && contradicts(forward, &emit, payload) {
+            cx.stats.contradicted = cx.stats.contradicted.saturating_add(1);
+        }
+        let fate = self.render(side, segment, packet, emit);
+        if fin {
+            self.fins |= 1 << side.index();
+            if self.fins == 3 {
+                self.close("FIN", cx.gateway);
+            }
+        }
+        fate
+    }
+
+    /// The direction of `side`'s packets, and the opposite one.
+    fn both(&mut self, side: Side) -> [&mut Half; 2] {
+        let [egress, ingress] = &mut self.halves;
+        match side {
+            Side::Egress => [egress, ingress],
+            Side::Ingress => [ingress, egress],
+        }
+    }
+
+    // ---- what the packet becomes -----------------------------------------------------------
+
+    fn render(
+        &mut self,
+        side: Side,
+        segment: &Segment<'_>,
+        packet: &mut Vec<u8>,
+        emit: Emit,
+    ) -> Fate {
+        let flags = segment.flags();
+        let options = segment.options();
+        let shift = self.shifts.get(side.index()).copied().unwrap_or(0);
+        let [forward, reverse] = self.both(side);
+        let mut changed = false;
+        let mut out = SegmentMut::new(packet, segment.layout());
+        if flags.has(Flags::ACK) && !reverse.is_plain() {
+            let ack = Seq(segment.ack());
+            let given = reverse.ack_to_sender(ack);
+            if given != ack {
+                out.set_ack(given.0);
+                changed = true;
+            }
+            let window = reverse.window_to_sender(ack, given, segment.window(), shift);
+            if window != segment.window() {
+                out.set_window(window);
+                changed = true;
+            }
+            if let Some(place) = options.sack {
+                changed |= map_sack(&mut out, place, reverse);
+            }
+        }
+        let seq = match emit {
+            Emit::Own(seq) | Emit::Stream { seq, .. } | Emit::Probe { seq, .. } => seq,
+        };
+        if seq.0 != segment.seq() {
+            out.set_seq(seq.0);
+            changed = true;
+        }
+        if flags.has(Flags::URG) {
+            let urgent = forward.urgent(Seq(segment.seq()).plus(u32::from(segment.urgent())));
+            let distance = if urgent.after(seq) {
+                urgent.since(seq)
+            } else {
+                0
+            };
+            let pointer = u16::try_from(distance).unwrap_or(u16::MAX);
+            if pointer != segment.urgent() {
+                out.set_urgent(pointer);
+                changed = true;
+            }
+        }
+        let own = segment.payload();
+        match emit {
+            Emit::Own(_) => {}
+            Emit::Stream {
+                seq,
+                len,
+                tail,
+                fin,
+            } => {
+                let stream = forward.edited(seq, len);
+                let tail = tail.and_then(|at| own.get(at..)).unwrap_or_default();
+                let lost_fin = flags.has(Flags::FIN) && !fin;
+                if lost_fin {
+                    out.clear_flags(Flags::FIN);
+                    changed = true;
+                }
+                if own.strip_prefix(stream) != Some(tail) {
+                    out.set_payload(&[stream, tail]);
+                    changed = true;
+                }
+            }
+            Emit::Probe { byte, .. } => {
+                out.clear_flags(Flags::FIN | Flags::PSH | Flags::URG);
+                out.set_payload(&[byte.as_slice()]);
+                changed = true;
+            }
+        }
+        if changed { Fate::Changed } else { Fate::Same }
+    }
+
+    // ---- what the text means ---------------------------------------------------------------
+
+    fn peer(&self, side: Side) -> Peer {
+        if side == self.client {
+            Peer::Client
+        } else {
+            Peer::Server
+        }
+    }
+
+    /// Takes what is pending through the session machine, as far as it goes.
+    fn inspect(
+        &mut self,
+        ends: &Endpoints,
+        side: Side,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Overflow> {
+        let peer = self.peer(side);
+        let limits = cx.config.limits;
+        self.waiting = None;
+        loop {
+            let [forward, _] = self.both(side);
+            if forward.pending().is_empty() {
+                break;
+            }
+            if forward.pending().len() > limits.held && self.waiting.is_some() {
+                return Err(Overflow);
+            }
+            let pending = match side {
+                Side::Egress => self.halves[0].pending(),
+                Side::Ingress => self.halves[1].pending(),
+            };
+            match self.session.next(peer, pending) {
+                Step::Pass(n) => {
+                    let [forward, _] = self.both(side);
+                    forward.pass(n.max(1), &limits)?;
+                }
+                Step::Wait => {
+                    self.waiting = Some(cx.now);
+                    if pending.len() > limits.held {
+                        return Err(Overflow);
+                    }
+                    break;
+                }
+                Step::Address {
+                    at,
+                    len,
+                    announcement,
+                } => {
+                    self.announce(ends, side, at, len, &announcement, cx)?;
+                }
+                Step::Refuse {
+                    at,
+                    with,
+                    verb,
+                    why,
+                } => {
+                    let [forward, _] = self.both(side);
+                    forward.pass(at, &limits)?;
+                    forward.replace(with.len().max(1), &with, &limits)?;
+                    self.count_refusal(verb, why.to_owned(), true, cx);
+                }
+                Step::OpenActive => {
+                    let opened = self.active.take().is_some_and(|hole| {
+                        let result = cx.gateway.open(hole);
+                        if let Err(error) = &result {
+                            let why = error.to_string();
+                            self.count_refusal("PORT", why, false, cx);
+                        }
+                        result.is_ok()
+                    });
+                    self.session.active_opened(opened);
+                }
+                Step::Opaque(why) => {
+                    self.end_inspection(why, cx);
+                    break;
+                }
+            }
+        }
+        if let Some(user) = self.session.take_login() {
+            cx.gateway.event(Event::LoggedIn {
+                session: self.id,
+                user,
+            });
+        }
+        Ok(())
+    }
+
+    fn announce(
+        &mut self,
+        ends: &Endpoints,
+        side: Side,
+        at: usize,
+        len: usize,
+        said: &Announcement,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Overflow> {
+        let peer = self.peer(side);
+        let limits = cx.config.limits;
+        let decision = announce::decide(cx.config, cx.gateway, self.id, ends, side, said);
+        let [forward, _] = self.both(side);
+        match decision {
+            Decision::Announce {
+                text,
+                old,
+                new,
+                from,
+                land,
+                hole,
+            } => {
+                forward.pass(at, &limits)?;
+                forward.replace(len, &text, &limits)?;
+                if said.mode == crate::engine::gateway::Mode::Active {
+                    let superseded = self.active.replace(hole).filter(|old| *old != hole);
+                    if let Some(superseded) = superseded {
+                        cx.gateway.release(superseded);
+                    }
+                }
+                self.session.announced(peer, Outcome::Accepted(new));
+                self.announced = self.announced.saturating_add(1);
+                cx.stats.announced = cx.stats.announced.saturating_add(1);
+                if old != new {
+                    cx.stats.rewritten = cx.stats.rewritten.saturating_add(1);
+                }
+                let (session, verb, mode) = (self.id, said.verb, said.mode);
+                cx.gateway.event(Event::Announced {
+                    session,
+                    verb,
+                    mode,
+                    old,
+                    new,
+                    from,
+                    land,
+                });
+            }
+            Decision::Leave(why) => {
+                forward.pass(at.saturating_add(len), &limits)?;
+                self.session.announced(peer, Outcome::PassedUnmodified);
+                self.count_refusal(said.verb, why, false, cx);
+            }
+            Decision::Refuse(why) => {
+                // Not an address any more, so the server answers with a syntax error itself.
+                forward.pass(at, &limits)?;
+                forward.replace(len, &vec![b'x'; len], &limits)?;
+                self.session.announced(peer, Outcome::Refused);
+                self.count_refusal(said.verb, why, true, cx);
+            }
+        }
+        Ok(())
+    }
+
+    fn count_refusal(
+        &mut self,
+        verb: &'static str,
+        why: String,
+        replaced: bool,
+        cx: &mut Context<'_>,
+    ) {
+        self.refused = self.refused.saturating_add(1);
+        let counter = if replaced {
+            &mut cx.stats.refused
+        } else {
+            &mut cx.stats.not_opened
+        };
+        *counter = counter.saturating_add(1);
+        cx.gateway.event(Event::Refused {
+            session: self.id,
+            verb,
+            why,
+            replaced,
+        });
+    }
+
+    /// From here on both directions pass under the numbers they have.
+    pub(super) fn end_inspection(&mut self, why: &'static str, cx: &mut Context<'_>) {
+        if self.halves.iter().all(Half::is_opaque) {
+            return;
+        }
+        self.halves.iter_mut().for_each(Half::end_inspection);
+        self.waiting = None;
+        let counter = match why {
+            "TLS" => &mut cx.stats.tls,
+            "not FTP" => &mut cx.stats.not_ftp,
+            _ => &mut cx.stats.limit_reached,
+        };
+        *counter = counter.saturating_add(1);
+        cx.gateway.event(Event::Opaque {
+            session: self.id,
+            why,
+        });
+    }
+
+    fn give_up_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
+        let [forward, _] = self.both(side);
+        if forward.pending().is_empty() {
+            return;
+        }
+        if self
+            .waiting
+            .is_some_and(|since| cx.now.saturating_sub(since) > cx.config.hold)
+        {
+            self.end_inspection("an address that never ended", cx);
+        }
+    }
+}
+
+/// Whether a retransmission says something else than the first sending did (edits aside: only
+/// segments that leave with their own length are compared).
+fn contradicts(forward: &Half, emit: &Emit, payload: &[u8]) -> bool {
+    match *emit {
+        Emit::Stream {
+            seq,
+            len,
+            tail: None,
+            ..
+        } if len == payload.len() => forward.edited(seq, len) != payload,
+        _ => false,
+    }
+}
+
+/// Maps SACK blocks (RFC 2018) to the sender's numbers; returns whether anything changed. If no
+/// block is left, the option becomes no-operations.
+fn map_sack(out: &mut SegmentMut<'_>, (at, blocks): (usize, usize), reverse: &Half) -> bool {
+    let mut changed = false;
+    out.edit_options(|options| {
+        let end = at.saturating_add(blocks.saturating_mul(8));
+        let Some(body) = options.get_mut(at..end) else {
+            return;
+        };
+        let left = for_each_sack(body, |block| {
+            let mapped = reverse.sack_to_sender(Seq(block.left), Seq(block.right));
+            let mapped = mapped.map(|(left, right)| SackBlock {
+                left: left.0,
+                right: right.0,
+            });
+            changed |= mapped != Some(block);
+            mapped
+        });
+        if !left && let Some(option) = options.get_mut(at.saturating_sub(2)..end) {
+            option.fill(1);
+        }
+    });
+    changed
+}

@@ -1,0 +1,103 @@
+//! Counters, and what a session looks like from outside.
+
+use std::net::SocketAddr;
+
+use serde::Serialize;
+
+use super::gateway::SessionId;
+
+/// What a worker has counted since it started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// Packets that were looked at.
+    pub packets: u64,
+    /// Packets that left with a change of any kind.
+    pub changed: u64,
+    /// Packets that weren't a whole TCP segment; passed.
+    pub malformed: u64,
+    /// IP fragments; passed.
+    pub fragments: u64,
+    /// Segments with a wrong checksum; passed, still wrong, and not looked at.
+    pub bad_checksum: u64,
+    /// Segments of connections whose start wasn't seen; passed.
+    pub mid_stream: u64,
+    /// Segments held back because bytes before them were missing.
+    pub out_of_order: u64,
+    /// Segments that left nothing to send on yet (the rest of an address is missing).
+    pub held: u64,
+    /// Retransmissions whose bytes differed from the first sending; the first sending went out.
+    pub contradicted: u64,
+    /// Control connections seen.
+    pub sessions: u64,
+    /// Connections passed unmodified because the table was full.
+    pub table_full: u64,
+    /// Sessions whose inspection ended at a limit (see [`crate::stream::Limits`]).
+    pub limit_reached: u64,
+    /// Sessions that went on under TLS.
+    pub tls: u64,
+    /// Connections that aren't FTP.
+    pub not_ftp: u64,
+    /// Connections with MPTCP, TCP-MD5 or TCP-AO, or with data in the SYN: passed unmodified.
+    pub untouchable: u64,
+    /// Addresses announced and let through.
+    pub announced: u64,
+    /// Addresses that were rewritten.
+    pub rewritten: u64,
+    /// Announcements that passed without a pinhole, because one couldn't be made.
+    pub not_opened: u64,
+    /// Commands or replies that were replaced in place.
+    pub refused: u64,
+}
+
+impl Stats {
+    /// Adds another worker's counts.
+    pub fn add(&mut self, other: &Self) {
+        let pairs: [(&mut u64, u64); 19] = [
+            (&mut self.packets, other.packets),
+            (&mut self.changed, other.changed),
+            (&mut self.malformed, other.malformed),
+            (&mut self.fragments, other.fragments),
+            (&mut self.bad_checksum, other.bad_checksum),
+            (&mut self.mid_stream, other.mid_stream),
+            (&mut self.out_of_order, other.out_of_order),
+            (&mut self.held, other.held),
+            (&mut self.contradicted, other.contradicted),
+            (&mut self.sessions, other.sessions),
+            (&mut self.table_full, other.table_full),
+            (&mut self.limit_reached, other.limit_reached),
+            (&mut self.tls, other.tls),
+            (&mut self.not_ftp, other.not_ftp),
+            (&mut self.untouchable, other.untouchable),
+            (&mut self.announced, other.announced),
+            (&mut self.rewritten, other.rewritten),
+            (&mut self.not_opened, other.not_opened),
+            (&mut self.refused, other.refused),
+        ];
+        for (mine, theirs) in pairs {
+            *mine = mine.saturating_add(theirs);
+        }
+    }
+}
+
+/// A control connection, as `ftpalg sessions` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub struct SessionInfo {
+    /// Its number.
+    pub id: SessionId,
+    /// The client, as the inside of the gateway sees it.
+    pub client: SocketAddr,
+    /// The server, as the inside of the gateway sees it.
+    pub server: SocketAddr,
+    /// Where the dialogue stands.
+    pub state: &'static str,
+    /// Seconds since its handshake.
+    pub age: u64,
+    /// Seconds since its last packet.
+    pub idle: u64,
+    /// Addresses announced and let through.
+    pub announced: u32,
+    /// Announcements refused or left without a pinhole.
+    pub refused: u32,
+    /// Bytes in its buffers.
+    pub buffered: usize,
+}

@@ -1,0 +1,139 @@
+//! What FTP sessions may do.
+
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+/// The rules that sessions are held to. The defaults are what a careful administrator would choose
+/// without breaking any client that is in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// No data connection before the login succeeded (`230`, `232`). Default: yes.
+    pub require_login: bool,
+    /// Ports that a client may not name in `PORT`/`EPRT`. Default: [`SERVICE_PORTS`].
+    pub deny_ports: Vec<RangeInclusive<u16>>,
+    /// Networks whose addresses a client may name besides its own (FXP): address and prefix
+    /// length. Default: none.
+    pub allow_foreign: Vec<(IpAddr, u8)>,
+    /// Longest command line, in bytes, that is acted on (default 512).
+    pub max_command: usize,
+    /// Longest reply line, in bytes, that is acted on (default 1024).
+    pub max_reply: usize,
+    /// Commands that may wait for their reply at once (default 256); those beyond are counted, and
+    /// their replies aren't acted on.
+    pub max_pipelined: usize,
+}
+
+/// Where a server must not be made to connect to: system ports (RFC 6335 §6) and services that
+/// answer to whoever connects.
+pub const SERVICE_PORTS: [RangeInclusive<u16>; 14] = [
+    0..=1023,
+    1433..=1434,   // Microsoft SQL Server
+    1521..=1521,   // Oracle
+    2049..=2049,   // NFS
+    2375..=2376,   // Docker
+    3306..=3306,   // MySQL
+    3389..=3389,   // RDP
+    5432..=5432,   // PostgreSQL
+    5900..=5910,   // VNC
+    6000..=6063,   // X11
+    6379..=6379,   // Redis
+    9200..=9200,   // Elasticsearch
+    11211..=11211, // memcached
+    27017..=27019, // MongoDB
+];
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            require_login: true,
+            deny_ports: SERVICE_PORTS.to_vec(),
+            allow_foreign: Vec::new(),
+            max_command: 512,
+            max_reply: 1024,
+            max_pipelined: 256,
+        }
+    }
+}
+
+impl Policy {
+    /// Whether a client may announce this for an active data connection: `own` is its address,
+    /// `seen` the one that the server knows it by.
+    ///
+    /// # Errors
+    /// Why not, in a few words (RFC 2577 §3: the bounce attack).
+    pub fn check_active(
+        &self,
+        announced: Option<IpAddr>,
+        port: u16,
+        own: IpAddr,
+        seen: IpAddr,
+    ) -> Result<(), &'static str> {
+        if self.deny_ports.iter().any(|range| range.contains(&port)) {
+            return Err("a service port");
+        }
+        match announced {
+            Some(ip) if ip != own && ip != seen && !self.allows_foreign(ip) => {
+                Err("somebody else's address")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn allows_foreign(&self, ip: IpAddr) -> bool {
+        self.allow_foreign
+            .iter()
+            .any(|(net, prefix)| within(ip, *net, *prefix))
+    }
+}
+
+fn within(ip: IpAddr, net: IpAddr, prefix: u8) -> bool {
+    let (ip, net, width) = match (ip, net) {
+        (IpAddr::V4(ip), IpAddr::V4(net)) => {
+            (u128::from(ip.to_bits()), u128::from(net.to_bits()), 32)
+        }
+        (IpAddr::V6(ip), IpAddr::V6(net)) => (ip.to_bits(), net.to_bits(), 128),
+        _ => return false,
+    };
+    let host_bits = 128u32
+        .min(width)
+        .saturating_sub(u32::from(prefix).min(width));
+    (ip ^ net).checked_shr(host_bits).unwrap_or(0) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounce_attack_is_refused() {
+        let policy = Policy::default();
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let (own, seen) = (ip("192.168.1.5"), ip("203.0.113.1"));
+        assert_eq!(policy.check_active(Some(own), 40_000, own, seen), Ok(()));
+        assert_eq!(policy.check_active(Some(seen), 40_000, own, seen), Ok(()));
+        assert_eq!(policy.check_active(None, 1024, own, seen), Ok(()));
+        assert!(policy.check_active(Some(own), 22, own, seen).is_err());
+        assert!(policy.check_active(Some(own), 6000, own, seen).is_err());
+        assert!(
+            policy
+                .check_active(Some(ip("192.168.1.6")), 40_000, own, seen)
+                .is_err()
+        );
+        let fxp = Policy {
+            allow_foreign: vec![(ip("192.168.0.0"), 16)],
+            ..policy
+        };
+        assert!(
+            fxp.check_active(Some(ip("192.168.1.6")), 40_000, own, seen)
+                .is_ok()
+        );
+        assert!(
+            fxp.check_active(Some(ip("192.169.1.6")), 40_000, own, seen)
+                .is_err()
+        );
+        assert!(
+            fxp.check_active(Some(ip("::1")), 40_000, own, seen)
+                .is_err()
+        );
+    }
+}

@@ -1,0 +1,625 @@
+//! One direction of an edited TCP stream.
+
+use super::edits::{Edit, Edits, Point, Round};
+use super::seq::Seq;
+
+/// Bounds of one direction's buffers, in bytes unless said otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes that wait for the rest of an address.
+    pub held: usize,
+    /// Bytes sent on that the receiver hasn't acknowledged.
+    pub unacked: usize,
+    /// Edits that the receiver hasn't acknowledged.
+    pub edits: usize,
+    /// Bytes that arrived before the ones in front of them.
+    pub ahead: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            held: 4096,
+            unacked: 64 * 1024,
+            edits: 1024,
+            ahead: 16 * 1024,
+        }
+    }
+}
+
+/// What became of a segment's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intake {
+    /// Nothing that wasn't there before (a retransmission, or no data).
+    Old,
+    /// New bytes are pending: see [`Half::pending`].
+    New,
+    /// Bytes before it are missing; it was kept, or forgotten if there was no room. The packet
+    /// must not go on.
+    Gap,
+    /// The stream isn't inspected any more.
+    Opaque,
+}
+
+/// A bound of [`Limits`] was reached: the caller ends the inspection of the flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overflow;
+
+/// What a packet must carry on its way to the receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Emit {
+    /// Its own payload, under this sequence number.
+    Own(Seq),
+    /// `len` bytes of the edited stream from `seq` on (see [`Half::edited`]), then its own payload
+    /// from `tail` on, if there is such; FIN only if `fin`.
+    Stream {
+        /// Sequence number in edited space.
+        seq: Seq,
+        /// How many bytes of the edited stream.
+        len: usize,
+        /// Where in the packet's own payload to go on.
+        tail: Option<usize>,
+        /// Whether the FIN goes with it.
+        fin: bool,
+    },
+    /// Nothing new to carry: a repetition of the last byte (if any was ever sent), which makes the
+    /// receiver acknowledge at once.
+    Probe {
+        /// Sequence number in edited space.
+        seq: Seq,
+        /// The byte.
+        byte: Option<u8>,
+    },
+}
+
+/// One direction of a TCP stream: what its sender sent, what its receiver gets, and how the two
+/// are numbered.
+#[derive(Clone, Debug)]
+pub struct Half {
+    /// The first original byte that hasn't been taken in.
+    next: Seq,
+    /// Everything before was acknowledged by the receiver.
+    una: Point,
+    /// The first edited byte that was never sent on.
+    emitted: Seq,
+    /// Original bytes before this one were acknowledged to the sender, whether the receiver has
+    /// them or not. Matters while it is after `una`.
+    guaranteed: Seq,
+    /// Where the sender's FIN is, once everything before it was taken in.
+    fin: Option<Seq>,
+    /// The FIN went on to the receiver.
+    fin_sent: bool,
+    /// Inspection ended at `next`; what comes after passes under the edits' sum.
+    opaque: bool,
+    /// The last byte that the receiver acknowledged, for probes.
+    last: Option<u8>,
+    /// Present only while something is in flight: an idle direction needs no buffers.
+    work: Option<Box<Work>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Work {
+    /// The edited stream from `una` on; behind its first `released` bytes, original bytes that
+    /// may not go on yet, up to `next`.
+    buffer: Vec<u8>,
+    released: usize,
+    /// The edits in it.
+    edits: Edits,
+    /// Segments that arrived before the bytes in front of them.
+    ahead: Vec<(Seq, Vec<u8>)>,
+}
+
+impl Work {
+    fn is_empty(&self) -> bool {
+        self.buffer.is_empty() && self.edits.is_empty() && self.ahead.is_empty()
+    }
+
+    fn out(&self) -> &[u8] {
+        self.buffer.get(..self.released).unwrap_or_default()
+    }
+
+    fn held(&self) -> &[u8] {
+        self.buffer.get(self.released..).unwrap_or_default()
+    }
+}
+
+impl Half {
+    /// A direction whose SYN had the sequence number `isn`.
+    #[must_use]
+    pub fn new(isn: Seq) -> Self {
+        let first = isn.plus(1);
+        Self {
+            next: first,
+            una: Point {
+                original: first,
+                edited: first,
+            },
+            emitted: first,
+            guaranteed: first,
+            fin: None,
+            fin_sent: false,
+            opaque: false,
+            last: None,
+            work: None,
+        }
+    }
+
+    // ---- the sender's segments -------------------------------------------------------------
+
+    /// Takes in a segment's data (`fin`: it carries FIN). New bytes are appended to
+    /// [`Half::pending`].
+    pub fn take_in(&mut self, seq: Seq, payload: &[u8], fin: bool, limits: &Limits) -> Intake {
+        let end = seq.plus_len(payload.len());
+        if self.opaque {
+            return Intake::Opaque;
+        }
+        if payload.is_empty() && !fin {
+            return Intake::Old;
+        }
+        if seq.after(self.next) {
+            self.keep_ahead(seq, payload, limits);
+            return Intake::Gap;
+        }
+        if self.fin.is_some() {
+            return Intake::Old;
+        }
+        let fresh = payload.get(self.next.len_since(seq)..).unwrap_or_default();
+        if !fresh.is_empty() {
+            self.append(fresh);
+        }
+        if fin && end == self.next {
+            self.fin = Some(end);
+            return Intake::New;
+        }
+        if fresh.is_empty() {
+            return Intake::Old;
+        }
+        self.append_ahead();
+        Intake::New
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        self.work
+            .get_or_insert_default()
+            .buffer
+            .extend_from_slice(bytes);
+        self.next = self.next.plus_len(bytes.len());
+    }
+
+    fn keep_ahead(&mut self, seq: Seq, payload: &[u8], limits: &Limits) {
+        let room = limits.ahead;
+        if payload.is_empty() || seq.plus_len(payload.len()).len_since(self.next) > room {
+            return;
+        }
+        let ahead = &mut self.work.get_or_insert_default().ahead;
+        let kept: usize = ahead.iter().map(|(_, bytes)| bytes.len()).sum();
+        let known = ahead
+            .iter()
+            .any(|(start, bytes)| *start == seq && bytes.len() >= payload.len());
+        if !known && kept.saturating_add(payload.len()) <= room && ahead.len() < 64 {
+            ahead.push((seq, payload.to_vec()));
+        }
+    }
+
+    fn append_ahead(&mut self) {
+        loop {
+            let next = self.next;
+            let Some(work) = self.work.as_mut() else {
+                return;
+            };
+            work.ahead
+                .retain(|(start, bytes)| start.plus_len(bytes.len()).after(next));
+            let Some(at) = work.ahead.iter().position(|(start, _)| !start.after(next)) else {
+                return;
+            };
+            let (start, bytes) = work.ahead.swap_remove(at);
+            let fresh = bytes
+                .get(next.len_since(start)..)
+                .unwrap_or_default()
+                .to_vec();
+            self.append(&fresh);
+        }
+    }
+
+    /// Bytes that were taken in and not yet passed or replaced, in stream order.
+    #[must_use]
+    pub fn pending(&self) -> &[u8] {
+        self.work.as_ref().map_or(&[], |work| work.held())
+    }
+
+    /// Lets the first `n` pending bytes go on as they are.
+    ///
+    /// # Errors
+    /// [`Overflow`] if too much is unacknowledged; the bytes went on all the same.
+    pub fn pass(&mut self, n: usize, limits: &Limits) -> Result<(), Overflow> {
+        let Some(work) = self.work.as_mut() else {
+            return Ok(());
+        };
+        work.released = work.released.saturating_add(n).min(work.buffer.len());
+        if work.released > limits.unacked {
+            Err(Overflow)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Replaces the first `len` pending bytes by `with` (both at least one byte).
+    ///
+    /// # Errors
+    /// [`Overflow`] if there are too many edits in flight; this one was made all the same.
+    pub fn replace(&mut self, len: usize, with: &[u8], limits: &Limits) -> Result<(), Overflow> {
+        let start = self.released().original;
+        let Some(work) = self.work.as_mut() else {
+            return Ok(());
+        };
+        let len = len.min(work.held().len());
+        let at = work.released..work.released.saturating_add(len);
+        work.buffer.splice(at, with.iter().copied());
+        work.released = work.released.saturating_add(with.len());
+        if len != with.len() {
+            work.edits.push(Edit {
+                start,
+                old_len: len as u32,
+                new_len: with.len() as u32,
+            });
+        }
+        let full = work.edits.len() > limits.edits || work.released > limits.unacked;
+        if full { Err(Overflow) } else { Ok(()) }
+    }
+
+    /// Ends inspection: what is pending goes on as it is, and so does all that follows.
+    pub fn end_inspection(&mut self) {
+        self.opaque = true;
+        if let Some(work) = self.work.as_mut() {
+            work.released = work.buffer.len();
+            work.ahead.clear();
+        }
+    }
+
+    /// Whether inspection ended.
+    #[must_use]
+    pub fn is_opaque(&self) -> bool {
+        self.opaque
+    }
+
+    /// Whether packets of this direction and acknowledgements of it need no change at all, now and
+    /// as long as nothing is edited.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.una.original == self.una.edited && self.work.is_none()
+    }
+
+    /// Bytes kept in buffers.
+    #[must_use]
+    pub fn buffered(&self) -> usize {
+        self.work.as_ref().map_or(0, |work| {
+            let ahead: usize = work.ahead.iter().map(|(_, bytes)| bytes.len()).sum();
+            work.buffer.len().saturating_add(ahead)
+        })
+    }
+
+    /// Whether a segment at `seq` is exactly what the receiver expects next: only then it takes a
+    /// RST as such (RFC 5961 §3).
+    #[must_use]
+    pub fn expects(&self, seq: Seq) -> bool {
+        seq == self.next || self.fin.is_some_and(|fin| seq == fin.plus(1))
+    }
+
+    /// Whether the sender's FIN was taken in and the receiver acknowledged it.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.fin.is_some_and(|fin| self.una.original == fin.plus(1))
+    }
+
+    /// Says what the packet that carries `seq` and `payload` must carry on. To be called after
+    /// [`Half::take_in`] and after what is pending was dealt with; not for RST.
+    ///
+    /// `limit`: the largest payload the path to the receiver takes, in bytes.
+    pub fn emit(
+        &mut self,
+        seq: Seq,
+        payload: &[u8],
+        fin: bool,
+        intake: Intake,
+        limit: usize,
+    ) -> Emit {
+        let released = self.released();
+        let end = seq.plus_len(payload.len());
+        // Bytes that only we can deliver: the sender has its acknowledgement, or was cut off by
+        // the size limit.
+        let owed = self.guaranteed.after(self.una.original) && self.emitted != self.una.edited;
+        let behind = owed || self.emitted != released.edited;
+        let beyond = self.opaque && !seq.before(self.next);
+        if !behind && (beyond || (payload.is_empty() && !fin)) {
+            return Emit::Own(self.header_seq(seq));
+        }
+        if payload.is_empty() && !fin && seq.before(self.next) {
+            // A keep-alive wants an answer, not data.
+            return Emit::Own(self.header_seq(seq));
+        }
+        if !behind && !end.plus(u32::from(fin)).after(self.una.original) {
+            // The receiver has acknowledged it all: its sender only missed the acknowledgement.
+            return Emit::Own(seq.plus(self.una.edited.since(self.una.original)));
+        }
+        let limit = limit.max(payload.len()).max(1);
+        let first = if owed || seq.before(self.una.original) {
+            self.una.original
+        } else {
+            seq
+        };
+        let start = if first.before(released.original) {
+            self.map(first, Round::Down).edited.min(self.emitted)
+        } else {
+            self.emitted
+        };
+        let stop = if intake != Intake::Old || behind || !end.before(released.original) {
+            released.edited
+        } else {
+            self.map(end, Round::Up).edited
+        };
+        let whole = if stop.after(start) {
+            stop.since(start) as usize
+        } else {
+            0
+        };
+        let len = whole.min(limit);
+        let complete = start.plus_len(len) == released.edited && self.pending().is_empty();
+        let tail = (self.opaque && complete && !seq.after(self.next) && end.after(self.next))
+            .then(|| self.next.len_since(seq))
+            .filter(|tail| {
+                len.saturating_add(payload.len().saturating_sub(*tail)) <= limit.max(payload.len())
+            });
+        let fin = fin
+            && complete
+            && (tail.is_some() || !end.after(self.next))
+            && (self.opaque || self.fin == Some(end));
+        self.emitted = self.emitted.max(start.plus_len(len));
+        self.fin_sent |= fin && !self.opaque;
+        if len == 0 && !fin && tail.is_none() {
+            if payload.is_empty() {
+                return Emit::Own(self.header_seq(seq));
+            }
+            let byte = self.last_emitted();
+            return Emit::Probe {
+                seq: self.emitted.plus(u32::MAX),
+                byte,
+            };
+        }
+        Emit::Stream {
+            seq: start,
+            len,
+            tail,
+            fin,
+        }
+    }
+
+    /// The edited stream's bytes from `seq` on, as [`Emit::Stream`] names them.
+    #[must_use]
+    pub fn edited(&self, seq: Seq, len: usize) -> &[u8] {
+        let from = seq.len_since(self.una.edited);
+        let out = self.work.as_ref().map_or(&[][..], |work| work.out());
+        out.get(from..from.saturating_add(len)).unwrap_or_default()
+    }
+
+    /// The sequence number for a packet that carries no data (or is a RST): what the receiver
+    /// hasn't been sent, the sender hasn't sent either, as far as the receiver can see.
+    #[must_use]
+    pub fn header_seq(&self, seq: Seq) -> Seq {
+        let released = self.released();
+        if self.opaque && !seq.before(self.next) {
+            return seq.plus(released.edited.since(released.original));
+        }
+        if let Some(fin) = self.fin
+            && seq == fin.plus(1)
+        {
+            return if self.fin_sent {
+                released.edited.plus(1)
+            } else {
+                self.emitted
+            };
+        }
+        if seq.before(self.una.original) {
+            return seq.plus(self.una.edited.since(self.una.original));
+        }
+        if seq.plus(1) == self.next && self.next != self.una.original {
+            // A keep-alive (RFC 9293 §3.8.4) asks for an answer: it must be one byte too low.
+            return self.emitted.plus(u32::MAX);
+        }
+        if !seq.before(released.original) {
+            // Nothing held: a segment that we never saw (lost before us) lies between.
+            let lost = if self.pending().is_empty() {
+                seq.since(released.original)
+            } else {
+                0
+            };
+            return self.emitted.plus(if self.emitted == released.edited {
+                lost
+            } else {
+                0
+            });
+        }
+        self.map(seq, Round::Down).edited.min(self.emitted)
+    }
+
+    /// The position in edited space of an original urgent pointer (it points behind the urgent
+    /// data, RFC 9293 §3.8.5).
+    #[must_use]
+    pub fn urgent(&self, at: Seq) -> Seq {
+        let released = self.released();
+        if at.before(self.una.original) {
+            at.plus(self.una.edited.since(self.una.original))
+        } else if at.before(released.original) {
+            self.map(at, Round::Up).edited
+        } else {
+            at.plus(released.edited.since(released.original))
+        }
+    }
+
+    // ---- the receiver's acknowledgements ---------------------------------------------------
+
+    /// Notes that the receiver acknowledged everything before `ack` (in edited space).
+    pub fn acknowledged(&mut self, ack: Seq) {
+        let released = self.released();
+        if !ack.after(self.una.edited) {
+            return;
+        }
+        if let Some(fin) = self.fin
+            && self.fin_sent
+            && ack == released.edited.plus(1)
+        {
+            self.trim(released);
+            self.una = Point {
+                original: fin.plus(1),
+                edited: ack,
+            };
+            self.emitted = ack;
+            self.next = fin.plus(1);
+        } else if ack.after(self.emitted) {
+            // It acknowledges what was never sent on: its own business, unless the stream is
+            // opaque, where that is normal.
+            if self.opaque && self.emitted == released.edited {
+                self.trim(released);
+            }
+        } else {
+            self.trim(self.edits_map_edited(ack));
+        }
+    }
+
+    fn edits_map_edited(&self, ack: Seq) -> Point {
+        self.work.as_ref().map_or(
+            Point {
+                original: self.una.original.plus(ack.since(self.una.edited)),
+                edited: ack,
+            },
+            |work| work.edits.from_edited(self.una, ack, Round::Down),
+        )
+    }
+
+    fn trim(&mut self, to: Point) {
+        if let Some(work) = self.work.as_mut() {
+            let n = to.edited.len_since(self.una.edited).min(work.released);
+            if n > 0 {
+                self.last = work.out().get(n.saturating_sub(1)).copied();
+            }
+            work.buffer.drain(..n);
+            work.released = work.released.saturating_sub(n);
+            work.edits.fold(to.original);
+            if work.is_empty() {
+                self.work = None;
+            }
+        }
+        self.una = to;
+    }
+
+    /// The acknowledgement that the sender is given for the receiver's `ack`. Bytes held may be
+    /// acknowledged by this: see the module's documentation.
+    pub fn ack_to_sender(&mut self, ack: Seq) -> Seq {
+        let released = self.released();
+        if !self.opaque
+            && self.fin.is_none()
+            && ack == released.edited
+            && self.emitted == ack
+            && !self.pending().is_empty()
+        {
+            self.guaranteed = self.next;
+        }
+        let mapped = if ack.before(self.una.edited) {
+            ack.plus(self.una.original.since(self.una.edited))
+        } else if ack.after(released.edited) {
+            if self.pending().is_empty() {
+                ack.plus(released.original.since(released.edited))
+            } else {
+                released.original
+            }
+        } else {
+            self.edits_map_edited(ack).original
+        };
+        if self.guaranteed.after(self.una.original) {
+            mapped.max(self.guaranteed)
+        } else {
+            mapped
+        }
+    }
+
+    /// A SACK block of the receiver's in the sender's numbers; `None` if nothing whole is left.
+    #[must_use]
+    pub fn sack_to_sender(&self, left: Seq, right: Seq) -> Option<(Seq, Seq)> {
+        let edge = |at: Seq, round| {
+            let released = self.released();
+            if at.before(self.una.edited) {
+                at.plus(self.una.original.since(self.una.edited))
+            } else if at.after(released.edited) {
+                at.plus(released.original.since(released.edited))
+            } else {
+                self.work
+                    .as_ref()
+                    .map_or(self.una.original.plus(at.since(self.una.edited)), |work| {
+                        work.edits.from_edited(self.una, at, round).original
+                    })
+            }
+        };
+        let (left, right) = (edge(left, Round::Up), edge(right, Round::Down));
+        left.before(right).then_some((left, right))
+    }
+
+    /// The window field that goes with an acknowledgement: the sender may not send what would,
+    /// after the edits that are known, end beyond the receiver's window.
+    ///
+    /// `ack` is the receiver's own, `given` what [`Half::ack_to_sender`] made of it; `shift` is
+    /// the receiver's window scale.
+    #[must_use]
+    pub fn window_to_sender(&self, ack: Seq, given: Seq, window: u16, shift: u8) -> u16 {
+        if self.work.is_none() && !self.guaranteed.after(self.una.original) {
+            return window;
+        }
+        let released = self.released();
+        let right = ack.plus(u32::from(window) << shift);
+        let right = if right.before(self.una.edited) {
+            return window;
+        } else if right.before(released.edited) {
+            self.edits_map_edited(right).original
+        } else {
+            right.plus(released.original.since(released.edited))
+        };
+        let room = if right.after(given) {
+            right.since(given) >> shift
+        } else {
+            0
+        };
+        u16::try_from(room).unwrap_or(u16::MAX).min(window)
+    }
+
+    // ---- positions -------------------------------------------------------------------------
+
+    /// The end of what may go on.
+    fn released(&self) -> Point {
+        match &self.work {
+            None => Point {
+                original: self.next,
+                edited: self.una.edited.plus(self.next.since(self.una.original)),
+            },
+            Some(work) => Point {
+                original: self.next.plus((work.held().len() as u32).wrapping_neg()),
+                edited: self.una.edited.plus_len(work.released),
+            },
+        }
+    }
+
+    fn map(&self, at: Seq, round: Round) -> Point {
+        self.work.as_ref().map_or(
+            Point {
+                original: at,
+                edited: self.una.edited.plus(at.since(self.una.original)),
+            },
+            |work| work.edits.from_original(self.una, at, round),
+        )
+    }
+
+    fn last_emitted(&self) -> Option<u8> {
+        let sent = self.emitted.len_since(self.una.edited);
+        match (sent.checked_sub(1), &self.work) {
+            (Some(at), Some(work)) => work.out().get(at).copied().or(self.last),
+            _ => self.last,
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Where the parts of a packet are: the validating gate in front of everything else.
+
+use etherparse::{IpSlice, TcpSlice, ip_number};
+
+/// The offsets of a complete, unfragmented TCP segment within an IP packet.
+///
+/// Made only by [`Layout::parse`]: `0 < tcp < payload <= end <= packet length` holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Whether it is an IPv6 packet.
+    pub v6: bool,
+    /// Where the TCP header starts, in bytes from the start of the IP header.
+    pub tcp: usize,
+    /// Where the TCP payload starts.
+    pub payload: usize,
+    /// Where the IP packet ends by its own length field (link padding may follow).
+    pub end: usize,
+}
+
+/// Why a packet isn't looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reject {
+    /// A fragment: its transport header can't be trusted, or isn't there.
+    Fragment,
+    /// Another transport protocol.
+    NotTcp,
+    /// Lengths that contradict each other, or a header cut short.
+    Malformed,
+}
+
+impl Layout {
+    /// Checks an IP packet and finds its TCP segment.
+    ///
+    /// # Errors
+    /// [`Reject`] says why it isn't a TCP segment that can be worked on.
+    pub fn parse(packet: &[u8]) -> Result<Self, Reject> {
+        let ip = IpSlice::from_slice(packet).map_err(|_| Reject::Malformed)?;
+        let body = ip.payload();
+        if body.fragmented {
+            return Err(Reject::Fragment);
+        }
+        if body.ip_number != ip_number::TCP {
+            return Err(Reject::NotTcp);
+        }
+        let tcp = TcpSlice::from_slice(body.payload).map_err(|_| Reject::Malformed)?;
+        let ip_end = match &ip {
+            IpSlice::Ipv4(v4) => usize::from(v4.header().total_len()),
+            IpSlice::Ipv6(v6) => 40usize.saturating_add(usize::from(v6.header().payload_length())),
+        };
+        // An IPv6 jumbogram (length field 0) is not something FTP control connections send.
+        if ip_end > packet.len() || ip_end < body.payload.len() {
+            return Err(Reject::Malformed);
+        }
+        let tcp_start = ip_end.saturating_sub(body.payload.len());
+        let payload = tcp_start.saturating_add(tcp.header_slice().len());
+        if tcp_start < 20 || payload > ip_end {
+            return Err(Reject::Malformed);
+        }
+        Ok(Self {
+            v6: ip.ipv6().is_some(),
+            tcp: tcp_start,
+            payload,
+            end: ip_end,
+        })
+    }
+}

@@ -1,0 +1,601 @@
+//! A deterministic simulator: two real TCP implementations (smoltcp's) with the engine between
+//! them, in virtual time, over links that lose, duplicate, delay and reorder packets.
+//!
+//! ```text
+//!   inside endpoint ──link──▶ Engine (Egress)  ──link──▶ outside endpoint
+//!                   ◀──link── Engine (Ingress) ◀──link──
+//! ```
+#![allow(dead_code)]
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use ftpalg::engine::event::Event;
+use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
+use ftpalg::engine::{Config, Engine, Side, Verdict};
+use ftpalg::nat::conntrack::{Entry, Tuple};
+use smoltcp::iface::{Config as IfaceConfig, Interface, SocketHandle, SocketSet};
+use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::socket::tcp;
+use smoltcp::time::Instant;
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Address};
+
+/// xorshift64*: good enough for schedules, and the same everywhere.
+#[derive(Clone, Debug)]
+pub struct Rng(u64);
+
+impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+    pub fn below(&mut self, n: u64) -> u64 {
+        if n == 0 { 0 } else { (self.next() >> 16) % n }
+    }
+    pub fn chance(&mut self, per_mille: u64) -> bool {
+        self.below(1000) < per_mille
+    }
+}
+
+/// What a link does to packets.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Weather {
+    /// Lost, per mille.
+    pub loss: u64,
+    /// Sent twice, per mille.
+    pub duplicate: u64,
+    /// Delayed by up to 30 ms more than others, per mille (so they are overtaken).
+    pub late: u64,
+}
+
+struct Link {
+    weather: Weather,
+    queue: BinaryHeap<Reverse<(u64, u64, Vec<u8>)>>,
+    count: u64,
+}
+
+impl Link {
+    fn new(weather: Weather) -> Self {
+        Self {
+            weather,
+            queue: BinaryHeap::new(),
+            count: 0,
+        }
+    }
+    fn send(&mut self, now: u64, packet: Vec<u8>, rng: &mut Rng) {
+        if rng.chance(self.weather.loss) {
+            return;
+        }
+        let copies = 1 + u64::from(rng.chance(self.weather.duplicate));
+        for _ in 0..copies {
+            let late = if rng.chance(self.weather.late) {
+                rng.below(30_000)
+            } else {
+                0
+            };
+            self.count += 1;
+            self.queue
+                .push(Reverse((now + 500 + late, self.count, packet.clone())));
+        }
+    }
+    fn due(&mut self, now: u64) -> Option<Vec<u8>> {
+        if self
+            .queue
+            .peek()
+            .is_some_and(|Reverse((at, _, _))| *at <= now)
+        {
+            self.queue.pop().map(|Reverse((_, _, packet))| packet)
+        } else {
+            None
+        }
+    }
+    fn next(&self) -> Option<u64> {
+        self.queue.peek().map(|Reverse((at, _, _))| *at)
+    }
+}
+
+/// An in-memory network interface.
+#[derive(Default)]
+struct Wire {
+    rx: VecDeque<Vec<u8>>,
+    tx: VecDeque<Vec<u8>>,
+    mtu: usize,
+}
+struct Rx(Vec<u8>);
+struct Tx<'a>(&'a mut VecDeque<Vec<u8>>);
+impl RxToken for Rx {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(&self.0)
+    }
+}
+impl TxToken for Tx<'_> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let mut packet = vec![0; len];
+        let result = f(&mut packet);
+        self.0.push_back(packet);
+        result
+    }
+}
+impl Device for Wire {
+    type RxToken<'a> = Rx;
+    type TxToken<'a> = Tx<'a>;
+    fn receive(&mut self, _: Instant) -> Option<(Rx, Tx<'_>)> {
+        self.rx
+            .pop_front()
+            .map(|packet| (Rx(packet), Tx(&mut self.tx)))
+    }
+    fn transmit(&mut self, _: Instant) -> Option<Tx<'_>> {
+        Some(Tx(&mut self.tx))
+    }
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut caps = DeviceCapabilities::default();
+        caps.medium = Medium::Ip;
+        caps.max_transmission_unit = self.mtu;
+        caps
+    }
+}
+
+struct Host {
+    wire: Wire,
+    iface: Interface,
+    sockets: SocketSet<'static>,
+    tcp: SocketHandle,
+    pub read: Vec<u8>,
+    /// What is still to be handed to TCP, piece by piece.
+    pieces: VecDeque<Piece>,
+    not_before: u64,
+    closing: bool,
+}
+
+/// Bytes that an application writes at once.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    pub bytes: Vec<u8>,
+    /// µs to wait after it was written.
+    pub pause: u64,
+    /// Whether to go on only when it was acknowledged.
+    pub wait_ack: bool,
+}
+
+impl Host {
+    fn new(address: Ipv4Addr, mtu: usize, seed: u64, nagle: bool) -> Self {
+        let mut wire = Wire {
+            mtu,
+            ..Wire::default()
+        };
+        let mut config = IfaceConfig::new(HardwareAddress::Ip);
+        config.random_seed = seed;
+        let mut iface = Interface::new(config, &mut wire, Instant::ZERO);
+        iface.update_ip_addrs(|addrs| {
+            addrs
+                .push(IpCidr::new(IpAddress::Ipv4(address), 0))
+                .unwrap();
+        });
+        iface
+            .routes_mut()
+            .add_default_ipv4_route(Ipv4Address::new(10, 9, 9, 9))
+            .unwrap();
+        let buffer = || tcp::SocketBuffer::new(vec![0; 16 * 1024]);
+        let mut socket = tcp::Socket::new(buffer(), buffer());
+        socket.set_nagle_enabled(nagle);
+        socket.set_ack_delay(Some(smoltcp::time::Duration::from_millis(10)));
+        let mut sockets = SocketSet::new(Vec::new());
+        let tcp = sockets.add(socket);
+        Self {
+            wire,
+            iface,
+            sockets,
+            tcp,
+            read: Vec::new(),
+            pieces: VecDeque::new(),
+            not_before: 0,
+            closing: false,
+        }
+    }
+
+    fn run(&mut self, now: u64) {
+        let at = Instant::from_micros(now as i64);
+        self.iface.poll(at, &mut self.wire, &mut self.sockets);
+        let socket = self.sockets.get_mut::<tcp::Socket>(self.tcp);
+        while socket.can_recv() {
+            let mut buffer = [0; 2048];
+            let n = socket.recv_slice(&mut buffer).unwrap();
+            self.read.extend_from_slice(&buffer[..n]);
+        }
+        while now >= self.not_before && socket.may_send() {
+            let Some(piece) = self.pieces.front_mut() else {
+                break;
+            };
+            if piece.bytes.is_empty() {
+                if piece.wait_ack && socket.send_queue() > 0 {
+                    break;
+                }
+                self.not_before = now + piece.pause;
+                self.pieces.pop_front();
+                continue;
+            }
+            let n = socket.send_slice(&piece.bytes).unwrap();
+            piece.bytes.drain(..n);
+            if n == 0 {
+                break;
+            }
+            // A write that TCP may send at once: the next one is another segment.
+            self.iface.poll(at, &mut self.wire, &mut self.sockets);
+            break;
+        }
+        let socket = self.sockets.get_mut::<tcp::Socket>(self.tcp);
+        if self.closing && self.pieces.is_empty() {
+            socket.close();
+        }
+        self.iface.poll(at, &mut self.wire, &mut self.sockets);
+    }
+
+    fn wakes(&mut self, now: u64) -> Option<u64> {
+        let at = Instant::from_micros(now as i64);
+        let tcp = self
+            .iface
+            .poll_at(at, &self.sockets)
+            .map(|t| (t.total_micros() as u64).max(now + 1));
+        let app = (!self.pieces.is_empty()).then(|| self.not_before.max(now + 1000));
+        tcp.into_iter().chain(app).min()
+    }
+
+    fn state(&self) -> tcp::State {
+        self.sockets.get::<tcp::Socket>(self.tcp).state()
+    }
+}
+
+/// Conntrack and pinholes, without a kernel. The public port is a fixed function of the private one.
+pub struct World {
+    pub entry: Option<Entry>,
+    pub opened: Vec<Request>,
+    reserved: Vec<Request>,
+    pub events: Vec<Event>,
+    pub same_port: bool,
+}
+
+impl World {
+    pub fn port(&self, private: u16) -> u16 {
+        if self.same_port {
+            private
+        } else {
+            public_port(private)
+        }
+    }
+}
+
+pub fn public_port(private: u16) -> u16 {
+    1024 + (u32::from(private) * 7919 % 60_000) as u16
+}
+
+impl Gateway for World {
+    fn conntrack(&mut self, _: SocketAddr, _: SocketAddr) -> Result<Entry, Error> {
+        self.entry.ok_or(Error::NoConntrack)
+    }
+    fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
+        self.reserved.push(request.clone());
+        let port = if request.published {
+            self.port(request.land.port())
+        } else {
+            request.land.port()
+        };
+        Ok(Reservation {
+            id: PinholeId(self.reserved.len() as u64 - 1),
+            to: SocketAddr::new(request.to, port),
+        })
+    }
+    fn open(&mut self, id: PinholeId) -> Result<(), Error> {
+        self.opened.push(self.reserved[id.0 as usize].clone());
+        Ok(())
+    }
+    fn release(&mut self, _: PinholeId) {}
+    fn session_ended(&mut self, _: SessionId) {}
+    fn event(&mut self, event: Event) {
+        self.events.push(event);
+    }
+}
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    Client,
+    Server,
+}
+
+/// One contribution to the dialogue; it starts when everything before it has been read.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    pub who: Who,
+    pub pieces: Vec<Piece>,
+}
+
+/// A whole experiment.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub seed: u64,
+    /// Whether the server is on the private side (DNAT), or the client (MASQUERADE).
+    pub server_inside: bool,
+    pub private: Ipv4Addr,
+    pub public: Ipv4Addr,
+    pub mtu: usize,
+    pub nagle: bool,
+    /// inside→ALG, ALG→outside, outside→ALG, ALG→inside.
+    pub weather: [Weather; 4],
+    pub turns: Vec<Turn>,
+    pub same_port: bool,
+}
+
+/// What came out of it.
+#[derive(Debug)]
+pub struct Outcome {
+    pub client_read: Vec<u8>,
+    pub server_read: Vec<u8>,
+    pub finished: bool,
+    pub closed: bool,
+    /// TCP states of the inside and the outside endpoint, and the end of virtual time in µs.
+    pub states: String,
+    /// µs of virtual time until the last turn was read.
+    pub took: u64,
+    pub events: Vec<Event>,
+    pub opened: Vec<Request>,
+    pub stats: ftpalg::engine::Stats,
+    /// Packets that the engine changed.
+    pub changed: usize,
+}
+
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
+
+/// Runs an experiment; `expect(who, n)`: how many bytes `who`'s peer must have read when the first
+/// `n` turns are over.
+pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
+    let mut rng = Rng::new(setup.seed);
+    let (server_at, client_at) = if setup.server_inside {
+        (setup.private, OUTSIDE)
+    } else {
+        (OUTSIDE, setup.private)
+    };
+    let mut inside = Host::new(setup.private, setup.mtu, rng.next(), setup.nagle);
+    let mut outside = Host::new(OUTSIDE, setup.mtu, rng.next(), setup.nagle);
+    let client_port = 40_000 + (rng.below(20_000) as u16);
+    {
+        let (server, client) = if setup.server_inside {
+            (&mut inside, &mut outside)
+        } else {
+            (&mut outside, &mut inside)
+        };
+        server
+            .sockets
+            .get_mut::<tcp::Socket>(server.tcp)
+            .listen(21)
+            .unwrap();
+        let Host {
+            iface,
+            sockets,
+            tcp,
+            ..
+        } = client;
+        let remote = (IpAddress::Ipv4(server_at), 21);
+        sockets
+            .get_mut::<tcp::Socket>(*tcp)
+            .connect(iface.context(), remote, client_port)
+            .unwrap();
+    }
+    let at = |ip: Ipv4Addr, port| SocketAddr::new(IpAddr::V4(ip), port);
+    let entry = if setup.server_inside {
+        Entry {
+            original: Tuple {
+                src: at(OUTSIDE, client_port),
+                dst: at(setup.public, 21),
+            },
+            reply: Tuple {
+                src: at(setup.private, 21),
+                dst: at(OUTSIDE, client_port),
+            },
+            mark: 0,
+        }
+    } else {
+        Entry {
+            original: Tuple {
+                src: at(setup.private, client_port),
+                dst: at(OUTSIDE, 21),
+            },
+            reply: Tuple {
+                src: at(OUTSIDE, 21),
+                dst: at(setup.public, client_port),
+            },
+            mark: 0,
+        }
+    };
+    let _ = client_at;
+    let mut world = World {
+        entry: Some(entry),
+        opened: Vec::new(),
+        reserved: Vec::new(),
+        events: Vec::new(),
+        same_port: setup.same_port,
+    };
+    let mut engine = Engine::new(Config::default(), 0);
+    let mut links = setup.weather.map(Link::new);
+    let mut now = 0u64;
+    let mut turn = 0usize;
+    let mut took = 0;
+    let mut changed = 0;
+    let limit = 600_000_000u64;
+    let trace = std::env::var_os("SIM_TRACE").is_some();
+    let mut finished = false;
+    while now < limit {
+        // The dialogue.
+        loop {
+            let (server, client) = if setup.server_inside {
+                (&mut inside, &mut outside)
+            } else {
+                (&mut outside, &mut inside)
+            };
+            let all = server.read.len() >= expect(Who::Client, turn)
+                && client.read.len() >= expect(Who::Server, turn);
+            if !all || !server.pieces.is_empty() || !client.pieces.is_empty() {
+                break;
+            }
+            if let Some(next) = setup.turns.get(turn) {
+                let host = match next.who {
+                    Who::Client => client,
+                    Who::Server => server,
+                };
+                host.pieces.extend(next.pieces.iter().cloned());
+                turn += 1;
+            } else {
+                if !finished {
+                    finished = true;
+                    took = now;
+                }
+                // The client hangs up first; simultaneous closing is left to unlossy links, where
+                // smoltcp doesn't depend on a retransmission in CLOSING.
+                client.closing = true;
+                let bad = setup
+                    .weather
+                    .iter()
+                    .any(|w| w.loss + w.late + w.duplicate > 0);
+                let heard = server.state() == tcp::State::CloseWait;
+                server.closing = heard || !bad;
+                break;
+            }
+        }
+        inside.run(now);
+        outside.run(now);
+        while let Some(packet) = inside.wire.tx.pop_front() {
+            links[0].send(now, packet, &mut rng);
+        }
+        while let Some(packet) = outside.wire.tx.pop_front() {
+            links[2].send(now, packet, &mut rng);
+        }
+        let clock = Duration::from_micros(now);
+        for (from, to, side) in [(0, 1, Side::Egress), (2, 3, Side::Ingress)] {
+            while let Some(packet) = links[from].due(now) {
+                if trace {
+                    println!("{now} {side:?} {}", show(&packet));
+                }
+                let out = match engine.packet(side, &packet, clock, &mut world) {
+                    Verdict::Accept => packet,
+                    Verdict::Replace(bytes) => {
+                        changed += 1;
+                        bytes.to_vec()
+                    }
+                    Verdict::Drop => continue,
+                };
+                if trace {
+                    println!("    -> {}", show(&out));
+                }
+                check_packet(&out, setup.mtu);
+                links[to].send(now, out, &mut rng);
+            }
+        }
+        let mut arrived = false;
+        while let Some(packet) = links[1].due(now) {
+            outside.wire.rx.push_back(packet);
+            arrived = true;
+        }
+        while let Some(packet) = links[3].due(now) {
+            inside.wire.rx.push_back(packet);
+            arrived = true;
+        }
+        if arrived {
+            continue;
+        }
+        let over = |host: &Host| matches!(host.state(), tcp::State::Closed | tcp::State::TimeWait);
+        if finished && over(&inside) && over(&outside) {
+            break;
+        }
+        let wake = links
+            .iter()
+            .filter_map(Link::next)
+            .chain(inside.wakes(now))
+            .chain(outside.wakes(now))
+            .min();
+        match wake {
+            Some(at) => now = at.max(now + 1),
+            None => break,
+        }
+    }
+    let over = |host: &Host| matches!(host.state(), tcp::State::Closed | tcp::State::TimeWait);
+    let closed = over(&inside) && over(&outside);
+    let states = format!("{} {} {now}", inside.state(), outside.state());
+    let (server, client) = if setup.server_inside {
+        (inside, outside)
+    } else {
+        (outside, inside)
+    };
+    Outcome {
+        states,
+        client_read: client.read,
+        server_read: server.read,
+        finished,
+        closed,
+        took,
+        events: world.events,
+        opened: world.opened,
+        stats: *engine.stats(),
+        changed,
+    }
+}
+
+/// Checksums, lengths and size of a packet that left the engine, by an independent implementation.
+pub fn check_packet(packet: &[u8], mtu: usize) {
+    let sliced = etherparse::SlicedPacket::from_ip(packet).expect("a whole packet");
+    assert!(
+        packet.len() <= mtu,
+        "{} bytes leave, the path takes {mtu}",
+        packet.len()
+    );
+    let etherparse::NetSlice::Ipv4(ip) = sliced.net.as_ref().unwrap() else {
+        panic!("IPv4")
+    };
+    let header = ip.header().to_header();
+    assert_eq!(
+        header.calc_header_checksum(),
+        header.header_checksum,
+        "IP checksum"
+    );
+    assert_eq!(usize::from(header.total_len), packet.len(), "IP length");
+    let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else {
+        panic!("TCP")
+    };
+    let sum = tcp
+        .to_header()
+        .calc_checksum_ipv4(&header, tcp.payload())
+        .unwrap();
+    assert_eq!(sum, tcp.checksum(), "TCP checksum");
+}
+
+/// A packet in one line, for a trace (`SIM_TRACE=1`).
+pub fn show(packet: &[u8]) -> String {
+    let sliced = etherparse::SlicedPacket::from_ip(packet).unwrap();
+    let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else {
+        return String::new();
+    };
+    let flags: String = [
+        (tcp.syn(), 'S'),
+        (tcp.fin(), 'F'),
+        (tcp.rst(), 'R'),
+        (tcp.psh(), 'P'),
+        (tcp.ack(), '.'),
+    ]
+    .iter()
+    .filter(|(on, _)| *on)
+    .map(|(_, c)| *c)
+    .collect();
+    format!(
+        "{} seq {} ack {} win {} {:?}",
+        flags,
+        tcp.sequence_number(),
+        tcp.acknowledgment_number(),
+        tcp.window_size(),
+        String::from_utf8_lossy(tcp.payload())
+    )
+}
