@@ -179,14 +179,21 @@ impl Rules {
         steering.check()?;
         let snapshot = self.host.snapshot()?;
         let plan = Plan::new(steering, &snapshot)?;
-        Ok(plan
-            .tables
-            .iter()
-            .flat_map(|(at, wanted)| {
-                let current = snapshot.table(at.family, at.flavour, &at.table);
-                host::missing(at, current, wanted)
-            })
-            .collect())
+        let mut all = Vec::new();
+        for (at, wanted) in &plan.tables {
+            let in_flavour = |flavour| {
+                let current = snapshot.table(at.family, flavour, &at.table);
+                (current.is_some(), host::missing(at, current, wanted))
+            };
+            let (there, missing) = in_flavour(at.flavour);
+            // Where a person loaded them, they may be in the other flavour: a packet meets both,
+            // and a table that isn't there drops nothing.
+            let elsewhere = || Flavour::ALL.iter().any(|f| in_flavour(*f).1.is_empty());
+            if there || !elsewhere() {
+                all.extend(missing);
+            }
+        }
+        Ok(all)
     }
 
     /// Finds the inside from the user's DNAT rules that lead to one of the control ports, and from
