@@ -1,6 +1,8 @@
 //! Steering and accept rules, and the iptables backend, against the running kernel: what is
 //! installed, and that nothing of it is left behind. Needs root; makes network namespaces.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -442,6 +444,61 @@ fn a_rule_that_the_kernel_refuses_leaves_nothing() {
 }
 
 #[test]
+fn tables_that_only_nft_can_show() {
+    let native = |table: &str, chain: &str, hook: &str| {
+        format!(
+            "nft add table ip {table}
+             nft add chain ip {table} {chain} '{{ type filter hook {hook} priority {table}; policy drop; }}'
+             nft add rule ip {table} {chain} ct state vmap '{{ established : accept }}'"
+        )
+    };
+    // The filter table: all else is installed, and it is said what to do.
+    let ns = Ns::gateway();
+    ns.sh(&native("filter", "FORWARD", "forward"));
+    let before = ns.ruleset();
+    let installed = install(&ns, &steering());
+    assert!(
+        installed.notes[0].contains("ct mark and 0x40000000 == 0x40000000"),
+        "{installed:?}"
+    );
+    install(&ns, &steering());
+    assert!(!ns.sh("nft list table ip filter").contains("FTPALG"));
+    remove(&ns);
+    assert_eq!(ns.ruleset(), before);
+
+    // The tables that steer: nothing is installed.
+    let ns = Ns::gateway();
+    ns.sh(&native("raw", "PREROUTING", "prerouting"));
+    let before = ns.ruleset();
+    let e = ns
+        .within(|| rules().install(&steering()))
+        .unwrap_err()
+        .to_string();
+    assert!(e.contains("--rules external") && !e.contains('\n'), "{e}");
+    assert_eq!(ns.ruleset(), before);
+
+    // Pinholes.
+    let ns = Ns::gateway();
+    ns.sh("nft add table ip nat; nft add chain ip nat PREROUTING '{ type nat hook prerouting priority -100; }'
+           nft add rule ip nat PREROUTING dnat to tcp dport map '{ 21 : 10.0.0.2 }'");
+    let before = ns.ruleset();
+    let e = ns.within(|| backend().install()).unwrap_err().to_string();
+    assert!(e.contains("--backend nft") && !e.contains('\n'), "{e}");
+    assert_eq!(ns.ruleset(), before);
+
+    // Somebody wrote such a rule after we came: it is said that ours couldn't be removed.
+    let ns = Ns::gateway();
+    install(&ns, &steering());
+    ns.sh("nft add rule ip filter FORWARD ct state vmap '{ established : accept }'");
+    let e = ns.within(|| rules().remove()).unwrap_err().to_string();
+    assert!(e.contains("filter") && !e.contains('\n'), "{e}");
+    assert!(
+        !ns.sh("nft list ruleset").contains("FTPALG-EGRESS"),
+        "all else is removed"
+    );
+}
+
+#[test]
 fn wrong_input_installs_nothing() {
     let ns = Ns::gateway();
     let before = ns.ruleset();
@@ -870,6 +927,76 @@ fn local_processes_are_reached_and_reach_out() {
     lab.gateway.within(|| backend.remove()).unwrap();
     remove(&lab.gateway);
     assert_eq!(lab.gateway.ruleset(), before);
+}
+
+/// Control packets are queued both ways, on the inside of NAT, and on no other port.
+#[test]
+fn control_packets_meet_both_hooks() {
+    for flavour in Flavour::ALL {
+        let lab = Lab::new();
+        lab.gateway.sh(&format!(
+            "iptables-{flavour} -t nat -A PREROUTING -i out -p tcp --dport 2121 -j DNAT --to-destination 10.0.0.2:21
+             iptables-{flavour} -t nat -A POSTROUTING -o out -j MASQUERADE"
+        ));
+        let inside = |fail_open| Steering {
+            inside: vec!["in".parse().unwrap()],
+            fail_open,
+            ..Steering::default()
+        };
+        let counts = || {
+            let egress = lab.gateway.sh("iptables-nft -t raw -vS FTPALG-EGRESS");
+            let ingress = lab.gateway.sh("iptables-nft -t mangle -vS FTPALG-INGRESS");
+            [
+                ("--sport 21 ", egress.clone()),
+                ("--dport 21 ", egress),
+                ("--sport 21 ", ingress.clone()),
+                ("--dport 21 ", ingress),
+            ]
+            .map(|(port, rules)| {
+                let rule = rules.lines().find(|l| l.contains(port)).unwrap().to_owned();
+                !rule.contains("-c 0 0")
+            })
+        };
+        let server = listen(&lab.server, "10.0.0.2:21");
+        // Nobody reads the queue: closed, or past it.
+        install(&lab.gateway, &inside(false));
+        assert!(
+            lab.connect("203.0.113.1:2121", REFUSED).is_none(),
+            "{flavour}"
+        );
+        assert_eq!(
+            counts(),
+            [false, false, false, true],
+            "{flavour}: to the server inside"
+        );
+        install(&lab.gateway, &inside(true));
+        lab.connect("203.0.113.1:2121", ACCEPTED)
+            .expect("passed by");
+        server.accept().unwrap();
+        assert_eq!(
+            counts(),
+            [true, false, false, true],
+            "{flavour}: server inside"
+        );
+        install(&lab.gateway, &inside(true));
+        let _outside = listen(&lab.client, "203.0.113.10:21");
+        let to: SocketAddr = "203.0.113.10:21".parse().unwrap();
+        lab.server
+            .within(|| TcpStream::connect_timeout(&to, ACCEPTED))
+            .unwrap();
+        assert_eq!(
+            counts(),
+            [false, true, true, false],
+            "{flavour}: client inside"
+        );
+        install(&lab.gateway, &inside(true));
+        let _other = listen(&lab.client, "203.0.113.10:80");
+        let to: SocketAddr = "203.0.113.10:80".parse().unwrap();
+        lab.server
+            .within(|| TcpStream::connect_timeout(&to, ACCEPTED))
+            .unwrap();
+        assert_eq!(counts(), [false; 4], "{flavour}: not FTP");
+    }
 }
 
 #[test]

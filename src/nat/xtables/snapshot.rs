@@ -111,6 +111,13 @@ impl Snapshot {
         self.view(family, flavour)?.rules.table(name)
     }
 
+    /// Whether the table is there, but holds rules that its tool can't show.
+    #[must_use]
+    pub fn is_hidden(&self, family: Family, flavour: Flavour, name: &str) -> bool {
+        self.view(family, flavour)
+            .is_some_and(|v| v.rules.hidden.iter().any(|t| t == name))
+    }
+
     /// Whether there is any view of the family.
     #[must_use]
     pub fn has(&self, family: Family) -> bool {
@@ -174,10 +181,12 @@ struct Held {
     rules: usize,
     nat: usize,
     policies: usize,
+    hidden: usize,
 }
 
 impl Held {
     fn add(&mut self, set: &Ruleset, is_ours: impl Fn(&Rule) -> bool) {
+        self.hidden += set.hidden.len();
         for table in &set.tables {
             for rule in table.rules.iter().filter(|r| !is_ours(r)) {
                 self.rules += 1;
@@ -195,7 +204,7 @@ impl Held {
     }
 
     fn any(&self) -> bool {
-        self.rules > 0 || self.policies > 0
+        self.rules > 0 || self.policies > 0 || self.hidden > 0
     }
 }
 
@@ -305,6 +314,12 @@ mod tests {
             (Some(""), Some(""), Legacy, Legacy),
             (Some(OURS), Some(FILTER), Nft, Legacy),
             (Some(OURS), Some(POLICY), Nft, Legacy),
+            (
+                Some("# Table `filter' is incompatible, use 'nft' tool."),
+                Some(""),
+                Legacy,
+                Nft,
+            ),
             (Some(DNAT), None, Legacy, Nft),
             (None, Some(""), Nft, Legacy),
         ] {
