@@ -81,7 +81,8 @@ impl Snapshot {
                 continue;
             }
             for flavour in Flavour::ALL {
-                match view(tools, family, flavour) {
+                let nft_works = snapshot.view(family, Flavour::Nft).is_some();
+                match view(tools, family, flavour, nft_works) {
                     Ok(view) => snapshot.views.extend(view),
                     Err(ViewError::Tool(e)) if family == Family::V4 => {
                         failed.get_or_insert(e);
@@ -140,7 +141,10 @@ impl Snapshot {
         let choice = |flavour, why: String| Choice { flavour, why };
         match (available(Flavour::Nft), available(Flavour::Legacy)) {
             (true, false) => {
-                return choice(Flavour::Nft, "iptables-nft: legacy isn't in use".into());
+                return choice(
+                    Flavour::Nft,
+                    "iptables-nft: legacy isn't there, or not for us to look at".into(),
+                );
             }
             (false, true) => {
                 return choice(
@@ -225,7 +229,12 @@ enum ViewError {
     Read(SnapshotError),
 }
 
-fn view(tools: &Tools, family: Family, flavour: Flavour) -> Result<Option<View>, ViewError> {
+fn view(
+    tools: &Tools,
+    family: Family,
+    flavour: Flavour,
+    nft_works: bool,
+) -> Result<Option<View>, ViewError> {
     let Some(tool) = tools.tool(family, flavour) else {
         return Ok(None);
     };
@@ -236,9 +245,20 @@ fn view(tools: &Tools, family: Family, flavour: Flavour) -> Result<Option<View>,
                 Family::V4 => "ip_tables_names",
                 Family::V6 => "ip6_tables_names",
             };
-            match read_proc(names).map_err(ViewError::Read)? {
+            let names = match read_proc(names) {
+                // CAP_NET_ADMIN alone is enough for nft, but neither to read this nor to take the
+                // lock of the legacy tools.
+                Err(SnapshotError::Read { path, source })
+                    if nft_works && source.kind() == io::ErrorKind::PermissionDenied =>
+                {
+                    log::debug!("legacy left out: can't read {path}: {source}");
+                    return Ok(None);
+                }
+                names => names.map_err(ViewError::Read)?,
+            };
+            match names {
                 // The module isn't loaded; it would be by the first use.
-                None if tools.tool(family, Flavour::Nft).is_some() => return Ok(None),
+                None if nft_works => return Ok(None),
                 None => Ruleset::default(),
                 Some(names) if names.trim().is_empty() => Ruleset::default(),
                 Some(_) => Ruleset::parse(&tool.save().map_err(ViewError::Tool)?),
