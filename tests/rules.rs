@@ -728,8 +728,8 @@ fn a_hole_lets_its_peer_through_a_dropping_forward_chain() {
         lab.gateway.within(|| backend.install()).unwrap();
         assert_eq!(backend.flavours(), Family::ALL.map(|f| (f, flavour)));
         for (from, to, land, source) in CASES {
+            let listener = listen(&lab.server, land);
             for as_source in [Some(source), None] {
-                let listener = listen(&lab.server, land);
                 let hole = hole(from, to, land, as_source);
                 assert!(
                     lab.connect(to, REFUSED).is_none(),
