@@ -1,6 +1,8 @@
 //! Steering and accept rules, and the iptables backend, against the running kernel: what is
 //! installed, and that nothing of it is left behind. Needs root; makes network namespaces.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -359,7 +361,8 @@ fn verify_sees_a_flush_and_another_configuration() {
 fn counters_of_the_users_rules_stay() {
     for flavour in Flavour::ALL {
         let ns = Ns::gateway();
-        let save = format!("iptables-{flavour}-save -c | grep -v '^#'");
+        // Rules' counters: those of legacy policies start anew with each change, by anybody.
+        let save = format!("iptables-{flavour}-save -c | grep '^\\['");
         ns.sh(&format!(
             "for t in raw mangle; do iptables-{flavour} -t $t -A OUTPUT -o lo -p udp; done
              iptables-{flavour} -t mangle -A INPUT -i lo -p udp; iptables-{flavour} -A INPUT -i lo -p udp"
@@ -438,6 +441,61 @@ fn a_rule_that_the_kernel_refuses_leaves_nothing() {
     let e = ns.within(|| rules().install(&steering())).unwrap_err();
     assert!(!e.to_string().contains('\n'), "{e}");
     assert_eq!(ns.ruleset(), before);
+}
+
+#[test]
+fn tables_that_only_nft_can_show() {
+    let native = |table: &str, chain: &str, hook: &str| {
+        format!(
+            "nft add table ip {table}
+             nft add chain ip {table} {chain} '{{ type filter hook {hook} priority {table}; policy drop; }}'
+             nft add rule ip {table} {chain} ct state vmap '{{ established : accept }}'"
+        )
+    };
+    // The filter table: all else is installed, and it is said what to do.
+    let ns = Ns::gateway();
+    ns.sh(&native("filter", "FORWARD", "forward"));
+    let before = ns.ruleset();
+    let installed = install(&ns, &steering());
+    assert!(
+        installed.notes[0].contains("ct mark and 0x40000000 == 0x40000000"),
+        "{installed:?}"
+    );
+    install(&ns, &steering());
+    assert!(!ns.sh("nft list table ip filter").contains("FTPALG"));
+    remove(&ns);
+    assert_eq!(ns.ruleset(), before);
+
+    // The tables that steer: nothing is installed.
+    let ns = Ns::gateway();
+    ns.sh(&native("raw", "PREROUTING", "prerouting"));
+    let before = ns.ruleset();
+    let e = ns
+        .within(|| rules().install(&steering()))
+        .unwrap_err()
+        .to_string();
+    assert!(e.contains("--rules external") && !e.contains('\n'), "{e}");
+    assert_eq!(ns.ruleset(), before);
+
+    // Pinholes.
+    let ns = Ns::gateway();
+    ns.sh("nft add table ip nat; nft add chain ip nat PREROUTING '{ type nat hook prerouting priority -100; }'
+           nft add rule ip nat PREROUTING dnat to tcp dport map '{ 21 : 10.0.0.2 }'");
+    let before = ns.ruleset();
+    let e = ns.within(|| backend().install()).unwrap_err().to_string();
+    assert!(e.contains("--backend nft") && !e.contains('\n'), "{e}");
+    assert_eq!(ns.ruleset(), before);
+
+    // Somebody wrote such a rule after we came: it is said that ours couldn't be removed.
+    let ns = Ns::gateway();
+    install(&ns, &steering());
+    ns.sh("nft add rule ip filter FORWARD ct state vmap '{ established : accept }'");
+    let e = ns.within(|| rules().remove()).unwrap_err().to_string();
+    assert!(e.contains("filter") && !e.contains('\n'), "{e}");
+    assert!(
+        !ns.sh("nft list ruleset").contains("FTPALG-EGRESS"),
+        "all else is removed"
+    );
 }
 
 #[test]
@@ -584,10 +642,9 @@ impl Lab {
                 "ip link add e0 type veth peer name {dev} netns {g}; ip link set e0 up"
             ));
             for host in hosts {
-                ns.sh(&format!(
-                    "ip addr add {net4}.{host}/24 dev e0; ip addr add {net6}:{host}/64 dev e0 nodad"
-                ));
+                ns.sh(&format!("ip addr add {net4}.{host}/24 dev e0"));
             }
+            ns.sh(&format!("ip addr add {net6}:{}/64 dev e0 nodad", hosts[0]));
             lab.gateway.sh(&format!(
                 "ip addr add {net4}.1/24 dev {dev}; ip addr add {net6}:1/64 dev {dev} nodad; ip link set {dev} up"
             ));
@@ -603,7 +660,9 @@ impl Lab {
     fn connect(&self, to: &str, timeout: Duration) -> Option<TcpStream> {
         let to: SocketAddr = to.parse().unwrap();
         self.client
-            .within(|| TcpStream::connect_timeout(&to, timeout).ok())
+            .within(|| TcpStream::connect_timeout(&to, timeout))
+            .inspect_err(|e| println!("{to}: {e}"))
+            .ok()
     }
 }
 
@@ -669,8 +728,8 @@ fn a_hole_lets_its_peer_through_a_dropping_forward_chain() {
         lab.gateway.within(|| backend.install()).unwrap();
         assert_eq!(backend.flavours(), Family::ALL.map(|f| (f, flavour)));
         for (from, to, land, source) in CASES {
+            let listener = listen(&lab.server, land);
             for as_source in [Some(source), None] {
-                let listener = listen(&lab.server, land);
                 let hole = hole(from, to, land, as_source);
                 assert!(
                     lab.connect(to, REFUSED).is_none(),
@@ -868,6 +927,76 @@ fn local_processes_are_reached_and_reach_out() {
     lab.gateway.within(|| backend.remove()).unwrap();
     remove(&lab.gateway);
     assert_eq!(lab.gateway.ruleset(), before);
+}
+
+/// Control packets are queued both ways, on the inside of NAT, and on no other port.
+#[test]
+fn control_packets_meet_both_hooks() {
+    for flavour in Flavour::ALL {
+        let lab = Lab::new();
+        lab.gateway.sh(&format!(
+            "iptables-{flavour} -t nat -A PREROUTING -i out -p tcp --dport 2121 -j DNAT --to-destination 10.0.0.2:21
+             iptables-{flavour} -t nat -A POSTROUTING -o out -j MASQUERADE"
+        ));
+        let inside = |fail_open| Steering {
+            inside: vec!["in".parse().unwrap()],
+            fail_open,
+            ..Steering::default()
+        };
+        let counts = || {
+            let egress = lab.gateway.sh("iptables-nft -t raw -vS FTPALG-EGRESS");
+            let ingress = lab.gateway.sh("iptables-nft -t mangle -vS FTPALG-INGRESS");
+            [
+                ("--sport 21 ", egress.clone()),
+                ("--dport 21 ", egress),
+                ("--sport 21 ", ingress.clone()),
+                ("--dport 21 ", ingress),
+            ]
+            .map(|(port, rules)| {
+                let rule = rules.lines().find(|l| l.contains(port)).unwrap().to_owned();
+                !rule.contains("-c 0 0")
+            })
+        };
+        let server = listen(&lab.server, "10.0.0.2:21");
+        // Nobody reads the queue: closed, or past it.
+        install(&lab.gateway, &inside(false));
+        assert!(
+            lab.connect("203.0.113.1:2121", REFUSED).is_none(),
+            "{flavour}"
+        );
+        assert_eq!(
+            counts(),
+            [false, false, false, true],
+            "{flavour}: to the server inside"
+        );
+        install(&lab.gateway, &inside(true));
+        lab.connect("203.0.113.1:2121", ACCEPTED)
+            .expect("passed by");
+        server.accept().unwrap();
+        assert_eq!(
+            counts(),
+            [true, false, false, true],
+            "{flavour}: server inside"
+        );
+        install(&lab.gateway, &inside(true));
+        let _outside = listen(&lab.client, "203.0.113.10:21");
+        let to: SocketAddr = "203.0.113.10:21".parse().unwrap();
+        lab.server
+            .within(|| TcpStream::connect_timeout(&to, ACCEPTED))
+            .unwrap();
+        assert_eq!(
+            counts(),
+            [false, true, true, false],
+            "{flavour}: client inside"
+        );
+        install(&lab.gateway, &inside(true));
+        let _other = listen(&lab.client, "203.0.113.10:80");
+        let to: SocketAddr = "203.0.113.10:80".parse().unwrap();
+        lab.server
+            .within(|| TcpStream::connect_timeout(&to, ACCEPTED))
+            .unwrap();
+        assert_eq!(counts(), [false; 4], "{flavour}: not FTP");
+    }
 }
 
 #[test]

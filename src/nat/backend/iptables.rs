@@ -169,6 +169,14 @@ impl Iptables {
         }
         self.clear(&planned)?;
         for at in planned {
+            if snapshot.is_hidden(at.family, at.flavour, "nat") {
+                let why = format!("{at}: it holds rules written for nft: use --backend nft");
+                if at.family == Family::V4 {
+                    return Err(RulesError::Input(why));
+                }
+                log::info!("no IPv6 pinholes: {why}");
+                continue;
+            }
             let current = snapshot.table(at.family, at.flavour, "nat");
             match self.host.replace(&at, current, &wanted) {
                 Ok(()) => self.planes.push(Plane {
@@ -187,7 +195,7 @@ impl Iptables {
     /// Removes what is ours from all `nat` tables but these.
     fn clear(&mut self, but: &[At]) -> Result<(), RulesError> {
         let snapshot = self.host.snapshot()?;
-        let mut failed = None;
+        let mut failed = self.host.out_of_reach(&snapshot, &["nat"]).err();
         for (at, table) in crate::nat::rules::ours(&snapshot, &["nat"]) {
             if !but.contains(&at)
                 && let Err(e) = self.host.clear(&at, table)

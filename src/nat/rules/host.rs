@@ -162,6 +162,34 @@ impl Host {
         Ok(())
     }
 
+    /// Looks for chains of ours in tables that the tools can't show (somebody wrote rules for nft
+    /// into them since we came).
+    pub(crate) fn out_of_reach(
+        &mut self,
+        snapshot: &Snapshot,
+        tables: &[&str],
+    ) -> Result<(), RulesError> {
+        for view in &snapshot.views {
+            for table in view
+                .rules
+                .hidden
+                .iter()
+                .filter(|t| tables.contains(&t.as_str()))
+            {
+                let chains = self.store.chains(view.family, table).unwrap_or_default();
+                if chains.iter().any(|c| is_our_chain(c)) {
+                    let program = view.family.program();
+                    return Err(RulesError::Input(format!(
+                        "{program}-{} can't show table {table}, since it holds rules written for nft: remove \
+                         those with the comment {TAG} and the chains {CHAIN}-* with nft",
+                        view.flavour
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Notes which of the table and chains that `wanted` needs are not there yet.
     fn note_missing(&mut self, at: &At, wanted: &Table, made: &mut Made) -> Result<(), RulesError> {
         let failed = |source| RulesError::System {
@@ -371,9 +399,10 @@ COMMIT
 
     #[test]
     fn the_first_install() {
-        let mut made = Made::default();
-        made.table = true;
-        made.chains.insert("OUTPUT".into());
+        let made = Made {
+            table: true,
+            chains: ["OUTPUT".to_owned()].into(),
+        };
         let text = commit("raw", None, Some(&table(WANTED)), &made);
         assert_eq!(
             text,

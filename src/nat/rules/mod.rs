@@ -80,6 +80,8 @@ pub struct Installed {
     pub choice: Choice,
     /// The tables that hold our rules now.
     pub places: Vec<At>,
+    /// What a person should know, a line each.
+    pub notes: Vec<String>,
 }
 
 /// The rules of the network namespace that the calling thread is in.
@@ -123,6 +125,7 @@ impl Rules {
             Ok(()) => Ok(Installed {
                 choice: plan.choice,
                 places: plan.tables.into_iter().map(|(at, _)| at).collect(),
+                notes: plan.notes,
             }),
             Err(e) => {
                 if let Err(again) = self.clear(&TABLES) {
@@ -159,7 +162,7 @@ impl Rules {
     fn clear(&mut self, tables: &[&str]) -> Result<usize, RulesError> {
         let snapshot = self.host.snapshot()?;
         let mut removed = 0;
-        let mut failed = None;
+        let mut failed = self.host.out_of_reach(&snapshot, tables).err();
         for (at, current) in ours(&snapshot, tables) {
             match self.host.clear(&at, current) {
                 Ok(()) => removed += current.rules.iter().filter(|r| is_ours(r)).count(),
@@ -179,14 +182,21 @@ impl Rules {
         steering.check()?;
         let snapshot = self.host.snapshot()?;
         let plan = Plan::new(steering, &snapshot)?;
-        Ok(plan
-            .tables
-            .iter()
-            .flat_map(|(at, wanted)| {
-                let current = snapshot.table(at.family, at.flavour, &at.table);
-                host::missing(at, current, wanted)
-            })
-            .collect())
+        let mut all = Vec::new();
+        for (at, wanted) in &plan.tables {
+            let in_flavour = |flavour| {
+                let current = snapshot.table(at.family, flavour, &at.table);
+                (current.is_some(), host::missing(at, current, wanted))
+            };
+            let (there, missing) = in_flavour(at.flavour);
+            // Where a person loaded them, they may be in the other flavour: a packet meets both,
+            // and a table that isn't there drops nothing.
+            let elsewhere = || Flavour::ALL.iter().any(|f| in_flavour(*f).1.is_empty());
+            if there || !elsewhere() {
+                all.extend(missing);
+            }
+        }
+        Ok(all)
     }
 
     /// Finds the inside from the user's DNAT rules that lead to one of the control ports, and from
@@ -231,12 +241,14 @@ pub(crate) fn ours<'a>(snapshot: &'a Snapshot, tables: &[&str]) -> Vec<(At, &'a 
 struct Plan {
     choice: Choice,
     tables: Vec<(At, Table)>,
+    notes: Vec<String>,
 }
 
 impl Plan {
     fn new(steering: &Steering, snapshot: &Snapshot) -> Result<Self, RulesError> {
         let choice = snapshot.choose(is_ours);
         let mut tables = Vec::new();
+        let mut notes = Vec::new();
         for family in Family::ALL {
             // A host without IPv6, or without its tools, is steered for IPv4.
             if !steering.has(family) || !snapshot.has(family) {
@@ -253,17 +265,34 @@ impl Plan {
                         family,
                         table: name.to_owned(),
                     };
-                    tables.push((at, wanted.clone()));
+                    if !snapshot.is_hidden(family, flavour, name) {
+                        tables.push((at, wanted.clone()));
+                    } else if name == "filter" {
+                        let bit = steering.mark.bit();
+                        notes.push(format!(
+                            "{at}: it holds rules written for nft: let it accept data connections \
+                             yourself, with: ct mark and {bit:#x} == {bit:#x} accept"
+                        ));
+                    } else {
+                        return Err(RulesError::Input(format!(
+                            "{at}: it holds rules written for nft, beside which ours couldn't be removed \
+                             again: move them to a table of another name, or use --rules external"
+                        )));
+                    }
                 }
             }
         }
-        if tables.is_empty() {
+        if tables.is_empty() && notes.is_empty() {
             return Err(RulesError::Input(
                 "nothing to steer: all of --inside is IPv6, and there is no ip6tables here".into(),
             ));
         }
         tables.sort_by_key(|(at, _)| TABLES.iter().position(|t| *t == at.table));
-        Ok(Self { choice, tables })
+        Ok(Self {
+            choice,
+            tables,
+            notes,
+        })
     }
 }
 

@@ -11,6 +11,9 @@ const MAX_WORDS: usize = 1024;
 pub struct Ruleset {
     /// Its tables, in order.
     pub tables: Vec<Table>,
+    /// Tables that are there, but that the tool can't show, since they hold rules written for
+    /// `nft`. It can still change them.
+    pub hidden: Vec<String>,
     /// How many lines made no sense.
     pub skipped: usize,
 }
@@ -74,6 +77,7 @@ impl Ruleset {
         let mut open: Option<Table> = None;
         for line in text.lines() {
             let line = line.trim();
+            set.hidden.extend(hidden_table(line));
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
@@ -104,6 +108,13 @@ impl Ruleset {
     pub fn table(&self, name: &str) -> Option<&Table> {
         self.tables.iter().find(|t| t.name == name)
     }
+}
+
+/// The table in a line like "# Table `filter' is incompatible, use 'nft' tool."
+fn hidden_table(line: &str) -> Option<String> {
+    let (name, rest) = line.strip_prefix("# Table `")?.split_once('\'')?;
+    rest.starts_with(" is incompatible")
+        .then(|| name.to_owned())
 }
 
 impl Table {
@@ -274,6 +285,17 @@ COMMIT
         assert!(!masq.option(&["-o"]).unwrap().negated);
         assert_eq!(masq.comment(), Some("plain"));
         assert!(set.table("raw").unwrap().rules.is_empty());
+    }
+
+    #[test]
+    fn tables_that_are_there_but_not_shown() {
+        let set = Ruleset::parse(
+            "# Table `filter' is incompatible, use 'nft' tool.\n\
+             # Table `raw' contains incompatible base-chains, use 'nft' tool to list them.\n\
+             *raw\nCOMMIT\n",
+        );
+        assert_eq!(set.hidden, ["filter"]);
+        assert_eq!(set.tables.len(), 1);
     }
 
     #[test]

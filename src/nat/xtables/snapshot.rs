@@ -81,7 +81,8 @@ impl Snapshot {
                 continue;
             }
             for flavour in Flavour::ALL {
-                match view(tools, family, flavour) {
+                let nft_works = snapshot.view(family, Flavour::Nft).is_some();
+                match view(tools, family, flavour, nft_works) {
                     Ok(view) => snapshot.views.extend(view),
                     Err(ViewError::Tool(e)) if family == Family::V4 => {
                         failed.get_or_insert(e);
@@ -111,6 +112,13 @@ impl Snapshot {
         self.view(family, flavour)?.rules.table(name)
     }
 
+    /// Whether the table is there, but holds rules that its tool can't show.
+    #[must_use]
+    pub fn is_hidden(&self, family: Family, flavour: Flavour, name: &str) -> bool {
+        self.view(family, flavour)
+            .is_some_and(|v| v.rules.hidden.iter().any(|t| t == name))
+    }
+
     /// Whether there is any view of the family.
     #[must_use]
     pub fn has(&self, family: Family) -> bool {
@@ -133,7 +141,10 @@ impl Snapshot {
         let choice = |flavour, why: String| Choice { flavour, why };
         match (available(Flavour::Nft), available(Flavour::Legacy)) {
             (true, false) => {
-                return choice(Flavour::Nft, "iptables-nft: legacy isn't in use".into());
+                return choice(
+                    Flavour::Nft,
+                    "iptables-nft: legacy isn't there, or not for us to look at".into(),
+                );
             }
             (false, true) => {
                 return choice(
@@ -174,10 +185,12 @@ struct Held {
     rules: usize,
     nat: usize,
     policies: usize,
+    hidden: usize,
 }
 
 impl Held {
     fn add(&mut self, set: &Ruleset, is_ours: impl Fn(&Rule) -> bool) {
+        self.hidden += set.hidden.len();
         for table in &set.tables {
             for rule in table.rules.iter().filter(|r| !is_ours(r)) {
                 self.rules += 1;
@@ -195,7 +208,7 @@ impl Held {
     }
 
     fn any(&self) -> bool {
-        self.rules > 0 || self.policies > 0
+        self.rules > 0 || self.policies > 0 || self.hidden > 0
     }
 }
 
@@ -216,7 +229,12 @@ enum ViewError {
     Read(SnapshotError),
 }
 
-fn view(tools: &Tools, family: Family, flavour: Flavour) -> Result<Option<View>, ViewError> {
+fn view(
+    tools: &Tools,
+    family: Family,
+    flavour: Flavour,
+    nft_works: bool,
+) -> Result<Option<View>, ViewError> {
     let Some(tool) = tools.tool(family, flavour) else {
         return Ok(None);
     };
@@ -227,9 +245,20 @@ fn view(tools: &Tools, family: Family, flavour: Flavour) -> Result<Option<View>,
                 Family::V4 => "ip_tables_names",
                 Family::V6 => "ip6_tables_names",
             };
-            match read_proc(names).map_err(ViewError::Read)? {
+            let names = match read_proc(names) {
+                // CAP_NET_ADMIN alone is enough for nft, but neither to read this nor to take the
+                // lock of the legacy tools.
+                Err(SnapshotError::Read { path, source })
+                    if nft_works && source.kind() == io::ErrorKind::PermissionDenied =>
+                {
+                    log::debug!("legacy left out: can't read {path}: {source}");
+                    return Ok(None);
+                }
+                names => names.map_err(ViewError::Read)?,
+            };
+            match names {
                 // The module isn't loaded; it would be by the first use.
-                None if tools.tool(family, Flavour::Nft).is_some() => return Ok(None),
+                None if nft_works => return Ok(None),
                 None => Ruleset::default(),
                 Some(names) if names.trim().is_empty() => Ruleset::default(),
                 Some(_) => Ruleset::parse(&tool.save().map_err(ViewError::Tool)?),
@@ -305,6 +334,12 @@ mod tests {
             (Some(""), Some(""), Legacy, Legacy),
             (Some(OURS), Some(FILTER), Nft, Legacy),
             (Some(OURS), Some(POLICY), Nft, Legacy),
+            (
+                Some("# Table `filter' is incompatible, use 'nft' tool."),
+                Some(""),
+                Legacy,
+                Nft,
+            ),
             (Some(DNAT), None, Legacy, Nft),
             (None, Some(""), Nft, Legacy),
         ] {
