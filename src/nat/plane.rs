@@ -8,17 +8,21 @@
 //! connection, at its deadline, with its session, or when the session announces too many others.
 //! A connection that was made through it lives on by itself.
 
+mod types;
+
+pub use types::{
+    Config, Counters, DataConnection, EventSource, Finished, Parts, PinholeInfo, Report, State,
+    Tuples,
+};
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use serde::Serialize;
-
-use super::backend::{Backend, BackendError, Mark};
-use super::conntrack::{Bytes, Completeness, Conntrack, ConntrackEvent, Entry, Events, Tuple};
+use super::backend::BackendError;
+use super::conntrack::{Bytes, Completeness, ConntrackEvent, Entry, Tuple};
 use super::pinhole::{Key, Pinhole};
-use super::ports::{self, Holder, Listeners, PortRange};
+use super::ports::{self, Holder, Listeners};
 use crate::engine::gateway::{Error, Mode, PinholeId, Request, Reservation, SessionId};
 
 /// How long the list of the gateway's own listening ports is believed.
@@ -31,199 +35,6 @@ const MINUTE: Duration = Duration::from_secs(60);
 const MAX_REPORTS: usize = 10_000;
 /// Clients whose rate is remembered; beyond this, all start anew.
 const MAX_CLIENTS: usize = 65_536;
-
-/// Limits and choices of a [`Plane`].
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Public ports for data connections to published addresses (`--data-ports`).
-    pub data_ports: Option<PortRange>,
-    /// How long a hole waits for its connection.
-    pub deadline: Duration,
-    /// Holes that a session may have pending; beyond this the oldest is superseded.
-    pub per_session: usize,
-    /// Holes that may be pending in total.
-    pub total: usize,
-    /// Data connections that are kept track of at a time.
-    pub connections: usize,
-    /// Holes that a client may get per minute, where that is limited.
-    pub per_client_per_minute: Option<u32>,
-    /// The bit by which data connections are known.
-    pub mark: Mark,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            data_ports: None,
-            deadline: Duration::from_secs(60),
-            per_session: 4,
-            total: 4096,
-            connections: 65_536,
-            per_client_per_minute: None,
-            mark: Mark::DEFAULT,
-        }
-    }
-}
-
-/// Where a [`Plane`] asks about connections: [`Conntrack`], or a test double.
-pub trait Tuples: Send {
-    /// See [`Conntrack::lookup`].
-    ///
-    /// # Errors
-    /// If it could not be asked.
-    fn lookup(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Entry>>;
-
-    /// See [`Conntrack::marked`].
-    ///
-    /// # Errors
-    /// If it could not be asked.
-    fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>>;
-}
-
-impl Tuples for Conntrack {
-    fn lookup(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Entry>> {
-        Self::lookup(self, src, dst)
-    }
-
-    fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
-        Self::marked(self, mark)
-    }
-}
-
-/// Where a [`Plane`] learns of connections: [`Events`], or a test double.
-pub trait EventSource: Send {
-    /// See [`Events::read`]: never waits.
-    ///
-    /// # Errors
-    /// If it could not be read.
-    fn read(&mut self, out: &mut Vec<ConntrackEvent>) -> io::Result<Completeness>;
-}
-
-impl EventSource for Events {
-    fn read(&mut self, out: &mut Vec<ConntrackEvent>) -> io::Result<Completeness> {
-        Self::read(self, out)
-    }
-}
-
-/// What a [`Plane`] works with.
-pub struct Parts {
-    /// Puts holes into the kernel. Installed and removed by the caller, through the plane.
-    pub backend: Box<dyn Backend>,
-    /// Answers questions about connections.
-    pub tuples: Box<dyn Tuples>,
-    /// Tells of new and ended connections.
-    pub events: Box<dyn EventSource>,
-    /// The time since some start; never goes back.
-    pub clock: Box<dyn Fn() -> Duration + Send>,
-    /// Lists the ports on which the gateway itself listens.
-    pub listeners: Box<dyn Fn() -> Listeners + Send>,
-}
-
-/// The state of a pinhole or of the connection that was made through it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum State {
-    /// It has a port, but isn't in the kernel yet.
-    Reserved,
-    /// It waits for its connection.
-    Open,
-    /// Its connection exists; the hole itself is closed.
-    Used,
-    /// Nobody came until its deadline.
-    Expired,
-}
-
-/// A pinhole as people see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct PinholeInfo {
-    /// Its name.
-    pub id: PinholeId,
-    /// The control connection that it belongs to.
-    pub session: SessionId,
-    /// Active or passive.
-    pub mode: Mode,
-    /// Who may connect.
-    pub from: IpAddr,
-    /// The address and port to connect to.
-    pub to: SocketAddr,
-    /// Where the connection is delivered.
-    pub land: SocketAddr,
-    /// The source that the landing side sees, where it isn't `from`.
-    pub as_source: Option<IpAddr>,
-    /// What has become of it.
-    pub state: State,
-    /// Seconds until its deadline, rounded up; none once it is used.
-    pub expires_in: Option<u64>,
-}
-
-/// A data connection that was made through a pinhole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct DataConnection {
-    /// The pinhole.
-    pub pinhole: PinholeId,
-    /// The control connection.
-    pub session: SessionId,
-    /// Active or passive.
-    pub mode: Mode,
-    /// The address and port that connected.
-    pub from: SocketAddr,
-    /// The address and port connected to.
-    pub to: SocketAddr,
-    /// Where it was delivered.
-    pub land: SocketAddr,
-    /// The source that the landing side sees, where it isn't `from`.
-    pub as_source: Option<IpAddr>,
-    /// When it was reported, on the plane's clock.
-    #[serde(skip)]
-    pub started: Duration,
-}
-
-/// A data connection that conntrack has forgotten.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Finished {
-    /// The connection.
-    pub connection: DataConnection,
-    /// What it carried, where conntrack counts.
-    pub bytes: Option<Bytes>,
-    /// How long conntrack knew it: includes the time that it remembers closed connections.
-    pub lifetime: Duration,
-}
-
-/// Something that happened outside of any packet's handling.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Report {
-    /// A pinhole was used.
-    Connected(DataConnection),
-    /// A data connection ended.
-    Finished(Finished),
-    /// A pinhole was not used in time.
-    Expired(PinholeInfo),
-    /// Conntrack's events came faster than they were read; the plane compared with its list.
-    MissedEvents,
-}
-
-/// How often things happened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Counters {
-    /// Pinholes opened in the kernel.
-    pub opened: u64,
-    /// Pinholes used.
-    pub used: u64,
-    /// Pinholes that nobody used in time.
-    pub expired: u64,
-    /// Pinholes replaced by later ones of their session.
-    pub superseded: u64,
-    /// Requests refused because of a limit.
-    pub limited: u64,
-    /// Requests refused for want of a port.
-    pub no_port: u64,
-    /// Changes that the kernel refused.
-    pub kernel_errors: u64,
-    /// Connections with the mark that belong to no pending pinhole.
-    pub unattributed: u64,
-    /// Times that conntrack events were lost.
-    pub missed_events: u64,
-}
 
 /// All pinholes and data connections.
 pub struct Plane {
@@ -243,19 +54,6 @@ pub struct Plane {
     counters: Counters,
     last_id: u64,
     next_port: u32,
-}
-
-struct Hole {
-    session: SessionId,
-    mode: Mode,
-    pinhole: Pinhole,
-    deadline: Duration,
-    open: bool,
-}
-
-struct Rate {
-    since: Duration,
-    count: u32,
 }
 
 impl Plane {
@@ -440,12 +238,7 @@ impl Plane {
             as_source: hole.pinhole.as_source,
             started: self.now(),
         };
-        if self.parts.backend.one_use() {
-            // The packet itself has closed it.
-            self.forget(id);
-        } else {
-            self.drop_hole(id);
-        }
+        self.drop_hole(id);
         self.counters.used += 1;
         if self.connections.len() < self.config.connections {
             self.connections.insert(original, connection);
@@ -479,7 +272,7 @@ impl Plane {
             if deadline > now {
                 break;
             }
-            if let Some(mut info) = self.holes.get(&id).map(|hole| info(id, hole, now)) {
+            if let Some(mut info) = self.holes.get(&id).map(|hole| hole.info(id, now)) {
                 info.state = State::Expired;
                 self.counters.expired += 1;
                 self.report(Report::Expired(info));
@@ -510,9 +303,13 @@ impl Plane {
     #[must_use]
     pub fn pinholes(&self) -> Vec<PinholeInfo> {
         let now = self.now();
-        let mut used: Vec<_> = self.connections.values().map(used_info).collect();
+        let mut used: Vec<_> = self
+            .connections
+            .values()
+            .map(DataConnection::info)
+            .collect();
         used.sort_by_key(|info| info.id);
-        let pending = self.holes.iter().map(|(&id, hole)| info(id, hole, now));
+        let pending = self.holes.iter().map(|(&id, hole)| hole.info(id, now));
         pending.chain(used).collect()
     }
 
@@ -769,39 +566,39 @@ impl Plane {
     }
 }
 
-fn info(id: PinholeId, hole: &Hole, now: Duration) -> PinholeInfo {
-    let left = hole.deadline.saturating_sub(now);
-    PinholeInfo {
-        id,
-        session: hole.session,
-        mode: hole.mode,
-        from: hole.pinhole.from,
-        to: hole.pinhole.to,
-        land: hole.pinhole.land,
-        as_source: hole.pinhole.as_source,
-        state: if hole.open {
-            State::Open
-        } else {
-            State::Reserved
-        },
-        expires_in: Some(left.as_secs() + u64::from(left.subsec_nanos() > 0)),
+struct Hole {
+    session: SessionId,
+    mode: Mode,
+    pinhole: Pinhole,
+    deadline: Duration,
+    open: bool,
+}
+
+impl Hole {
+    fn info(&self, id: PinholeId, now: Duration) -> PinholeInfo {
+        let left = self.deadline.saturating_sub(now);
+        PinholeInfo {
+            id,
+            session: self.session,
+            mode: self.mode,
+            from: self.pinhole.from,
+            to: self.pinhole.to,
+            land: self.pinhole.land,
+            as_source: self.pinhole.as_source,
+            state: if self.open {
+                State::Open
+            } else {
+                State::Reserved
+            },
+            expires_in: Some(left.as_secs() + u64::from(left.subsec_nanos() > 0)),
+        }
     }
 }
 
-fn used_info(connection: &DataConnection) -> PinholeInfo {
-    PinholeInfo {
-        id: connection.pinhole,
-        session: connection.session,
-        mode: connection.mode,
-        from: connection.from.ip(),
-        to: connection.to,
-        land: connection.land,
-        as_source: connection.as_source,
-        state: State::Used,
-        expires_in: None,
-    }
+struct Rate {
+    since: Duration,
+    count: u32,
 }
 
 #[cfg(test)]
-#[path = "plane_tests.rs"]
 mod tests;

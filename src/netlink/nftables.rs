@@ -92,6 +92,8 @@ pub mod attr {
     pub const SET_ID: u16 = 10;
     /// Free for programs.
     pub const SET_USERDATA: u16 = 13;
+    /// An expression with a state of its own for each element, evaluated when it is looked up.
+    pub const SET_EXPR: u16 = 17;
     /// `NFTA_SET_ELEM_LIST_*`
     pub const ELEMS_TABLE: u16 = 1;
     /// The set's name.
@@ -150,8 +152,6 @@ pub enum Base {
 /// What [`Expressions::ct`] reads.
 #[derive(Clone, Copy, Debug)]
 pub enum Ct {
-    /// Bits: see [`STATE_NEW`].
-    State = 0,
     /// The connection mark, in host byte order.
     Mark = 3,
     /// Destination port of the original direction.
@@ -165,9 +165,6 @@ pub enum Ct {
     /// IPv6 destination of the original direction.
     OriginalTarget6 = 22,
 }
-
-/// `ct state new`
-pub const STATE_NEW: u32 = 8;
 
 /// Which address [`Expressions::nat`] changes.
 #[derive(Clone, Copy, Debug)]
@@ -218,7 +215,7 @@ impl<'a> Expressions<'a> {
     pub fn ct(&mut self, target: u32, what: Ct) -> &mut Self {
         self.add("ct", |b| {
             b.be32(1, reg(target)).be32(2, what as u32);
-            if !matches!(what, Ct::State | Ct::Mark) {
+            if !matches!(what, Ct::Mark) {
                 b.bytes(3, &[0]);
             }
         })
@@ -251,16 +248,6 @@ impl<'a> Expressions<'a> {
         })
     }
 
-    /// Deletes the element with the key at `key` from a map. `data` must be loaded, as many bytes
-    /// as the map's data has; its value doesn't matter.
-    pub fn delete(&mut self, map: &str, set_id: u32, key: u32, data: u32) -> &mut Self {
-        self.add("dynset", |b| {
-            // NFT_DYNSET_OP_DELETE; the kernel insists on a data register for any map.
-            b.text(1, map).be32(2, set_id).be32(3, 2);
-            b.be32(4, reg(key)).be32(5, reg(data));
-        })
-    }
-
     /// Translates an address, and the port if one is given. Ends the chain.
     pub fn nat(&mut self, nat: Nat, family: u8, addr: u32, port: Option<u32>) -> &mut Self {
         self.add("nat", |b| {
@@ -279,6 +266,15 @@ impl<'a> Expressions<'a> {
         });
         self
     }
+}
+
+/// The attributes of an expression that ends the rule for packets beyond `rate` per second, none of
+/// them saved up.
+pub fn limit(b: &mut Builder, rate: u64) {
+    b.text(1, "limit").nest(2, |b| {
+        // NFTA_LIMIT_RATE, _UNIT (seconds), _BURST, _TYPE: NFT_LIMIT_PKTS.
+        b.be64(1, rate).be64(2, 1).be32(3, 1).be32(4, 0);
+    });
 }
 
 /// `NFT_REG32_00` + n

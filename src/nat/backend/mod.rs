@@ -92,7 +92,8 @@ pub trait Backend: Send {
     /// What is missing or was refused; nothing is left behind then.
     fn install(&mut self) -> Result<(), BackendError>;
 
-    /// Opens a hole. It closes by itself after `timeout` where the kernel can do that.
+    /// Opens a hole. Who opened it closes it when conntrack reports that it was used; a backend
+    /// keeps a second connection out until then as well as it can. It closes by itself after `timeout` where the kernel can do that.
     ///
     /// Atomically replaces an open hole with the same [`Pinhole::key`].
     ///
@@ -118,10 +119,4 @@ pub trait Backend: Send {
     /// # Errors
     /// If it couldn't be found out.
     fn verify(&mut self) -> Result<bool, BackendError>;
-
-    /// Whether the kernel itself closes a hole with the first packet that uses it. Otherwise the
-    /// hole is closed when conntrack reports the connection.
-    fn one_use(&self) -> bool {
-        false
-    }
 }

@@ -5,6 +5,9 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 
 use super::*;
+use crate::nat::backend::{Backend, Mark};
+use crate::nat::ports::PortRange;
+use std::io;
 
 /// What a test sees of the plane's surroundings.
 #[derive(Default)]
@@ -14,7 +17,6 @@ struct World {
     installed: bool,
     refuse_open: bool,
     refuse_close: bool,
-    one_use: bool,
     events: Vec<ConntrackEvent>,
     missed: bool,
     entries: Vec<Entry>,
@@ -86,9 +88,6 @@ impl Backend for Shared {
     }
     fn verify(&mut self) -> Result<bool, BackendError> {
         Ok(self.with(|w| w.installed))
-    }
-    fn one_use(&self) -> bool {
-        self.with(|w| w.one_use)
     }
 }
 
@@ -222,39 +221,35 @@ fn a_reservation_is_in_the_kernel_only_once_it_is_opened() {
 
 #[test]
 fn a_hole_is_used_once_and_its_connection_outlives_the_session() {
-    for one_use in [false, true] {
-        let (mut plane, world) = plane(Config::default());
-        world.with(|w| w.one_use = one_use);
-        let hole = open(&mut plane, &passive(1, ANN, 40000));
-        assert_eq!(plane.on_conntrack_new(dialled(BOB, hole.to)), None);
-        let tuple = dialled(ANN, hole.to);
-        let connection = plane.on_conntrack_new(tuple).unwrap();
-        assert_eq!((connection.pinhole, connection.session.0), (hole.id, 1));
-        // A kernel that closes by itself isn't asked to.
-        assert_eq!(world.open_keys().is_empty(), !one_use);
-        assert_eq!(plane.on_conntrack_new(tuple), None);
-        plane.session_ended(SessionId(1));
-        assert_eq!(plane.pinholes()[0].state, State::Used);
-        world.wait(5);
-        let bytes = Bytes {
-            original: 1,
-            reply: 2,
-        };
-        let finished = plane
-            .on_conntrack_destroy(tuple, Some(bytes), None)
-            .unwrap();
-        assert_eq!(
-            (finished.bytes, finished.lifetime.as_secs()),
-            (Some(bytes), 5)
-        );
-        assert_eq!(plane.pinholes(), vec![]);
-        let reports: Vec<_> = plane.take_reports().collect();
-        assert_eq!(
-            reports,
-            vec![Report::Connected(connection), Report::Finished(finished)]
-        );
-        assert_eq!(plane.counters().unattributed, 2);
-    }
+    let (mut plane, world) = plane(Config::default());
+    let hole = open(&mut plane, &passive(1, ANN, 40000));
+    assert_eq!(plane.on_conntrack_new(dialled(BOB, hole.to)), None);
+    let tuple = dialled(ANN, hole.to);
+    let connection = plane.on_conntrack_new(tuple).unwrap();
+    assert_eq!((connection.pinhole, connection.session.0), (hole.id, 1));
+    assert_eq!(world.open_keys(), vec![]);
+    assert_eq!(plane.on_conntrack_new(tuple), None);
+    plane.session_ended(SessionId(1));
+    assert_eq!(plane.pinholes()[0].state, State::Used);
+    world.wait(5);
+    let bytes = Bytes {
+        original: 1,
+        reply: 2,
+    };
+    let finished = plane
+        .on_conntrack_destroy(tuple, Some(bytes), None)
+        .unwrap();
+    assert_eq!(
+        (finished.bytes, finished.lifetime.as_secs()),
+        (Some(bytes), 5)
+    );
+    assert_eq!(plane.pinholes(), vec![]);
+    let reports: Vec<_> = plane.take_reports().collect();
+    assert_eq!(
+        reports,
+        vec![Report::Connected(connection), Report::Finished(finished)]
+    );
+    assert_eq!(plane.counters().unattributed, 2);
 }
 
 #[test]

@@ -1,0 +1,416 @@
+//! The objects of the nft backend as netlink requests: table, maps, chains, rules and elements.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::nat::backend::Mark;
+use crate::nat::pinhole::Key;
+use crate::netlink::codec::{self, Builder};
+use crate::netlink::nftables::{
+    self, Base, Ct, Expressions, Nat, SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, attr,
+    comment, datatype, msg,
+};
+use crate::netlink::socket::Request;
+
+pub(super) const TABLE: &str = "ftpalg";
+/// Names of the maps within the batch that makes them.
+const PINHOLES_ID: u32 = 1;
+const SOURCES_ID: u32 = 2;
+/// `NF_INET_*`
+const PREROUTING: u32 = 0;
+const INPUT: u32 = 1;
+const OUTPUT: u32 = 3;
+const POSTROUTING: u32 = 4;
+/// Just before `dstnat` (−100) and `srcnat` (100) of the user's rules.
+const DNAT_PRIORITY: i32 = -101;
+const SNAT_PRIORITY: i32 = 99;
+/// First packets of a connection that a hole lets in per second: below the shortest time after which
+/// a SYN is sent again (1 s, RFC 6298 §2.1).
+const FIRST_PACKETS: u64 = 2;
+/// What the kernel takes; found out by trying.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Abilities {
+    /// A table that belongs to our socket.
+    pub(super) owner: bool,
+    /// A limit for each element of a map.
+    pub(super) limit: bool,
+}
+
+/// What differs between IPv4 and IPv6.
+#[derive(Debug)]
+pub(super) struct Family {
+    pub(super) label: &'static str,
+    /// `NFPROTO_*`
+    pub(super) number: u8,
+    pinholes: &'static str,
+    sources: &'static str,
+    /// How many registers an address takes.
+    words: u32,
+    /// Where the addresses are in the IP header.
+    source_at: u32,
+    target_at: u32,
+    ct_source: Ct,
+    ct_target: Ct,
+    datatype: u32,
+    pub(super) optional: bool,
+}
+
+pub(super) static IPV4: Family = Family {
+    label: "IPv4",
+    number: 2,
+    pinholes: "pinholes4",
+    sources: "sources4",
+    words: 1,
+    source_at: 12,
+    target_at: 16,
+    ct_source: Ct::OriginalSource4,
+    ct_target: Ct::OriginalTarget4,
+    datatype: datatype::IPV4,
+    optional: false,
+};
+
+pub(super) static IPV6: Family = Family {
+    label: "IPv6",
+    number: 10,
+    pinholes: "pinholes6",
+    sources: "sources6",
+    words: 4,
+    source_at: 8,
+    target_at: 24,
+    ct_source: Ct::OriginalSource6,
+    ct_target: Ct::OriginalTarget6,
+    datatype: datatype::IPV6,
+    optional: true,
+};
+
+impl Family {
+    pub(super) fn is_of(&self, ip: IpAddr) -> bool {
+        ip.is_ipv4() == (self.number == IPV4.number)
+    }
+
+    pub(super) fn is_here(&self) -> bool {
+        !self.optional || Path::new("/proc/sys/net/ipv6").exists()
+    }
+
+    fn set(&self, pinhole: bool) -> &'static str {
+        if pinhole { self.pinholes } else { self.sources }
+    }
+
+    /// Registers: the key from 0 (source, target, port), then what a map gives, then the mark.
+    fn target(&self) -> u32 {
+        self.words
+    }
+    fn port(&self) -> u32 {
+        2 * self.words
+    }
+    fn data(&self) -> u32 {
+        2 * self.words + 1
+    }
+    fn data_port(&self) -> u32 {
+        3 * self.words + 1
+    }
+    fn mark(&self) -> u32 {
+        3 * self.words + 2
+    }
+}
+
+/// One request of an installation, and what it is about.
+pub(super) struct Step {
+    pub(super) what: What,
+    kind: u16,
+    flags: u16,
+    family: u8,
+    attrs: Box<dyn Fn(&mut Builder)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    Leftover,
+    Table,
+    Map,
+    Chain,
+}
+
+impl Step {
+    pub(super) fn request(&self) -> Request<'_> {
+        Request {
+            kind: self.kind,
+            flags: self.flags,
+            family: self.family,
+            attrs: Box::new(|b| (self.attrs)(b)),
+        }
+    }
+}
+
+type Rule = fn(&Family, Mark, &mut Expressions<'_>);
+
+/// A chain with its rules.
+pub(super) struct ChainSpec {
+    pub(super) name: &'static str,
+    kind: &'static str,
+    hook: u32,
+    priority: i32,
+    role: &'static str,
+    pub(super) rules: &'static [Rule],
+}
+
+pub(super) static CHAINS: [ChainSpec; 4] = [
+    ChainSpec {
+        name: "prerouting",
+        kind: "nat",
+        hook: PREROUTING,
+        priority: DNAT_PRIORITY,
+        role: "ftpalg:dnat",
+        rules: &[dnat_rule],
+    },
+    ChainSpec {
+        name: "output",
+        kind: "nat",
+        hook: OUTPUT,
+        priority: DNAT_PRIORITY,
+        role: "ftpalg:dnat-local",
+        rules: &[dnat_rule],
+    },
+    ChainSpec {
+        name: "postrouting",
+        kind: "nat",
+        hook: POSTROUTING,
+        priority: SNAT_PRIORITY,
+        role: "ftpalg:snat",
+        rules: &[snat_rule],
+    },
+    ChainSpec {
+        name: "input",
+        kind: "nat",
+        hook: INPUT,
+        priority: SNAT_PRIORITY,
+        role: "ftpalg:snat-local",
+        rules: &[snat_rule],
+    },
+];
+
+/// Everything of one family in one batch: it replaces a leftover and is there at once, or not at all.
+pub(super) fn plan(
+    family: &'static Family,
+    mark: Mark,
+    abilities: Abilities,
+    leftover: bool,
+) -> Vec<Step> {
+    let step = |what, kind, flags, attrs| Step {
+        what,
+        kind,
+        flags,
+        family: family.number,
+        attrs,
+    };
+    let mut steps = Vec::new();
+    if leftover {
+        steps.push(step(
+            What::Leftover,
+            msg::DEL_TABLE,
+            0,
+            Box::new(|b| {
+                b.text(attr::TABLE_NAME, TABLE);
+            }),
+        ));
+    }
+    steps.push(step(
+        What::Table,
+        msg::NEW_TABLE,
+        codec::CREATE | codec::EXCL,
+        Box::new(move |b| {
+            b.text(attr::TABLE_NAME, TABLE);
+            if abilities.owner {
+                b.be32(attr::TABLE_FLAGS, TABLE_OWNER);
+            }
+            b.bytes(attr::TABLE_USERDATA, &comment(0, "ftpalg:pinholes"));
+        }),
+    ));
+    for pinhole in [true, false] {
+        steps.push(step(
+            What::Map,
+            msg::NEW_SET,
+            codec::CREATE,
+            Box::new(move |b| put_map(b, family, pinhole, abilities.limit)),
+        ));
+    }
+    for spec in &CHAINS {
+        steps.push(step(
+            What::Chain,
+            msg::NEW_CHAIN,
+            codec::CREATE,
+            Box::new(move |b| put_chain(b, spec)),
+        ));
+        for rule in spec.rules {
+            steps.push(step(
+                What::Chain,
+                msg::NEW_RULE,
+                codec::CREATE | codec::APPEND,
+                Box::new(move |b| put_rule(b, spec, |list| rule(family, mark, list))),
+            ));
+        }
+    }
+    steps
+}
+
+fn put_chain(b: &mut Builder, spec: &ChainSpec) {
+    b.text(attr::CHAIN_TABLE, TABLE);
+    b.text(attr::CHAIN_NAME, spec.name);
+    b.nest(attr::CHAIN_HOOK, |b| {
+        b.be32(attr::HOOK_NUM, spec.hook);
+        b.be32(attr::HOOK_PRIORITY, spec.priority.cast_unsigned());
+    });
+    // NF_ACCEPT
+    b.be32(attr::CHAIN_POLICY, 1);
+    b.text(attr::CHAIN_TYPE, spec.kind);
+    b.bytes(attr::CHAIN_USERDATA, &comment(0, spec.role));
+}
+
+fn put_rule(b: &mut Builder, spec: &ChainSpec, rule: impl FnOnce(&mut Expressions<'_>)) {
+    b.text(attr::RULE_TABLE, TABLE);
+    b.text(attr::RULE_CHAIN, spec.name);
+    b.nest(attr::RULE_EXPRESSIONS, |b| rule(&mut Expressions::new(b)));
+    b.bytes(attr::RULE_USERDATA, &comment(0, spec.role));
+}
+
+fn put_map(b: &mut Builder, family: &Family, pinhole: bool, limit: bool) {
+    let addr = family.datatype;
+    let addr_len = 4 * family.words;
+    let (id, data_type, data_len, role) = if pinhole {
+        let data = datatype::concat(&[addr, datatype::PORT]);
+        (PINHOLES_ID, data, addr_len + 4, "ftpalg:pinholes")
+    } else {
+        (SOURCES_ID, addr, addr_len, "ftpalg:sources")
+    };
+    let key_type = datatype::concat(&[addr, addr, datatype::PORT]);
+    b.text(attr::SET_TABLE, TABLE);
+    b.text(attr::SET_NAME, family.set(pinhole));
+    b.be32(attr::SET_FLAGS, SET_MAP | SET_TIMEOUT | SET_DYNAMIC);
+    b.be32(attr::SET_KEY_TYPE, key_type);
+    b.be32(attr::SET_KEY_LEN, 2 * addr_len + 4);
+    b.be32(attr::SET_DATA_TYPE, data_type);
+    b.be32(attr::SET_DATA_LEN, data_len);
+    b.be32(attr::SET_ID, id);
+    // User data of a set starts with the byte order of key and data (2: network).
+    let order = |kind: u8| [vec![kind, 4], 2u32.to_ne_bytes().to_vec()].concat();
+    let userdata = [order(0), order(1), comment(7, role)].concat();
+    b.bytes(attr::SET_USERDATA, &userdata);
+    if pinhole && limit {
+        b.nest(attr::SET_EXPR, |b| nftables::limit(b, FIRST_PACKETS));
+    }
+}
+
+const TCP: u8 = 6;
+
+fn dnat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
+    let addr_len = 4 * family.words;
+    rule.protocol(0, TCP)
+        .payload(0, Base::Network, family.source_at, addr_len)
+        .payload(family.target(), Base::Network, family.target_at, addr_len)
+        .payload(family.port(), Base::Transport, 2, 2)
+        .lookup(family.pinholes, PINHOLES_ID, 0, family.data())
+        .ct(family.mark(), Ct::Mark)
+        .bits(family.mark(), !mark.bit(), mark.bit())
+        .set_mark(family.mark())
+        .nat(
+            Nat::Destination,
+            family.number,
+            family.data(),
+            Some(family.data_port()),
+        );
+}
+
+fn snat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
+    rule.ct(0, Ct::Mark)
+        .bits(0, mark.bit(), 0)
+        .compare(0, false, &[0; 4])
+        .protocol(0, TCP)
+        .ct(0, family.ct_source)
+        .ct(family.target(), family.ct_target)
+        .ct(family.port(), Ct::OriginalPort)
+        .lookup(family.sources, SOURCES_ID, 0, family.data())
+        .nat(Nat::Source, family.number, family.data(), None);
+}
+
+pub(super) fn add_elem<'a>(
+    family: &'static Family,
+    pinhole: bool,
+    key: Key,
+    data: &'a [u8],
+    timeout: Duration,
+) -> Request<'a> {
+    // 0 would mean: forever.
+    let millis = u64::try_from(timeout.as_millis())
+        .unwrap_or(u64::MAX)
+        .max(1);
+    Request {
+        kind: msg::NEW_ELEM,
+        flags: codec::CREATE | codec::EXCL,
+        family: family.number,
+        attrs: Box::new(move |b| {
+            put_elem(b, family.set(pinhole), key, |b| {
+                b.nest(attr::ELEM_DATA, |b| {
+                    b.bytes(attr::DATA_VALUE, data);
+                });
+                b.be64(attr::ELEM_TIMEOUT, millis);
+            });
+        }),
+    }
+}
+
+/// Asks for an element, or deletes it.
+pub(super) fn elem(
+    kind: u16,
+    family: &'static Family,
+    pinhole: bool,
+    key: Key,
+) -> Request<'static> {
+    Request {
+        kind,
+        flags: 0,
+        family: family.number,
+        attrs: Box::new(move |b| put_elem(b, family.set(pinhole), key, |_| {})),
+    }
+}
+
+pub(super) fn del_table(family: &'static Family) -> Request<'static> {
+    Request {
+        kind: msg::DEL_TABLE,
+        flags: 0,
+        family: family.number,
+        attrs: Box::new(|b| {
+            b.text(attr::TABLE_NAME, TABLE);
+        }),
+    }
+}
+
+fn put_elem(b: &mut Builder, map: &str, key: Key, more: impl FnOnce(&mut Builder)) {
+    b.text(attr::ELEMS_TABLE, TABLE).text(attr::ELEMS_SET, map);
+    b.nest(attr::ELEMS_LIST, |b| {
+        b.nest(attr::LIST_ELEM, |b| {
+            let key = [octets(key.from), endpoint(key.to)].concat();
+            b.nest(attr::ELEM_KEY, |b| {
+                b.bytes(attr::DATA_VALUE, &key);
+            });
+            more(b);
+        });
+    });
+}
+
+pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// Address and port, each field padded to 4 bytes.
+pub(super) fn endpoint(addr: SocketAddr) -> Vec<u8> {
+    [
+        octets(addr.ip()),
+        addr.port().to_be_bytes().to_vec(),
+        vec![0; 2],
+    ]
+    .concat()
+}

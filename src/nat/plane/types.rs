@@ -1,0 +1,222 @@
+//! What a [`Plane`](super::Plane) is told and tells.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::engine::gateway::{Mode, PinholeId, SessionId};
+use crate::nat::backend::{Backend, Mark};
+use crate::nat::conntrack::{Bytes, Completeness, Conntrack, ConntrackEvent, Entry, Events};
+use crate::nat::ports::{Listeners, PortRange};
+
+/// Limits and choices of a [`Plane`](super::Plane).
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Public ports for data connections to published addresses (`--data-ports`).
+    pub data_ports: Option<PortRange>,
+    /// How long a hole waits for its connection.
+    pub deadline: Duration,
+    /// Holes that a session may have pending; beyond this the oldest is superseded.
+    pub per_session: usize,
+    /// Holes that may be pending in total.
+    pub total: usize,
+    /// Data connections that are kept track of at a time.
+    pub connections: usize,
+    /// Holes that a client may get per minute, where that is limited.
+    pub per_client_per_minute: Option<u32>,
+    /// The bit by which data connections are known.
+    pub mark: Mark,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_ports: None,
+            deadline: Duration::from_secs(60),
+            per_session: 4,
+            total: 4096,
+            connections: 65_536,
+            per_client_per_minute: None,
+            mark: Mark::DEFAULT,
+        }
+    }
+}
+
+/// Where a [`Plane`](super::Plane) asks about connections: [`Conntrack`], or a test double.
+pub trait Tuples: Send {
+    /// See [`Conntrack::lookup`].
+    ///
+    /// # Errors
+    /// If it could not be asked.
+    fn lookup(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Entry>>;
+
+    /// See [`Conntrack::marked`].
+    ///
+    /// # Errors
+    /// If it could not be asked.
+    fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>>;
+}
+
+impl Tuples for Conntrack {
+    fn lookup(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Entry>> {
+        Self::lookup(self, src, dst)
+    }
+
+    fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
+        Self::marked(self, mark)
+    }
+}
+
+/// Where a [`Plane`](super::Plane) learns of connections: [`Events`], or a test double.
+pub trait EventSource: Send {
+    /// See [`Events::read`]: never waits.
+    ///
+    /// # Errors
+    /// If it could not be read.
+    fn read(&mut self, out: &mut Vec<ConntrackEvent>) -> io::Result<Completeness>;
+}
+
+impl EventSource for Events {
+    fn read(&mut self, out: &mut Vec<ConntrackEvent>) -> io::Result<Completeness> {
+        Self::read(self, out)
+    }
+}
+
+/// What a [`Plane`](super::Plane) works with.
+pub struct Parts {
+    /// Puts holes into the kernel. Installed and removed by the caller, through the plane.
+    pub backend: Box<dyn Backend>,
+    /// Answers questions about connections.
+    pub tuples: Box<dyn Tuples>,
+    /// Tells of new and ended connections.
+    pub events: Box<dyn EventSource>,
+    /// The time since some start; never goes back.
+    pub clock: Box<dyn Fn() -> Duration + Send>,
+    /// Lists the ports on which the gateway itself listens.
+    pub listeners: Box<dyn Fn() -> Listeners + Send>,
+}
+
+/// The state of a pinhole or of the connection that was made through it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// It has a port, but isn't in the kernel yet.
+    Reserved,
+    /// It waits for its connection.
+    Open,
+    /// Its connection exists; the hole itself is closed.
+    Used,
+    /// Nobody came until its deadline.
+    Expired,
+}
+
+/// A pinhole as people see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PinholeInfo {
+    /// Its name.
+    pub id: PinholeId,
+    /// The control connection that it belongs to.
+    pub session: SessionId,
+    /// Active or passive.
+    pub mode: Mode,
+    /// Who may connect.
+    pub from: IpAddr,
+    /// The address and port to connect to.
+    pub to: SocketAddr,
+    /// Where the connection is delivered.
+    pub land: SocketAddr,
+    /// The source that the landing side sees, where it isn't `from`.
+    pub as_source: Option<IpAddr>,
+    /// What has become of it.
+    pub state: State,
+    /// Seconds until its deadline, rounded up; none once it is used.
+    pub expires_in: Option<u64>,
+}
+
+/// A data connection that was made through a pinhole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct DataConnection {
+    /// The pinhole.
+    pub pinhole: PinholeId,
+    /// The control connection.
+    pub session: SessionId,
+    /// Active or passive.
+    pub mode: Mode,
+    /// The address and port that connected.
+    pub from: SocketAddr,
+    /// The address and port connected to.
+    pub to: SocketAddr,
+    /// Where it was delivered.
+    pub land: SocketAddr,
+    /// The source that the landing side sees, where it isn't `from`.
+    pub as_source: Option<IpAddr>,
+    /// When it was reported, on the plane's clock.
+    #[serde(skip)]
+    pub started: Duration,
+}
+
+/// A data connection that conntrack has forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Finished {
+    /// The connection.
+    pub connection: DataConnection,
+    /// What it carried, where conntrack counts.
+    pub bytes: Option<Bytes>,
+    /// How long conntrack knew it: includes the time that it remembers closed connections.
+    pub lifetime: Duration,
+}
+
+/// Something that happened outside of any packet's handling.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// A pinhole was used.
+    Connected(DataConnection),
+    /// A data connection ended.
+    Finished(Finished),
+    /// A pinhole was not used in time.
+    Expired(PinholeInfo),
+    /// Conntrack's events came faster than they were read; the plane compared with its list.
+    MissedEvents,
+}
+
+/// How often things happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// Pinholes opened in the kernel.
+    pub opened: u64,
+    /// Pinholes used.
+    pub used: u64,
+    /// Pinholes that nobody used in time.
+    pub expired: u64,
+    /// Pinholes replaced by later ones of their session.
+    pub superseded: u64,
+    /// Requests refused because of a limit.
+    pub limited: u64,
+    /// Requests refused for want of a port.
+    pub no_port: u64,
+    /// Changes that the kernel refused.
+    pub kernel_errors: u64,
+    /// Connections with the mark that belong to no pending pinhole.
+    pub unattributed: u64,
+    /// Times that conntrack events were lost.
+    pub missed_events: u64,
+}
+
+impl DataConnection {
+    /// As people see the pinhole that it came through.
+    pub(super) fn info(&self) -> PinholeInfo {
+        PinholeInfo {
+            id: self.pinhole,
+            session: self.session,
+            mode: self.mode,
+            from: self.from.ip(),
+            to: self.to,
+            land: self.land,
+            as_source: self.as_source,
+            state: State::Used,
+            expires_in: None,
+        }
+    }
+}
