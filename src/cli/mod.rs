@@ -1,7 +1,223 @@
 //! The command line: one file per subcommand.
+//!
+//! Whatever goes wrong is one line on the standard error, `ftpalg: WHAT; HOW TO MEND IT`, and exit
+//! code 2. `status` and its like have exit codes of their own.
+
+mod check;
+mod pinholes;
+mod rules;
+mod run;
+mod sessions;
+mod settings;
+mod status;
+mod table;
+
+use std::fmt;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::error::{ContextKind, ErrorKind};
+use clap::{Args, Parser, Subcommand};
+use serde_json::Value;
+
+use crate::daemon::control::{self, AskError, Request};
+
+/// Wrong flags, configuration or environment.
+const USAGE: u8 = 2;
+/// No daemon runs.
+const NOT_RUNNING: u8 = 3;
+
+/// A userspace FTP application-layer gateway: rewrites the addresses in FTP control connections
+/// that pass NAT, and opens exactly the ports of the data connections that they announce.
+#[derive(Debug, Parser)]
+#[command(name = "ftpalg", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Work as a gateway, in the foreground, until SIGINT or SIGTERM
+    Run(Box<settings::Settings>),
+    /// Tell how the daemon of this network namespace is: exit code 0 if it runs and all is in
+    /// place, 3 if none runs, 1 otherwise
+    Status(Format),
+    /// List the control connections
+    Sessions(Format),
+    /// List the data connections that are expected or there
+    Pinholes(Format),
+    /// Print, install or remove the steering rules
+    #[command(subcommand)]
+    Rules(rules::Command),
+    /// Check a configuration file
+    Check(check::Arguments),
+}
+
+/// How answers are shown.
+#[derive(Args, Clone, Copy, Debug)]
+struct Format {
+    /// Show one JSON value with stable field names
+    #[arg(long)]
+    json: bool,
+}
+
+/// A reason to give up: the line, without `ftpalg: `, and the exit code.
+#[derive(Debug)]
+struct Failure {
+    line: String,
+    code: u8,
+}
+
+impl Failure {
+    /// Wrong flags, configuration or environment.
+    fn usage(line: impl fmt::Display) -> Self {
+        Self {
+            line: line.to_string(),
+            code: USAGE,
+        }
+    }
+}
+
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Self {
+        let code = match error {
+            AskError::NotRunning => NOT_RUNNING,
+            AskError::Refused(_) | AskError::Failed(_) => 1,
+        };
+        Self {
+            line: error.to_string(),
+            code,
+        }
+    }
+}
 
 /// Runs the command given by the process's arguments.
 #[must_use]
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::from(2)
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) if !e.use_stderr() => {
+            // --help and --version; a reader that went away is no failure of ours.
+            let _ = e.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(e) => return fail(&Failure::usage(condense(&e))),
+    };
+    start_log();
+    let done = match cli.command {
+        Command::Run(settings) => run::run(*settings),
+        Command::Status(format) => status::show(format),
+        Command::Sessions(format) => sessions::show(format),
+        Command::Pinholes(format) => pinholes::show(format),
+        Command::Rules(command) => rules::run(command),
+        Command::Check(arguments) => check::run(&arguments),
+    };
+    done.unwrap_or_else(|failure| fail(&failure))
+}
+
+/// Says why in one line.
+fn fail(failure: &Failure) -> ExitCode {
+    let line = failure.line.replace(['\n', '\r'], " ");
+    // Nobody is left to be told if this fails.
+    let _ = writeln!(io::stderr(), "ftpalg: {line}");
+    ExitCode::from(failure.code)
+}
+
+/// Shows log lines as `FTPALG_LOG` (or `RUST_LOG`) says; warnings and worse where neither does.
+fn start_log() {
+    let filter = ["FTPALG_LOG", "RUST_LOG"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok())
+        .unwrap_or_else(|| "warn".into());
+    env_logger::Builder::new()
+        .parse_filters(&filter)
+        .format(|to, record| {
+            let level = record.level().as_str().to_ascii_lowercase();
+            writeln!(to, "ftpalg: {level}: {}", record.args())
+        })
+        .init();
+}
+
+/// Clap's several lines as one.
+fn condense(error: &clap::Error) -> String {
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "no command given; see `ftpalg --help`".into();
+    }
+    let text = error.to_string();
+    let what = text
+        .lines()
+        .take_while(|line| !line.trim().is_empty())
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join(" ");
+    let what = what.strip_prefix("error: ").unwrap_or(&what);
+    let valid = matches!(error.kind(), ErrorKind::ValueValidation);
+    match what.split_once(": ").filter(|_| valid) {
+        // Our own parsers say how to mend it.
+        Some((what, how)) => format!("{what}; {how}"),
+        None => match error.get(ContextKind::SuggestedArg) {
+            Some(like) => format!("{what}; did you mean {like}? See --help"),
+            None => format!("{what}; see `ftpalg --help`"),
+        },
+    }
+}
+
+/// Asks the daemon and shows its answer, as JSON or by `text`.
+fn show(
+    request: Request,
+    format: Format,
+    text: impl FnOnce(&Value) -> String,
+) -> Result<Value, Failure> {
+    let answer = control::ask(request)?;
+    let shown = if format.json {
+        format!("{answer:#}\n")
+    } else {
+        text(&answer)
+    };
+    print(&shown)?;
+    Ok(answer)
+}
+
+/// Prints to the standard output.
+fn print(text: &str) -> Result<(), Failure> {
+    match io::stdout().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failure::usage(format!(
+            "can't write to the standard output: {e}; is the disk full?"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_mistake_is_one_line() {
+        for args in [
+            &["ftpalg"][..],
+            &["ftpalg", "fly"],
+            &["ftpalg", "run", "--colour"],
+            &["ftpalg", "run", "--prot", "21"],
+            &["ftpalg", "run", "--port"],
+            &["ftpalg", "run", "--port", "0"],
+            &["ftpalg", "run", "extra"],
+            &["ftpalg", "check"],
+            &["ftpalg", "rules"],
+        ] {
+            let line = condense(&Cli::try_parse_from(args).unwrap_err());
+            assert!(
+                !line.contains('\n') && line.contains("; "),
+                "{args:?}: {line}"
+            );
+            assert!(!line.starts_with("error"), "{line}");
+        }
+    }
 }

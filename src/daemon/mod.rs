@@ -1,1 +1,199 @@
 //! The daemon: start-up, signals, control socket and output.
+//!
+//! [`run`] builds everything up in an order in which nothing is ever half there: a queue is read
+//! before packets are steered to it, pinholes can be opened before a packet asks for one. What was
+//! built is torn down the other way round, whether by a signal, a failure or a panic.
+
+pub mod config;
+pub mod control;
+pub mod output;
+pub mod shared;
+pub mod status;
+pub mod worker;
+
+mod lifetime;
+mod setup;
+
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::engine::Engine;
+use crate::nat::backend::BackendError;
+use crate::nat::plane::Plane;
+use crate::nat::rules::RulesError;
+use crate::queue::OpenError;
+use crate::queue::nfq::NfqQueue;
+
+use config::Config;
+use control::{Answerer, BindError, ControlSocket};
+use lifetime::{Ending, Lifetime};
+use output::Output;
+use setup::Steered;
+use shared::{Clock, Shared};
+use status::Status;
+use worker::Worker;
+
+/// How often engines forget what is over when no packets come.
+const HOUSEKEEPING: Duration = Duration::from_secs(60);
+/// How long packets that are queued already get to pass when the daemon ends.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// Why the daemon couldn't start; nothing is installed then.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The process may not change the network.
+    #[error("no permission to change the network; run as root, or with CAP_NET_ADMIN")]
+    NotPermitted,
+    /// There is one already, or the socket's name is taken.
+    #[error(transparent)]
+    Control(#[from] BindError),
+    /// A queue couldn't be had.
+    #[error(transparent)]
+    Queue(#[from] OpenError),
+    /// The steering rules couldn't be put into place.
+    #[error(transparent)]
+    Rules(#[from] RulesError),
+    /// The pinhole backend doesn't work.
+    #[error("pinholes can't be opened: {0}")]
+    Backend(#[from] BackendError),
+    /// Something that the host lacks: what, and how to mend it.
+    #[error("{0}")]
+    Host(String),
+    /// The operating system refused.
+    #[error("can't {what}: {source}; see the limits of this process (`ulimit -a`)")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The error.
+        source: std::io::Error,
+    },
+}
+
+/// Runs until SIGINT or SIGTERM: exit code 0, or 1 if something failed on the way.
+///
+/// # Errors
+/// If it couldn't start.
+pub fn run(config: &Config) -> Result<ExitCode, Error> {
+    // Before there is any other thread, so that all of them inherit it.
+    let lifetime = Lifetime::begin().map_err(|source| Error::System {
+        what: "wait for signals",
+        source,
+    })?;
+    setup::check_permission()?;
+    let engines = setup::engine_config(config)?;
+    let socket = ControlSocket::bind()?;
+    let steered = Arc::new(Steered::prepare(config)?);
+    let queues = setup::open_queues(&steered.steering)?;
+
+    let clock = Clock::start();
+    let output = Output::start().map_err(|source| Error::System {
+        what: "start a thread",
+        source,
+    })?;
+    let (plane, events) = setup::plane(config, clock)?;
+    let shared = Arc::new(Shared::new(plane, clock, output.clone()));
+    let workers: Vec<_> = (0..steered.steering.queues.count)
+        .map(|number| Worker::new(Engine::new(engines.clone(), number)))
+        .collect();
+    start_threads(&lifetime, &shared, &workers, queues, events)?;
+
+    // From here on there is something to take back.
+    let mut installed = Installed {
+        steered: Arc::clone(&steered),
+        shared: Arc::clone(&shared),
+        there: true,
+    };
+    shared.with(Plane::install)?;
+    steered.install()?;
+    let status = Arc::new(Status::new(config, &steered, &shared, &workers));
+    for line in status.greeting() {
+        output.line(line);
+    }
+    lifetime.thread("control", move || {
+        socket.serve(&(Arc::new(move |request| status.answer(request)) as Arc<Answerer>));
+    })?;
+    output.flush(DRAIN);
+    notify(sd_notify::NotifyState::Ready);
+
+    let ending = lifetime.wait();
+    notify(sd_notify::NotifyState::Stopping);
+    if let Ending::Failed(thread) = ending {
+        log::error!("the thread {thread} ended, so ftpalg ends, too; its panic message is above");
+    }
+    let removed = installed.remove();
+    output.line(match removed {
+        true => "ftpalg: rules removed, bye".into(),
+        false => "ftpalg: not everything could be removed; run `ftpalg rules remove`".into(),
+    });
+    output.flush(DRAIN);
+    Ok(match ending {
+        Ending::Signal(_) if removed => ExitCode::SUCCESS,
+        Ending::Signal(_) | Ending::Failed(_) => ExitCode::FAILURE,
+    })
+}
+
+/// Starts all threads that work without being asked.
+fn start_threads(
+    lifetime: &Lifetime,
+    shared: &Arc<Shared>,
+    workers: &[Arc<Worker>],
+    queues: Vec<NfqQueue>,
+    events: OwnedFd,
+) -> Result<(), Error> {
+    for (worker, queue) in workers.iter().zip(queues) {
+        let (worker, shared) = (Arc::clone(worker), Arc::clone(shared));
+        lifetime.thread("worker", move || worker.serve(queue, &shared))?;
+    }
+    let (house, rooms) = (Arc::clone(shared), workers.to_vec());
+    lifetime.thread("housekeeping", move || {
+        house.keep_house(HOUSEKEEPING, |now| worker::tick(&rooms, now, &house));
+    })?;
+    let watch = Arc::clone(shared);
+    lifetime.thread("conntrack", move || {
+        if let Err(e) = watch.watch(&events) {
+            log::error!("conntrack events can't be waited for: {e}");
+        }
+    })
+}
+
+/// What is in the kernel because of us; taken back when dropped.
+struct Installed {
+    steered: Arc<Steered>,
+    shared: Arc<Shared>,
+    there: bool,
+}
+
+impl Installed {
+    /// Takes all back: first what steers packets to us, last what lets data connections in.
+    /// Whether everything could be removed.
+    fn remove(&mut self) -> bool {
+        self.there = false;
+        let rules = self.steered.remove();
+        if let Err(e) = &rules {
+            log::error!("rules can't be removed: {e}");
+        }
+        setup::drain(&self.steered.steering, DRAIN);
+        let holes = self.shared.close();
+        if let Err(e) = &holes {
+            log::error!("the pinhole backend can't be removed: {e}");
+        }
+        rules.is_ok() && holes.is_ok()
+    }
+}
+
+impl Drop for Installed {
+    fn drop(&mut self) {
+        if self.there {
+            self.remove();
+        }
+    }
+}
+
+/// Tells the service manager, where there is one.
+fn notify(state: sd_notify::NotifyState<'_>) {
+    if let Err(e) = sd_notify::notify(&[state]) {
+        log::warn!("the service manager can't be told: {e}");
+    }
+}

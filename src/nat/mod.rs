@@ -9,4 +9,6 @@ pub mod conntrack;
 pub mod pinhole;
 pub mod plane;
 pub mod ports;
+pub mod rules;
 pub mod tables;
+pub mod xtables;

@@ -29,6 +29,24 @@ impl PortRange {
         (first > 0 && first <= last).then_some(Self { first, last })
     }
 
+    /// The lowest port.
+    #[must_use]
+    pub fn first(self) -> u16 {
+        self.first
+    }
+
+    /// The highest port.
+    #[must_use]
+    pub fn last(self) -> u16 {
+        self.last
+    }
+
+    /// Whether both hold a port.
+    #[must_use]
+    pub fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
     /// Whether it holds a port.
     #[must_use]
     pub fn contains(self, port: u16) -> bool {

@@ -1,1 +1,158 @@
-//! The NFQUEUE worker: moves packets between the kernel and the engine.
+//! The NFQUEUE worker's end of the queue: moves packets between the kernel and whoever decides.
+//!
+//! [`PacketQueue`] is what the daemon needs of a queue; [`nfq`] implements it; [`kernel`] reads
+//! the kernel's own counters. What happens to a packet is not decided here.
+
+pub mod kernel;
+pub mod nfq;
+
+use std::io;
+
+/// The netfilter hook that a packet was queued in, as the kernel numbers it (`NF_INET_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Before routing.
+    Prerouting,
+    /// Towards a process on this host.
+    Input,
+    /// Between two interfaces.
+    Forward,
+    /// From a process on this host.
+    Output,
+    /// After routing.
+    Postrouting,
+}
+
+impl Hook {
+    /// The hook that the kernel calls `number`, if there is one.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            0 => Self::Prerouting,
+            1 => Self::Input,
+            2 => Self::Forward,
+            3 => Self::Output,
+            4 => Self::Postrouting,
+            _ => return None,
+        })
+    }
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It goes on as it is.
+    Accept,
+    /// The bytes that the handler wrote go on in its place.
+    Replace,
+    /// It ends here.
+    Drop,
+}
+
+/// Decides about packets.
+pub trait Handler {
+    /// Looks at a packet (from its IP header on) that was queued in `hook`; `None` is a hook
+    /// unknown to us. For [`Answer::Replace`], the new packet is in `out`, which is empty at first.
+    fn packet(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> Answer;
+}
+
+/// How a queue is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How many packets may wait in the kernel; what comes on top is dropped, or passed unseen
+    /// with `fail_open`.
+    pub max_len: u32,
+    /// Whether packets pass unseen while the queue is full.
+    pub fail_open: bool,
+}
+
+impl Options {
+    /// As many packets as a second of a busy control plane, some 16 MiB at worst.
+    pub const MAX_LEN: u32 = 4096;
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            max_len: Self::MAX_LEN,
+            fail_open: false,
+        }
+    }
+}
+
+/// Why a queue couldn't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another program reads it.
+    #[error(
+        "queue {number} is already bound by another program{holder}; stop that program, or choose \
+         other queue numbers with --queue-num"
+    )]
+    InUse {
+        /// The queue's number.
+        number: u16,
+        /// ` (pid N, name)` where it is known, or nothing.
+        holder: String,
+    },
+    /// The kernel has no NFQUEUE.
+    #[error(
+        "this kernel has no NFQUEUE; load the module nfnetlink_queue, or use a kernel with \
+         CONFIG_NETFILTER_NETLINK_QUEUE"
+    )]
+    Unsupported,
+    /// Something else was refused.
+    #[error("queue {number} can't be set up ({what}: {source}); see the kernel's log")]
+    System {
+        /// The queue's number.
+        number: u16,
+        /// What was tried.
+        what: &'static str,
+        /// The error.
+        source: io::Error,
+    },
+}
+
+/// What went wrong while packets were moved; the queue goes on in any case.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// No packet could be received (`ENOBUFS`: some were lost).
+    #[error("receive: {0}")]
+    Receive(io::Error),
+    /// An answer couldn't be given (it was too large, or the packet is gone already).
+    #[error("verdict: {0}")]
+    Verdict(io::Error),
+}
+
+/// A queue of packets that wait for an answer.
+pub trait PacketQueue: Send {
+    /// The queue's number.
+    fn number(&self) -> u16;
+
+    /// Waits until there are packets, has `handler` look at each of them, and answers all.
+    /// Returns how many there were, at least 1.
+    ///
+    /// # Errors
+    /// Counted by the caller, who calls again.
+    fn serve(&mut self, handler: &mut dyn Handler) -> Result<usize, ServeError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hooks_have_the_kernels_numbers() {
+        let hooks: Vec<_> = (0..6).map(Hook::from_number).collect();
+        assert_eq!(
+            hooks,
+            [
+                Some(Hook::Prerouting),
+                Some(Hook::Input),
+                Some(Hook::Forward),
+                Some(Hook::Output),
+                Some(Hook::Postrouting),
+                None
+            ]
+        );
+    }
+}

@@ -11,6 +11,7 @@
 //!
 //! Which of the user's rules there are, and the steering of control packets, is not known here.
 
+pub mod iptables;
 pub mod nft;
 
 use std::io;

@@ -1,0 +1,93 @@
+//! `ftpalg rules`: the steering rules by themselves, without the daemon.
+
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::settings::Settings;
+use super::{Failure, print};
+use crate::nat::rules::{self, Inside, KernelTables, Rules, Steering};
+use crate::nat::xtables::Family;
+use crate::nat::xtables::tools::Tools;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Print the rules as text for `iptables-restore --noflush`. Takes run's flags
+    Print(Box<Print>),
+    /// Put the rules into place, all or none, and leave them there. Takes run's flags
+    Install(Box<Settings>),
+    /// Remove all rules that `install` or a killed daemon left
+    Remove,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Print {
+    /// For iptables-restore (ipv4) or ip6tables-restore (ipv6)
+    #[arg(long, value_enum, default_value = "ipv4")]
+    family: Choice,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Choice {
+    Ipv4,
+    Ipv6,
+}
+
+pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Print(arguments) => {
+            let family = match arguments.family {
+                Choice::Ipv4 => Family::V4,
+                Choice::Ipv6 => Family::V6,
+            };
+            let steering = steering(arguments.settings, None)?;
+            print(&rules::print(&steering, family).map_err(Failure::usage)?)?;
+        }
+        Command::Install(settings) => {
+            let mut rules = host()?;
+            let steering = steering(*settings, Some(&rules))?;
+            steering
+                .inside
+                .iter()
+                .try_for_each(Inside::check)
+                .map_err(Failure::usage)?;
+            let installed = rules.install(&steering).map_err(Failure::usage)?;
+            for place in installed.places {
+                print(&format!("installed in {place}\n"))?;
+            }
+        }
+        Command::Remove => {
+            let removed = host()?.remove().map_err(Failure::usage)?;
+            print(&format!("{removed} rules removed\n"))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The rules of this host.
+fn host() -> Result<Rules, Failure> {
+    let tools = Tools::find();
+    if tools.is_empty() {
+        return Err(Failure::usage(
+            "no iptables found; install the iptables package",
+        ));
+    }
+    Ok(Rules::new(tools, Box::new(KernelTables)))
+}
+
+/// What is to be steered; found in the host's rules where the flags don't say.
+fn steering(settings: Settings, rules: Option<&Rules>) -> Result<Steering, Failure> {
+    let mut steering = settings.resolve().map_err(Failure::usage)?.steering;
+    if steering.inside.is_empty() && !steering.local {
+        let derived = match rules {
+            Some(rules) => rules.derive(&steering.ports),
+            None => host()?.derive(&steering.ports),
+        }
+        .map_err(Failure::usage)?;
+        steering.inside = derived.inside;
+        steering.local = derived.local;
+    }
+    Ok(steering)
+}

@@ -1,0 +1,544 @@
+//! The choices of `run` and `rules`, from flags and from a configuration file.
+//!
+//! One structure is both: a key in the file (TOML) is a flag's name. A flag on the command line
+//! wins over the file; a flag that can be repeated replaces the file's whole list.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+use std::{fs, io};
+
+use clap::Args;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
+
+use crate::daemon::config::{self, Advertise, BackendChoice, Config, RulesMode, Tls};
+use crate::nat::backend::Mark;
+use crate::nat::ports::PortRange;
+use crate::nat::rules::{Inside, Queues, Steering};
+use crate::nat::xtables::Family;
+
+/// The control port where none is given.
+const DEFAULT_PORT: u16 = 21;
+/// The first queue's number where none is given.
+const DEFAULT_QUEUE: u16 = 2121;
+/// The most queues: far more than the control connections of one machine can use.
+const MAX_QUEUES: u16 = 64;
+/// How long a pinhole waits, in seconds, where nothing is given.
+const DEFAULT_DEADLINE: u64 = 60;
+/// The longest that it can wait, in seconds.
+const MAX_DEADLINE: u64 = 3600;
+/// The largest configuration file that is read, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Everything that can be chosen; nothing is filled in yet.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub(crate) struct Settings {
+    /// The private side: an interface, or the network behind one. May be repeated
+    /// [default, without --local: what the host's DNAT and MASQUERADE rules tell]
+    #[arg(long, value_name = "IFACE|CIDR")]
+    #[serde(deserialize_with = "many")]
+    inside: Vec<Inside>,
+
+    /// Serve FTP servers and clients on this host itself, too [default: no]
+    #[arg(long)]
+    local: bool,
+
+    /// A control port, as the inside sees it. May be repeated [default: 21]
+    #[arg(long, value_name = "PORT", value_parser = config::port)]
+    #[serde(deserialize_with = "ports")]
+    port: Vec<u16>,
+
+    /// Read these settings from a file first: TOML, its keys are the names of these flags
+    /// [default: none]
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    config: Option<PathBuf>,
+
+    /// Announce this address (or host name), where NAT further out hides it; with INSIDE= only for
+    /// endpoints with that address. May be repeated [default: the address that conntrack knows]
+    #[arg(long, value_name = "[INSIDE=]PUBLIC")]
+    #[serde(deserialize_with = "many")]
+    advertise: Vec<Advertise>,
+
+    /// The public ports of data connections to published servers [default: those that the
+    /// servers announce]
+    #[arg(long, value_name = "A-B")]
+    #[serde(deserialize_with = "one")]
+    data_ports: Option<PortRange>,
+
+    /// What opens the ports of data connections: auto, nft, iptables [default: auto]
+    #[arg(long, value_name = "BACKEND")]
+    #[serde(deserialize_with = "one")]
+    backend: Option<BackendChoice>,
+
+    /// Who puts the steering rules into place: manage (ftpalg does, while it runs) or external
+    /// (you do: see `ftpalg rules print`) [default: manage]
+    #[arg(long, value_name = "WHO")]
+    #[serde(deserialize_with = "one")]
+    rules: Option<RulesMode>,
+
+    /// What happens to control packets while they can't be looked at: closed (they are dropped)
+    /// or open (they pass) [default: closed]
+    #[arg(long, value_name = "closed|open")]
+    #[serde(deserialize_with = "one")]
+    fail: Option<Fail>,
+
+    /// What happens to sessions that turn to TLS: pass, deny, or range:A-B (pass, and open these
+    /// ports of the server to their client) [default: pass]
+    #[arg(long, value_name = "MODE")]
+    #[serde(deserialize_with = "one")]
+    tls: Option<Tls>,
+
+    /// Refuse what isn't strictly FTP [default: no]
+    #[arg(long)]
+    strict: bool,
+
+    /// How many queues, with a thread each, share the sessions: 1 to 64 [default: 1]
+    #[arg(long, value_name = "N", value_parser = number::<u16>)]
+    #[serde(deserialize_with = "one")]
+    queues: Option<u16>,
+
+    /// The number of the first queue [default: 2121]
+    #[arg(long, value_name = "BASE", value_parser = number::<u16>)]
+    #[serde(deserialize_with = "one")]
+    queue_num: Option<u16>,
+
+    /// The bit of the connection mark that data connections carry, as a mask
+    /// [default: 0x40000000]
+    #[arg(long, value_name = "BIT", value_parser = mark)]
+    #[serde(deserialize_with = "mark_in_file")]
+    mark: Option<Mark>,
+
+    /// How many seconds an announced data connection is waited for: 1 to 3600 [default: 60]
+    #[arg(long, value_name = "SECS", value_parser = number::<u64>)]
+    #[serde(deserialize_with = "one")]
+    deadline: Option<u64>,
+}
+
+/// What happens to packets that nobody looks at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Fail {
+    /// They are dropped.
+    #[default]
+    Closed,
+    /// They pass.
+    Open,
+}
+
+impl FromStr for Fail {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "closed" => Ok(Self::Closed),
+            "open" => Ok(Self::Open),
+            _ => Err("write one of closed, open"),
+        }
+    }
+}
+
+impl Settings {
+    /// The flags, with what the file of `--config` says where they say nothing, checked.
+    ///
+    /// # Errors
+    /// One line: what is wrong and how to mend it.
+    pub(crate) fn resolve(self) -> Result<Config, String> {
+        match self.config.clone() {
+            Some(path) => self.over(Self::from_file(&path)?).config(),
+            None => self.config(),
+        }
+    }
+
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// One line: where it is wrong, or that it can't be read.
+    pub(crate) fn from_file(path: &Path) -> Result<Self, String> {
+        let name = path.display();
+        let text = read(path)
+            .map_err(|e| format!("can't read {name}: {e}; name a readable file with --config"))?;
+        toml::from_str(&text).map_err(|e| {
+            let before = e.span().and_then(|span| text.get(..span.start));
+            let line = before.map_or(1, |t| t.matches('\n').count() + 1);
+            let what = e.message().replace('\n', " ");
+            format!("{name}:{line}: {what}; mend that line (keys are the names of run's flags)")
+        })
+    }
+
+    /// These, with `base` where they say nothing.
+    fn over(self, base: Self) -> Self {
+        let list = |own: Vec<_>, base| if own.is_empty() { base } else { own };
+        Self {
+            inside: if self.inside.is_empty() {
+                base.inside
+            } else {
+                self.inside
+            },
+            local: self.local || base.local,
+            port: list(self.port, base.port),
+            config: self.config,
+            advertise: if self.advertise.is_empty() {
+                base.advertise
+            } else {
+                self.advertise
+            },
+            data_ports: self.data_ports.or(base.data_ports),
+            backend: self.backend.or(base.backend),
+            rules: self.rules.or(base.rules),
+            fail: self.fail.or(base.fail),
+            tls: self.tls.or(base.tls),
+            strict: self.strict || base.strict,
+            queues: self.queues.or(base.queues),
+            queue_num: self.queue_num.or(base.queue_num),
+            mark: self.mark.or(base.mark),
+            deadline: self.deadline.or(base.deadline),
+        }
+    }
+
+    /// The configuration, with the defaults filled in, checked.
+    ///
+    /// # Errors
+    /// One line: what is wrong and how to mend it.
+    pub(crate) fn config(self) -> Result<Config, String> {
+        let first = self.queue_num.unwrap_or(DEFAULT_QUEUE);
+        let count = self.queues.unwrap_or(1);
+        if !(1..=MAX_QUEUES).contains(&count) {
+            return Err(format!(
+                "--queues {count} is out of range; choose 1 to {MAX_QUEUES}"
+            ));
+        }
+        if first.checked_add(count - 1).is_none() {
+            return Err(format!(
+                "--queues {count} from --queue-num {first} on end above 65535; choose a lower --queue-num"
+            ));
+        }
+        let deadline = self.deadline.unwrap_or(DEFAULT_DEADLINE);
+        if !(1..=MAX_DEADLINE).contains(&deadline) {
+            return Err(format!(
+                "--deadline {deadline} is out of range; choose 1 to {MAX_DEADLINE} seconds"
+            ));
+        }
+        let config = Config {
+            steering: Steering {
+                inside: separate(self.inside)?,
+                local: self.local,
+                ports: unique(if self.port.is_empty() {
+                    vec![DEFAULT_PORT]
+                } else {
+                    self.port
+                }),
+                queues: Queues { first, count },
+                fail_open: self.fail.unwrap_or_default() == Fail::Open,
+                mark: self.mark.unwrap_or_default(),
+                families: Family::ALL.to_vec(),
+            },
+            advertise: self.advertise,
+            data_ports: self.data_ports,
+            backend: self.backend.unwrap_or_default(),
+            rules: self.rules.unwrap_or_default(),
+            tls: self.tls.unwrap_or_default(),
+            strict: self.strict,
+            deadline: Duration::from_secs(deadline),
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+/// The text of a file of bounded size.
+fn read(path: &Path) -> io::Result<String> {
+    if fs::metadata(path)?.len() > MAX_FILE {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "it is too large",
+        ));
+    }
+    fs::read_to_string(path)
+}
+
+/// Each once, in the order given.
+fn unique<T: PartialEq>(list: Vec<T>) -> Vec<T> {
+    list.into_iter().fold(Vec::new(), |mut kept, one| {
+        if !kept.contains(&one) {
+            kept.push(one);
+        }
+        kept
+    })
+}
+
+/// Each once; networks that contain one another are most likely a mistake.
+fn separate(inside: Vec<Inside>) -> Result<Vec<Inside>, String> {
+    let inside = unique(inside);
+    for (i, one) in inside.iter().enumerate() {
+        for other in inside.iter().skip(i + 1) {
+            if let (Inside::Net(a), Inside::Net(b)) = (one, other)
+                && (a.contains(b.addr()) || b.contains(a.addr()))
+            {
+                return Err(format!(
+                    "--inside {a} and --inside {b} overlap; give the wider one only"
+                ));
+            }
+        }
+    }
+    Ok(inside)
+}
+
+/// A number of decimal digits.
+fn number<T: FromStr>(text: &str) -> Result<T, &'static str> {
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    text.parse()
+        .ok()
+        .filter(|_| digits)
+        .ok_or("write a number in decimal digits, in range")
+}
+
+/// A mask of one bit.
+fn mark(text: &str) -> Result<Mark, &'static str> {
+    let number = match text.strip_prefix("0x") {
+        Some(hex) if hex.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            u32::from_str_radix(hex, 16).ok()
+        }
+        Some(_) => None,
+        None => number(text).ok(),
+    };
+    number
+        .and_then(Mark::new)
+        .ok_or("write a mask of exactly one bit, like 0x40000000")
+}
+
+/// The values of a key: one, or a list of them; text, or a number.
+struct Words(Vec<String>);
+
+impl<'de> Deserialize<'de> for Words {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Words;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text, a number, or a list of them")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Words, E> {
+                Ok(Words(vec![text.to_owned()]))
+            }
+
+            fn visit_i64<E>(self, number: i64) -> Result<Words, E> {
+                Ok(Words(vec![number.to_string()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Words, A::Error> {
+                let mut all = Vec::new();
+                while let Some(Words(some)) = seq.next_element()? {
+                    all.extend(some);
+                }
+                Ok(Words(all))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+fn read_all<'de, D, T, E>(
+    deserializer: D,
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    E: fmt::Display,
+{
+    let Words(words) = Words::deserialize(deserializer)?;
+    words
+        .iter()
+        .map(|word| parse(word).map_err(|e| D::Error::custom(format!("{word:?}: {e}"))))
+        .collect()
+}
+
+fn read_one<'de, D, T, E>(
+    deserializer: D,
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    E: fmt::Display,
+{
+    let mut all = read_all(deserializer, parse)?;
+    if all.len() > 1 {
+        return Err(D::Error::custom("only one value can be given"));
+    }
+    Ok(all.pop())
+}
+
+fn many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    read_all(deserializer, str::parse)
+}
+
+fn one<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    read_one(deserializer, str::parse)
+}
+
+fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u16>, D::Error> {
+    read_all(deserializer, config::port)
+}
+
+fn mark_in_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Mark>, D::Error> {
+    read_one(deserializer, mark)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Result<Settings, String> {
+        toml::from_str(text).map_err(|e| e.message().to_owned())
+    }
+
+    #[test]
+    fn nothing_chosen_gives_the_documented_defaults() {
+        let config = Settings::default().config().unwrap();
+        assert_eq!(config.steering.ports, [21]);
+        assert_eq!(
+            config.steering.queues,
+            Queues {
+                first: 2121,
+                count: 1
+            }
+        );
+        assert_eq!(config.steering.mark.bit(), 0x4000_0000);
+        assert!(!config.steering.fail_open && !config.steering.local && !config.strict);
+        assert_eq!(config.deadline, Duration::from_secs(60));
+        assert_eq!(config.tls, Tls::Pass);
+        assert_eq!(config.backend, BackendChoice::Auto);
+        assert_eq!(config.rules, RulesMode::Manage);
+        assert_eq!(config.data_ports, None);
+    }
+
+    #[test]
+    fn a_file_has_the_flags_names() {
+        let config = file(
+            r#"
+            inside = ["eth1", "10.0.0.0/24"]
+            local = true
+            port = [21, 2121]
+            advertise = "203.0.113.10"
+            data-ports = "30000-30009"
+            backend = "nft"
+            rules = "external"
+            fail = "open"
+            tls = "range:40000-40009"
+            strict = true
+            queues = 2
+            queue-num = 7
+            mark = 0x100
+            deadline = 5
+            "#,
+        )
+        .unwrap()
+        .config()
+        .unwrap();
+        assert_eq!(config.steering.inside.len(), 2);
+        assert_eq!(config.steering.ports, [21, 2121]);
+        assert_eq!(config.steering.mark.bit(), 0x100);
+        assert_eq!(config.steering.queues, Queues { first: 7, count: 2 });
+        assert!(config.steering.fail_open && config.steering.local && config.strict);
+        assert_eq!(config.deadline, Duration::from_secs(5));
+        assert_eq!(config.data_ports.unwrap().to_string(), "30000-30009");
+    }
+
+    #[test]
+    fn mistakes_in_a_file_are_named() {
+        for (text, part) in [
+            ("insid = \"eth1\"", "`insid`"),
+            ("port = 0", "1 to 65535"),
+            ("port = 99999", "1 to 65535"),
+            ("port = -21", "1 to 65535"),
+            ("port = true", "boolean"),
+            ("local = 1", "integer"),
+            ("data-ports = \"9-8\"", "bad port range"),
+            ("backend = [\"nft\", \"iptables\"]", "only one"),
+            ("mark = 3", "one bit"),
+            ("config = \"other.toml\"", "`config`"),
+            ("a = ", ""),
+        ] {
+            let e = file(text).unwrap_err();
+            assert!(e.contains(part), "{text}: {e}");
+        }
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let base = file("port = [21, 2121]\nqueues = 4\nlocal = true").unwrap();
+        let flags = file("port = 990\ndeadline = 7").unwrap();
+        let config = flags.over(base).config().unwrap();
+        assert_eq!(config.steering.ports, [990]);
+        assert_eq!(config.steering.queues.count, 4);
+        assert!(config.steering.local);
+        assert_eq!(config.deadline, Duration::from_secs(7));
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused() {
+        for (text, part) in [
+            ("data-ports = \"20-30\"", "control port 21"),
+            (
+                "data-ports = \"100-200\"\ntls = \"range:200-300\"",
+                "overlap",
+            ),
+            ("inside = [\"10.0.0.0/8\", \"10.1.0.0/16\"]", "overlap"),
+            ("queues = 0", "1 to 64"),
+            ("queues = 65", "1 to 64"),
+            ("queues = 2\nqueue-num = 65535", "65535"),
+            ("deadline = 0", "seconds"),
+            ("deadline = 3601", "seconds"),
+            (
+                "advertise = [\"203.0.113.1\", \"203.0.113.2\"]",
+                "contradicts",
+            ),
+        ] {
+            let e = file(text).unwrap().config().unwrap_err();
+            assert!(e.contains(part) && !e.contains('\n'), "{text}: {e}");
+            assert!(e.contains("; "), "says how to mend it: {e}");
+        }
+        // One public address per family is fine, and the same network twice, too.
+        file("advertise = [\"203.0.113.1\", \"2001:db8::1\"]")
+            .unwrap()
+            .config()
+            .unwrap();
+        file("inside = [\"10.0.0.0/8\", \"10.0.0.0/8\"]")
+            .unwrap()
+            .config()
+            .unwrap();
+    }
+
+    #[test]
+    fn marks_are_one_bit() {
+        assert_eq!(mark("0x80000000").unwrap().bit(), 1 << 31);
+        assert_eq!(mark("16").unwrap().bit(), 16);
+        for bad in [
+            "",
+            "0",
+            "3",
+            "0x",
+            "0x+1",
+            "+1",
+            "0x100000000",
+            "-1",
+            "bit30",
+        ] {
+            assert!(mark(bad).is_err(), "{bad:?}");
+        }
+    }
+}

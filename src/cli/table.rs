@@ -1,0 +1,66 @@
+//! Text tables: aligned columns, no lines around them.
+
+use serde_json::Value;
+
+/// A column: its heading, and the field that it shows.
+pub(super) type Column = (&'static str, &'static str);
+
+/// A list of objects as a table with a heading; `none` where the list is empty.
+pub(super) fn table(rows: &Value, columns: &[Column], none: &str) -> String {
+    let rows = rows.as_array().map(Vec::as_slice).unwrap_or_default();
+    if rows.is_empty() {
+        return format!("{none}\n");
+    }
+    let heading = columns.iter().map(|(heading, _)| (*heading).to_owned());
+    let mut lines: Vec<Vec<String>> = vec![heading.collect()];
+    lines.extend(rows.iter().map(|row| {
+        let cell = |(_, field): &Column| text(row.get(field).unwrap_or(&Value::Null));
+        columns.iter().map(cell).collect()
+    }));
+    let mut widths = vec![0; columns.len()];
+    for line in &lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = cell.len().max(*width);
+        }
+    }
+    let mut out = String::new();
+    for line in lines {
+        let mut text = String::new();
+        for (cell, width) in line.iter().zip(&widths) {
+            text.push_str(&format!("{cell:width$}  "));
+        }
+        out.push_str(text.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// A value as people read it.
+pub(super) fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".into(),
+        Value::Bool(true) => "yes".into(),
+        Value::Bool(false) => "no".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(list) if list.is_empty() => "-".into(),
+        Value::Array(list) => list.iter().map(text).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn columns_are_aligned() {
+        let rows = json!([{"id": 1, "to": "10.0.0.2:21"}, {"id": 12345, "to": null}]);
+        let columns = [("ID", "id"), ("TO", "to")];
+        assert_eq!(
+            table(&rows, &columns, "none"),
+            "ID     TO\n1      10.0.0.2:21\n12345  -\n"
+        );
+        assert_eq!(table(&json!([]), &columns, "none"), "none\n");
+    }
+}

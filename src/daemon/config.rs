@@ -1,0 +1,357 @@
+//! What a person may choose, as checked values.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::nat::ports::PortRange;
+use crate::nat::rules::Steering;
+
+/// All that the daemon goes by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Which packets are looked at. Nothing inside and not local: to be derived from the host's
+    /// rules.
+    pub steering: Steering,
+    /// Addresses to announce where conntrack can't know them.
+    pub advertise: Vec<Advertise>,
+    /// The public ports of data connections to published servers; `None` keeps the announced ones.
+    pub data_ports: Option<PortRange>,
+    /// What puts pinholes into the kernel.
+    pub backend: BackendChoice,
+    /// Who puts the steering rules into place.
+    pub rules: RulesMode,
+    /// What is done about TLS.
+    pub tls: Tls,
+    /// Whether sessions are held to the letter of the protocol.
+    pub strict: bool,
+    /// How long a pinhole waits for its connection.
+    pub deadline: Duration,
+}
+
+/// What puts pinholes into the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendChoice {
+    /// What the host has: nf_tables before iptables.
+    #[default]
+    Auto,
+    /// nf_tables, over netlink.
+    Nft,
+    /// iptables, one rule per pinhole.
+    Iptables,
+}
+
+/// Who puts the steering rules into place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RulesMode {
+    /// The daemon, for as long as it runs.
+    #[default]
+    Manage,
+    /// Somebody else, going by `ftpalg rules print`.
+    External,
+}
+
+/// What is done about control connections that turn to TLS (RFC 4217).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tls {
+    /// They pass, unread.
+    #[default]
+    Pass,
+    /// `AUTH` is refused, so that clients fall back.
+    Deny,
+    /// They pass, and their client reaches this range of the server's ports.
+    Range(PortRange),
+}
+
+/// The address that is announced instead of the one that conntrack knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advertise {
+    /// For endpoints with this address only; `None` for all others.
+    pub inside: Option<IpAddr>,
+    /// What their peers read.
+    pub public: PublicName,
+}
+
+/// An address, or the name of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublicName {
+    /// As it is.
+    Address(IpAddr),
+    /// A host name, to be looked up.
+    Name(String),
+}
+
+/// Text that isn't a value: what was expected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadValue(String);
+
+/// Reads one of a few words.
+macro_rules! words {
+    ($type:ty: $($word:literal => $value:expr),+) => {
+        impl FromStr for $type {
+            type Err = BadValue;
+
+            fn from_str(text: &str) -> Result<Self, BadValue> {
+                match text {
+                    $($word => Ok($value),)+
+                    _ => Err(BadValue(format!("write one of {}", [$($word),+].join(", ")))),
+                }
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                $(if *self == $value {
+                    return f.write_str($word);
+                })+
+                Ok(())
+            }
+        }
+    };
+}
+
+words!(BackendChoice: "auto" => Self::Auto, "nft" => Self::Nft, "iptables" => Self::Iptables);
+words!(RulesMode: "manage" => Self::Manage, "external" => Self::External);
+
+/// Reads a TCP port: decimal digits only, 1 to 65535.
+///
+/// # Errors
+/// Says what a port is.
+pub fn port(text: &str) -> Result<u16, BadValue> {
+    decimal(text)
+        .filter(|&p| p != 0)
+        .ok_or_else(|| BadValue("write a port from 1 to 65535".into()))
+}
+
+/// A number of digits only: no sign, no space.
+fn decimal<T: FromStr>(text: &str) -> Option<T> {
+    text.bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| text.parse().ok())?
+}
+
+impl FromStr for Tls {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        match text {
+            "pass" => Ok(Self::Pass),
+            "deny" => Ok(Self::Deny),
+            _ => match text.strip_prefix("range:") {
+                Some(range) => range.parse().map(Self::Range).map_err(BadValue),
+                None => Err(BadValue("write one of pass, deny, range:A-B".into())),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pass => f.write_str("pass"),
+            Self::Deny => f.write_str("deny"),
+            Self::Range(range) => write!(f, "range:{range}"),
+        }
+    }
+}
+
+impl FromStr for Advertise {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        let (inside, public) = match text.split_once('=') {
+            Some((inside, public)) => (Some(inside), public),
+            None => (None, text),
+        };
+        let inside: Option<IpAddr> = inside
+            .map(|a| {
+                a.parse().map_err(|_| {
+                    BadValue("write INSIDE=PUBLIC with an address before the equals sign".into())
+                })
+            })
+            .transpose()?;
+        let public: PublicName = public.parse()?;
+        if let (Some(inside), PublicName::Address(public)) = (inside, &public)
+            && inside.is_ipv4() != public.is_ipv4()
+        {
+            return Err(BadValue("both addresses must be IPv4, or both IPv6".into()));
+        }
+        Ok(Self { inside, public })
+    }
+}
+
+impl fmt::Display for Advertise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(inside) = self.inside {
+            write!(f, "{inside}=")?;
+        }
+        match &self.public {
+            PublicName::Address(addr) => addr.fmt(f),
+            PublicName::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+impl FromStr for PublicName {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        if let Ok(addr) = text.parse::<IpAddr>() {
+            if addr.is_unspecified() || addr.is_multicast() {
+                return Err(BadValue(format!("nobody can be reached at {addr}")));
+            }
+            return Ok(Self::Address(addr));
+        }
+        // RFC 1123 §2.1; all digits would be a mistyped address.
+        let label = |l: &str| {
+            (1..=63).contains(&l.len())
+                && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                && !l.starts_with('-')
+                && !l.ends_with('-')
+        };
+        let digits = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        if text.len() <= 253 && !digits && text.split('.').all(label) {
+            return Ok(Self::Name(text.to_owned()));
+        }
+        Err(BadValue(
+            "write the public address like 203.0.113.10, or a host name".into(),
+        ))
+    }
+}
+
+impl Config {
+    /// Whether the choices go together.
+    ///
+    /// # Errors
+    /// What doesn't, and how to mend it, in one line.
+    pub fn check(&self) -> Result<(), String> {
+        let ports = &self.steering.ports;
+        let range = match self.tls {
+            Tls::Range(range) => Some(range),
+            Tls::Pass | Tls::Deny => None,
+        };
+        for (flag, range) in [("--data-ports", self.data_ports), ("--tls range", range)] {
+            if let Some(range) = range
+                && let Some(port) = ports.iter().find(|&&p| range.contains(p))
+            {
+                return Err(format!(
+                    "{flag} {range} contains the control port {port}; choose a range without it"
+                ));
+            }
+        }
+        if let (Some(data), Some(tls)) = (self.data_ports, range)
+            && data.overlaps(tls)
+        {
+            return Err(format!(
+                "--data-ports {data} and --tls range:{tls} overlap; choose two separate ranges"
+            ));
+        }
+        for (i, one) in self.advertise.iter().enumerate() {
+            if self
+                .advertise
+                .iter()
+                .skip(i + 1)
+                .any(|other| one.rivals(other))
+            {
+                return Err(format!(
+                    "--advertise {one} contradicts another --advertise for the same side; keep one"
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Advertise {
+    /// Whether both say something about the same endpoints.
+    fn rivals(&self, other: &Self) -> bool {
+        let family = |a: &Self| match &a.public {
+            PublicName::Address(addr) => Some(addr.is_ipv4()),
+            PublicName::Name(_) => None,
+        };
+        self.inside == other.inside && (self.inside.is_some() || family(self) == family(other))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_digits_in_range() {
+        assert_eq!(port("21"), Ok(21));
+        assert_eq!(port("65535"), Ok(65535));
+        for bad in [
+            "", "0", "65536", "+21", " 21", "21 ", "0x15", "ftp", "-1", "２１",
+        ] {
+            assert!(port(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn ranges() {
+        let range: PortRange = "30000-30009".parse().unwrap();
+        assert_eq!((range.first(), range.last()), (30000, 30009));
+        assert!(range.contains(30009) && !range.contains(30010));
+        assert_eq!(
+            "8080-8080".parse::<PortRange>().unwrap().to_string(),
+            "8080-8080"
+        );
+        for bad in [
+            "", "-", "1-", "-1", "0-1", "2-1", "1-2-3", "1:2", "1-65536", "a-b",
+        ] {
+            assert!(bad.parse::<PortRange>().is_err(), "{bad:?}");
+        }
+        let overlap =
+            |a: &str, b: &str| a.parse::<PortRange>().unwrap().overlaps(b.parse().unwrap());
+        assert!(overlap("10-20", "20-30"));
+        assert!(overlap("10-40", "20-30"));
+        assert!(!overlap("10-19", "20-30"));
+    }
+
+    #[test]
+    fn tls_modes() {
+        for text in ["pass", "deny", "range:990-995"] {
+            assert_eq!(text.parse::<Tls>().unwrap().to_string(), text);
+        }
+        for bad in ["", "Pass", "range", "range:", "range:0", "range:9-8"] {
+            assert!(bad.parse::<Tls>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn advertised_addresses() {
+        for text in [
+            "203.0.113.10",
+            "10.0.0.2=203.0.113.10",
+            "fd00::2=2001:db8::1",
+            "10.0.0.2=ftp.example.org",
+            "ftp.example.org",
+        ] {
+            assert_eq!(text.parse::<Advertise>().unwrap().to_string(), text);
+        }
+        for bad in [
+            "",
+            "=203.0.113.10",
+            "10.0.0.2=",
+            "eth0=203.0.113.10",
+            "10.0.0.2=2001:db8::1",
+            "0.0.0.0",
+            "224.0.0.1",
+            "203.0.113.256",
+            "203.0.113",
+            "a b",
+            "-x.example",
+            "x..y",
+            "203.0.113.10/24",
+        ] {
+            assert!(bad.parse::<Advertise>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What ends the daemon: a signal, or a thread that it can't do without.
+
+use std::io;
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::thread;
+
+use nix::sys::signal::{SigSet, Signal};
+
+use super::Error;
+
+/// Why the daemon ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// Somebody asked for it.
+    Signal(Signal),
+    /// This thread returned or panicked.
+    Failed(&'static str),
+}
+
+/// The daemon's threads and its signals.
+pub(super) struct Lifetime {
+    endings: SyncSender<Ending>,
+    wait: Receiver<Ending>,
+}
+
+impl Lifetime {
+    /// Takes SIGINT, SIGTERM and SIGHUP over for this thread and all that it starts.
+    ///
+    /// A signal that comes before [`wait`](Self::wait) is kept until then, so start-up is never
+    /// left half done. Programs that are run get their signals back (the standard library sees to it).
+    pub(super) fn begin() -> io::Result<Self> {
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGINT);
+        signals.add(Signal::SIGTERM);
+        signals.add(Signal::SIGHUP);
+        signals.thread_block()?;
+        // Whoever comes first is heard; the others find the place taken, and nobody waits.
+        let (endings, wait) = mpsc::sync_channel(1);
+        let lifetime = Self { endings, wait };
+        let endings = lifetime.endings.clone();
+        thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || wait_for(&signals, &endings))?;
+        Ok(lifetime)
+    }
+
+    /// Starts a thread without which the daemon is to end.
+    pub(super) fn thread(
+        &self,
+        name: &'static str,
+        f: impl FnOnce() + Send + 'static,
+    ) -> Result<(), Error> {
+        let guard = Guard {
+            name,
+            endings: self.endings.clone(),
+        };
+        thread::Builder::new()
+            .name(name.into())
+            .spawn(move || {
+                // Dropped when `f` returns and when it panics.
+                let _guard = guard;
+                f();
+            })
+            .map(drop)
+            .map_err(|source| Error::System {
+                what: "start a thread",
+                source,
+            })
+    }
+
+    /// Waits for the end.
+    pub(super) fn wait(&self) -> Ending {
+        // There is always a sender: our own.
+        self.wait.recv().unwrap_or(Ending::Failed("everything"))
+    }
+}
+
+/// Reports that its thread is gone.
+struct Guard {
+    name: &'static str,
+    endings: SyncSender<Ending>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.endings.try_send(Ending::Failed(self.name));
+    }
+}
+
+/// Passes signals on; the second one of an impatient user changes nothing.
+fn wait_for(signals: &SigSet, endings: &SyncSender<Ending>) {
+    loop {
+        match signals.wait() {
+            Ok(Signal::SIGHUP) => log::info!("SIGHUP: there is nothing to reload; going on"),
+            Ok(signal) => {
+                let _ = endings.try_send(Ending::Signal(signal));
+            }
+            Err(e) => log::error!("signals: {e}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_ends_or_panics_ends_the_daemon() {
+        for panics in [false, true] {
+            let (endings, wait) = mpsc::sync_channel(1);
+            let lifetime = Lifetime { endings, wait };
+            lifetime
+                .thread("worker", move || assert!(!panics, "as the test wants it"))
+                .unwrap();
+            assert_eq!(lifetime.wait(), Ending::Failed("worker"));
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The parts of the daemon, as the configuration and the host have them.
+
+use std::fs;
+use std::net::{IpAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::unistd::Uid;
+
+use crate::engine;
+use crate::nat::backend::iptables::Iptables;
+use crate::nat::backend::nft::Nft;
+use crate::nat::backend::{Backend, BackendError};
+use crate::nat::conntrack::{Conntrack, Events};
+use crate::nat::plane::{self, Parts, Plane};
+use crate::nat::ports::Listeners;
+use crate::nat::rules::{Inside, KernelTables, Rules, RulesError, Steering};
+use crate::nat::tables;
+use crate::nat::xtables::tools::Tools;
+use crate::queue::nfq::NfqQueue;
+use crate::queue::{OpenError, Options, kernel};
+
+use super::Error;
+use super::config::{BackendChoice, Config, PublicName, RulesMode, Tls};
+use super::shared::Clock;
+
+/// The number of `CAP_NET_ADMIN`.
+const CAP_NET_ADMIN: u32 = 12;
+/// How often is looked whether a queue is empty yet.
+const DRAIN_STEP: Duration = Duration::from_millis(5);
+
+/// Whether the process may change the network.
+pub(super) fn check_permission() -> Result<(), Error> {
+    let Ok(status) = fs::read_to_string("/proc/self/status") else {
+        // Without /proc the kernel will say so itself.
+        return Ok(());
+    };
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|caps| u64::from_str_radix(caps.trim(), 16).ok());
+    match effective {
+        Some(caps) if caps & (1 << CAP_NET_ADMIN) == 0 => Err(Error::NotPermitted),
+        Some(_) => Ok(()),
+        None if Uid::effective().is_root() => Ok(()),
+        None => Err(Error::NotPermitted),
+    }
+}
+
+/// The steering rules: what they are, and the host's tools to place them.
+pub(super) struct Steered {
+    pub(super) steering: Steering,
+    /// How the inside was found, a line each, where it had to be.
+    pub(super) found: Vec<String>,
+    manage: bool,
+    rules: Mutex<Rules>,
+}
+
+impl Steered {
+    /// Finds the tools, and the inside where the configuration names none.
+    pub(super) fn prepare(config: &Config) -> Result<Self, Error> {
+        let manage = config.rules == RulesMode::Manage;
+        let tools = Tools::find();
+        if manage && tools.is_empty() {
+            return Err(Error::Host(
+                "no iptables found; install the iptables package, or place the rules yourself \
+                 with --rules external"
+                    .into(),
+            ));
+        }
+        let rules = Rules::new(tools, Box::new(KernelTables));
+        let mut steering = config.steering.clone();
+        let mut found = Vec::new();
+        if steering.inside.is_empty() && !steering.local {
+            let derived = rules.derive(&steering.ports)?;
+            steering.inside = derived.inside;
+            steering.local = derived.local;
+            found = derived.found;
+        }
+        steering.check()?;
+        steering.inside.iter().try_for_each(Inside::check)?;
+        Ok(Self {
+            steering,
+            found,
+            manage,
+            rules: Mutex::new(rules),
+        })
+    }
+
+    /// Puts the rules into place, unless somebody else does.
+    pub(super) fn install(&self) -> Result<(), RulesError> {
+        if !self.manage {
+            return Ok(());
+        }
+        let installed = self.rules().install(&self.steering)?;
+        for place in &installed.places {
+            log::info!("rules installed in {place} ({})", installed.choice.why);
+        }
+        Ok(())
+    }
+
+    /// Removes the rules, unless somebody else does.
+    pub(super) fn remove(&self) -> Result<(), RulesError> {
+        if self.manage {
+            self.rules().remove()?;
+        }
+        Ok(())
+    }
+
+    /// What isn't in place.
+    pub(super) fn missing(&self) -> Result<Vec<String>, RulesError> {
+        self.rules().verify(&self.steering)
+    }
+
+    fn rules(&self) -> std::sync::MutexGuard<'_, Rules> {
+        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Binds all queues, or none.
+pub(super) fn open_queues(steering: &Steering) -> Result<Vec<NfqQueue>, OpenError> {
+    let options = Options {
+        fail_open: steering.fail_open,
+        ..Options::default()
+    };
+    (0..steering.queues.count)
+        .map(|n| NfqQueue::open(steering.queues.first.saturating_add(n), &options))
+        .collect()
+}
+
+/// Waits until no packet waits for an answer, for at most `patience`.
+pub(super) fn drain(steering: &Steering, patience: Duration) {
+    let last = steering
+        .queues
+        .first
+        .saturating_add(steering.queues.count - 1);
+    let ours = steering.queues.first..=last;
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        let waiting = kernel::counters().map(|all| {
+            all.iter()
+                .filter(|c| ours.contains(&c.queue))
+                .map(|c| c.waiting)
+                .sum::<u64>()
+        });
+        match waiting {
+            Ok(0) | Err(_) => return,
+            Ok(_) => thread::sleep(DRAIN_STEP),
+        }
+    }
+}
+
+/// The NAT plane over the chosen backend; nothing is in the kernel yet. With a descriptor that is
+/// readable when conntrack has something to tell the plane.
+pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), Error> {
+    Conntrack::probe().map_err(Error::Host)?;
+    if Events::enabled() == Some(false) {
+        return Err(Error::Host(
+            "conntrack events are off; switch them on with `sysctl net.netfilter.nf_conntrack_events=1`"
+                .into(),
+        ));
+    }
+    let failed = |what| move |source| Error::System { what, source };
+    let mark = config.steering.mark;
+    let tuples = Conntrack::open().map_err(failed("open a netlink socket"))?;
+    let events = Events::open(mark).map_err(failed("watch conntrack"))?;
+    let readable = events
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(failed("watch conntrack"))?;
+    let plane = Plane::new(
+        plane::Config {
+            data_ports: config.data_ports,
+            deadline: config.deadline,
+            mark,
+            ..plane::Config::default()
+        },
+        Parts {
+            backend: backend(config)?,
+            tuples: Box::new(tuples),
+            events: Box::new(events),
+            clock: Box::new(move || clock.now()),
+            listeners: Box::new(Listeners::read),
+        },
+    );
+    Ok((plane, readable))
+}
+
+/// The backend that was chosen; by itself, nf_tables where the kernel has it.
+fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
+    let mark = config.steering.mark;
+    let nft = match config.backend {
+        BackendChoice::Auto => tables::available(),
+        BackendChoice::Nft => true,
+        BackendChoice::Iptables => false,
+    };
+    Ok(if nft {
+        Box::new(Nft::new(mark)?)
+    } else {
+        Box::new(Iptables::new(Tools::find(), Box::new(KernelTables), mark))
+    })
+}
+
+/// What engines go by.
+pub(super) fn engine_config(config: &Config) -> Result<engine::Config, Error> {
+    let missing = match config.tls {
+        _ if config.strict => Some("--strict"),
+        Tls::Pass => None,
+        Tls::Deny => Some("--tls deny"),
+        Tls::Range(_) => Some("--tls range"),
+    };
+    if let Some(flag) = missing {
+        let version = env!("CARGO_PKG_VERSION");
+        return Err(Error::Host(format!(
+            "ftpalg {version} can't do {flag}; leave it out"
+        )));
+    }
+    let mut advertise = Vec::new();
+    for wanted in &config.advertise {
+        for public in addresses(&wanted.public)? {
+            advertise.push(engine::Advertise {
+                inside: wanted.inside,
+                public,
+            });
+        }
+    }
+    Ok(engine::Config {
+        advertise,
+        ..engine::Config::default()
+    })
+}
+
+/// The addresses of a name, at most one per family.
+fn addresses(name: &PublicName) -> Result<Vec<IpAddr>, Error> {
+    let name = match name {
+        PublicName::Address(addr) => return Ok(vec![*addr]),
+        PublicName::Name(name) => name,
+    };
+    let all: Vec<IpAddr> = (name.as_str(), 0)
+        .to_socket_addrs()
+        .map(|found| found.map(|addr| addr.ip()).collect())
+        .unwrap_or_default();
+    let first = |v4: bool| all.iter().copied().find(move |a| a.is_ipv4() == v4);
+    let picked: Vec<_> = first(true).into_iter().chain(first(false)).collect();
+    if picked.is_empty() {
+        return Err(Error::Host(format!(
+            "--advertise: the host name {name} has no address; give the address itself"
+        )));
+    }
+    Ok(picked)
+}

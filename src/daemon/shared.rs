@@ -1,0 +1,209 @@
+//! The NAT plane as the daemon's threads share it: the workers by way of [`Door`], the watch over
+//! conntrack, and the housekeeping.
+
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::engine::event::Event;
+use crate::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
+use crate::nat::backend::BackendError;
+use crate::nat::conntrack::Entry;
+use crate::nat::plane::Plane;
+
+use super::output::Output;
+
+/// Deadlines closer together than this are met together.
+const GRANULARITY: Duration = Duration::from_millis(10);
+
+/// The daemon's clock: the time since it started, never going back.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// A clock that starts now.
+    #[must_use]
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// The time since the start.
+    #[must_use]
+    pub fn now(self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// The plane, as threads share it.
+pub struct Shared {
+    state: Mutex<State>,
+    /// Told when the housekeeping has to look earlier than it wanted to.
+    changed: Condvar,
+    clock: Clock,
+    output: Output,
+}
+
+struct State {
+    plane: Plane,
+    /// No pinhole opens any more.
+    closing: bool,
+    /// A session opened since the housekeeping looked.
+    opened: bool,
+    /// What the housekeeping sleeps towards; `None`: it sleeps until told.
+    alarm: Option<Duration>,
+}
+
+impl Shared {
+    /// Shares a plane that goes by `clock`, too.
+    #[must_use]
+    pub fn new(plane: Plane, clock: Clock, output: Output) -> Self {
+        Self {
+            state: Mutex::new(State {
+                plane,
+                closing: false,
+                opened: false,
+                alarm: None,
+            }),
+            changed: Condvar::new(),
+            clock,
+            output,
+        }
+    }
+
+    /// The time since the start.
+    #[must_use]
+    pub fn now(&self) -> Duration {
+        self.clock.now()
+    }
+
+    /// The printer.
+    #[must_use]
+    pub fn output(&self) -> &Output {
+        &self.output
+    }
+
+    /// Asks or tells the plane something, and prints what it has to report.
+    pub fn with<T>(&self, f: impl FnOnce(&mut Plane) -> T) -> T {
+        let mut state = self.lock();
+        let result = f(&mut state.plane);
+        self.settle(&mut state);
+        result
+    }
+
+    /// Opens no pinhole from here on, and removes what is there.
+    ///
+    /// # Errors
+    /// Something could not be removed; what could be, is.
+    pub fn close(&self) -> Result<(), BackendError> {
+        let mut state = self.lock();
+        state.closing = true;
+        state.plane.remove()
+    }
+
+    /// Closes pinholes at their deadlines for as long as the process lives, and calls `also` every
+    /// `every` for as long as it says that it is needed, and after a session opened. Sleeps else.
+    pub fn keep_house(&self, every: Duration, mut also: impl FnMut(Duration) -> bool) {
+        let mut needed = false;
+        let mut next = Duration::ZERO;
+        loop {
+            let now = self.now();
+            if needed && now >= next {
+                needed = also(now);
+                next = now + every;
+            }
+            let mut state = self.lock();
+            if std::mem::take(&mut state.opened) && !needed {
+                needed = true;
+                next = now + every;
+            }
+            state.plane.expire();
+            let deadline = state.plane.next_deadline();
+            state.alarm = deadline.into_iter().chain(needed.then_some(next)).min();
+            self.settle(&mut state);
+            match state.alarm {
+                Some(at) => {
+                    let sleep = at.saturating_sub(now).max(GRANULARITY);
+                    drop(self.changed.wait_timeout(state, sleep));
+                }
+                None => drop(self.changed.wait(state)),
+            }
+        }
+    }
+
+    /// Tells the plane whenever `events` has something to read, for as long as the process lives.
+    ///
+    /// # Errors
+    /// If it can't be waited for.
+    pub fn watch(&self, events: &impl AsFd) -> Result<(), Errno> {
+        loop {
+            let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) => self.with(Plane::catch_up),
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// What is to be done after the plane was used.
+    fn settle(&self, state: &mut State) {
+        for report in state.plane.take_reports() {
+            self.output.report(report);
+        }
+        let deadline = state.plane.next_deadline();
+        if deadline.is_some_and(|at| state.alarm.is_none_or(|alarm| at < alarm)) {
+            self.changed.notify_all();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A thread that panicked ends the daemon; until then there are rules to remove.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A worker's way to the plane and to the printer.
+pub struct Door<'a>(pub &'a Shared);
+
+impl Gateway for Door<'_> {
+    fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
+        self.0.with(|plane| plane.conntrack(src, dst))
+    }
+
+    fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
+        self.0.with(|plane| plane.reserve(request))
+    }
+
+    fn open(&mut self, id: PinholeId) -> Result<(), Error> {
+        let mut state = self.0.lock();
+        if state.closing {
+            return Err(Error::Kernel("ftpalg is being stopped".into()));
+        }
+        let opened = state.plane.open(id);
+        self.0.settle(&mut state);
+        opened
+    }
+
+    fn release(&mut self, id: PinholeId) {
+        self.0.with(|plane| plane.release(id));
+    }
+
+    fn session_ended(&mut self, session: SessionId) {
+        self.0.with(|plane| plane.session_ended(session));
+    }
+
+    fn event(&mut self, event: Event) {
+        if matches!(event, Event::SessionOpened { .. }) {
+            let mut state = self.0.lock();
+            state.opened = true;
+            if state.alarm.is_none() {
+                self.0.changed.notify_all();
+            }
+        }
+        self.0.output.event(event);
+    }
+}

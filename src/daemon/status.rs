@@ -1,0 +1,221 @@
+//! What the daemon tells about itself. The field names are a contract: add, never change.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::engine::{SessionInfo, Stats};
+use crate::nat::plane;
+use crate::queue::kernel;
+
+use super::config::{Config, RulesMode};
+use super::control::{Reply, Request};
+use super::setup::Steered;
+use super::shared::Shared;
+use super::worker::Worker;
+
+/// Answers to `ftpalg status`.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    /// The daemon's version.
+    version: &'static str,
+    /// Its process.
+    pid: u32,
+    /// Seconds since its start.
+    uptime: u64,
+    /// Whether its rules and its backend's objects are in place.
+    in_place: bool,
+    /// What isn't.
+    missing: Vec<String>,
+    /// The private side: interfaces and networks.
+    inside: Vec<String>,
+    /// Whether local processes are served.
+    local: bool,
+    /// The control ports.
+    ports: &'a [u16],
+    /// `nft` or `iptables`.
+    backend: &'static str,
+    /// `manage` or `external`.
+    rules: RulesMode,
+    /// `closed` or `open`.
+    fail: &'static str,
+    /// The connection mark's bit.
+    mark: u32,
+    /// The range of `--data-ports`.
+    data_ports: Option<String>,
+    /// Seconds that a pinhole waits.
+    deadline: u64,
+    /// Control connections now.
+    sessions: usize,
+    /// Pinholes that are reserved or open.
+    pinholes: usize,
+    /// Data connections now.
+    data_connections: usize,
+    /// One entry per queue: the kernel's counters and the worker's.
+    queues: Vec<Queue>,
+    /// What the engines counted, summed up.
+    counters: Stats,
+    /// What the NAT plane counted.
+    nat: plane::Counters,
+    /// Lines that were not printed because the reader stalled.
+    lines_lost: u64,
+}
+
+/// One queue.
+#[derive(Debug, Serialize)]
+struct Queue {
+    queue: u16,
+    waiting: Option<u64>,
+    queued: Option<u64>,
+    dropped_full: Option<u64>,
+    dropped_buffer: Option<u64>,
+    receive_errors: u64,
+    verdict_errors: u64,
+    unknown_hook: u64,
+}
+
+/// Knows whom to ask.
+pub(super) struct Status {
+    config: Config,
+    steered: Arc<Steered>,
+    shared: Arc<Shared>,
+    workers: Vec<Arc<Worker>>,
+}
+
+impl Status {
+    pub(super) fn new(
+        config: &Config,
+        steered: &Arc<Steered>,
+        shared: &Arc<Shared>,
+        workers: &[Arc<Worker>],
+    ) -> Self {
+        Self {
+            config: config.clone(),
+            steered: Arc::clone(steered),
+            shared: Arc::clone(shared),
+            workers: workers.to_vec(),
+        }
+    }
+
+    /// Answers a request.
+    pub(super) fn answer(&self, request: Request) -> Reply {
+        let value = match request {
+            Request::Status => serde_json::to_value(self.report()),
+            Request::Sessions => serde_json::to_value(self.sessions()),
+            Request::Pinholes => serde_json::to_value(self.shared.with(|plane| plane.pinholes())),
+        };
+        match value {
+            Ok(value) => Reply::Ok(value),
+            Err(e) => Reply::Error(format!("the answer can't be written: {e}")),
+        }
+    }
+
+    /// What is printed when all is in place; the last line has the word `ready`.
+    pub(super) fn greeting(&self) -> Vec<String> {
+        let steering = &self.steered.steering;
+        let mut lines = self.steered.found.clone();
+        lines.extend(
+            steering
+                .inside
+                .iter()
+                .map(|inside| format!("watching inside {inside}")),
+        );
+        if steering.local {
+            lines.push("watching local servers and clients".into());
+        }
+        let ports: Vec<_> = steering.ports.iter().map(u16::to_string).collect();
+        let last = steering
+            .queues
+            .first
+            .saturating_add(steering.queues.count - 1);
+        let queues = match steering.queues.count {
+            1 => last.to_string(),
+            _ => format!("{}-{last}", steering.queues.first),
+        };
+        lines.push(format!(
+            "ftpalg ready: port {}, queue {queues}, backend {}, rules {}",
+            ports.join(" "),
+            self.shared.with(|plane| plane.backend()),
+            self.config.rules,
+        ));
+        lines
+    }
+
+    fn sessions(&self) -> Vec<SessionInfo> {
+        let now = self.shared.now();
+        let mut all = Vec::new();
+        for worker in &self.workers {
+            all.extend(worker.engine().sessions(now));
+        }
+        all.sort_by_key(|session| session.id);
+        all
+    }
+
+    fn report(&self) -> Report<'_> {
+        let steering = &self.steered.steering;
+        let missing = self.missing();
+        let pinholes = self.shared.with(|plane| plane.pinholes());
+        let used = pinholes
+            .iter()
+            .filter(|p| p.state == plane::State::Used)
+            .count();
+        Report {
+            version: env!("CARGO_PKG_VERSION"),
+            pid: std::process::id(),
+            uptime: self.shared.now().as_secs(),
+            in_place: missing.is_empty(),
+            missing,
+            inside: steering.inside.iter().map(ToString::to_string).collect(),
+            local: steering.local,
+            ports: &steering.ports,
+            backend: self.shared.with(|plane| plane.backend()),
+            rules: self.config.rules,
+            fail: if steering.fail_open { "open" } else { "closed" },
+            mark: steering.mark.bit(),
+            data_ports: self.config.data_ports.map(|range| range.to_string()),
+            deadline: self.config.deadline.as_secs(),
+            sessions: self.sessions().len(),
+            pinholes: pinholes.len() - used,
+            data_connections: used,
+            queues: self.queues(),
+            counters: super::worker::sum(&self.workers),
+            nat: self.shared.with(|plane| plane.counters()),
+            lines_lost: self.shared.output().lost(),
+        }
+    }
+
+    /// What isn't in place, or why that can't be told.
+    fn missing(&self) -> Vec<String> {
+        let mut missing = self
+            .steered
+            .missing()
+            .unwrap_or_else(|e| vec![e.to_string()]);
+        match self.shared.with(|plane| plane.in_place()) {
+            Ok(true) => {}
+            Ok(false) => missing.push("the pinhole backend's objects".into()),
+            Err(e) => missing.push(e.to_string()),
+        }
+        missing
+    }
+
+    fn queues(&self) -> Vec<Queue> {
+        let kernel = kernel::counters().unwrap_or_default();
+        (self.steered.steering.queues.first..)
+            .zip(&self.workers)
+            .map(|(queue, worker)| {
+                let counters = kernel.iter().find(|c| c.queue == queue);
+                let (receive_errors, verdict_errors, unknown_hook) = worker.errors();
+                Queue {
+                    queue,
+                    waiting: counters.map(|c| c.waiting),
+                    queued: counters.map(|c| c.queued),
+                    dropped_full: counters.map(|c| c.dropped_full),
+                    dropped_buffer: counters.map(|c| c.dropped_buffer),
+                    receive_errors,
+                    verdict_errors,
+                    unknown_hook,
+                }
+            })
+            .collect()
+    }
+}

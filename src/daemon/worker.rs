@@ -1,0 +1,157 @@
+//! A worker: one queue, one engine, one thread.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::engine::{Engine, Side, Stats, Verdict};
+use crate::queue::{Answer, Handler, Hook, PacketQueue, ServeError};
+
+use super::shared::{Door, Shared};
+
+/// How often, at most, an engine forgets what is over while packets flow.
+const TICK: Duration = Duration::from_secs(1);
+/// Receive errors in a row after which the worker waits a moment between tries.
+const PATIENCE: u32 = 16;
+
+/// What other threads see of a worker.
+pub struct Worker {
+    engine: Mutex<Engine>,
+    receive_errors: AtomicU64,
+    verdict_errors: AtomicU64,
+    unknown_hook: AtomicU64,
+}
+
+/// Which side a hook is on. Nothing is steered from the forward hook.
+fn side(hook: Option<Hook>) -> Option<Side> {
+    match hook {
+        Some(Hook::Prerouting | Hook::Output) => Some(Side::Egress),
+        Some(Hook::Postrouting | Hook::Input) => Some(Side::Ingress),
+        Some(Hook::Forward) | None => None,
+    }
+}
+
+impl Worker {
+    /// A worker that has counted nothing yet.
+    pub fn new(engine: Engine) -> Arc<Self> {
+        Arc::new(Self {
+            engine: Mutex::new(engine),
+            receive_errors: AtomicU64::new(0),
+            verdict_errors: AtomicU64::new(0),
+            unknown_hook: AtomicU64::new(0),
+        })
+    }
+
+    /// The engine. Held while a packet is looked at, so for microseconds.
+    pub fn engine(&self) -> MutexGuard<'_, Engine> {
+        // A worker that panicked ends the daemon, which may still want to tell what it counted.
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Failures to receive, failures to answer, and packets from a hook that isn't steered.
+    pub fn errors(&self) -> (u64, u64, u64) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (
+            read(&self.receive_errors),
+            read(&self.verdict_errors),
+            read(&self.unknown_hook),
+        )
+    }
+
+    /// Serves a queue for as long as the process lives.
+    pub fn serve(&self, mut queue: impl PacketQueue, shared: &Shared) {
+        let mut packets = Packets {
+            worker: self,
+            shared,
+            ticked: shared.now(),
+        };
+        let mut failures = 0u32;
+        loop {
+            match queue.serve(&mut packets) {
+                Ok(_) => failures = 0,
+                Err(ServeError::Verdict(e)) => {
+                    self.verdict_errors.fetch_add(1, Ordering::Relaxed);
+                    log::debug!("queue {}: verdict: {e}", queue.number());
+                }
+                Err(ServeError::Receive(e)) => {
+                    self.receive_errors.fetch_add(1, Ordering::Relaxed);
+                    failures = failures.saturating_add(1);
+                    if failures == 1 || failures == PATIENCE {
+                        log::warn!("queue {}: receive: {e}", queue.number());
+                    }
+                    if failures >= PATIENCE {
+                        thread::sleep(Duration::from_millis(100));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Has all engines forget what is over; whether any has a session left.
+pub fn tick(workers: &[Arc<Worker>], now: Duration, shared: &Shared) -> bool {
+    let mut left = false;
+    for worker in workers {
+        let mut engine = worker.engine();
+        engine.tick(now, &mut Door(shared));
+        left |= engine.sessions(now).next().is_some();
+    }
+    left
+}
+
+/// What all engines have counted.
+#[must_use]
+pub fn sum(workers: &[Arc<Worker>]) -> Stats {
+    let mut sum = Stats::default();
+    for worker in workers {
+        sum.add(worker.engine().stats());
+    }
+    sum
+}
+
+/// Hands packets to the engine.
+struct Packets<'a> {
+    worker: &'a Worker,
+    shared: &'a Shared,
+    ticked: Duration,
+}
+
+impl Handler for Packets<'_> {
+    fn packet(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> Answer {
+        let Some(side) = side(hook) else {
+            self.worker.unknown_hook.fetch_add(1, Ordering::Relaxed);
+            return Answer::Accept;
+        };
+        let now = self.shared.now();
+        let mut door = Door(self.shared);
+        let mut engine = self.worker.engine();
+        if now.saturating_sub(self.ticked) >= TICK {
+            self.ticked = now;
+            engine.tick(now, &mut door);
+        }
+        match engine.packet(side, packet, now, &mut door) {
+            Verdict::Accept => Answer::Accept,
+            Verdict::Replace(bytes) => {
+                out.extend_from_slice(bytes);
+                Answer::Replace
+            }
+            Verdict::Drop => Answer::Drop,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hooks_have_sides() {
+        assert_eq!(side(Some(Hook::Prerouting)), Some(Side::Egress));
+        assert_eq!(side(Some(Hook::Output)), Some(Side::Egress));
+        assert_eq!(side(Some(Hook::Postrouting)), Some(Side::Ingress));
+        assert_eq!(side(Some(Hook::Input)), Some(Side::Ingress));
+        assert_eq!(side(Some(Hook::Forward)), None);
+        assert_eq!(side(None), None);
+    }
+}

@@ -1,0 +1,466 @@
+//! Pinholes as iptables rules in chains of our own, for hosts where nf_tables isn't there or isn't
+//! wanted.
+//!
+//! Table `nat`: `FTPALG-PRE` is entered from the top of `PREROUTING` and `OUTPUT`, `FTPALG-POST`
+//! from the top of `POSTROUTING` and `INPUT`. A hole is two rules in the former (set the mark, then
+//! translate), and one in the latter where the landing side must see another source. All rules of a
+//! hole come and go in one commit.
+//!
+//! Where the kernel has the `time` match, a hole also dies by itself at its deadline: that of a
+//! killed daemon doesn't stay open. Its clock is the wall clock, to the second; the daemon closes
+//! holes by its own clock.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::{Backend, BackendError, Mark};
+use crate::nat::pinhole::{Key, Pinhole};
+use crate::nat::rules::host::{Host, missing};
+use crate::nat::rules::{At, RulesError, TableStore, flavours, is_ours};
+use crate::nat::xtables::save::{Ruleset, Table};
+use crate::nat::xtables::tools::Tools;
+use crate::nat::xtables::{Family, Flavour};
+
+const PRE: &str = "FTPALG-PRE";
+const POST: &str = "FTPALG-POST";
+
+/// What [`Backend::install`] loads.
+const CHAINS: &str = r#"*nat
+:FTPALG-PRE - [0:0]
+:FTPALG-POST - [0:0]
+-I PREROUTING -m comment --comment "ftpalg:pinholes" -j FTPALG-PRE
+-I OUTPUT -m comment --comment "ftpalg:pinholes" -j FTPALG-PRE
+-I INPUT -m comment --comment "ftpalg:pinholes" -j FTPALG-POST
+-I POSTROUTING -m comment --comment "ftpalg:pinholes" -j FTPALG-POST
+COMMIT
+"#;
+
+/// iptables' own limit for `--datestop`, 2038-01-19T03:14:07Z: later deadlines are left to us.
+const MAX_STAMP: u64 = i32::MAX as u64;
+
+/// A rule of a hole: its chain and its spec.
+type Line = (&'static str, String);
+
+/// The family's part: where its chains are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Plane {
+    family: Family,
+    flavour: Flavour,
+    /// Whether the kernel can end a hole at its deadline.
+    timed: bool,
+}
+
+/// The backend `iptables`.
+#[derive(Debug)]
+pub struct Iptables {
+    host: Host,
+    mark: Mark,
+    planes: Vec<Plane>,
+    open: BTreeMap<Key, Vec<Line>>,
+}
+
+impl Iptables {
+    /// A backend with these tools; nothing is installed yet.
+    #[must_use]
+    pub fn new(tools: Tools, store: Box<dyn TableStore>, mark: Mark) -> Self {
+        Self {
+            host: Host::new(tools, store),
+            mark,
+            planes: Vec::new(),
+            open: BTreeMap::new(),
+        }
+    }
+
+    /// The flavours in use, once installed: IPv4's first.
+    #[must_use]
+    pub fn flavours(&self) -> Vec<(Family, Flavour)> {
+        self.planes.iter().map(|p| (p.family, p.flavour)).collect()
+    }
+
+    fn plane(&self, family: Family) -> Result<Plane, BackendError> {
+        self.planes
+            .iter()
+            .copied()
+            .find(|p| p.family == family)
+            .ok_or_else(|| {
+                let program = family.program();
+                BackendError::Unsupported(format!(
+                    "no {family} pinholes: {program} isn't there or can't do NAT (install it, or use --backend nft)"
+                ))
+            })
+    }
+
+    /// Replaces the rules of one hole, at once.
+    ///
+    /// If somebody else removed some of them meanwhile, fills the chains anew with all that should
+    /// be in there.
+    fn change(&mut self, key: &Key, lines: Vec<Line>) -> Result<(), BackendError> {
+        let plane = self.plane(Family::of(key.from))?;
+        let old = self.open.get(key).map_or(&[][..], Vec::as_slice);
+        let had = !old.is_empty();
+        let done = self.restore(plane, &transaction(old, &lines));
+        if let (Err(_), false) = (&done, had) {
+            return done;
+        }
+        self.remember(key, lines);
+        done.or_else(|_| self.refill(plane)).inspect_err(|_| {
+            self.open.remove(key);
+        })
+    }
+
+    fn remember(&mut self, key: &Key, lines: Vec<Line>) {
+        if lines.is_empty() {
+            self.open.remove(key);
+        } else {
+            self.open.insert(*key, lines);
+        }
+    }
+
+    /// Makes our chains hold exactly the holes that are open. Fails if the chains are gone.
+    fn refill(&self, plane: Plane) -> Result<(), BackendError> {
+        let lines: Vec<Line> = self
+            .open
+            .iter()
+            .filter(|(key, _)| Family::of(key.from) == plane.family)
+            .flat_map(|(_, lines)| lines.iter().cloned())
+            .collect();
+        let text = format!(
+            "*nat\n-F {PRE}\n-F {POST}\n{}COMMIT\n",
+            verb_lines("-A", &lines)
+        );
+        self.restore(plane, &text)
+    }
+
+    /// Whether none of our chains is there: then no hole is open.
+    fn is_gone(&self, plane: Plane) -> bool {
+        self.host.snapshot().is_ok_and(|snapshot| {
+            snapshot
+                .table(plane.family, plane.flavour, "nat")
+                .is_none_or(|t| t.chain(PRE).is_none())
+        })
+    }
+
+    fn restore(&self, plane: Plane, text: &str) -> Result<(), BackendError> {
+        Ok(self.host.restore(plane.family, plane.flavour, text)?)
+    }
+
+    /// Whether the kernel has the `time` match: tries it in a chain of its own.
+    fn has_time(&self, family: Family, flavour: Flavour) -> bool {
+        let text = "*nat\n:FTPALG-PROBE - [0:0]\n-A FTPALG-PROBE -m time --datestop 2037-01-01T00:00:00\nCOMMIT\n\
+                    *nat\n-F FTPALG-PROBE\n-X FTPALG-PROBE\nCOMMIT\n";
+        self.host.restore(family, flavour, text).is_ok()
+    }
+
+    fn install_all(&mut self) -> Result<(), RulesError> {
+        let snapshot = self.host.snapshot()?;
+        let users = snapshot.choose(is_ours).flavour;
+        let wanted = chains();
+        let mut planned = Vec::new();
+        for family in Family::ALL.into_iter().filter(|f| snapshot.has(*f)) {
+            planned.extend(
+                flavours(&snapshot, users, family, "nat")
+                    .first()
+                    .map(|flavour| At {
+                        flavour: *flavour,
+                        family,
+                        table: "nat".into(),
+                    }),
+            );
+        }
+        self.clear(&planned)?;
+        for at in planned {
+            if snapshot.is_hidden(at.family, at.flavour, "nat") {
+                let why = format!("{at}: it holds rules written for nft: use --backend nft");
+                if at.family == Family::V4 {
+                    return Err(RulesError::Input(why));
+                }
+                log::info!("no IPv6 pinholes: {why}");
+                continue;
+            }
+            let current = snapshot.table(at.family, at.flavour, "nat");
+            match self.host.replace(&at, current, &wanted) {
+                Ok(()) => self.planes.push(Plane {
+                    family: at.family,
+                    flavour: at.flavour,
+                    timed: self.has_time(at.family, at.flavour),
+                }),
+                // Many kernels have IPv6 without NAT for it.
+                Err(e) if at.family == Family::V6 => log::info!("no IPv6 pinholes: {e}"),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is ours from all `nat` tables but these.
+    fn clear(&mut self, but: &[At]) -> Result<(), RulesError> {
+        let snapshot = self.host.snapshot()?;
+        let mut failed = self.host.out_of_reach(&snapshot, &["nat"]).err();
+        for (at, table) in crate::nat::rules::ours(&snapshot, &["nat"]) {
+            if !but.contains(&at)
+                && let Err(e) = self.host.clear(&at, table)
+            {
+                failed.get_or_insert(e);
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+impl Backend for Iptables {
+    fn name(&self) -> &'static str {
+        "iptables"
+    }
+
+    fn install(&mut self) -> Result<(), BackendError> {
+        self.planes.clear();
+        self.open.clear();
+        if let Err(e) = self.install_all() {
+            self.planes.clear();
+            if let Err(again) = self.clear(&[]) {
+                log::warn!("rules that could not be removed again: {again}");
+            }
+            return Err(e.into());
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
+        let plane = self.plane(Family::of(hole.from))?;
+        let until = if plane.timed { deadline(timeout) } else { None };
+        self.change(&hole.key(), rules_of(hole, self.mark, until.as_deref()))
+    }
+
+    fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
+        let key = hole.key();
+        if !self.open.contains_key(&key) {
+            return Ok(());
+        }
+        let plane = self.plane(Family::of(hole.from))?;
+        self.change(&key, Vec::new())
+            .or_else(|e| if self.is_gone(plane) { Ok(()) } else { Err(e) })
+    }
+
+    fn remove(&mut self) -> Result<(), BackendError> {
+        self.planes.clear();
+        self.open.clear();
+        Ok(self.clear(&[])?)
+    }
+
+    fn verify(&mut self) -> Result<bool, BackendError> {
+        if self.planes.is_empty() {
+            return Ok(false);
+        }
+        let snapshot = self.host.snapshot()?;
+        let whole = self.planes.iter().all(|plane| {
+            let at = At {
+                flavour: plane.flavour,
+                family: plane.family,
+                table: "nat".into(),
+            };
+            let mut wanted = chains();
+            for (key, lines) in &self.open {
+                if Family::of(key.from) == plane.family {
+                    let text = format!("*nat\n{}COMMIT\n", verb_lines("-A", lines));
+                    wanted.rules.extend(
+                        Ruleset::parse(&text)
+                            .tables
+                            .into_iter()
+                            .flat_map(|t| t.rules),
+                    );
+                }
+            }
+            let current = snapshot.table(at.family, at.flavour, "nat");
+            missing(&at, current, &wanted).is_empty()
+        });
+        Ok(whole)
+    }
+}
+
+impl From<RulesError> for BackendError {
+    fn from(e: RulesError) -> Self {
+        match e {
+            RulesError::Tool(e) => Self::Program {
+                program: e.program().to_owned(),
+                message: e.message(),
+            },
+            RulesError::System { what, source } => Self::System { what, source },
+            other => Self::Unsupported(other.to_string()),
+        }
+    }
+}
+
+fn chains() -> Table {
+    Ruleset::parse(CHAINS)
+        .tables
+        .into_iter()
+        .next()
+        .unwrap_or_default()
+}
+
+/// The text that removes some rules and adds others at once.
+fn transaction(remove: &[Line], add: &[Line]) -> String {
+    format!(
+        "*nat\n{}{}COMMIT\n",
+        verb_lines("-D", remove),
+        verb_lines("-A", add)
+    )
+}
+
+fn verb_lines(verb: &str, lines: &[Line]) -> String {
+    lines
+        .iter()
+        .map(|(chain, spec)| format!("{verb} {chain} {spec}\n"))
+        .collect()
+}
+
+/// The rules of a hole, in the words and the order in which the tools save them.
+fn rules_of(hole: &Pinhole, mark: Mark, until: Option<&str>) -> Vec<Line> {
+    let bit = mark.bit();
+    let (from, to, port) = (hole.from, hole.to.ip(), hole.to.port());
+    let bits = if from.is_ipv4() { 32 } else { 128 };
+    let until = until.map_or_else(String::new, |t| format!(" -m time --datestop {t}"));
+    let packet = format!(
+        "-s {from}/{bits} -d {to}/{bits} -p tcp -m tcp --dport {port}{until} -m comment --comment \"ftpalg:pinhole\""
+    );
+    // A hole that translates nothing still keeps the user's own translations away.
+    let deliver = if hole.land == hole.to {
+        "-j ACCEPT".to_owned()
+    } else {
+        format!("-j DNAT --to-destination {}", hole.land)
+    };
+    let mut lines = vec![
+        (
+            PRE,
+            format!("{packet} -j CONNMARK --set-xmark {bit:#x}/{bit:#x}"),
+        ),
+        (PRE, format!("{packet} {deliver}")),
+    ];
+    if let Some(source) = hole.as_source {
+        lines.push((
+            POST,
+            format!(
+                "-p tcp -m connmark --mark {bit:#x}/{bit:#x} -m conntrack --ctorigsrc {from} --ctorigdst {to} \
+                 --ctorigdstport {port} -m comment --comment \"ftpalg:pinhole\" -j SNAT --to-source {source}"
+            ),
+        ));
+    }
+    lines
+}
+
+/// The moment `timeout` from now in UTC, rounded up to a second, as `--datestop` takes it; `None`
+/// if it can't be written there.
+fn deadline(timeout: Duration) -> Option<String> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    let end = now.checked_add(timeout)?;
+    let stamp = end
+        .as_secs()
+        .checked_add(u64::from(end.subsec_nanos() > 0))?;
+    (stamp < MAX_STAMP).then(|| date(stamp))
+}
+
+/// Seconds since 1970 as `YYYY-MM-DDThh:mm:ss`.
+fn date(stamp: u64) -> String {
+    let (mut days, seconds) = (stamp / 86_400, stamp % 86_400);
+    let leap = |y: u64| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
+    let mut year = 1970;
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(leap(year));
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    format!(
+        "{year:04}-{month:02}-{:02}T{:02}:{:02}:{:02}",
+        days + 1,
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hole(from: &str, to: &str, land: &str, as_source: Option<&str>) -> Pinhole {
+        Pinhole {
+            from: from.parse().unwrap(),
+            to: to.parse().unwrap(),
+            land: land.parse().unwrap(),
+            as_source: as_source.map(|a| a.parse().unwrap()),
+        }
+    }
+
+    fn text(hole: &Pinhole, until: Option<&str>) -> String {
+        verb_lines("-A", &rules_of(hole, Mark::DEFAULT, until))
+    }
+
+    #[test]
+    fn a_translated_hole() {
+        let hole = hole(
+            "192.0.2.7",
+            "203.0.113.1:4000",
+            "10.0.0.2:5000",
+            Some("10.0.0.1"),
+        );
+        assert_eq!(
+            text(&hole, Some("2026-01-02T03:04:05")),
+            r#"-A FTPALG-PRE -s 192.0.2.7/32 -d 203.0.113.1/32 -p tcp -m tcp --dport 4000 -m time --datestop 2026-01-02T03:04:05 -m comment --comment "ftpalg:pinhole" -j CONNMARK --set-xmark 0x40000000/0x40000000
+-A FTPALG-PRE -s 192.0.2.7/32 -d 203.0.113.1/32 -p tcp -m tcp --dport 4000 -m time --datestop 2026-01-02T03:04:05 -m comment --comment "ftpalg:pinhole" -j DNAT --to-destination 10.0.0.2:5000
+-A FTPALG-POST -p tcp -m connmark --mark 0x40000000/0x40000000 -m conntrack --ctorigsrc 192.0.2.7 --ctorigdst 203.0.113.1 --ctorigdstport 4000 -m comment --comment "ftpalg:pinhole" -j SNAT --to-source 10.0.0.1
+"#
+        );
+    }
+
+    #[test]
+    fn an_untranslated_ipv6_hole() {
+        let same = hole(
+            "2001:db8::7",
+            "[2001:db8::1]:4000",
+            "[2001:db8::1]:4000",
+            None,
+        );
+        let text = text(&same, None);
+        assert!(text.ends_with("-j ACCEPT\n"), "{text}");
+        assert!(text.contains("-s 2001:db8::7/128 -d 2001:db8::1/128"));
+        let nat = hole("2001:db8::7", "[2001:db8::1]:4000", "[fd00::2]:4000", None);
+        assert!(super::tests::text(&nat, None).contains("--to-destination [fd00::2]:4000"));
+    }
+
+    #[test]
+    fn dates() {
+        assert_eq!(date(0), "1970-01-01T00:00:00");
+        assert_eq!(date(951_782_399), "2000-02-28T23:59:59");
+        assert_eq!(date(951_782_400), "2000-02-29T00:00:00");
+        assert_eq!(date(1_735_689_599), "2024-12-31T23:59:59");
+        assert_eq!(date(1_772_323_200), "2026-03-01T00:00:00");
+        assert_eq!(date(2_147_483_647), "2038-01-19T03:14:07");
+        assert_eq!(deadline(Duration::MAX), None);
+        assert_eq!(deadline(Duration::from_secs(1 << 40)), None);
+        assert!(deadline(Duration::from_secs(60)).is_some());
+    }
+
+    #[test]
+    fn the_chains_are_tagged() {
+        let table = chains();
+        assert_eq!((table.chains.len(), table.rules.len()), (2, 4));
+        assert!(table.rules.iter().all(is_ours));
+    }
+
+    #[test]
+    fn one_commit_removes_and_adds() {
+        let lines = |spec: &str| vec![(PRE, spec.to_owned())];
+        assert_eq!(
+            transaction(&lines("old"), &lines("new")),
+            "*nat\n-D FTPALG-PRE old\n-A FTPALG-PRE new\nCOMMIT\n"
+        );
+    }
+}

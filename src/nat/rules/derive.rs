@@ -1,0 +1,508 @@
+//! Finds the inside from the user's own NAT rules, where nobody named it.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+
+use super::steering::{Inside, Network};
+use super::{RulesError, is_ours};
+use crate::nat::xtables::Family;
+use crate::nat::xtables::save::Rule;
+use crate::nat::xtables::snapshot::{Snapshot, read_proc};
+
+/// What the rules tell about the inside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Derived {
+    /// The private sides of the gateway.
+    pub inside: Vec<Inside>,
+    /// Whether a rule leads control connections to this host itself.
+    pub local: bool,
+    /// What was found where, a line each, for the log.
+    pub found: Vec<String>,
+}
+
+/// A route: which networks are behind which interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Route {
+    net: Network,
+    iface: String,
+}
+
+/// The network as it is: routes, own addresses, interfaces that are up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Surroundings {
+    routes: Vec<Route>,
+    own: BTreeSet<IpAddr>,
+    up: BTreeSet<String>,
+}
+
+impl Surroundings {
+    /// Reads them for the calling thread's network namespace (main routing table).
+    pub(crate) fn read() -> Result<Self, RulesError> {
+        let mut found = Self::default();
+        if let Some(text) = read_proc("route")? {
+            found.routes.extend(text.lines().filter_map(route_v4));
+        }
+        if let Some(text) = read_proc("ipv6_route")? {
+            found.routes.extend(text.lines().filter_map(route_v6));
+        }
+        let interfaces = getifaddrs().map_err(|e| RulesError::System {
+            what: "can't list the interfaces",
+            source: e.into(),
+        })?;
+        for interface in interfaces {
+            if interface.flags.contains(InterfaceFlags::IFF_UP)
+                && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+            {
+                found.up.insert(interface.interface_name);
+            }
+            if let Some(addr) = interface.address {
+                let v4 = addr.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+                let v6 = addr.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip()));
+                found.own.extend(v4.or(v6));
+            }
+        }
+        Ok(found)
+    }
+
+    fn is_own(&self, addr: IpAddr) -> bool {
+        addr.is_loopback() || self.own.contains(&addr)
+    }
+
+    /// The interface that an address is behind.
+    fn iface_to(&self, addr: IpAddr) -> Option<&str> {
+        self.routes
+            .iter()
+            .filter(|r| r.net.contains(addr))
+            .max_by_key(|r| r.net.prefix())
+            .map(|r| r.iface.as_str())
+    }
+
+    /// The interfaces, other than those, that are up and have private networks behind them.
+    fn private_but(&self, outside: &[Outside<'_>]) -> BTreeSet<&str> {
+        self.routes
+            .iter()
+            .filter(|r| r.net.is_private() && self.up.contains(&r.iface))
+            .map(|r| r.iface.as_str())
+            .filter(|iface| !outside.iter().any(|o| o.is(iface)))
+            .collect()
+    }
+}
+
+/// One line of `/proc/net/route`: interface, destination, gateway, …, mask is the eighth; numbers
+/// in hexadecimal as the host's CPU reads the four bytes.
+fn route_v4(line: &str) -> Option<Route> {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let octets = |at: usize| {
+        let number = u32::from_str_radix(words.get(at)?, 16).ok()?;
+        Some(number.to_ne_bytes())
+    };
+    let mask = u32::from_be_bytes(octets(7)?);
+    let prefix = u8::try_from(mask.leading_ones()).ok()?;
+    Some(Route {
+        net: Network::new(Ipv4Addr::from(octets(1)?).into(), prefix)?,
+        iface: (*words.first()?).to_owned(),
+    })
+}
+
+/// One line of `/proc/net/ipv6_route`: destination, its prefix length, …, interface is the last;
+/// numbers in hexadecimal.
+fn route_v6(line: &str) -> Option<Route> {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let addr = u128::from_str_radix(words.first()?, 16).ok()?;
+    let prefix = u8::from_str_radix(words.get(1)?, 16).ok()?;
+    Some(Route {
+        net: Network::new(Ipv6Addr::from(addr).into(), prefix)?,
+        iface: (*words.get(9)?).to_owned(),
+    })
+}
+
+/// An outside interface as a rule names it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Outside<'a>(&'a str);
+
+impl Outside<'_> {
+    fn is(&self, iface: &str) -> bool {
+        self.0
+            .strip_suffix('+')
+            .map_or(self.0 == iface, |stem| iface.starts_with(stem))
+    }
+}
+
+/// Finds the inside: see [`Rules::derive`](super::Rules::derive).
+pub(crate) fn derive(
+    snapshot: &Snapshot,
+    around: &Surroundings,
+    ports: &[u16],
+) -> Result<Derived, RulesError> {
+    let mut found = Derived::default();
+    let rules = || {
+        snapshot.views.iter().flat_map(|view| {
+            let nat = view.rules.table("nat");
+            nat.into_iter()
+                .flat_map(|t| &t.rules)
+                .filter(|r| !is_ours(r) && may_be_control(r, ports))
+                .map(|r| (view.family, r))
+        })
+    };
+    let outside: Vec<Outside<'_>> = rules()
+        .filter(|(_, r)| hides_sources(r))
+        .filter_map(|(_, r)| r.option(OUT))
+        .filter(|o| !o.negated)
+        .map(|o| Outside(o.text))
+        .collect();
+    for (family, rule) in rules() {
+        match rule.target() {
+            Some("DNAT") => found.published(rule, around, ports),
+            Some("REDIRECT") => found.serve_local(rule, "REDIRECT leads to this host: serving it"),
+            Some("MASQUERADE" | "SNAT") => found.hidden(family, rule, around, &outside),
+            _ => {}
+        }
+    }
+    found.simplify(around);
+    if found.inside.is_empty() && !found.local {
+        let mut why = found.found.join("; ");
+        if why.is_empty() {
+            let list: Vec<String> = ports.iter().map(u16::to_string).collect();
+            why = format!(
+                "no DNAT rule for port {} and no MASQUERADE or SNAT rule found",
+                list.join(", ")
+            );
+        }
+        return Err(RulesError::Input(format!(
+            "{why}: name the inside with --inside IFACE or --inside CIDR, or serve this host itself with --local"
+        )));
+    }
+    Ok(found)
+}
+
+const OUT: &[&str] = &["-o", "--out-interface"];
+const SOURCE: &[&str] = &["-s", "--source"];
+
+fn hides_sources(rule: &Rule) -> bool {
+    matches!(rule.target(), Some("MASQUERADE" | "SNAT"))
+}
+
+impl Derived {
+    /// A server that a DNAT rule publishes.
+    fn published(&mut self, rule: &Rule, around: &Surroundings, ports: &[u16]) {
+        let Some(to) = rule.option(&["--to-destination"]) else {
+            return;
+        };
+        let (addr, port) = destination(to.text);
+        let Some(addr) = addr.filter(|a| !around.is_own(*a)) else {
+            self.serve_local(rule, "DNAT leads to this host: serving it");
+            return;
+        };
+        if let Some(port) = port.filter(|p| !ports.contains(p)) {
+            self.note(format!(
+                "DNAT leads to port {port} of {addr}: give --port {port}, too"
+            ));
+        }
+        match around.iface_to(addr) {
+            Some(iface) => {
+                self.note(format!(
+                    "DNAT leads to {addr}, behind {iface}: inside is {iface}"
+                ));
+                self.add_iface(iface);
+            }
+            None => self.note(format!("DNAT leads to {addr}, but there is no route to it")),
+        }
+    }
+
+    /// Clients that a MASQUERADE or SNAT rule hides.
+    fn hidden(
+        &mut self,
+        family: Family,
+        rule: &Rule,
+        around: &Surroundings,
+        outside: &[Outside<'_>],
+    ) {
+        let target = rule.target().unwrap_or_default();
+        let source = rule.option(SOURCE).filter(|s| !s.negated);
+        if let Some(net) = source.and_then(|s| s.text.parse::<Network>().ok()) {
+            self.note(format!("{target} hides {net}: inside is {net}"));
+            self.inside.push(Inside::Net(net));
+            return;
+        }
+        match rule.option(OUT) {
+            Some(out) if out.negated => {
+                self.note(format!(
+                    "{target} hides what leaves by other than {0}: inside is {0}",
+                    out.text
+                ));
+                self.add_iface(out.text);
+            }
+            Some(out) => {
+                let inside = around.private_but(outside);
+                for iface in &inside {
+                    self.note(format!(
+                        "{target} hides what leaves by {}: inside is {iface}",
+                        out.text
+                    ));
+                    self.add_iface(iface);
+                }
+                if inside.is_empty() {
+                    self.note(format!(
+                        "{target} hides what leaves by {}, but no other interface is up with a private {family} network",
+                        out.text
+                    ));
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn serve_local(&mut self, _rule: &Rule, why: &str) {
+        self.local = true;
+        self.note(why.to_owned());
+    }
+
+    fn add_iface(&mut self, iface: &str) {
+        // A name that a rule of ours couldn't carry (a wildcard) is left out.
+        if let Ok(inside @ Inside::Iface(_)) = iface.parse() {
+            self.inside.push(inside);
+        }
+    }
+
+    fn note(&mut self, line: String) {
+        if !self.found.contains(&line) {
+            self.found.push(line);
+        }
+    }
+
+    /// Names each inside once: a network behind an interface that is named already says nothing.
+    fn simplify(&mut self, around: &Surroundings) {
+        self.inside.sort();
+        self.inside.dedup();
+        let named: BTreeSet<String> = self
+            .inside
+            .iter()
+            .filter_map(|i| match i {
+                Inside::Iface(name) => Some(name.clone()),
+                Inside::Net(_) => None,
+            })
+            .collect();
+        self.inside.retain(|inside| match inside {
+            Inside::Iface(_) => true,
+            Inside::Net(net) => !around
+                .routes
+                .iter()
+                .any(|r| r.net == *net && named.contains(&r.iface)),
+        });
+    }
+}
+
+/// Whether a NAT rule can apply to a control connection: TCP, and the port before or after.
+fn may_be_control(rule: &Rule, ports: &[u16]) -> bool {
+    if let Some(protocol) = rule.option(&["-p", "--protocol"]) {
+        let tcp = matches!(protocol.text, "tcp" | "6" | "all" | "0");
+        if tcp == protocol.negated {
+            return false;
+        }
+    }
+    let Some(list) = rule.option(&["--dport", "--dports", "--ports", "--destination-port"]) else {
+        return true;
+    };
+    let named = |port: u16| list.text.split(',').any(|range| holds(range, port));
+    let before = ports.iter().any(|p| named(*p) != list.negated);
+    let after = rule
+        .option(&["--to-destination"])
+        .and_then(|to| destination(to.text).1)
+        .is_some_and(|port| ports.contains(&port));
+    before || after
+}
+
+/// Whether `port` is in `21` or `1024:2048`.
+fn holds(range: &str, port: u16) -> bool {
+    let (low, high) = range.split_once(':').unwrap_or((range, range));
+    let low = if low.is_empty() { Ok(0) } else { low.parse() };
+    let high = if high.is_empty() {
+        Ok(u16::MAX)
+    } else {
+        high.parse()
+    };
+    matches!((low, high), (Ok(low), Ok(high)) if (low..=high).contains(&port))
+}
+
+/// Reads DNAT's `ADDR[-ADDR][:PORT[-PORT]]`, with IPv6 addresses in brackets where a port follows:
+/// the first address, the first port.
+fn destination(text: &str) -> (Option<IpAddr>, Option<u16>) {
+    let first = |s: &str| s.split('-').next().unwrap_or_default().to_owned();
+    if let Ok(both) = text.parse::<SocketAddr>() {
+        return (Some(both.ip()), Some(both.port()));
+    }
+    if let Some(rest) = text.strip_prefix('[') {
+        let (addrs, port) = rest.split_once(']').unwrap_or((rest, ""));
+        let port = first(port.trim_start_matches(':')).parse().ok();
+        return (first(addrs).parse().ok(), port);
+    }
+    if let Ok(addr) = first(text).parse() {
+        return (Some(addr), None);
+    }
+    let (addrs, port) = text.split_once(':').unwrap_or((text, ""));
+    (first(addrs).parse().ok(), first(port).parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nat::xtables::Flavour;
+    use crate::nat::xtables::save::Ruleset;
+    use crate::nat::xtables::snapshot::View;
+
+    fn around() -> Surroundings {
+        let route = |net: &str, iface: &str| Route {
+            net: net.parse().unwrap(),
+            iface: iface.into(),
+        };
+        Surroundings {
+            routes: vec![
+                route("0.0.0.0/0", "wan"),
+                route("203.0.113.0/24", "wan"),
+                route("192.168.1.0/24", "lan"),
+                route("10.0.0.0/8", "dmz"),
+                route("10.9.0.0/16", "down"),
+                route("fd00:1::/64", "lan"),
+            ],
+            own: ["203.0.113.1", "192.168.1.1"]
+                .map(|a| a.parse().unwrap())
+                .into(),
+            up: ["wan", "lan", "dmz"].map(str::to_owned).into(),
+        }
+    }
+
+    fn derived(rules: &[&str]) -> Result<Derived, String> {
+        let rules: String = rules.iter().map(|r| format!("-A {r}\n")).collect();
+        let snapshot = Snapshot {
+            views: vec![View {
+                family: Family::V4,
+                flavour: Flavour::Legacy,
+                rules: Ruleset::parse(&format!("*nat\n{rules}COMMIT\n")),
+            }],
+            plain: None,
+        };
+        derive(&snapshot, &around(), &[21]).map_err(|e| e.to_string())
+    }
+
+    fn inside(rules: &[&str]) -> Vec<String> {
+        let derived = derived(rules).unwrap();
+        assert!(!derived.found.is_empty());
+        derived.inside.iter().map(Inside::to_string).collect()
+    }
+
+    #[test]
+    fn dnat() {
+        for rule in [
+            "PREROUTING -p tcp -m tcp --dport 21 -j DNAT --to-destination 192.168.1.2",
+            "PREROUTING -p tcp -m tcp --dport 2121 -j DNAT --to-destination 192.168.1.2:21",
+            "PREROUTING -p tcp -m multiport --dports 80,20:22 -j DNAT --to-destination 192.168.1.2-192.168.1.9",
+            "PREROUTING -d 203.0.113.1/32 -j DNAT --to-destination 192.168.1.2",
+            "DOCKER ! -i br0 -p tcp --dport 21 -j DNAT --to-destination 192.168.1.2:21-22",
+            "PREROUTING -p tcp --dport 21 -j DNAT --to-destination [fd00:1::5]:21",
+            "PREROUTING -p tcp --dport 21 -j DNAT --to-destination fd00:1::5",
+        ] {
+            assert_eq!(inside(&[rule]), ["lan"], "{rule}");
+        }
+    }
+
+    #[test]
+    fn dnat_to_this_host() {
+        for rule in [
+            "PREROUTING -p tcp --dport 21 -j DNAT --to-destination 192.168.1.1",
+            "PREROUTING -p tcp --dport 21 -j DNAT --to-destination 127.0.0.1:21",
+            "PREROUTING -p tcp --dport 2121 -j DNAT --to-destination :21",
+            "PREROUTING -p tcp --dport 21 -j REDIRECT --to-ports 2121",
+        ] {
+            let derived = derived(&[rule]).unwrap();
+            assert!(
+                derived.local && derived.inside.is_empty(),
+                "{rule}: {derived:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn another_port_inside_is_said() {
+        let derived =
+            derived(&["PREROUTING -p tcp --dport 21 -j DNAT --to-destination 192.168.1.2:2121"])
+                .unwrap();
+        assert!(derived.found.iter().any(|f| f.contains("--port 2121")));
+    }
+
+    #[test]
+    fn masquerade() {
+        assert_eq!(
+            inside(&["POSTROUTING -o wan -j MASQUERADE"]),
+            ["dmz", "lan"]
+        );
+        assert_eq!(inside(&["POSTROUTING -o w+ -j MASQUERADE"]), ["dmz", "lan"]);
+        assert_eq!(
+            inside(&[
+                "POSTROUTING -o wan -j MASQUERADE",
+                "POSTROUTING -o dmz -j SNAT --to-source 10.0.0.1"
+            ]),
+            ["lan"]
+        );
+        assert_eq!(
+            inside(&["POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE"]),
+            ["172.17.0.0/16"]
+        );
+        assert_eq!(inside(&["POSTROUTING ! -o lan -j MASQUERADE"]), ["lan"]);
+    }
+
+    #[test]
+    fn each_inside_once() {
+        assert_eq!(
+            inside(&[
+                "PREROUTING -p tcp --dport 21 -j DNAT --to-destination 192.168.1.2",
+                "POSTROUTING -s 192.168.1.0/24 -o wan -j MASQUERADE",
+                "POSTROUTING -s 10.0.0.0/8 -o wan -j MASQUERADE",
+            ]),
+            ["lan", "10.0.0.0/8"]
+        );
+    }
+
+    #[test]
+    fn nothing_found_says_how_to_mend_it() {
+        for rules in [
+            &[][..],
+            &["PREROUTING -p udp --dport 21 -j DNAT --to-destination 192.168.1.2"],
+            &["PREROUTING -p tcp --dport 80 -j DNAT --to-destination 192.168.1.2:8080"],
+            &["PREROUTING -p tcp ! --dport 21 -j DNAT --to-destination 192.168.1.2"],
+            &["POSTROUTING -p tcp --dport 443 -o wan -j MASQUERADE"],
+            &["POSTROUTING -m comment --comment ftpalg:x -o wan -j MASQUERADE"],
+            &["POSTROUTING -j MASQUERADE"],
+            &["PREROUTING -p tcp -j ACCEPT"],
+        ] {
+            let e = derived(rules).unwrap_err();
+            assert!(
+                e.contains("--inside") && e.contains("--local") && !e.contains('\n'),
+                "{e}"
+            );
+        }
+    }
+
+    #[test]
+    fn routes_are_read() {
+        let line = format!(
+            "eth1\t{:08X}\t00000000\t0001\t0\t0\t0\t{:08X}\t0\t0\t0",
+            u32::from_ne_bytes([192, 168, 1, 0]),
+            u32::from_ne_bytes([255, 255, 255, 0])
+        );
+        let route = route_v4(&line).unwrap();
+        assert_eq!(
+            (route.iface.as_str(), route.net.to_string().as_str()),
+            ("eth1", "192.168.1.0/24")
+        );
+        assert_eq!(route_v4("Iface\tDestination\tGateway \tFlags"), None);
+        let route = route_v6("fd000001000000000000000000000000 40 00000000000000000000000000000000 00 00000000000000000000000000000000 00000100 00000001 00000000 00000001     eth1").unwrap();
+        assert_eq!(
+            (route.iface.as_str(), route.net.to_string().as_str()),
+            ("eth1", "fd00:1::/64")
+        );
+        assert_eq!(route_v6(""), None);
+    }
+}

@@ -1,0 +1,490 @@
+//! Puts our part of a table into place and takes it out, in one commit, leaving the rest as it is.
+//!
+//! iptables-nft makes the table and the builtin chain that a rule needs. So that they can be
+//! removed again, even by another process after this one was killed, the comment of the jump in
+//! that chain says which of them were ours: `ftpalg:egress new-table new-chain`.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::io;
+
+use super::RulesError;
+use crate::nat::xtables::save::{Place, Rule, Table};
+use crate::nat::xtables::snapshot::Snapshot;
+use crate::nat::xtables::tools::Tools;
+use crate::nat::xtables::{Family, Flavour};
+
+/// How the names of our chains start.
+const CHAIN: &str = "FTPALG";
+
+/// How the comments of our rules start.
+const TAG: &str = "ftpalg:";
+
+const NEW_TABLE: &str = "new-table";
+const NEW_CHAIN: &str = "new-chain";
+
+/// Whether a chain is ours.
+#[must_use]
+pub fn is_our_chain(name: &str) -> bool {
+    name.starts_with(CHAIN)
+}
+
+/// Whether a rule is ours: tagged, or in one of our chains, or leading there.
+#[must_use]
+pub fn is_ours(rule: &Rule) -> bool {
+    is_our_chain(&rule.chain)
+        || rule.comment().is_some_and(|c| c.starts_with(TAG))
+        || rule.target().is_some_and(is_our_chain)
+}
+
+/// The tables and chains of nf_tables, in the calling thread's network namespace.
+///
+/// `iptables-nft-save` doesn't tell a builtin chain that is there from one that isn't, and can't
+/// delete a table.
+pub trait TableStore: Send {
+    /// The names of the family's tables.
+    ///
+    /// # Errors
+    /// If the kernel could not be asked; [`io::ErrorKind::Unsupported`] if it has no nf_tables.
+    fn tables(&mut self, family: Family) -> io::Result<Vec<String>>;
+
+    /// The names of a table's chains.
+    ///
+    /// # Errors
+    /// As [`tables`](Self::tables).
+    fn chains(&mut self, family: Family, table: &str) -> io::Result<Vec<String>>;
+
+    /// Deletes a chain that has no rules.
+    ///
+    /// # Errors
+    /// If there is none, or it is in use.
+    fn delete_chain(&mut self, family: Family, table: &str, chain: &str) -> io::Result<()>;
+
+    /// Deletes a table that holds nothing.
+    ///
+    /// # Errors
+    /// If there is none, or it is in use.
+    fn delete_table(&mut self, family: Family, table: &str) -> io::Result<()>;
+}
+
+/// One table of one family and flavour.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct At {
+    /// The flavour.
+    pub flavour: Flavour,
+    /// The family.
+    pub family: Family,
+    /// The table's name.
+    pub table: String,
+}
+
+impl std::fmt::Display for At {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{}-{} {}",
+            self.family.program(),
+            self.flavour,
+            self.table
+        )
+    }
+}
+
+/// The host's tools, and the kernel's tables behind them.
+pub(crate) struct Host {
+    tools: Tools,
+    store: Box<dyn TableStore>,
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host")
+            .field("tools", &self.tools)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Host {
+    pub(crate) fn new(tools: Tools, store: Box<dyn TableStore>) -> Self {
+        Self { tools, store }
+    }
+
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, RulesError> {
+        Ok(Snapshot::take(&self.tools)?)
+    }
+
+    /// Loads a text as it is.
+    pub(crate) fn restore(
+        &self,
+        family: Family,
+        flavour: Flavour,
+        text: &str,
+    ) -> Result<(), RulesError> {
+        let tool = self
+            .tools
+            .tool(family, flavour)
+            .ok_or_else(|| RulesError::no_tool(family, flavour))?;
+        Ok(tool.restore(text)?)
+    }
+
+    /// Makes `wanted` all that is ours in a table, in one commit: what was there of ours is gone.
+    pub(crate) fn replace(
+        &mut self,
+        at: &At,
+        current: Option<&Table>,
+        wanted: &Table,
+    ) -> Result<(), RulesError> {
+        let mut made = Made::by_tags(current);
+        if at.flavour == Flavour::Nft {
+            self.note_missing(at, wanted, &mut made)?;
+        }
+        let text = commit(&at.table, current, Some(wanted), &made);
+        log::debug!("{at}:\n{text}");
+        let done = self.restore(at.family, at.flavour, &text);
+        let kept: Vec<&str> = match &done {
+            Ok(()) => wanted.rules.iter().map(|r| r.chain.as_str()).collect(),
+            // Nothing was committed, but a tool may have made the table on its way there.
+            Err(_) if current.is_some_and(|t| t.rules.iter().any(is_ours)) => return done,
+            Err(_) => Vec::new(),
+        };
+        made.chains.retain(|chain| !kept.contains(&chain.as_str()));
+        self.tidy(at, current, &made);
+        done
+    }
+
+    /// Removes all that is ours from a table, in one commit, and what was made for it.
+    pub(crate) fn clear(&mut self, at: &At, current: &Table) -> Result<(), RulesError> {
+        let made = Made::by_tags(Some(current));
+        let text = commit(&at.table, Some(current), None, &made);
+        log::debug!("{at}:\n{text}");
+        self.restore(at.family, at.flavour, &text)?;
+        self.tidy(at, Some(current), &made);
+        Ok(())
+    }
+
+    /// Looks for chains of ours in tables that the tools can't show (somebody wrote rules for nft
+    /// into them since we came).
+    pub(crate) fn out_of_reach(
+        &mut self,
+        snapshot: &Snapshot,
+        tables: &[&str],
+    ) -> Result<(), RulesError> {
+        for view in &snapshot.views {
+            for table in view
+                .rules
+                .hidden
+                .iter()
+                .filter(|t| tables.contains(&t.as_str()))
+            {
+                let chains = self.store.chains(view.family, table).unwrap_or_default();
+                if chains.iter().any(|c| is_our_chain(c)) {
+                    let program = view.family.program();
+                    return Err(RulesError::Input(format!(
+                        "{program}-{} can't show table {table}, since it holds rules written for nft: remove \
+                         those with the comment {TAG} and the chains {CHAIN}-* with nft",
+                        view.flavour
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes which of the table and chains that `wanted` needs are not there yet.
+    fn note_missing(&mut self, at: &At, wanted: &Table, made: &mut Made) -> Result<(), RulesError> {
+        let failed = |source| RulesError::System {
+            what: "can't list the kernel's tables",
+            source,
+        };
+        let tables = self.store.tables(at.family).map_err(failed)?;
+        let chains = if tables.contains(&at.table) {
+            self.store.chains(at.family, &at.table).map_err(failed)?
+        } else {
+            made.table = true;
+            Vec::new()
+        };
+        for rule in wanted.rules.iter().filter(|r| !is_our_chain(&r.chain)) {
+            if !chains.contains(&rule.chain) {
+                made.chains.insert(rule.chain.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the chains and the table that were made for our rules, if nobody else uses them.
+    fn tidy(&mut self, at: &At, before: Option<&Table>, made: &Made) {
+        if at.flavour != Flavour::Nft {
+            return;
+        }
+        for chain in &made.chains {
+            let used = before.is_some_and(|table| {
+                table.rules_of(chain).any(|r| !is_ours(r))
+                    || table
+                        .chain(chain)
+                        .is_some_and(|c| c.policy.as_deref() != Some("ACCEPT"))
+            });
+            if used {
+                continue;
+            }
+            // The kernel refuses if a rule came in meanwhile: then it is somebody else's by now.
+            if let Err(e) = self.store.delete_chain(at.family, &at.table, chain) {
+                log::debug!("{at}: chain {chain} stays: {e}");
+            }
+        }
+        if !made.table {
+            return;
+        }
+        let empty = self
+            .store
+            .chains(at.family, &at.table)
+            .is_ok_and(|chains| chains.is_empty());
+        if empty && let Err(e) = self.store.delete_table(at.family, &at.table) {
+            log::debug!("{at}: the table stays: {e}");
+        }
+    }
+}
+
+/// What was not there before our rules came.
+#[derive(Debug, Default)]
+struct Made {
+    table: bool,
+    chains: BTreeSet<String>,
+}
+
+impl Made {
+    /// What the comments of our own rules say.
+    fn by_tags(table: Option<&Table>) -> Self {
+        let mut made = Self::default();
+        for rule in table.map_or(&[][..], |t| &t.rules) {
+            let Some(tag) = rule.comment().filter(|c| c.starts_with(TAG)) else {
+                continue;
+            };
+            for word in tag.split(' ').skip(1) {
+                made.table |= word == NEW_TABLE;
+                if word == NEW_CHAIN {
+                    made.chains.insert(rule.chain.clone());
+                }
+            }
+        }
+        made
+    }
+
+    /// The spec of a jump, its comment telling what was made for it.
+    fn tagged(&self, rule: &Rule) -> String {
+        let Some(comment) = rule.comment().filter(|_| !is_our_chain(&rule.chain)) else {
+            return rule.spec.clone();
+        };
+        let mut tag = comment.to_owned();
+        for (made, word) in [
+            (self.table, NEW_TABLE),
+            (self.chains.contains(&rule.chain), NEW_CHAIN),
+        ] {
+            if made {
+                tag.push(' ');
+                tag.push_str(word);
+            }
+        }
+        rule.spec
+            .replacen(&format!("\"{comment}\""), &format!("\"{tag}\""), 1)
+    }
+}
+
+/// The text that turns what is ours in `current` into `wanted`, or into nothing.
+fn commit(name: &str, current: Option<&Table>, wanted: Option<&Table>, made: &Made) -> String {
+    let mut out = format!("*{name}\n");
+    let mut line = |text: std::fmt::Arguments<'_>| {
+        // Writing to a String doesn't fail.
+        let _ = out.write_fmt(text);
+        out.push('\n');
+    };
+    // Declaring a chain makes it, or empties it.
+    for chain in wanted.map_or(&[][..], |t| &t.chains) {
+        line(format_args!(":{} - [0:0]", chain.name));
+    }
+    if let Some(current) = current {
+        for rule in &current.rules {
+            if is_ours(rule) && !is_our_chain(&rule.chain) {
+                line(format_args!("-D {} {}", rule.chain, rule.spec));
+            }
+        }
+        let old = || {
+            current.chains.iter().filter(|c| {
+                is_our_chain(&c.name) && wanted.is_none_or(|w| w.chain(&c.name).is_none())
+            })
+        };
+        old().for_each(|c| line(format_args!("-F {}", c.name)));
+        old().for_each(|c| line(format_args!("-X {}", c.name)));
+    }
+    for rule in wanted.map_or(&[][..], |t| &t.rules) {
+        let verb = match rule.place {
+            Place::Top => "-I",
+            Place::End => "-A",
+        };
+        line(format_args!("{verb} {} {}", rule.chain, made.tagged(rule)));
+    }
+    line(format_args!("COMMIT"));
+    out
+}
+
+/// What of `wanted` isn't in `current`, in words; empty if all of it is there.
+///
+/// The tools write a rule out with more words than it was given (`-m tcp`), never with fewer.
+pub(crate) fn missing(at: &At, current: Option<&Table>, wanted: &Table) -> Vec<String> {
+    let Some(current) = current else {
+        return vec![format!("{at}: the table is gone")];
+    };
+    let mut missing = Vec::new();
+    for chain in &wanted.chains {
+        let count = |t: &Table| t.rules_of(&chain.name).count();
+        if current.chain(&chain.name).is_none() {
+            missing.push(format!("{at}: chain {} is gone", chain.name));
+        } else if count(current) != count(wanted) {
+            missing.push(format!("{at}: chain {} was changed", chain.name));
+        }
+    }
+    for rule in &wanted.rules {
+        if !current.rules_of(&rule.chain).any(|r| covers(r, rule)) {
+            missing.push(format!("{at}: rule is gone: {} {}", rule.chain, rule.spec));
+        }
+    }
+    missing
+}
+
+/// Whether all words of `wanted` are in `rule`, in order.
+fn covers(rule: &Rule, wanted: &Rule) -> bool {
+    let mut words = rule.words.iter();
+    wanted
+        .words
+        .iter()
+        .all(|want| words.any(|w| w == want || is_tag_of(w, want)))
+}
+
+fn is_tag_of(word: &str, wanted: &str) -> bool {
+    wanted.starts_with(TAG)
+        && word
+            .strip_prefix(wanted)
+            .is_some_and(|rest| rest.starts_with(' '))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nat::xtables::save::Ruleset;
+
+    fn table(text: &str) -> Table {
+        let set = Ruleset::parse(text);
+        assert_eq!(set.skipped, 0);
+        set.tables.into_iter().next().unwrap()
+    }
+
+    const WANTED: &str = r#"*raw
+:FTPALG-EGRESS - [0:0]
+-A FTPALG-EGRESS -p tcp --dport 21 -m comment --comment "ftpalg:egress" -j NFQUEUE --queue-num 0
+-A PREROUTING -i eth1 -m comment --comment "ftpalg:egress" -j FTPALG-EGRESS
+-I OUTPUT -m comment --comment "ftpalg:egress" -j FTPALG-EGRESS
+COMMIT
+"#;
+
+    const LEFTOVER: &str = r#"*raw
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:FTPALG-EGRESS - [0:0]
+:FTPALG-OLD - [0:0]
+-A PREROUTING -p udp -j NOTRACK
+-A PREROUTING -i eth0 -m comment --comment "ftpalg:egress new-table new-chain" -j FTPALG-EGRESS
+-A OUTPUT -j FTPALG-OLD
+-A FTPALG-EGRESS -p tcp -m tcp --dport 21 -m comment --comment "ftpalg:egress" -j NFQUEUE --queue-num 0
+COMMIT
+"#;
+
+    #[test]
+    fn the_first_install() {
+        let made = Made {
+            table: true,
+            chains: ["OUTPUT".to_owned()].into(),
+        };
+        let text = commit("raw", None, Some(&table(WANTED)), &made);
+        assert_eq!(
+            text,
+            r#"*raw
+:FTPALG-EGRESS - [0:0]
+-A FTPALG-EGRESS -p tcp --dport 21 -m comment --comment "ftpalg:egress" -j NFQUEUE --queue-num 0
+-A PREROUTING -i eth1 -m comment --comment "ftpalg:egress new-table" -j FTPALG-EGRESS
+-I OUTPUT -m comment --comment "ftpalg:egress new-table new-chain" -j FTPALG-EGRESS
+COMMIT
+"#
+        );
+    }
+
+    #[test]
+    fn what_a_killed_daemon_left_is_replaced_in_one_commit() {
+        let leftover = table(LEFTOVER);
+        let made = Made::by_tags(Some(&leftover));
+        assert!(made.table);
+        assert_eq!(made.chains.iter().collect::<Vec<_>>(), ["PREROUTING"]);
+        let text = commit("raw", Some(&leftover), Some(&table(WANTED)), &made);
+        assert_eq!(
+            text,
+            r#"*raw
+:FTPALG-EGRESS - [0:0]
+-D PREROUTING -i eth0 -m comment --comment "ftpalg:egress new-table new-chain" -j FTPALG-EGRESS
+-D OUTPUT -j FTPALG-OLD
+-F FTPALG-OLD
+-X FTPALG-OLD
+-A FTPALG-EGRESS -p tcp --dport 21 -m comment --comment "ftpalg:egress" -j NFQUEUE --queue-num 0
+-A PREROUTING -i eth1 -m comment --comment "ftpalg:egress new-table new-chain" -j FTPALG-EGRESS
+-I OUTPUT -m comment --comment "ftpalg:egress new-table" -j FTPALG-EGRESS
+COMMIT
+"#
+        );
+    }
+
+    #[test]
+    fn removal_takes_ours_and_nothing_else() {
+        let leftover = table(LEFTOVER);
+        assert_eq!(
+            commit(
+                "raw",
+                Some(&leftover),
+                None,
+                &Made::by_tags(Some(&leftover))
+            ),
+            r#"*raw
+-D PREROUTING -i eth0 -m comment --comment "ftpalg:egress new-table new-chain" -j FTPALG-EGRESS
+-D OUTPUT -j FTPALG-OLD
+-F FTPALG-EGRESS
+-F FTPALG-OLD
+-X FTPALG-EGRESS
+-X FTPALG-OLD
+COMMIT
+"#
+        );
+    }
+
+    #[test]
+    fn what_is_missing() {
+        let at = At {
+            flavour: Flavour::Nft,
+            family: Family::V4,
+            table: "raw".into(),
+        };
+        let wanted = table(WANTED);
+        let saved = |text: &str| missing(&at, Some(&table(text)), &wanted);
+        let whole = WANTED.replace("--dport", "-m tcp --dport").replace(
+            "\"ftpalg:egress\" -j FTP",
+            "\"ftpalg:egress new-chain\" -j FTP",
+        );
+        assert_eq!(saved(&whole), [""; 0]);
+        assert_eq!(missing(&at, None, &wanted).len(), 1);
+        for gone in ["-A PREROUTING", "-I OUTPUT", "-A FTPALG-EGRESS", ":FTPALG"] {
+            let rest: String = whole
+                .lines()
+                .filter(|l| !l.starts_with(gone))
+                .map(|l| format!("{l}\n"))
+                .collect();
+            assert!(!saved(&rest).is_empty(), "{gone}");
+        }
+        assert!(!saved(&whole.replace("--queue-num 0", "--queue-num 1")).is_empty());
+        assert!(!saved(&whole.replace("eth1", "eth2")).is_empty());
+    }
+}

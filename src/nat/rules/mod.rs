@@ -1,0 +1,322 @@
+//! Steering and accept rules: prints, installs, removes and verifies them.
+//!
+//! [`steering`] is what a person asks for; [`template`] makes rule text from it and from the files
+//! in `iptables/`; [`host`] puts our part of a table into place and takes it out; [`derive`](mod@derive) finds
+//! the inside from the rules that are there. Pinholes are not known here.
+//!
+//! Where the rules go:
+//!
+//! - steering (`raw`, `mangle`): into the flavour that holds the user's rules, so that these come
+//!   first in the same chains. A legacy table that isn't there is not made, since nothing can
+//!   remove it again: steering then goes through iptables-nft, where the kernel has it. Both work
+//!   side by side: a packet meets the hooks of either.
+//! - accept rules (`filter`): into the user's flavour, and into the other where its table is
+//!   there, since either can drop. A legacy `filter` table that isn't there drops nothing.
+
+pub mod derive;
+pub mod host;
+pub mod kernel;
+pub mod steering;
+pub mod template;
+
+use std::io;
+
+use crate::nat::xtables::command::CommandError;
+use crate::nat::xtables::save::{Ruleset, Table};
+use crate::nat::xtables::snapshot::{Choice, Snapshot, SnapshotError};
+use crate::nat::xtables::tools::Tools;
+use crate::nat::xtables::{Family, Flavour};
+
+pub use derive::Derived;
+pub use host::{At, TableStore, is_our_chain, is_ours};
+pub use kernel::KernelTables;
+pub use steering::{Inside, Network, Queues, Steering};
+pub use template::{EXAMPLES, Example, print};
+
+use host::Host;
+
+/// The tables that steering and accept rules live in, in the order in which they are installed:
+/// nothing is queued before it would be accepted.
+const TABLES: [&str; 3] = ["filter", "mangle", "raw"];
+
+/// Why the rules aren't as they should be.
+#[derive(Debug, thiserror::Error)]
+pub enum RulesError {
+    /// What was asked for makes no sense here: what is wrong and how to mend it.
+    #[error("{0}")]
+    Input(String),
+    /// The tools could not tell what is there.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// A tool refused.
+    #[error(transparent)]
+    Tool(#[from] CommandError),
+    /// The host lacks a tool.
+    #[error("{0}")]
+    NoTool(String),
+    /// The operating system refused.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The error.
+        source: io::Error,
+    },
+}
+
+impl RulesError {
+    pub(crate) fn no_tool(family: Family, flavour: Flavour) -> Self {
+        let program = family.program();
+        Self::NoTool(format!(
+            "no {program}-{flavour}-restore found: install the iptables package, or put it into PATH"
+        ))
+    }
+}
+
+/// What [`Rules::install`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installed {
+    /// Which flavour holds the user's rules, and why.
+    pub choice: Choice,
+    /// The tables that hold our rules now.
+    pub places: Vec<At>,
+    /// What a person should know, a line each.
+    pub notes: Vec<String>,
+}
+
+/// The rules of the network namespace that the calling thread is in.
+#[derive(Debug)]
+pub struct Rules {
+    host: Host,
+}
+
+impl Rules {
+    /// Takes the host's tools, and the kernel's tables.
+    #[must_use]
+    pub fn new(tools: Tools, store: Box<dyn TableStore>) -> Self {
+        Self {
+            host: Host::new(tools, store),
+        }
+    }
+
+    /// Which flavour holds the user's rules.
+    ///
+    /// # Errors
+    /// If the tools can't tell.
+    pub fn flavour(&self) -> Result<Choice, RulesError> {
+        Ok(self.host.snapshot()?.choose(is_ours))
+    }
+
+    /// Puts the rules into place, all or none. What was there of them is replaced, each table at
+    /// once. Those of a pinhole backend (table `nat`) are left alone.
+    ///
+    /// Bind the queues before.
+    ///
+    /// # Errors
+    /// What is wrong or was refused; no steering or accept rule of ours is left then.
+    pub fn install(&mut self, steering: &Steering) -> Result<Installed, RulesError> {
+        steering.check()?;
+        for inside in &steering.inside {
+            inside.check()?;
+        }
+        let snapshot = self.host.snapshot()?;
+        let plan = Plan::new(steering, &snapshot)?;
+        match self.carry_out(&plan, &snapshot) {
+            Ok(()) => Ok(Installed {
+                choice: plan.choice,
+                places: plan.tables.into_iter().map(|(at, _)| at).collect(),
+                notes: plan.notes,
+            }),
+            Err(e) => {
+                if let Err(again) = self.clear(&TABLES) {
+                    log::warn!("rules that could not be removed again: {again}");
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn carry_out(&mut self, plan: &Plan, snapshot: &Snapshot) -> Result<(), RulesError> {
+        for (at, current) in ours(snapshot, &TABLES) {
+            if !plan.tables.iter().any(|(planned, _)| *planned == at) {
+                self.host.clear(&at, current)?;
+            }
+        }
+        for (at, wanted) in &plan.tables {
+            let current = snapshot.table(at.family, at.flavour, &at.table);
+            self.host.replace(at, current, wanted)?;
+        }
+        Ok(())
+    }
+
+    /// Removes everything that is ours, pinholes of the iptables backend among it, in both
+    /// flavours and families. Needs no knowledge of what was installed. Returns the number of
+    /// rules that were removed.
+    ///
+    /// # Errors
+    /// The first thing that could not be removed; all else is.
+    pub fn remove(&mut self) -> Result<usize, RulesError> {
+        self.clear(&["raw", "mangle", "nat", "filter", "security"])
+    }
+
+    fn clear(&mut self, tables: &[&str]) -> Result<usize, RulesError> {
+        let snapshot = self.host.snapshot()?;
+        let mut removed = 0;
+        let mut failed = self.host.out_of_reach(&snapshot, tables).err();
+        for (at, current) in ours(&snapshot, tables) {
+            match self.host.clear(&at, current) {
+                Ok(()) => removed += current.rules.iter().filter(|r| is_ours(r)).count(),
+                Err(e) => {
+                    failed.get_or_insert(e);
+                }
+            }
+        }
+        failed.map_or(Ok(removed), Err)
+    }
+
+    /// What isn't in place, in words; nothing if all is.
+    ///
+    /// # Errors
+    /// If it couldn't be found out.
+    pub fn verify(&self, steering: &Steering) -> Result<Vec<String>, RulesError> {
+        steering.check()?;
+        let snapshot = self.host.snapshot()?;
+        let plan = Plan::new(steering, &snapshot)?;
+        let mut all = Vec::new();
+        for (at, wanted) in &plan.tables {
+            let in_flavour = |flavour| {
+                let current = snapshot.table(at.family, flavour, &at.table);
+                (current.is_some(), host::missing(at, current, wanted))
+            };
+            let (there, missing) = in_flavour(at.flavour);
+            // Where a person loaded them, they may be in the other flavour: a packet meets both,
+            // and a table that isn't there drops nothing.
+            let elsewhere = || Flavour::ALL.iter().any(|f| in_flavour(*f).1.is_empty());
+            if there || !elsewhere() {
+                all.extend(missing);
+            }
+        }
+        Ok(all)
+    }
+
+    /// Finds the inside from the user's DNAT rules that lead to one of the control ports, and from
+    /// MASQUERADE and SNAT rules.
+    ///
+    /// # Errors
+    /// If nothing was found, and how to mend that.
+    pub fn derive(&self, ports: &[u16]) -> Result<Derived, RulesError> {
+        derive::derive(
+            &self.host.snapshot()?,
+            &derive::Surroundings::read()?,
+            ports,
+        )
+    }
+}
+
+/// The tables that hold something of ours.
+pub(crate) fn ours<'a>(snapshot: &'a Snapshot, tables: &[&str]) -> Vec<(At, &'a Table)> {
+    let mut found = Vec::new();
+    for name in tables {
+        for view in &snapshot.views {
+            let Some(table) = view.rules.table(name) else {
+                continue;
+            };
+            if table.rules.iter().any(is_ours) || table.chains.iter().any(|c| is_our_chain(&c.name))
+            {
+                found.push((
+                    At {
+                        flavour: view.flavour,
+                        family: view.family,
+                        table: (*name).to_owned(),
+                    },
+                    table,
+                ));
+            }
+        }
+    }
+    found
+}
+
+/// Which rules go where.
+struct Plan {
+    choice: Choice,
+    tables: Vec<(At, Table)>,
+    notes: Vec<String>,
+}
+
+impl Plan {
+    fn new(steering: &Steering, snapshot: &Snapshot) -> Result<Self, RulesError> {
+        let choice = snapshot.choose(is_ours);
+        let mut tables = Vec::new();
+        let mut notes = Vec::new();
+        for family in Family::ALL {
+            // A host without IPv6, or without its tools, is steered for IPv4.
+            if !steering.has(family) || !snapshot.has(family) {
+                continue;
+            }
+            let set = Ruleset::parse(&print(steering, family)?);
+            for name in TABLES {
+                let Some(wanted) = set.table(name) else {
+                    continue;
+                };
+                for flavour in flavours(snapshot, choice.flavour, family, name) {
+                    let at = At {
+                        flavour,
+                        family,
+                        table: name.to_owned(),
+                    };
+                    if !snapshot.is_hidden(family, flavour, name) {
+                        tables.push((at, wanted.clone()));
+                    } else if name == "filter" {
+                        let bit = steering.mark.bit();
+                        notes.push(format!(
+                            "{at}: it holds rules written for nft: let it accept data connections \
+                             yourself, with: ct mark and {bit:#x} == {bit:#x} accept"
+                        ));
+                    } else {
+                        return Err(RulesError::Input(format!(
+                            "{at}: it holds rules written for nft, beside which ours couldn't be removed \
+                             again: move them to a table of another name, or use --rules external"
+                        )));
+                    }
+                }
+            }
+        }
+        if tables.is_empty() && notes.is_empty() {
+            return Err(RulesError::Input(
+                "nothing to steer: all of --inside is IPv6, and there is no ip6tables here".into(),
+            ));
+        }
+        tables.sort_by_key(|(at, _)| TABLES.iter().position(|t| *t == at.table));
+        Ok(Self {
+            choice,
+            tables,
+            notes,
+        })
+    }
+}
+
+/// The flavours that our rules of a table go to.
+pub(crate) fn flavours(
+    snapshot: &Snapshot,
+    users: Flavour,
+    family: Family,
+    table: &str,
+) -> Vec<Flavour> {
+    let there = |flavour| snapshot.table(family, flavour, table).is_some();
+    let works = |flavour| snapshot.view(family, flavour).is_some();
+    // Ours are made where they are needed, and by nft only if that works: it can unmake them.
+    if table == "filter" {
+        return Flavour::ALL
+            .into_iter()
+            .filter(|f| there(*f) || (*f == Flavour::Nft && users == *f && works(*f)))
+            .collect();
+    }
+    let legacy = !works(Flavour::Nft)
+        || (users == Flavour::Legacy && works(Flavour::Legacy) && there(Flavour::Legacy));
+    vec![if legacy {
+        Flavour::Legacy
+    } else {
+        Flavour::Nft
+    }]
+}

@@ -1,0 +1,284 @@
+//! Makes rule sets from the templates in `iptables/`.
+//!
+//! A template is in the save format, with placeholders in braces:
+//!
+//! | placeholder | becomes |
+//! |---|---|
+//! | `{from-inside}`, `{to-inside}` | `-i IFACE` or `-s NET`, `-o IFACE` or `-d NET`: the line once for each inside, none if there is none |
+//! | `{sports}`, `{dports}` | the match for the control ports as source or destination: the line once per 15 ports |
+//! | `{queue}` | `--queue-num N` or `--queue-balance A:B`, and `--queue-bypass` if unseen packets shall pass |
+//! | `{mark}` | `BIT/BIT` |
+//! | `{local}`, `{ipv4}`, `{ipv6}` in front | the line, if this host itself is served, or for that family only |
+//! | `{steering}` alone | the template that `rules install` loads |
+
+use super::RulesError;
+use super::steering::{Inside, Steering};
+use crate::nat::xtables::Family;
+
+/// What `rules install` loads.
+const STEERING: &str = include_str!("../../../iptables/steering.rules");
+
+/// xt_multiport's own limit.
+const PORTS_PER_RULE: usize = 15;
+
+/// A whole rule set to start from: the user's part and ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Example {
+    /// The name of its file in `iptables/`.
+    pub name: &'static str,
+    text: &'static str,
+}
+
+/// All examples.
+pub const EXAMPLES: [Example; 4] = [
+    Example {
+        name: "gateway",
+        text: include_str!("../../../iptables/gateway.rules"),
+    },
+    Example {
+        name: "local-server",
+        text: include_str!("../../../iptables/local-server.rules"),
+    },
+    Example {
+        name: "client-firewall",
+        text: include_str!("../../../iptables/client-firewall.rules"),
+    },
+    Example {
+        name: "default-drop-host",
+        text: include_str!("../../../iptables/default-drop-host.rules"),
+    },
+];
+
+impl Example {
+    /// The rule set, filled in.
+    ///
+    /// # Errors
+    /// [`RulesError::Input`] if the steering makes no sense.
+    pub fn print(&self, steering: &Steering, family: Family) -> Result<String, RulesError> {
+        steering.check()?;
+        Ok(expand(self.text, steering, family))
+    }
+}
+
+/// The rules that [`install`](super::Rules::install) loads, as text for
+/// `iptables-restore --noflush` (`ip6tables-restore` for IPv6).
+///
+/// # Errors
+/// [`RulesError::Input`] if the steering makes no sense.
+pub fn print(steering: &Steering, family: Family) -> Result<String, RulesError> {
+    steering.check()?;
+    Ok(expand(STEERING, steering, family))
+}
+
+fn expand(template: &str, steering: &Steering, family: Family) -> String {
+    let mut out = String::with_capacity(template.len() * 2);
+    for line in template.lines() {
+        if line == "{steering}" {
+            out.push_str(&expand(STEERING, steering, family));
+            continue;
+        }
+        let Some(line) = wanted(line, steering, family) else {
+            continue;
+        };
+        if line.starts_with('#') {
+            out.push_str(line);
+            out.push('\n');
+            continue;
+        }
+        let mut lines = vec![line.to_owned()];
+        for (name, values) in values(steering, family) {
+            lines = lines
+                .iter()
+                .flat_map(|l| substitute(l, name, &values))
+                .collect();
+        }
+        for line in lines {
+            out.push_str(&line);
+            out.push('\n');
+        }
+    }
+    out
+}
+
+/// Takes the conditions off the front of a line; `None` if one of them isn't met.
+fn wanted<'a>(mut line: &'a str, steering: &Steering, family: Family) -> Option<&'a str> {
+    let conditions = [
+        ("{local} ", steering.local),
+        ("{ipv4} ", family == Family::V4),
+        ("{ipv6} ", family == Family::V6),
+    ];
+    for (prefix, met) in conditions {
+        if let Some(rest) = line.strip_prefix(prefix) {
+            line = met.then_some(rest)?;
+        }
+    }
+    Some(line)
+}
+
+/// The line once for each value, or as it is if it doesn't name the placeholder.
+fn substitute(line: &str, name: &str, values: &[String]) -> Vec<String> {
+    if !line.contains(name) {
+        return vec![line.to_owned()];
+    }
+    values.iter().map(|v| line.replace(name, v)).collect()
+}
+
+fn values(steering: &Steering, family: Family) -> [(&'static str, Vec<String>); 6] {
+    let insides = |iface: &str, net: &str| -> Vec<String> {
+        let mut all: Vec<&Inside> = steering.inside.iter().filter(|i| i.is_in(family)).collect();
+        all.sort();
+        all.dedup();
+        all.iter()
+            .map(|inside| match inside {
+                Inside::Iface(_) => format!("{iface} {inside}"),
+                Inside::Net(_) => format!("{net} {inside}"),
+            })
+            .collect()
+    };
+    let bit = steering.mark.bit();
+    [
+        ("{from-inside}", insides("-i", "-s")),
+        ("{to-inside}", insides("-o", "-d")),
+        ("{sports}", ports(steering, "--sport")),
+        ("{dports}", ports(steering, "--dport")),
+        ("{queue}", vec![queue(steering)]),
+        ("{mark}", vec![format!("{bit:#x}/{bit:#x}")]),
+    ]
+}
+
+fn ports(steering: &Steering, option: &str) -> Vec<String> {
+    let mut ports = steering.ports.clone();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+        .chunks(PORTS_PER_RULE)
+        .map(|chunk| match chunk {
+            [port] => format!("{option} {port}"),
+            _ => {
+                let list: Vec<String> = chunk.iter().map(u16::to_string).collect();
+                format!("-m multiport {option}s {}", list.join(","))
+            }
+        })
+        .collect()
+}
+
+fn queue(steering: &Steering) -> String {
+    let (first, count) = (steering.queues.first, steering.queues.count);
+    let bypass = if steering.fail_open {
+        " --queue-bypass"
+    } else {
+        ""
+    };
+    if count > 1 {
+        let last = first.saturating_add(count - 1);
+        format!("--queue-balance {first}:{last}{bypass}")
+    } else {
+        format!("--queue-num {first}{bypass}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nat::rules::steering::Queues;
+    use crate::nat::xtables::save::Ruleset;
+
+    fn steering(inside: &[&str], local: bool, ports: &[u16]) -> Steering {
+        Steering {
+            inside: inside.iter().map(|i| i.parse().unwrap()).collect(),
+            local,
+            ports: ports.to_vec(),
+            ..Steering::default()
+        }
+    }
+
+    fn rules(text: &str) -> Vec<&str> {
+        text.lines()
+            .filter(|l| l.starts_with("-A") || l.starts_with("-I"))
+            .collect()
+    }
+
+    #[test]
+    fn a_gateway() {
+        let text = print(&steering(&["eth1"], false, &[21]), Family::V4).unwrap();
+        assert_eq!(
+            rules(&text),
+            [
+                r#"-A FTPALG-EGRESS -p tcp --sport 21 -m comment --comment "ftpalg:egress" -j NFQUEUE --queue-num 0"#,
+                r#"-A FTPALG-EGRESS -p tcp --dport 21 -m comment --comment "ftpalg:egress" -j NFQUEUE --queue-num 0"#,
+                r#"-A PREROUTING -i eth1 -m comment --comment "ftpalg:egress" -j FTPALG-EGRESS"#,
+                r#"-A FTPALG-INGRESS -p tcp --sport 21 -m comment --comment "ftpalg:ingress" -j NFQUEUE --queue-num 0"#,
+                r#"-A FTPALG-INGRESS -p tcp --dport 21 -m comment --comment "ftpalg:ingress" -j NFQUEUE --queue-num 0"#,
+                r#"-A POSTROUTING -o eth1 -m comment --comment "ftpalg:ingress" -j FTPALG-INGRESS"#,
+                r#"-A FTPALG-DATA -p tcp -m connmark --mark 0x40000000/0x40000000 -m comment --comment "ftpalg:data" -j ACCEPT"#,
+                r#"-I FORWARD -m comment --comment "ftpalg:data" -j FTPALG-DATA"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn networks_go_to_their_own_family() {
+        let steering = steering(&["10.0.0.0/8", "fd00::/8"], false, &[21]);
+        let v4 = print(&steering, Family::V4).unwrap();
+        assert!(v4.contains("-A PREROUTING -s 10.0.0.0/8 ") && !v4.contains("fd00"));
+        let v6 = print(&steering, Family::V6).unwrap();
+        assert!(v6.contains("-A POSTROUTING -d fd00::/8 ") && !v6.contains("10.0"));
+    }
+
+    #[test]
+    fn a_local_server() {
+        let text = print(&steering(&[], true, &[21]), Family::V4).unwrap();
+        let rules = rules(&text);
+        assert!(rules.iter().any(|r| r.starts_with("-A OUTPUT ! -o lo ")));
+        assert!(rules.iter().any(|r| r.starts_with("-A INPUT ! -i lo ")));
+        assert!(rules.iter().any(|r| r.starts_with("-I INPUT ")));
+        assert!(!rules.iter().any(|r| r.contains("ROUTING")));
+    }
+
+    #[test]
+    fn many_ports_and_queues() {
+        let mut many = steering(&["a", "b", "a"], false, &(1..=16).collect::<Vec<_>>());
+        many.queues = Queues { first: 4, count: 4 };
+        many.fail_open = true;
+        let text = print(&many, Family::V4).unwrap();
+        assert!(text.contains("--sports 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15 "));
+        assert!(text.contains(" --dport 16 "));
+        assert!(text.contains("--queue-balance 4:7 --queue-bypass\n"));
+        assert_eq!(text.matches("-A PREROUTING -i ").count(), 2);
+    }
+
+    #[test]
+    fn every_rule_of_ours_is_tagged_and_every_line_is_understood() {
+        for family in Family::ALL {
+            let steering = steering(&["eth1", "10.0.0.0/8", "fd00::/8"], true, &[21, 2121]);
+            for text in EXAMPLES
+                .iter()
+                .map(|e| e.print(&steering, family))
+                .chain([print(&steering, family)])
+            {
+                let text = text.unwrap();
+                assert!(!text.contains(['{', '}']), "{text}");
+                let set = Ruleset::parse(&text);
+                assert_eq!(set.skipped, 0);
+                for rule in set.tables.iter().flat_map(|t| &t.rules) {
+                    let ours = rule.spec.contains("FTPALG") || rule.chain.starts_with("FTPALG");
+                    assert_eq!(
+                        ours,
+                        rule.comment().is_some_and(|c| c.starts_with("ftpalg:")),
+                        "{rule:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(print(&steering(&[], false, &[21]), Family::V4).is_err());
+        assert!(
+            EXAMPLES[0]
+                .print(&steering(&["eth1"], false, &[]), Family::V4)
+                .is_err()
+        );
+    }
+}

@@ -1,0 +1,329 @@
+//! Runs a program to its end: no shell, bounded in time and in output.
+
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// More than this much output of a program is an error: 64 MiB, some 500,000 rules.
+const MAX_OUTPUT: usize = 64 << 20;
+
+/// Why a program didn't do what it was started for.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// It could not be started or spoken to.
+    #[error("{program}: {source}")]
+    Io {
+        /// The program's file name.
+        program: String,
+        /// The error.
+        source: io::Error,
+    },
+    /// It ended with an error.
+    #[error("{program}: {message}")]
+    Failed {
+        /// The program's file name.
+        program: String,
+        /// The first line that it wrote to stderr, or its exit status.
+        message: String,
+    },
+    /// It took too long and was killed.
+    #[error(
+        "{program}: no end after {limit:?}: killed (is another program holding the xtables lock?)"
+    )]
+    TimedOut {
+        /// The program's file name.
+        program: String,
+        /// What it was given.
+        limit: Duration,
+    },
+}
+
+impl CommandError {
+    /// The program's file name.
+    #[must_use]
+    pub fn program(&self) -> &str {
+        match self {
+            Self::Io { program, .. }
+            | Self::Failed { program, .. }
+            | Self::TimedOut { program, .. } => program,
+        }
+    }
+
+    /// What went wrong, without the program's name.
+    #[must_use]
+    pub fn message(&self) -> String {
+        let whole = self.to_string();
+        whole
+            .strip_prefix(&format!("{}: ", self.program()))
+            .map_or_else(|| whole.clone(), str::to_owned)
+    }
+}
+
+/// Runs `program` with `input` on its stdin, in the calling thread's network namespace, and
+/// returns what it wrote to stdout (invalid UTF-8 replaced).
+///
+/// The program gets its own process group, so that a Ctrl-C meant for us doesn't stop it halfway.
+///
+/// # Errors
+/// It could not be started, ended with an error, or wasn't done within `limit`.
+pub fn run(
+    program: &Path,
+    args: &[&str],
+    input: &str,
+    limit: Duration,
+) -> Result<String, CommandError> {
+    let name = program
+        .file_name()
+        .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let io_error = |source| CommandError::Io {
+        program: name.clone(),
+        source,
+    };
+    let deadline = Instant::now() + limit;
+    let mut child = Command::new(program)
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .map_err(io_error)?;
+    let talked = talk(&mut child, input.as_bytes(), deadline)
+        .and_then(|output| wait(&mut child, deadline).map(|status| (output, status)));
+    let (output, status) = match talked {
+        Ok(done) => done,
+        Err(e) => {
+            // Both fail only if it ended by itself meanwhile.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(if e.kind() == io::ErrorKind::TimedOut {
+                CommandError::TimedOut {
+                    program: name,
+                    limit,
+                }
+            } else {
+                io_error(e)
+            });
+        }
+    };
+    if status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(CommandError::Failed {
+        message: complaint(&output.stderr, &name).unwrap_or_else(|| status.to_string()),
+        program: name,
+    })
+}
+
+struct Output {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+}
+
+/// Feeds stdin and drains stdout and stderr until the program closes both.
+fn talk(child: &mut Child, mut input: &[u8], deadline: Instant) -> io::Result<Output> {
+    let mut stdin = child.stdin.take();
+    let mut stdout = child.stdout.take();
+    let mut stderr = child.stderr.take();
+    if let Some(f) = &stdin {
+        set_nonblocking(f)?;
+    }
+    if let Some(f) = &stdout {
+        set_nonblocking(f)?;
+    }
+    if let Some(f) = &stderr {
+        set_nonblocking(f)?;
+    }
+    let mut output = Output {
+        stdout: Vec::new(),
+        stderr: Vec::new(),
+    };
+    loop {
+        if let Some(pipe) = &mut stdin {
+            match pipe.write(input) {
+                _ if input.is_empty() => stdin = None,
+                Ok(n) => input = input.get(n..).unwrap_or_default(),
+                Err(e) if is_transient(&e) => {}
+                // It doesn't want to read on: its exit status says why.
+                Err(_) => stdin = None,
+            }
+            if input.is_empty() {
+                stdin = None;
+            }
+        }
+        drain(&mut stdout, &mut output.stdout)?;
+        drain(&mut stderr, &mut output.stderr)?;
+        if stdout.is_none() && stderr.is_none() {
+            return Ok(output);
+        }
+        let mut fds = Vec::with_capacity(3);
+        if let Some(f) = &stdin {
+            fds.push(PollFd::new(f.as_fd(), PollFlags::POLLOUT));
+        }
+        if let Some(f) = &stdout {
+            fds.push(PollFd::new(f.as_fd(), PollFlags::POLLIN));
+        }
+        if let Some(f) = &stderr {
+            fds.push(PollFd::new(f.as_fd(), PollFlags::POLLIN));
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let millis = u16::try_from(left.as_millis().saturating_add(1)).unwrap_or(u16::MAX);
+        match poll(&mut fds, PollTimeout::from(millis)) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn set_nonblocking(file: &impl AsFd) -> io::Result<()> {
+    // A pipe end that was just made has no other status flags.
+    fcntl(file, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+fn is_transient(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+/// Reads what is there; `pipe` becomes `None` at its end.
+fn drain<R: Read>(pipe: &mut Option<R>, into: &mut Vec<u8>) -> io::Result<()> {
+    let Some(reader) = pipe else { return Ok(()) };
+    match reader.read_to_end(into) {
+        Ok(_) => *pipe = None,
+        Err(e) if is_transient(&e) => {}
+        Err(e) => return Err(e),
+    }
+    if into.len() > MAX_OUTPUT {
+        return Err(io::Error::other("wrote more than 64 MiB"));
+    }
+    Ok(())
+}
+
+/// Collects the exit status of a program that closed its output: as a rule it is there at once.
+fn wait(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
+    let mut pause = Duration::from_micros(50);
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(5));
+    }
+}
+
+/// The first line of `stderr` that says something, without the tool's own name and version.
+fn complaint(stderr: &[u8], program: &str) -> Option<String> {
+    let text = String::from_utf8_lossy(stderr);
+    let mut lines = text
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty() && !l.starts_with('#') && !l.starts_with("Another app is"));
+    let first = lines.next()?;
+    // `iptables-nft-restore v1.8.9 (nf_tables): what` and, broken, `…: ` with `what` below it.
+    let stem = program.split('-').next().unwrap_or(program);
+    let said = match first.split_once(": ") {
+        Some((head, rest)) if head.starts_with(stem) => rest,
+        _ if first.starts_with(stem) && first.ends_with(':') => "",
+        _ => first,
+    };
+    let said = match said.trim() {
+        "" => lines.next()?,
+        said => said,
+    };
+    Some(said.chars().take(300).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn input_larger_than_a_pipe_comes_back() {
+        let input = "x".repeat(1 << 20);
+        assert_eq!(
+            run(Path::new("/bin/cat"), &[], &input, LONG).unwrap(),
+            input
+        );
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_killed() {
+        let start = Instant::now();
+        let e = run(
+            Path::new("/bin/sleep"),
+            &["60"],
+            "",
+            Duration::from_millis(50),
+        )
+        .unwrap_err();
+        assert!(matches!(e, CommandError::TimedOut { .. }), "{e}");
+        assert!(start.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn one_that_closes_its_output_and_stays_is_killed() {
+        let e = run(
+            Path::new("/bin/sh"),
+            &["-c", "exec >&- 2>&-; sleep 60"],
+            "",
+            Duration::from_millis(100),
+        )
+        .unwrap_err();
+        assert!(matches!(e, CommandError::TimedOut { .. }), "{e}");
+    }
+
+    #[test]
+    fn one_that_does_not_read_its_input_is_no_error() {
+        let input = "x".repeat(1 << 20);
+        assert_eq!(run(Path::new("/bin/true"), &[], &input, LONG).unwrap(), "");
+    }
+
+    #[test]
+    fn failure_tells_the_first_line_of_stderr() {
+        let e = run(
+            Path::new("/bin/sh"),
+            &["-c", "echo >&2; echo wrong >&2; echo more >&2; exit 3"],
+            "",
+            LONG,
+        )
+        .unwrap_err();
+        assert_eq!(e.to_string(), "sh: wrong");
+        assert_eq!(e.message(), "wrong");
+        let e = run(Path::new("/bin/false"), &[], "", LONG).unwrap_err();
+        assert_eq!(e.to_string(), "false: exit status: 1");
+        let e = run(Path::new("/nonexistent/tool"), &[], "", LONG).unwrap_err();
+        assert!(e.to_string().starts_with("tool: "), "{e}");
+    }
+
+    #[test]
+    fn the_name_and_version_before_a_complaint_are_dropped() {
+        let said = |s: &str| complaint(s.as_bytes(), "iptables-nft-restore");
+        assert_eq!(
+            said("iptables-nft-restore v1.8.9 (nf_tables): Chain 'X' does not exist\nError"),
+            Some("Chain 'X' does not exist".into())
+        );
+        assert_eq!(
+            said("iptables-nft-restore v1.8.9 (nf_tables): \nline 2: CHAIN_ADD failed"),
+            Some("line 2: CHAIN_ADD failed".into())
+        );
+        assert_eq!(said("# Warning: x\n\n"), None);
+    }
+}

@@ -1,0 +1,97 @@
+//! The kernel's own counters of its queues.
+
+use std::{fs, io};
+
+use serde::Serialize;
+
+/// Where the kernel shows them: those of the reader's network namespace, to root only.
+const PATH: &str = "/proc/net/netfilter/nfnetlink_queue";
+
+/// What the kernel tells about one queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// The queue's number.
+    pub queue: u16,
+    /// The netlink port of the program that reads it, which mostly is its process id.
+    #[serde(skip)]
+    pub port: u32,
+    /// Packets that wait for an answer now.
+    pub waiting: u64,
+    /// Packets dropped because the queue was full.
+    pub dropped_full: u64,
+    /// Packets dropped because the reader's socket buffer was full.
+    pub dropped_buffer: u64,
+    /// Packets queued so far.
+    pub queued: u64,
+}
+
+impl Counters {
+    /// Reads a line: number, port, waiting, copy mode, copy range, both drops, sequence, 1.
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.split_ascii_whitespace();
+        let queue = fields.next()?.parse().ok()?;
+        let port = fields.next()?.parse().ok()?;
+        let waiting = fields.next()?.parse().ok()?;
+        let dropped_full = fields.nth(2)?.parse().ok()?;
+        let dropped_buffer = fields.next()?.parse().ok()?;
+        let queued = fields.next()?.parse().ok()?;
+        Some(Self {
+            queue,
+            port,
+            waiting,
+            dropped_full,
+            dropped_buffer,
+            queued,
+        })
+    }
+}
+
+/// The counters of all queues of this network namespace that have a reader.
+///
+/// # Errors
+/// If `/proc` doesn't show them (not root, not mounted, no NFQUEUE).
+pub fn counters() -> io::Result<Vec<Counters>> {
+    // The thread's view: /proc/net is that of the process's main thread.
+    let text = fs::read_to_string(PATH.replace("/proc/", "/proc/thread-self/"))?;
+    Ok(text.lines().filter_map(Counters::parse).collect())
+}
+
+/// Who reads a queue, as ` (pid N, name)`; empty where that can't be told.
+#[must_use]
+pub fn holder(queue: u16) -> String {
+    let Some(port) = counters()
+        .ok()
+        .and_then(|all| all.into_iter().find(|c| c.queue == queue))
+        .map(|c| c.port)
+    else {
+        return String::new();
+    };
+    // Only a program's first netlink socket has its process id for a port.
+    match fs::read_to_string(format!("/proc/{port}/comm")) {
+        Ok(name) => format!(" (pid {port}, {})", name.trim_end().escape_default()),
+        Err(_) => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read() {
+        let line = " 2121  25253     3 2 65535     7     9     1042  1";
+        assert_eq!(
+            Counters::parse(line),
+            Some(Counters {
+                queue: 2121,
+                port: 25253,
+                waiting: 3,
+                dropped_full: 7,
+                dropped_buffer: 9,
+                queued: 1042
+            })
+        );
+        assert_eq!(Counters::parse(""), None);
+        assert_eq!(Counters::parse("2121 1 2"), None);
+    }
+}

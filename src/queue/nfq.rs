@@ -1,0 +1,174 @@
+//! The queue by way of the `nfq` crate.
+//!
+//! What the crate leaves open is done here: its socket is made close-on-exec (a tool that the
+//! daemon runs would keep the queue bound otherwise), and its receive buffer holds what the queue
+//! may hold (a full buffer drops packets even where the queue is to fail open). The crate doesn't
+//! tell its descriptor, so that is looked up in `/proc/self/fd`.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, RawFd};
+use std::path::PathBuf;
+
+use filedescriptor::FileDescriptor;
+use nfq::{Queue, Verdict};
+use nix::errno::Errno;
+use nix::sys::socket::{NetlinkAddr, getsockname, setsockopt, sockopt};
+
+use super::{Answer, Handler, Hook, OpenError, Options, PacketQueue, ServeError, kernel};
+
+/// Receive buffer per packet that may wait, in bytes as `setsockopt` takes it (the kernel doubles
+/// it). A queued packet of 1,500 bytes is accounted for with 2,304 to 4,352 bytes.
+const BUFFER_PER_PACKET: u32 = 2304;
+
+/// Never less than this, in bytes.
+const MIN_BUFFER: usize = 256 * 1024;
+
+/// A queue that the `nfq` crate reads. Closing it (dropping it) unbinds it; what waits is dropped.
+pub struct NfqQueue {
+    queue: Queue,
+    number: u16,
+    out: Vec<u8>,
+}
+
+impl NfqQueue {
+    /// Binds and configures a queue of the calling thread's network namespace.
+    ///
+    /// To be called before any rule sends packets to it (the crate loses packets that arrive
+    /// while it configures), and before other threads open sockets.
+    ///
+    /// # Errors
+    /// If another program has it, or the kernel refuses.
+    pub fn open(number: u16, options: &Options) -> Result<Self, OpenError> {
+        let failed = |what| {
+            move |source: io::Error| OpenError::System {
+                number,
+                what,
+                source,
+            }
+        };
+        let before = sockets();
+        let mut queue = Queue::open().map_err(|e| match e.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT) => OpenError::Unsupported,
+            _ => failed("socket")(e),
+        })?;
+        match socket_since(&before) {
+            Some(socket) => widen(&socket, options.max_len),
+            None => log::warn!(
+                "queue {number}: /proc/self/fd doesn't show its socket, so its buffer stays small"
+            ),
+        }
+        // Nothing this process has open is meant for the tools that it runs.
+        close_fds::set_fds_cloexec(3, &[]);
+
+        queue.bind(number).map_err(|e| bind_error(number, e))?;
+        queue
+            .set_copy_range(number, u16::MAX)
+            .map_err(failed("copy range"))?;
+        queue
+            .set_queue_max_len(number, options.max_len)
+            .map_err(failed("length"))?;
+        // The kernel cuts large packets and completes checksums before it queues them.
+        queue.set_recv_gso(number, false).map_err(failed("GSO"))?;
+        queue
+            .set_fail_open(number, options.fail_open)
+            .map_err(failed("fail open"))?;
+        // ENOBUFS stays off, as the crate has it: a socket that reports it is closed to further
+        // packets until it is read empty. The kernel's counters tell of overruns.
+        Ok(Self {
+            queue,
+            number,
+            out: Vec::new(),
+        })
+    }
+}
+
+impl PacketQueue for NfqQueue {
+    fn number(&self) -> u16 {
+        self.number
+    }
+
+    fn serve(&mut self, handler: &mut dyn Handler) -> Result<usize, ServeError> {
+        let mut message = self.queue.recv().map_err(ServeError::Receive)?;
+        self.out.clear();
+        let hook = Hook::from_number(message.get_hook());
+        let answer = handler.packet(hook, message.get_payload(), &mut self.out);
+        message.set_verdict(match answer {
+            Answer::Accept | Answer::Replace => Verdict::Accept,
+            Answer::Drop => Verdict::Drop,
+        });
+        if answer == Answer::Replace {
+            if self.out.len() == message.get_payload().len() {
+                message.get_payload_mut().copy_from_slice(&self.out);
+            } else {
+                message.set_payload(self.out.as_slice());
+            }
+        }
+        self.queue.verdict(message).map_err(ServeError::Verdict)?;
+        Ok(1)
+    }
+}
+
+/// What a failed `bind` means; the capability was checked before.
+fn bind_error(number: u16, source: io::Error) -> OpenError {
+    match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EPERM | Errno::EBUSY) => OpenError::InUse {
+            number,
+            holder: kernel::holder(number),
+        },
+        // nfnetlink answers this where no subsystem "queue" is registered.
+        Some(Errno::EINVAL | Errno::EOPNOTSUPP) => OpenError::Unsupported,
+        _ => OpenError::System {
+            number,
+            what: "bind",
+            source,
+        },
+    }
+}
+
+/// Makes the receive buffer large enough for as many packets as the queue may hold, so that the
+/// queue's own limit is the one that bites.
+fn widen(socket: &impl AsFd, max_len: u32) {
+    let size = usize::try_from(u64::from(max_len) * u64::from(BUFFER_PER_PACKET))
+        .unwrap_or(usize::MAX)
+        .clamp(MIN_BUFFER, i32::MAX as usize / 2);
+    // Beyond the system's limit with CAP_NET_ADMIN in the initial user namespace, else up to it.
+    if setsockopt(socket, sockopt::RcvBufForce, &size).is_err()
+        && let Err(e) = setsockopt(socket, sockopt::RcvBuf, &size)
+    {
+        log::warn!("the queue's receive buffer can't be widened: {e}");
+    }
+}
+
+/// The sockets that this process has open: descriptor and identity.
+fn sockets() -> HashMap<RawFd, PathBuf> {
+    let Ok(entries) = fs::read_dir("/proc/self/fd") else {
+        return HashMap::new();
+    };
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let fd = entry.file_name().to_str()?.parse().ok()?;
+            let target = fs::read_link(entry.path()).ok()?;
+            target
+                .to_str()?
+                .starts_with("socket:")
+                .then_some((fd, target))
+        })
+        .collect()
+}
+
+/// A second descriptor of the netlink socket that was opened after `before` was taken, if that is
+/// exactly one.
+fn socket_since(before: &HashMap<RawFd, PathBuf>) -> Option<File> {
+    let mut new = sockets()
+        .into_iter()
+        .filter(|(fd, target)| before.get(fd) != Some(target))
+        .filter_map(|(fd, _)| FileDescriptor::dup(&fd).ok()?.as_file().ok())
+        .filter(|socket| {
+            getsockname::<NetlinkAddr>(std::os::fd::AsRawFd::as_raw_fd(socket)).is_ok()
+        });
+    let socket = new.next()?;
+    new.next().is_none().then_some(socket)
+}

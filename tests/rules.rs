@@ -1,0 +1,1021 @@
+//! Steering and accept rules, and the iptables backend, against the running kernel: what is
+//! installed, and that nothing of it is left behind. Needs root; makes network namespaces.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use ftpalg::nat::backend::iptables::Iptables;
+use ftpalg::nat::backend::{Backend, Mark};
+use ftpalg::nat::pinhole::Pinhole;
+use ftpalg::nat::rules::{Installed, KernelTables, Queues, Rules, Steering, print};
+use ftpalg::nat::xtables::tools::Tools;
+use ftpalg::nat::xtables::{Family, Flavour};
+use nix::sched::{CloneFlags, setns};
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// How long a connection that comes about may take (a SYN is sent again after a second).
+const ACCEPTED: Duration = Duration::from_secs(5);
+/// How long a connection that must not come about is tried.
+const REFUSED: Duration = Duration::from_millis(600);
+
+/// A network namespace; gone when dropped.
+struct Ns(String);
+
+impl Ns {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("fr-{}-{n}", std::process::id());
+        run(Command::new("ip").args(["netns", "add", &name]));
+        let ns = Self(name);
+        ns.sh("ip link set lo up");
+        ns
+    }
+
+    /// One with interfaces `lan` (192.168.1.1/24) and `wan` (203.0.113.1/24).
+    fn gateway() -> Self {
+        let ns = Self::new();
+        for (dev, addr) in [("lan", "192.168.1.1/24"), ("wan", "203.0.113.1/24")] {
+            ns.sh(&format!(
+                "ip link add {dev} type veth peer name {dev}-far; ip addr add {addr} dev {dev}
+                 ip link set {dev} up; ip link set {dev}-far up"
+            ));
+        }
+        ns
+    }
+
+    /// Runs something on a thread of its own that lives in here.
+    fn within<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            scope
+                .spawn(|| {
+                    let file = File::open(format!("/run/netns/{}", self.0)).unwrap();
+                    setns(file, CloneFlags::CLONE_NEWNET).unwrap();
+                    what()
+                })
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    fn sh(&self, script: &str) -> String {
+        self.within(|| run(Command::new("sh").args(["-ec", script])))
+    }
+
+    fn load(&self, program: &str, text: &str) {
+        self.within(|| {
+            let mut child = Command::new(program)
+                .arg("--noflush")
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut stdin = child.stdin.take().unwrap();
+            stdin.write_all(text.as_bytes()).unwrap();
+            drop(stdin);
+            assert!(child.wait().unwrap().success(), "{program}:\n{text}");
+        });
+    }
+
+    /// All rule sets, as their own tools show them, without times and counters.
+    fn ruleset(&self) -> String {
+        let all = self.sh(
+            "nft list ruleset; for f in iptables ip6tables; do for s in nft legacy; do \
+             echo == $f-$s; $f-$s-save; done; done; cat /proc/net/ip_tables_names /proc/net/ip6_tables_names",
+        );
+        all.lines()
+            .filter(|l| !l.starts_with("# Generated") && !l.starts_with("# Completed"))
+            .map(|l| without_counters(l) + "\n")
+            .collect()
+    }
+}
+
+/// Takes out `[1:60]` and `packets 1 bytes 60`: the kernel counts while we look.
+fn without_counters(line: &str) -> String {
+    let mut after_counter = false;
+    let words = line.split(' ').filter(|word| {
+        let number = after_counter;
+        after_counter = matches!(*word, "packets" | "bytes");
+        !(number || word.starts_with('[') && word.ends_with(']'))
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+impl Drop for Ns {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn rules() -> Rules {
+    Rules::new(Tools::find(), Box::new(KernelTables))
+}
+
+fn steering() -> Steering {
+    Steering {
+        inside: vec!["lan".parse().unwrap(), "10.0.0.0/8".parse().unwrap()],
+        ..Steering::default()
+    }
+}
+
+fn everything() -> Steering {
+    Steering {
+        local: true,
+        ports: vec![21, 2121],
+        queues: Queues { first: 4, count: 2 },
+        fail_open: true,
+        ..steering()
+    }
+}
+
+fn in_place(ns: &Ns, steering: &Steering) -> Vec<String> {
+    ns.within(|| rules().verify(steering)).unwrap()
+}
+
+fn install(ns: &Ns, steering: &Steering) -> Installed {
+    let installed = ns.within(|| rules().install(steering)).unwrap();
+    assert_eq!(in_place(ns, steering), [""; 0], "{}", ns.ruleset());
+    installed
+}
+
+fn remove(ns: &Ns) -> usize {
+    ns.within(|| rules().remove()).unwrap()
+}
+
+/// The hosts that people have: what is in their rule sets before we come.
+const HOSTS: [(&str, &str); 7] = [
+    ("fresh", "true"),
+    (
+        "nft",
+        "iptables-nft -t raw -A PREROUTING -p udp --dport 53 -j NOTRACK
+         iptables-nft -t mangle -A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu
+         iptables-nft -t mangle -A POSTROUTING -m comment --comment 'my \"own\" rule' -j MARK --set-mark 1
+         iptables-nft -t nat -A PREROUTING -p tcp --dport 21 -j DNAT --to-destination 192.168.1.2
+         iptables-nft -N MINE; iptables-nft -A FORWARD -j MINE; iptables-nft -P FORWARD DROP
+         ip6tables-nft -P FORWARD DROP; ip6tables-nft -A FORWARD -p ipv6-icmp -j ACCEPT",
+    ),
+    (
+        "nft with empty tables",
+        "nft add table ip raw; nft add table ip6 mangle; nft add table ip filter
+         nft add chain ip filter FORWARD '{ type filter hook forward priority filter; policy accept; }'
+         nft add table inet mine; nft add chain inet mine f '{ type filter hook forward priority 0; }'",
+    ),
+    (
+        "nft with native chains of its own in a table of that name",
+        "nft add table ip raw; nft add set ip raw s '{ type ipv4_addr; }'
+         nft add chain ip raw prerouting '{ type filter hook prerouting priority raw; }'
+         nft add rule ip raw prerouting tcp dport 5 notrack",
+    ),
+    (
+        "legacy",
+        "iptables-legacy -t nat -A PREROUTING -p tcp --dport 21 -j DNAT --to-destination 192.168.1.2
+         iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT",
+    ),
+    (
+        "legacy with raw and mangle",
+        "iptables-legacy -t raw -A PREROUTING -p udp --dport 53 -j NOTRACK
+         iptables-legacy -t mangle -A POSTROUTING -j MARK --set-mark 1
+         iptables-legacy -t nat -A POSTROUTING -o wan -j MASQUERADE; iptables-legacy -P FORWARD DROP",
+    ),
+    (
+        "both",
+        "iptables-legacy -t nat -A PREROUTING -p tcp --dport 21 -j DNAT --to-destination 192.168.1.2
+         iptables-legacy -P FORWARD DROP
+         iptables-nft -A FORWARD -i lan -j ACCEPT; iptables-nft -P FORWARD DROP; ip6tables-nft -P INPUT DROP",
+    ),
+];
+
+#[test]
+fn nothing_is_left_behind() {
+    for (host, setup) in HOSTS {
+        let ns = Ns::gateway();
+        ns.sh(setup);
+        let before = ns.ruleset();
+        for steering in [steering(), everything()] {
+            // Nothing is there yet, and looking makes nothing.
+            assert!(!in_place(&ns, &steering).is_empty(), "{host}");
+            assert_eq!(ns.ruleset(), before, "{host}: looking");
+
+            install(&ns, &steering);
+            let once = ns.ruleset();
+            assert_ne!(once, before, "{host}");
+            install(&ns, &steering);
+            assert_eq!(
+                ns.ruleset().lines().count(),
+                once.lines().count(),
+                "{host}: twice"
+            );
+            assert!(remove(&ns) > 0, "{host}");
+            assert_eq!(ns.ruleset(), before, "{host}");
+            assert_eq!(remove(&ns), 0, "{host}");
+            assert_eq!(ns.ruleset(), before, "{host}: twice");
+        }
+    }
+}
+
+#[test]
+fn a_killed_daemon_with_another_configuration_leaves_nothing() {
+    for (host, setup) in HOSTS {
+        let ns = Ns::gateway();
+        ns.sh(setup);
+        let before = ns.ruleset();
+        // The first never removes its rules: its holes, chains of another set, hand-made rests.
+        install(&ns, &everything());
+        ns.within(|| {
+            let mut backend = backend();
+            backend.install().unwrap();
+            backend
+                .open(
+                    &hole("203.0.113.9", "203.0.113.1:4000", "192.168.1.2:4000", None),
+                    MINUTE,
+                )
+                .unwrap();
+        });
+        let local = Steering {
+            inside: vec![],
+            local: true,
+            ..Steering::default()
+        };
+        install(&ns, &local);
+        let now = ns.ruleset();
+        assert!(!now.contains("-A PREROUTING -i lan"), "{host}: {now}");
+        assert!(now.contains("ftpalg:pinhole"), "{host}: live holes stay");
+        install(&ns, &steering());
+        remove(&ns);
+        assert_eq!(ns.ruleset(), before, "{host}");
+    }
+}
+
+#[test]
+fn steering_follows_the_users_flavour_and_makes_no_legacy_table() {
+    let places = |host: &str| {
+        let (_, setup) = HOSTS.iter().find(|(name, _)| *name == host).unwrap();
+        let ns = Ns::gateway();
+        ns.sh(setup);
+        let installed = install(&ns, &steering());
+        let mut places: Vec<String> = installed
+            .places
+            .iter()
+            .filter(|at| at.family == Family::V4)
+            .map(|at| format!("{} {}", at.flavour, at.table))
+            .collect();
+        places.sort();
+        (installed.choice.flavour, places.join(", "))
+    };
+    let all_nft = "nft filter, nft mangle, nft raw".to_owned();
+    assert_eq!(places("fresh"), (Flavour::Nft, all_nft.clone()));
+    assert_eq!(places("nft"), (Flavour::Nft, all_nft));
+    assert_eq!(
+        places("legacy"),
+        (Flavour::Legacy, "legacy filter, nft mangle, nft raw".into())
+    );
+    assert_eq!(
+        places("legacy with raw and mangle"),
+        (
+            Flavour::Legacy,
+            "legacy filter, legacy mangle, legacy raw".into()
+        )
+    );
+    assert_eq!(
+        places("both"),
+        (
+            Flavour::Legacy,
+            "legacy filter, nft filter, nft mangle, nft raw".into()
+        )
+    );
+}
+
+#[test]
+fn the_users_rules_come_first_and_accepts_come_before_them() {
+    let ns = Ns::gateway();
+    ns.sh("iptables-nft -t raw -A PREROUTING -p udp -j NOTRACK; iptables-nft -A FORWARD -j DROP");
+    install(&ns, &steering());
+    let chain = |table: &str, chain: &str| ns.sh(&format!("iptables-nft -t {table} -S {chain}"));
+    let raw = chain("raw", "PREROUTING");
+    assert!(raw.lines().nth(1).unwrap().contains("udp"), "{raw}");
+    let forward = chain("filter", "FORWARD");
+    assert!(
+        forward.lines().nth(1).unwrap().contains("FTPALG-DATA"),
+        "{forward}"
+    );
+}
+
+#[test]
+fn what_came_while_we_were_there_stays() {
+    let ns = Ns::gateway();
+    install(&ns, &steering());
+    ns.sh("iptables-nft -t raw -A PREROUTING -p udp -j NOTRACK; iptables-nft -P FORWARD DROP");
+    ns.sh("nft add table ip mangle; nft add set ip mangle s '{ type ipv4_addr; }'");
+    remove(&ns);
+    let other = Ns::gateway();
+    other.sh("nft add table ip filter; nft add chain ip filter FORWARD '{ type filter hook forward priority filter; policy drop; }'");
+    let nft = |ns: &Ns| ns.sh("nft list table ip filter");
+    assert_eq!(nft(&ns), nft(&other));
+    assert!(
+        ns.sh("iptables-nft -t raw -S")
+            .contains("-A PREROUTING -p udp")
+    );
+    assert!(ns.sh("nft list table ip mangle").contains("set s"));
+    assert!(!ns.ruleset().to_lowercase().contains("ftpalg"));
+}
+
+#[test]
+fn verify_sees_a_flush_and_another_configuration() {
+    let ns = Ns::gateway();
+    install(&ns, &steering());
+    assert!(!in_place(&ns, &everything()).is_empty());
+    for flush in [
+        "iptables-nft -t mangle -F POSTROUTING",
+        "iptables-nft -t raw -F FTPALG-EGRESS",
+        "iptables-nft -F",
+        "nft flush ruleset",
+    ] {
+        ns.sh(flush);
+        assert!(!in_place(&ns, &steering()).is_empty(), "{flush}");
+        install(&ns, &steering());
+    }
+    ns.sh("iptables-legacy -P FORWARD DROP");
+    assert!(
+        !in_place(&ns, &steering()).is_empty(),
+        "a legacy filter that can drop came up"
+    );
+}
+
+#[test]
+fn counters_of_the_users_rules_stay() {
+    for flavour in Flavour::ALL {
+        let ns = Ns::gateway();
+        // Rules' counters: those of legacy policies start anew with each change, by anybody.
+        let save = format!("iptables-{flavour}-save -c | grep '^\\['");
+        ns.sh(&format!(
+            "for t in raw mangle; do iptables-{flavour} -t $t -A OUTPUT -o lo -p udp; done
+             iptables-{flavour} -t mangle -A INPUT -i lo -p udp; iptables-{flavour} -A INPUT -i lo -p udp"
+        ));
+        ns.within(|| {
+            let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.send_to(b"x", socket.local_addr().unwrap()).unwrap();
+        });
+        let before = ns.sh(&save);
+        assert!(before.contains("[1:29]"), "{before}");
+        install(&ns, &everything());
+        remove(&ns);
+        assert_eq!(ns.sh(&save), before);
+    }
+}
+
+/// A directory of tools in which one restore fails for a table.
+struct Broken(PathBuf);
+
+impl Broken {
+    fn new(fails_for: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!(
+            "ftpalg-broken-{}-{}",
+            std::process::id(),
+            fails_for.replace(|c: char| !c.is_alphanumeric(), "")
+        ));
+        let script = format!(
+            "mkdir -p {0}; cd {0}; \
+             for f in iptables ip6tables; do for s in nft legacy; do \
+             ln -sf /usr/sbin/$f-$s-save .; done; ln -sf /usr/sbin/$f-legacy-restore .; \
+             printf '#!/bin/sh\nt=$(cat)\ncase \"$t\" in *\"{fails_for}\"*) echo broken on purpose >&2; exit 1;; esac\n\
+             echo \"$t\" | exec /usr/sbin/%s-nft-restore \"$@\"\n' $f > $f-nft-restore; chmod 755 $f-nft-restore; done",
+            dir.display()
+        );
+        run(Command::new("sh").args(["-ec", &script]));
+        Self(dir)
+    }
+
+    fn rules(&self) -> Rules {
+        let tools = Tools::find_in(std::slice::from_ref(&self.0));
+        Rules::new(tools, Box::new(KernelTables))
+    }
+}
+
+impl Drop for Broken {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_failure_halfway_leaves_nothing() {
+    for fails_for in ["-A FTPALG-INGRESS", "-A FTPALG-EGRESS"] {
+        let broken = Broken::new(fails_for);
+        for (host, setup) in HOSTS {
+            let ns = Ns::gateway();
+            ns.sh(setup);
+            let before = ns.ruleset();
+            let done = ns.within(|| broken.rules().install(&everything()));
+            if host == "legacy with raw and mangle" && done.is_ok() {
+                continue;
+            }
+            let e = done.unwrap_err().to_string();
+            assert!(e.contains("-nft-restore: broken on purpose"), "{e}");
+            assert_eq!(ns.ruleset(), before, "{host}, {fails_for}");
+        }
+    }
+}
+
+#[test]
+fn a_rule_that_the_kernel_refuses_leaves_nothing() {
+    let ns = Ns::gateway();
+    // A chain of that name that iptables can't use: it hooks in elsewhere.
+    ns.sh("nft add table ip raw; nft add chain ip raw PREROUTING '{ type filter hook output priority 5; }'");
+    let before = ns.ruleset();
+    let e = ns.within(|| rules().install(&steering())).unwrap_err();
+    assert!(!e.to_string().contains('\n'), "{e}");
+    assert_eq!(ns.ruleset(), before);
+}
+
+#[test]
+fn tables_that_only_nft_can_show() {
+    let native = |table: &str, chain: &str, hook: &str| {
+        format!(
+            "nft add table ip {table}
+             nft add chain ip {table} {chain} '{{ type filter hook {hook} priority {table}; policy drop; }}'
+             nft add rule ip {table} {chain} ct state vmap '{{ established : accept }}'"
+        )
+    };
+    // The filter table: all else is installed, and it is said what to do.
+    let ns = Ns::gateway();
+    ns.sh(&native("filter", "FORWARD", "forward"));
+    let before = ns.ruleset();
+    let installed = install(&ns, &steering());
+    assert!(
+        installed.notes[0].contains("ct mark and 0x40000000 == 0x40000000"),
+        "{installed:?}"
+    );
+    install(&ns, &steering());
+    assert!(!ns.sh("nft list table ip filter").contains("FTPALG"));
+    remove(&ns);
+    assert_eq!(ns.ruleset(), before);
+
+    // The tables that steer: nothing is installed.
+    let ns = Ns::gateway();
+    ns.sh(&native("raw", "PREROUTING", "prerouting"));
+    let before = ns.ruleset();
+    let e = ns
+        .within(|| rules().install(&steering()))
+        .unwrap_err()
+        .to_string();
+    assert!(e.contains("--rules external") && !e.contains('\n'), "{e}");
+    assert_eq!(ns.ruleset(), before);
+
+    // Pinholes.
+    let ns = Ns::gateway();
+    ns.sh("nft add table ip nat; nft add chain ip nat PREROUTING '{ type nat hook prerouting priority -100; }'
+           nft add rule ip nat PREROUTING dnat to tcp dport map '{ 21 : 10.0.0.2 }'");
+    let before = ns.ruleset();
+    let e = ns.within(|| backend().install()).unwrap_err().to_string();
+    assert!(e.contains("--backend nft") && !e.contains('\n'), "{e}");
+    assert_eq!(ns.ruleset(), before);
+
+    // Somebody wrote such a rule after we came: it is said that ours couldn't be removed.
+    let ns = Ns::gateway();
+    install(&ns, &steering());
+    ns.sh("nft add rule ip filter FORWARD ct state vmap '{ established : accept }'");
+    let e = ns.within(|| rules().remove()).unwrap_err().to_string();
+    assert!(e.contains("filter") && !e.contains('\n'), "{e}");
+    assert!(
+        !ns.sh("nft list ruleset").contains("FTPALG-EGRESS"),
+        "all else is removed"
+    );
+}
+
+#[test]
+fn wrong_input_installs_nothing() {
+    let ns = Ns::gateway();
+    let before = ns.ruleset();
+    let unknown = Steering {
+        inside: vec!["nosuch0".parse().unwrap()],
+        ..Steering::default()
+    };
+    let e = ns
+        .within(|| rules().install(&unknown))
+        .unwrap_err()
+        .to_string();
+    assert!(e.contains("nosuch0") && !e.contains('\n'), "{e}");
+    assert!(ns.within(|| rules().install(&Steering::default())).is_err());
+    let no_tools = Rules::new(
+        Tools::find_in(&[PathBuf::from("/nonexistent")]),
+        Box::new(KernelTables),
+    );
+    let e = no_tools.flavour().unwrap_err().to_string();
+    assert!(e.contains("install the iptables package"), "{e}");
+    assert_eq!(ns.ruleset(), before);
+}
+
+#[test]
+fn a_host_without_ipv6_or_its_tools() {
+    let dir = Broken::new("no such text");
+    run(Command::new("sh").args(["-ec", &format!("rm {}/ip6*", dir.0.display())]));
+    let ns = Ns::gateway();
+    let before = ns.ruleset();
+    let installed = ns.within(|| dir.rules().install(&steering())).unwrap();
+    assert!(installed.places.iter().all(|at| at.family == Family::V4));
+    ns.within(|| dir.rules().remove()).unwrap();
+    assert_eq!(ns.ruleset(), before);
+}
+
+#[test]
+fn what_is_printed_can_be_loaded() {
+    for steering in [steering(), everything()] {
+        for (family, program) in [
+            (Family::V4, "iptables-nft-restore"),
+            (Family::V6, "ip6tables-nft-restore"),
+            (Family::V4, "iptables-legacy-restore"),
+        ] {
+            let ns = Ns::gateway();
+            ns.load(program, &print(&steering, family).unwrap());
+            let one = Steering {
+                families: vec![family],
+                ..steering.clone()
+            };
+            assert_eq!(in_place(&ns, &one), [""; 0], "{program}");
+            assert!(remove(&ns) > 0);
+            assert!(!ns.ruleset().to_lowercase().contains("ftpalg"));
+            for example in ftpalg::nat::rules::EXAMPLES {
+                let ns = Ns::gateway();
+                ns.load(program, &example.print(&steering, family).unwrap());
+                assert_eq!(in_place(&ns, &one), [""; 0], "{} {program}", example.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_inside_is_derived_from_the_users_rules() {
+    let derive = |setup: &str| {
+        let ns = Ns::gateway();
+        ns.sh(setup);
+        ns.within(|| rules().derive(&[21]))
+            .map(|d| {
+                assert!(!d.found.is_empty());
+                let inside: Vec<String> = d.inside.iter().map(ToString::to_string).collect();
+                (inside.join(" "), d.local)
+            })
+            .map_err(|e| e.to_string())
+    };
+    for tool in ["iptables-nft", "iptables-legacy"] {
+        for (rule, inside, local) in [
+            (
+                "PREROUTING -p tcp --dport 21 -j DNAT --to-destination 192.168.1.2",
+                "lan",
+                false,
+            ),
+            (
+                "PREROUTING -p tcp --dport 21 -j DNAT --to-destination 192.168.1.1",
+                "",
+                true,
+            ),
+            ("POSTROUTING -o wan -j MASQUERADE", "lan", false),
+            (
+                "POSTROUTING -s 10.0.0.0/8 -o wan -j SNAT --to-source 203.0.113.1",
+                "10.0.0.0/8",
+                false,
+            ),
+        ] {
+            let found = derive(&format!("{tool} -t nat -A {rule}")).unwrap();
+            assert_eq!(found, (inside.to_owned(), local), "{tool} {rule}");
+        }
+    }
+    let e = derive("true").unwrap_err();
+    assert!(e.contains("--inside"), "{e}");
+}
+
+fn backend() -> Iptables {
+    Iptables::new(Tools::find(), Box::new(KernelTables), Mark::DEFAULT)
+}
+
+fn hole(from: &str, to: &str, land: &str, as_source: Option<&str>) -> Pinhole {
+    let ip = |a: &str| a.parse::<IpAddr>().unwrap();
+    Pinhole {
+        from: ip(from),
+        to: to.parse().unwrap(),
+        land: land.parse().unwrap(),
+        as_source: as_source.map(ip),
+    }
+}
+
+/// Client 203.0.113.10, another 203.0.113.11 — gateway — server 10.0.0.2; IPv6 alike.
+struct Lab {
+    client: Ns,
+    gateway: Ns,
+    server: Ns,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let lab = Self {
+            client: Ns::new(),
+            gateway: Ns::new(),
+            server: Ns::new(),
+        };
+        let g = &lab.gateway.0;
+        for (ns, dev, net4, net6, hosts) in [
+            (
+                &lab.client,
+                "out",
+                "203.0.113",
+                "2001:db8:1:",
+                &["10", "11"][..],
+            ),
+            (&lab.server, "in", "10.0.0", "fd00:", &["2"]),
+        ] {
+            ns.sh(&format!(
+                "ip link add e0 type veth peer name {dev} netns {g}; ip link set e0 up"
+            ));
+            for host in hosts {
+                ns.sh(&format!("ip addr add {net4}.{host}/24 dev e0"));
+            }
+            ns.sh(&format!("ip addr add {net6}:{}/64 dev e0 nodad", hosts[0]));
+            lab.gateway.sh(&format!(
+                "ip addr add {net4}.1/24 dev {dev}; ip addr add {net6}:1/64 dev {dev} nodad; ip link set {dev} up"
+            ));
+            ns.sh(&format!(
+                "ip route add default via {net4}.1; ip -6 route add default via {net6}:1"
+            ));
+        }
+        lab.gateway
+            .sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
+        lab
+    }
+
+    fn connect(&self, to: &str, timeout: Duration) -> Option<TcpStream> {
+        let to: SocketAddr = to.parse().unwrap();
+        self.client
+            .within(|| TcpStream::connect_timeout(&to, timeout))
+            .inspect_err(|e| println!("{to}: {e}"))
+            .ok()
+    }
+}
+
+fn listen(ns: &Ns, at: &str) -> TcpListener {
+    ns.within(|| TcpListener::bind(at).unwrap())
+}
+
+fn talk(one: &mut TcpStream, other: &mut TcpStream) {
+    let mut word = [0; 4];
+    one.write_all(b"ping").unwrap();
+    other.set_read_timeout(Some(ACCEPTED)).unwrap();
+    other.read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"ping");
+}
+
+const CASES: [(&str, &str, &str, &str); 2] = [
+    (
+        "203.0.113.10",
+        "203.0.113.1:50001",
+        "10.0.0.2:40001",
+        "10.0.0.1",
+    ),
+    (
+        "2001:db8:1::10",
+        "[2001:db8:1::1]:50001",
+        "[fd00::2]:40001",
+        "fd00::1",
+    ),
+];
+
+/// Runs a test for a gateway whose rules, all of them dropping, are of one flavour.
+fn for_each_flavour(test: impl Fn(&Lab, Flavour)) {
+    for flavour in Flavour::ALL {
+        let lab = Lab::new();
+        for program in ["iptables", "ip6tables"] {
+            lab.gateway.sh(&format!(
+                "{program}-{flavour} -A FORWARD -m conntrack --ctstate INVALID -j DROP
+                 {program}-{flavour} -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT
+                 {program}-{flavour} -P FORWARD DROP
+                 {program}-{flavour} -t nat -A POSTROUTING -p tcp --dport 1 -j MASQUERADE"
+            ));
+        }
+        let before = lab.gateway.ruleset();
+        let inside = Steering {
+            inside: vec!["in".parse().unwrap()],
+            ..Steering::default()
+        };
+        // Nobody reads a queue here: control ports aren't used.
+        install(&lab.gateway, &inside);
+        let steered = lab.gateway.ruleset();
+        test(&lab, flavour);
+        lab.gateway.within(|| backend().remove()).unwrap();
+        assert_eq!(lab.gateway.ruleset(), steered, "{flavour}");
+        remove(&lab.gateway);
+        assert_eq!(lab.gateway.ruleset(), before, "{flavour}");
+    }
+}
+
+#[test]
+fn a_hole_lets_its_peer_through_a_dropping_forward_chain() {
+    for_each_flavour(|lab, flavour| {
+        let mut backend = backend();
+        lab.gateway.within(|| backend.install()).unwrap();
+        assert_eq!(backend.flavours(), Family::ALL.map(|f| (f, flavour)));
+        for (from, to, land, source) in CASES {
+            let listener = listen(&lab.server, land);
+            for as_source in [Some(source), None] {
+                let hole = hole(from, to, land, as_source);
+                assert!(
+                    lab.connect(to, REFUSED).is_none(),
+                    "{flavour} {to}: no hole yet"
+                );
+                lab.gateway.within(|| backend.open(&hole, MINUTE)).unwrap();
+                let mut client = lab.connect(to, ACCEPTED).expect("the hole is open");
+                let (mut server, peer) = listener.accept().unwrap();
+                assert_eq!(peer.ip().to_string(), as_source.unwrap_or(from));
+                assert_eq!(peer.port(), client.local_addr().unwrap().port());
+                lab.gateway.within(|| backend.close(&hole)).unwrap();
+                assert!(lab.connect(to, REFUSED).is_none(), "{flavour} {to}: closed");
+                talk(&mut client, &mut server);
+                talk(&mut server, &mut client);
+            }
+        }
+        let invalid = lab.gateway.sh("conntrack -S");
+        assert!(
+            !invalid.contains("invalid=") || invalid.lines().all(|l| l.contains("invalid=0 ")),
+            "{invalid}"
+        );
+    });
+}
+
+#[test]
+fn a_hole_is_for_its_peer_only_and_is_replaced() {
+    for_each_flavour(|lab, flavour| {
+        let mut backend = backend();
+        let other = hole("203.0.113.11", "203.0.113.1:50001", "10.0.0.2:40001", None);
+        let first = hole(
+            "203.0.113.10",
+            "203.0.113.1:50001",
+            "10.0.0.2:40001",
+            Some("10.0.0.1"),
+        );
+        let second = hole("203.0.113.10", "203.0.113.1:50001", "10.0.0.2:40002", None);
+        let listener = listen(&lab.server, "10.0.0.2:40002");
+        lab.gateway.within(|| {
+            backend.install().unwrap();
+            backend.open(&other, MINUTE).unwrap();
+        });
+        assert!(
+            lab.connect("203.0.113.1:50001", REFUSED).is_none(),
+            "{flavour}"
+        );
+        lab.gateway.within(|| {
+            backend.open(&first, MINUTE).unwrap();
+            backend.open(&first, MINUTE).unwrap();
+            backend.open(&second, MINUTE).unwrap();
+            assert!(backend.verify().unwrap());
+        });
+        let _client = lab
+            .connect("203.0.113.1:50001", ACCEPTED)
+            .expect("the second is open");
+        assert_eq!(
+            listener.accept().unwrap().1.ip().to_string(),
+            "203.0.113.10"
+        );
+        lab.gateway.within(|| {
+            backend.close(&second).unwrap();
+            backend.close(&second).unwrap();
+            assert!(backend.verify().unwrap());
+        });
+        assert!(
+            lab.connect("203.0.113.1:50001", REFUSED).is_none(),
+            "{flavour}"
+        );
+    });
+}
+
+#[test]
+fn a_hole_without_translation_is_open_and_keeps_the_users_translation_away() {
+    for_each_flavour(|lab, flavour| {
+        let mut backend = backend();
+        let listener = listen(&lab.server, "10.0.0.2:40001");
+        let same = hole("203.0.113.10", "10.0.0.2:40001", "10.0.0.2:40001", None);
+        lab.gateway.within(|| backend.install()).unwrap();
+        assert!(
+            lab.connect("10.0.0.2:40001", REFUSED).is_none(),
+            "{flavour}"
+        );
+        lab.gateway.within(|| backend.open(&same, MINUTE)).unwrap();
+        let _client = lab.connect("10.0.0.2:40001", ACCEPTED).expect("open");
+        listener.accept().unwrap();
+    });
+}
+
+#[test]
+fn the_kernel_ends_a_hole_that_nobody_closes() {
+    for_each_flavour(|lab, flavour| {
+        let mut backend = backend();
+        let listener = listen(&lab.server, "10.0.0.2:40001");
+        let hole = hole("203.0.113.10", "203.0.113.1:50001", "10.0.0.2:40001", None);
+        lab.gateway.within(|| {
+            backend.install().unwrap();
+            backend.open(&hole, Duration::from_secs(1)).unwrap();
+        });
+        let _client = lab.connect("203.0.113.1:50001", ACCEPTED).expect("open");
+        listener.accept().unwrap();
+        // The deadline is rounded up, and its second belongs to it.
+        let end = std::time::Instant::now() + Duration::from_secs(5);
+        while lab
+            .connect("203.0.113.1:50001", Duration::from_millis(200))
+            .is_some()
+        {
+            assert!(std::time::Instant::now() < end, "{flavour}: still open");
+        }
+    });
+}
+
+#[test]
+fn holes_survive_what_others_remove_from_our_chains() {
+    for_each_flavour(|lab, flavour| {
+        let mut backend = backend();
+        let one = hole("203.0.113.10", "203.0.113.1:50001", "10.0.0.2:40001", None);
+        let two = hole(
+            "203.0.113.10",
+            "203.0.113.1:50002",
+            "10.0.0.2:40001",
+            Some("10.0.0.1"),
+        );
+        lab.gateway.within(|| {
+            backend.install().unwrap();
+            backend.open(&one, MINUTE).unwrap();
+            backend.open(&two, MINUTE).unwrap();
+        });
+        lab.gateway
+            .sh(&format!("iptables-{flavour} -t nat -F FTPALG-PRE"));
+        lab.gateway.within(|| {
+            assert!(!backend.verify().unwrap());
+            backend.close(&one).unwrap();
+            assert!(backend.verify().unwrap(), "{flavour}: the other is back");
+        });
+        let listener = listen(&lab.server, "10.0.0.2:40001");
+        let _client = lab.connect("203.0.113.1:50002", ACCEPTED).expect("open");
+        listener.accept().unwrap();
+        lab.gateway.sh(&format!(
+            "for c in PREROUTING OUTPUT INPUT POSTROUTING FTPALG-PRE FTPALG-POST; do iptables-{flavour} -t nat -F $c; done
+             iptables-{flavour} -t nat -X; iptables-{flavour} -t nat -A POSTROUTING -p tcp --dport 1 -j MASQUERADE"
+        ));
+        lab.gateway.within(|| {
+            backend.close(&two).unwrap();
+            assert!(
+                backend.open(&one, MINUTE).is_err(),
+                "{flavour}: its chains are gone"
+            );
+            assert!(!backend.verify().unwrap());
+            backend.install().unwrap();
+            backend.open(&one, MINUTE).unwrap();
+            assert!(backend.verify().unwrap());
+        });
+    });
+}
+
+#[test]
+fn local_processes_are_reached_and_reach_out() {
+    let lab = Lab::new();
+    lab.gateway.sh("iptables-nft -P INPUT DROP; iptables-nft -P OUTPUT DROP
+        for c in INPUT OUTPUT; do iptables-nft -A $c -m conntrack --ctstate ESTABLISHED -j ACCEPT; done");
+    let before = lab.gateway.ruleset();
+    let local = Steering {
+        local: true,
+        ..Steering::default()
+    };
+    install(&lab.gateway, &local);
+    let mut backend = backend();
+    let inwards = hole(
+        "203.0.113.10",
+        "203.0.113.1:50002",
+        "203.0.113.1:40002",
+        None,
+    );
+    let outwards = hole(
+        "203.0.113.1",
+        "203.0.113.10:50003",
+        "203.0.113.10:40003",
+        None,
+    );
+    let listener = listen(&lab.gateway, "203.0.113.1:40002");
+    assert!(lab.connect("203.0.113.1:40002", REFUSED).is_none());
+    lab.gateway.within(|| {
+        backend.install().unwrap();
+        backend.open(&inwards, MINUTE).unwrap();
+        backend.open(&outwards, MINUTE).unwrap();
+    });
+    let _client = lab.connect("203.0.113.1:50002", ACCEPTED).expect("open");
+    listener.accept().unwrap();
+    let listener = listen(&lab.client, "203.0.113.10:40003");
+    let to: SocketAddr = "203.0.113.10:50003".parse().unwrap();
+    let _out = lab
+        .gateway
+        .within(|| TcpStream::connect_timeout(&to, ACCEPTED))
+        .expect("open");
+    listener.accept().unwrap();
+    lab.gateway.within(|| backend.remove()).unwrap();
+    remove(&lab.gateway);
+    assert_eq!(lab.gateway.ruleset(), before);
+}
+
+/// Control packets are queued both ways, on the inside of NAT, and on no other port.
+#[test]
+fn control_packets_meet_both_hooks() {
+    for flavour in Flavour::ALL {
+        let lab = Lab::new();
+        lab.gateway.sh(&format!(
+            "iptables-{flavour} -t nat -A PREROUTING -i out -p tcp --dport 2121 -j DNAT --to-destination 10.0.0.2:21
+             iptables-{flavour} -t nat -A POSTROUTING -o out -j MASQUERADE"
+        ));
+        let inside = |fail_open| Steering {
+            inside: vec!["in".parse().unwrap()],
+            fail_open,
+            ..Steering::default()
+        };
+        let counts = || {
+            let egress = lab.gateway.sh("iptables-nft -t raw -vS FTPALG-EGRESS");
+            let ingress = lab.gateway.sh("iptables-nft -t mangle -vS FTPALG-INGRESS");
+            [
+                ("--sport 21 ", egress.clone()),
+                ("--dport 21 ", egress),
+                ("--sport 21 ", ingress.clone()),
+                ("--dport 21 ", ingress),
+            ]
+            .map(|(port, rules)| {
+                let rule = rules.lines().find(|l| l.contains(port)).unwrap().to_owned();
+                !rule.contains("-c 0 0")
+            })
+        };
+        let server = listen(&lab.server, "10.0.0.2:21");
+        // Nobody reads the queue: closed, or past it.
+        install(&lab.gateway, &inside(false));
+        assert!(
+            lab.connect("203.0.113.1:2121", REFUSED).is_none(),
+            "{flavour}"
+        );
+        assert_eq!(
+            counts(),
+            [false, false, false, true],
+            "{flavour}: to the server inside"
+        );
+        install(&lab.gateway, &inside(true));
+        lab.connect("203.0.113.1:2121", ACCEPTED)
+            .expect("passed by");
+        server.accept().unwrap();
+        assert_eq!(
+            counts(),
+            [true, false, false, true],
+            "{flavour}: server inside"
+        );
+        install(&lab.gateway, &inside(true));
+        let _outside = listen(&lab.client, "203.0.113.10:21");
+        let to: SocketAddr = "203.0.113.10:21".parse().unwrap();
+        lab.server
+            .within(|| TcpStream::connect_timeout(&to, ACCEPTED))
+            .unwrap();
+        assert_eq!(
+            counts(),
+            [false, true, true, false],
+            "{flavour}: client inside"
+        );
+        install(&lab.gateway, &inside(true));
+        let _other = listen(&lab.client, "203.0.113.10:80");
+        let to: SocketAddr = "203.0.113.10:80".parse().unwrap();
+        lab.server
+            .within(|| TcpStream::connect_timeout(&to, ACCEPTED))
+            .unwrap();
+        assert_eq!(counts(), [false; 4], "{flavour}: not FTP");
+    }
+}
+
+#[test]
+fn a_lock_that_another_program_holds_is_waited_for() {
+    let ns = Ns::gateway();
+    ns.sh(
+        "iptables-legacy -t raw -A PREROUTING -p udp -j NOTRACK; iptables-legacy -P FORWARD DROP",
+    );
+    let held = File::open(lock_file()).unwrap();
+    let held = nix::fcntl::Flock::lock(held, nix::fcntl::FlockArg::LockExclusive).unwrap();
+    std::thread::scope(|scope| {
+        let installing = scope.spawn(|| install(&ns, &steering()));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!installing.is_finished(), "it waits");
+        drop(held);
+        installing.join().unwrap();
+    });
+}
+
+fn lock_file() -> &'static Path {
+    Path::new("/run/xtables.lock")
+}
