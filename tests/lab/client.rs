@@ -330,7 +330,7 @@ impl Run<'_> {
         };
         let host = self.job.dial.ip().to_string();
         let mut list = command("ncftpls");
-        list.arg(format!("ftp://{host}/"));
+        list.arg("-l").arg(format!("ftp://{host}/"));
         let listing = self.finish(Process::spawn(list))?;
         let mut get = command("ncftpget");
         get.args([&host, "."]).args(&self.job.downloads);

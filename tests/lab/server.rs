@@ -354,7 +354,7 @@ fn pyftpdlib(net: &Net, config: &Config, directory: &Path) -> Command {
 import logging, sys
 from pyftpdlib.authorizers import DummyAuthorizer
 from pyftpdlib.handlers import FTPHandler
-from pyftpdlib.servers import FTPServer
+from pyftpdlib.servers import MultiprocessFTPServer
 
 host, port, root, low, high, announce = sys.argv[1:]
 logging.basicConfig(level=logging.INFO)
@@ -363,7 +363,8 @@ users.add_user("lab", "lab", root, perm="elradfmwMT")
 FTPHandler.authorizer = users
 FTPHandler.passive_ports = range(int(low), int(high) + 1)
 FTPHandler.masquerade_address = announce or None
-FTPServer((host, int(port)), FTPHandler).serve_forever()
+# A process for each session: in one process, replies now and then never leave.
+MultiprocessFTPServer((host, int(port)), FTPHandler).serve_forever()
 "#;
     require("python3");
     let (low, high) = ports(config);

@@ -77,7 +77,7 @@ impl Topology {
             hosts: vec![
                 outsider("c", "203.0.113.0/24 via 198.51.100.1"),
                 gateway("r"),
-                insider("s", "default via 10.0.0.1"),
+                insider("s"),
             ],
             links: vec![
                 Link(
@@ -122,7 +122,7 @@ impl Topology {
             name: "MASQUERADE",
             shape: Shape::ClientInside,
             hosts: vec![
-                insider("c", "default via 10.0.0.1"),
+                insider("c"),
                 gateway("r"),
                 outsider("s", "203.0.113.0/24 via 198.51.100.1"),
             ],
@@ -156,11 +156,16 @@ fn gateway(name: &'static str) -> Host {
     }
 }
 
-fn insider(name: &'static str, route: &'static str) -> Host {
+/// A host of the private network. It knows the lab's outside, and no default route, so that what
+/// looks for a name server fails at once.
+fn insider(name: &'static str) -> Host {
     Host {
         name,
         forwards: false,
-        routes: vec![route],
+        routes: vec![
+            "198.51.100.0/24 via 10.0.0.1",
+            "203.0.113.0/24 via 10.0.0.1",
+        ],
     }
 }
 
