@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use super::net::Net;
@@ -55,7 +56,7 @@ pub enum Client {
     FtplibPort,
 }
 
-/// What a client is to do: list, download two files, upload one.
+/// What a client is to do: list, download some files, upload one.
 #[derive(Clone)]
 pub struct Job<'a> {
     /// The network.
@@ -146,7 +147,9 @@ impl Client {
     /// # Errors
     /// What went wrong, with all that the client printed.
     pub fn run(self, job: &Job) -> Result<Done, String> {
-        let name = self.name().replace(' ', "-").to_lowercase();
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{number}", self.name().replace(' ', "-").to_lowercase());
         let run = Run {
             client: self,
             job,
@@ -154,7 +157,8 @@ impl Client {
             upload: format!("{name}.up"),
             login: job.server.login(),
         };
-        run.prepare()?;
+        run.prepare()
+            .map_err(|error| format!("{}: {error}", run.directory.display()))?;
         match self {
             Self::CurlPasv | Self::CurlEpsv | Self::CurlPort | Self::CurlEprt => run.curl(),
             Self::LftpPasv | Self::LftpPort => run.lftp(),
@@ -175,14 +179,9 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn prepare(&self) -> Result<(), String> {
-        let fresh = || {
-            drop(std::fs::remove_dir_all(&self.directory));
-            drop(std::fs::remove_file(self.uploaded()));
-            std::fs::create_dir_all(&self.directory)?;
-            std::fs::write(self.directory.join(&self.upload), self.job.upload)
-        };
-        fresh().map_err(|error| format!("{}: {error}", self.directory.display()))
+    fn prepare(&self) -> std::io::Result<()> {
+        std::fs::create_dir_all(&self.directory)?;
+        std::fs::write(self.directory.join(&self.upload), self.job.upload)
     }
 
     fn active(&self) -> bool {
@@ -396,6 +395,9 @@ ftp.quit()
         if uploads && !equal(&self.directory.join(&self.upload), &self.uploaded()) {
             return wrong("the uploaded file isn't what the client sent".to_owned());
         }
+        // Large files: the next client may need the space.
+        drop(std::fs::remove_dir_all(&self.directory));
+        drop(std::fs::remove_file(self.uploaded()));
         Ok(Done {
             listed: true,
             downloads: self.job.downloads.len(),

@@ -9,7 +9,7 @@ use super::alg::Alg;
 use super::client::{Client, Done, Job, Mode};
 use super::net::Net;
 use super::rules::{self, Flavour, Policy};
-use super::server::{Config, Server, content};
+use super::server::{Config, Kind, Server, content};
 use super::topology::{Shape, Topology};
 use super::{process, report};
 
@@ -18,9 +18,6 @@ const WORKS: Duration = Duration::from_secs(20);
 
 /// How long a client that is expected to fail may try, before that counts as its failure.
 const FAILS: Duration = Duration::from_millis(2500);
-
-/// How many clients work at the same time where they are expected to succeed.
-const AT_ONCE: usize = 4;
 
 /// What one lab is for.
 #[derive(Clone, Debug)]
@@ -39,7 +36,17 @@ pub struct Scenario {
     pub servers: Vec<Config>,
     /// The clients that each server gets.
     pub clients: Vec<Client>,
+    /// How many clients work at the same time where they are expected to succeed.
+    pub at_once: usize,
+    /// Whether the clients move one large file each way, and not several small ones.
+    pub large: bool,
 }
+
+/// The size of large files.
+const LARGE: usize = 64 << 20;
+
+/// The name of the large file.
+const LARGE_NAME: &str = "large.bin";
 
 /// What came out for one client with one server.
 #[derive(Clone, Debug)]
@@ -53,6 +60,21 @@ pub struct Cell {
 }
 
 impl Scenario {
+    /// Every client with every server, INVALID dropped, several small files.
+    pub fn new(topology: Topology, policy: Policy, flavour: Flavour, alg: Alg) -> Self {
+        Self {
+            topology,
+            policy,
+            drop_invalid: true,
+            flavour,
+            alg,
+            servers: Kind::ALL.map(Config::new).to_vec(),
+            clients: Client::ALL.to_vec(),
+            at_once: 4,
+            large: false,
+        }
+    }
+
     /// Whether transfers work with plain NAT.
     ///
     /// Only where a client inside connects out, to an address that was announced truthfully, and
@@ -65,19 +87,21 @@ impl Scenario {
     }
 
     /// Runs all of it: each client with each server, first without an ALG, then with it. Writes
-    /// the table `target/lab-report/<name>.txt`.
+    /// the table `target/lab-report/<name>.txt`, and returns the gateway's log for each server.
     ///
     /// # Panics
     /// If anything isn't as expected: a transfer that works without an ALG and should not, or
     /// doesn't work with it; a packet that conntrack finds INVALID; rules that aren't as before.
-    pub fn run(&self, name: &str) {
+    pub fn run(&self, name: &str) -> Vec<String> {
         let net = Net::new(&self.topology);
         rules::install(&net, self.flavour, self.policy, self.drop_invalid);
         let mut columns = Vec::new();
         let mut failures = Vec::new();
+        let mut logs = Vec::new();
         for server in &self.servers {
-            let (cells, problems) = self.one_server(&net, server);
+            let (cells, log, problems) = self.one_server(&net, server);
             let name = server.kind.name();
+            logs.push(log);
             failures.extend(problems.into_iter().map(|p| format!("{name}: {p}")));
             columns.push((name, cells));
         }
@@ -90,22 +114,26 @@ impl Scenario {
             self.clients.len() * self.servers.len(),
             failures.join("\n\n")
         );
+        logs
     }
 
-    fn one_server(&self, net: &Net, config: &Config) -> (Vec<Cell>, Vec<String>) {
+    fn one_server(&self, net: &Net, config: &Config) -> (Vec<Cell>, String, Vec<String>) {
         let mut problems = Vec::new();
-        let upload = content(3, 50_021);
+        let upload = content(3, if self.large { LARGE } else { 50_021 });
         // A gateway without an ALG: the control connection works, the transfers don't.
         let server = Server::start(net, config);
         greeting(net, self.topology.dial);
-        let without = self.clients(net, &server, &upload, false);
+        let without = self.clients(net, &server, config, &upload, false);
         drop(server);
 
         let server = Server::start(net, config);
+        if self.large {
+            server.publish(LARGE_NAME, &content(4, LARGE));
+        }
         let before = rules::snapshot(net, self.topology.router);
         let invalid = rules::invalid(net, self.topology.router);
         let alg = self.alg.start(net, self.flavour);
-        let with = self.clients(net, &server, &upload, true);
+        let with = self.clients(net, &server, config, &upload, true);
         let log = alg.stop();
         let server_log = server.log();
         let invalid = rules::invalid(net, self.topology.router) - invalid;
@@ -142,7 +170,7 @@ impl Scenario {
         if !problems.is_empty() {
             problems.push(format!("the server's log:\n{server_log}"));
         }
-        (cells, problems)
+        (cells, log, problems)
     }
 
     /// Runs the clients, several at a time; results in the clients' order.
@@ -150,14 +178,23 @@ impl Scenario {
         &self,
         net: &Net,
         server: &Server,
+        config: &Config,
         upload: &[u8],
         with: bool,
     ) -> Vec<(Result<Done, String>, Duration)> {
-        let works =
-            |client: Client| with || self.works_without(&Config::new(server.kind()), client);
+        let works = |client: Client| with || self.works_without(config, client);
+        let downloads = if self.large && with {
+            vec![LARGE_NAME]
+        } else {
+            vec![Server::SMALL, Server::SECOND]
+        };
         let next = Mutex::new(self.clients.iter().copied().enumerate());
         let results = Mutex::new(vec![None; self.clients.len()]);
-        let at_once = if with { AT_ONCE } else { self.clients.len() };
+        let at_once = if with {
+            self.at_once
+        } else {
+            self.clients.len()
+        };
         std::thread::scope(|scope| {
             for _ in 0..at_once {
                 scope.spawn(|| {
@@ -166,7 +203,7 @@ impl Scenario {
                             net,
                             dial: self.topology.dial,
                             server,
-                            downloads: vec![Server::SMALL, Server::SECOND],
+                            downloads: downloads.clone(),
                             upload,
                             limit: if works(client) { WORKS } else { FAILS },
                             patience: if works(client) {
