@@ -19,7 +19,7 @@ must_be_root() {
 # apt_install PACKAGE…
 apt_install() {
     command -v apt-get >/dev/null || die "needs these packages, and apt-get isn't here to install them: $*"
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-upgrade \
         -o DPkg::Lock::Timeout=300 "$@" >/dev/null
 }
 
@@ -39,31 +39,30 @@ have() {
     return 1
 }
 
-# Installs the programs that the lab runs, where they are missing.
+# The programs that the tests run.
+# shellcheck disable=SC2034 # for scripts/test
+LAB_TOOLS="ip nsenter iptables-nft iptables-legacy nft conntrack tcpdump curl lftp wget tnftp \
+ncftpget python3 pyftpdlib"
+
+# install_tools PROGRAM…: installs what is missing.
 install_tools() {
     missing=
-    while read -r program package; do
-        have "$program" || missing="$missing $package"
-    done <<'EOF'
-ip iproute2
-iptables-nft iptables
-iptables-legacy iptables
-nft nftables
-conntrack conntrack
-nsenter util-linux
-tcpdump tcpdump
-curl curl
-lftp lftp
-wget wget
-tnftp tnftp
-ncftpget ncftp
-python3 python3
-EOF
-    if have python3 && ! /usr/bin/python3 -c 'import pyftpdlib' 2>/dev/null; then
-        missing="$missing python3-pyftpdlib"
-    elif ! have python3; then
-        missing="$missing python3-pyftpdlib"
-    fi
+    for program; do
+        case $program in
+        pyftpdlib) have python3 && /usr/bin/python3 -c 'import pyftpdlib' 2>/dev/null && continue ;;
+        *) have "$program" && continue ;;
+        esac
+        case $program in
+        ip) package=iproute2 ;;
+        nsenter) package=util-linux ;;
+        iptables-nft | iptables-legacy) package=iptables ;;
+        nft) package=nftables ;;
+        ncftpget) package=ncftp ;;
+        pyftpdlib) package=python3-pyftpdlib ;;
+        *) package=$program ;;
+        esac
+        missing="$missing $package"
+    done
     # shellcheck disable=SC2086 # a list of words
     if [ -n "$missing" ]; then
         say "installing$missing"
@@ -102,19 +101,22 @@ libraries_there() {
     done
 }
 
-# Deletes networks (`fa<pid>x<number>-<host>`) whose test process is gone.
+# Deletes networks whose process is gone: of tests (`fa<pid>x<number>-<host>`) and of the demo
+# (`ftpalg-demo<pid>-<host>`).
 remove_leftovers() {
-    for path in /run/netns/fa[0-9]*x[0-9]*-*; do
+    for path in /run/netns/fa[0-9]*x[0-9]*-* /run/netns/ftpalg-demo[0-9]*-*; do
         [ -e "$path" ] || continue
         namespace=${path##*/}
-        pid=${namespace#fa}
-        pid=${pid%%x*}
+        case $namespace in
+        ftpalg-demo*) pid=${namespace#ftpalg-demo} pid=${pid%%-*} program='sh$' ;;
+        *) pid=${namespace#fa} pid=${pid%%x*} program=/deps/ ;;
+        esac
         case $pid in *[!0-9]*) continue ;; esac
         # Not there any more, or another program by now.
-        if readlink "/proc/$pid/exe" 2>/dev/null | grep -q '/deps/'; then
+        if readlink "/proc/$pid/exe" 2>/dev/null | grep -q "$program"; then
             continue
         fi
-        say "removing $namespace, left over from a test run that is gone"
+        say "removing $namespace, left over from a run that is gone"
         remove_namespace "$namespace"
         rm -rf "${TMPDIR:-/tmp}/${namespace%-*}"
     done
