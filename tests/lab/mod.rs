@@ -8,6 +8,7 @@
 //! | [`rules`] | the user's own firewall and NAT rules, snapshots of them, conntrack counters |
 //! | [`alg`] | what stands on the gateway: nothing, the kernel's helper, `ftpalg` |
 //! | [`server`], [`client`] | real FTP programs, each with its own way of being told what to do |
+//! | [`scripted`] | a client and a server that cut their lines as they are told |
 //! | [`scenario`] | all of it together, and what is expected with and without an ALG |
 //! | [`report`] | tables for people, in `target/lab-report/` |
 //!
@@ -24,5 +25,6 @@ pub mod process;
 pub mod report;
 pub mod rules;
 pub mod scenario;
+pub mod scripted;
 pub mod server;
 pub mod topology;

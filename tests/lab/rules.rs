@@ -127,3 +127,15 @@ pub fn invalid(net: &Net, host: &str) -> u64 {
     assert!(!counts.is_empty(), "no counters in `conntrack -S`:\n{text}");
     counts.iter().sum()
 }
+
+/// Makes a host lose a part of the packets that reach it.
+pub fn lose(net: &Net, host: &str, probability: f64) {
+    let probability = probability.to_string();
+    let matches = ["-m", "statistic", "--mode", "random", "--probability"];
+    let rule = [
+        &["iptables-nft", "-A", "INPUT"][..],
+        &matches,
+        &[&probability, "-j", "DROP"],
+    ];
+    net.exec(host, &rule.concat()).must();
+}
