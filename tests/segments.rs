@@ -148,3 +148,22 @@ fn active_with_loss() {
     let clients = [Client::CurlPort, Client::LftpPort, Client::FtplibPort];
     with_loss(Mode::Active, &clients);
 }
+
+/// The scripted client and server by themselves: plain NAT suffices for a client inside whose
+/// gateway forwards everything, so whatever fails elsewhere is the gateway's doing.
+#[test]
+fn scripted_peers_work_where_no_alg_is_needed() {
+    let net = Net::new(&Topology::masqueraded_client());
+    rules::install(&net, Flavour::Nft, Policy::Accept, true);
+    for pace in [PAUSES, Pace::Nagle, Pace::Acked] {
+        for plan in [twos, bytes].iter().flat_map(|f| f(Mode::Passive, pace)) {
+            match session(&net, &plan) {
+                Ok(Outcome { took, sent, read }) => {
+                    assert_eq!(sent, read, "{plan:?}");
+                    assert!(took < SWIFT, "{plan:?} took {took:?}");
+                }
+                Err(why) => panic!("{plan:?}: {why}"),
+            }
+        }
+    }
+}

@@ -126,12 +126,17 @@ impl Process {
         !self.reaped && matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Waits until a line of its output contains `text`; false if it ended or time ran out first.
-    pub fn wait_for(&self, text: &str, limit: Duration) -> bool {
+    /// Waits until its standard output contains this word (`ready`, but not `already`); false if it
+    /// ended or time ran out first.
+    pub fn wait_for(&self, word: &str, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut state = self.output.state.lock().unwrap();
         loop {
-            if String::from_utf8_lossy(&state.log).contains(text) {
+            let stdout = String::from_utf8_lossy(&state.stdout);
+            if stdout
+                .split(|c: char| !c.is_alphanumeric())
+                .any(|w| w == word)
+            {
                 return true;
             }
             let left = deadline.saturating_duration_since(Instant::now());

@@ -64,6 +64,11 @@ pub fn install(net: &Net, flavour: Flavour, policy: Policy, drop_invalid: bool) 
         );
     }
     text += "COMMIT\n";
+    if flavour == Flavour::Legacy {
+        // A legacy table is listed for good once anybody has looked at it: as on most hosts, all of
+        // them have been.
+        text += "*mangle\nCOMMIT\n*raw\nCOMMIT\n";
+    }
     // Lets the legacy flavour wait for the lock that all namespaces of the host share.
     net.feed(
         topology.router,
