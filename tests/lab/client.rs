@@ -382,6 +382,16 @@ ftp.quit()
 
     fn compare(&self, listing: &str, log: &str, uploads: bool) -> Result<Done, String> {
         let wrong = |what: String| Err(format!("{what}; the client said:\n{}", log.trim_end()));
+        // Each client marks what it sends in one of these ways.
+        let said = |line: &str| {
+            let sent = ["> ", "Cmd: ", "*cmd* "]
+                .iter()
+                .any(|mark| line.contains(mark));
+            sent && line.contains(self.client.verb())
+        };
+        if !log.lines().any(said) {
+            return wrong(format!("it never said {}", self.client.verb()));
+        }
         for name in [Server::SMALL, Server::SECOND] {
             if !listing.contains(name) {
                 return wrong(format!("the listing doesn't name {name}: {listing:?}"));
