@@ -1,0 +1,134 @@
+# shellcheck shell=sh
+# Shared by the scripts beside it. To be sourced from the repository's root, under `set -eu`.
+
+SERVERS=.cache/servers
+
+say() {
+    printf '==> %s\n' "$*"
+}
+
+die() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 2
+}
+
+must_be_root() {
+    [ "$(id -u)" = 0 ] || die "network namespaces need root: run it with sudo"
+}
+
+# apt_install PACKAGE…
+apt_install() {
+    command -v apt-get >/dev/null || die "needs these packages, and apt-get isn't here to install them: $*"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-upgrade \
+        -o DPkg::Lock::Timeout=300 "$@" >/dev/null
+}
+
+# Updates apt's lists, once for each run of a script.
+apt_update() {
+    if [ -z "${apt_updated:-}" ]; then
+        apt-get update -qq -o DPkg::Lock::Timeout=300
+        apt_updated=yes
+    fi
+}
+
+# have PROGRAM: whether the system itself has it (not something in a user's PATH).
+have() {
+    for directory in /usr/sbin /usr/bin /sbin /bin; do
+        [ -x "$directory/$1" ] && return 0
+    done
+    return 1
+}
+
+# The programs that the tests run.
+# shellcheck disable=SC2034 # for scripts/test
+LAB_TOOLS="ip nsenter iptables-nft iptables-legacy nft conntrack tcpdump curl lftp wget tnftp \
+ncftpget python3 pyftpdlib"
+
+# install_tools PROGRAM…: installs what is missing.
+install_tools() {
+    missing=
+    for program; do
+        case $program in
+        pyftpdlib) have python3 && /usr/bin/python3 -c 'import pyftpdlib' 2>/dev/null && continue ;;
+        *) have "$program" && continue ;;
+        esac
+        case $program in
+        ip) package=iproute2 ;;
+        nsenter) package=util-linux ;;
+        iptables-nft | iptables-legacy) package=iptables ;;
+        nft) package=nftables ;;
+        ncftpget) package=ncftp ;;
+        pyftpdlib) package=python3-pyftpdlib ;;
+        *) package=$program ;;
+        esac
+        missing="$missing $package"
+    done
+    # shellcheck disable=SC2086 # a list of words
+    if [ -n "$missing" ]; then
+        say "installing$missing"
+        apt_update
+        apt_install $missing
+    fi
+}
+
+# Unpacks the FTP servers without installing them: their packages exclude each other and start
+# services. Only the libraries that they need are installed.
+unpack_servers() {
+    for package in vsftpd proftpd-core pure-ftpd; do
+        [ -e "$SERVERS/$package/.complete" ] && libraries_there "$SERVERS/$package" && continue
+        say "unpacking $package into $SERVERS"
+        apt_update
+        rm -rf "${SERVERS:?}/$package" "$SERVERS/download"
+        mkdir -p "$SERVERS/download"
+        # As a user of its own, apt couldn't write here.
+        (cd "$SERVERS/download" && apt-get download -qq -o APT::Sandbox::User=root "$package")
+        dpkg -x "$SERVERS/download/"*.deb "$SERVERS/$package"
+        libraries=$(dpkg-deb -f "$SERVERS/download/"*.deb Depends | tr ',' '\n' |
+            sed -n 's/^ *\(lib[^ (|]*\).*/\1/p')
+        # shellcheck disable=SC2086 # a list of words
+        apt_install $libraries
+        rm -rf "$SERVERS/download"
+        touch "$SERVERS/$package/.complete"
+    done
+}
+
+# libraries_there DIRECTORY: whether the programs below it find their shared libraries.
+libraries_there() {
+    for program in "$1"/usr/sbin/*ftpd; do
+        if ldd "$program" 2>/dev/null | grep -q 'not found'; then
+            return 1
+        fi
+    done
+}
+
+# Deletes networks whose process is gone: of tests (`fa<pid>x<number>-<host>`) and of the demo
+# (`ftpalg-demo<pid>-<host>`).
+remove_leftovers() {
+    for path in /run/netns/fa[0-9]*x[0-9]*-* /run/netns/ftpalg-demo[0-9]*-*; do
+        [ -e "$path" ] || continue
+        namespace=${path##*/}
+        case $namespace in
+        ftpalg-demo*) pid=${namespace#ftpalg-demo} pid=${pid%%-*} program='sh$' ;;
+        *) pid=${namespace#fa} pid=${pid%%x*} program=/deps/ ;;
+        esac
+        case $pid in *[!0-9]*) continue ;; esac
+        # Not there any more, or another program by now.
+        if readlink "/proc/$pid/exe" 2>/dev/null | grep -q "$program"; then
+            continue
+        fi
+        say "removing $namespace, left over from a run that is gone"
+        remove_namespace "$namespace"
+        rm -rf "${TMPDIR:-/tmp}/${namespace%-*}"
+    done
+}
+
+# remove_namespace NAME: ends its processes and deletes it.
+remove_namespace() {
+    for _ in 1 2 3 4 5; do
+        pids=$(ip netns pids "$1" 2>/dev/null) || return 0
+        [ -n "$pids" ] || break
+        # shellcheck disable=SC2086 # a list of numbers
+        kill -9 $pids 2>/dev/null || true
+    done
+    ip netns del "$1" 2>/dev/null || true
+}

@@ -1,0 +1,30 @@
+//! The namespace lab: networks made of namespaces, with real servers, clients and gateways.
+//!
+//! | module | lives there |
+//! |---|---|
+//! | [`process`] | programs with a time limit, and what they print |
+//! | [`topology`] | hosts, links and addresses as data; the stock networks |
+//! | [`net`] | a topology brought to life, and its removal however the test ends |
+//! | [`rules`] | the user's own firewall and NAT rules, snapshots of them, conntrack counters |
+//! | [`alg`] | what stands on the gateway: nothing, the kernel's helper, `ftpalg` |
+//! | [`server`], [`client`] | real FTP programs, each with its own way of being told what to do |
+//! | [`scripted`] | a client and a server that cut their lines as they are told |
+//! | [`scenario`] | all of it together, and what is expected with and without an ALG |
+//! | [`report`] | tables for people, in `target/lab-report/` |
+//!
+//! Nothing here touches the host's own network: every packet stays in namespaces of the lab.
+
+// Each test binary uses its own part of this module.
+#![allow(dead_code, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+pub mod alg;
+pub mod client;
+pub mod net;
+pub mod process;
+pub mod report;
+pub mod rules;
+pub mod scenario;
+pub mod scripted;
+pub mod server;
+pub mod topology;

@@ -1,0 +1,235 @@
+//! A topology brought to life, and its removal however the test ends.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+
+use super::process::{Finished, PATH, Process, require, run};
+use super::topology::{Link, Topology};
+
+/// The limit for programs that set something up.
+const SETUP: Duration = Duration::from_secs(20);
+
+/// Ends every process of the namespaces and deletes them: `guardian DIRECTORY NAMESPACE…`.
+///
+/// It starts when the pipe on its standard input closes: when the test lets go of it, or dies.
+const GUARDIAN: &str = r#"
+trap '' INT TERM HUP
+while read -r _; do :; done
+directory=$1; shift
+for namespace; do
+    [ -e "/run/netns/$namespace" ] || continue
+    for _ in 1 2 3 4 5; do
+        pids=$(ip netns pids "$namespace" 2>/dev/null) || break
+        [ -n "$pids" ] || break
+        kill -9 $pids 2>/dev/null
+    done
+    ip netns del "$namespace"
+done
+rm -rf "$directory"
+"#;
+
+/// A running network.
+pub struct Net {
+    topology: Topology,
+    prefix: String,
+    directory: PathBuf,
+    guardian: Option<Child>,
+}
+
+impl Net {
+    /// Makes the namespaces, links, addresses and routes of a topology.
+    ///
+    /// # Panics
+    /// If that isn't possible: not root, a tool that isn't there.
+    pub fn new(topology: &Topology) -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "the lab makes network namespaces: run the tests as root (./scripts/test)"
+        );
+        for tool in ["ip", "nsenter", "iptables-nft", "iptables-legacy", "nft"] {
+            require(tool);
+        }
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("fa{}x{number}", std::process::id());
+        let directory = std::env::temp_dir().join(&prefix);
+        std::fs::create_dir_all(&directory).expect("a directory for the lab");
+        let mut net = Self {
+            topology: topology.clone(),
+            prefix,
+            directory,
+            guardian: None,
+        };
+        net.guardian = Some(net.start_guardian());
+        net.build();
+        net
+    }
+
+    /// What it was made from.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// A directory that lives as long as the lab.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The namespace of a host.
+    pub fn namespace(&self, host: &str) -> String {
+        format!("{}-{host}", self.prefix)
+    }
+
+    /// A program on a host; add arguments and run or spawn it.
+    pub fn command(&self, host: &str, program: &str) -> Command {
+        let mut command = Command::new("/usr/bin/nsenter");
+        command
+            .arg(format!("--net=/run/netns/{}", self.namespace(host)))
+            .arg("--")
+            .arg(program)
+            .env("PATH", PATH)
+            .env("LC_ALL", "C")
+            .env("HOME", &self.directory)
+            .current_dir(&self.directory);
+        command
+    }
+
+    /// Runs `words[0]` with the other words as its arguments on a host.
+    pub fn exec(&self, host: &str, words: &[&str]) -> Finished {
+        let mut command = self.command(host, words[0]);
+        command.args(&words[1..]);
+        run(command, SETUP)
+    }
+
+    /// Runs a program that reads `input`.
+    pub fn feed(&self, host: &str, words: &[&str], input: &str) -> Finished {
+        let mut command = self.command(host, words[0]);
+        command.args(&words[1..]);
+        Process::spawn_with_input(command, input).finish(SETUP)
+    }
+
+    /// Runs a function in a thread of its own that has moved into a host's namespace.
+    ///
+    /// Threads that the function starts are in that namespace as well.
+    pub fn within<T: Send>(&self, host: &str, what: impl FnOnce() -> T + Send) -> T {
+        let namespace = File::open(format!("/run/netns/{}", self.namespace(host)))
+            .expect("the namespace is there");
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                setns(&namespace, CloneFlags::CLONE_NEWNET).expect("setns as root");
+                what()
+            });
+            match thread.join() {
+                Ok(value) => value,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    }
+
+    fn start_guardian(&self) -> Child {
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", GUARDIAN, "guardian"])
+            .arg(&self.directory)
+            .args(self.topology.hosts.iter().map(|h| self.namespace(h.name)))
+            .env("PATH", PATH)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        // Ctrl-C at the terminal must not reach it before it has done its work.
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command.spawn().expect("/bin/sh starts")
+    }
+
+    fn build(&self) {
+        let mut make = String::new();
+        for host in &self.topology.hosts {
+            make += &format!("netns add {}\n", self.namespace(host.name));
+        }
+        for Link(a, b) in self.links() {
+            make += &format!(
+                "link add {} netns {} type veth peer name {} netns {}\n",
+                a.interface,
+                self.namespace(a.host),
+                b.interface,
+                self.namespace(b.host)
+            );
+        }
+        self.batch(None, &make);
+        for host in &self.topology.hosts {
+            let mut set = String::from("link set lo up\n");
+            for end in self.links().iter().flat_map(|Link(a, b)| [a, b]) {
+                if end.host != host.name {
+                    continue;
+                }
+                for address in &end.addresses {
+                    let nodad = if address.contains(':') { " nodad" } else { "" };
+                    set += &format!("address add {address} dev {}{nodad}\n", end.interface);
+                }
+                set += &format!("link set {} up\n", end.interface);
+            }
+            for route in &host.routes {
+                set += &format!("route add {route}\n");
+            }
+            self.batch(Some(host.name), &set);
+            let forward = u8::from(host.forwards);
+            self.sysctl(host.name, "net.ipv4.ip_forward", &forward.to_string());
+        }
+        // The strict reading: nothing of what the lab shows rests on a lenient conntrack.
+        let router = self.topology.router;
+        self.sysctl(router, "net.netfilter.nf_conntrack_tcp_be_liberal", "0");
+    }
+
+    /// Sets a sysctl of a host.
+    pub fn sysctl(&self, host: &str, name: &str, value: &str) {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        self.within(host, || {
+            if let Ok(mut file) = File::options().write(true).open(&path) {
+                file.write_all(value.as_bytes())
+                    .unwrap_or_else(|error| panic!("{name}={value}: {error}"));
+            }
+        });
+    }
+
+    /// Reads a sysctl of a host; `None` if it has none of that name.
+    pub fn read_sysctl(&self, host: &str, name: &str) -> Option<String> {
+        let path = format!("/proc/sys/{}", name.replace('.', "/"));
+        self.within(host, || {
+            std::fs::read_to_string(&path)
+                .ok()
+                .map(|text| text.trim().to_owned())
+        })
+    }
+
+    fn links(&self) -> &[Link] {
+        &self.topology.links
+    }
+
+    fn batch(&self, host: Option<&str>, commands: &str) {
+        let mut command = Command::new("ip");
+        command.env("PATH", PATH);
+        if let Some(host) = host {
+            command.args(["-n", &self.namespace(host)]);
+        }
+        command.args(["-batch", "-"]);
+        Process::spawn_with_input(command, commands)
+            .finish(SETUP)
+            .must();
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        if let Some(mut guardian) = self.guardian.take() {
+            drop(guardian.stdin.take());
+            drop(guardian.wait());
+        }
+    }
+}

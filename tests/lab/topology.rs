@@ -1,0 +1,196 @@
+//! Networks as data: hosts, links, addresses and who plays which part.
+
+use std::net::SocketAddr;
+
+/// A network namespace to be.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// A short name, unique in the topology (it becomes part of the namespace's name).
+    pub name: &'static str,
+    /// Whether it forwards packets.
+    pub forwards: bool,
+    /// Routes, as `ip route add` takes them.
+    pub routes: Vec<&'static str>,
+}
+
+/// One end of a veth pair.
+#[derive(Clone, Debug)]
+pub struct End {
+    /// The host it is in.
+    pub host: &'static str,
+    /// The interface's name there.
+    pub interface: &'static str,
+    /// Addresses with prefix lengths.
+    pub addresses: Vec<&'static str>,
+}
+
+/// A cable between two hosts.
+#[derive(Clone, Debug)]
+pub struct Link(pub End, pub End);
+
+/// Which side of the gateway the server is on, and so what fails without an ALG.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// The server is inside, behind destination NAT.
+    ServerInside,
+    /// The client is inside, behind source NAT.
+    ClientInside,
+}
+
+/// A network: what it consists of, and the parts that its hosts play.
+#[derive(Clone, Debug)]
+pub struct Topology {
+    /// For reports.
+    pub name: &'static str,
+    /// What fails without an ALG.
+    pub shape: Shape,
+    /// The namespaces.
+    pub hosts: Vec<Host>,
+    /// The cables.
+    pub links: Vec<Link>,
+    /// The host that runs clients.
+    pub client: &'static str,
+    /// The host that runs the server.
+    pub server: &'static str,
+    /// The gateway.
+    pub router: &'static str,
+    /// The gateway's interface towards the private network.
+    pub inside: &'static str,
+    /// The gateway's interface towards the rest of the world.
+    pub outside: &'static str,
+    /// Where the server listens.
+    pub listen: SocketAddr,
+    /// Where the client connects to.
+    pub dial: SocketAddr,
+    /// The gateway's NAT rules, as lines of `iptables-restore`'s table `nat`.
+    pub nat: Vec<&'static str>,
+}
+
+impl Topology {
+    /// A server inside; the gateway publishes its port 21 as its own.
+    ///
+    /// `198.51.100.2 (client) — 198.51.100.1, 203.0.113.1 (gateway) 10.0.0.1 — 10.0.0.2 (server)`
+    pub fn published_server() -> Self {
+        Self {
+            name: "DNAT 21",
+            shape: Shape::ServerInside,
+            hosts: vec![
+                outsider("c", "203.0.113.0/24 via 198.51.100.1"),
+                gateway("r"),
+                insider("s"),
+            ],
+            links: vec![
+                Link(
+                    end("c", "e0", &["198.51.100.2/24"]),
+                    end("r", "out0", &["198.51.100.1/24", "203.0.113.1/32"]),
+                ),
+                Link(
+                    end("r", "in0", &["10.0.0.1/24"]),
+                    end("s", "e0", &["10.0.0.2/24"]),
+                ),
+            ],
+            client: "c",
+            server: "s",
+            router: "r",
+            inside: "in0",
+            outside: "out0",
+            listen: address("10.0.0.2:21"),
+            dial: address("203.0.113.1:21"),
+            nat: vec![
+                "-A PREROUTING -d 203.0.113.1/32 -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.0.2:21",
+            ],
+        }
+    }
+
+    /// The same with public port 2121.
+    pub fn published_server_2121() -> Self {
+        Self {
+            name: "DNAT 2121→21",
+            dial: address("203.0.113.1:2121"),
+            nat: vec![
+                "-A PREROUTING -d 203.0.113.1/32 -p tcp -m tcp --dport 2121 -j DNAT --to-destination 10.0.0.2:21",
+            ],
+            ..Self::published_server()
+        }
+    }
+
+    /// A client inside, masqueraded; the server outside.
+    ///
+    /// `10.0.0.2 (client) — 10.0.0.1 (gateway) 198.51.100.1 — 198.51.100.2 (server)`
+    pub fn masqueraded_client() -> Self {
+        Self {
+            name: "MASQUERADE",
+            shape: Shape::ClientInside,
+            hosts: vec![
+                insider("c"),
+                gateway("r"),
+                outsider("s", "203.0.113.0/24 via 198.51.100.1"),
+            ],
+            links: vec![
+                Link(
+                    end("c", "e0", &["10.0.0.2/24"]),
+                    end("r", "in0", &["10.0.0.1/24"]),
+                ),
+                Link(
+                    end("r", "out0", &["198.51.100.1/24"]),
+                    end("s", "e0", &["198.51.100.2/24"]),
+                ),
+            ],
+            client: "c",
+            server: "s",
+            router: "r",
+            inside: "in0",
+            outside: "out0",
+            listen: address("198.51.100.2:21"),
+            dial: address("198.51.100.2:21"),
+            nat: vec!["-A POSTROUTING -s 10.0.0.0/24 -o out0 -j MASQUERADE"],
+        }
+    }
+}
+
+fn gateway(name: &'static str) -> Host {
+    Host {
+        name,
+        forwards: true,
+        routes: Vec::new(),
+    }
+}
+
+/// A host of the private network. It knows the lab's outside, and no default route, so that what
+/// looks for a name server fails at once.
+fn insider(name: &'static str) -> Host {
+    Host {
+        name,
+        forwards: false,
+        routes: vec![
+            "198.51.100.0/24 via 10.0.0.1",
+            "203.0.113.0/24 via 10.0.0.1",
+        ],
+    }
+}
+
+/// A host of the rest of the world: it has no way to a private network, and knows so at once.
+fn outsider(name: &'static str, route: &'static str) -> Host {
+    Host {
+        name,
+        forwards: false,
+        routes: vec![
+            route,
+            "unreachable 10.0.0.0/8",
+            "unreachable 172.16.0.0/12",
+            "unreachable 192.168.0.0/16",
+        ],
+    }
+}
+
+fn end(host: &'static str, interface: &'static str, addresses: &[&'static str]) -> End {
+    End {
+        host,
+        interface,
+        addresses: addresses.to_vec(),
+    }
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().expect("an address and port")
+}
