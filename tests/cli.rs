@@ -1,6 +1,8 @@
 //! The command line as a contract: exit codes, one line per mistake, one daemon per network
 //! namespace, and nothing left behind. Needs root: each test has a network namespace of its own.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests, too: a failure is a panic
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
