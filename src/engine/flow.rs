@@ -37,6 +37,14 @@ impl Hello {
     }
 }
 
+/// What is known of a connection besides its handshake.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub(super) v6: bool,
+    /// See [`Session::connects_early`].
+    pub(super) connects_early: bool,
+}
+
 /// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -86,10 +94,10 @@ impl Flow {
         side: Side,
         client: Hello,
         server: Hello,
-        v6: bool,
+        known: Known,
         cx: &mut Context<'_>,
     ) -> Self {
-        let default = if v6 { 1220 } else { 536 };
+        let default = if known.v6 { 1220 } else { 536 };
         let mut halves = [Half::new(client.isn), Half::new(server.isn)];
         // RFC 7323 §2.2: scaling holds only if both ends offer it.
         let scaled = client.shift.is_some() && server.shift.is_some();
@@ -123,7 +131,7 @@ impl Flow {
             active: None,
             announced: 0,
             refused: 0,
-            session: Session::new(cx.config.policy.clone()),
+            session: Session::new(cx.config.policy.clone(), known.connects_early),
         }
     }
 
@@ -135,6 +143,10 @@ impl Flow {
     /// How long it has been without a packet.
     pub(super) fn quiet(&self, now: Duration) -> Duration {
         now.saturating_sub(self.seen)
+    }
+
+    pub(super) fn connects_early(&self) -> bool {
+        self.session.connects_early()
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -409,7 +421,7 @@ impl Flow {
                     self.count_refusal(verb, why.to_owned(), true, cx);
                 }
                 Step::OpenActive => {
-                    let opened = self.active.take().is_some_and(|hole| {
+                    let opened = self.active.is_some_and(|hole| {
                         let result = cx.gateway.open(hole);
                         if let Err(error) = &result {
                             let why = error.to_string();
@@ -424,6 +436,11 @@ impl Flow {
                     break;
                 }
             }
+        }
+        if self.session.take_cancelled()
+            && let Some(hole) = self.active.take()
+        {
+            cx.gateway.release(hole);
         }
         if let Some(user) = self.session.take_login() {
             cx.gateway.event(Event::LoggedIn {

@@ -13,15 +13,15 @@ mod stats;
 pub mod event;
 pub mod gateway;
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 pub use config::{Advertise, Config};
 pub use stats::{SessionInfo, Stats};
 
 use event::Event;
-use flow::{Context, Fate, Flow, Hello};
+use flow::{Context, Fate, Flow, Hello, Known};
 use gateway::{Gateway, SessionId};
 
 use crate::stream::Seq;
@@ -79,6 +79,9 @@ impl Endpoints {
     }
 }
 
+/// How many servers with that habit are remembered.
+const EARLY_SERVERS: usize = 1024;
+
 /// A SYN that hasn't been answered.
 #[derive(Clone, Copy, Debug)]
 struct HalfOpen {
@@ -95,6 +98,8 @@ pub struct Engine {
     half_open: HashMap<Endpoints, HalfOpen>,
     stats: Stats,
     next_id: u64,
+    /// Servers that connect as soon as they read a `PORT`.
+    early: HashSet<IpAddr>,
     /// Bytes in the buffers of all flows.
     buffered: usize,
     scratch: Vec<u8>,
@@ -110,6 +115,7 @@ impl Engine {
             half_open: HashMap::new(),
             stats: Stats::default(),
             next_id: (u64::from(worker) << 48) | 1,
+            early: HashSet::new(),
             buffered: 0,
             scratch: Vec::with_capacity(2048),
         }
@@ -156,6 +162,9 @@ impl Engine {
         let fate = flow.segment(&ends, side, &segment, &mut self.scratch, &mut cx);
         let after = flow.buffered();
         self.buffered = self.buffered.saturating_add(after).saturating_sub(before);
+        if flow.connects_early() && self.early.len() < EARLY_SERVERS {
+            self.early.insert(flow.client_and_server(&ends).1.ip());
+        }
         if after > before && self.buffered > self.config.max_buffered {
             flow.end_inspection("limit", &mut cx);
         }
@@ -233,8 +242,12 @@ impl Engine {
             stats: &mut self.stats,
             now,
         };
-        let v6 = ends.inside.is_ipv6();
-        let flow = Flow::new(id, syn.side, syn.hello, hello, v6, &mut cx);
+        let server = segment.source().ip();
+        let known = Known {
+            v6: ends.inside.is_ipv6(),
+            connects_early: self.early.contains(&server),
+        };
+        let flow = Flow::new(id, syn.side, syn.hello, hello, known, &mut cx);
         let (client, server) = flow.client_and_server(&ends);
         gateway.event(Event::SessionOpened {
             session: id,

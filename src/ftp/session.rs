@@ -94,7 +94,8 @@ pub enum Outcome {
 }
 
 /// Where an active data connection stands. It is opened only when both its `PORT` was granted and
-/// a transfer was commanded.
+/// a transfer was commanded; except for servers that connect as soon as they read the `PORT`, and
+/// grant it only then (pyftpdlib).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 enum Active {
     #[default]
@@ -106,6 +107,10 @@ enum Active {
     },
     /// The server answered `2yz`.
     Granted,
+    /// The address went out to a server that connects at once: the hole must be open before.
+    Early,
+    /// Its hole was opened.
+    Opened,
 }
 
 /// A command that waits for its reply.
@@ -155,13 +160,20 @@ pub struct Session {
     over: Option<&'static str>,
     user: Option<Box<str>>,
     fresh_login: bool,
+    /// The server connects as soon as it reads a `PORT`.
+    connects_early: bool,
+    /// The server refused the `PORT` whose hole is reserved or open.
+    cancelled: bool,
     counts: Counts,
 }
 
 impl Session {
     /// A session that hasn't begun: the server speaks first.
+    ///
+    /// `connects_early`: the server is known to connect as soon as it reads a `PORT` (see
+    /// [`Session::connects_early`]).
     #[must_use]
-    pub fn new(policy: Arc<Policy>) -> Self {
+    pub fn new(policy: Arc<Policy>, connects_early: bool) -> Self {
         Self {
             policy,
             client: Line::default(),
@@ -179,6 +191,8 @@ impl Session {
             over: None,
             user: None,
             fresh_login: false,
+            connects_early,
+            cancelled: false,
             counts: Counts::default(),
         }
     }
@@ -210,6 +224,7 @@ impl Session {
         if from == Peer::Client {
             self.followed = matches!(outcome, Outcome::Accepted(_));
             self.active = match outcome {
+                Outcome::Accepted(_) if self.connects_early && self.may_open() => Active::Early,
                 Outcome::Accepted(_) => Active::Announced { transfer: false },
                 Outcome::PassedUnmodified | Outcome::Refused => Active::None,
             };
@@ -217,8 +232,25 @@ impl Session {
     }
 
     /// What became of [`Step::OpenActive`].
-    pub fn active_opened(&mut self, _opened: bool) {
-        self.active = Active::None;
+    pub fn active_opened(&mut self, opened: bool) {
+        self.active = if opened { Active::Opened } else { Active::None };
+    }
+
+    /// Whether the server refused a `PORT`, once: its hole must go.
+    pub fn take_cancelled(&mut self) -> bool {
+        std::mem::take(&mut self.cancelled)
+    }
+
+    /// Whether the server has shown that it connects as soon as it reads a `PORT`, before it
+    /// grants it: by its name in the greeting, or by complaining that it couldn't (`425`, which
+    /// answers transfer commands only, RFC 959 §5.4).
+    #[must_use]
+    pub fn connects_early(&self) -> bool {
+        self.connects_early
+    }
+
+    fn may_open(&self) -> bool {
+        self.logged_in || !self.policy.require_login
     }
 
     /// Whether the login succeeded.
@@ -296,11 +328,9 @@ impl Session {
         }
         if command == Command::Transfer {
             match self.active {
-                Active::Granted if self.logged_in || !self.policy.require_login => {
-                    return Step::OpenActive;
-                }
+                Active::Granted if self.may_open() => return Step::OpenActive,
                 Active::Announced { .. } => self.active = Active::Announced { transfer: true },
-                Active::Granted | Active::None => {}
+                Active::Granted | Active::None | Active::Early | Active::Opened => {}
             }
         }
         if command == Command::Long && !self.client.settled && self.client.gone() == 0 {
@@ -478,8 +508,11 @@ impl Session {
             &line
         };
         let start = Start::of(text, end.is_some());
-        if !self.greeted && self.multi.is_none() && start == Start::Text {
-            return Step::Opaque("not FTP");
+        if !self.greeted {
+            if self.multi.is_none() && start == Start::Text {
+                return Step::Opaque("not FTP");
+            }
+            self.connects_early |= end.is_some() && names_pyftpdlib(text);
         }
         let last = match start {
             Start::Last(code) => self.multi.is_none_or(|first| first == code).then_some(code),
@@ -526,7 +559,7 @@ impl Session {
             Some(Command::Epsv) => code == 229,
             _ => false,
         };
-        asked && (self.logged_in || !self.policy.require_login)
+        asked && self.may_open()
     }
 
     /// Looks for the address in the last line of a `227` or `229`. `None`: there is none (any more),
@@ -631,7 +664,7 @@ impl Session {
             && self.waiting.front().is_some_and(|pending| pending.followed)
             && !self.waiting.iter().skip(1).any(|pending| pending.followed)
             && self.active == (Active::Announced { transfer: true })
-            && (self.logged_in || !self.policy.require_login)
+            && self.may_open()
     }
 
     /// A complete reply goes out to the client; returns whether TLS begins behind it.
@@ -708,6 +741,13 @@ impl Session {
         }
         answered
     }
+}
+
+/// Whether a line of the greeting has the name of the server library that connects when it reads a
+/// `PORT` (`FTPHandler.ftp_PORT`); others that do are found out by [`Session::connects_early`].
+fn names_pyftpdlib(line: &[u8]) -> bool {
+    line.windows(9)
+        .any(|word| word.eq_ignore_ascii_case(b"pyftpdlib"))
 }
 
 fn printable(line: &[u8]) -> bool {
