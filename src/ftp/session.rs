@@ -295,6 +295,9 @@ impl Session {
             // RFC 959 §5.4: a client waits for the greeting. Whoever doesn't, speaks another protocol.
             return Step::Opaque("not FTP");
         }
+        if self.active == Active::Early {
+            return Step::OpenActive;
+        }
         let end = pending
             .iter()
             .position(|b| *b == b'\n')
@@ -699,11 +702,12 @@ impl Session {
             Command::Auth if code == 234 => return true,
             // Of several in a row the last one counts.
             Command::Port if answered.followed && !self.waiting.iter().any(|p| p.followed) => {
-                let granted = granted && self.active == (Active::Announced { transfer: false });
-                self.active = if granted {
-                    Active::Granted
-                } else {
-                    Active::None
+                self.connects_early |= code == 425;
+                self.cancelled |= !granted;
+                self.active = match self.active {
+                    Active::Announced { transfer: false } if granted => Active::Granted,
+                    Active::Opened if granted => Active::Opened,
+                    _ => Active::None,
                 };
             }
             Command::Transfer => self.transferring = false,
