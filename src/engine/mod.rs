@@ -1,7 +1,7 @@
 //! The sans-IO core's front door: packets, time and the kernel's answers in; verdicts out.
 //!
 //! [`Engine::packet`] takes one packet and says what becomes of it; [`Engine::tick`] forgets what
-//! is over. The engine finds the flow of a packet (`table`), follows its handshake, takes its data
+//! is over. The engine finds the flow of a packet, follows its handshake, takes its data
 //! through the session machine ([`crate::ftp`]) and its stream ([`crate::stream`]), and asks the
 //! [`gateway::Gateway`] for conntrack's answers and for pinholes while the packet waits.
 
