@@ -78,8 +78,10 @@ pub(super) struct Flow {
     closed: bool,
     pub(super) opened: Duration,
     pub(super) seen: Duration,
-    /// Since when bytes wait for the rest of an address.
-    waiting: Option<Duration>,
+    /// A RST that wasn't exact was the last packet: what comes next tells whether it was one.
+    reset: bool,
+    /// Since when bytes of either side wait for the rest of an address.
+    waiting: [Option<Duration>; 2],
     /// The hole that an accepted `PORT`/`EPRT` reserved.
     active: Option<PinholeId>,
     announced: u32,
@@ -125,9 +127,10 @@ impl Flow {
                 .max(64),
             fins: 0,
             closed: false,
+            reset: false,
             opened: cx.now,
             seen: cx.now,
-            waiting: None,
+            waiting: [None; 2],
             active: None,
             announced: 0,
             refused: 0,
@@ -151,6 +154,11 @@ impl Flow {
 
     pub(super) fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    /// Whether it is over, or its last packet was a RST that its receiver may have heeded.
+    pub(super) fn may_be_over(&self) -> bool {
+        self.closed || self.reset
     }
 
     pub(super) fn buffered(&self) -> usize {
@@ -211,7 +219,8 @@ impl Flow {
         self.seen = cx.now;
         let flags = segment.flags();
         let seq = Seq(segment.seq());
-        if flags.has(Flags::RST) {
+        self.reset = flags.has(Flags::RST);
+        if self.reset {
             let [forward, _] = self.both(side);
             let emit = Emit::Own(forward.header_seq(seq));
             let exact = forward.expects(seq);
@@ -222,13 +231,16 @@ impl Flow {
             return fate;
         }
         if flags.has(Flags::ACK) {
-            let [_, reverse] = self.both(side);
-            reverse.acknowledged(Seq(segment.ack()));
+            let shift = self.shifts.get(side.index()).copied().unwrap_or(0);
+            let ack = Seq(segment.ack());
+            let edge = ack.plus(u32::from(segment.window()) << shift);
+            let [forward, reverse] = self.both(side);
+            let exact = forward.expects(seq);
+            reverse.acknowledged(ack, edge, exact);
         }
         let payload = segment.payload();
         let fin = flags.has(Flags::FIN);
-        let options = segment.options_len();
-        let limit = usize::from(self.mss).saturating_sub(options);
+        let limit = self.limit(segment);
         let [forward, _] = self.both(side);
         let intake = forward.take_in(seq, payload, fin, &cx.config.limits);
         match intake {
@@ -247,6 +259,7 @@ impl Flow {
                     self.end_inspection("limit", cx);
                 }
             }
+            Intake::Missed => self.end_inspection("missed", cx),
             Intake::Old | Intake::Opaque => {}
         }
         self.give_up_waiting(side, cx);
@@ -259,7 +272,8 @@ impl Flow {
             cx.stats.contradicted = cx.stats.contradicted.saturating_add(1);
         }
         let fate = self.render(side, segment, packet, emit);
-        if fin {
+        let [forward, _] = self.both(side);
+        if fin && forward.ends_at(seq, payload.len()) {
             self.fins |= 1 << side.index();
             if self.fins == 3 {
                 self.close("FIN", cx.gateway);
@@ -275,6 +289,16 @@ impl Flow {
             Side::Egress => [egress, ingress],
             Side::Ingress => [ingress, egress],
         }
+    }
+
+    /// The largest payload that may leave in this packet, in bytes (RFC 6691: the MSS counts
+    /// neither IP nor TCP options).
+    fn limit(&self, segment: &Segment<'_>) -> usize {
+        let layout = segment.layout();
+        let plain = if layout.v6 { 60 } else { 40 };
+        let options = layout.payload.saturating_sub(plain);
+        let length = usize::from(u16::MAX).saturating_sub(layout.payload);
+        usize::from(self.mss).saturating_sub(options).min(length)
     }
 
     // ---- what the packet becomes -----------------------------------------------------------
@@ -317,14 +341,14 @@ impl Flow {
         }
         if flags.has(Flags::URG) {
             let urgent = forward.urgent(Seq(segment.seq()).plus(u32::from(segment.urgent())));
-            let distance = if urgent.after(seq) {
-                urgent.since(seq)
-            } else {
-                0
-            };
+            let distance = urgent.map_or(0, |at| if at.after(seq) { at.since(seq) } else { 0 });
             let pointer = u16::try_from(distance).unwrap_or(u16::MAX);
             if pointer != segment.urgent() {
                 out.set_urgent(pointer);
+                if pointer == 0 {
+                    // Its place isn't known yet (a later segment says it), or is gone.
+                    out.clear_flags(Flags::URG);
+                }
                 changed = true;
             }
         }
@@ -350,6 +374,7 @@ impl Flow {
                 }
             }
             Emit::Probe { byte, .. } => {
+                out.set_urgent(0);
                 out.clear_flags(Flags::FIN | Flags::PSH | Flags::URG);
                 out.set_payload(&[byte.as_slice()]);
                 changed = true;
@@ -377,27 +402,28 @@ impl Flow {
     ) -> Result<(), Overflow> {
         let peer = self.peer(side);
         let limits = cx.config.limits;
-        self.waiting = None;
         loop {
             let [forward, _] = self.both(side);
             if forward.pending().is_empty() {
                 break;
             }
-            if forward.pending().len() > limits.held && self.waiting.is_some() {
-                return Err(Overflow);
-            }
             let pending = match side {
                 Side::Egress => self.halves[0].pending(),
                 Side::Ingress => self.halves[1].pending(),
             };
-            match self.session.next(peer, pending) {
+            let held = pending.len();
+            let step = self.session.next(peer, pending);
+            let since = self.waiting.get_mut(side.index());
+            if let Some(since) = since {
+                *since = (step == Step::Wait).then_some(cx.now);
+            }
+            match step {
                 Step::Pass(n) => {
                     let [forward, _] = self.both(side);
                     forward.pass(n.max(1), &limits)?;
                 }
                 Step::Wait => {
-                    self.waiting = Some(cx.now);
-                    if pending.len() > limits.held {
+                    if held > limits.held {
                         return Err(Overflow);
                     }
                     break;
@@ -542,7 +568,7 @@ impl Flow {
             return;
         }
         self.halves.iter_mut().for_each(Half::end_inspection);
-        self.waiting = None;
+        self.waiting = [None; 2];
         let counter = match why {
             "TLS" => &mut cx.stats.tls,
             "not FTP" => &mut cx.stats.not_ftp,
@@ -560,17 +586,15 @@ impl Flow {
         if forward.pending().is_empty() {
             return;
         }
-        if self
-            .waiting
-            .is_some_and(|since| cx.now.saturating_sub(since) > cx.config.hold)
-        {
+        let since = self.waiting.get(side.index()).copied().flatten();
+        if since.is_some_and(|since| cx.now.saturating_sub(since) > cx.config.hold) {
             self.end_inspection("an address that never ended", cx);
         }
     }
 }
 
-/// Whether a retransmission says something else than the first sending did (edits aside: only
-/// segments that leave with their own length are compared).
+/// Whether a retransmission says something else than the first sending did (not asked while edits
+/// are in flight).
 fn contradicts(forward: &Half, emit: &Emit, payload: &[u8]) -> bool {
     match *emit {
         Emit::Stream {
@@ -578,7 +602,7 @@ fn contradicts(forward: &Half, emit: &Emit, payload: &[u8]) -> bool {
             len,
             tail: None,
             ..
-        } if len == payload.len() => forward.edited(seq, len) != payload,
+        } if len == payload.len() && !forward.is_edited() => forward.edited(seq, len) != payload,
         _ => false,
     }
 }

@@ -160,13 +160,16 @@ impl Engine {
         };
         let before = flow.buffered();
         let fate = flow.segment(&ends, side, &segment, &mut self.scratch, &mut cx);
-        let after = flow.buffered();
+        let mut after = flow.buffered();
+        if after > before
+            && self.buffered.saturating_add(after).saturating_sub(before) > self.config.max_buffered
+        {
+            flow.end_inspection("limit", &mut cx);
+            after = flow.buffered();
+        }
         self.buffered = self.buffered.saturating_add(after).saturating_sub(before);
         if flow.connects_early() && self.early.len() < EARLY_SERVERS {
             self.early.insert(flow.client_and_server(&ends).1.ip());
-        }
-        if after > before && self.buffered > self.config.max_buffered {
-            flow.end_inspection("limit", &mut cx);
         }
         match fate {
             Fate::Same => Verdict::Accept,
@@ -265,7 +268,7 @@ impl Engine {
             .retain(|_, syn| now.saturating_sub(syn.at) < half_open);
         let (linger, idle) = (self.config.linger, self.config.idle);
         self.forget(
-            |flow| flow.quiet(now) >= if flow.is_closed() { linger } else { idle },
+            |flow| flow.quiet(now) >= if flow.may_be_over() { linger } else { idle },
             gateway,
         );
     }

@@ -67,12 +67,12 @@ impl Edits {
     }
 
     /// The position of original byte `at`, at or after `base`, in both spaces.
-    pub(super) fn from_original(&self, base: Point, at: Seq, round: Round) -> Point {
+    pub(super) fn at_original(&self, base: Point, at: Seq, round: Round) -> Point {
         self.walk(base, at.since(base.original), |edit| edit.old_len, round)
     }
 
     /// The position of edited byte `at`, at or after `base`, in both spaces.
-    pub(super) fn from_edited(&self, base: Point, at: Seq, round: Round) -> Point {
+    pub(super) fn at_edited(&self, base: Point, at: Seq, round: Round) -> Point {
         self.walk(base, at.since(base.edited), |edit| edit.new_len, round)
     }
 
@@ -136,15 +136,15 @@ mod tests {
     fn maps_are_inverse_outside_edits() {
         let (edits, base) = edits();
         for n in (0..=5).chain(8..=20).chain(26..40) {
-            let there = edits.from_original(base, base.original.plus(n), Round::Down);
+            let there = edits.at_original(base, base.original.plus(n), Round::Down);
             assert_eq!(there.original, base.original.plus(n));
             assert_eq!(
-                edits.from_edited(base, there.edited, Round::Down),
+                edits.at_edited(base, there.edited, Round::Down),
                 there,
                 "at {n}"
             );
             assert_eq!(
-                edits.from_edited(base, there.edited, Round::Up),
+                edits.at_edited(base, there.edited, Round::Up),
                 there,
                 "at {n}"
             );
@@ -155,8 +155,8 @@ mod tests {
     fn a_position_inside_an_edit_moves_to_its_ends() {
         let (edits, base) = edits();
         for n in 6..8 {
-            let down = edits.from_original(base, base.original.plus(n), Round::Down);
-            let up = edits.from_original(base, base.original.plus(n), Round::Up);
+            let down = edits.at_original(base, base.original.plus(n), Round::Down);
+            let up = edits.at_original(base, base.original.plus(n), Round::Up);
             assert_eq!(
                 (down.original, down.edited),
                 (base.original.plus(5), base.edited.plus(5))
@@ -166,7 +166,7 @@ mod tests {
                 (base.original.plus(8), base.edited.plus(12))
             );
         }
-        let inside = edits.from_edited(base, base.edited.plus(11), Round::Down);
+        let inside = edits.at_edited(base, base.edited.plus(11), Round::Down);
         assert_eq!(inside.original, base.original.plus(5));
     }
 

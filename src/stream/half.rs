@@ -37,9 +37,16 @@ pub enum Intake {
     /// Bytes before it are missing; it was kept, or forgotten if there was no room. The packet
     /// must not go on.
     Gap,
+    /// Bytes before it never came by here, and yet the receiver has them: the stream can't be
+    /// followed any more. The caller ends the inspection of the flow.
+    Missed,
     /// The stream isn't inspected any more.
     Opaque,
 }
+
+/// How far beyond what was sent on an acknowledgement is believed to be about bytes that went
+/// round us, in bytes.
+const FAR: u32 = 1 << 20;
 
 /// A bound of [`Limits`] was reached: the caller ends the inspection of the flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,11 +87,19 @@ pub struct Half {
     next: Seq,
     /// Everything before was acknowledged by the receiver.
     una: Point,
+    /// The highest acknowledgement itself, in edited space: `una` stays at the start of an edit
+    /// that was acknowledged in part.
+    acked: Seq,
+    /// The end of the receiver's window, in edited space.
+    edge: Seq,
     /// The first edited byte that was never sent on.
     emitted: Seq,
     /// Original bytes before this one were acknowledged to the sender, whether the receiver has
     /// them or not. Matters while it is after `una`.
     guaranteed: Seq,
+    /// The receiver said that it has everything before, although that was never sent on. Matters
+    /// while it is after `emitted`.
+    claimed: Seq,
     /// Where the sender's FIN is, once everything before it was taken in.
     fin: Option<Seq>,
     /// The FIN went on to the receiver.
@@ -107,6 +122,8 @@ struct Work {
     edits: Edits,
     /// Segments that arrived before the bytes in front of them.
     ahead: Vec<(Seq, Vec<u8>)>,
+    /// Something in the buffer was replaced by as many other bytes.
+    overwritten: bool,
 }
 
 impl Work {
@@ -134,8 +151,11 @@ impl Half {
                 original: first,
                 edited: first,
             },
+            acked: first,
+            edge: first,
             emitted: first,
             guaranteed: first,
+            claimed: first,
             fin: None,
             fin_sent: false,
             opaque: false,
@@ -157,7 +177,12 @@ impl Half {
             return Intake::Old;
         }
         if seq.after(self.next) {
-            self.keep_ahead(seq, payload, limits);
+            if self.went_round(seq) {
+                return Intake::Missed;
+            }
+            if self.fin.is_none() {
+                self.keep_ahead(seq, payload, limits);
+            }
             return Intake::Gap;
         }
         if self.fin.is_some() {
@@ -169,6 +194,10 @@ impl Half {
         }
         if fin && end == self.next {
             self.fin = Some(end);
+            if let Some(work) = self.work.as_mut() {
+                work.ahead = Vec::new();
+            }
+            self.tidy();
             return Intake::New;
         }
         if fresh.is_empty() {
@@ -176,6 +205,17 @@ impl Half {
         }
         self.append_ahead();
         Intake::New
+    }
+
+    /// Whether the bytes between `next` and `seq` reached the receiver without coming by here (a
+    /// full queue that fails open lets packets pass).
+    fn went_round(&self, seq: Seq) -> bool {
+        let released = self.released();
+        self.claimed.after(self.emitted)
+            && self.emitted == released.edited
+            && self.pending().is_empty()
+            && self.fin.is_none()
+            && self.claimed.since(released.edited) >= seq.since(released.original)
     }
 
     fn append(&mut self, bytes: &[u8]) {
@@ -221,6 +261,13 @@ impl Half {
         }
     }
 
+    /// Gives the buffers back when nothing is in them.
+    fn tidy(&mut self) {
+        if self.work.as_ref().is_some_and(|work| work.is_empty()) {
+            self.work = None;
+        }
+    }
+
     /// Bytes that were taken in and not yet passed or replaced, in stream order.
     #[must_use]
     pub fn pending(&self) -> &[u8] {
@@ -256,7 +303,9 @@ impl Half {
         let at = work.released..work.released.saturating_add(len);
         work.buffer.splice(at, with.iter().copied());
         work.released = work.released.saturating_add(with.len());
-        if len != with.len() {
+        if len == with.len() {
+            work.overwritten = true;
+        } else {
             work.edits.push(Edit {
                 start,
                 old_len: len as u32,
@@ -272,8 +321,9 @@ impl Half {
         self.opaque = true;
         if let Some(work) = self.work.as_mut() {
             work.released = work.buffer.len();
-            work.ahead.clear();
+            work.ahead = Vec::new();
         }
+        self.tidy();
     }
 
     /// Whether inspection ended.
@@ -287,6 +337,14 @@ impl Half {
     #[must_use]
     pub fn is_plain(&self) -> bool {
         self.una.original == self.una.edited && self.work.is_none()
+    }
+
+    /// Whether what is in flight differs from what its sender sent.
+    #[must_use]
+    pub fn is_edited(&self) -> bool {
+        self.work
+            .as_ref()
+            .is_some_and(|work| work.overwritten || !work.edits.is_empty())
     }
 
     /// Bytes kept in buffers.
@@ -305,10 +363,11 @@ impl Half {
         seq == self.next || self.fin.is_some_and(|fin| seq == fin.plus(1))
     }
 
-    /// Whether the sender's FIN was taken in and the receiver acknowledged it.
+    /// Whether a segment with FIN that starts at `seq` and has `len` bytes ends the stream.
     #[must_use]
-    pub fn is_closed(&self) -> bool {
-        self.fin.is_some_and(|fin| self.una.original == fin.plus(1))
+    pub fn ends_at(&self, seq: Seq, len: usize) -> bool {
+        let end = seq.plus_len(len);
+        self.fin == Some(end) || (self.opaque && (self.is_settled() || !end.before(self.next)))
     }
 
     /// Says what the packet that carries `seq` and `payload` must carry on. To be called after
@@ -325,21 +384,24 @@ impl Half {
     ) -> Emit {
         let released = self.released();
         let end = seq.plus_len(payload.len());
+        let past = end.plus(u32::from(fin));
+        if self.is_settled() {
+            return Emit::Own(self.shifted(seq));
+        }
         // Bytes that only we can deliver: the sender has its acknowledgement, or was cut off by
         // the size limit.
         let owed = self.guaranteed.after(self.una.original) && self.emitted != self.una.edited;
         let behind = owed || self.emitted != released.edited;
+        let bare = payload.is_empty() && !fin;
         let beyond = self.opaque && !seq.before(self.next);
-        if !behind && (beyond || (payload.is_empty() && !fin)) {
+        // A bare segment is no promise that there is room for data at the other end.
+        let room = bare.then(|| self.edge.since(self.una.edited) as usize);
+        if !behind && (beyond || bare) {
             return Emit::Own(self.header_seq(seq));
         }
-        if payload.is_empty() && !fin && seq.before(self.next) {
-            // A keep-alive wants an answer, not data.
-            return Emit::Own(self.header_seq(seq));
-        }
-        if !behind && !end.plus(u32::from(fin)).after(self.una.original) {
+        if !behind && !past.after(self.una.original) {
             // The receiver has acknowledged it all: its sender only missed the acknowledgement.
-            return Emit::Own(seq.plus(self.una.edited.since(self.una.original)));
+            return Emit::Own(self.shifted(seq));
         }
         let limit = limit.max(payload.len()).max(1);
         let first = if owed || seq.before(self.una.original) {
@@ -352,7 +414,10 @@ impl Half {
         } else {
             self.emitted
         };
-        let stop = if intake != Intake::Old || behind || !end.before(released.original) {
+        // The part of an edit that was acknowledged needn't go again.
+        let start = start.max(self.acked.min(self.emitted));
+        let more = intake == Intake::New || (self.opaque && end.after(self.next));
+        let stop = if more || behind || !end.before(released.original) {
             released.edited
         } else {
             self.map(end, Round::Up).edited
@@ -363,34 +428,66 @@ impl Half {
             0
         };
         let len = whole.min(limit);
+        let len = room.map_or(len, |room| {
+            len.min(room.saturating_sub(start.len_since(self.una.edited)))
+        });
         let complete = start.plus_len(len) == released.edited && self.pending().is_empty();
         let tail = (self.opaque && complete && !seq.after(self.next) && end.after(self.next))
             .then(|| self.next.len_since(seq))
             .filter(|tail| {
                 len.saturating_add(payload.len().saturating_sub(*tail)) <= limit.max(payload.len())
             });
-        let fin = fin
+        let with_fin = fin
             && complete
             && (tail.is_some() || !end.after(self.next))
-            && (self.opaque || self.fin == Some(end));
-        self.emitted = self.emitted.max(start.plus_len(len));
-        self.fin_sent |= fin && !self.opaque;
-        if len == 0 && !fin && tail.is_none() {
-            if payload.is_empty() {
+            && self.ends_at(seq, payload.len());
+        if fin == with_fin && tail.is_none() && self.overlaps(seq, payload, start, len) {
+            self.note(start.plus_len(len), with_fin);
+            return Emit::Own(self.shifted(seq));
+        }
+        self.note(start.plus_len(len), with_fin);
+        if len == 0 && !with_fin && tail.is_none() {
+            if bare {
                 return Emit::Own(self.header_seq(seq));
             }
-            let byte = self.last_emitted();
-            return Emit::Probe {
-                seq: self.emitted.plus(u32::MAX),
-                byte,
-            };
+            if !payload.is_empty() {
+                let byte = self.last_emitted();
+                return Emit::Probe {
+                    seq: self.emitted.plus(u32::MAX),
+                    byte,
+                };
+            }
         }
         Emit::Stream {
             seq: start,
             len,
             tail,
-            fin,
+            fin: with_fin,
         }
+    }
+
+    /// Notes what a packet carries on.
+    fn note(&mut self, end: Seq, fin: bool) {
+        self.emitted = self.emitted.max(end);
+        self.fin_sent |= fin && !self.opaque;
+    }
+
+    /// Whether nothing is left to do but to shift numbers by what the edits add up to.
+    fn is_settled(&self) -> bool {
+        self.opaque && self.work.is_none() && self.una.original == self.next
+    }
+
+    /// A number from before the edits in flight.
+    fn shifted(&self, seq: Seq) -> Seq {
+        seq.plus(self.una.edited.since(self.una.original))
+    }
+
+    /// Whether a segment that starts with bytes acknowledged before says, from there on, just what
+    /// is to go on: it may pass as it is.
+    fn overlaps(&self, seq: Seq, payload: &[u8], start: Seq, len: usize) -> bool {
+        seq.before(self.una.original)
+            && start == self.una.edited
+            && payload.get(self.una.original.len_since(seq)..) == Some(self.edited(start, len))
     }
 
     /// The edited stream's bytes from `seq` on, as [`Emit::Stream`] names them.
@@ -405,6 +502,9 @@ impl Half {
     /// hasn't been sent, the sender hasn't sent either, as far as the receiver can see.
     #[must_use]
     pub fn header_seq(&self, seq: Seq) -> Seq {
+        if self.is_settled() {
+            return self.shifted(seq);
+        }
         let released = self.released();
         if self.opaque && !seq.before(self.next) {
             return seq.plus(released.edited.since(released.original));
@@ -412,55 +512,63 @@ impl Half {
         if let Some(fin) = self.fin
             && seq == fin.plus(1)
         {
-            return if self.fin_sent {
+            return if self.una.original == seq {
+                self.una.edited
+            } else if self.fin_sent {
                 released.edited.plus(1)
             } else {
                 self.emitted
             };
         }
         if seq.before(self.una.original) {
-            return seq.plus(self.una.edited.since(self.una.original));
+            return self.shifted(seq);
         }
         if seq.plus(1) == self.next && self.next != self.una.original {
             // A keep-alive (RFC 9293 §3.8.4) asks for an answer: it must be one byte too low.
             return self.emitted.plus(u32::MAX);
         }
         if !seq.before(released.original) {
-            // Nothing held: a segment that we never saw (lost before us) lies between.
-            let lost = if self.pending().is_empty() {
-                seq.since(released.original)
+            // What was taken in and waits isn't sent yet, as far as the receiver can see. A number
+            // beyond that stays beyond, as far as it was: a segment that we never saw lies between,
+            // or it is forged, and must not become the very number that the receiver expects.
+            let beyond = if seq.after(self.next) {
+                seq.since(self.next)
             } else {
                 0
             };
-            return self.emitted.plus(if self.emitted == released.edited {
-                lost
-            } else {
-                0
-            });
+            return self.emitted.plus(beyond);
         }
         self.map(seq, Round::Down).edited.min(self.emitted)
     }
 
     /// The position in edited space of an original urgent pointer (it points behind the urgent
-    /// data, RFC 9293 §3.8.5).
+    /// data, RFC 9293 §3.8.5); `None` while bytes wait in front of it, and what becomes of them
+    /// isn't known.
     #[must_use]
-    pub fn urgent(&self, at: Seq) -> Seq {
+    pub fn urgent(&self, at: Seq) -> Option<Seq> {
         let released = self.released();
         if at.before(self.una.original) {
-            at.plus(self.una.edited.since(self.una.original))
+            Some(self.shifted(at))
         } else if at.before(released.original) {
-            self.map(at, Round::Up).edited
+            Some(self.map(at, Round::Up).edited)
+        } else if at == released.original || self.pending().is_empty() {
+            Some(at.plus(released.edited.since(released.original)))
         } else {
-            at.plus(released.edited.since(released.original))
+            None
         }
     }
 
     // ---- the receiver's acknowledgements ---------------------------------------------------
 
-    /// Notes that the receiver acknowledged everything before `ack` (in edited space).
-    pub fn acknowledged(&mut self, ack: Seq) {
+    /// Notes that the receiver acknowledged everything before `ack` (in edited space), and takes
+    /// data up to `edge` (its window's right end). `exact`: the segment that says so has the
+    /// number that is expected of the receiver's own stream.
+    pub fn acknowledged(&mut self, ack: Seq, edge: Seq, exact: bool) {
         let released = self.released();
-        if !ack.after(self.una.edited) {
+        if !ack.before(self.acked) && !ack.after(self.emitted) {
+            self.edge = self.edge.max(edge);
+        }
+        if !ack.after(self.acked) {
             return;
         }
         if let Some(fin) = self.fin
@@ -473,14 +581,19 @@ impl Half {
                 edited: ack,
             };
             self.emitted = ack;
+            self.acked = ack;
             self.next = fin.plus(1);
         } else if ack.after(self.emitted) {
             // It acknowledges what was never sent on: its own business, unless the stream is
             // opaque, where that is normal.
             if self.opaque && self.emitted == released.edited {
                 self.trim(released);
+                self.acked = released.edited;
+            } else if exact && ack.since(self.emitted) <= FAR {
+                self.claimed = self.claimed.max(ack);
             }
         } else {
+            self.acked = ack;
             self.trim(self.edits_map_edited(ack));
         }
     }
@@ -491,7 +604,7 @@ impl Half {
                 original: self.una.original.plus(ack.since(self.una.edited)),
                 edited: ack,
             },
-            |work| work.edits.from_edited(self.una, ack, Round::Down),
+            |work| work.edits.at_edited(self.una, ack, Round::Down),
         )
     }
 
@@ -504,11 +617,12 @@ impl Half {
             work.buffer.drain(..n);
             work.released = work.released.saturating_sub(n);
             work.edits.fold(to.original);
-            if work.is_empty() {
-                self.work = None;
-            }
         }
+        self.tidy();
         self.una = to;
+        // Sequence numbers are compared within half their space: none may stay behind for ever.
+        self.guaranteed = self.guaranteed.max(to.original);
+        self.claimed = self.claimed.max(to.edited);
     }
 
     /// The acknowledgement that the sender is given for the receiver's `ack`. Bytes held may be
@@ -523,14 +637,13 @@ impl Half {
         {
             self.guaranteed = self.next;
         }
+        // While something is left to send on, more than was sent can't have been received.
+        let ahead = self.emitted != released.edited || !self.pending().is_empty();
+        let ack = if ahead { ack.min(self.emitted) } else { ack };
         let mapped = if ack.before(self.una.edited) {
             ack.plus(self.una.original.since(self.una.edited))
         } else if ack.after(released.edited) {
-            if self.pending().is_empty() {
-                ack.plus(released.original.since(released.edited))
-            } else {
-                released.original
-            }
+            ack.plus(released.original.since(released.edited))
         } else {
             self.edits_map_edited(ack).original
         };
@@ -554,11 +667,15 @@ impl Half {
                 self.work
                     .as_ref()
                     .map_or(self.una.original.plus(at.since(self.una.edited)), |work| {
-                        work.edits.from_edited(self.una, at, round).original
+                        work.edits.at_edited(self.una, at, round).original
                     })
             }
         };
-        let (left, right) = (edge(left, Round::Up), edge(right, Round::Down));
+        let (mut left, right) = (edge(left, Round::Up), edge(right, Round::Down));
+        if !left.before(self.una.original) {
+            // Below the acknowledgement it would say that the sender repeated itself (RFC 2883).
+            left = left.max(self.guaranteed);
+        }
         left.before(right).then_some((left, right))
     }
 
@@ -611,7 +728,7 @@ impl Half {
                 original: at,
                 edited: self.una.edited.plus(at.since(self.una.original)),
             },
-            |work| work.edits.from_original(self.una, at, round),
+            |work| work.edits.at_original(self.una, at, round),
         )
     }
 

@@ -1,6 +1,6 @@
 //! Where the parts of a packet are: the validating gate in front of everything else.
 
-use etherparse::{IpSlice, TcpSlice, ip_number};
+use etherparse::{IpSlice, Ipv6ExtensionSlice, TcpSlice, ip_number};
 
 /// The offsets of a complete, unfragmented TCP segment within an IP packet.
 ///
@@ -22,7 +22,7 @@ pub struct Layout {
 pub enum Reject {
     /// A fragment: its transport header can't be trusted, or isn't there.
     Fragment,
-    /// Another transport protocol.
+    /// Another transport protocol, or TCP behind an IPsec authentication header.
     NotTcp,
     /// Lengths that contradict each other, or a header cut short.
     Malformed,
@@ -40,6 +40,18 @@ impl Layout {
             return Err(Reject::Fragment);
         }
         if body.ip_number != ip_number::TCP {
+            return Err(Reject::NotTcp);
+        }
+        // An authentication header (RFC 4302) signs what would be changed.
+        let signed = match &ip {
+            IpSlice::Ipv4(v4) => v4.extensions().auth.is_some(),
+            IpSlice::Ipv6(v6) => v6
+                .extensions()
+                .clone()
+                .into_iter()
+                .any(|extension| matches!(extension, Ipv6ExtensionSlice::Authentication(_))),
+        };
+        if signed {
             return Err(Reject::NotTcp);
         }
         let tcp = TcpSlice::from_slice(body.payload).map_err(|_| Reject::Malformed)?;
