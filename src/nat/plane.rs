@@ -180,9 +180,11 @@ impl Plane {
     /// See [`Gateway::session_ended`](crate::engine::gateway::Gateway::session_ended).
     pub fn session_ended(&mut self, session: SessionId) {
         self.catch_up();
+        let mut holes = Vec::new();
         while let Some(id) = self.oldest(session) {
-            self.drop_hole(id);
+            holes.extend(self.forget(id).filter(|hole| hole.open));
         }
+        self.close(holes.into_iter().map(|hole| hole.pinhole).collect());
     }
 
     /// Learns what conntrack has reported. To be called when its events are readable; every call
@@ -196,10 +198,11 @@ impl Plane {
                 return;
             }
         };
+        let mut used = Vec::new();
         for event in events {
             match event {
                 ConntrackEvent::New { entry, .. } => {
-                    self.on_conntrack_new(entry.original);
+                    used.extend(self.connected(entry.original).map(|(_, hole)| hole));
                 }
                 ConntrackEvent::Destroy {
                     entry,
@@ -211,6 +214,7 @@ impl Plane {
                 }
             }
         }
+        self.close(used);
         if completeness == Completeness::Missed {
             self.resync();
         }
@@ -218,6 +222,13 @@ impl Plane {
 
     /// A connection with the mark exists: its hole, if it has one, is used and closed.
     pub fn on_conntrack_new(&mut self, original: Tuple) -> Option<DataConnection> {
+        let (connection, hole) = self.connected(original)?;
+        self.close(vec![hole]);
+        Some(connection)
+    }
+
+    /// A connection with the mark exists: its hole, which is to be closed, is forgotten.
+    fn connected(&mut self, original: Tuple) -> Option<(DataConnection, Pinhole)> {
         let key = Key {
             from: original.src.ip(),
             to: original.dst,
@@ -238,13 +249,13 @@ impl Plane {
             as_source: hole.pinhole.as_source,
             started: self.now(),
         };
-        self.drop_hole(id);
+        let hole = self.forget(id)?;
         self.counters.used += 1;
         if self.connections.len() < self.config.connections {
             self.connections.insert(original, connection);
         }
         self.report(Report::Connected(connection));
-        Some(connection)
+        Some((connection, hole.pinhole))
     }
 
     /// A connection with the mark is gone.
@@ -268,19 +279,22 @@ impl Plane {
     /// Closes holes whose deadline has passed. To be called at [`next_deadline`](Self::next_deadline).
     pub fn expire(&mut self) {
         let now = self.now();
+        let mut holes = Vec::new();
         while let Some(&(deadline, id)) = self.deadlines.first() {
             if deadline > now {
                 break;
             }
-            if let Some(mut info) = self.holes.get(&id).map(|hole| hole.info(id, now)) {
+            if let Some(hole) = self.forget(id) {
+                let mut info = hole.info(id, now);
                 info.state = State::Expired;
                 self.counters.expired += 1;
                 self.report(Report::Expired(info));
+                holes.extend(hole.open.then_some(hole.pinhole));
             }
-            self.drop_hole(id);
             // Whatever the maps say, this one is done with.
             self.deadlines.remove(&(deadline, id));
         }
+        self.close(holes);
         if !self.stuck.is_empty() && now >= self.retry_at {
             self.retry_stuck(now);
         }
@@ -488,20 +502,27 @@ impl Plane {
 
     /// Closes a hole in the kernel if it is there, and forgets it.
     fn drop_hole(&mut self, id: PinholeId) {
-        let Some(hole) = self.forget(id) else {
-            return;
-        };
-        if !hole.open {
+        if let Some(hole) = self.forget(id).filter(|hole| hole.open) {
+            self.close(vec![hole.pinhole]);
+        }
+    }
+
+    /// Closes holes in the kernel, at once; what it refuses to close is tried again later.
+    fn close(&mut self, holes: Vec<Pinhole>) {
+        if holes.is_empty() {
             return;
         }
-        if let Err(error) = self.parts.backend.close(&hole.pinhole) {
-            self.counters.kernel_errors += 1;
-            log::warn!("pinhole {} stays open for now: {error}", id.0);
-            if self.stuck.is_empty() {
-                self.retry_at = self.now() + RETRY;
-            }
+        let Err(error) = self.parts.backend.close_all(&holes) else {
+            return;
+        };
+        self.counters.kernel_errors += 1;
+        log::warn!("{} pinholes stay open for now: {error}", holes.len());
+        if self.stuck.is_empty() {
+            self.retry_at = self.now() + RETRY;
+        }
+        for hole in holes {
             if self.stuck.len() < self.config.total {
-                self.stuck.insert(hole.pinhole.key(), hole.pinhole);
+                self.stuck.insert(hole.key(), hole);
             }
         }
     }
