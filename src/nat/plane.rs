@@ -29,6 +29,11 @@ use crate::engine::gateway::{Error, Mode, PinholeId, Request, Reservation, Sessi
 const LISTENERS_LIFE: Duration = Duration::from_secs(5);
 /// When a hole that the kernel refused to close is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// When an active pinhole that nobody used is looked after: before the server sends its SYN again
+/// (1 s, RFC 6298 §2.1).
+const NEGLECTED: Duration = Duration::from_millis(500);
+/// How many of them, at most, in that time: each costs a walk through conntrack's table.
+const LOOK_AFTER: usize = 8;
 /// The time over which [`Config::per_client_per_minute`] counts.
 const MINUTE: Duration = Duration::from_secs(60);
 /// Reports that nobody takes are dropped beyond this number, oldest first.
@@ -44,6 +49,9 @@ pub struct Plane {
     by_key: HashMap<Key, PinholeId>,
     by_session: HashMap<SessionId, VecDeque<PinholeId>>,
     deadlines: BTreeSet<(Duration, PinholeId)>,
+    /// Active holes since they opened, oldest first, until they are looked after.
+    young: VecDeque<(Duration, PinholeId)>,
+    look_at: Duration,
     connections: HashMap<Tuple, DataConnection>,
     /// Holes that the kernel refused to close.
     stuck: HashMap<Key, Pinhole>,
@@ -67,6 +75,8 @@ impl Plane {
             by_key: HashMap::new(),
             by_session: HashMap::new(),
             deadlines: BTreeSet::new(),
+            young: VecDeque::new(),
+            look_at: Duration::ZERO,
             connections: HashMap::new(),
             stuck: HashMap::new(),
             retry_at: Duration::ZERO,
@@ -160,6 +170,9 @@ impl Plane {
                 hole.deadline = now + timeout;
                 self.deadlines.insert((hole.deadline, id));
                 self.stuck.remove(&hole.pinhole.key());
+                if hole.mode == Mode::Active {
+                    self.young.push_back((now + NEGLECTED, id));
+                }
                 self.counters.opened += 1;
                 Ok(())
             }
@@ -305,7 +318,38 @@ impl Plane {
     pub fn next_deadline(&self) -> Option<Duration> {
         let first = self.deadlines.first().map(|&(deadline, _)| deadline);
         let retry = (!self.stuck.is_empty()).then_some(self.retry_at);
-        first.into_iter().chain(retry).min()
+        let look = self.young.front().map(|&(at, _)| at.max(self.look_at));
+        first.into_iter().chain(retry).chain(look).min()
+    }
+
+    /// Active pinholes that should have been used by now: see
+    /// [`Conntrack::forget_unanswered`](super::conntrack::Conntrack::forget_unanswered). To be
+    /// called at [`next_deadline`](Self::next_deadline); names each hole once, and only some of
+    /// very many.
+    pub fn neglected(&mut self) -> Vec<Key> {
+        let now = self.now();
+        if now < self.look_at {
+            return Vec::new();
+        }
+        let mut keys = Vec::new();
+        while let Some(&(at, id)) = self.young.front() {
+            if at > now {
+                break;
+            }
+            self.young.pop_front();
+            let hole = self.holes.get(&id).filter(|_| keys.len() < LOOK_AFTER);
+            keys.extend(hole.map(|hole| hole.pinhole.key()));
+        }
+        if !keys.is_empty() {
+            self.look_at = now + NEGLECTED;
+        }
+        keys
+    }
+
+    /// Counts what came of [`neglected`](Self::neglected): attempts that were forgotten.
+    pub fn forgot(&mut self, attempts: usize) {
+        let attempts = u64::try_from(attempts).unwrap_or(u64::MAX);
+        self.counters.stale_attempts = self.counters.stale_attempts.saturating_add(attempts);
     }
 
     /// What happened since the last call, oldest first.
@@ -382,6 +426,7 @@ impl Plane {
         self.by_key.clear();
         self.by_session.clear();
         self.deadlines.clear();
+        self.young.clear();
         self.stuck.clear();
         self.parts.backend.remove()
     }
@@ -531,6 +576,12 @@ impl Plane {
         let hole = self.holes.remove(&id)?;
         self.by_key.remove(&hole.pinhole.key());
         self.deadlines.remove(&(hole.deadline, id));
+        // Most holes are used in the order in which they open: then there is nothing to wake up for.
+        while let Some((_, id)) = self.young.front()
+            && !self.holes.contains_key(id)
+        {
+            self.young.pop_front();
+        }
         if let Some(ids) = self.by_session.get_mut(&hole.session) {
             ids.retain(|&other| other != id);
             if ids.is_empty() {
