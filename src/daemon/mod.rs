@@ -160,7 +160,9 @@ fn start_threads(
     })?;
     lifetime.thread("housekeeping", move || {
         let tick = |now| worker::tick(&rooms, now, &house);
-        house.keep_house(HOUSEKEEPING, tick, |hole| setup::unblock(&mut asked, hole, mark));
+        house.keep_house(HOUSEKEEPING, tick, |hole| {
+            setup::unblock(&mut asked, hole, mark)
+        });
     })?;
     let watch = Arc::clone(shared);
     lifetime.thread("conntrack", move || {

@@ -377,6 +377,7 @@ impl Flow {
     ) -> Result<(), Overflow> {
         let peer = self.peer(side);
         let limits = cx.config.limits;
+        let counted = self.session.counts();
         self.waiting = None;
         loop {
             let [forward, _] = self.both(side);
@@ -437,6 +438,7 @@ impl Flow {
                 }
             }
         }
+        cx.stats.count_lines(counted, self.session.counts());
         if self.session.take_cancelled()
             && let Some(hole) = self.active.take()
         {
