@@ -841,6 +841,53 @@ fn the_kernel_ends_a_hole_that_nobody_closes() {
 }
 
 #[test]
+fn holes_are_closed_together_or_tried_again() {
+    for_each_flavour(|lab, flavour| {
+        let mut backend = backend();
+        let holes: Vec<_> = (50001..=50003)
+            .map(|port| {
+                let to = format!("203.0.113.1:{port}");
+                hole("203.0.113.10", &to, "10.0.0.2:40001", Some("10.0.0.1"))
+            })
+            .collect();
+        let rules = || {
+            let all = lab.gateway.sh(&format!("iptables-{flavour}-save -t nat"));
+            all.matches("ftpalg:pinhole\"").count()
+        };
+        lab.gateway.within(|| {
+            backend.install().unwrap();
+            for hole in &holes {
+                backend.open(hole, MINUTE).unwrap();
+            }
+        });
+        assert_eq!(rules(), 9, "{flavour}");
+        // A chain by another name: nothing can be changed.
+        let rename = |from: &str, to: &str| {
+            lab.gateway
+                .sh(&format!("iptables-{flavour} -t nat -E {from} {to}"));
+        };
+        rename("FTPALG-POST", "FTPALG-ELSE");
+        lab.gateway.within(|| {
+            assert!(backend.close_all(&holes[..2]).is_err());
+            let another = hole(
+                "203.0.113.10",
+                "203.0.113.1:9",
+                "10.0.0.2:9",
+                Some("10.0.0.1"),
+            );
+            assert!(backend.open(&another, MINUTE).is_err());
+        });
+        assert_eq!(rules(), 9, "{flavour}: all or nothing");
+        rename("FTPALG-ELSE", "FTPALG-POST");
+        lab.gateway.within(|| {
+            backend.close_all(&holes[..2]).unwrap();
+            assert!(backend.verify().unwrap());
+        });
+        assert_eq!(rules(), 3, "{flavour}: one is left");
+    });
+}
+
+#[test]
 fn holes_survive_what_others_remove_from_our_chains() {
     for_each_flavour(|lab, flavour| {
         let mut backend = backend();

@@ -3,9 +3,11 @@
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
+use serde_json::Value;
 
 use super::settings::Settings;
 use super::{Failure, print};
+use crate::daemon::control::{self, AskError, Request};
 use crate::nat::rules::{self, Inside, KernelTables, Rules, Steering};
 use crate::nat::xtables::Family;
 use crate::nat::xtables::tools::Tools;
@@ -46,6 +48,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
             print(&rules::print(&steering, family).map_err(Failure::usage)?)?;
         }
         Command::Install(settings) => {
+            nobody_else_manages()?;
             let mut rules = host()?;
             let steering = steering(*settings, Some(&rules))?;
             steering
@@ -59,11 +62,29 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
             }
         }
         Command::Remove => {
+            nobody_else_manages()?;
             let removed = host()?.remove().map_err(Failure::usage)?;
             print(&format!("{removed} rules removed\n"))?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses to touch the rules of a running daemon: it couldn't work without them, and removes
+/// them itself when it ends. One with `--rules external` leaves them to us.
+fn nobody_else_manages() -> Result<(), Failure> {
+    let status = match control::ask(Request::Status) {
+        Ok(status) => status,
+        Err(AskError::NotRunning) => return Ok(()),
+        Err(e) => return Err(Failure::usage(e)),
+    };
+    if status.get("rules").and_then(Value::as_str) == Some("external") {
+        return Ok(());
+    }
+    let pid = status.get("pid").unwrap_or(&Value::Null);
+    Err(Failure::usage(format!(
+        "the running ftpalg (pid {pid}) manages the rules; stop it, and it removes them"
+    )))
 }
 
 /// The rules of this host.

@@ -19,8 +19,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::Engine;
-use crate::nat::backend::BackendError;
+use crate::engine::{self, Engine};
+use crate::nat::backend::{BackendError, Mark};
+use crate::nat::conntrack::Conntrack;
 use crate::nat::plane::Plane;
 use crate::nat::rules::RulesError;
 use crate::queue::OpenError;
@@ -94,10 +95,15 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     })?;
     let (plane, events) = setup::plane(config, clock)?;
     let shared = Arc::new(Shared::new(plane, clock, output.clone()));
-    let workers: Vec<_> = (0..steered.steering.queues.count)
+    let engines = engine::Config {
+        workers: steered.steering.queues.count,
+        ..engines
+    };
+    let workers: Vec<_> = (0..engines.workers)
         .map(|number| Worker::new(Engine::new(engines.clone(), number)))
         .collect();
-    start_threads(&lifetime, &shared, &workers, queues, events)?;
+    let mark = steered.steering.mark;
+    start_threads(&lifetime, &shared, &workers, queues, events, mark)?;
 
     // From here on there is something to take back.
     let mut installed = Installed {
@@ -141,14 +147,22 @@ fn start_threads(
     workers: &[Arc<Worker>],
     queues: Vec<NfqQueue>,
     events: OwnedFd,
+    mark: Mark,
 ) -> Result<(), Error> {
     for (worker, queue) in workers.iter().zip(queues) {
         let (worker, shared) = (Arc::clone(worker), Arc::clone(shared));
         lifetime.thread("worker", move || worker.serve(queue, &shared))?;
     }
     let (house, rooms) = (Arc::clone(shared), workers.to_vec());
+    let mut asked = Conntrack::open().map_err(|source| Error::System {
+        what: "open a netlink socket",
+        source,
+    })?;
     lifetime.thread("housekeeping", move || {
-        house.keep_house(HOUSEKEEPING, |now| worker::tick(&rooms, now, &house));
+        let tick = |now| worker::tick(&rooms, now, &house);
+        house.keep_house(HOUSEKEEPING, tick, |hole| {
+            setup::unblock(&mut asked, hole, mark)
+        });
     })?;
     let watch = Arc::clone(shared);
     lifetime.thread("conntrack", move || {

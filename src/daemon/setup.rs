@@ -12,8 +12,9 @@ use nix::unistd::Uid;
 use crate::engine;
 use crate::nat::backend::iptables::Iptables;
 use crate::nat::backend::nft::Nft;
-use crate::nat::backend::{Backend, BackendError};
+use crate::nat::backend::{Backend, BackendError, Mark};
 use crate::nat::conntrack::{Conntrack, Events};
+use crate::nat::pinhole::Key;
 use crate::nat::plane::{self, Parts, Plane};
 use crate::nat::ports::Listeners;
 use crate::nat::rules::{Inside, KernelTables, Rules, RulesError, Steering};
@@ -186,6 +187,27 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
         },
     );
     Ok((plane, readable))
+}
+
+/// Clears connection attempts out of a pinhole's way that were made before it was there.
+pub(super) fn unblock(conntrack: &mut Conntrack, hole: Key, mark: Mark) -> usize {
+    match conntrack.forget_unanswered(hole, mark) {
+        Ok(forgotten) => {
+            if forgotten > 0 {
+                log::info!(
+                    "{} connection attempts from {} to {} were older than their pinhole: forgotten",
+                    forgotten,
+                    hole.from,
+                    hole.to
+                );
+            }
+            forgotten
+        }
+        Err(e) => {
+            log::debug!("stale connection attempts to {}: {e}", hole.to);
+            0
+        }
+    }
 }
 
 /// The backend that was chosen; by itself, nf_tables where the kernel has it.

@@ -13,6 +13,7 @@ use crate::engine::event::Event;
 use crate::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
 use crate::nat::backend::BackendError;
 use crate::nat::conntrack::Entry;
+use crate::nat::pinhole::Key;
 use crate::nat::plane::Plane;
 
 use super::output::Output;
@@ -106,7 +107,15 @@ impl Shared {
 
     /// Closes pinholes at their deadlines for as long as the process lives, and calls `also` every
     /// `every` for as long as it says that it is needed, and after a session opened. Sleeps else.
-    pub fn keep_house(&self, every: Duration, mut also: impl FnMut(Duration) -> bool) {
+    ///
+    /// `unblock` gets pinholes that nobody used in time, one by one, and says how many stale
+    /// connection attempts it cleared out of their way. It may take long: no lock is held.
+    pub fn keep_house(
+        &self,
+        every: Duration,
+        mut also: impl FnMut(Duration) -> bool,
+        mut unblock: impl FnMut(Key) -> usize,
+    ) {
         let mut needed = false;
         let mut next = Duration::ZERO;
         loop {
@@ -115,7 +124,10 @@ impl Shared {
                 needed = also(now);
                 next = now + every;
             }
+            let neglected = self.lock().plane.neglected();
+            let cleared = neglected.into_iter().map(&mut unblock).sum();
             let mut state = self.lock();
+            state.plane.forgot(cleared);
             if std::mem::take(&mut state.opened) && !needed {
                 needed = true;
                 next = now + every;

@@ -16,6 +16,8 @@ pub struct Config {
     pub advertise: Vec<Advertise>,
     /// Buffers of one direction of a control connection.
     pub limits: Limits,
+    /// How many engines share the traffic (default 1): their session numbers interleave.
+    pub workers: u16,
     /// Control connections per worker (default 65,536); more pass unmodified.
     pub max_flows: usize,
     /// Bytes in all buffers of a worker together (default 64 MiB).
@@ -37,6 +39,7 @@ impl Default for Config {
             policy: Arc::default(),
             advertise: Vec::new(),
             limits: Limits::default(),
+            workers: 1,
             max_flows: 65_536,
             max_buffered: 64 << 20,
             idle: Duration::from_secs(5 * 24 * 3600),

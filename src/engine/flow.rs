@@ -402,6 +402,7 @@ impl Flow {
     ) -> Result<(), Overflow> {
         let peer = self.peer(side);
         let limits = cx.config.limits;
+        let counted = self.session.counts();
         loop {
             let [forward, _] = self.both(side);
             if forward.pending().is_empty() {
@@ -463,6 +464,7 @@ impl Flow {
                 }
             }
         }
+        cx.stats.count_lines(counted, self.session.counts());
         if self.session.take_cancelled()
             && let Some(hole) = self.active.take()
         {

@@ -106,7 +106,10 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine without flows. `worker` tells the sessions of several engines apart.
+    /// An engine without flows, the one with number `worker` (from 0) of [`Config::workers`].
+    ///
+    /// Its sessions are numbered `worker + 1`, `worker + 1 + workers` and so on, so that several
+    /// engines together use small numbers, each once.
     #[must_use]
     pub fn new(config: Config, worker: u16) -> Self {
         Self {
@@ -114,7 +117,7 @@ impl Engine {
             flows: HashMap::new(),
             half_open: HashMap::new(),
             stats: Stats::default(),
-            next_id: (u64::from(worker) << 48) | 1,
+            next_id: u64::from(worker).saturating_add(1),
             early: HashSet::new(),
             buffered: 0,
             scratch: Vec::with_capacity(2048),
@@ -237,7 +240,8 @@ impl Engine {
             }
         }
         let id = SessionId(self.next_id);
-        self.next_id = self.next_id.wrapping_add(1);
+        let step = u64::from(self.config.workers.max(1));
+        self.next_id = self.next_id.wrapping_add(step);
         self.stats.sessions = self.stats.sessions.saturating_add(1);
         let mut cx = Context {
             config: &self.config,

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::Serialize;
 
 use super::gateway::SessionId;
+use crate::ftp::session::Counts;
 
 /// What a worker has counted since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -47,12 +48,34 @@ pub struct Stats {
     pub not_opened: u64,
     /// Commands or replies that were replaced in place.
     pub refused: u64,
+    /// Announced addresses that couldn't be read strictly (an octet over 255, port 0): passed as
+    /// they were.
+    pub unparsable: u64,
+    /// Addresses in a reply that answers no `PASV`/`EPSV`, or before the login: passed as they were.
+    pub unasked: u64,
+    /// Lines longer than the limit: passed, not acted on.
+    pub overlong: u64,
+    /// Commands beyond the pipelining limit: passed, not acted on.
+    pub overrun: u64,
 }
 
 impl Stats {
+    /// Adds what a session counted between two looks at it.
+    pub(super) fn count_lines(&mut self, before: Counts, after: Counts) {
+        let pairs = [
+            (&mut self.unparsable, before.unparsable, after.unparsable),
+            (&mut self.unasked, before.unasked, after.unasked),
+            (&mut self.overlong, before.overlong, after.overlong),
+            (&mut self.overrun, before.overrun, after.overrun),
+        ];
+        for (sum, before, after) in pairs {
+            *sum = sum.saturating_add(u64::from(after.saturating_sub(before)));
+        }
+    }
+
     /// Adds another worker's counts.
     pub fn add(&mut self, other: &Self) {
-        let pairs: [(&mut u64, u64); 19] = [
+        let pairs: [(&mut u64, u64); 23] = [
             (&mut self.packets, other.packets),
             (&mut self.changed, other.changed),
             (&mut self.malformed, other.malformed),
@@ -72,6 +95,10 @@ impl Stats {
             (&mut self.rewritten, other.rewritten),
             (&mut self.not_opened, other.not_opened),
             (&mut self.refused, other.refused),
+            (&mut self.unparsable, other.unparsable),
+            (&mut self.unasked, other.unasked),
+            (&mut self.overlong, other.overlong),
+            (&mut self.overrun, other.overrun),
         ];
         for (mine, theirs) in pairs {
             *mine = mine.saturating_add(theirs);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use nix::libc::{AF_INET, AF_INET6, IPPROTO_TCP};
 
 use super::backend::Mark;
+use super::pinhole::Key;
 use crate::netlink::codec::{Attrs, Builder, Message};
 use crate::netlink::socket::{Request, Socket};
 
@@ -29,6 +30,13 @@ const CTA_COUNTERS_REPLY: u16 = 10;
 const CTA_ID: u16 = 12;
 const CTA_TIMESTAMP: u16 = 20;
 const CTA_MARK_MASK: u16 = 21;
+const CTA_FILTER: u16 = 25;
+/// `enum ctattr_filter`, and the kernel's own `CTA_FILTER_F_*` bits: which parts of the tuple count.
+const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+const CTA_FILTER_REPLY_FLAGS: u16 = 2;
+const FILTER_TARGET: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 5;
+/// `IPS_SEEN_REPLY`: the other end has answered.
+const SEEN_REPLY: u32 = 1 << 1;
 /// `enum ctattr_tuple`, `ctattr_ip`, `ctattr_l4proto`, `ctattr_counters`, `ctattr_tstamp`.
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
@@ -190,6 +198,61 @@ impl Conntrack {
         self.socket.dump(&request, |message| {
             parse_entry(message).filter(|entry| mark.is_in(entry.mark))
         })
+    }
+
+    /// Forgets the connection attempts from `key.from` to `key.to` that nobody has answered and
+    /// that don't carry the mark: how many there were.
+    ///
+    /// An attempt made before its pinhole was there was let through untranslated, or the answer
+    /// would have come. While conntrack remembers it (two minutes), its retransmissions, and later
+    /// attempts from the same port, go the same way and never meet the pinhole. Costs a walk
+    /// through conntrack's table.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn forget_unanswered(&mut self, key: Key, mark: Mark) -> io::Result<usize> {
+        if key.from.is_ipv4() != key.to.is_ipv4() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let request = Request {
+            kind: CT_GET,
+            flags: 0,
+            family: family(key.from),
+            // Kernels before 5.8 don't know the filter and show all.
+            attrs: Box::new(move |b| {
+                put_tuple(b, CTA_TUPLE_ORIG, SocketAddr::new(key.from, 0), key.to);
+                b.nest(CTA_FILTER, |b| {
+                    b.bytes(CTA_FILTER_ORIG_FLAGS, &FILTER_TARGET.to_ne_bytes());
+                    b.bytes(CTA_FILTER_REPLY_FLAGS, &0u32.to_ne_bytes());
+                });
+            }),
+        };
+        let attempts = self.socket.dump(&request, |message| {
+            let entry = parse_entry(message)?;
+            let number = |kind| message.attrs().find(kind)?.be32();
+            let waits = number(CTA_STATUS)? & SEEN_REPLY == 0 && !mark.is_in(entry.mark);
+            let there = entry.original.src.ip() == key.from && entry.original.dst == key.to;
+            (waits && there).then_some((entry.original, number(CTA_ID)?))
+        })?;
+        let mut forgotten = 0;
+        for (tuple, id) in attempts {
+            let request = Request {
+                kind: CT_DELETE,
+                flags: 0,
+                family: family(key.from),
+                attrs: Box::new(move |b| {
+                    put_tuple(b, CTA_TUPLE_ORIG, tuple.src, tuple.dst);
+                    b.be32(CTA_ID, id);
+                }),
+            };
+            match self.socket.change(&request) {
+                Ok(()) => forgotten += 1,
+                // It went by itself.
+                Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(forgotten)
     }
 }
 

@@ -29,6 +29,11 @@ use crate::engine::gateway::{Error, Mode, PinholeId, Request, Reservation, Sessi
 const LISTENERS_LIFE: Duration = Duration::from_secs(5);
 /// When a hole that the kernel refused to close is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// When an active pinhole that nobody used is looked after: before the server sends its SYN again
+/// (1 s, RFC 6298 §2.1).
+const NEGLECTED: Duration = Duration::from_millis(500);
+/// How many of them, at most, in that time: each costs a walk through conntrack's table.
+const LOOK_AFTER: usize = 8;
 /// The time over which [`Config::per_client_per_minute`] counts.
 const MINUTE: Duration = Duration::from_secs(60);
 /// Reports that nobody takes are dropped beyond this number, oldest first.
@@ -44,6 +49,9 @@ pub struct Plane {
     by_key: HashMap<Key, PinholeId>,
     by_session: HashMap<SessionId, VecDeque<PinholeId>>,
     deadlines: BTreeSet<(Duration, PinholeId)>,
+    /// Active holes since they opened, oldest first, until they are looked after.
+    young: VecDeque<(Duration, PinholeId)>,
+    look_at: Duration,
     connections: HashMap<Tuple, DataConnection>,
     /// Holes that the kernel refused to close.
     stuck: HashMap<Key, Pinhole>,
@@ -67,6 +75,8 @@ impl Plane {
             by_key: HashMap::new(),
             by_session: HashMap::new(),
             deadlines: BTreeSet::new(),
+            young: VecDeque::new(),
+            look_at: Duration::ZERO,
             connections: HashMap::new(),
             stuck: HashMap::new(),
             retry_at: Duration::ZERO,
@@ -160,6 +170,9 @@ impl Plane {
                 hole.deadline = now + timeout;
                 self.deadlines.insert((hole.deadline, id));
                 self.stuck.remove(&hole.pinhole.key());
+                if hole.mode == Mode::Active {
+                    self.young.push_back((now + NEGLECTED, id));
+                }
                 self.counters.opened += 1;
                 Ok(())
             }
@@ -180,9 +193,11 @@ impl Plane {
     /// See [`Gateway::session_ended`](crate::engine::gateway::Gateway::session_ended).
     pub fn session_ended(&mut self, session: SessionId) {
         self.catch_up();
+        let mut holes = Vec::new();
         while let Some(id) = self.oldest(session) {
-            self.drop_hole(id);
+            holes.extend(self.forget(id).filter(|hole| hole.open));
         }
+        self.close(holes.into_iter().map(|hole| hole.pinhole).collect());
     }
 
     /// Learns what conntrack has reported. To be called when its events are readable; every call
@@ -196,10 +211,11 @@ impl Plane {
                 return;
             }
         };
+        let mut used = Vec::new();
         for event in events {
             match event {
                 ConntrackEvent::New { entry, .. } => {
-                    self.on_conntrack_new(entry.original);
+                    used.extend(self.connected(entry.original).map(|(_, hole)| hole));
                 }
                 ConntrackEvent::Destroy {
                     entry,
@@ -211,6 +227,7 @@ impl Plane {
                 }
             }
         }
+        self.close(used);
         if completeness == Completeness::Missed {
             self.resync();
         }
@@ -218,6 +235,13 @@ impl Plane {
 
     /// A connection with the mark exists: its hole, if it has one, is used and closed.
     pub fn on_conntrack_new(&mut self, original: Tuple) -> Option<DataConnection> {
+        let (connection, hole) = self.connected(original)?;
+        self.close(vec![hole]);
+        Some(connection)
+    }
+
+    /// A connection with the mark exists: its hole, which is to be closed, is forgotten.
+    fn connected(&mut self, original: Tuple) -> Option<(DataConnection, Pinhole)> {
         let key = Key {
             from: original.src.ip(),
             to: original.dst,
@@ -238,13 +262,13 @@ impl Plane {
             as_source: hole.pinhole.as_source,
             started: self.now(),
         };
-        self.drop_hole(id);
+        let hole = self.forget(id)?;
         self.counters.used += 1;
         if self.connections.len() < self.config.connections {
             self.connections.insert(original, connection);
         }
         self.report(Report::Connected(connection));
-        Some(connection)
+        Some((connection, hole.pinhole))
     }
 
     /// A connection with the mark is gone.
@@ -268,19 +292,22 @@ impl Plane {
     /// Closes holes whose deadline has passed. To be called at [`next_deadline`](Self::next_deadline).
     pub fn expire(&mut self) {
         let now = self.now();
+        let mut holes = Vec::new();
         while let Some(&(deadline, id)) = self.deadlines.first() {
             if deadline > now {
                 break;
             }
-            if let Some(mut info) = self.holes.get(&id).map(|hole| hole.info(id, now)) {
+            if let Some(hole) = self.forget(id) {
+                let mut info = hole.info(id, now);
                 info.state = State::Expired;
                 self.counters.expired += 1;
                 self.report(Report::Expired(info));
+                holes.extend(hole.open.then_some(hole.pinhole));
             }
-            self.drop_hole(id);
             // Whatever the maps say, this one is done with.
             self.deadlines.remove(&(deadline, id));
         }
+        self.close(holes);
         if !self.stuck.is_empty() && now >= self.retry_at {
             self.retry_stuck(now);
         }
@@ -291,7 +318,38 @@ impl Plane {
     pub fn next_deadline(&self) -> Option<Duration> {
         let first = self.deadlines.first().map(|&(deadline, _)| deadline);
         let retry = (!self.stuck.is_empty()).then_some(self.retry_at);
-        first.into_iter().chain(retry).min()
+        let look = self.young.front().map(|&(at, _)| at.max(self.look_at));
+        first.into_iter().chain(retry).chain(look).min()
+    }
+
+    /// Active pinholes that should have been used by now: see
+    /// [`Conntrack::forget_unanswered`](super::conntrack::Conntrack::forget_unanswered). To be
+    /// called at [`next_deadline`](Self::next_deadline); names each hole once, and only some of
+    /// very many.
+    pub fn neglected(&mut self) -> Vec<Key> {
+        let now = self.now();
+        if now < self.look_at {
+            return Vec::new();
+        }
+        let mut keys = Vec::new();
+        while let Some(&(at, id)) = self.young.front() {
+            if at > now {
+                break;
+            }
+            self.young.pop_front();
+            let hole = self.holes.get(&id).filter(|_| keys.len() < LOOK_AFTER);
+            keys.extend(hole.map(|hole| hole.pinhole.key()));
+        }
+        if !keys.is_empty() {
+            self.look_at = now + NEGLECTED;
+        }
+        keys
+    }
+
+    /// Counts what came of [`neglected`](Self::neglected): attempts that were forgotten.
+    pub fn forgot(&mut self, attempts: usize) {
+        let attempts = u64::try_from(attempts).unwrap_or(u64::MAX);
+        self.counters.stale_attempts = self.counters.stale_attempts.saturating_add(attempts);
     }
 
     /// What happened since the last call, oldest first.
@@ -368,6 +426,7 @@ impl Plane {
         self.by_key.clear();
         self.by_session.clear();
         self.deadlines.clear();
+        self.young.clear();
         self.stuck.clear();
         self.parts.backend.remove()
     }
@@ -488,20 +547,27 @@ impl Plane {
 
     /// Closes a hole in the kernel if it is there, and forgets it.
     fn drop_hole(&mut self, id: PinholeId) {
-        let Some(hole) = self.forget(id) else {
-            return;
-        };
-        if !hole.open {
+        if let Some(hole) = self.forget(id).filter(|hole| hole.open) {
+            self.close(vec![hole.pinhole]);
+        }
+    }
+
+    /// Closes holes in the kernel, at once; what it refuses to close is tried again later.
+    fn close(&mut self, holes: Vec<Pinhole>) {
+        if holes.is_empty() {
             return;
         }
-        if let Err(error) = self.parts.backend.close(&hole.pinhole) {
-            self.counters.kernel_errors += 1;
-            log::warn!("pinhole {} stays open for now: {error}", id.0);
-            if self.stuck.is_empty() {
-                self.retry_at = self.now() + RETRY;
-            }
+        let Err(error) = self.parts.backend.close_all(&holes) else {
+            return;
+        };
+        self.counters.kernel_errors += 1;
+        log::warn!("{} pinholes stay open for now: {error}", holes.len());
+        if self.stuck.is_empty() {
+            self.retry_at = self.now() + RETRY;
+        }
+        for hole in holes {
             if self.stuck.len() < self.config.total {
-                self.stuck.insert(hole.pinhole.key(), hole.pinhole);
+                self.stuck.insert(hole.key(), hole);
             }
         }
     }
@@ -510,6 +576,12 @@ impl Plane {
         let hole = self.holes.remove(&id)?;
         self.by_key.remove(&hole.pinhole.key());
         self.deadlines.remove(&(hole.deadline, id));
+        // Most holes are used in the order in which they open: then there is nothing to wake up for.
+        while let Some((_, id)) = self.young.front()
+            && !self.holes.contains_key(id)
+        {
+            self.young.pop_front();
+        }
         if let Some(ids) = self.by_session.get_mut(&hole.session) {
             ids.retain(|&other| other != id);
             if ids.is_empty() {

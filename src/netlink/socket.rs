@@ -146,6 +146,27 @@ impl Socket {
         }
     }
 
+    /// Sends a request that changes something and waits for its acknowledgement.
+    ///
+    /// # Errors
+    /// The kernel's error; `ENOENT` where there is nothing to change.
+    pub fn change(&mut self, request: &Request<'_>) -> io::Result<()> {
+        let seq = self.send_one(request, codec::ACK)?;
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        loop {
+            let datagram = self.receive(deadline)?;
+            for message in Messages::new(datagram) {
+                match message.errno() {
+                    Some(0) if message.seq == seq => return Ok(()),
+                    Some(errno) if message.seq == seq => {
+                        return Err(io::Error::from_raw_os_error(errno));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
     /// Asks for all objects that match a request; `read` turns each into a value, or skips it.
     ///
     /// Asks again where the objects changed meanwhile.

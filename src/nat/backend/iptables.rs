@@ -90,30 +90,37 @@ impl Iptables {
             })
     }
 
-    /// Replaces the rules of one hole, at once.
+    /// Takes the rules of some holes out and puts those of another one in, all at once.
     ///
     /// If somebody else removed some of them meanwhile, fills the chains anew with all that should
     /// be in there.
-    fn change(&mut self, key: &Key, lines: Vec<Line>) -> Result<(), BackendError> {
-        let plane = self.plane(Family::of(key.from))?;
-        let old = self.open.get(key).map_or(&[][..], Vec::as_slice);
-        let had = !old.is_empty();
-        let done = self.restore(plane, &transaction(old, &lines));
-        if let (Err(_), false) = (&done, had) {
+    fn change(
+        &mut self,
+        plane: Plane,
+        out: &[Key],
+        into: Option<(Key, Vec<Line>)>,
+    ) -> Result<(), BackendError> {
+        let removed: Vec<(Key, Vec<Line>)> = out
+            .iter()
+            .filter_map(|key| self.open.remove_entry(key))
+            .collect();
+        let old: Vec<Line> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
+        let lines = into.as_ref().map_or(&[][..], |(_, lines)| lines);
+        let done = self.restore(plane, &transaction(&old, lines));
+        if done.is_err() && old.is_empty() {
             return done;
         }
-        self.remember(key, lines);
+        let added = into.map(|(key, lines)| {
+            self.open.insert(key, lines);
+            key
+        });
         done.or_else(|_| self.refill(plane)).inspect_err(|_| {
-            self.open.remove(key);
+            if let Some(key) = added {
+                self.open.remove(&key);
+            }
+            // They may still be there: to be tried again.
+            self.open.extend(removed);
         })
-    }
-
-    fn remember(&mut self, key: &Key, lines: Vec<Line>) {
-        if lines.is_empty() {
-            self.open.remove(key);
-        } else {
-            self.open.insert(*key, lines);
-        }
     }
 
     /// Makes our chains hold exactly the holes that are open. Fails if the chains are gone.
@@ -228,17 +235,37 @@ impl Backend for Iptables {
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
         let plane = self.plane(Family::of(hole.from))?;
         let until = if plane.timed { deadline(timeout) } else { None };
-        self.change(&hole.key(), rules_of(hole, self.mark, until.as_deref()))
+        let (key, lines) = (hole.key(), rules_of(hole, self.mark, until.as_deref()));
+        self.change(plane, &[key], Some((key, lines)))
     }
 
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
-        let key = hole.key();
-        if !self.open.contains_key(&key) {
-            return Ok(());
+        self.close_all(std::slice::from_ref(hole))
+    }
+
+    /// One run of the tool per family, however many holes there are.
+    fn close_all(&mut self, holes: &[Pinhole]) -> Result<(), BackendError> {
+        let mut result = Ok(());
+        for family in Family::ALL {
+            let keys: Vec<Key> = holes
+                .iter()
+                .map(Pinhole::key)
+                .filter(|key| Family::of(key.from) == family && self.open.contains_key(key))
+                .collect();
+            if keys.is_empty() {
+                continue;
+            }
+            let closed = self.plane(family).and_then(|plane| {
+                let closed = self.change(plane, &keys, None);
+                if closed.is_err() && self.is_gone(plane) {
+                    self.open.retain(|key, _| Family::of(key.from) != family);
+                    return Ok(());
+                }
+                closed
+            });
+            result = result.and(closed);
         }
-        let plane = self.plane(Family::of(hole.from))?;
-        self.change(&key, Vec::new())
-            .or_else(|e| if self.is_gone(plane) { Ok(()) } else { Err(e) })
+        result
     }
 
     fn remove(&mut self) -> Result<(), BackendError> {

@@ -93,7 +93,8 @@ pub trait Backend: Send {
     fn install(&mut self) -> Result<(), BackendError>;
 
     /// Opens a hole. Who opened it closes it when conntrack reports that it was used; a backend
-    /// keeps a second connection out until then as well as it can. It closes by itself after `timeout` where the kernel can do that.
+    /// keeps a second connection out until then as well as it can. It closes by itself after
+    /// `timeout` where the kernel can do that.
     ///
     /// Atomically replaces an open hole with the same [`Pinhole::key`].
     ///
@@ -106,6 +107,18 @@ pub trait Backend: Send {
     /// # Errors
     /// The hole may still be open then.
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError>;
+
+    /// Closes several holes: at once, where that is cheaper than one after the other.
+    ///
+    /// # Errors
+    /// Some of the holes may still be open then.
+    fn close_all(&mut self, holes: &[Pinhole]) -> Result<(), BackendError> {
+        let mut result = Ok(());
+        for hole in holes {
+            result = result.and(self.close(hole));
+        }
+        result
+    }
 
     /// Removes everything that [`install`](Self::install) and [`open`](Self::open) made, and
     /// nothing else. Idempotent.

@@ -17,6 +17,8 @@ struct World {
     installed: bool,
     refuse_open: bool,
     refuse_close: bool,
+    /// How many holes each call closed.
+    closed: Vec<usize>,
     events: Vec<ConntrackEvent>,
     missed: bool,
     entries: Vec<Entry>,
@@ -78,6 +80,10 @@ impl Backend for Shared {
             w.kernel.remove(&hole.key());
             Ok(())
         })
+    }
+    fn close_all(&mut self, holes: &[Pinhole]) -> Result<(), BackendError> {
+        self.with(|w| w.closed.push(holes.len()));
+        holes.iter().try_for_each(|hole| self.close(hole))
     }
     fn remove(&mut self) -> Result<(), BackendError> {
         self.with(|w| {
@@ -544,4 +550,55 @@ proptest! {
         prop_assert_eq!(world.open_keys(), vec![]);
         prop_assert!(plane.by_key.is_empty() && plane.by_session.is_empty() && plane.deadlines.is_empty());
     }
+}
+
+#[test]
+fn holes_used_together_are_closed_together() {
+    let (mut plane, world) = plane(Config::default());
+    let holes: Vec<_> = (1..=3)
+        .map(|n| open(&mut plane, &passive(n, ANN, 5000 + n as u16)))
+        .collect();
+    let events = holes.iter().map(|hole| new_event(dialled(ANN, hole.to)));
+    world.with(|w| w.events.extend(events));
+    plane.catch_up();
+    assert_eq!(world.with(|w| w.closed.clone()), [3]);
+    assert!(world.open_keys().is_empty());
+    assert_eq!(plane.counters().used, 3);
+}
+
+#[test]
+fn an_active_hole_that_nobody_uses_is_looked_after_once() {
+    let (mut plane, world) = plane(Config::default());
+    let active = |n: u64| Request {
+        mode: Mode::Active,
+        published: false,
+        ..passive(n, ANN, 6000 + n as u16)
+    };
+    // Passive holes wait for people.
+    open(&mut plane, &passive(1, ANN, 5001));
+    assert_eq!(plane.next_deadline(), Some(Duration::from_secs(60)));
+    let hole = open(&mut plane, &active(2));
+    assert_eq!(plane.next_deadline(), Some(NEGLECTED));
+    assert_eq!(plane.neglected(), []);
+    world.wait(1);
+    let key = Key {
+        from: ip(ANN),
+        to: hole.to,
+    };
+    assert_eq!(plane.neglected(), [key]);
+    assert_eq!(plane.neglected(), []);
+    assert_eq!(plane.next_deadline(), Some(Duration::from_secs(60)));
+
+    // One that is used in time wakes nobody.
+    let hole = open(&mut plane, &active(3));
+    plane.on_conntrack_new(dialled(ANN, hole.to)).unwrap();
+    assert_eq!(plane.next_deadline(), Some(Duration::from_secs(60)));
+    // However many there are, only so many are looked after in a time.
+    for n in 100..200 {
+        open(&mut plane, &active(n));
+    }
+    world.wait(1);
+    assert_eq!(plane.neglected().len(), LOOK_AFTER);
+    assert_eq!(plane.neglected(), []);
+    assert!(plane.young.is_empty());
 }

@@ -200,6 +200,8 @@ pub struct Counters {
     pub kernel_errors: u64,
     /// Connections with the mark that belong to no pending pinhole.
     pub unattributed: u64,
+    /// Connection attempts made before their pinhole that were in its way, and were forgotten.
+    pub stale_attempts: u64,
     /// Times that conntrack events were lost.
     pub missed_events: u64,
 }
