@@ -122,10 +122,7 @@ impl Steered {
 
 /// Binds all queues, or none.
 pub(super) fn open_queues(steering: &Steering) -> Result<Vec<NfqQueue>, OpenError> {
-    let options = Options {
-        fail_open: steering.fail_open,
-        ..Options::default()
-    };
+    let options = Options::default();
     (0..steering.queues.count)
         .map(|n| NfqQueue::open(steering.queues.first.saturating_add(n), &options))
         .collect()

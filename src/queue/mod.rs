@@ -59,11 +59,9 @@ pub trait Handler {
 /// How a queue is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// How many packets may wait in the kernel; what comes on top is dropped, or passed unseen
-    /// with `fail_open`.
+    /// How many packets may wait in the kernel. What comes on top is dropped, so TCP sends it
+    /// again: passed unseen, with the numbers of an unedited stream, it would damage the edited one.
     pub max_len: u32,
-    /// Whether packets pass unseen while the queue is full.
-    pub fail_open: bool,
 }
 
 impl Options {
@@ -75,7 +73,6 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             max_len: Self::MAX_LEN,
-            fail_open: false,
         }
     }
 }

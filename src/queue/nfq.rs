@@ -71,9 +71,6 @@ impl NfqQueue {
             .map_err(failed("length"))?;
         // The kernel cuts large packets and completes checksums before it queues them.
         queue.set_recv_gso(number, false).map_err(failed("GSO"))?;
-        queue
-            .set_fail_open(number, options.fail_open)
-            .map_err(failed("fail open"))?;
         // ENOBUFS stays off, as the crate has it: a socket that reports it is closed to further
         // packets until it is read empty. The kernel's counters tell of overruns.
         Ok(Self {
