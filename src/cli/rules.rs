@@ -60,6 +60,9 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
             for place in installed.places {
                 print(&format!("installed in {place}\n"))?;
             }
+            for note in installed.notes {
+                print(&format!("note: {note}\n"))?;
+            }
         }
         Command::Remove => {
             nobody_else_manages()?;

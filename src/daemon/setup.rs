@@ -99,6 +99,9 @@ impl Steered {
         for place in &installed.places {
             log::info!("rules installed in {place} ({})", installed.choice.why);
         }
+        for note in &installed.notes {
+            log::warn!("{note}");
+        }
         Ok(())
     }
 
