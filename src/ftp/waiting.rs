@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::command::Command;
 
 /// How many commands wait without memory of their own: clients seldom pipeline more.
-const NEAR: usize = 7;
+const NEAR: usize = 6;
 
 /// Commands in the order they were sent.
 ///
