@@ -633,3 +633,17 @@ fn map_sack(out: &mut SegmentMut<'_>, (at, blocks): (usize, usize), reverse: &Ha
     });
     changed
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_flow_is_small() {
+        let (flow, half, session) = (size_of::<Flow>(), size_of::<Half>(), size_of::<Session>());
+        assert!(
+            flow <= 256 && half <= 40 && session <= 80,
+            "flow {flow}, of it half {half} twice and session {session} bytes"
+        );
+    }
+}

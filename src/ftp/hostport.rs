@@ -95,9 +95,9 @@ pub(super) fn scan_extended_port(text: &[u8]) -> Scan<(u8, u16)> {
 
 /// The whole argument of `PORT`.
 pub(super) fn parse_host_port(argument: &[u8]) -> Option<(Ipv4Addr, u16)> {
-    // The line's end is the byte that ends the run.
-    let mut text = argument.to_vec();
-    text.push(b'\r');
+    // The longest one has 23 bytes; the line's end is the byte that ends the run.
+    let mut text = [b'\r'; 24];
+    text.get_mut(..argument.len())?.copy_from_slice(argument);
     match scan_host_port(&text) {
         Scan::Found { len, value } if len == argument.len() => Some(value),
         _ => None,

@@ -1,44 +1,156 @@
 //! The line of a stream that isn't over yet.
 
-/// What of the current line has gone out already, and what was found in it.
+/// How many bytes of a line's beginning decide what it is; what follows is looked at only while
+/// it waits.
+const HEAD: usize = 96;
+
+/// What of the current line has gone out already. Nothing, and without memory, for a line that
+/// arrives whole.
 #[derive(Debug, Default)]
-pub(super) struct Line {
-    /// Its beginning, up to the limit; empty (and without memory) between lines.
-    gone: Vec<u8>,
-    /// It is longer than the limit: never acted on.
-    pub(super) overlong: bool,
-    /// Its address was dealt with, or it can't have one.
-    pub(super) settled: bool,
-    /// The digits that come next belong to a run that is no address.
-    pub(super) bad_run: bool,
+pub(super) struct Line(Option<Box<Begun>>);
+
+#[derive(Debug)]
+struct Begun {
+    head: [u8; HEAD],
+    gone: usize,
+    settled: bool,
+    in_run: bool,
+    binary: bool,
 }
 
 impl Line {
-    /// Notes that bytes of it go out.
-    pub(super) fn goes(&mut self, bytes: &[u8], limit: usize) {
-        let room = limit.saturating_sub(self.gone.len());
-        if bytes.len() > room {
-            self.overlong = true;
-        }
-        self.gone.extend(bytes.iter().take(room));
-    }
-
-    /// The line so far: what has gone out and what is pending.
-    pub(super) fn with<'a>(&'a self, pending: &'a [u8]) -> std::borrow::Cow<'a, [u8]> {
-        if self.gone.is_empty() {
-            pending.into()
-        } else {
-            [self.gone.as_slice(), pending].concat().into()
-        }
-    }
-
-    /// How many bytes have gone out.
+    /// How many bytes of it have gone out.
     pub(super) fn gone(&self) -> usize {
-        self.gone.len()
+        self.0.as_ref().map_or(0, |begun| begun.gone)
+    }
+
+    /// The line's beginning, of what has gone out and the `piece` of it that is pending.
+    pub(super) fn head<'a>(&self, piece: &'a [u8]) -> Head<'a> {
+        match &self.0 {
+            None => Head::Whole(piece.get(..HEAD).unwrap_or(piece)),
+            Some(begun) => {
+                let mut head = begun.head;
+                let room = head.get_mut(begun.gone..).unwrap_or_default();
+                for (to, from) in room.iter_mut().zip(piece) {
+                    *to = *from;
+                }
+                let len = begun.gone.saturating_add(piece.len()).min(HEAD);
+                Head::Joined { head, len }
+            }
+        }
+    }
+
+    /// Notes that the next bytes of it go out.
+    pub(super) fn goes(&mut self, bytes: &[u8]) {
+        let begun = self.begun();
+        let room = begun.head.get_mut(begun.gone..).unwrap_or_default();
+        let kept = room.len();
+        for (to, from) in room.iter_mut().zip(bytes) {
+            *to = *from;
+        }
+        begun.binary |= has_control(bytes.get(kept..).unwrap_or_default());
+        begun.gone = begun.gone.saturating_add(bytes.len());
+    }
+
+    /// Its address was dealt with, or it can't have one.
+    pub(super) fn settle(&mut self) {
+        self.begun().settled = true;
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.0.as_ref().is_some_and(|begun| begun.settled)
+    }
+
+    /// Whether the digits that come next belong to a run that is no address.
+    pub(super) fn is_in_run(&self) -> bool {
+        self.0.as_ref().is_some_and(|begun| begun.in_run)
+    }
+
+    pub(super) fn set_in_run(&mut self, in_run: bool) {
+        if in_run != self.is_in_run() {
+            self.begun().in_run = in_run;
+        }
+    }
+
+    /// Whether a control byte comes behind its beginning; `piece` is its end.
+    pub(super) fn is_binary(&self, piece: &[u8]) -> bool {
+        let room = HEAD.saturating_sub(self.gone());
+        self.0.as_ref().is_some_and(|begun| begun.binary)
+            || has_control(piece.get(room..).unwrap_or_default())
     }
 
     /// The line ended: the next one begins.
     pub(super) fn end(&mut self) {
-        *self = Self::default();
+        self.0 = None;
+    }
+
+    fn begun(&mut self) -> &mut Begun {
+        self.0.get_or_insert_with(|| {
+            Box::new(Begun {
+                head: [0; HEAD],
+                gone: 0,
+                settled: false,
+                in_run: false,
+                binary: false,
+            })
+        })
+    }
+}
+
+/// Line ends are none: they are looked at apart.
+fn has_control(bytes: &[u8]) -> bool {
+    bytes
+        .iter()
+        .any(|b| b.is_ascii_control() && !b.is_ascii_whitespace())
+}
+
+/// The beginning of a line: see [`Line::head`].
+pub(super) enum Head<'a> {
+    Whole(&'a [u8]),
+    Joined { head: [u8; HEAD], len: usize },
+}
+
+impl std::ops::Deref for Head<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Whole(head) => head,
+            Self::Joined { head, len } => head.get(..*len).unwrap_or_default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_head_is_the_same_for_any_cut() {
+        let text: Vec<u8> = (b' '..b'~').chain(b' '..b'~').collect();
+        let whole = Line::default().head(&text).to_vec();
+        assert_eq!(whole, text[..HEAD]);
+        for cut in 0..=text.len() {
+            let (gone, piece) = text.split_at(cut);
+            let mut line = Line::default();
+            line.goes(gone);
+            assert_eq!(*line.head(piece), whole, "{cut}");
+            assert_eq!(line.gone(), cut);
+        }
+    }
+
+    #[test]
+    fn control_bytes_are_found_for_any_cut() {
+        let mut text = vec![b'a'; HEAD + 20];
+        text[HEAD + 10] = 0;
+        text.push(b'\r');
+        for cut in 0..=text.len() {
+            let (gone, piece) = text.split_at(cut);
+            let mut line = Line::default();
+            line.goes(gone);
+            assert!(line.is_binary(piece), "{cut}");
+        }
+        text[HEAD + 10] = b'b';
+        assert!(!Line::default().is_binary(&text));
     }
 }

@@ -7,6 +7,7 @@
 //! | `hostport` | the ways an address is written, read strictly and written back |
 //! | `command`, `reply` | what a line of either peer is |
 //! | `line` | the line of a stream that isn't over yet |
+//! | `waiting` | the commands that wait for their reply |
 //! | `policy` | what is allowed |
 //! | `session` | the machine: which bytes pass, wait or change |
 
@@ -16,3 +17,4 @@ mod line;
 pub mod policy;
 mod reply;
 pub mod session;
+mod waiting;

@@ -14,9 +14,10 @@ pub struct Policy {
     /// Networks whose addresses a client may name besides its own (FXP): address and prefix
     /// length. Default: none.
     pub allow_foreign: Vec<(IpAddr, u8)>,
-    /// Longest command line, in bytes, that is acted on (default 512).
+    /// Longest command line, in bytes, that is acted on (default 2048: some servers take paths
+    /// that long).
     pub max_command: usize,
-    /// Longest reply line, in bytes, that is acted on (default 1024).
+    /// Longest reply line, in bytes, in which an address is looked for (default 1024).
     pub max_reply: usize,
     /// Commands that may wait for their reply at once (default 256); those beyond are counted, and
     /// their replies aren't acted on.
@@ -48,7 +49,7 @@ impl Default for Policy {
             require_login: true,
             deny_ports: SERVICE_PORTS.to_vec(),
             allow_foreign: Vec::new(),
-            max_command: 512,
+            max_command: 2048,
             max_reply: 1024,
             max_pipelined: 256,
         }

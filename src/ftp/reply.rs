@@ -32,10 +32,16 @@ impl Start {
             (3, Some(b'-')) => Self::First(code()),
             (3, None) if ended => Self::Last(code()),
             (3, None) => Self::Unknown,
+            // Blanks at the line's end don't count; more may follow.
+            (3, _) if !ended && blank_from(line, 3) => Self::Unknown,
             (n, _) if n == line.len() && !ended => Self::Unknown,
             _ => Self::Text,
         }
     }
+}
+
+fn blank_from(line: &[u8], at: usize) -> bool {
+    line.iter().skip(at).all(u8::is_ascii_whitespace)
 }
 
 #[cfg(test)]
@@ -49,6 +55,8 @@ mod tests {
         assert_eq!(Start::of(b"200", true), Start::Last(200));
         assert_eq!(Start::of(b"200", false), Start::Unknown);
         assert_eq!(Start::of(b"22", false), Start::Unknown);
+        assert_eq!(Start::of(b"220\r", false), Start::Unknown);
+        assert_eq!(Start::of(b"220\rx", false), Start::Text);
         assert_eq!(Start::of(b"", false), Start::Unknown);
         assert_eq!(Start::of(b"", true), Start::Text);
         assert_eq!(Start::of(b" 227 x", true), Start::Text);

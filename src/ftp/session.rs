@@ -1,14 +1,14 @@
 //! The session machine: which bytes of the two control streams may pass, wait or must change.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::command::{Command, address_command, is_epsv_all, telnet_len};
+use super::command::{Command, address_command, argument, long_command, telnet_len};
 use super::hostport::{Scan, parse_extended, parse_host_port, scan_extended_port, scan_host_port};
 use super::line::Line;
 use super::policy::Policy;
 use super::reply::Start;
+use super::waiting::Waiting;
 use crate::engine::gateway::Mode;
 
 /// Who wrote a stream.
@@ -113,25 +113,58 @@ enum Active {
     Opened,
 }
 
-/// A command that waits for its reply.
+/// Why a session isn't looked at any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Pending {
-    command: Command,
-    /// A `PORT`/`EPRT` whose address went out with a pinhole reserved.
-    followed: bool,
+enum Over {
+    Tls,
+    NotFtp,
 }
 
-/// What a session has counted.
+impl Over {
+    const fn why(self) -> &'static str {
+        match self {
+            Self::Tls => "TLS",
+            Self::NotFtp => "not FTP",
+        }
+    }
+}
+
+/// What a session has counted; each stops at its greatest value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Lines longer than the limit: passed, never acted on.
-    pub overlong: u32,
+    pub overlong: u16,
     /// Addresses that couldn't be read strictly: passed as they were.
-    pub unparsable: u32,
+    pub unparsable: u16,
     /// Addresses in a reply that answers no `PASV`/`EPSV`, or before the login: passed as they were.
-    pub unasked: u32,
+    pub unasked: u16,
     /// Commands beyond the pipelining limit.
-    pub overrun: u32,
+    pub overrun: u16,
+}
+
+fn count(counter: &mut u16) {
+    *counter = counter.saturating_add(1);
+}
+
+/// The beginning of a user's name.
+#[derive(Clone, Copy, Debug)]
+struct User {
+    name: [u8; 64],
+    len: u8,
+}
+
+impl User {
+    fn new(name: &[u8]) -> Self {
+        let mut kept = [0; 64];
+        kept.iter_mut().zip(name).for_each(|(to, from)| *to = *from);
+        let len = u8::try_from(name.len().min(kept.len())).unwrap_or(0);
+        Self { name: kept, len }
+    }
+
+    fn name(&self) -> String {
+        let name = self.name.get(..usize::from(self.len));
+        String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
+    }
 }
 
 /// The state of one control connection's dialogue.
@@ -143,28 +176,29 @@ pub struct Session {
     policy: Arc<Policy>,
     client: Line,
     server: Line,
-    waiting: VecDeque<Pending>,
+    waiting: Waiting,
+    /// Until the login.
+    user: Option<Box<User>>,
     /// Commands that weren't recorded because too many were waiting: they come after those.
     unrecorded: u32,
+    counts: Counts,
     /// The code of a multi-line reply whose last line hasn't come.
-    multi: Option<u16>,
+    multi: Option<std::num::NonZeroU16>,
+    active: Active,
+    over: Option<Over>,
     greeted: bool,
     /// The first command was one of FTP's.
     spoken: bool,
     logged_in: bool,
+    fresh_login: bool,
     epsv_all: bool,
-    active: Active,
     /// The address of the line that is under way went out with a pinhole reserved.
     followed: bool,
     transferring: bool,
-    over: Option<&'static str>,
-    user: Option<Box<str>>,
-    fresh_login: bool,
     /// The server connects as soon as it reads a `PORT`.
     connects_early: bool,
-    /// The server refused the `PORT` whose hole is reserved or open.
+    /// The reserved or open hole of a `PORT` won't be used.
     cancelled: bool,
-    counts: Counts,
 }
 
 impl Session {
@@ -178,22 +212,22 @@ impl Session {
             policy,
             client: Line::default(),
             server: Line::default(),
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
+            user: None,
             unrecorded: 0,
+            counts: Counts::default(),
             multi: None,
+            active: Active::None,
+            over: None,
             greeted: false,
             spoken: false,
             logged_in: false,
+            fresh_login: false,
             epsv_all: false,
-            active: Active::None,
             followed: false,
             transferring: false,
-            over: None,
-            user: None,
-            fresh_login: false,
             connects_early,
             cancelled: false,
-            counts: Counts::default(),
         }
     }
 
@@ -201,28 +235,27 @@ impl Session {
     /// new bytes arrived, and again after each step was carried out, until it waits or nothing is
     /// pending.
     ///
-    /// Only bytes that may belong to an address wait; everything else goes out at once.
+    /// Only bytes that may belong to an address wait; everything else goes out at once. Nothing
+    /// waits in a line that is complete.
     pub fn next(&mut self, from: Peer, pending: &[u8]) -> Step {
-        if let Some(why) = self.over {
-            return Step::Opaque(why);
+        if let Some(over) = self.over {
+            return Step::Opaque(over.why());
         }
         if pending.is_empty() {
             return Step::Wait;
         }
-        let step = match from {
+        match from {
             Peer::Client => self.next_command(pending),
             Peer::Server => self.next_reply(pending),
-        };
-        if let Step::Opaque(why) = step {
-            self.over = Some(why);
         }
-        step
     }
 
     /// What became of the last [`Step::Address`] of `from`'s stream.
     pub fn announced(&mut self, from: Peer, outcome: Outcome) {
         if from == Peer::Client {
             self.followed = matches!(outcome, Outcome::Accepted(_));
+            // The caller replaces an older hole by the accepted one; else the older one must go.
+            self.cancelled = !self.followed && (self.cancelled || self.active != Active::None);
             self.active = match outcome {
                 Outcome::Accepted(_) if self.connects_early && self.may_open() => Active::Early,
                 Outcome::Accepted(_) => Active::Announced { transfer: false },
@@ -236,7 +269,8 @@ impl Session {
         self.active = if opened { Active::Opened } else { Active::None };
     }
 
-    /// Whether the server refused a `PORT`, once: its hole must go.
+    /// Whether the hole of a `PORT` won't be used, once: it must go. The server refused it, or
+    /// another command took its place.
     pub fn take_cancelled(&mut self) -> bool {
         std::mem::take(&mut self.cancelled)
     }
@@ -265,16 +299,15 @@ impl Session {
             return None;
         }
         self.fresh_login = false;
-        Some(self.user.take().map(String::from).unwrap_or_default())
+        Some(self.user.take().map(|user| user.name()).unwrap_or_default())
     }
 
     /// Where the dialogue stands, in a word or two.
     #[must_use]
     pub fn state(&self) -> &'static str {
         match self.over {
-            Some("TLS") => "tls",
-            Some("not FTP") => "not ftp",
-            Some(_) => "opaque",
+            Some(Over::Tls) => "tls",
+            Some(Over::NotFtp) => "not ftp",
             None if !self.greeted => "greeting",
             None if !self.logged_in => "login",
             None if self.transferring => "transfer",
@@ -288,89 +321,86 @@ impl Session {
         self.counts
     }
 
+    fn ends(&mut self, over: Over) -> Step {
+        self.over = Some(over);
+        self.client.end();
+        self.server.end();
+        Step::Opaque(over.why())
+    }
+
     // ---- the client's lines ----------------------------------------------------------------
 
     fn next_command(&mut self, pending: &[u8]) -> Step {
         if !self.greeted {
             // RFC 959 §5.4: a client waits for the greeting. Whoever doesn't, speaks another protocol.
-            return Step::Opaque("not FTP");
+            return self.ends(Over::NotFtp);
         }
         if self.active == Active::Early {
             return Step::OpenActive;
         }
-        let end = pending
-            .iter()
-            .position(|b| *b == b'\n')
-            .map(|at| at.saturating_add(1));
-        let piece = pending
-            .get(..end.unwrap_or(pending.len()))
-            .unwrap_or_default();
-        if !self.client.settled && !self.client.overlong {
-            let line = self.client.with(piece);
-            if let Some((verb, start)) = address_command(&line) {
-                let start = start.map(|at| at.saturating_sub(self.client.gone()));
-                if let Some(step) = self.address_command(verb, start, piece, end.is_some()) {
+        let (piece, ended) = first_line(pending);
+        let head = self.client.head(piece);
+        let overlong = length(self.client.gone(), piece, ended) > self.policy.max_command;
+        if !overlong && !self.client.is_settled() {
+            if let Some((verb, Some(start))) = address_command(&head) {
+                let start = start.saturating_sub(self.client.gone());
+                if let Some(step) = self.address_command(verb, start, piece, ended) {
                     return step;
                 }
+            } else if let Some((verb, at, is)) = long_command(&head)
+                && is != Some(false)
+            {
+                let at = at.saturating_sub(self.client.gone());
+                return self.long_command(verb, at, piece, is.is_some());
             }
         }
-        let Some(end) = end else {
-            self.client.goes(piece, self.policy.max_command);
+        if !ended {
+            self.client.goes(piece);
             return Step::Pass(piece.len());
-        };
-        let line = self.client.with(piece).trim_ascii_end().to_vec();
-        if self.client.overlong || line.len() > self.policy.max_command {
-            self.counts.overlong = self.counts.overlong.saturating_add(1);
-            self.expect(Command::Unknown);
-            self.client.end();
-            return Step::Pass(end);
         }
-        let command = Command::of(&line);
-        if !self.spoken && (command == Command::Unknown || !printable(&line)) {
-            return Step::Opaque("not FTP");
+        let line = head.trim_ascii_end();
+        let command = Command::of(line);
+        if !self.spoken
+            && (overlong
+                || matches!(command, Command::Unknown | Command::Blank)
+                || !printable(line)
+                || self.client.is_binary(piece))
+        {
+            return self.ends(Over::NotFtp);
         }
-        if command == Command::Transfer {
+        if overlong {
+            count(&mut self.counts.overlong);
+        } else if command == Command::Transfer {
             match self.active {
                 Active::Granted if self.may_open() => return Step::OpenActive,
                 Active::Announced { .. } => self.active = Active::Announced { transfer: true },
                 Active::Granted | Active::None | Active::Early | Active::Opened => {}
             }
         }
-        if command == Command::Long && !self.client.settled && self.client.gone() == 0 {
-            return self.refuse(&line, "LPSV", "RFC 1639 addresses aren't followed");
-        }
-        self.command_passes(command, &line);
+        self.command_passes(command, line, overlong);
         self.client.end();
-        Step::Pass(end)
+        Step::Pass(piece.len())
     }
 
-    /// A line that is (or may be) a `PORT`, `EPRT` or `LPRT`; `start`: where in `piece` its
-    /// argument begins. `None`: it is no different from other lines.
+    /// A line that is a `PORT` or `EPRT`; `start`: where in `piece` its argument begins. `None`: it
+    /// is no different from other lines.
     fn address_command(
         &mut self,
         verb: &'static str,
-        start: Option<usize>,
+        start: usize,
         piece: &[u8],
         ended: bool,
     ) -> Option<Step> {
-        let start = start?;
+        let (head, argument) = piece.split_at_checked(start)?;
         if !ended {
-            if piece.len().saturating_sub(start) > self.policy.max_command {
-                self.client.overlong = true;
-                return None;
-            }
             // The verb goes; the argument waits for the end of the line: whatever follows it,
             // even a blank, decides whether it is an address.
-            let Some(head) = piece.get(..start).filter(|head| !head.is_empty()) else {
+            if head.is_empty() {
                 return Some(Step::Wait);
-            };
-            self.client.goes(head, self.policy.max_command);
+            }
+            self.client.goes(head);
             return Some(Step::Pass(head.len()));
         }
-        self.client.settled = true;
-        let argument = piece.get(start..)?;
-        let argument = argument.strip_suffix(b"\n").unwrap_or(argument);
-        let argument = argument.strip_suffix(b"\r").unwrap_or(argument);
         let argument = argument.trim_ascii_end();
         let announcement = match verb {
             "PORT" => parse_host_port(argument).map(|(ip, port)| Announcement {
@@ -380,20 +410,16 @@ impl Session {
                 addr: Some(ip.into()),
                 port,
             }),
-            "EPRT" => parse_extended(argument).map(|(delimiter, addr, port)| Announcement {
+            _ => parse_extended(argument).map(|(delimiter, addr, port)| Announcement {
                 verb,
                 mode: Mode::Active,
                 form: Form::Extended(delimiter),
                 addr: Some(addr),
                 port,
             }),
-            _ => {
-                let with = vec![b'x'; argument.len().max(1)];
-                return Some(self.refuse_argument(start, piece, with, verb));
-            }
         };
         let Some(announcement) = announcement else {
-            self.counts.unparsable = self.counts.unparsable.saturating_add(1);
+            count(&mut self.counts.unparsable);
             return None;
         };
         if self.epsv_all {
@@ -401,11 +427,11 @@ impl Session {
             return None;
         }
         if !self.may_announce() {
-            self.counts.unasked = self.counts.unasked.saturating_add(1);
+            count(&mut self.counts.unasked);
             return None;
         }
-        self.client
-            .goes(piece.get(..start)?, self.policy.max_command);
+        self.client.goes(head);
+        self.client.settle();
         Some(Step::Address {
             at: start,
             len: argument.len(),
@@ -413,35 +439,22 @@ impl Session {
         })
     }
 
-    fn refuse_argument(
-        &mut self,
-        at: usize,
-        piece: &[u8],
-        with: Vec<u8>,
-        verb: &'static str,
-    ) -> Step {
-        self.client
-            .goes(piece.get(..at).unwrap_or_default(), self.policy.max_command);
-        self.client.goes(&with, self.policy.max_command);
-        Step::Refuse {
-            at,
-            with,
-            verb,
-            why: "RFC 1639 addresses aren't followed",
+    /// A line that is (or, while not `known`, may be) an `LPRT` or `LPSV`. The last byte of its
+    /// verb, which is at `at`, waits until that is known; another one in its place makes a verb
+    /// that no server knows.
+    fn long_command(&mut self, verb: &'static str, at: usize, piece: &[u8], known: bool) -> Step {
+        self.client.goes(piece.get(..at).unwrap_or_default());
+        if known {
+            self.client.goes(b"X");
+            self.client.settle();
+            return Step::Refuse {
+                at,
+                with: b"X".to_vec(),
+                verb,
+                why: "RFC 1639 addresses aren't followed",
+            };
         }
-    }
-
-    /// Replaces a whole line by a verb that no server knows, so the server itself answers 500.
-    fn refuse(&mut self, line: &[u8], verb: &'static str, why: &'static str) -> Step {
-        self.client.settled = true;
-        let with = vec![b'X'; line.len().max(1)];
-        self.client.goes(&with, self.policy.max_command);
-        Step::Refuse {
-            at: 0,
-            with,
-            verb,
-            why,
-        }
+        if at == 0 { Step::Wait } else { Step::Pass(at) }
     }
 
     /// Whether a data connection may be prepared: after the login, or while its reply is on the
@@ -452,114 +465,93 @@ impl Session {
             || self
                 .waiting
                 .iter()
-                .any(|pending| pending.command == Command::Login)
+                .any(|command| matches!(command, Command::User | Command::Login))
     }
 
     /// A complete line goes out to the server.
-    fn command_passes(&mut self, command: Command, line: &[u8]) {
+    fn command_passes(&mut self, command: Command, line: &[u8], overlong: bool) {
         self.spoken = true;
         match command {
-            Command::User => {
-                // Kept only until the login: it is part of the explicit session output.
-                let name = line.get(5..).unwrap_or_default().trim_ascii();
-                let name =
-                    String::from_utf8_lossy(name.get(..name.len().min(64)).unwrap_or_default());
-                self.user = Some(name.into());
-            }
-            Command::Pasv => self.active = Active::None,
-            Command::Epsv if is_epsv_all(line) => self.epsv_all = true,
-            Command::Epsv => self.active = Active::None,
+            // Kept only until the login: it is part of the explicit session output.
+            Command::User => self.user = Some(Box::new(User::new(argument(line)))),
+            Command::Pasv | Command::Epsv => self.forget_active(),
             _ => {}
         }
-        let command = if command == Command::Epsv && is_epsv_all(line) {
-            Command::Other
-        } else {
-            command
+        let followed = std::mem::take(&mut self.followed);
+        let command = match command {
+            Command::Port if followed => Command::Followed,
+            command if overlong && command.is_address() => Command::Other,
+            command => command,
         };
-        if line.get(telnet_len(line)..).is_some_and(<[u8]>::is_empty) {
-            // An empty line is no command; servers don't answer it.
-            return;
+        if self.unrecorded > 0 || self.waiting.len() >= self.policy.max_pipelined {
+            self.unrecorded = self.unrecorded.saturating_add(1);
+            count(&mut self.counts.overrun);
+        } else {
+            self.waiting.push(command);
         }
-        self.expect(command);
     }
 
-    fn expect(&mut self, command: Command) {
-        if self.unrecorded > 0 || self.waiting.len() >= self.policy.max_pipelined {
-            self.followed = false;
-            self.unrecorded = self.unrecorded.saturating_add(1);
-            self.counts.overrun = self.counts.overrun.saturating_add(1);
-            return;
-        }
-        let followed = std::mem::take(&mut self.followed);
-        self.waiting.push_back(Pending { command, followed });
+    /// What a `PORT` prepared isn't wanted any more.
+    fn forget_active(&mut self) {
+        self.cancelled |= matches!(self.active, Active::Announced { .. } | Active::Granted);
+        self.active = Active::None;
     }
 
     // ---- the server's lines ----------------------------------------------------------------
 
     fn next_reply(&mut self, pending: &[u8]) -> Step {
-        let end = pending
-            .iter()
-            .position(|b| *b == b'\n')
-            .map(|at| at.saturating_add(1));
-        let piece = pending
-            .get(..end.unwrap_or(pending.len()))
-            .unwrap_or_default();
-        let line = self.server.with(piece);
-        let text = if end.is_some() {
-            line.trim_ascii_end()
-        } else {
-            &line
-        };
-        let start = Start::of(text, end.is_some());
+        let (piece, ended) = first_line(pending);
+        let head = self.server.head(piece);
+        let text = if ended { head.trim_ascii_end() } else { &head };
+        let start = Start::of(text, ended);
         if !self.greeted {
             if self.multi.is_none() && start == Start::Text {
-                return Step::Opaque("not FTP");
+                return self.ends(Over::NotFtp);
             }
-            self.connects_early |= end.is_some() && names_pyftpdlib(text);
+            self.connects_early |= ended && names_pyftpdlib(text);
         }
+        let multi = self.multi.map(std::num::NonZeroU16::get);
         let last = match start {
-            Start::Last(code) => self.multi.is_none_or(|first| first == code).then_some(code),
+            Start::Last(code) => multi.is_none_or(|first| first == code).then_some(code),
             _ => None,
         };
-        if let (Some(code @ (227 | 229)), false) =
-            (last, self.server.settled || self.server.overlong)
-        {
+        if let (Some(code @ (227 | 229)), false) = (last, self.server.is_settled()) {
             if self.expects_address(code) {
-                drop(line);
-                if let Some(step) = self.address_reply(code, piece, end.is_some()) {
+                if let Some(step) = self.address_reply(code, piece, ended) {
                     return step;
                 }
-            } else if end.is_some() {
-                self.counts.unasked = self.counts.unasked.saturating_add(1);
+            } else if ended {
+                count(&mut self.counts.unasked);
             }
         }
-        let Some(end) = end else {
-            self.server.goes(piece, self.policy.max_reply);
+        if !ended {
+            self.server.goes(piece);
             return Step::Pass(piece.len());
-        };
+        }
         if let Some(code) = last {
             if self.opens_active(code) {
                 return Step::OpenActive;
             }
             self.multi = None;
             if self.reply_passes(code) {
-                return Step::Opaque("TLS");
+                return self.ends(Over::Tls);
             }
         } else if let (Start::First(code), None) = (start, self.multi) {
-            self.multi = Some(code);
+            self.multi = std::num::NonZeroU16::new(code);
         }
-        if self.server.overlong {
-            self.counts.overlong = self.counts.overlong.saturating_add(1);
+        if length(self.server.gone(), piece, ended) > self.policy.max_reply {
+            count(&mut self.counts.overlong);
         }
         self.server.end();
-        Step::Pass(end)
+        Step::Pass(piece.len())
     }
 
     /// Whether the reply with this code answers the command that asks for an address.
     fn expects_address(&self, code: u16) -> bool {
-        let asked = match self.waiting.front().map(|pending| pending.command) {
-            Some(Command::Pasv) => code == 227,
-            Some(Command::Epsv) => code == 229,
+        let asked = match self.waiting.answer(code).command {
+            // RFC 2428 §4: after `EPSV ALL` there is no other way.
+            Some((_, Command::Pasv)) => code == 227 && !self.epsv_all,
+            Some((_, Command::Epsv)) => code == 229,
             _ => false,
         };
         asked && self.may_open()
@@ -570,16 +562,19 @@ impl Session {
     fn address_reply(&mut self, code: u16, piece: &[u8], ended: bool) -> Option<Step> {
         // The code's digits are no address.
         let mut at = 4usize.saturating_sub(self.server.gone());
+        let limit = self.policy.max_reply.saturating_sub(self.server.gone());
+        let mut in_run = self.server.is_in_run();
         loop {
             let rest = piece.get(at..).unwrap_or_default();
-            if self.server.bad_run {
+            if in_run {
                 let run = rest
                     .iter()
                     .take_while(|b| b.is_ascii_digit() || **b == b',')
                     .count();
-                self.server.bad_run = run == rest.len();
+                in_run = run == rest.len();
                 at = at.saturating_add(run);
-                if self.server.bad_run {
+                self.server.set_in_run(in_run);
+                if in_run {
                     return None;
                 }
                 continue;
@@ -593,11 +588,15 @@ impl Session {
             };
             let Some(offset) = rest.iter().position(begins) else {
                 if ended {
-                    self.counts.unparsable = self.counts.unparsable.saturating_add(1);
+                    count(&mut self.counts.unparsable);
                 }
                 return None;
             };
             at = at.saturating_add(offset);
+            if at >= limit {
+                self.server.settle();
+                return None;
+            }
             let text = piece.get(at..).unwrap_or_default();
             let scan = if code == 227 {
                 match scan_host_port(text) {
@@ -630,8 +629,11 @@ impl Session {
                     value: (skip, form, addr, port),
                 } => {
                     let at = at.saturating_add(skip);
-                    self.server.settled = true;
-                    self.server.goes(piece.get(..at)?, self.policy.max_reply);
+                    self.server.settle();
+                    if at.saturating_add(len) > limit {
+                        return None;
+                    }
+                    self.server.goes(piece.get(..at)?);
                     let verb = if code == 227 { "227" } else { "229" };
                     let mode = Mode::Passive;
                     return Some(Step::Address {
@@ -649,12 +651,12 @@ impl Session {
                 Scan::Partial if at == 0 => return Some(Step::Wait),
                 Scan::Partial => {
                     let head = piece.get(..at)?;
-                    self.server.goes(head, self.policy.max_reply);
+                    self.server.goes(head);
                     return Some(Step::Pass(head.len()));
                 }
                 Scan::No { len } => {
                     // The rest of a run of digits isn't the beginning of another one.
-                    self.server.bad_run = code == 227;
+                    in_run = code == 227;
                     at = at.saturating_add(if code == 227 { 0 } else { len });
                 }
             }
@@ -664,9 +666,17 @@ impl Session {
     /// Whether this reply grants a `PORT` whose transfer was commanded already.
     fn opens_active(&self, code: u16) -> bool {
         (200..300).contains(&code)
-            && self.waiting.front().is_some_and(|pending| pending.followed)
-            && !self.waiting.iter().skip(1).any(|pending| pending.followed)
             && self.active == (Active::Announced { transfer: true })
+            && matches!(
+                self.waiting.answer(code).command,
+                Some((_, Command::Followed))
+            )
+            && self
+                .waiting
+                .iter()
+                .filter(|c| *c == Command::Followed)
+                .count()
+                == 1
             && self.may_open()
     }
 
@@ -678,17 +688,26 @@ impl Session {
             return false;
         }
         if code < 200 {
-            self.transferring |= self
-                .waiting
-                .front()
-                .is_some_and(|p| p.command == Command::Transfer);
+            let next = self.waiting.iter().find(|c| *c != Command::Blank);
+            self.transferring |= next == Some(Command::Transfer);
             return false;
         }
-        let Some(answered) = self.answered(code) else {
+        // Nothing but TLS can follow (RFC 4217 §4), whichever command it is taken for.
+        if code == 234 && (self.unrecorded > 0 || self.waiting.iter().any(|c| c == Command::Auth)) {
+            return true;
+        }
+        let answer = self.waiting.answer(code);
+        self.waiting.take(answer, code);
+        if answer.beyond {
+            self.unrecorded = self.unrecorded.saturating_sub(1);
+        }
+        let Some((_, answered)) = answer.command else {
             return false;
         };
         let granted = (200..300).contains(&code);
-        match answered.command {
+        match answered {
+            // RFC 959 §4.1.1: a new USER flushes the login there was.
+            Command::User if matches!(code, 331 | 332) => self.logged_in = false,
             Command::User | Command::Login => {
                 let success = matches!(code, 230 | 232);
                 self.fresh_login |= success && !self.logged_in;
@@ -696,14 +715,17 @@ impl Session {
             }
             Command::Rein if granted => {
                 self.logged_in = false;
-                self.active = Active::None;
                 self.epsv_all = false;
+                self.forget_active();
             }
-            Command::Auth if code == 234 => return true,
+            Command::EpsvAll if granted => {
+                self.epsv_all = true;
+                self.forget_active();
+            }
             // Of several in a row the last one counts.
-            Command::Port if answered.followed && !self.waiting.iter().any(|p| p.followed) => {
+            Command::Followed if !self.waiting.iter().any(|c| c == Command::Followed) => {
                 self.connects_early |= code == 425;
-                self.cancelled |= !granted;
+                self.cancelled |= !granted && self.active != Active::None;
                 self.active = match self.active {
                     Active::Announced { transfer: false } if granted => Active::Granted,
                     Active::Opened if granted => Active::Opened,
@@ -715,36 +737,21 @@ impl Session {
         }
         false
     }
+}
 
-    /// Takes the command off the queue that a reply with this code answers.
-    fn answered(&mut self, code: u16) -> Option<Pending> {
-        let front = self.waiting.front().copied();
-        // During a transfer `STAT` is answered at once, before the transfer's own reply (RFC 959
-        // §4.1.3).
-        let stat = self
-            .waiting
-            .iter()
-            .position(|pending| pending.command == Command::Stat);
-        if let (
-            Some(Pending {
-                command: Command::Transfer,
-                ..
-            }),
-            Some(at),
-            211..=213,
-        ) = (front, stat, code)
-        {
-            return self.waiting.remove(at);
-        }
-        let answered = self.waiting.pop_front();
-        if answered.is_none() {
-            self.unrecorded = self.unrecorded.saturating_sub(1);
-        }
-        if self.waiting.is_empty() {
-            self.waiting.shrink_to_fit();
-        }
-        answered
+/// The first line of `pending`, with its line feed, or what there is of it; and whether it is
+/// complete.
+fn first_line(pending: &[u8]) -> (&[u8], bool) {
+    match pending.iter().position(|b| *b == b'\n') {
+        Some(at) => (pending.get(..=at).unwrap_or(pending), true),
+        None => (pending, false),
     }
+}
+
+/// The length of the line so far, without its line feed.
+fn length(gone: usize, piece: &[u8], ended: bool) -> usize {
+    gone.saturating_add(piece.len())
+        .saturating_sub(usize::from(ended))
 }
 
 /// Whether a line of the greeting has the name of the server library that connects when it reads a

@@ -1,0 +1,168 @@
+//! Feeds the two streams of a dialogue to the session machine, in any pieces, and notes what it
+//! decides and what goes out.
+
+#![allow(dead_code)]
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use ftpalg::ftp::hostport::encode;
+use ftpalg::ftp::policy::Policy;
+use ftpalg::ftp::session::{Form, Outcome, Peer, Session, Step};
+
+/// The client's address and the server's, as each itself knows it; whatever is announced becomes
+/// one of [`PUBLIC`].
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 5);
+/// What the peers are told instead.
+pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
+/// A port for which there is no pinhole to be had.
+pub const UNAVAILABLE: u16 = 4242;
+
+/// A session machine, its streams and its decisions.
+pub struct Machine {
+    pub session: Session,
+    policy: Arc<Policy>,
+    pending: [Vec<u8>; 2],
+    /// What has gone out, of the client's bytes and the server's.
+    pub out: [Vec<u8>; 2],
+    /// One line per decision.
+    pub decisions: Vec<String>,
+    opaque: bool,
+}
+
+fn index(peer: Peer) -> usize {
+    usize::from(peer == Peer::Server)
+}
+
+impl Machine {
+    pub fn new(policy: Policy, connects_early: bool) -> Self {
+        let policy = Arc::new(policy);
+        Self {
+            session: Session::new(policy.clone(), connects_early),
+            policy,
+            pending: Default::default(),
+            out: Default::default(),
+            decisions: Vec::new(),
+            opaque: false,
+        }
+    }
+
+    /// How many bytes of a peer's wait.
+    pub fn held(&self, peer: Peer) -> usize {
+        self.pending[index(peer)].len()
+    }
+
+    /// New bytes of one peer's arrive. Checks what every step must keep to.
+    pub fn feed(&mut self, peer: Peer, bytes: &[u8]) {
+        let i = index(peer);
+        self.pending[i].extend_from_slice(bytes);
+        let mut opened = false;
+        while !self.pending[i].is_empty() {
+            let pending = self.pending[i].clone();
+            let step = self.session.next(peer, &pending);
+            match step {
+                Step::Pass(n) => {
+                    assert!(
+                        0 < n && n <= pending.len(),
+                        "passes {n} of {}",
+                        pending.len()
+                    );
+                    self.goes(i, n, None);
+                }
+                Step::Wait => {
+                    assert!(
+                        !pending.contains(&b'\n'),
+                        "waits in {:?}",
+                        pending.escape_ascii().to_string()
+                    );
+                    break;
+                }
+                Step::Address {
+                    at,
+                    len,
+                    announcement: said,
+                } => {
+                    assert!(len > 0 && at + len <= pending.len());
+                    let own = IpAddr::from(CLIENT);
+                    let foreign = said.verb.starts_with(|c: char| c.is_alphabetic()).then(|| {
+                        self.policy
+                            .check_active(said.addr, said.port, own, PUBLIC.into())
+                    });
+                    let old = said
+                        .addr
+                        .map_or_else(|| "-".to_owned(), |ip| ip.to_string());
+                    let what = format!("{} {old} {}", said.verb, said.port);
+                    let (outcome, with) = match foreign {
+                        Some(Err(why)) => {
+                            self.decide(format!("refuse {what}: {why}"));
+                            (Outcome::Refused, vec![b'x'; len])
+                        }
+                        _ if said.port == UNAVAILABLE => {
+                            self.decide(format!("leave {what}"));
+                            (Outcome::PassedUnmodified, pending[at..at + len].to_vec())
+                        }
+                        _ => {
+                            self.decide(format!("announce {what}"));
+                            let new = SocketAddr::new(PUBLIC.into(), said.port);
+                            (Outcome::Accepted(new), encode(said.form, new))
+                        }
+                    };
+                    assert_eq!(
+                        said.addr.is_none(),
+                        matches!(said.form, Form::ExtendedPort(_))
+                    );
+                    self.session.announced(peer, outcome);
+                    self.goes(i, at, Some((len, &with)));
+                }
+                Step::Refuse {
+                    at,
+                    with,
+                    verb,
+                    why,
+                } => {
+                    assert!(!with.is_empty() && at + with.len() <= pending.len());
+                    self.decide(format!("refuse {verb}: {why}"));
+                    self.goes(i, at, Some((with.len(), &with)));
+                }
+                Step::OpenActive => {
+                    assert!(!opened, "opens twice without a byte between");
+                    opened = true;
+                    self.decide("open".to_owned());
+                    self.session.active_opened(true);
+                    continue;
+                }
+                Step::Opaque(why) => {
+                    if !self.opaque {
+                        self.decide(format!("opaque {why}"));
+                    }
+                    self.opaque = true;
+                    for i in 0..2 {
+                        let rest = std::mem::take(&mut self.pending[i]);
+                        self.out[i].extend(rest);
+                    }
+                }
+            }
+            opened = false;
+        }
+        if self.session.take_cancelled() {
+            self.decide("close".to_owned());
+        }
+        if let Some(user) = self.session.take_login() {
+            self.decide(format!("login {user}"));
+        }
+    }
+
+    fn decide(&mut self, what: String) {
+        self.decisions.push(what);
+    }
+
+    fn goes(&mut self, i: usize, at: usize, replaced: Option<(usize, &[u8])>) {
+        let pending = &mut self.pending[i];
+        self.out[i].extend(pending.drain(..at));
+        if let Some((len, with)) = replaced {
+            pending.drain(..len);
+            self.out[i].extend_from_slice(with);
+        }
+    }
+}

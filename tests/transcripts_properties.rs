@@ -1,0 +1,261 @@
+//! What holds for the session machine whatever the two peers say.
+
+mod transcript_support;
+
+use ftpalg::ftp::policy::Policy;
+use ftpalg::ftp::session::{Peer, Session};
+use proptest::prelude::*;
+use transcript_support::Machine;
+
+type Line = (Peer, Vec<u8>);
+
+fn client_line() -> impl Strategy<Value = Vec<u8>> {
+    let known = prop::sample::select(vec![
+        "USER bob",
+        "PASS x",
+        "PASV",
+        "EPSV",
+        "EPSV ALL",
+        "PORT 192,168,1,5,195,81",
+        "port  192,168,1,5,195,82 ",
+        "PORT 10,0,0,99,195,81",
+        "PORT 192,168,1,5,16,146",
+        "PORT 300,1,1,1,1,1",
+        "EPRT |1|192.168.1.5|50003|",
+        "EPRT |1|192.168.1.5|",
+        "LPSV",
+        "LPRT 4,4,192,168,1,5,2,195,81",
+        "LPSVX",
+        "LIST",
+        "RETR a b",
+        "STAT",
+        "ABOR",
+        "\u{f2}ABOR",
+        "REIN",
+        "NOOP",
+        "",
+        "AUTH TLS",
+        "QUIT",
+    ]);
+    line(known)
+}
+
+fn server_line() -> impl Strategy<Value = Vec<u8>> {
+    let known = prop::sample::select(vec![
+        "220 ready",
+        "220-ready",
+        "120 soon",
+        "331 password",
+        "230 in",
+        "230-in",
+        "530 no",
+        "227 Entering Passive Mode (10,0,0,2,195,80).",
+        "227 =10,0,0,2,195,80",
+        "227-(10,0,0,2,195,80)",
+        "227 1,2,3,4,5,6,7 and 1,2,3",
+        "229 ok (|||50000|)",
+        "229 (||| (|||50000|)",
+        " 227 (10,0,0,2,1,1)",
+        "200 ok",
+        "200-ok",
+        "150 x",
+        "226 x",
+        "226",
+        "211 x",
+        "425 no",
+        "426 x",
+        "500 no",
+        "421 bye",
+        "text",
+    ]);
+    line(known)
+}
+
+/// Mostly lines that mean something, some with a byte changed, some of anything.
+fn line(known: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Vec<u8>> {
+    let end = prop::sample::select(vec!["\r\n", "\r\n", "\r\n", "\n", " \r\r\n"]);
+    let change = prop::option::weighted(0.1, (any::<prop::sample::Index>(), any::<u8>()));
+    let known = (known, end, change).prop_map(|(text, end, change)| {
+        let mut bytes = [text.as_bytes(), end.as_bytes()].concat();
+        if let Some((at, byte)) = change {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        bytes
+    });
+    let any = prop::collection::vec(any::<u8>(), 1..200);
+    prop_oneof![19 => known, 1 => any]
+}
+
+/// A dialogue that is FTP at its start, so that what follows is looked at.
+fn dialogue() -> impl Strategy<Value = Vec<Line>> {
+    let turn = prop_oneof![
+        client_line().prop_map(|line| (Peer::Client, line)),
+        server_line().prop_map(|line| (Peer::Server, line)),
+    ];
+    (any::<bool>(), prop::collection::vec(turn, 0..40)).prop_map(|(logged_in, turns)| {
+        let login: &[(Peer, &str)] = &[
+            (Peer::Server, "220 ready\r\n"),
+            (Peer::Client, "USER bob\r\n"),
+            (Peer::Server, "230 in\r\n"),
+        ];
+        let login = login
+            .iter()
+            .map(|(peer, text)| (*peer, text.as_bytes().to_vec()));
+        login.filter(|_| logged_in).chain(turns).collect()
+    })
+}
+
+fn lines_of(turns: &[Line], peer: Peer) -> Vec<u8> {
+    turns
+        .iter()
+        .filter(|t| t.0 == peer)
+        .flat_map(|t| t.1.clone())
+        .collect()
+}
+
+/// Feeds line by line, as the other peer sees them: what a turn says behind its last line feed is
+/// the beginning of that peer's next line.
+fn replay(turns: &[Line], early: bool, mut cut: impl FnMut(&[u8]) -> Vec<Vec<u8>>) -> Machine {
+    let mut machine = Machine::new(Policy::default(), early);
+    for (peer, bytes) in turns {
+        for line in bytes.split_inclusive(|b| *b == b'\n') {
+            for piece in cut(line) {
+                machine.feed(*peer, &piece);
+            }
+        }
+    }
+    machine
+}
+
+/// Whether each turn is whole lines: else the peers' lines overlap, and so does what they mean.
+fn whole_lines(turns: &mut [Line]) {
+    for (_, bytes) in turns {
+        if bytes.last() != Some(&b'\n') {
+            bytes.push(b'\n');
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn decisions_and_output_are_the_same_for_any_cut(
+        mut turns in dialogue(),
+        early: bool,
+        cuts in prop::collection::vec(1usize..12, 1..20),
+    ) {
+        whole_lines(&mut turns);
+        let whole = replay(&turns, early, |line| vec![line.to_vec()]);
+        let mut sizes = cuts.iter().cycle();
+        let cut = replay(&turns, early, |line| {
+            let mut rest = line;
+            let mut pieces = Vec::new();
+            while !rest.is_empty() {
+                let n = (*sizes.next().unwrap()).min(rest.len());
+                pieces.push(rest[..n].to_vec());
+                rest = &rest[n..];
+            }
+            pieces
+        });
+        let single = replay(&turns, early, |line| line.iter().map(|b| vec![*b]).collect());
+        for other in [cut, single] {
+            prop_assert_eq!(&other.decisions, &whole.decisions);
+            prop_assert_eq!(&other.out, &whole.out);
+            prop_assert_eq!(other.session.counts(), whole.session.counts());
+            prop_assert_eq!(other.session.state(), whole.session.state());
+        }
+    }
+
+    #[test]
+    fn one_peer_alone_opens_nothing(turns in dialogue(), early: bool, server: bool) {
+        let alone = if server { Peer::Server } else { Peer::Client };
+        // The other says what every peer says before anything was asked of it.
+        let mut machine = Machine::new(Policy::default(), early);
+        machine.feed(Peer::Server, b"220 ready\r\n");
+        for (_, line) in turns.iter().filter(|turn| turn.0 == alone) {
+            machine.feed(alone, line);
+        }
+        for decision in &machine.decisions {
+            let opens = decision.starts_with("announce 22") || decision == "open";
+            prop_assert!(!opens, "{}", decision);
+        }
+    }
+
+    #[test]
+    fn no_hole_without_a_login_and_a_question(turns in dialogue(), early: bool) {
+        let machine = replay(&turns, early, |line| vec![line.to_vec()]);
+        let passive = machine.decisions.iter().filter(|d| d.starts_with("announce 22")).count();
+        let said = lines_of(&turns, Peer::Client).to_ascii_uppercase();
+        let asked = said.windows(4).filter(|w| *w == b"PASV" || *w == b"EPSV").count();
+        prop_assert!(passive <= asked);
+        let named = machine.decisions.iter().filter(|d| d.starts_with("announce ")).count() - passive;
+        let opened = machine.decisions.iter().filter(|d| *d == "open").count();
+        prop_assert!(opened <= named);
+        let replies = lines_of(&turns, Peer::Server);
+        let welcome = replies.windows(3).any(|w| w == b"230" || w == b"232");
+        prop_assert!(welcome || passive + opened == 0);
+    }
+
+    #[test]
+    fn what_waits_is_bounded(
+        turns in dialogue(),
+        tail in prop::collection::vec(prop::sample::select(b"PORTE 1,|()\r\xff".to_vec()), 0..6000),
+        server: bool,
+    ) {
+        let peer = if server { Peer::Server } else { Peer::Client };
+        let mut machine = replay(&turns, false, |line| vec![line.to_vec()]);
+        for piece in tail.chunks(7) {
+            machine.feed(peer, piece);
+            let bound = if server { 32 } else { Policy::default().max_command };
+            prop_assert!(machine.held(peer) <= bound, "{} bytes", machine.held(peer));
+        }
+    }
+}
+
+#[test]
+fn a_port_that_never_ends_goes_on_at_the_limit() {
+    let mut machine = Machine::new(Policy::default(), false);
+    machine.feed(Peer::Server, b"220 x\r\n");
+    machine.feed(Peer::Client, b"USER x\r\n");
+    machine.feed(Peer::Server, b"230 x\r\n");
+    machine.feed(Peer::Client, b"PORT ");
+    let limit = Policy::default().max_command;
+    for n in 0..limit - 5 {
+        machine.feed(Peer::Client, b"1");
+        assert_eq!(machine.held(Peer::Client), n + 1);
+    }
+    machine.feed(Peer::Client, b"1");
+    assert_eq!(machine.held(Peer::Client), 0);
+    machine.feed(Peer::Client, b"1\r\n");
+    assert_eq!(machine.session.counts().overlong, 1);
+}
+
+#[test]
+fn commands_beyond_the_limit_are_not_acted_on_and_those_after_are() {
+    let policy = Policy {
+        max_pipelined: 3,
+        ..Policy::default()
+    };
+    let mut machine = Machine::new(policy, false);
+    machine.feed(Peer::Server, b"220 x\r\n");
+    machine.feed(Peer::Client, b"USER x\r\n");
+    machine.feed(Peer::Server, b"230 x\r\n");
+    machine.decisions.clear();
+    machine.feed(Peer::Client, b"NOOP\r\nNOOP\r\nNOOP\r\nPASV\r\nNOOP\r\n");
+    assert_eq!(machine.session.counts().overrun, 2);
+    let passive = b"227 (10,0,0,2,1,1)\r\n";
+    machine.feed(Peer::Server, b"200 x\r\n200 x\r\n200 x\r\n");
+    machine.feed(Peer::Server, passive);
+    assert!(machine.decisions.is_empty());
+    machine.feed(Peer::Server, b"200 x\r\n");
+    machine.feed(Peer::Client, b"PASV\r\n");
+    machine.feed(Peer::Server, passive);
+    assert_eq!(machine.decisions, ["announce 227 10.0.0.2 257"]);
+}
+
+#[test]
+fn a_session_is_small() {
+    assert!(size_of::<Session>() <= 80, "{} bytes", size_of::<Session>());
+}
