@@ -8,6 +8,7 @@
 mod announce;
 mod config;
 mod flow;
+mod second;
 mod stats;
 
 pub mod event;
