@@ -267,7 +267,7 @@ impl End {
             }
         }
         let start = seg.seq.wrapping_sub(self.peer_isn.wrapping_add(1));
-        let have = self.got.len() as u32;
+        let have = self.have();
         let mut at = start;
         for byte in &seg.payload {
             // Offsets beyond 2³¹ lie before the beginning (keep-alives).
@@ -418,7 +418,11 @@ impl Net {
                 self.send(who, &seg)
             }
             11 => {
-                // A retransmission that says something else: the first sending counts.
+                // A retransmission that says something else: the first sending counts, while the
+                // stream is looked at.
+                if self.world.opaque.is_some() {
+                    return;
+                }
                 let known = self.shown[who].iter().take_while(|seen| **seen).count() as u32;
                 let from = known.saturating_sub(u32::from(bytes.byte()));
                 let len = u32::from(bytes.byte()).min(known - from).min(self.mss);

@@ -1,0 +1,1025 @@
+//! What becomes of single packets, as a packet trace reads.
+//!
+//! A server at 10.0.0.2 is published as 203.0.113.199: its `227 (10,0,0,2,…)` grows by four bytes.
+
+#[path = "../fuzz/checks/world.rs"]
+#[allow(dead_code)]
+mod world;
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use etherparse::PacketBuilder;
+use ftpalg::engine::{Config, Engine, Side, Verdict};
+use ftpalg::stream::Limits;
+use world::{ACK, FIN, OUTSIDE, PSH, RST, SYN, Seg, URG, World, build, read};
+
+const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 199);
+const CLIENT_PORT: u16 = 40_000;
+/// The address as written, and as read.
+const OLD: &str = "10,0,0,2,195,80";
+const NEW: &str = "203,0,113,199,195,80";
+const GROWTH: u32 = 5;
+
+use Who::{Client, Server};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    Client,
+    Server,
+}
+
+/// What became of a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Out {
+    /// It left as it came.
+    Same,
+    /// This left in its place.
+    Became(Seg),
+    Dropped,
+}
+
+impl Out {
+    #[track_caller]
+    fn seg(self) -> Seg {
+        match self {
+            Self::Became(seg) => seg,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A conversation. Sequence numbers in segments are offsets from the byte behind the SYN.
+struct Trace {
+    engine: Engine,
+    world: World,
+    isn: [u32; 2],
+    now: Duration,
+}
+
+impl Trace {
+    fn new() -> Self {
+        Self::with(Config::default(), [1000, 5000], &[])
+    }
+
+    /// `isn`: of client and server; `options`: of both SYNs.
+    fn with(config: Config, isn: [u32; 2], options: &[u8]) -> Self {
+        let mut trace = Self {
+            engine: Engine::new(config, 0),
+            world: World::new(true, INSIDE, PUBLIC, CLIENT_PORT, true),
+            isn,
+            now: Duration::ZERO,
+        };
+        let syn = Seg {
+            seq: u32::MAX,
+            flags: SYN,
+            window: 64_000,
+            options: options.to_vec(),
+            ..Seg::default()
+        };
+        assert_eq!(trace.send(Client, syn.clone()), Out::Same);
+        let syn = Seg {
+            flags: SYN | ACK,
+            ..syn
+        };
+        assert_eq!(trace.send(Server, syn), Out::Same);
+        trace
+    }
+
+    /// Logged in; returns where client and server are.
+    fn login(&mut self) -> [u32; 2] {
+        let mut at = [0, 0];
+        for (who, text) in [
+            (Server, "220 x\r\n"),
+            (Client, "USER a\r\n"),
+            (Server, "331 x\r\n"),
+            (Client, "PASS b\r\n"),
+            (Server, "230 x\r\n"),
+        ] {
+            let out = self.send(who, data(at[who as usize], at[1 - who as usize], text));
+            assert_eq!(out, Out::Same, "{text}");
+            at[who as usize] += text.len() as u32;
+        }
+        at
+    }
+
+    /// Logged in, and `PASV` sent.
+    fn asked() -> (Self, u32, u32) {
+        let mut trace = Self::new();
+        let (client, server) = trace.ask();
+        (trace, client, server)
+    }
+
+    fn ask(&mut self) -> (u32, u32) {
+        let [client, server] = self.login();
+        assert_eq!(
+            self.send(Client, data(client, server, "PASV\r\n")),
+            Out::Same
+        );
+        (client + 6, server)
+    }
+
+    fn wire(&self, who: Who, mut seg: Seg) -> Seg {
+        let base = |isn: u32| isn.wrapping_add(1);
+        seg.seq = seg.seq.wrapping_add(base(self.isn[who as usize]));
+        if seg.flags & ACK != 0 {
+            seg.ack = seg.ack.wrapping_add(base(self.isn[1 - who as usize]));
+        }
+        seg
+    }
+
+    fn send(&mut self, who: Who, seg: Seg) -> Out {
+        let packet = pack(who, &self.wire(who, seg));
+        match self.raw(who, &packet) {
+            Verdict::Accept => Out::Same,
+            Verdict::Drop => Out::Dropped,
+            Verdict::Replace(bytes) => {
+                let bytes = bytes.to_vec();
+                assert_ne!(bytes, packet, "a change that changes nothing");
+                let mut seg = read(&bytes);
+                let base = |isn: u32| isn.wrapping_add(1);
+                seg.seq = seg.seq.wrapping_sub(base(self.isn[who as usize]));
+                if seg.flags & ACK != 0 {
+                    seg.ack = seg.ack.wrapping_sub(base(self.isn[1 - who as usize]));
+                }
+                Out::Became(seg)
+            }
+        }
+    }
+
+    fn raw(&mut self, who: Who, packet: &[u8]) -> Verdict<'_> {
+        let side = match who {
+            Server => Side::Egress,
+            Client => Side::Ingress,
+        };
+        self.engine.packet(side, packet, self.now, &mut self.world)
+    }
+}
+
+fn pack(who: Who, seg: &Seg) -> Vec<u8> {
+    let (client, server) = ((OUTSIDE, CLIENT_PORT), (INSIDE, 21));
+    match who {
+        Client => build(client, server, seg),
+        Server => build(server, client, seg),
+    }
+}
+
+fn data(seq: u32, ack: u32, text: &str) -> Seg {
+    Seg {
+        seq,
+        ack,
+        flags: ACK | PSH,
+        window: 64_000,
+        payload: text.as_bytes().to_vec(),
+        ..Seg::default()
+    }
+}
+
+fn ack(seq: u32, ack: u32) -> Seg {
+    Seg {
+        flags: ACK,
+        ..data(seq, ack, "")
+    }
+}
+
+fn flagged(flags: u8, seg: Seg) -> Seg {
+    Seg {
+        flags: seg.flags | flags,
+        ..seg
+    }
+}
+
+fn reply() -> String {
+    format!("227 x ({OLD}).\r\n")
+}
+
+fn told() -> String {
+    format!("227 x ({NEW}).\r\n")
+}
+
+fn sack(blocks: &[(u32, u32)]) -> Vec<u8> {
+    let mut options = vec![1, 1, 5, 2 + 8 * blocks.len() as u8];
+    for (left, right) in blocks {
+        options.extend(left.to_be_bytes());
+        options.extend(right.to_be_bytes());
+    }
+    options
+}
+
+// ---- edits ---------------------------------------------------------------------------------
+
+#[test]
+fn an_address_grows_and_what_follows_moves() {
+    let (mut t, c, s) = Trace::asked();
+    let (old, new) = (reply().len() as u32, told().len() as u32);
+    assert_eq!(
+        t.send(Server, data(s, c, &reply())),
+        Out::Became(data(s, c, &told()))
+    );
+    // All acknowledged, in the client's numbers: the server gets its own.
+    assert_eq!(
+        t.send(Client, ack(c, s + new)),
+        Out::Became(ack(c, s + old))
+    );
+    let more = t.send(Server, data(s + old, c, "200 x\r\n"));
+    assert_eq!(more, Out::Became(data(s + new, c, "200 x\r\n")));
+    assert_eq!(t.engine.stats().rewritten, 1);
+}
+
+#[test]
+fn a_retransmission_is_rendered_again() {
+    let (mut t, c, s) = Trace::asked();
+    let first = t.send(Server, data(s, c, &reply()));
+    assert_eq!(t.send(Server, data(s, c, &reply())), first);
+    // Starting in the middle of the address: the whole edit goes again, and nothing before it.
+    let tail = t.send(Server, data(s + 9, c, &reply()[9..])).seg();
+    assert_eq!(tail, data(s + 7, c, &told()[7..]));
+    // Ending in the middle of it.
+    let head = t.send(Server, data(s, c, &reply()[..10])).seg();
+    assert_eq!(head, data(s, c, &told()[..7 + NEW.len()]));
+    // Coalesced with what comes next.
+    let both = t.send(Server, data(s, c, &(reply() + "200 y\r\n"))).seg();
+    assert_eq!(both, data(s, c, &(told() + "200 y\r\n")));
+}
+
+#[test]
+fn an_acknowledgement_inside_an_address_stays_before_it() {
+    let (mut t, c, s) = Trace::asked();
+    t.send(Server, data(s, c, &reply()));
+    assert_eq!(t.send(Client, ack(c, s + 12)), Out::Became(ack(c, s + 7)));
+    let out = t.send(Client, ack(c, s + 7)).seg();
+    // The window's right end is where the growth will have gone.
+    assert_eq!((out.ack, out.window), (s + 7, 64_000 - GROWTH as u16));
+    // What was acknowledged of it doesn't go again.
+    let again = t.send(Server, data(s + 7, c, &reply()[7..])).seg();
+    assert_eq!(again, data(s + 12, c, &told()[12..]));
+}
+
+#[test]
+fn sack_edges_lie_outside_edits() {
+    let (mut t, c, s) = Trace::asked();
+    let base = t.isn[1].wrapping_add(1 + s);
+    let (old, new) = (reply().len() as u32, told().len() as u32);
+    t.send(Server, data(s, c, &reply()));
+    t.send(Server, data(s + old, c, "200 x\r\n"));
+    let with = |options| Seg {
+        options,
+        ..ack(c, s)
+    };
+    // The block behind the address, with an unknown option in front of it.
+    let unknown = [253, 4, 0, 0].to_vec();
+    let theirs = [unknown.clone(), sack(&[(base + new, base + new + 7)])].concat();
+    let ours = [unknown, sack(&[(base + old, base + old + 7)])].concat();
+    assert_eq!(t.send(Client, with(theirs)).seg().options, ours);
+    // A left edge inside the address moves behind it.
+    let out = t.send(Client, with(sack(&[(base + 9, base + new)]))).seg();
+    assert_eq!(
+        out.options,
+        sack(&[(base + 7 + OLD.len() as u32, base + old)])
+    );
+    // Only a part of the address: nothing is left to say.
+    let out = t.send(Client, with(sack(&[(base + 9, base + 12)]))).seg();
+    assert_eq!(out.options, [1; 12]);
+    // One block vanishes, the other is said twice.
+    let two = sack(&[(base + 9, base + 12), (base + new, base + new + 3)]);
+    let out = t.send(Client, with(two)).seg();
+    assert_eq!(out.options, sack(&[(base + old, base + old + 3); 2]));
+}
+
+#[test]
+fn hundreds_of_edits_in_a_session() {
+    let mut t = Trace::new();
+    let [mut c, mut s] = t.login();
+    let mut grown = 0;
+    for _ in 0..500 {
+        let pasv = t.send(Client, data(c, s + grown, "PASV\r\n"));
+        let expect = data(c, s, "PASV\r\n");
+        assert_eq!(
+            pasv,
+            if grown == 0 {
+                Out::Same
+            } else {
+                Out::Became(expect)
+            }
+        );
+        c += 6;
+        let out = t.send(Server, data(s, c, &reply())).seg();
+        assert_eq!(out, data(s + grown, c, &told()));
+        s += reply().len() as u32;
+        grown += GROWTH;
+    }
+    t.send(Client, ack(c, s + grown));
+    assert_eq!(t.engine.buffered(), 0, "an idle flow keeps nothing");
+    assert_eq!(t.world.opened, 500);
+}
+
+#[test]
+fn sequence_numbers_wrap_within_the_session() {
+    for before in 0..60 {
+        let mut t = Trace::with(
+            Config::default(),
+            [u32::MAX - before, u32::MAX - before],
+            &[],
+        );
+        let (c, s) = t.ask();
+        let (old, new) = (reply().len() as u32, told().len() as u32);
+        assert_eq!(
+            t.send(Server, data(s, c, &reply())),
+            Out::Became(data(s, c, &told()))
+        );
+        assert_eq!(
+            t.send(Server, data(s, c, &reply())),
+            Out::Became(data(s, c, &told()))
+        );
+        assert_eq!(
+            t.send(Client, ack(c, s + new)),
+            Out::Became(ack(c, s + old))
+        );
+        let more = t.send(Server, data(s + old, c, "200 x\r\n"));
+        assert_eq!(more, Out::Became(data(s + new, c, "200 x\r\n")));
+    }
+}
+
+#[test]
+fn a_segment_that_outgrows_the_mss_leaves_the_rest_for_later() {
+    // MSS 64: 60 bytes fit, 65 don't.
+    let mut t = Trace::with(Config::default(), [1000, 5000], &[2, 4, 0, 64]);
+    let (c, s) = t.ask();
+    let pad = "y".repeat(60 - reply().len());
+    let (line, due) = (pad.clone() + &reply()[4..], pad + &told()[4..]);
+    let line = format!("227 {line}");
+    let due = format!("227 {due}");
+    assert_eq!(line.len(), 60);
+    let first = t.send(Server, data(s, c, &line)).seg();
+    assert_eq!(first, data(s, c, &due[..64]));
+    // The next packet of the server's carries the rest, even a bare one.
+    t.send(Client, ack(c, s + 64));
+    let rest = t.send(Server, ack(s + 60, c)).seg();
+    assert_eq!(
+        rest,
+        Seg {
+            flags: ACK,
+            ..data(s + 64, c, &due[64..])
+        }
+    );
+}
+
+#[test]
+fn options_count_against_the_mss() {
+    let mut t = Trace::with(Config::default(), [1000, 5000], &[2, 4, 0, 64]);
+    let (c, s) = t.ask();
+    let mut seg = data(s, c, &reply());
+    let pad = "y".repeat(52 - seg.payload.len());
+    seg.payload = format!("227 {pad}{}", &reply()[4..]).into_bytes();
+    seg.options = vec![1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2];
+    let out = t.send(Server, seg.clone()).seg();
+    assert_eq!(out.payload.len(), 52);
+    assert_eq!(out.options, seg.options, "timestamps stay");
+}
+
+// ---- bytes that wait -----------------------------------------------------------------------
+
+#[test]
+fn held_bytes_are_acknowledged_early_and_then_guaranteed() {
+    let (mut t, c, s) = Trace::asked();
+    // Only what may belong to the address waits.
+    let out = t.send(Server, data(s, c, &reply()[..12])).seg();
+    assert_eq!(out, data(s, c, "227 x ("));
+    // The client has all that was sent on: the server is told so, for the held bytes, too.
+    assert_eq!(t.send(Client, ack(c, s + 7)).seg().ack, s + 12);
+    // The rest completes it, and gets lost behind us …
+    let out = t.send(Server, data(s + 12, c, &reply()[12..])).seg();
+    assert_eq!(out, data(s + 7, c, &told()[7..]));
+    // … so the retransmission carries what the server believes delivered,
+    let out = t.send(Server, data(s + 12, c, &reply()[12..])).seg();
+    assert_eq!(out, data(s + 7, c, &told()[7..]));
+    // and so does a bare acknowledgement, without flags that it hadn't.
+    let out = t.send(Server, ack(s + reply().len() as u32, c)).seg();
+    assert_eq!(
+        out,
+        Seg {
+            flags: ACK,
+            ..data(s + 7, c, &told()[7..])
+        }
+    );
+    // Nothing more was acknowledged than the held bytes.
+    assert_eq!(t.send(Client, ack(c, s + 7)).seg().ack, s + 12);
+}
+
+#[test]
+fn a_bare_segment_carries_no_more_than_the_window() {
+    let (mut t, c, s) = Trace::asked();
+    t.send(Server, data(s, c, &reply()[..12]));
+    t.send(Client, ack(c, s + 7));
+    t.send(Server, data(s + 12, c, &reply()[12..]));
+    let last = s + reply().len() as u32;
+    // A new trace whose window ends ten bytes behind the acknowledgement.
+    let (mut t, c, s) = Trace::asked_with_window(7 + 10);
+    t.send(Server, data(s, c, &reply()[..12]));
+    let narrow = |n, at| Seg {
+        window: n,
+        ..ack(c, at)
+    };
+    t.send(Client, narrow(10, s + 7));
+    t.send(Server, data(s + 12, c, &reply()[12..]));
+    let out = t.send(Server, ack(last, c)).seg();
+    assert_eq!(out.payload, &told().as_bytes()[7..17]);
+}
+
+impl Trace {
+    /// As [`Trace::asked`], but the client never offered more than `window` bytes.
+    fn asked_with_window(window: u16) -> (Self, u32, u32) {
+        let mut t = Self::new();
+        let mut at = [0, 0];
+        for (who, text) in [
+            (Server, "220 x\r\n"),
+            (Client, "USER a\r\n"),
+            (Server, "331 x\r\n"),
+            (Client, "PASS b\r\n"),
+            (Server, "230 x\r\n"),
+            (Client, "PASV\r\n"),
+        ] {
+            let mut seg = data(at[who as usize], at[1 - who as usize], text);
+            seg.window = window;
+            assert_eq!(t.send(who, seg), Out::Same);
+            at[who as usize] += text.len() as u32;
+        }
+        (t, at[0], at[1])
+    }
+}
+
+#[test]
+fn a_segment_of_held_bytes_only_becomes_a_probe() {
+    let (mut t, c, s) = Trace::asked();
+    t.send(Server, data(s, c, &reply()[..12]));
+    let out = t.send(Server, data(s + 12, c, &reply()[12..14])).seg();
+    assert_eq!(
+        out,
+        Seg {
+            flags: ACK,
+            ..data(s + 6, c, "(")
+        }
+    );
+    assert_eq!(t.engine.stats().held, 1);
+}
+
+#[test]
+fn keep_alives_and_window_probes_keep_their_meaning() {
+    let (mut t, c, s) = Trace::asked();
+    let end = reply().len() as u32;
+    t.send(Server, data(s, c, &reply()));
+    t.send(Client, ack(c, s + told().len() as u32));
+    for byte in ["", "?"] {
+        let mut probe = data(s + end - 1, c, byte);
+        probe.flags = ACK;
+        let out = t.send(Server, probe.clone()).seg();
+        assert_eq!(
+            out,
+            Seg {
+                seq: probe.seq + GROWTH,
+                ..probe
+            }
+        );
+    }
+    // With bytes held, one below what the client expects.
+    t.send(Client, data(c, s + end + GROWTH, "PASV\r\n"));
+    let held = t.send(Server, data(s + end, c + 6, "227 x (10,0")).seg();
+    assert_eq!(held.payload, b"227 x (");
+    t.send(Client, ack(c + 6, s + end + GROWTH + 7));
+    let out = t.send(Server, ack(s + end + 10, c + 6)).seg();
+    assert_eq!((out.seq, out.payload.len()), (s + end + GROWTH + 6, 0));
+}
+
+#[test]
+fn an_address_that_never_ends_goes_out_after_a_while() {
+    let (mut t, c, s) = Trace::asked();
+    t.send(Server, data(s, c, "227 x (10,0"));
+    t.now = Duration::from_secs(30);
+    // The other side's packets don't make it younger.
+    assert_eq!(t.send(Client, data(c, s + 7, "NOOP\r\n")).seg().ack, s + 11);
+    t.now = Duration::from_secs(61);
+    let out = t.send(Server, ack(s + 11, c + 6)).seg();
+    assert_eq!(
+        out,
+        Seg {
+            flags: ACK,
+            ..data(s + 7, c + 6, "10,0")
+        }
+    );
+    assert_eq!(t.world.opaque, Some("an address that never ended"));
+}
+
+// ---- segments out of order, twice, too early, too far ------------------------------------------
+
+#[test]
+fn a_gap_waits_for_what_is_missing() {
+    let (mut t, c, s) = Trace::asked();
+    assert_eq!(
+        t.send(Server, data(s + 10, c, &reply()[10..])),
+        Out::Dropped
+    );
+    let out = t.send(Server, data(s, c, &reply()[..10])).seg();
+    assert_eq!(out, data(s, c, &told()));
+    assert_eq!(t.engine.stats().out_of_order, 1);
+}
+
+#[test]
+fn far_out_of_window_nothing_is_kept_or_sent_on() {
+    let (mut t, c, s) = Trace::asked();
+    for far in [20_000, 1 << 20, 1 << 30, (1 << 31) - 1] {
+        let seg = data(s + far, c, "227 (6,6,6,6,6,6)\r\n");
+        assert_eq!(t.send(Server, seg), Out::Dropped, "{far}");
+    }
+    assert_eq!(t.engine.buffered(), 0);
+    // Very old: the receiver has it and answers.
+    let old = data(s.wrapping_sub(1 << 30), c, "old");
+    assert_eq!(t.send(Server, old), Out::Same);
+}
+
+#[test]
+fn the_first_copy_counts() {
+    let (mut t, c, s) = Trace::asked();
+    t.send(Server, data(s, c, "200 first\r\n"));
+    let out = t.send(Server, data(s, c, "200 other\r\n")).seg();
+    assert_eq!(out, data(s, c, "200 first\r\n"));
+    assert_eq!(t.engine.stats().contradicted, 1);
+}
+
+#[test]
+fn a_rewritten_retransmission_contradicts_nothing() {
+    let (mut t, c, s) = Trace::asked();
+    // As long as before: only the digits change.
+    t.world.entry.original.dst = "11.0.0.2:21".parse().unwrap();
+    for _ in 0..2 {
+        let out = t.send(Server, data(s, c, &reply())).seg();
+        assert_eq!(out.payload, reply().replace("10,", "11,").into_bytes());
+    }
+    assert_eq!(t.engine.stats().contradicted, 0);
+}
+
+#[test]
+fn partially_old_segments() {
+    let mut t = Trace::new();
+    let [c, s] = t.login();
+    t.send(Client, data(c, s, "NOOP\r\nNOOP\r\nPASV\r\n"));
+    let c = c + 18;
+    t.send(Server, data(s, c, "200 one\r\n"));
+    t.send(Client, ack(c, s + 9));
+    // Nothing was edited: it passes as it is.
+    assert_eq!(
+        t.send(Server, data(s + 4, c, "one\r\n200 two\r\n")),
+        Out::Same
+    );
+    // With an edit behind the old part, only what is new goes on.
+    t.send(Client, ack(c, s + 18));
+    let out = t
+        .send(Server, data(s + 13, c, &("two\r\n".to_owned() + &reply())))
+        .seg();
+    assert_eq!(out, data(s + 18, c, &told()));
+}
+
+#[test]
+fn bytes_that_went_round_a_full_queue_end_the_inspection() {
+    let (mut t, c, s) = Trace::asked();
+    // The client has 20 bytes that we never saw, and says so; the server goes on behind them.
+    assert_eq!(t.send(Client, ack(c, s + 20)), Out::Same);
+    assert_eq!(t.send(Server, data(s + 20, c, "200 x\r\n")), Out::Same);
+    assert_eq!(t.world.opaque, Some("missed"));
+    assert_eq!(t.send(Client, ack(c, s + 27)), Out::Same);
+}
+
+#[test]
+fn an_acknowledgement_of_what_was_never_sent_opens_nothing() {
+    let (mut t, c, s) = Trace::asked();
+    // Beyond everything: as it is, so that the server throws it away.
+    assert_eq!(t.send(Client, ack(c, s + 5_000_000)), Out::Same);
+    assert_eq!(t.send(Server, data(s + 20, c, "200 x\r\n")), Out::Dropped);
+    // While bytes wait: no more than what was sent on.
+    let (mut t, c, s) = Trace::asked();
+    t.send(Server, data(s, c, "227 x (10,0"));
+    assert_eq!(t.send(Client, ack(c, s + 11)).seg().ack, s + 7);
+}
+
+#[test]
+fn a_wrong_checksum_stays_wrong_and_moves_nothing() {
+    let (mut t, c, s) = Trace::asked();
+    let mut packet = pack(
+        Server,
+        &t.wire(Server, data(s, c, "227 x (6,6,6,6,6,6)\r\n")),
+    );
+    packet[36] ^= 1;
+    assert_eq!(t.raw(Server, &packet), Verdict::Accept);
+    assert_eq!(t.engine.stats().bad_checksum, 1);
+    let out = t.send(Server, data(s, c, &reply())).seg();
+    assert_eq!(out, data(s, c, &told()));
+    // Acknowledgements, too.
+    let mut packet = pack(Client, &t.wire(Client, ack(c, s + 21)));
+    packet[37] ^= 1;
+    assert_eq!(t.raw(Client, &packet), Verdict::Accept);
+    assert!(t.engine.buffered() > 0);
+}
+
+// ---- FIN, RST, SYN -----------------------------------------------------------------------------
+
+#[test]
+fn fin_with_the_address() {
+    let (mut t, c, s) = Trace::asked();
+    let out = t.send(Server, flagged(FIN, data(s, c, &reply()))).seg();
+    assert_eq!(out, flagged(FIN, data(s, c, &told())));
+    let (old, new) = (reply().len() as u32, told().len() as u32);
+    // Its acknowledgement, its retransmission alone, and the last word.
+    assert_eq!(
+        t.send(Server, flagged(FIN, ack(s + old, c))).seg().seq,
+        s + new
+    );
+    let out = t.send(Client, flagged(FIN, ack(c, s + new + 1))).seg();
+    assert_eq!(out, flagged(FIN, ack(c, s + old + 1)));
+    let out = t.send(Server, ack(s + old + 1, c + 1)).seg();
+    assert_eq!(out, ack(s + new + 1, c + 1));
+    assert_eq!(t.world.ended, 1);
+}
+
+#[test]
+fn fin_releases_what_waits() {
+    let (mut t, c, s) = Trace::asked();
+    t.send(Server, data(s, c, "227 x (10,0"));
+    let out = t.send(Server, flagged(FIN, ack(s + 11, c))).seg();
+    assert_eq!(
+        out,
+        Seg {
+            flags: ACK | FIN,
+            ..data(s + 7, c, "10,0")
+        }
+    );
+}
+
+#[test]
+fn a_fin_in_the_wrong_place_stays_behind() {
+    let (mut t, c, s) = Trace::asked();
+    t.send(Server, data(s, c, "200 one\r\n"));
+    let out = t.send(Server, flagged(FIN, ack(s + 4, c))).seg();
+    assert_eq!(out.flags & FIN, 0);
+    assert_eq!(t.world.ended, 0);
+}
+
+#[test]
+fn simultaneous_close() {
+    let (mut t, c, s) = Trace::asked();
+    t.send(Server, data(s, c, &reply()));
+    let (old, new) = (reply().len() as u32, told().len() as u32);
+    t.send(Client, ack(c, s + new));
+    assert_eq!(
+        t.send(Client, flagged(FIN, ack(c, s + new))).seg().ack,
+        s + old
+    );
+    let out = t.send(Server, flagged(FIN, ack(s + old, c))).seg();
+    assert_eq!(out.seq, s + new);
+    assert_eq!(
+        t.send(Client, ack(c + 1, s + new + 1)).seg().ack,
+        s + old + 1
+    );
+    assert_eq!(
+        t.send(Server, ack(s + old + 1, c + 1)).seg().seq,
+        s + new + 1
+    );
+    assert_eq!(t.world.ended, 1);
+}
+
+#[test]
+fn an_exact_reset_ends_the_session() {
+    let (mut t, c, s) = Trace::asked();
+    t.send(Server, data(s, c, &reply()));
+    let reset = Seg {
+        flags: RST,
+        ack: 0,
+        ..ack(s + reply().len() as u32, 0)
+    };
+    let out = t.send(Server, reset.clone()).seg();
+    assert_eq!(out.seq, reset.seq + GROWTH);
+    assert_eq!(t.world.ended, 1);
+}
+
+#[test]
+fn a_forged_reset_is_not_made_exact() {
+    let (mut t, c, s) = Trace::asked();
+    // Bytes wait: what the client expects next is behind the seven bytes that went on.
+    t.send(Server, data(s, c, "227 x (10,0"));
+    for off in [1, 5000, 1 << 20, 1 << 30] {
+        let reset = Seg {
+            flags: RST,
+            ack: 0,
+            ..ack(s + 11 + off, 0)
+        };
+        let out = t.send(Server, reset).seg();
+        assert_eq!(out.seq, s + 7 + off, "as far off as it was");
+    }
+    assert_eq!(t.world.ended, 0);
+    // The real one is exact for the client.
+    let reset = Seg {
+        flags: RST,
+        ack: 0,
+        ..ack(s + 11, 0)
+    };
+    assert_eq!(t.send(Server, reset).seg().seq, s + 7);
+    assert_eq!(t.world.ended, 1);
+}
+
+#[test]
+fn data_in_the_syn_passes_unmodified() {
+    let mut t = Trace {
+        engine: Engine::new(Config::default(), 0),
+        world: World::new(true, INSIDE, PUBLIC, CLIENT_PORT, true),
+        isn: [1, 2],
+        now: Duration::ZERO,
+    };
+    let syn = Seg {
+        flags: SYN,
+        seq: u32::MAX,
+        ..data(0, 0, "USER a\r\n")
+    };
+    assert_eq!(t.send(Client, syn), Out::Same);
+    let answer = Seg {
+        flags: SYN | ACK,
+        seq: u32::MAX,
+        ..ack(0, 8)
+    };
+    assert_eq!(t.send(Server, answer), Out::Same);
+    assert_eq!(t.send(Server, data(0, 8, "220 x\r\n")), Out::Same);
+    assert_eq!(t.send(Server, data(7, 8, &reply())), Out::Same);
+    assert_eq!(t.engine.stats().untouchable, 1);
+}
+
+// ---- urgent data, opaque streams, limits ---------------------------------------------------------
+
+#[test]
+fn the_urgent_pointer_follows_the_edits_before_it() {
+    let (mut t, c, s) = Trace::asked();
+    let text = reply() + "\u{7f}";
+    let seg = Seg {
+        urgent: text.len() as u16,
+        ..flagged(URG, data(s, c, &text))
+    };
+    let out = t.send(Server, seg.clone()).seg();
+    assert_eq!(usize::from(out.urgent), text.len() + GROWTH as usize);
+    assert_ne!(out.flags & URG, 0);
+    // Behind the edit, in a segment of its own.
+    let end = text.len() as u32;
+    let seg = Seg {
+        urgent: 2,
+        ..flagged(URG, data(s + end, c, "\r\n"))
+    };
+    let out = t.send(Server, seg.clone()).seg();
+    assert_eq!(
+        out,
+        Seg {
+            seq: seg.seq + GROWTH,
+            ..seg
+        }
+    );
+}
+
+#[test]
+fn an_urgent_pointer_behind_bytes_that_wait_waits() {
+    let (mut t, c, s) = Trace::asked();
+    let seg = Seg {
+        urgent: 30,
+        ..flagged(URG, data(s, c, "227 x (10,0"))
+    };
+    let out = t.send(Server, seg).seg();
+    assert_eq!((out.flags & URG, out.urgent), (0, 0));
+}
+
+#[test]
+fn edits_outlive_the_inspection() {
+    let (mut t, c, s) = Trace::asked();
+    let (old, new) = (reply().len() as u32, told().len() as u32);
+    t.send(Server, data(s, c, &reply()));
+    t.send(Client, data(c, s, "AUTH TLS\r\n"));
+    let go = t.send(Server, data(s + old, c + 10, "234 x\r\n")).seg();
+    assert_eq!(go.seq, s + new);
+    assert_eq!(t.world.opaque, Some("TLS"));
+    // Nothing of it was acknowledged: the retransmission still has the edit, and binary follows.
+    let out = t
+        .send(Server, data(s, c + 10, &(reply() + "234 x\r\n\x17\x03")))
+        .seg();
+    assert_eq!(out, data(s, c + 10, &(told() + "234 x\r\n\x17\x03")));
+    t.send(Client, ack(c + 10, s + new + 9));
+    assert_eq!(t.engine.buffered(), 0);
+    // Under the sum of the edits for good, across any number of bytes: even where the numbers come
+    // round to the place at which inspection ended.
+    for far in [9, 1 << 20, 1 << 31, u32::MAX - 3] {
+        let seg = data((s + old).wrapping_add(far), c + 10, "0123456789");
+        let out = t.send(Server, seg.clone()).seg();
+        assert_eq!(
+            out,
+            Seg {
+                seq: seg.seq.wrapping_add(GROWTH),
+                ..seg
+            },
+            "{far}"
+        );
+    }
+}
+
+#[test]
+fn limits_end_the_inspection_but_not_the_session() {
+    let limits = Limits {
+        edits: 2,
+        ..Limits::default()
+    };
+    let config = Config {
+        limits,
+        ..Config::default()
+    };
+    let mut t = Trace::with(config, [1000, 5000], &[]);
+    let [c, s] = t.login();
+    t.send(Client, data(c, s, &"PASV\r\n".repeat(4)));
+    let c = c + 24;
+    let out = t.send(Server, data(s, c, &reply().repeat(4))).seg();
+    // Three edits were made, the last line passes as it is.
+    assert_eq!(out, data(s, c, &(told().repeat(3) + &reply())));
+    assert_eq!(t.engine.stats().limit_reached, 2);
+    let out = t.send(Client, ack(c, s + out.payload.len() as u32)).seg();
+    assert_eq!(out.ack, s + 4 * reply().len() as u32);
+}
+
+#[test]
+fn many_flows_leave_nothing_behind() {
+    let mut engine = Engine::new(Config::default(), 0);
+    let mut world = World::new(true, INSIDE, PUBLIC, CLIENT_PORT, true);
+    for port in 1024..6024 {
+        let at = [(OUTSIDE, port), (INSIDE, 21)];
+        let mut feed = |who: usize, seg: &Seg| {
+            let packet = build(at[who], at[1 - who], seg);
+            let side = [Side::Ingress, Side::Egress][who];
+            engine.packet(side, &packet, Duration::ZERO, &mut world);
+        };
+        feed(
+            0,
+            &Seg {
+                flags: SYN,
+                seq: 99,
+                ..Seg::default()
+            },
+        );
+        feed(
+            1,
+            &Seg {
+                flags: SYN | ACK,
+                seq: 199,
+                ack: 100,
+                ..Seg::default()
+            },
+        );
+        feed(1, &data(200, 100, "220 x\r\n"));
+        feed(
+            0,
+            &Seg {
+                flags: RST,
+                ..data(100, 0, "")
+            },
+        );
+        feed(
+            1,
+            &Seg {
+                flags: RST,
+                ..data(207 + u32::from(port & 1), 0, "")
+            },
+        );
+    }
+    engine.tick(Duration::from_secs(61), &mut world);
+    assert_eq!(
+        (engine.sessions(Duration::ZERO).count(), engine.buffered()),
+        (0, 0)
+    );
+    assert_eq!(world.ended, 5000);
+}
+
+// ---- the rest of the packet ----------------------------------------------------------------------
+
+#[test]
+fn what_is_not_ours_stays() {
+    let (mut t, c, s) = Trace::asked();
+    let seg = t.wire(Server, data(s, c, &reply()));
+    // DSCP and ECN, identification, TTL, an IPv4 option (router alert), ECE and CWR, timestamps.
+    let mut ip = etherparse::Ipv4Header::new(
+        0,
+        37,
+        etherparse::ip_number::TCP,
+        INSIDE.octets(),
+        OUTSIDE.octets(),
+    )
+    .unwrap();
+    ip.dscp = 34.try_into().unwrap();
+    ip.ecn = 2.try_into().unwrap();
+    ip.identification = 0xbeef;
+    ip.options = [148, 4, 0, 0].into();
+    let stamps = [1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8];
+    let mut tcp = etherparse::TcpHeader::new(21, CLIENT_PORT, seg.seq, 64_000);
+    tcp.acknowledgment_number = seg.ack;
+    (tcp.ack, tcp.psh, tcp.ece, tcp.cwr) = (true, true, true, true);
+    tcp.set_options_raw(&stamps).unwrap();
+    let mut packet = Vec::new();
+    PacketBuilder::ip(etherparse::IpHeaders::Ipv4(ip, Default::default()))
+        .tcp_header(tcp.clone())
+        .write(&mut packet, &seg.payload)
+        .unwrap();
+    let Verdict::Replace(out) = t.raw(Server, &packet) else {
+        panic!("unchanged")
+    };
+    let out = out.to_vec();
+    assert_eq!(read(&out).payload, told().as_bytes());
+    // IP: all but length and checksum; TCP: all but the checksum.
+    assert_eq!(out[..2], packet[..2]);
+    assert_eq!(out[4..10], packet[4..10]);
+    assert_eq!(out[12..24], packet[12..24]);
+    assert_eq!(out[24..24 + 16], packet[24..24 + 16]);
+    assert_eq!(out[24 + 18..24 + 32], packet[24 + 18..24 + 32]);
+}
+
+#[test]
+fn authenticated_and_broken_packets_pass() {
+    let (mut t, c, s) = Trace::asked();
+    let packet = pack(Server, &t.wire(Server, data(s, c, &reply())));
+    // RFC 4302: 24 bytes of authentication header in front of TCP.
+    let mut signed = packet[..20].to_vec();
+    signed[9] = 51;
+    let len = (packet.len() + 24) as u16;
+    signed[2..4].copy_from_slice(&len.to_be_bytes());
+    signed.extend([
+        6, 4, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12,
+    ]);
+    signed.extend(&packet[20..]);
+    assert_eq!(t.raw(Server, &signed), Verdict::Accept);
+    for cut in [0, 1, 19, 20, 39, packet.len() - 1] {
+        assert_eq!(t.raw(Server, &packet[..cut]), Verdict::Accept, "{cut}");
+    }
+    assert_eq!(t.engine.stats().malformed, 7);
+    assert!(matches!(t.raw(Server, &packet), Verdict::Replace(_)));
+}
+
+#[test]
+fn eprt_over_ipv6() {
+    let (client, server) = ("2001:db8::7", "2001:db8:1::21");
+    let inside: std::net::Ipv6Addr = "fd00::2".parse().unwrap();
+    let outside: std::net::Ipv6Addr = client.parse().unwrap();
+    let mut engine = Engine::new(Config::default(), 0);
+    let mut world = World::new(true, INSIDE, PUBLIC, CLIENT_PORT, true);
+    // The client is inside (fd00::2), and known outside as 2001:db8::7.
+    let server: std::net::Ipv6Addr = server.parse().unwrap();
+    world.entry.original.src = (inside, CLIENT_PORT).into();
+    world.entry.original.dst = (server, 21).into();
+    world.entry.reply.src = (server, 21).into();
+    world.entry.reply.dst = (outside, CLIENT_PORT).into();
+    let mut feed = |from_client: bool, seq: u32, ack: Option<u32>, syn: bool, text: &str| {
+        let (src, dst) = if from_client {
+            (inside, server)
+        } else {
+            (server, inside)
+        };
+        let ports = if from_client {
+            (CLIENT_PORT, 21)
+        } else {
+            (21, CLIENT_PORT)
+        };
+        let mut builder =
+            PacketBuilder::ipv6(src.octets(), dst.octets(), 9).tcp(ports.0, ports.1, seq, 9000);
+        if syn {
+            builder = builder.syn();
+        }
+        if let Some(ack) = ack {
+            builder = builder.ack(ack);
+        }
+        let mut packet = Vec::new();
+        builder.write(&mut packet, text.as_bytes()).unwrap();
+        let side = if from_client {
+            Side::Egress
+        } else {
+            Side::Ingress
+        };
+        match engine.packet(side, &packet, Duration::ZERO, &mut world) {
+            Verdict::Replace(bytes) => bytes.to_vec(),
+            Verdict::Accept => packet,
+            Verdict::Drop => Vec::new(),
+        }
+    };
+    feed(true, 9, None, true, "");
+    feed(false, 99, Some(10), true, "");
+    feed(false, 100, Some(10), false, "220 x\r\n");
+    feed(true, 10, Some(107), false, "USER a\r\n");
+    feed(false, 107, Some(18), false, "230 x\r\n");
+    let out = feed(true, 18, Some(114), false, "EPRT |2|fd00::2|50000|\r\n");
+    let sliced = etherparse::SlicedPacket::from_ip(&out).unwrap();
+    let (Some(etherparse::NetSlice::Ipv6(ip)), Some(etherparse::TransportSlice::Tcp(tcp))) =
+        (&sliced.net, &sliced.transport)
+    else {
+        panic!("no TCP over IPv6")
+    };
+    assert_eq!(tcp.payload(), b"EPRT |2|2001:db8::7|50000|\r\n");
+    let due = tcp
+        .to_header()
+        .calc_checksum_ipv6(&ip.header().to_header(), tcp.payload());
+    assert_eq!(due.unwrap(), tcp.checksum());
+    assert_eq!(usize::from(ip.header().payload_length()), out.len() - 40);
+}
