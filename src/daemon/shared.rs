@@ -21,6 +21,9 @@ use super::output::Output;
 /// Deadlines closer together than this are met together.
 const GRANULARITY: Duration = Duration::from_millis(10);
 
+/// How long a tool that closes pinholes may take, at the most.
+const WORK_LIMIT: Duration = Duration::from_secs(20);
+
 /// The daemon's clock: the time since it started, never going back.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);
@@ -52,6 +55,8 @@ struct State {
     plane: Plane,
     /// No pinhole opens any more.
     closing: bool,
+    /// Pinholes are being closed, by a thread that doesn't hold the lock.
+    busy: bool,
     /// A session opened since the housekeeping looked.
     opened: bool,
     /// What the housekeeping sleeps towards; `None`: it sleeps until told.
@@ -66,6 +71,7 @@ impl Shared {
             state: Mutex::new(State {
                 plane,
                 closing: false,
+                busy: false,
                 opened: false,
                 alarm: None,
             }),
@@ -102,6 +108,11 @@ impl Shared {
     pub fn close(&self) -> Result<(), BackendError> {
         let mut state = self.lock();
         state.closing = true;
+        // A tool that is at work would make anew what is removed now.
+        let (mut state, _) = self
+            .changed
+            .wait_timeout_while(state, WORK_LIMIT, |state| state.busy)
+            .unwrap_or_else(PoisonError::into_inner);
         state.plane.remove()
     }
 
@@ -124,6 +135,7 @@ impl Shared {
                 needed = also(now);
                 next = now + every;
             }
+            while self.close_some() {}
             let neglected = self.lock().plane.neglected();
             let cleared = neglected.into_iter().map(&mut unblock).sum();
             let mut state = self.lock();
@@ -136,6 +148,9 @@ impl Shared {
             let deadline = state.plane.next_deadline();
             state.alarm = deadline.into_iter().chain(needed.then_some(next)).min();
             self.settle(&mut state);
+            if state.plane.has_closing() && !state.closing {
+                continue;
+            }
             match state.alarm {
                 Some(at) => {
                     let sleep = at.saturating_sub(now).max(GRANULARITY);
@@ -144,6 +159,30 @@ impl Shared {
                 None => drop(self.changed.wait(state)),
             }
         }
+    }
+
+    /// Closes the pinholes that are done with by now, together; whether there were any. Workers
+    /// don't wait for it.
+    fn close_some(&self) -> bool {
+        let work = {
+            let mut state = self.lock();
+            if state.closing {
+                return false;
+            }
+            let Some(work) = state.plane.take_closing() else {
+                return false;
+            };
+            state.busy = true;
+            work
+        };
+        let done = work();
+        let mut state = self.lock();
+        state.busy = false;
+        state.plane.closed(done);
+        if state.closing {
+            self.changed.notify_all();
+        }
+        true
     }
 
     /// Tells the plane whenever `events` has something to read, for as long as the process lives.
@@ -167,7 +206,8 @@ impl Shared {
             self.output.report(report);
         }
         let deadline = state.plane.next_deadline();
-        if deadline.is_some_and(|at| state.alarm.is_none_or(|alarm| at < alarm)) {
+        let earlier = deadline.is_some_and(|at| state.alarm.is_none_or(|alarm| at < alarm));
+        if earlier || state.plane.has_closing() {
             self.changed.notify_all();
         }
     }

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::backend::BackendError;
+use super::backend::{BackendError, Closing};
 use super::conntrack::{Bytes, Completeness, ConntrackEvent, Entry, Tuple};
 use super::pinhole::{Key, Pinhole};
 use super::ports::{self, Holder, Listeners};
@@ -53,6 +53,10 @@ pub struct Plane {
     young: VecDeque<(Duration, PinholeId)>,
     look_at: Duration,
     connections: HashMap<Tuple, DataConnection>,
+    /// Holes that are done with, where closing takes long.
+    done: Vec<Pinhole>,
+    /// Holes that are being closed.
+    closing: Vec<Pinhole>,
     /// Holes that the kernel refused to close.
     stuck: HashMap<Key, Pinhole>,
     retry_at: Duration,
@@ -78,6 +82,8 @@ impl Plane {
             young: VecDeque::new(),
             look_at: Duration::ZERO,
             connections: HashMap::new(),
+            done: Vec::new(),
+            closing: Vec::new(),
             stuck: HashMap::new(),
             retry_at: Duration::ZERO,
             clients: HashMap::new(),
@@ -169,7 +175,9 @@ impl Plane {
                 self.deadlines.remove(&(hole.deadline, id));
                 hole.deadline = now + timeout;
                 self.deadlines.insert((hole.deadline, id));
-                self.stuck.remove(&hole.pinhole.key());
+                let key = hole.pinhole.key();
+                self.stuck.remove(&key);
+                self.done.retain(|old| old.key() != key);
                 if hole.mode == Mode::Active {
                     self.young.push_back((now + NEGLECTED, id));
                 }
@@ -346,6 +354,40 @@ impl Plane {
         keys
     }
 
+    /// Whether holes wait to be closed by [`take_closing`](Self::take_closing).
+    #[must_use]
+    pub fn has_closing(&self) -> bool {
+        !self.done.is_empty() && self.closing.is_empty()
+    }
+
+    /// Work that closes holes and takes long, to be done while others use the plane; then call
+    /// [`closed`](Self::closed). `None` if there is none, or some is being done already.
+    pub fn take_closing(&mut self) -> Option<Box<dyn FnOnce() -> Result<(), BackendError> + Send>> {
+        if !self.has_closing() {
+            return None;
+        }
+        let holes = std::mem::take(&mut self.done);
+        match self.parts.backend.closing(holes.clone()) {
+            Ok(Some(Closing { holes, work })) => {
+                self.closing = holes;
+                Some(work)
+            }
+            Ok(None) => None,
+            Err(error) => {
+                self.stay_open(holes, &error);
+                None
+            }
+        }
+    }
+
+    /// Learns what came of the work.
+    pub fn closed(&mut self, done: Result<(), BackendError>) {
+        let holes = std::mem::take(&mut self.closing);
+        if let Err(error) = self.parts.backend.closed(done) {
+            self.stay_open(holes, &error);
+        }
+    }
+
     /// Counts what came of [`neglected`](Self::neglected): attempts that were forgotten.
     pub fn forgot(&mut self, attempts: usize) {
         let attempts = u64::try_from(attempts).unwrap_or(u64::MAX);
@@ -391,6 +433,7 @@ impl Plane {
     pub fn install(&mut self) -> Result<(), BackendError> {
         self.catch_up();
         self.parts.backend.install()?;
+        self.done.clear();
         let now = self.now();
         let open = self.holes.iter().filter(|(_, hole)| hole.open);
         let mut lost = Vec::new();
@@ -427,6 +470,7 @@ impl Plane {
         self.by_session.clear();
         self.deadlines.clear();
         self.young.clear();
+        self.done.clear();
         self.stuck.clear();
         self.parts.backend.remove()
     }
@@ -557,9 +601,14 @@ impl Plane {
         if holes.is_empty() {
             return;
         }
-        let Err(error) = self.parts.backend.close_all(&holes) else {
-            return;
-        };
+        if self.parts.backend.closes_slowly() {
+            self.done.extend(holes);
+        } else if let Err(error) = self.parts.backend.close_all(&holes) {
+            self.stay_open(holes, &error);
+        }
+    }
+
+    fn stay_open(&mut self, holes: Vec<Pinhole>, error: &BackendError) {
         self.counters.kernel_errors += 1;
         log::warn!("{} pinholes stay open for now: {error}", holes.len());
         if self.stuck.is_empty() {

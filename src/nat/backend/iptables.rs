@@ -4,7 +4,9 @@
 //! Table `nat`: `FTPALG-PRE` is entered from the top of `PREROUTING` and `OUTPUT`, `FTPALG-POST`
 //! from the top of `POSTROUTING` and `INPUT`. A hole is two rules in the former (set the mark, then
 //! translate), and one in the latter where the landing side must see another source. All rules of a
-//! hole come and go in one commit.
+//! hole come and go in one commit, by one run of the tool. Removing a rule takes the kernel longer
+//! than adding one (iptables-nft waits for an RCU grace period, some 15 ms), so holes that are done
+//! with are closed together, while others open.
 //!
 //! Where the kernel has the `time` match, a hole also dies by itself at its deadline: that of a
 //! killed daemon doesn't stay open. Its clock is the wall clock, to the second; the daemon closes
@@ -13,12 +15,12 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Backend, BackendError, Mark};
+use super::{Backend, BackendError, Closing, Mark};
 use crate::nat::pinhole::{Key, Pinhole};
 use crate::nat::rules::host::{Host, missing};
 use crate::nat::rules::{At, RulesError, TableStore, flavours, is_ours};
 use crate::nat::xtables::save::{Ruleset, Table};
-use crate::nat::xtables::tools::Tools;
+use crate::nat::xtables::tools::{Tool, Tools};
 use crate::nat::xtables::{Family, Flavour};
 
 const PRE: &str = "FTPALG-PRE";
@@ -57,6 +59,8 @@ pub struct Iptables {
     mark: Mark,
     planes: Vec<Plane>,
     open: BTreeMap<Key, Vec<Line>>,
+    /// The rules that are being removed meanwhile.
+    closing: Vec<(Key, Vec<Line>)>,
 }
 
 impl Iptables {
@@ -68,6 +72,7 @@ impl Iptables {
             mark,
             planes: Vec::new(),
             open: BTreeMap::new(),
+            closing: Vec::new(),
         }
     }
 
@@ -136,6 +141,15 @@ impl Iptables {
             verb_lines("-A", &lines)
         );
         self.restore(plane, &text)
+    }
+
+    /// The holes of a family that are open, out of these.
+    fn open_of(&self, family: Family, holes: &[Pinhole]) -> Vec<Key> {
+        holes
+            .iter()
+            .map(Pinhole::key)
+            .filter(|key| Family::of(key.from) == family && self.open.contains_key(key))
+            .collect()
     }
 
     /// Whether none of our chains is there: then no hole is open.
@@ -222,6 +236,7 @@ impl Backend for Iptables {
     fn install(&mut self) -> Result<(), BackendError> {
         self.planes.clear();
         self.open.clear();
+        self.closing.clear();
         if let Err(e) = self.install_all() {
             self.planes.clear();
             if let Err(again) = self.clear(&[]) {
@@ -247,11 +262,7 @@ impl Backend for Iptables {
     fn close_all(&mut self, holes: &[Pinhole]) -> Result<(), BackendError> {
         let mut result = Ok(());
         for family in Family::ALL {
-            let keys: Vec<Key> = holes
-                .iter()
-                .map(Pinhole::key)
-                .filter(|key| Family::of(key.from) == family && self.open.contains_key(key))
-                .collect();
+            let keys = self.open_of(family, holes);
             if keys.is_empty() {
                 continue;
             }
@@ -268,9 +279,71 @@ impl Backend for Iptables {
         result
     }
 
+    fn closes_slowly(&self) -> bool {
+        true
+    }
+
+    fn closing(&mut self, holes: Vec<Pinhole>) -> Result<Option<Closing>, BackendError> {
+        let mut work = Vec::new();
+        for family in Family::ALL {
+            let keys = self.open_of(family, &holes);
+            if keys.is_empty() {
+                continue;
+            }
+            let plane = self.plane(family)?;
+            let tool = self.host.tool(family, plane.flavour)?.clone();
+            let removed: Vec<_> = keys
+                .iter()
+                .filter_map(|key| self.open.remove_entry(key))
+                .collect();
+            let lines: Vec<Line> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
+            self.closing.extend(removed);
+            work.push((tool, transaction(&lines, &[])));
+        }
+        let restore = move |(tool, text): &(Tool, String)| tool.restore(text);
+        Ok((!work.is_empty()).then(|| Closing {
+            holes,
+            work: Box::new(move || {
+                Ok(work
+                    .iter()
+                    .try_for_each(restore)
+                    .map_err(RulesError::from)?)
+            }),
+        }))
+    }
+
+    /// If somebody else removed some of the rules meanwhile, fills the chains anew.
+    fn closed(&mut self, done: Result<(), BackendError>) -> Result<(), BackendError> {
+        let removed = std::mem::take(&mut self.closing);
+        if done.is_ok() {
+            return Ok(());
+        }
+        let mut result = Ok(());
+        for plane in self.planes.clone() {
+            let of_plane = |key: &Key| Family::of(key.from) == plane.family;
+            if !removed.iter().any(|(key, _)| of_plane(key)) {
+                continue;
+            }
+            let Err(error) = self.refill(plane) else {
+                continue;
+            };
+            if self.is_gone(plane) {
+                self.open.retain(|key, _| !of_plane(key));
+                continue;
+            }
+            // They may still be there: to be tried again.
+            for (key, lines) in removed.iter().filter(|(key, _)| of_plane(key)) {
+                self.open.entry(*key).or_default().extend(lines.clone());
+            }
+            result = Err(error);
+        }
+        result
+    }
+
     fn remove(&mut self) -> Result<(), BackendError> {
         self.planes.clear();
         self.open.clear();
+        self.closing.clear();
         Ok(self.clear(&[])?)
     }
 
@@ -325,13 +398,18 @@ fn chains() -> Table {
         .unwrap_or_default()
 }
 
-/// The text that removes some rules and adds others at once.
+/// The text that removes some rules and adds others at once: before those that are there, so that
+/// they count even while older ones with the same key are being removed.
 fn transaction(remove: &[Line], add: &[Line]) -> String {
-    format!(
-        "*nat\n{}{}COMMIT\n",
-        verb_lines("-D", remove),
-        verb_lines("-A", add)
-    )
+    let mut text = format!("*nat\n{}", verb_lines("-D", remove));
+    for chain in [PRE, POST] {
+        let of_chain = add.iter().filter(|(of, _)| *of == chain);
+        for (at, (_, spec)) in of_chain.enumerate() {
+            text.push_str(&format!("-I {chain} {} {spec}\n", at + 1));
+        }
+    }
+    text.push_str("COMMIT\n");
+    text
 }
 
 fn verb_lines(verb: &str, lines: &[Line]) -> String {

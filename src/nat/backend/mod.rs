@@ -76,6 +76,15 @@ pub enum BackendError {
     },
 }
 
+/// Holes that are being closed: see [`Backend::closing`].
+pub struct Closing {
+    /// The holes.
+    pub holes: Vec<Pinhole>,
+    /// Closes them. May take long, needs nothing of the backend meanwhile, and is to be run in the
+    /// backend's network namespace.
+    pub work: Box<dyn FnOnce() -> Result<(), BackendError> + Send>,
+}
+
 /// Puts pinholes into the kernel of the calling thread's network namespace.
 ///
 /// Calls are synchronous: `Ok` means that the kernel acknowledged the change.
@@ -118,6 +127,30 @@ pub trait Backend: Send {
             result = result.and(self.close(hole));
         }
         result
+    }
+
+    /// Whether closing takes so long that it is better done by [`closing`](Self::closing).
+    fn closes_slowly(&self) -> bool {
+        false
+    }
+
+    /// Like [`close_all`](Self::close_all), but leaves the work to be done by the caller, who may
+    /// use the backend meanwhile: a hole that is opened now comes before one with the same key that
+    /// is being closed. `None` if there is no work. Only one at a time; ends with
+    /// [`closed`](Self::closed).
+    ///
+    /// # Errors
+    /// As [`close_all`](Self::close_all).
+    fn closing(&mut self, holes: Vec<Pinhole>) -> Result<Option<Closing>, BackendError> {
+        self.close_all(&holes).map(|()| None)
+    }
+
+    /// Learns what came of a [`Closing`]'s work, and mends what it can.
+    ///
+    /// # Errors
+    /// Some of the holes may still be open: close them again.
+    fn closed(&mut self, done: Result<(), BackendError>) -> Result<(), BackendError> {
+        done
     }
 
     /// Removes everything that [`install`](Self::install) and [`open`](Self::open) made, and

@@ -17,6 +17,8 @@ struct World {
     installed: bool,
     refuse_open: bool,
     refuse_close: bool,
+    /// Whether closing is left to somebody else.
+    slow: bool,
     /// How many holes each call closed.
     closed: Vec<usize>,
     events: Vec<ConntrackEvent>,
@@ -80,6 +82,16 @@ impl Backend for Shared {
             w.kernel.remove(&hole.key());
             Ok(())
         })
+    }
+    fn closes_slowly(&self) -> bool {
+        self.with(|w| w.slow)
+    }
+    fn closing(&mut self, holes: Vec<Pinhole>) -> Result<Option<Closing>, BackendError> {
+        let (mut world, taken) = (self.clone(), holes.clone());
+        Ok(Some(Closing {
+            holes,
+            work: Box::new(move || world.close_all(&taken)),
+        }))
     }
     fn close_all(&mut self, holes: &[Pinhole]) -> Result<(), BackendError> {
         self.with(|w| w.closed.push(holes.len()));
@@ -601,4 +613,40 @@ fn an_active_hole_that_nobody_uses_is_looked_after_once() {
     assert_eq!(plane.neglected().len(), LOOK_AFTER);
     assert_eq!(plane.neglected(), []);
     assert!(plane.young.is_empty());
+}
+
+#[test]
+fn slow_closing_is_left_to_others_and_done_together() {
+    let (mut plane, world) = plane(Config::default());
+    world.with(|w| w.slow = true);
+    let holes: Vec<_> = (1..=3)
+        .map(|n| open(&mut plane, &passive(n, ANN, 5000 + n as u16)))
+        .collect();
+    assert!(!plane.has_closing());
+    for hole in &holes {
+        plane.on_conntrack_new(dialled(ANN, hole.to)).unwrap();
+    }
+    assert_eq!(world.open_keys().len(), 3);
+    // One is opened anew before it was closed: it stays.
+    open(&mut plane, &passive(4, ANN, 5001));
+    let work = plane.take_closing().unwrap();
+    // One piece of work at a time, however much there is to do.
+    let later = open(&mut plane, &passive(5, ANN, 5004));
+    plane.on_conntrack_new(dialled(ANN, later.to)).unwrap();
+    assert!(!plane.has_closing() && plane.take_closing().is_none());
+    plane.closed(work());
+    assert_eq!(world.with(|w| w.closed.clone()), [2]);
+    let kept: Vec<_> = world.open_keys().iter().map(|k| k.to.port()).collect();
+    assert_eq!(kept, [5001, 5004]);
+
+    // What the kernel refuses is tried again.
+    world.with(|w| w.refuse_close = true);
+    let work = plane.take_closing().unwrap();
+    plane.closed(work());
+    assert_eq!(plane.counters().kernel_errors, 1);
+    world.with(|w| w.refuse_close = false);
+    world.wait(2);
+    plane.expire();
+    assert_eq!(world.open_keys().len(), 1);
+    assert!(plane.take_closing().is_none());
 }

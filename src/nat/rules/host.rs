@@ -11,7 +11,7 @@ use std::io;
 use super::RulesError;
 use crate::nat::xtables::save::{Place, Rule, Table};
 use crate::nat::xtables::snapshot::Snapshot;
-use crate::nat::xtables::tools::Tools;
+use crate::nat::xtables::tools::{Tool, Tools};
 use crate::nat::xtables::{Family, Flavour};
 
 /// How the names of our chains start.
@@ -113,6 +113,13 @@ impl Host {
         Ok(Snapshot::take(&self.tools)?)
     }
 
+    /// The tool for a family and flavour.
+    pub(crate) fn tool(&self, family: Family, flavour: Flavour) -> Result<&Tool, RulesError> {
+        self.tools
+            .tool(family, flavour)
+            .ok_or_else(|| RulesError::no_tool(family, flavour))
+    }
+
     /// Loads a text as it is.
     pub(crate) fn restore(
         &self,
@@ -120,11 +127,7 @@ impl Host {
         flavour: Flavour,
         text: &str,
     ) -> Result<(), RulesError> {
-        let tool = self
-            .tools
-            .tool(family, flavour)
-            .ok_or_else(|| RulesError::no_tool(family, flavour))?;
-        Ok(tool.restore(text)?)
+        Ok(self.tool(family, flavour)?.restore(text)?)
     }
 
     /// Makes `wanted` all that is ours in a table, in one commit: what was there of ours is gone.
