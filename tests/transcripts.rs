@@ -12,6 +12,11 @@
 //! Each is replayed with whole lines, with the lines of one peer in one piece, byte by byte, and
 //! with each line cut in two at each of its bytes: decisions and output must be the same.
 
+#![allow(
+    clippy::expect_used,
+    reason = "a helper of tests that fails is a test that fails"
+)]
+
 mod transcript_support;
 
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Feeds the two streams of a dialogue to the session machine, in any pieces, and notes what it
 //! decides and what goes out.
 
-#![allow(dead_code)]
+#![allow(dead_code, reason = "not every test needs everything")]
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -12,22 +12,22 @@ use ftpalg::ftp::session::{Form, Outcome, Peer, Session, Step};
 
 /// The client's address and the server's, as each itself knows it; whatever is announced becomes
 /// one of [`PUBLIC`].
-pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 5);
+pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 5);
 /// What the peers are told instead.
-pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub(crate) const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 
 /// A port for which there is no pinhole to be had.
-pub const UNAVAILABLE: u16 = 4242;
+pub(crate) const UNAVAILABLE: u16 = 4242;
 
 /// A session machine, its streams and its decisions.
-pub struct Machine {
-    pub session: Session,
+pub(crate) struct Machine {
+    pub(crate) session: Session,
     policy: Arc<Policy>,
     pending: [Vec<u8>; 2],
     /// What has gone out, of the client's bytes and the server's.
-    pub out: [Vec<u8>; 2],
+    pub(crate) out: [Vec<u8>; 2],
     /// One line per decision.
-    pub decisions: Vec<String>,
+    pub(crate) decisions: Vec<String>,
     opaque: bool,
 }
 
@@ -36,7 +36,7 @@ fn index(peer: Peer) -> usize {
 }
 
 impl Machine {
-    pub fn new(policy: Policy, connects_early: bool) -> Self {
+    pub(crate) fn new(policy: Policy, connects_early: bool) -> Self {
         let policy = Arc::new(policy);
         Self {
             session: Session::new(policy.clone(), connects_early),
@@ -49,12 +49,12 @@ impl Machine {
     }
 
     /// How many bytes of a peer's wait.
-    pub fn held(&self, peer: Peer) -> usize {
+    pub(crate) fn held(&self, peer: Peer) -> usize {
         self.pending[index(peer)].len()
     }
 
     /// New bytes of one peer's arrive. Checks what every step must keep to.
-    pub fn feed(&mut self, peer: Peer, bytes: &[u8]) {
+    pub(crate) fn feed(&mut self, peer: Peer, bytes: &[u8]) {
         let i = index(peer);
         self.pending[i].extend_from_slice(bytes);
         let mut opened = false;
