@@ -5,7 +5,7 @@
 //!   inside endpoint ──link──▶ Engine (Egress)  ──link──▶ outside endpoint
 //!                   ◀──link── Engine (Ingress) ◀──link──
 //! ```
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
