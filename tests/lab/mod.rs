@@ -11,6 +11,7 @@
 //! | [`server`], [`client`] | real FTP programs, each with its own way of being told what to do |
 //! | [`scripted`] | a client and a server that cut their lines as they are told |
 //! | [`scenario`] | all of it together, and what is expected with and without an ALG |
+//! | [`weather`] | a router that loses, delays, swaps and repeats packets |
 //! | [`report`] | tables for people, in `target/lab-report/` |
 //!
 //! Nothing here touches the host's own network: every packet stays in namespaces of the lab.
@@ -30,3 +31,4 @@ pub mod scenario;
 pub mod scripted;
 pub mod server;
 pub mod topology;
+pub mod weather;
