@@ -75,21 +75,26 @@ pub fn during<T>(
 ) -> (T, Happened) {
     let happened = Happened::default();
     let over = AtomicBool::new(false);
-    let ready = std::sync::Barrier::new(routers.len() + 1);
+    let (ready, readies) = std::sync::mpsc::channel();
     let result = std::thread::scope(|scope| {
         for (index, router) in routers.iter().enumerate() {
             let seed = seed.wrapping_mul(31).wrapping_add(index as u64);
-            let (over, happened, ready) = (&over, &happened, &ready);
+            let (over, happened, ready) = (&over, &happened, ready.clone());
             scope.spawn(move || {
                 net.within(router, || {
                     let sky = Sky::new(climate, seed, happened);
-                    ready.wait();
+                    ready.send(()).expect("the test waits");
                     sky.reign(over);
                 });
             });
         }
-        ready.wait();
         let _end = Ends(&over);
+        for router in routers {
+            let limit = Duration::from_secs(10);
+            readies
+                .recv_timeout(limit)
+                .unwrap_or_else(|_| panic!("{router} has no weather"));
+        }
         for router in routers {
             steer(net, router, "-A");
         }
@@ -174,6 +179,9 @@ impl<'a> Sky<'a> {
             }
             std::thread::sleep(TICK);
         }
+        // A program that another test started meanwhile may have inherited the socket: closing it
+        // doesn't free the queue.
+        self.queue.unbind(QUEUE).expect("a bound queue");
     }
 
     fn packet(&mut self, packet: Vec<u8>) {
@@ -214,7 +222,7 @@ impl<'a> Sky<'a> {
         };
         let to = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::new(a, b, c, d), 0));
         // A packet that can't be sent is lost like any other.
-        let _ = (sendto(self.out.as_raw_fd(), packet, &to, MsgFlags::empty()));
+        let _ = sendto(self.out.as_raw_fd(), packet, &to, MsgFlags::empty());
     }
 
     /// xorshift64*.
