@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use lab::alg::Alg;
 use lab::client::{Client, Mode};
+use lab::counters::Tcp;
 use lab::net::Net;
 use lab::report;
 use lab::rules::{self, Flavour, Policy};
-use lab::scripted::{Cut, Outcome, Pace, Plan, session};
+use lab::scripted::{Cut, LIMIT, Pace, Plan, Step, Verb, session};
 use lab::server::{Config, Kind, Server, content};
 use lab::topology::Topology;
 
@@ -18,102 +19,179 @@ const SWIFT: Duration = Duration::from_millis(1500);
 
 const PAUSES: Pace = Pace::Pauses(Duration::from_millis(10));
 
-/// The network in which the announcing endpoint of a mode is inside.
-fn topology(mode: Mode) -> Topology {
-    match mode {
-        Mode::Passive => Topology::published_server(),
-        Mode::Active => Topology::masqueraded_client(),
+/// The network in which the announcing endpoint is inside.
+fn topology(passive: bool) -> Topology {
+    if passive {
+        Topology::published_server()
+    } else {
+        Topology::masqueraded_client()
     }
 }
 
-/// Runs the plans one after the other; every one must work, and swiftly.
-fn all(name: &str, mode: Mode, plans: &[Plan]) {
-    let net = Net::new(&topology(mode));
-    rules::install(&net, Flavour::Nft, Policy::Drop, true);
-    let whole = Plan {
-        mode,
-        cut: Cut::At(Vec::new()),
-        pace: PAUSES,
-    };
-    assert!(session(&net, &whole).is_err(), "it works without an ALG");
+/// Runs the steps, each in a session of its own; every one must work, and swiftly, and neither end
+/// may meet with a retransmission timeout.
+fn all(name: &str, verb: Verb, steps: &[Step]) {
+    let net = Net::new(&topology(verb.passive()));
+    let (client, server) = (net.topology().client, net.topology().server);
     let router = net.topology().router;
+    rules::install(&net, Flavour::Nft, Policy::Drop, true);
+    let whole = Step::whole(verb);
+    let without = Plan {
+        limit: Duration::from_secs(1),
+        ..Plan::new(vec![whole.clone()])
+    };
+    assert!(session(&net, &without).is_err(), "it works without an ALG");
     let invalid = rules::invalid(&net, router);
-    let alg = Alg::under_test(&["--backend", "nft"]).start(&net, Flavour::Nft);
+    let mut arguments = vec!["--backend", "nft"];
+    if verb == Verb::Epsv {
+        // A 229 needs to be rewritten only where the public port is another.
+        arguments.extend(["--data-ports", "20000-20999"]);
+    }
+    let alg = Alg::under_test(&arguments).start(&net, Flavour::Nft);
     let mut text = String::new();
     let mut failed = 0;
-    let mut check = |plan: &Plan| {
-        let result = session(&net, plan);
-        let verdict = match &result {
-            Ok(Outcome { took, sent, read }) if *took > SWIFT || sent == read => "wrong",
-            Ok(_) => "right",
-            Err(_) => "failed",
+    let mut worst = Duration::ZERO;
+    let mut check = |step: &Step, again: bool| {
+        let before = Tcp::of(&net, &[client, server]);
+        let plan = Plan {
+            limit: LIMIT * 2,
+            ..Plan::new(vec![step.clone()])
         };
-        failed += usize::from(verdict != "right");
-        text += &format!("{verdict}: {:?} {:?}: {result:?}\n", plan.cut, plan.pace);
-        result.is_ok()
+        let result = session(&net, &plan).map(|outcome| outcome.transfers);
+        let tcp = Tcp::of(&net, &[client, server]).since(before);
+        let verdict = match result.as_deref() {
+            Ok([transfer]) => {
+                if again || transfer.took < SWIFT {
+                    worst = worst.max(transfer.took);
+                }
+                if transfer.sent == transfer.read {
+                    "unchanged"
+                } else if transfer.took > SWIFT {
+                    "slow"
+                } else if tcp.timeouts > 0 || tcp.bad_checksums > 0 {
+                    "timeout"
+                } else {
+                    "right"
+                }
+            }
+            _ => "failed",
+        };
+        // A busy machine stalls somebody for 200 ms now and then; what the gateway does wrong it
+        // does twice.
+        let pardoned = !again && matches!(verdict, "slow" | "timeout");
+        failed += usize::from(verdict != "right" && !pardoned);
+        text += &format!(
+            "{verdict}: {:?} {:?}: {result:?}, sent again {}, timeouts {}\n",
+            step.cut, step.pace, tcp.retransmitted, tcp.timeouts
+        );
+        (result.is_ok(), pardoned)
     };
-    assert!(check(&whole), "a line in one piece doesn't get through");
-    for plan in plans {
-        check(plan);
+    let (works, _) = check(&whole, true);
+    assert!(works, "a line in one piece doesn't get through");
+    for step in steps {
+        if let (_, true) = check(step, false) {
+            check(step, true);
+        }
     }
-    report::write(name, &text);
-    assert!(
-        failed == 0,
-        "{failed} of {} sessions:\n{text}",
-        plans.len() + 1
-    );
+    let total = steps.len() + 1;
+    let right = total - failed;
+    let summary = format!("{right} of {total} right, the slowest in {worst:?}\n");
+    report::write(&format!("cuts_{name}"), &(summary + &text));
+    assert!(failed == 0, "{failed} of {total} sessions:\n{text}");
     alg.stop();
     assert_eq!(rules::invalid(&net, router), invalid, "INVALID packets");
 }
 
-/// Cut in two before each byte.
-fn twos(mode: Mode, pace: Pace) -> Vec<Plan> {
-    let length = match mode {
-        Mode::Passive => "227 Entering Passive Mode (10,0,0,2,100,100).\r\n".len(),
-        Mode::Active => "PORT 10,0,0,2,100,100\r\n".len(),
-    };
-    let plan = |at| Plan {
-        mode,
-        cut: Cut::At(vec![at]),
+fn length(verb: Verb) -> usize {
+    let address = "10.0.0.2:44444".parse().expect("an address");
+    verb.line(address).len()
+}
+
+fn cut(verb: Verb, pace: Pace, at: &[usize]) -> Step {
+    Step {
+        verb,
+        cut: Cut::At(at.to_vec()),
         pace,
-    };
-    (1..length).map(plan).collect()
+    }
+}
+
+/// Cut in two before each byte.
+fn twos(verb: Verb, pace: Pace) -> Vec<Step> {
+    (1..length(verb)).map(|at| cut(verb, pace, &[at])).collect()
+}
+
+/// Cut in three: every place of the first cut, the second at four distances.
+fn threes(verb: Verb, pace: Pace) -> Vec<Step> {
+    let length = length(verb);
+    let pairs = (1..length).flat_map(|a| [1, 2, 5, 13].map(|gap| (a, a + gap)));
+    // Thinned so that each distance meets every second place, all places are met twice.
+    let sample = pairs.enumerate().filter(|(i, _)| (i + i / 4) % 2 == 0);
+    sample
+        .map(|(_, pair)| pair)
+        .filter(|&(_, b)| b < length)
+        .map(|(a, b)| cut(verb, pace, &[a, b]))
+        .collect()
 }
 
 /// One byte in each segment.
-fn bytes(mode: Mode, pace: Pace) -> Vec<Plan> {
-    vec![Plan {
-        mode,
+fn bytes(verb: Verb, pace: Pace) -> Vec<Step> {
+    vec![Step {
+        verb,
         cut: Cut::EveryByte,
         pace,
     }]
 }
 
 macro_rules! cuts {
-    ($($name:ident: $plans:ident, $mode:ident, $pace:expr;)*) => {
+    ($($name:ident: $steps:ident, $verb:ident, $pace:expr;)*) => {
         $(
             #[test]
             fn $name() {
-                all(stringify!($name), Mode::$mode, &$plans(Mode::$mode, $pace));
+                all(stringify!($name), Verb::$verb, &$steps(Verb::$verb, $pace));
             }
         )*
     };
 }
 
 cuts! {
-    passive_in_two_with_pauses: twos, Passive, PAUSES;
-    passive_in_two_with_nagle: twos, Passive, Pace::Nagle;
-    passive_in_two_acked: twos, Passive, Pace::Acked;
-    active_in_two_with_pauses: twos, Active, PAUSES;
-    active_in_two_with_nagle: twos, Active, Pace::Nagle;
-    active_in_two_acked: twos, Active, Pace::Acked;
-    passive_byte_by_byte: bytes, Passive, PAUSES;
-    active_byte_by_byte: bytes, Active, PAUSES;
+    pasv_in_two_with_pauses: twos, Pasv, PAUSES;
+    pasv_in_two_with_nagle: twos, Pasv, Pace::Nagle;
+    pasv_in_two_acked: twos, Pasv, Pace::Acked;
+    pasv_in_three_with_pauses: threes, Pasv, PAUSES;
+    pasv_in_three_with_nagle: threes, Pasv, Pace::Nagle;
+    pasv_in_three_acked: threes, Pasv, Pace::Acked;
+    pasv_byte_by_byte: bytes, Pasv, PAUSES;
+    pasv_byte_by_byte_acked: bytes, Pasv, Pace::Acked;
+
+    epsv_in_two_with_pauses: twos, Epsv, PAUSES;
+    epsv_in_two_with_nagle: twos, Epsv, Pace::Nagle;
+    epsv_in_two_acked: twos, Epsv, Pace::Acked;
+    epsv_in_three_with_pauses: threes, Epsv, PAUSES;
+    epsv_in_three_with_nagle: threes, Epsv, Pace::Nagle;
+    epsv_byte_by_byte: bytes, Epsv, PAUSES;
+    epsv_byte_by_byte_acked: bytes, Epsv, Pace::Acked;
+
+    port_in_two_with_pauses: twos, Port, PAUSES;
+    port_in_two_with_nagle: twos, Port, Pace::Nagle;
+    port_in_two_acked: twos, Port, Pace::Acked;
+    port_in_three_with_pauses: threes, Port, PAUSES;
+    port_in_three_with_nagle: threes, Port, Pace::Nagle;
+    port_in_three_acked: threes, Port, Pace::Acked;
+    port_byte_by_byte: bytes, Port, PAUSES;
+    port_byte_by_byte_acked: bytes, Port, Pace::Acked;
+
+    eprt_in_two_with_pauses: twos, Eprt, PAUSES;
+    eprt_in_two_with_nagle: twos, Eprt, Pace::Nagle;
+    eprt_in_two_acked: twos, Eprt, Pace::Acked;
+    eprt_in_three_with_pauses: threes, Eprt, PAUSES;
+    eprt_in_three_with_nagle: threes, Eprt, Pace::Nagle;
+    eprt_byte_by_byte: bytes, Eprt, PAUSES;
+    eprt_byte_by_byte_acked: bytes, Eprt, Pace::Acked;
 }
 
 /// Real clients and a real server where each end loses 5% of what reaches it.
 fn with_loss(mode: Mode, clients: &[Client]) {
-    let net = Net::new(&topology(mode));
+    let net = Net::new(&topology(mode == Mode::Passive));
     rules::install(&net, Flavour::Nft, Policy::Drop, true);
     let server = Server::start(&net, &Config::new(Kind::Vsftpd));
     let alg = Alg::under_test(&["--backend", "nft"]).start(&net, Flavour::Nft);
@@ -156,13 +234,18 @@ fn scripted_peers_work_where_no_alg_is_needed() {
     let net = Net::new(&Topology::masqueraded_client());
     rules::install(&net, Flavour::Nft, Policy::Accept, true);
     for pace in [PAUSES, Pace::Nagle, Pace::Acked] {
-        for plan in [twos, bytes].iter().flat_map(|f| f(Mode::Passive, pace)) {
+        for step in [twos, bytes].iter().flat_map(|f| f(Verb::Pasv, pace)) {
+            let plan = Plan {
+                limit: LIMIT * 2,
+                ..Plan::new(vec![step.clone()])
+            };
             match session(&net, &plan) {
-                Ok(Outcome { took, sent, read }) => {
-                    assert_eq!(sent, read, "{plan:?}");
-                    assert!(took < SWIFT, "{plan:?} took {took:?}");
+                Ok(outcome) => {
+                    let transfer = &outcome.transfers[0];
+                    assert_eq!(transfer.sent, transfer.read, "{step:?}");
+                    assert!(transfer.took < SWIFT, "{step:?} took {:?}", transfer.took);
                 }
-                Err(why) => panic!("{plan:?}: {why}"),
+                Err(why) => panic!("{step:?}: {why}"),
             }
         }
     }

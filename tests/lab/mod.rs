@@ -7,9 +7,11 @@
 //! | [`net`] | a topology brought to life, and its removal however the test ends |
 //! | [`rules`] | the user's own firewall and NAT rules, snapshots of them, conntrack counters |
 //! | [`alg`] | what stands on the gateway: nothing, the kernel's helper, `ftpalg` |
+//! | [`counters`] | what a host's TCP has counted |
 //! | [`server`], [`client`] | real FTP programs, each with its own way of being told what to do |
 //! | [`scripted`] | a client and a server that cut their lines as they are told |
 //! | [`scenario`] | all of it together, and what is expected with and without an ALG |
+//! | [`weather`] | a router that loses, delays, swaps and repeats packets |
 //! | [`report`] | tables for people, in `target/lab-report/` |
 //!
 //! Nothing here touches the host's own network: every packet stays in namespaces of the lab.
@@ -20,6 +22,7 @@
 
 pub mod alg;
 pub mod client;
+pub mod counters;
 pub mod net;
 pub mod process;
 pub mod report;
@@ -28,3 +31,4 @@ pub mod scenario;
 pub mod scripted;
 pub mod server;
 pub mod topology;
+pub mod weather;

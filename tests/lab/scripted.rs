@@ -3,15 +3,67 @@
 //! Real programs write an address in one piece. These write it in any pieces, over real sockets
 //! in the lab's namespaces.
 
-use std::io::{BufRead, BufReader, Error, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Error, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use super::client::Mode;
 use super::net::Net;
 
-/// The limit for anything that a session waits for.
-const LIMIT: Duration = Duration::from_secs(3);
+/// The limit for anything that a session without loss waits for.
+pub const LIMIT: Duration = Duration::from_secs(3);
+
+/// How a data connection is agreed upon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// The server's `227`.
+    Pasv,
+    /// The server's `229`.
+    Epsv,
+    /// The client's `PORT`.
+    Port,
+    /// The client's `EPRT`.
+    Eprt,
+}
+
+impl Verb {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Pasv, Self::Epsv, Self::Port, Self::Eprt];
+
+    /// Whether the server announces.
+    pub fn passive(self) -> bool {
+        matches!(self, Self::Pasv | Self::Epsv)
+    }
+
+    /// The announcing line.
+    pub fn line(self, address: SocketAddr) -> String {
+        let (ip, port) = (address.ip(), address.port());
+        let version = if ip.is_ipv4() { 1 } else { 2 };
+        match self {
+            Self::Pasv => format!("227 Entering Passive Mode ({}).\r\n", numbers(address)),
+            Self::Epsv => format!("229 Entering Extended Passive Mode (|||{port}|)\r\n"),
+            Self::Port => format!("PORT {}\r\n", numbers(address)),
+            Self::Eprt => format!("EPRT |{version}|{ip}|{port}|\r\n"),
+        }
+    }
+
+    /// The address in a line; a `229` names only the port of `peer`.
+    pub fn address(self, line: &str, peer: IpAddr) -> Result<SocketAddr, Error> {
+        let found = match self {
+            Self::Pasv | Self::Port => six_numbers(line),
+            Self::Epsv => line
+                .split('|')
+                .nth(3)
+                .and_then(|port| Some(SocketAddr::new(peer, port.parse().ok()?))),
+            Self::Eprt => {
+                let mut fields = line.split('|').skip(2);
+                let ip = fields.next().and_then(|ip| ip.parse().ok());
+                let port = fields.next().and_then(|port| port.parse().ok());
+                ip.zip(port).map(|(ip, port)| SocketAddr::new(ip, port))
+            }
+        };
+        found.ok_or_else(|| Error::other(format!("no address in {line:?}")))
+    }
+}
 
 /// Where the announcing line is cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,21 +85,71 @@ pub enum Pace {
     Acked,
 }
 
-/// One session: who announces, and how the announcing line is sent.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    /// Passive: the server's `227` is cut; active: the client's `PORT`.
-    pub mode: Mode,
-    /// Where.
+/// One transfer of a session: how it is announced, and how the announcing line is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Who announces, and with what.
+    pub verb: Verb,
+    /// Where the announcing line is cut.
     pub cut: Cut,
-    /// How.
+    /// How the pieces follow each other.
     pub pace: Pace,
 }
 
-/// What came out.
+impl Step {
+    /// A line in one piece.
+    pub fn whole(verb: Verb) -> Self {
+        Self {
+            verb,
+            cut: Cut::At(Vec::new()),
+            pace: Pace::Pauses(Duration::ZERO),
+        }
+    }
+}
+
+/// One session: login, a download for each step, farewell.
 #[derive(Clone, Debug)]
+pub struct Plan {
+    /// The transfers, one after the other.
+    pub steps: Vec<Step>,
+    /// The port of the first step's data connection, and the next one for the next; any if `None`.
+    pub ports: Option<u16>,
+    /// How long either end waits for anything.
+    pub limit: Duration,
+}
+
+impl Plan {
+    /// These transfers, over lines that lose nothing.
+    pub fn new(steps: Vec<Step>) -> Self {
+        Self {
+            steps,
+            ports: None,
+            limit: LIMIT,
+        }
+    }
+
+    fn port(&self, index: usize) -> u16 {
+        let index = u16::try_from(index).expect("a port for each transfer");
+        self.ports.map_or(0, |first| first + index)
+    }
+}
+
+/// What came out.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// From the first piece of the announcement to the reply that ends the transfer.
+    /// For each step.
+    pub transfers: Vec<Transfer>,
+    /// All that the client read from the control connection.
+    pub client_read: String,
+    /// All that the server read from it.
+    pub server_read: String,
+}
+
+/// What came out of one transfer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// From the first piece of the announcement (passive: from the command that asks for it) to
+    /// the reply that ends the transfer.
     pub took: Duration,
     /// The announcing line as it was written.
     pub sent: String,
@@ -55,28 +157,65 @@ pub struct Outcome {
     pub read: String,
 }
 
-/// Runs a session of login, one download and farewell.
+/// Runs a session.
 ///
 /// # Errors
 /// What the client or the server met with.
 pub fn session(net: &Net, plan: &Plan) -> Result<Outcome, String> {
+    let (client, server) = peers(
+        net,
+        plan.limit,
+        |control| fetch(control, plan),
+        |control| serve(control, plan),
+    )?;
+    let steps = plan.steps.iter().zip(client.lines).zip(server.lines);
+    let transfers = steps.zip(client.took);
+    Ok(Outcome {
+        transfers: transfers
+            .map(|(((step, client), server), took)| {
+                let (sent, read) = if step.verb.passive() {
+                    (server, client)
+                } else {
+                    (client, server)
+                };
+                Transfer { took, sent, read }
+            })
+            .collect(),
+        client_read: client.heard,
+        server_read: server.heard,
+    })
+}
+
+/// Connects a client to a server, and lets each of them do what it does, in its own namespace.
+///
+/// # Errors
+/// What the client or the server met with.
+pub fn peers<C: Send, S: Send>(
+    net: &Net,
+    limit: Duration,
+    client: impl FnOnce(Control) -> Result<C, Error> + Send,
+    server: impl FnOnce(Control) -> Result<S, Error> + Send,
+) -> Result<(C, S), String> {
     let topology = net.topology();
     let listener = net
         .within(topology.server, || TcpListener::bind(topology.listen))
         .map_err(|error| format!("{}: {error}", topology.listen))?;
     std::thread::scope(|scope| {
-        let server = scope.spawn(|| net.within(topology.server, || serve(&listener, plan)));
-        let client = scope.spawn(|| net.within(topology.client, || fetch(topology.dial, plan)));
+        let server = scope.spawn(|| {
+            net.within(topology.server, move || {
+                server(Control::new(accept(&listener, limit)?, limit)?)
+            })
+        });
+        let client = scope.spawn(|| {
+            net.within(topology.client, move || {
+                let stream = TcpStream::connect_timeout(&topology.dial, limit)?;
+                client(Control::new(stream, limit)?)
+            })
+        });
         let client = client.join().expect("no panic");
         let server = server.join().expect("no panic");
         match (client, server) {
-            (Ok((took, client)), Ok(server)) => {
-                let (sent, read) = match plan.mode {
-                    Mode::Passive => (server, client),
-                    Mode::Active => (client, server),
-                };
-                Ok(Outcome { took, sent, read })
-            }
+            (Ok(client), Ok(server)) => Ok((client, server)),
             (client, server) => Err(format!(
                 "client: {}; server: {}",
                 words(client.map(drop)),
@@ -91,125 +230,173 @@ fn words(result: Result<(), Error>) -> String {
 }
 
 /// What is transferred.
-const CONTENT: &[u8] = b"All there, in this order, and nothing else.\r\n";
+pub const CONTENT: &[u8] = b"All there, in this order, and nothing else.\r\n";
 
-/// Returns the announcing line as written or read.
-fn serve(listener: &TcpListener, plan: &Plan) -> Result<String, Error> {
-    let stream = accept(listener)?;
-    let mut control = Control::new(stream)?;
+/// What one end of a session has to tell.
+struct Tale {
+    /// The announcing lines, as written or read.
+    lines: Vec<String>,
+    /// How long each transfer took.
+    took: Vec<Duration>,
+    /// All that it read.
+    heard: String,
+}
+
+enum Data {
+    Listening(TcpListener),
+    Connect(SocketAddr),
+}
+
+fn serve(mut control: Control, plan: &Plan) -> Result<Tale, Error> {
+    let mut lines = Vec::new();
+    let mut data = None;
     control.send("220 ready\r\n")?;
-    let mut announced = String::new();
-    let mut passive = None;
-    let mut active = None;
     loop {
         let line = control.read()?;
-        match line.get(..4).unwrap_or(&line) {
-            "USER" => control.send("331 password, please\r\n")?,
-            "PASS" => control.send("230 welcome\r\n")?,
-            "PASV" => {
+        let step = plan.steps.get(lines.len());
+        match (line.get(..4).unwrap_or(&line), step) {
+            ("USER", _) => control.send("331 password, please\r\n")?,
+            ("PASS", _) => control.send("230 welcome\r\n")?,
+            ("PASV" | "EPSV", Some(step)) => {
                 let here = control.stream.local_addr()?.ip();
-                let data = TcpListener::bind((here, 0))?;
-                let numbers = numbers(data.local_addr()?);
-                announced = format!("227 Entering Passive Mode ({numbers}).\r\n");
-                passive = Some(data);
-                control.send_cut(&announced, plan)?;
+                let listener = TcpListener::bind((here, plan.port(lines.len())))?;
+                let announced = step.verb.line(listener.local_addr()?);
+                data = Some(Data::Listening(listener));
+                control.send_cut(&announced, step)?;
+                lines.push(announced);
             }
-            "PORT" => {
-                active = Some(address(&line)?);
-                announced = line;
+            ("PORT" | "EPRT", Some(step)) => {
+                let peer = control.stream.peer_addr()?.ip();
+                data = Some(Data::Connect(step.verb.address(&line, peer)?));
+                lines.push(line);
                 control.send("200 fine\r\n")?;
             }
-            "RETR" => {
+            ("RETR", _) => {
                 control.send("150 here it comes\r\n")?;
-                let mut data = match (&passive, active) {
-                    (Some(listener), _) => accept(listener)?,
-                    (None, Some(to)) => TcpStream::connect_timeout(&to, LIMIT)?,
-                    (None, None) => return Err(Error::other("RETR without PASV or PORT")),
+                let mut stream = match data.take() {
+                    Some(Data::Listening(listener)) => accept(&listener, plan.limit)?,
+                    Some(Data::Connect(to)) => TcpStream::connect_timeout(&to, plan.limit)?,
+                    None => return Err(Error::other("RETR without PASV or PORT")),
                 };
-                data.write_all(CONTENT)?;
-                drop(data);
+                stream.write_all(CONTENT)?;
+                drop(stream);
                 control.send("226 done\r\n")?;
             }
-            "QUIT" => {
+            ("QUIT", _) => {
                 control.send("221 bye\r\n")?;
-                return Ok(announced);
+                return Ok(Tale {
+                    lines,
+                    took: Vec::new(),
+                    heard: control.heard,
+                });
             }
-            _ => control.send("500 what?\r\n")?,
+            _ => return Err(Error::other(format!("the server read {line:?}"))),
         }
     }
 }
 
-/// Returns how long the transfer took, and the announcing line as written or read.
-fn fetch(dial: SocketAddr, plan: &Plan) -> Result<(Duration, String), Error> {
-    let mut control = Control::new(TcpStream::connect_timeout(&dial, LIMIT)?)?;
-    control.expect("220")?;
-    control.send("USER lab\r\n")?;
-    control.expect("331")?;
-    control.send("PASS lab\r\n")?;
-    control.expect("230")?;
-    let start = Instant::now();
-    let (announced, mut data) = match plan.mode {
-        Mode::Passive => {
-            control.send("PASV\r\n")?;
-            let line = control.expect("227")?;
-            let to = address(&line)?;
-            let data = TcpStream::connect_timeout(&to, LIMIT)
-                .map_err(|error| Error::other(format!("data connection to {to}: {error}")))?;
+fn fetch(mut control: Control, plan: &Plan) -> Result<Tale, Error> {
+    control.login()?;
+    let mut lines = Vec::new();
+    let mut took = Vec::new();
+    for (index, step) in plan.steps.iter().enumerate() {
+        let start = Instant::now();
+        let (line, mut data) = if step.verb.passive() {
+            let (line, to) = control.ask(step.verb)?;
+            let data = connect(to, plan.limit)?;
             control.send("RETR file\r\n")?;
             control.expect("150")?;
             (line, data)
-        }
-        Mode::Active => {
-            let listener = TcpListener::bind((control.stream.local_addr()?.ip(), 0))?;
-            let line = format!("PORT {}\r\n", numbers(listener.local_addr()?));
-            control.send_cut(&line, plan)?;
+        } else {
+            let here = control.stream.local_addr()?.ip();
+            let listener = TcpListener::bind((here, plan.port(index)))?;
+            let line = step.verb.line(listener.local_addr()?);
+            control.send_cut(&line, step)?;
             control.expect("200")?;
             control.send("RETR file\r\n")?;
             control.expect("150")?;
-            (line, accept(&listener)?)
-        }
-    };
-    data.set_read_timeout(Some(LIMIT))?;
-    let mut content = Vec::new();
-    data.read_to_end(&mut content)?;
-    if content != CONTENT {
-        return Err(Error::other(format!("{} bytes came", content.len())));
+            (line, accept(&listener, plan.limit)?)
+        };
+        content(&mut data, plan.limit)?;
+        control.expect("226")?;
+        took.push(start.elapsed());
+        lines.push(line);
     }
-    control.expect("226")?;
-    let took = start.elapsed();
     control.send("QUIT\r\n")?;
     control.expect("221")?;
-    Ok((took, announced))
+    Ok(Tale {
+        lines,
+        took,
+        heard: control.heard,
+    })
 }
 
-struct Control {
-    stream: TcpStream,
+/// Connects for data.
+///
+/// # Errors
+/// What the operating system says, and where to.
+pub fn connect(to: SocketAddr, limit: Duration) -> Result<TcpStream, Error> {
+    TcpStream::connect_timeout(&to, limit)
+        .map_err(|error| Error::other(format!("data connection to {to}: {error}")))
+}
+
+/// Reads [`CONTENT`] and nothing else.
+///
+/// # Errors
+/// If something else came.
+pub fn content(data: &mut TcpStream, limit: Duration) -> Result<(), Error> {
+    data.set_read_timeout(Some(limit))?;
+    let mut content = Vec::new();
+    std::io::Read::read_to_end(data, &mut content)
+        .map_err(|error| Error::other(format!("{} bytes, then {error}", content.len())))?;
+    if content == CONTENT {
+        Ok(())
+    } else {
+        Err(Error::other(format!("{} bytes came", content.len())))
+    }
+}
+
+/// One end of a control connection.
+pub struct Control {
+    /// The connection.
+    pub stream: TcpStream,
+    /// All that was read.
+    pub heard: String,
     reader: BufReader<TcpStream>,
+    limit: Duration,
 }
 
 impl Control {
-    fn new(stream: TcpStream) -> Result<Self, Error> {
-        stream.set_read_timeout(Some(LIMIT))?;
-        stream.set_write_timeout(Some(LIMIT))?;
+    /// A connection that sends at once, and waits `limit` at most.
+    pub fn new(stream: TcpStream, limit: Duration) -> Result<Self, Error> {
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
         stream.set_nodelay(true)?;
         Ok(Self {
             reader: BufReader::new(stream.try_clone()?),
+            heard: String::new(),
             stream,
+            limit,
         })
     }
 
-    fn read(&mut self) -> Result<String, Error> {
+    /// Reads a line.
+    pub fn read(&mut self) -> Result<String, Error> {
         let mut line = String::new();
         match self.reader.read_line(&mut line)? {
             0 => Err(Error::other("the peer closed the control connection")),
-            _ => Ok(line),
+            _ => {
+                self.heard += &line;
+                Ok(line)
+            }
         }
     }
 
-    fn expect(&mut self, code: &str) -> Result<String, Error> {
+    /// Reads a line that has to begin like this.
+    pub fn expect(&mut self, code: &str) -> Result<String, Error> {
         let line = self
             .read()
-            .map_err(|error| Error::other(format!("waiting for {code}: {error}")))?;
+            .map_err(|error| Error::new(error.kind(), format!("waiting for {code}: {error}")))?;
         if line.starts_with(code) {
             Ok(line)
         } else {
@@ -217,15 +404,47 @@ impl Control {
         }
     }
 
-    fn send(&mut self, line: &str) -> Result<(), Error> {
+    /// Writes this in one piece.
+    pub fn send(&mut self, line: &str) -> Result<(), Error> {
         self.stream.write_all(line.as_bytes())
     }
 
-    fn send_cut(&mut self, line: &str, plan: &Plan) -> Result<(), Error> {
-        self.stream.set_nodelay(plan.pace != Pace::Nagle)?;
+    /// A client's login.
+    pub fn login(&mut self) -> Result<(), Error> {
+        self.expect("220")?;
+        self.send("USER lab\r\n")?;
+        self.expect("331")?;
+        self.send("PASS lab\r\n")?;
+        self.expect("230")?;
+        Ok(())
+    }
+
+    /// A server's side of a login.
+    pub fn let_in(&mut self) -> Result<(), Error> {
+        self.send("220 ready\r\n")?;
+        self.expect("USER")?;
+        self.send("331 password, please\r\n")?;
+        self.expect("PASS")?;
+        self.send("230 welcome\r\n")
+    }
+
+    /// A client's `PASV` or `EPSV`; returns the reply and where to connect to.
+    pub fn ask(&mut self, verb: Verb) -> Result<(String, SocketAddr), Error> {
+        let (command, code) = match verb {
+            Verb::Pasv => ("PASV\r\n", "227"),
+            _ => ("EPSV\r\n", "229"),
+        };
+        self.send(command)?;
+        let line = self.expect(code)?;
+        let to = verb.address(&line, self.stream.peer_addr()?.ip())?;
+        Ok((line, to))
+    }
+
+    fn send_cut(&mut self, line: &str, step: &Step) -> Result<(), Error> {
+        self.stream.set_nodelay(step.pace != Pace::Nagle)?;
         let mut first = true;
-        for piece in pieces(line, &plan.cut) {
-            match plan.pace {
+        for piece in pieces(line, &step.cut) {
+            match step.pace {
                 Pace::Pauses(pause) if !first => std::thread::sleep(pause),
                 Pace::Acked if !first => self.wait_acked()?,
                 _ => {}
@@ -238,8 +457,8 @@ impl Control {
 
     /// Waits until the peer's kernel has acknowledged all that was sent: until the send queue in
     /// the namespace's table of sockets is empty.
-    fn wait_acked(&self) -> Result<(), Error> {
-        let deadline = Instant::now() + LIMIT;
+    pub fn wait_acked(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + self.limit;
         let local = format!(":{:04X}", self.stream.local_addr()?.port());
         let remote = format!(":{:04X}", self.stream.peer_addr()?.port());
         loop {
@@ -279,8 +498,12 @@ fn pieces<'a>(line: &'a str, cut: &Cut) -> Vec<&'a str> {
     at.into_iter().map(piece).collect()
 }
 
-fn accept(listener: &TcpListener) -> Result<TcpStream, Error> {
-    let deadline = Instant::now() + LIMIT;
+/// Waits for a connection.
+///
+/// # Errors
+/// If none came in time.
+pub fn accept(listener: &TcpListener, limit: Duration) -> Result<TcpStream, Error> {
+    let deadline = Instant::now() + limit;
     listener.set_nonblocking(true)?;
     loop {
         match listener.accept() {
@@ -306,7 +529,7 @@ fn numbers(address: SocketAddr) -> String {
     format!("{ip},{},{}", port >> 8, port & 255)
 }
 
-fn address(line: &str) -> Result<SocketAddr, Error> {
+fn six_numbers(line: &str) -> Option<SocketAddr> {
     let list = line
         .find(|c: char| c == '(' || c == ' ' && line.starts_with("PORT"))
         .map(|at| &line[at + 1..]);
@@ -317,10 +540,10 @@ fn address(line: &str) -> Result<SocketAddr, Error> {
         .filter_map(|number| number.parse().ok())
         .collect();
     match six[..] {
-        [a, b, c, d, high, low] => Ok(SocketAddr::from((
+        [a, b, c, d, high, low] => Some(SocketAddr::from((
             Ipv4Addr::new(a, b, c, d),
             u16::from_be_bytes([high, low]),
         ))),
-        _ => Err(Error::other(format!("no address in {line:?}"))),
+        _ => None,
     }
 }

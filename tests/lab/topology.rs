@@ -146,6 +146,64 @@ impl Topology {
             nat: vec!["-A POSTROUTING -s 10.0.0.0/24 -o out0 -j MASQUERADE"],
         }
     }
+
+    /// [`Topology::published_server`] with a router on either side of the gateway, `wo` on the
+    /// outside and `wi` on the inside, for the weather to be made there.
+    pub fn published_server_with_hops() -> Self {
+        let mut this = Self {
+            name: "DNAT 21, a hop on either side",
+            hosts: vec![outsider("c", "default via 198.51.100.1"), insider("s")],
+            ..Self::published_server()
+        };
+        this.add_hops("c", "s", &["192.0.2.2/30", "203.0.113.1/32"]);
+        this
+    }
+
+    /// [`Topology::masqueraded_client`] with a router on either side of the gateway.
+    pub fn masqueraded_client_with_hops() -> Self {
+        let mut this = Self {
+            name: "MASQUERADE, a hop on either side",
+            hosts: vec![insider("c"), outsider("s", "default via 198.51.100.1")],
+            ..Self::masqueraded_client()
+        };
+        this.add_hops("s", "c", &["192.0.2.2/30"]);
+        this
+    }
+
+    /// `outer (198.51.100.2) — wo — gateway — wi — inner (10.0.0.2)`
+    fn add_hops(&mut self, outer: &'static str, inner: &'static str, public: &[&'static str]) {
+        let router = |name, routes| Host {
+            name,
+            forwards: true,
+            routes,
+        };
+        self.hosts.extend([
+            router("wo", vec!["203.0.113.0/24 via 192.0.2.2"]),
+            router(
+                "r",
+                vec!["198.51.100.0/24 via 192.0.2.1", "10.0.0.0/24 via 10.0.1.2"],
+            ),
+            router("wi", vec!["default via 10.0.1.1"]),
+        ]);
+        self.links = vec![
+            Link(
+                end(outer, "e0", &["198.51.100.2/24"]),
+                end("wo", "far", &["198.51.100.1/24"]),
+            ),
+            Link(
+                end("wo", "near", &["192.0.2.1/30"]),
+                end("r", "out0", public),
+            ),
+            Link(
+                end("r", "in0", &["10.0.1.1/30"]),
+                end("wi", "near", &["10.0.1.2/30"]),
+            ),
+            Link(
+                end("wi", "far", &["10.0.0.1/24"]),
+                end(inner, "e0", &["10.0.0.2/24"]),
+            ),
+        ];
+    }
 }
 
 fn gateway(name: &'static str) -> Host {
