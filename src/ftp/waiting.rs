@@ -18,7 +18,10 @@ pub(super) struct Waiting {
     len: u8,
     /// A reply was taken for one of `ABOR` or an empty line that may have been the next command's.
     doubt: bool,
-    #[expect(clippy::box_collection, reason = "an idle flow pays for the pointer only")]
+    #[expect(
+        clippy::box_collection,
+        reason = "an idle flow pays for the pointer only"
+    )]
     far: Option<Box<VecDeque<Command>>>,
 }
 
