@@ -9,7 +9,7 @@
 //! | `line` | the line of a stream that isn't over yet |
 //! | `waiting` | the commands that wait for their reply |
 //! | `policy` | what is allowed |
-//! | `session` | the machine: which bytes pass, wait or change |
+//! | `session` | the machine: which bytes pass, wait or change; `session/client`, `session/server`: what either peer's lines do to it; `session/step`: its interface |
 
 mod command;
 pub mod hostport;

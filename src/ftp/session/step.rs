@@ -1,0 +1,87 @@
+//! What the caller of a session and the session tell each other.
+
+use std::net::SocketAddr;
+
+use crate::engine::gateway::Mode;
+
+/// Who wrote a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Peer {
+    /// The FTP client (it sent the first SYN): commands.
+    Client,
+    /// The FTP server: replies.
+    Server,
+}
+
+/// How an announced address is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// `h1,h2,h3,h4,p1,p2` (RFC 959 §4.1.2): `PORT` and `227`.
+    HostPort,
+    /// `<d>net-prt<d>net-addr<d>tcp-port<d>` (RFC 2428 §2): `EPRT`, with its delimiter.
+    Extended(u8),
+    /// `<d><d><d>tcp-port<d>` (RFC 2428 §3): `229`, with its delimiter. Carries no address.
+    ExtendedPort(u8),
+}
+
+/// An address that an endpoint announces to its peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// `227`, `229`, `PORT` or `EPRT`.
+    pub verb: &'static str,
+    /// Who connects to whom.
+    pub mode: Mode,
+    /// How it is written.
+    pub form: Form,
+    /// The address as written; `None` for a `229`, which names none.
+    pub addr: Option<std::net::IpAddr>,
+    /// The port as written (never 0).
+    pub port: u16,
+}
+
+/// What to do with the pending bytes of one stream: see [`super::Session::next`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The first `n` pending bytes (n ≥ 1) go out as they are.
+    Pass(usize),
+    /// All of the pending bytes may belong to an address: more is needed to tell.
+    Wait,
+    /// `pending[..at]` passes as it is, `pending[at..at + len]` is an address. The caller decides
+    /// and calls [`super::Session::announced`] with the outcome, then removes `at + len` bytes from pending.
+    Address {
+        /// Where the address text starts.
+        at: usize,
+        /// How many bytes it takes (≥ 1).
+        len: usize,
+        /// What it says.
+        announcement: Announcement,
+    },
+    /// `pending[..at]` passes as it is, `pending[at..at + with.len()]` is replaced by `with`,
+    /// so that the receiver refuses it itself; both are removed from pending.
+    Refuse {
+        /// Where the replaced text starts.
+        at: usize,
+        /// What goes out in its place, of the same length (≥ 1).
+        with: Vec<u8>,
+        /// The command or reply it was.
+        verb: &'static str,
+        /// Why, in a few words.
+        why: &'static str,
+    },
+    /// The pinhole that an earlier `PORT`/`EPRT` reserved must be open before any of the pending
+    /// bytes go out. Nothing is removed from pending; call [`super::Session::next`] again.
+    OpenActive,
+    /// Both streams are passed on without looking from here on. The pending bytes go out as they are.
+    Opaque(&'static str),
+}
+
+/// What became of an [`Announcement`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It goes out (rewritten or not), and its pinhole is open (passive) or reserved (active).
+    Accepted(SocketAddr),
+    /// It goes out unmodified and there is no pinhole.
+    PassedUnmodified,
+    /// It was replaced in place: its receiver will refuse it.
+    Refused,
+}
