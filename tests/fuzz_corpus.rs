@@ -1,6 +1,9 @@
 //! The fuzz targets' checks over the corpora that are committed (`fuzz/corpus/<target>/*`), and
 //! over pseudo-random inputs.
 
+// Not only test functions but their helpers may fail by panicking.
+#![allow(clippy::unwrap_used)]
+
 #[path = "../fuzz/checks/mod.rs"]
 mod checks;
 

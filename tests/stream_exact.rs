@@ -1,6 +1,8 @@
 //! Whatever becomes of the packets, each end reads exactly the reference rewrite of what the other
 //! wrote: two real TCP implementations, the engine, and bad links, in virtual time.
 
+#![allow(clippy::unwrap_used)]
+
 mod sim;
 
 use std::net::Ipv4Addr;
@@ -164,6 +166,35 @@ impl Talk {
         self.plain(Who::Server, "150 here it comes\r\n226 done\r\n");
     }
 
+    /// From here on nothing may be read as FTP.
+    fn tls(&mut self) {
+        self.plain(Who::Client, "AUTH TLS\r\n");
+        self.plain(Who::Server, "234 go on\r\n");
+        for n in 0..4 {
+            let tuple = Self::tuple(self.private, 2000 + n);
+            self.plain(
+                Who::Client,
+                &format!("\x16\x03\x01\x02PORT {tuple}\r\nPASV\r\n"),
+            );
+            self.plain(
+                Who::Server,
+                &format!("\x17\x03\x03227 hm ({tuple})\r\n227 ({tuple}"),
+            );
+        }
+    }
+
+    /// Lines without an address.
+    fn chat(&mut self, rng: &mut Rng) {
+        for _ in 0..3 + rng.below(10) {
+            self.plain(Who::Client, "NOOP\r\n");
+            let n = rng.below(300) as usize;
+            self.plain(
+                Who::Server,
+                &format!("200-{}\r\n227 x\r\n200 ok\r\n", "o".repeat(n)),
+            );
+        }
+    }
+
     fn quit(&mut self) {
         self.plain(Who::Client, "QUIT\r\n");
         self.plain(Who::Server, "221 bye\r\n");
@@ -175,8 +206,24 @@ struct Case {
     seed: u64,
     cut: Cut,
     nagle: bool,
+    delayed_ack: bool,
     mtu: usize,
     weather: [Weather; 4],
+    isn: [Option<u32>; 2],
+}
+
+impl Case {
+    fn fine(seed: u64) -> Self {
+        Self {
+            seed,
+            cut: Cut::Whole,
+            nagle: false,
+            delayed_ack: true,
+            mtu: 1500,
+            weather: fine(),
+            isn: [None; 2],
+        }
+    }
 }
 
 /// A port that a client may name.
@@ -255,6 +302,8 @@ fn play(case: &Case, talk: &Talk) -> sim::Outcome {
         weather: case.weather,
         turns,
         same_port: talk.same_port,
+        delayed_ack: case.delayed_ack,
+        isn: case.isn,
     };
     let outcome = sim::run(&setup, &expect);
     let reference = |who: Who| -> String {
@@ -318,7 +367,7 @@ fn whole_lines() {
             cut: Cut::Whole,
             nagle: true,
             mtu: 1500,
-            weather: fine(),
+            ..Case::fine(1)
         };
         let outcome = play(&case, &talk);
         assert_eq!(outcome.stats.announced, 4);
@@ -370,7 +419,7 @@ fn cut_at_every_byte_by_every_kind_of_sender() {
                 cut,
                 nagle,
                 mtu: 1500,
-                weather: fine(),
+                ..Case::fine(7)
             };
             let outcome = play(&case, &talk);
             // Who waits for acknowledgements of held bytes depends on how soon the receiver repeats
@@ -400,7 +449,7 @@ fn a_batch_that_outgrows_the_segment() {
         cut: Cut::Whole,
         nagle: true,
         mtu: 576,
-        weather: fine(),
+        ..Case::fine(3)
     };
     let outcome = play(&case, &talk);
     assert_eq!(outcome.stats.announced, 60);
@@ -411,6 +460,7 @@ fn weather() -> impl Strategy<Value = Weather> {
         loss,
         duplicate,
         late,
+        split: 0,
     })
 }
 
@@ -426,7 +476,7 @@ fn cut() -> impl Strategy<Value = Cut> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(2000), ..ProptestConfig::default() })]
     #[test]
     fn any_cut_any_weather(
         seed: u64, cut in cut(), nagle: bool, small: bool,
@@ -434,6 +484,105 @@ proptest! {
     ) {
         let talk = talk(&mut Rng::new(seed));
         let mtu = if small { 200 } else { 1500 };
-        play(&Case { seed, cut, nagle, mtu, weather }, &talk);
+        play(&Case { seed, cut, nagle, mtu, weather , ..Case::fine(seed) }, &talk);
+    }
+}
+
+/// How many cases of a property are tried: `SIM_CASES` says, for all of them.
+fn cases(default: u32) -> u32 {
+    std::env::var("SIM_CASES").map_or(default, |n| n.parse().unwrap())
+}
+
+#[test]
+fn hundreds_of_edits_on_bad_lines() {
+    for (server_inside, seed) in [(true, 11), (false, 12)] {
+        let mut talk = simple(server_inside);
+        for n in 0..50 {
+            talk.pasv(10_000 + n * 101);
+            talk.port(20_000 + n * 101);
+            for _ in 0..4 {
+                talk.plain(Who::Client, "PASV\r\n");
+            }
+            for m in 0..4 {
+                talk.pasv_reply(30_000 + n * 101 + m);
+            }
+        }
+        talk.quit();
+        let bad = Weather {
+            loss: 50,
+            duplicate: 50,
+            late: 100,
+            split: 200,
+        };
+        let case = Case {
+            weather: [bad; 4],
+            isn: [Some(u32::MAX - 3000); 2],
+            mtu: 300,
+            ..Case::fine(seed)
+        };
+        let outcome = play(&case, &talk);
+        assert_eq!(outcome.stats.announced, 300);
+    }
+}
+
+#[test]
+fn one_packet_in_five_is_lost() {
+    for seed in 0..20 {
+        let mut rng = Rng::new(seed);
+        let bad = Weather {
+            loss: 200,
+            duplicate: 20,
+            late: 50,
+            split: 100,
+        };
+        let case = Case {
+            weather: [bad; 4],
+            ..Case::fine(seed)
+        };
+        play(&case, &talk(&mut rng));
+    }
+}
+
+fn splitting() -> impl Strategy<Value = Weather> {
+    (weather(), 0u64..500).prop_map(|(weather, split)| Weather { split, ..weather })
+}
+
+/// A sequence number that the session wraps at, somewhere.
+fn wrapping() -> impl Strategy<Value = Option<u32>> {
+    prop_oneof![Just(None), (0u32..600).prop_map(|n| Some(u32::MAX - n))]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(400), ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_session_on_any_path(
+        seed: u64, cut in cut(), nagle: bool, delayed_ack: bool, mtu in 120usize..1500, tls: bool,
+        weather in [splitting(), splitting(), splitting(), splitting()],
+        isn in [wrapping(), wrapping()],
+    ) {
+        let mut talk = talk(&mut Rng::new(seed));
+        if tls {
+            talk.lines.truncate(talk.lines.len() - 2);
+            talk.tls();
+        }
+        let outcome = play(&Case { seed, cut, nagle, delayed_ack, mtu, weather, isn }, &talk);
+        prop_assert_eq!(outcome.stats.tls, u64::from(tls));
+    }
+
+    /// Where there is nothing to rewrite, every packet leaves as it came, however many of them are
+    /// lost or late behind us and sent again.
+    #[test]
+    fn untouched_flows_are_identical_to_the_bit(
+        seed: u64, cut in cut(), nagle: bool, delayed_ack: bool, mtu in 120usize..1500,
+        behind in [weather(), weather()], duplicate in 0u64..100, isn in [wrapping(), wrapping()],
+    ) {
+        let mut talk = simple(seed & 1 == 0);
+        talk.chat(&mut Rng::new(seed));
+        talk.quit();
+        let before = Weather { duplicate, ..Weather::default() };
+        let weather = [before, behind[0], before, behind[1]];
+        let outcome = play(&Case { seed, cut, nagle, delayed_ack, mtu, weather, isn }, &talk);
+        prop_assert_eq!(outcome.changed, 0);
     }
 }

@@ -121,7 +121,7 @@ fn header(seg: &Seg, from: u16, to: u16) -> etherparse::TcpHeader {
     tcp.urgent_pointer = seg.urgent;
     let mut options = seg.options.clone();
     options.truncate(40);
-    while options.len() % 4 != 0 {
+    while !options.len().is_multiple_of(4) {
         options.push(1);
     }
     if let Err(error) = tcp.set_options_raw(&options) {

@@ -5,7 +5,8 @@
 //!   inside endpoint ──link──▶ Engine (Egress)  ──link──▶ outside endpoint
 //!                   ◀──link── Engine (Ingress) ◀──link──
 //! ```
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -16,6 +17,7 @@ use ftpalg::engine::event::Event;
 use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
 use ftpalg::engine::{Config, Engine, Side, Verdict};
 use ftpalg::nat::conntrack::{Entry, Tuple};
+use ftpalg::wire::{Flags, Segment, SegmentMut, for_each_sack};
 use smoltcp::iface::{Config as IfaceConfig, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
@@ -53,6 +55,8 @@ pub struct Weather {
     pub duplicate: u64,
     /// Delayed by up to 30 ms more than others, per mille (so they are overtaken).
     pub late: u64,
+    /// Cut in two, per mille of those with more than one byte of data.
+    pub split: u64,
 }
 
 struct Link {
@@ -70,6 +74,15 @@ impl Link {
         }
     }
     fn send(&mut self, now: u64, packet: Vec<u8>, rng: &mut Rng) {
+        if self.weather.split > 0 && rng.chance(self.weather.split) {
+            for part in split(&packet, rng) {
+                self.carry(now, part, rng);
+            }
+        } else {
+            self.carry(now, packet, rng);
+        }
+    }
+    fn carry(&mut self, now: u64, packet: Vec<u8>, rng: &mut Rng) {
         if rng.chance(self.weather.loss) {
             return;
         }
@@ -98,6 +111,75 @@ impl Link {
     }
     fn next(&self) -> Option<u64> {
         self.queue.peek().map(|Reverse((at, _, _))| *at)
+    }
+}
+
+/// A segment as two that say the same.
+fn split(packet: &[u8], rng: &mut Rng) -> Vec<Vec<u8>> {
+    let segment = Segment::parse(packet).unwrap();
+    let data = segment.payload();
+    if data.len() < 2 {
+        return vec![packet.to_vec()];
+    }
+    let at = 1 + rng.below(data.len() as u64 - 1) as usize;
+    let (mut first, mut second) = (packet.to_vec(), packet.to_vec());
+    let mut out = SegmentMut::new(&mut first, segment.layout());
+    out.clear_flags(Flags::FIN | Flags::PSH);
+    out.set_payload(&[&data[..at]]);
+    let mut out = SegmentMut::new(&mut second, segment.layout());
+    out.set_seq(segment.seq().wrapping_add(at as u32));
+    out.set_payload(&[&data[at..]]);
+    vec![first, second]
+}
+
+/// Sequence numbers between the two links of an endpoint and the engine: moved so that they wrap
+/// early in the session. smoltcp doesn't let us choose them, and can't make SACK blocks near the
+/// wrap; so either end sees the numbers unmoved.
+#[derive(Clone, Copy, Debug, Default)]
+struct Shift {
+    /// Where the SYN is to be; `None`: where it is.
+    isn: Option<u32>,
+    by: u32,
+}
+
+/// Adds `seq` and `ack` to the numbers of a packet's sender and receiver.
+fn shift(packet: &mut Vec<u8>, seq: u32, ack: u32) {
+    let segment = Segment::parse(packet).unwrap();
+    let (layout, sack) = (segment.layout(), segment.options().sack);
+    let (old_seq, old_ack) = (segment.seq(), segment.ack());
+    let acks = segment.flags().has(Flags::ACK);
+    let mut out = SegmentMut::new(packet, layout);
+    out.set_seq(old_seq.wrapping_add(seq));
+    if !acks {
+        return;
+    }
+    out.set_ack(old_ack.wrapping_add(ack));
+    if let Some((at, blocks)) = sack {
+        out.edit_options(|options| {
+            for_each_sack(&mut options[at..at + 8 * blocks], |mut block| {
+                block.left = block.left.wrapping_add(ack);
+                block.right = block.right.wrapping_add(ack);
+                Some(block)
+            });
+        });
+    }
+}
+
+impl Shift {
+    /// A packet of this endpoint's leaves it.
+    fn outwards(&mut self, mut packet: Vec<u8>, peer: u32) -> Vec<u8> {
+        let segment = Segment::parse(&packet).unwrap();
+        if let (Some(isn), true) = (self.isn, segment.flags().has(Flags::SYN)) {
+            self.by = isn.wrapping_sub(segment.seq());
+        }
+        shift(&mut packet, self.by, peer);
+        packet
+    }
+
+    /// A packet reaches this endpoint.
+    fn inwards(&self, mut packet: Vec<u8>, peer: u32) -> Vec<u8> {
+        shift(&mut packet, peer.wrapping_neg(), self.by.wrapping_neg());
+        packet
     }
 }
 
@@ -165,7 +247,7 @@ pub struct Piece {
 }
 
 impl Host {
-    fn new(address: Ipv4Addr, mtu: usize, seed: u64, nagle: bool) -> Self {
+    fn new(address: Ipv4Addr, mtu: usize, seed: u64, nagle: bool, delay: bool) -> Self {
         let mut wire = Wire {
             mtu,
             ..Wire::default()
@@ -185,7 +267,7 @@ impl Host {
         let buffer = || tcp::SocketBuffer::new(vec![0; 16 * 1024]);
         let mut socket = tcp::Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(nagle);
-        socket.set_ack_delay(Some(smoltcp::time::Duration::from_millis(10)));
+        socket.set_ack_delay(delay.then_some(smoltcp::time::Duration::from_millis(10)));
         let mut sockets = SocketSet::new(Vec::new());
         let tcp = sockets.add(socket);
         Self {
@@ -330,6 +412,10 @@ pub struct Setup {
     pub weather: [Weather; 4],
     pub turns: Vec<Turn>,
     pub same_port: bool,
+    /// Whether acknowledgements wait 10 ms for company.
+    pub delayed_ack: bool,
+    /// Initial sequence numbers of the inside and the outside endpoint, where they matter.
+    pub isn: [Option<u32>; 2],
 }
 
 /// What came out of it.
@@ -361,8 +447,20 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
     } else {
         (OUTSIDE, setup.private)
     };
-    let mut inside = Host::new(setup.private, setup.mtu, rng.next(), setup.nagle);
-    let mut outside = Host::new(OUTSIDE, setup.mtu, rng.next(), setup.nagle);
+    let mut inside = Host::new(
+        setup.private,
+        setup.mtu,
+        rng.next(),
+        setup.nagle,
+        setup.delayed_ack,
+    );
+    let mut outside = Host::new(
+        OUTSIDE,
+        setup.mtu,
+        rng.next(),
+        setup.nagle,
+        setup.delayed_ack,
+    );
     let client_port = 40_000 + (rng.below(20_000) as u16);
     {
         let (server, client) = if setup.server_inside {
@@ -423,6 +521,7 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
     };
     let mut engine = Engine::new(Config::default(), 0);
     let mut links = setup.weather.map(Link::new);
+    let mut shifts = setup.isn.map(|isn| Shift { isn, by: 0 });
     let mut now = 0u64;
     let mut turn = 0usize;
     let mut took = 0;
@@ -471,10 +570,12 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
         inside.run(now);
         outside.run(now);
         while let Some(packet) = inside.wire.tx.pop_front() {
-            links[0].send(now, packet, &mut rng);
+            let peer = shifts[1].by;
+            links[0].send(now, shifts[0].outwards(packet, peer), &mut rng);
         }
         while let Some(packet) = outside.wire.tx.pop_front() {
-            links[2].send(now, packet, &mut rng);
+            let peer = shifts[0].by;
+            links[2].send(now, shifts[1].outwards(packet, peer), &mut rng);
         }
         let clock = Duration::from_micros(now);
         for (from, to, side) in [(0, 1, Side::Egress), (2, 3, Side::Ingress)] {
@@ -499,11 +600,17 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
         }
         let mut arrived = false;
         while let Some(packet) = links[1].due(now) {
-            outside.wire.rx.push_back(packet);
+            outside
+                .wire
+                .rx
+                .push_back(shifts[1].inwards(packet, shifts[0].by));
             arrived = true;
         }
         while let Some(packet) = links[3].due(now) {
-            inside.wire.rx.push_back(packet);
+            inside
+                .wire
+                .rx
+                .push_back(shifts[0].inwards(packet, shifts[1].by));
             arrived = true;
         }
         if arrived {
