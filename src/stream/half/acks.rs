@@ -1,0 +1,155 @@
+//! The receiver's acknowledgements: what they change, and what the sender is told of them.
+
+use super::{Half, Point, Round, Seq};
+
+/// How far beyond what was sent on an acknowledgement is believed to be about bytes that went
+/// round us, in bytes.
+const FAR: u32 = 1 << 20;
+
+impl Half {
+    /// Notes that the receiver acknowledged everything before `ack` (in edited space), and takes
+    /// data up to `edge` (its window's right end). `exact`: the segment that says so has the
+    /// number that is expected of the receiver's own stream.
+    pub fn acknowledged(&mut self, ack: Seq, edge: Seq, exact: bool) {
+        let released = self.released();
+        if !ack.before(self.acked) && !ack.after(self.emitted) {
+            self.edge = self.edge.max(edge);
+        }
+        if !ack.after(self.acked) {
+            return;
+        }
+        if let Some(fin) = self.fin
+            && self.fin_sent
+            && ack == released.edited.plus(1)
+        {
+            self.trim(released);
+            self.una = Point {
+                original: fin.plus(1),
+                edited: ack,
+            };
+            self.emitted = ack;
+            self.acked = ack;
+            self.next = fin.plus(1);
+        } else if ack.after(self.emitted) {
+            // It acknowledges what was never sent on: its own business, unless the stream is
+            // opaque, where that is normal.
+            if self.opaque && self.emitted == released.edited {
+                self.trim(released);
+                self.acked = released.edited;
+            } else if exact && ack.since(self.emitted) <= FAR {
+                self.claimed = self.claimed.max(ack);
+            }
+        } else {
+            self.acked = ack;
+            self.trim(self.edits_map_edited(ack));
+        }
+    }
+
+    fn edits_map_edited(&self, ack: Seq) -> Point {
+        self.work.as_ref().map_or(
+            Point {
+                original: self.una.original.plus(ack.since(self.una.edited)),
+                edited: ack,
+            },
+            |work| work.edits.at_edited(self.una, ack, Round::Down),
+        )
+    }
+
+    fn trim(&mut self, to: Point) {
+        if let Some(work) = self.work.as_mut() {
+            let n = to.edited.len_since(self.una.edited).min(work.released);
+            if n > 0 {
+                self.last = work.out().get(n.saturating_sub(1)).copied();
+            }
+            work.buffer.drain(..n);
+            work.released = work.released.saturating_sub(n);
+            work.edits.fold(to.original);
+        }
+        self.tidy();
+        self.una = to;
+        // Sequence numbers are compared within half their space: none may stay behind for ever.
+        self.guaranteed = self.guaranteed.max(to.original);
+        self.claimed = self.claimed.max(to.edited);
+    }
+
+    /// The acknowledgement that the sender is given for the receiver's `ack`. Bytes held may be
+    /// acknowledged by this: see the module's documentation.
+    pub fn ack_to_sender(&mut self, ack: Seq) -> Seq {
+        let released = self.released();
+        if !self.opaque
+            && self.fin.is_none()
+            && ack == released.edited
+            && self.emitted == ack
+            && !self.pending().is_empty()
+        {
+            self.guaranteed = self.next;
+        }
+        // While something is left to send on, more than was sent can't have been received.
+        let ahead = self.emitted != released.edited || !self.pending().is_empty();
+        let ack = if ahead { ack.min(self.emitted) } else { ack };
+        let mapped = if ack.before(self.una.edited) {
+            ack.plus(self.una.original.since(self.una.edited))
+        } else if ack.after(released.edited) {
+            ack.plus(released.original.since(released.edited))
+        } else {
+            self.edits_map_edited(ack).original
+        };
+        if self.guaranteed.after(self.una.original) {
+            mapped.max(self.guaranteed)
+        } else {
+            mapped
+        }
+    }
+
+    /// A SACK block of the receiver's in the sender's numbers; `None` if nothing whole is left.
+    #[must_use]
+    pub fn sack_to_sender(&self, left: Seq, right: Seq) -> Option<(Seq, Seq)> {
+        let edge = |at: Seq, round| {
+            let released = self.released();
+            if at.before(self.una.edited) {
+                at.plus(self.una.original.since(self.una.edited))
+            } else if at.after(released.edited) {
+                at.plus(released.original.since(released.edited))
+            } else {
+                self.work
+                    .as_ref()
+                    .map_or(self.una.original.plus(at.since(self.una.edited)), |work| {
+                        work.edits.at_edited(self.una, at, round).original
+                    })
+            }
+        };
+        let (mut left, right) = (edge(left, Round::Up), edge(right, Round::Down));
+        if !left.before(self.una.original) {
+            // Below the acknowledgement it would say that the sender repeated itself (RFC 2883).
+            left = left.max(self.guaranteed);
+        }
+        left.before(right).then_some((left, right))
+    }
+
+    /// The window field that goes with an acknowledgement: the sender may not send what would,
+    /// after the edits that are known, end beyond the receiver's window.
+    ///
+    /// `ack` is the receiver's own, `given` what [`Half::ack_to_sender`] made of it; `shift` is
+    /// the receiver's window scale.
+    #[must_use]
+    pub fn window_to_sender(&self, ack: Seq, given: Seq, window: u16, shift: u8) -> u16 {
+        if self.work.is_none() && !self.guaranteed.after(self.una.original) {
+            return window;
+        }
+        let released = self.released();
+        let right = ack.plus(u32::from(window) << shift);
+        let right = if right.before(self.una.edited) {
+            return window;
+        } else if right.before(released.edited) {
+            self.edits_map_edited(right).original
+        } else {
+            right.plus(released.original.since(released.edited))
+        };
+        let room = if right.after(given) {
+            right.since(given) >> shift
+        } else {
+            0
+        };
+        u16::try_from(room).unwrap_or(u16::MAX).min(window)
+    }
+}

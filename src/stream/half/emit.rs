@@ -1,0 +1,191 @@
+//! What a packet carries to the receiver, and under which numbers.
+
+use super::{Emit, Half, Intake, Round, Seq};
+
+impl Half {
+    /// Says what the packet that carries `seq` and `payload` must carry on. To be called after
+    /// [`Half::take_in`] and after what is pending was dealt with; not for RST.
+    ///
+    /// `limit`: the largest payload the path to the receiver takes, in bytes.
+    pub fn emit(
+        &mut self,
+        seq: Seq,
+        payload: &[u8],
+        fin: bool,
+        intake: Intake,
+        limit: usize,
+    ) -> Emit {
+        let released = self.released();
+        let end = seq.plus_len(payload.len());
+        let past = end.plus(u32::from(fin));
+        if self.is_settled() {
+            return Emit::Own(self.shifted(seq));
+        }
+        // Bytes that only we can deliver: the sender has its acknowledgement, or was cut off by
+        // the size limit.
+        let owed = self.guaranteed.after(self.una.original) && self.emitted != self.una.edited;
+        let behind = owed || self.emitted != released.edited;
+        let bare = payload.is_empty() && !fin;
+        let beyond = self.opaque && !seq.before(self.next);
+        // A bare segment is no promise that there is room for data at the other end.
+        let room = bare.then(|| self.edge.since(self.una.edited) as usize);
+        if !behind && (beyond || bare) {
+            return Emit::Own(self.header_seq(seq));
+        }
+        if !behind && !past.after(self.una.original) {
+            // The receiver has acknowledged it all: its sender only missed the acknowledgement.
+            return Emit::Own(self.shifted(seq));
+        }
+        let limit = limit.max(payload.len()).max(1);
+        let first = if owed || seq.before(self.una.original) {
+            self.una.original
+        } else {
+            seq
+        };
+        let start = if first.before(released.original) {
+            self.map(first, Round::Down).edited.min(self.emitted)
+        } else {
+            self.emitted
+        };
+        // The part of an edit that was acknowledged needn't go again.
+        let start = start.max(self.acked.min(self.emitted));
+        let more = intake == Intake::New || (self.opaque && end.after(self.next));
+        let stop = if more || behind || !end.before(released.original) {
+            released.edited
+        } else {
+            self.map(end, Round::Up).edited
+        };
+        let whole = if stop.after(start) {
+            stop.since(start) as usize
+        } else {
+            0
+        };
+        let len = whole.min(limit);
+        let len = room.map_or(len, |room| {
+            len.min(room.saturating_sub(start.len_since(self.una.edited)))
+        });
+        let complete = start.plus_len(len) == released.edited && self.pending().is_empty();
+        let tail = (self.opaque && complete && !seq.after(self.next) && end.after(self.next))
+            .then(|| self.next.len_since(seq))
+            .filter(|tail| {
+                len.saturating_add(payload.len().saturating_sub(*tail)) <= limit.max(payload.len())
+            });
+        let with_fin = fin
+            && complete
+            && (tail.is_some() || !end.after(self.next))
+            && self.ends_at(seq, payload.len());
+        if fin == with_fin && tail.is_none() && self.overlaps(seq, payload, start, len) {
+            self.note(start.plus_len(len), with_fin);
+            return Emit::Own(self.shifted(seq));
+        }
+        self.note(start.plus_len(len), with_fin);
+        if len == 0 && !with_fin && tail.is_none() {
+            if bare {
+                return Emit::Own(self.header_seq(seq));
+            }
+            if !payload.is_empty() {
+                let byte = self.last_emitted();
+                return Emit::Probe {
+                    seq: self.emitted.plus(u32::MAX),
+                    byte,
+                };
+            }
+        }
+        Emit::Stream {
+            seq: start,
+            len,
+            tail,
+            fin: with_fin,
+        }
+    }
+
+    /// Notes what a packet carries on.
+    fn note(&mut self, end: Seq, fin: bool) {
+        self.emitted = self.emitted.max(end);
+        self.fin_sent |= fin && !self.opaque;
+    }
+
+    /// Whether a segment that starts with bytes acknowledged before says, from there on, just what
+    /// is to go on: it may pass as it is.
+    fn overlaps(&self, seq: Seq, payload: &[u8], start: Seq, len: usize) -> bool {
+        seq.before(self.una.original)
+            && start == self.una.edited
+            && payload.get(self.una.original.len_since(seq)..) == Some(self.edited(start, len))
+    }
+
+    /// The edited stream's bytes from `seq` on, as [`Emit::Stream`] names them.
+    #[must_use]
+    pub fn edited(&self, seq: Seq, len: usize) -> &[u8] {
+        let from = seq.len_since(self.una.edited);
+        let out = self.work.as_ref().map_or(&[][..], |work| work.out());
+        out.get(from..from.saturating_add(len)).unwrap_or_default()
+    }
+
+    /// The sequence number for a packet that carries no data (or is a RST): what the receiver
+    /// hasn't been sent, the sender hasn't sent either, as far as the receiver can see.
+    #[must_use]
+    pub fn header_seq(&self, seq: Seq) -> Seq {
+        if self.is_settled() {
+            return self.shifted(seq);
+        }
+        let released = self.released();
+        if self.opaque && !seq.before(self.next) {
+            return seq.plus(released.edited.since(released.original));
+        }
+        if let Some(fin) = self.fin
+            && seq == fin.plus(1)
+        {
+            return if self.una.original == seq {
+                self.una.edited
+            } else if self.fin_sent {
+                released.edited.plus(1)
+            } else {
+                self.emitted
+            };
+        }
+        if seq.before(self.una.original) {
+            return self.shifted(seq);
+        }
+        if seq.plus(1) == self.next && self.next != self.una.original {
+            // A keep-alive (RFC 9293 §3.8.4) asks for an answer: it must be one byte too low.
+            return self.emitted.plus(u32::MAX);
+        }
+        if !seq.before(released.original) {
+            // What was taken in and waits isn't sent yet, as far as the receiver can see. A number
+            // beyond that stays beyond, as far as it was: a segment that we never saw lies between,
+            // or it is forged, and must not become the very number that the receiver expects.
+            let beyond = if seq.after(self.next) {
+                seq.since(self.next)
+            } else {
+                0
+            };
+            return self.emitted.plus(beyond);
+        }
+        self.map(seq, Round::Down).edited.min(self.emitted)
+    }
+
+    /// The position in edited space of an original urgent pointer (it points behind the urgent
+    /// data, RFC 9293 §3.8.5); `None` while bytes wait in front of it, and what becomes of them
+    /// isn't known.
+    #[must_use]
+    pub fn urgent(&self, at: Seq) -> Option<Seq> {
+        let released = self.released();
+        if at.before(self.una.original) {
+            Some(self.shifted(at))
+        } else if at.before(released.original) {
+            Some(self.map(at, Round::Up).edited)
+        } else if at == released.original || self.pending().is_empty() {
+            Some(at.plus(released.edited.since(released.original)))
+        } else {
+            None
+        }
+    }
+
+    fn last_emitted(&self) -> Option<u8> {
+        let sent = self.emitted.len_since(self.una.edited);
+        match (sent.checked_sub(1), &self.work) {
+            (Some(at), Some(work)) => work.out().get(at).copied().or(self.last),
+            _ => self.last,
+        }
+    }
+}
