@@ -40,6 +40,9 @@ COMMIT
 /// iptables' own limit for `--datestop`, 2038-01-19T03:14:07Z: later deadlines are left to us.
 const MAX_STAMP: u64 = i32::MAX as u64;
 
+/// How often a hole is tried again to be opened while others are being closed.
+const ATTEMPTS: usize = 3;
+
 /// A rule of a hole: its chain and its spec.
 type Line = (&'static str, String);
 
@@ -111,7 +114,17 @@ impl Iptables {
             .collect();
         let old: Vec<Line> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
         let lines = into.as_ref().map_or(&[][..], |(_, lines)| lines);
-        let done = self.restore(plane, &transaction(&old, lines));
+        // It must count even while an older one with the same key is being removed.
+        let first = self
+            .closing
+            .iter()
+            .any(|(closing, _)| into.as_ref().is_some_and(|(key, _)| key == closing));
+        let text = transaction(&old, lines, first);
+        let mut done = self.restore(plane, &text);
+        // iptables-nft says "before the rule that is the first now": it may be gone by then.
+        for _ in 0..if first { ATTEMPTS } else { 0 } {
+            done = done.or_else(|_| self.restore(plane, &text));
+        }
         if done.is_err() && old.is_empty() {
             return done;
         }
@@ -298,7 +311,7 @@ impl Backend for Iptables {
                 .collect();
             let lines: Vec<Line> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
             self.closing.extend(removed);
-            work.push((tool, transaction(&lines, &[])));
+            work.push((tool, transaction(&lines, &[], false)));
         }
         let restore = move |(tool, text): &(Tool, String)| tool.restore(text);
         Ok((!work.is_empty()).then(|| Closing {
@@ -398,15 +411,18 @@ fn chains() -> Table {
         .unwrap_or_default()
 }
 
-/// The text that removes some rules and adds others at once: before those that are there, so that
-/// they count even while older ones with the same key are being removed.
-fn transaction(remove: &[Line], add: &[Line]) -> String {
+/// The text that removes some rules and adds others at once, `first` before all that are there.
+fn transaction(remove: &[Line], add: &[Line], first: bool) -> String {
     let mut text = format!("*nat\n{}", verb_lines("-D", remove));
-    for chain in [PRE, POST] {
-        let of_chain = add.iter().filter(|(of, _)| *of == chain);
-        for (at, (_, spec)) in of_chain.enumerate() {
-            text.push_str(&format!("-I {chain} {} {spec}\n", at + 1));
+    if first {
+        for chain in [PRE, POST] {
+            let of_chain = add.iter().filter(|(of, _)| *of == chain);
+            for (at, (_, spec)) in of_chain.enumerate() {
+                text.push_str(&format!("-I {chain} {} {spec}\n", at + 1));
+            }
         }
+    } else {
+        text.push_str(&verb_lines("-A", add));
     }
     text.push_str("COMMIT\n");
     text
@@ -562,10 +578,21 @@ mod tests {
 
     #[test]
     fn one_commit_removes_and_adds() {
-        let lines = |spec: &str| vec![(PRE, spec.to_owned())];
+        let lines = |chains: &[(&'static str, &str)]| -> Vec<Line> {
+            let line = |(chain, spec): &(&'static str, &str)| (*chain, (*spec).to_owned());
+            chains.iter().map(line).collect()
+        };
+        let old = lines(&[(PRE, "old")]);
+        let new = lines(&[(PRE, "mark"), (PRE, "dnat"), (POST, "snat")]);
         assert_eq!(
-            transaction(&lines("old"), &lines("new")),
-            "*nat\n-D FTPALG-PRE old\n-A FTPALG-PRE new\nCOMMIT\n"
+            transaction(&old, &new, false),
+            "*nat\n-D FTPALG-PRE old\n-A FTPALG-PRE mark\n-A FTPALG-PRE dnat\n\
+             -A FTPALG-POST snat\nCOMMIT\n"
+        );
+        assert_eq!(
+            transaction(&old, &new, true),
+            "*nat\n-D FTPALG-PRE old\n-I FTPALG-PRE 1 mark\n-I FTPALG-PRE 2 dnat\n\
+             -I FTPALG-POST 1 snat\nCOMMIT\n"
         );
     }
 }
