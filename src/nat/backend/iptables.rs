@@ -62,6 +62,8 @@ pub struct Iptables {
     mark: Mark,
     planes: Vec<Plane>,
     open: BTreeMap<Key, Vec<Line>>,
+    /// The number of the last hole: no two have equal rules, so that `-D` finds its own.
+    serial: u64,
     /// The rules that are being removed meanwhile.
     closing: Vec<(Key, Vec<Line>)>,
 }
@@ -75,6 +77,7 @@ impl Iptables {
             mark,
             planes: Vec::new(),
             open: BTreeMap::new(),
+            serial: 0,
             closing: Vec::new(),
         }
     }
@@ -263,7 +266,9 @@ impl Backend for Iptables {
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
         let plane = self.plane(Family::of(hole.from))?;
         let until = if plane.timed { deadline(timeout) } else { None };
-        let (key, lines) = (hole.key(), rules_of(hole, self.mark, until.as_deref()));
+        self.serial = self.serial.wrapping_add(1);
+        let lines = rules_of(hole, self.mark, until.as_deref(), self.serial);
+        let key = hole.key();
         self.change(plane, &[key], Some((key, lines)))
     }
 
@@ -436,13 +441,13 @@ fn verb_lines(verb: &str, lines: &[Line]) -> String {
 }
 
 /// The rules of a hole, in the words and the order in which the tools save them.
-fn rules_of(hole: &Pinhole, mark: Mark, until: Option<&str>) -> Vec<Line> {
+fn rules_of(hole: &Pinhole, mark: Mark, until: Option<&str>, serial: u64) -> Vec<Line> {
     let bit = mark.bit();
     let (from, to, port) = (hole.from, hole.to.ip(), hole.to.port());
     let bits = if from.is_ipv4() { 32 } else { 128 };
     let until = until.map_or_else(String::new, |t| format!(" -m time --datestop {t}"));
     let packet = format!(
-        "-s {from}/{bits} -d {to}/{bits} -p tcp -m tcp --dport {port}{until} -m comment --comment \"ftpalg:pinhole\""
+        "-s {from}/{bits} -d {to}/{bits} -p tcp -m tcp --dport {port}{until} -m comment --comment \"ftpalg:pinhole {serial}\""
     );
     // A hole that translates nothing still keeps the user's own translations away.
     let deliver = if hole.land == hole.to {
@@ -462,7 +467,7 @@ fn rules_of(hole: &Pinhole, mark: Mark, until: Option<&str>) -> Vec<Line> {
             POST,
             format!(
                 "-p tcp -m connmark --mark {bit:#x}/{bit:#x} -m conntrack --ctorigsrc {from} --ctorigdst {to} \
-                 --ctorigdstport {port} -m comment --comment \"ftpalg:pinhole\" -j SNAT --to-source {source}"
+                 --ctorigdstport {port} -m comment --comment \"ftpalg:pinhole {serial}\" -j SNAT --to-source {source}"
             ),
         ));
     }
@@ -521,7 +526,7 @@ mod tests {
     }
 
     fn text(hole: &Pinhole, until: Option<&str>) -> String {
-        verb_lines("-A", &rules_of(hole, Mark::DEFAULT, until))
+        verb_lines("-A", &rules_of(hole, Mark::DEFAULT, until, 7))
     }
 
     #[test]
@@ -534,9 +539,9 @@ mod tests {
         );
         assert_eq!(
             text(&hole, Some("2026-01-02T03:04:05")),
-            r#"-A FTPALG-PRE -s 192.0.2.7/32 -d 203.0.113.1/32 -p tcp -m tcp --dport 4000 -m time --datestop 2026-01-02T03:04:05 -m comment --comment "ftpalg:pinhole" -j CONNMARK --set-xmark 0x40000000/0x40000000
--A FTPALG-PRE -s 192.0.2.7/32 -d 203.0.113.1/32 -p tcp -m tcp --dport 4000 -m time --datestop 2026-01-02T03:04:05 -m comment --comment "ftpalg:pinhole" -j DNAT --to-destination 10.0.0.2:5000
--A FTPALG-POST -p tcp -m connmark --mark 0x40000000/0x40000000 -m conntrack --ctorigsrc 192.0.2.7 --ctorigdst 203.0.113.1 --ctorigdstport 4000 -m comment --comment "ftpalg:pinhole" -j SNAT --to-source 10.0.0.1
+            r#"-A FTPALG-PRE -s 192.0.2.7/32 -d 203.0.113.1/32 -p tcp -m tcp --dport 4000 -m time --datestop 2026-01-02T03:04:05 -m comment --comment "ftpalg:pinhole 7" -j CONNMARK --set-xmark 0x40000000/0x40000000
+-A FTPALG-PRE -s 192.0.2.7/32 -d 203.0.113.1/32 -p tcp -m tcp --dport 4000 -m time --datestop 2026-01-02T03:04:05 -m comment --comment "ftpalg:pinhole 7" -j DNAT --to-destination 10.0.0.2:5000
+-A FTPALG-POST -p tcp -m connmark --mark 0x40000000/0x40000000 -m conntrack --ctorigsrc 192.0.2.7 --ctorigdst 203.0.113.1 --ctorigdstport 4000 -m comment --comment "ftpalg:pinhole 7" -j SNAT --to-source 10.0.0.1
 "#
         );
     }
