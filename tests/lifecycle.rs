@@ -21,9 +21,10 @@ use lab::topology::Topology;
 const FTPALG: &str = env!("CARGO_BIN_EXE_ftpalg");
 const LIMIT: Duration = Duration::from_secs(15);
 /// Both backends beside both flavours of the user's rules.
-const HOSTS: [(&str, Flavour); 3] = [
+const HOSTS: [(&str, Flavour); 4] = [
     ("nft", Flavour::Nft),
     ("nft", Flavour::Legacy),
+    ("iptables", Flavour::Nft),
     ("iptables", Flavour::Legacy),
 ];
 
@@ -295,7 +296,7 @@ fn running_transfers_survive_the_end() {
         let mut got = vec![0; 1000];
         data.read_exact(&mut got).unwrap();
         assert_eq!(status(&net)["data_connections"], 1);
-        // Asked twice, as an impatient person does.
+        // Told twice, as an impatient person does.
         alg.process().unwrap().signal(Signal::SIGTERM);
         alg.stop();
         assert_eq!(rules::snapshot(&net, net.topology().router), before);
@@ -432,6 +433,33 @@ for offset in (4, 5):
     say("NOOP\r\n", "200 still here\r\n");
     assert_eq!(status(&net)["nat"]["opened"], 0);
     alg.stop();
+}
+
+/// Each transfer's pinhole has the port of the one before, which is being closed at that moment.
+#[test]
+fn one_port_serves_one_transfer_after_the_other() {
+    for (backend, flavour) in HOSTS {
+        let net = gateway(Policy::Drop, flavour);
+        let server = Server::start(&net, &Config::new(Kind::Vsftpd));
+        let arguments = ["--backend", backend, "--data-ports", "8080-8080"];
+        let alg = Alg::Ftpalg(arguments.map(str::to_owned).to_vec()).start(&net, flavour);
+        let mut control = Control::dial(&net);
+        control.log_in(&server);
+        let file = std::fs::read(server.path(Server::SMALL)).unwrap();
+        for _ in 0..40 {
+            let mut data = control.passive(&net);
+            control.ask(&format!("RETR {}\r\n", Server::SMALL), "150");
+            let mut got = Vec::new();
+            data.read_to_end(&mut got).unwrap();
+            assert!(got == file);
+            assert!(control.reply().starts_with("226"));
+        }
+        let counters = &status(&net)["nat"];
+        assert_eq!(counters["used"], 40, "{counters:#}");
+        assert_eq!(counters["superseded"], 0, "{counters:#}");
+        assert_eq!(counters["kernel_errors"], 0, "{counters:#}");
+        alg.stop();
+    }
 }
 
 /// Starts the daemon with a standard output that nobody reads.

@@ -852,7 +852,7 @@ fn holes_are_closed_together_or_tried_again() {
             .collect();
         let rules = || {
             let all = lab.gateway.sh(&format!("iptables-{flavour}-save -t nat"));
-            all.matches("ftpalg:pinhole\"").count()
+            all.matches("\"ftpalg:pinhole ").count()
         };
         lab.gateway.within(|| {
             backend.install().unwrap();
@@ -884,6 +884,45 @@ fn holes_are_closed_together_or_tried_again() {
             assert!(backend.verify().unwrap());
         });
         assert_eq!(rules(), 3, "{flavour}: one is left");
+    });
+}
+
+#[test]
+fn a_hole_that_opens_while_another_on_its_port_closes_comes_first_and_whole() {
+    for_each_flavour(|lab, flavour| {
+        let mut backend = backend();
+        let land = |land| hole("203.0.113.10", "203.0.113.1:8080", land, None);
+        let (old, new) = (land("10.0.0.2:40001"), land("10.0.0.2:40002"));
+        let rules = || {
+            let all = lab.gateway.sh(&format!("iptables-{flavour}-save -t nat"));
+            let ours = all.lines().filter(|l| l.starts_with("-A FTPALG-PRE"));
+            let targets = ours.filter_map(|l| l.split(" -j ").nth(1));
+            targets.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let mark = "CONNMARK --set-xmark 0x40000000/0x40000000";
+        let (to_old, to_new) = (
+            "DNAT --to-destination 10.0.0.2:40001",
+            "DNAT --to-destination 10.0.0.2:40002",
+        );
+        lab.gateway.within(|| {
+            backend.install().unwrap();
+            backend.open(&old, MINUTE).unwrap();
+            let closing = backend.closing(vec![old.clone()]).unwrap().unwrap();
+            backend.open(&new, MINUTE).unwrap();
+            assert_eq!(rules(), [mark, to_new, mark, to_old], "{flavour}");
+            backend.closed((closing.work)()).unwrap();
+            assert_eq!(rules(), [mark, to_new], "{flavour}");
+            // Whatever is in the way of the work, the chains hold what is open in the end.
+            let closing = backend.closing(vec![new.clone()]).unwrap().unwrap();
+            backend.open(&old, MINUTE).unwrap();
+            lab.gateway
+                .sh(&format!("iptables-{flavour} -t nat -D FTPALG-PRE 3"));
+            let done = (closing.work)();
+            assert!(done.is_err());
+            backend.closed(done).unwrap();
+            assert_eq!(rules(), [mark, to_old], "{flavour}");
+            assert!(backend.verify().unwrap());
+        });
     });
 }
 

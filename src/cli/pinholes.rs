@@ -2,21 +2,21 @@
 
 use std::process::ExitCode;
 
-use super::table::table;
+use super::table::{Column, span, table, text};
 use super::{Failure, Format};
 use crate::daemon::control::Request;
 
 pub(super) fn show(format: Format) -> Result<ExitCode, Failure> {
-    let columns = [
-        ("PINHOLE", "id"),
-        ("SESSION", "session"),
-        ("MODE", "mode"),
-        ("FROM", "from"),
-        ("TO", "to"),
-        ("LAND", "land"),
-        ("AS", "as_source"),
-        ("STATE", "state"),
-        ("EXPIRES", "expires_in"),
+    let columns: [Column; 9] = [
+        ("PINHOLE", "id", text),
+        ("SESSION", "session", text),
+        ("MODE", "mode", text),
+        ("FROM", "from", text),
+        ("TO", "to", text),
+        ("LAND", "land", text),
+        ("AS", "as_source", text),
+        ("STATE", "state", text),
+        ("EXPIRES", "expires_in", span),
     ];
     super::show(Request::Pinholes, format, |rows| {
         table(rows, &columns, "no pinholes")

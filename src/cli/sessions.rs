@@ -2,20 +2,20 @@
 
 use std::process::ExitCode;
 
-use super::table::table;
+use super::table::{Column, span, table, text};
 use super::{Failure, Format};
 use crate::daemon::control::Request;
 
 pub(super) fn show(format: Format) -> Result<ExitCode, Failure> {
-    let columns = [
-        ("SESSION", "id"),
-        ("CLIENT", "client"),
-        ("SERVER", "server"),
-        ("STATE", "state"),
-        ("AGE", "age"),
-        ("IDLE", "idle"),
-        ("ANNOUNCED", "announced"),
-        ("REFUSED", "refused"),
+    let columns: [Column; 8] = [
+        ("SESSION", "id", text),
+        ("CLIENT", "client", text),
+        ("SERVER", "server", text),
+        ("STATE", "state", text),
+        ("AGE", "age", span),
+        ("IDLE", "idle", span),
+        ("ANNOUNCED", "announced", text),
+        ("REFUSED", "refused", text),
     ];
     super::show(Request::Sessions, format, |rows| {
         table(rows, &columns, "no sessions")

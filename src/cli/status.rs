@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use serde_json::Value;
 
-use super::table::{table, text};
+use super::table::{Column, span, table, text};
 use super::{Failure, Format};
 use crate::daemon::control::Request;
 
@@ -16,41 +16,62 @@ pub(super) fn show(format: Format) -> Result<ExitCode, Failure> {
     })
 }
 
-/// All single values a line each, then the queues, then the counters that aren't zero.
+/// What is shown first, in this order.
+const LINES: [Column; 17] = [
+    ("in place", "in_place", text),
+    ("missing", "missing", text),
+    ("inside", "inside", text),
+    ("this host served", "local", text),
+    ("control ports", "ports", text),
+    ("sessions", "sessions", text),
+    ("pinholes", "pinholes", text),
+    ("data connections", "data_connections", text),
+    ("backend", "backend", text),
+    ("rules", "rules", text),
+    ("fail", "fail", text),
+    ("mark", "mark", hex),
+    ("data ports", "data_ports", text),
+    ("pinholes wait", "deadline", span),
+    ("lines lost", "lines_lost", text),
+    ("running for", "uptime", span),
+    ("pid", "pid", text),
+];
+
+/// A line for each single value, the table of queues, and the counters that aren't zero.
 fn describe(status: &Value) -> String {
-    let Value::Object(fields) = status else {
-        return format!("{status}\n");
-    };
-    let mut out = String::new();
-    let mut counters = String::new();
-    for (name, value) in fields {
-        match value {
-            Value::Object(counts) => {
-                for (name, count) in counts.iter().filter(|(_, n)| n.as_u64() != Some(0)) {
-                    counters.push_str(&format!("  {name}: {count}\n"));
-                }
-            }
-            Value::Array(rows) if rows.iter().any(Value::is_object) => {}
-            value => out.push_str(&format!("{}: {}\n", name.replace('_', " "), text(value))),
+    let field = |name| status.get(name).unwrap_or(&Value::Null);
+    let mut out = format!("ftpalg {}\n", text(field("version")));
+    for (label, name, show) in LINES {
+        out.push_str(&format!("{label}: {}\n", show(field(name))));
+    }
+    let columns: [Column; 8] = [
+        ("QUEUE", "queue", text),
+        ("WAITING", "waiting", text),
+        ("QUEUED", "queued", text),
+        ("DROPPED-FULL", "dropped_full", text),
+        ("DROPPED-BUFFER", "dropped_buffer", text),
+        ("RECEIVE-ERRORS", "receive_errors", text),
+        ("VERDICT-ERRORS", "verdict_errors", text),
+        ("UNKNOWN-HOOK", "unknown_hook", text),
+    ];
+    out.push_str(&table(field("queues"), &columns, "no queues"));
+    for (name, label) in [("counters", "control connections"), ("nat", "pinholes")] {
+        out.push_str(&format!(
+            "{label}, counted since the start (zeros left out):\n"
+        ));
+        let counts = field(name).as_object().into_iter().flatten();
+        for (name, count) in counts.filter(|(_, n)| n.as_u64() != Some(0)) {
+            out.push_str(&format!("  {}: {count}\n", name.replace('_', " ")));
         }
     }
-    let columns = [
-        ("QUEUE", "queue"),
-        ("WAITING", "waiting"),
-        ("QUEUED", "queued"),
-        ("DROPPED-FULL", "dropped_full"),
-        ("DROPPED-BUFFER", "dropped_buffer"),
-        ("RECEIVE-ERRORS", "receive_errors"),
-        ("VERDICT-ERRORS", "verdict_errors"),
-    ];
-    if let Some(queues) = fields.get("queues") {
-        out.push_str(&table(queues, &columns, "no queues"));
-    }
-    if !counters.is_empty() {
-        out.push_str("counters (zeros left out):\n");
-        out.push_str(&counters);
-    }
     out
+}
+
+/// A bit of a mark, as iptables writes it.
+fn hex(value: &Value) -> String {
+    value
+        .as_u64()
+        .map_or_else(|| text(value), |bits| format!("{bits:#x}"))
 }
 
 #[cfg(test)]
@@ -65,7 +86,10 @@ mod tests {
             "in_place": true,
             "missing": [],
             "queues": [{"queue": 2121, "waiting": 0}],
-            "counters": {"packets": 5, "refused": 0},
+            "mark": 1 << 30,
+            "uptime": 125,
+            "counters": {"mid_stream": 5, "refused": 0},
+            "nat": {"opened": 3, "expired": 0},
         });
         let text = describe(&status);
         for part in [
@@ -73,10 +97,15 @@ mod tests {
             "in place: yes\n",
             "missing: -\n",
             "2121",
-            "  packets: 5\n",
+            "mark: 0x40000000\n",
+            "running for: 2m05s\n",
+            "  mid stream: 5\n",
+            "  opened: 3\n",
         ] {
             assert!(text.contains(part), "{part:?} in {text}");
         }
-        assert!(!text.contains("refused"), "{text}");
+        for zero in ["refused", "expired"] {
+            assert!(!text.contains(zero), "{text}");
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-/// A column: its heading, and the field that it shows.
-pub(super) type Column = (&'static str, &'static str);
+/// A column: its heading, the field that it shows, and how.
+pub(super) type Column = (&'static str, &'static str, fn(&Value) -> String);
 
 /// A list of objects as a table with a heading; `none` where the list is empty.
 pub(super) fn table(rows: &Value, columns: &[Column], none: &str) -> String {
@@ -11,10 +11,10 @@ pub(super) fn table(rows: &Value, columns: &[Column], none: &str) -> String {
     if rows.is_empty() {
         return format!("{none}\n");
     }
-    let heading = columns.iter().map(|(heading, _)| (*heading).to_owned());
+    let heading = columns.iter().map(|(heading, ..)| (*heading).to_owned());
     let mut lines: Vec<Vec<String>> = vec![heading.collect()];
     lines.extend(rows.iter().map(|row| {
-        let cell = |(_, field): &Column| text(row.get(field).unwrap_or(&Value::Null));
+        let cell = |(_, field, show): &Column| show(row.get(field).unwrap_or(&Value::Null));
         columns.iter().map(cell).collect()
     }));
     let mut widths = vec![0; columns.len()];
@@ -48,15 +48,46 @@ pub(super) fn text(value: &Value) -> String {
     }
 }
 
+/// A number of seconds as its two largest units: `42s`, `3m05s`, `2h03m`, `5d04h`.
+pub(super) fn span(value: &Value) -> String {
+    let Some(seconds) = value.as_u64() else {
+        return text(value);
+    };
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m{:02}s", seconds % 60),
+        (0, _, _) => format!("{hours}h{:02}m", minutes % 60),
+        _ => format!("{days}d{:02}h", hours % 24),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
 
     #[test]
+    fn spans_are_short() {
+        for (seconds, shown) in [
+            (0, "0s"),
+            (59, "59s"),
+            (60, "1m00s"),
+            (3599, "59m59s"),
+            (3600, "1h00m"),
+            (86_399, "23h59m"),
+            (86_400, "1d00h"),
+            (9_000_000, "104d04h"),
+        ] {
+            assert_eq!(span(&json!(seconds)), shown);
+        }
+        assert_eq!(span(&json!(null)), "-");
+    }
+
+    #[test]
     fn columns_are_aligned() {
         let rows = json!([{"id": 1, "to": "10.0.0.2:21"}, {"id": 12345, "to": null}]);
-        let columns = [("ID", "id"), ("TO", "to")];
+        let columns: [Column; 2] = [("ID", "id", text), ("TO", "to", text)];
         assert_eq!(
             table(&rows, &columns, "none"),
             "ID     TO\n1      10.0.0.2:21\n12345  -\n"

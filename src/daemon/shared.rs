@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -21,6 +22,8 @@ use super::output::Output;
 /// Deadlines closer together than this are met together.
 const GRANULARITY: Duration = Duration::from_millis(10);
 
+/// When conntrack's events are read again after they could not be.
+const PAUSE: Duration = Duration::from_millis(500);
 /// How long a tool that closes pinholes may take, at the most.
 const WORK_LIMIT: Duration = Duration::from_secs(20);
 
@@ -193,7 +196,11 @@ impl Shared {
         loop {
             let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::NONE) {
-                Ok(_) => self.with(Plane::catch_up),
+                Ok(_) => {
+                    if !self.with(Plane::catch_up) {
+                        thread::sleep(PAUSE);
+                    }
+                }
                 Err(Errno::EINTR) => {}
                 Err(e) => return Err(e),
             }

@@ -1,4 +1,14 @@
 //! What the daemon tells about itself. The field names are a contract: add, never change.
+//!
+//! | question | `--json` answer |
+//! |---|---|
+//! | `status` | one object: the fields of `Report` below; `queues` is a list of `Queue`, `counters` are those of [`engine::Stats`](crate::engine::Stats), `nat` those of [`plane::Counters`] |
+//! | `sessions` | a list of [`SessionInfo`], ordered by `id` |
+//! | `pinholes` | a list of [`PinholeInfo`](plane::PinholeInfo): pending ones first, then data connections, each ordered by `id` |
+//!
+//! Times are whole seconds, addresses are text (`10.0.0.2:21`, `[fd00::2]:21`), counters start at 0
+//! with the daemon and never go back, and what isn't known or doesn't apply is `null`. An exit code
+//! other than 0 leaves the standard output empty, except for `status` with 1: not all is in place.
 
 use std::sync::Arc;
 
@@ -61,16 +71,24 @@ struct Report<'a> {
     lines_lost: u64,
 }
 
-/// One queue.
+/// One queue. What the kernel counts is `null` for other users than root.
 #[derive(Debug, Serialize)]
 struct Queue {
+    /// Its number.
     queue: u16,
+    /// Packets that wait for an answer now.
     waiting: Option<u64>,
+    /// Packets queued since the start.
     queued: Option<u64>,
+    /// Packets dropped (or passed unseen with `--fail open`) because the queue was full.
     dropped_full: Option<u64>,
+    /// Packets dropped because the socket's buffer was full.
     dropped_buffer: Option<u64>,
+    /// Failures to receive packets.
     receive_errors: u64,
+    /// Failures to answer.
     verdict_errors: u64,
+    /// Packets from a hook that nothing is steered from: passed.
     unknown_hook: u64,
 }
 

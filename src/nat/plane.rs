@@ -209,14 +209,14 @@ impl Plane {
     }
 
     /// Learns what conntrack has reported. To be called when its events are readable; every call
-    /// that looks at holes does so as well.
-    pub fn catch_up(&mut self) {
+    /// that looks at holes does so as well. Whether they could be read.
+    pub fn catch_up(&mut self) -> bool {
         let mut events = Vec::new();
         let completeness = match self.parts.events.read(&mut events) {
             Ok(completeness) => completeness,
             Err(error) => {
                 log::warn!("can't read conntrack events: {error}");
-                return;
+                return false;
             }
         };
         let mut used = Vec::new();
@@ -239,6 +239,7 @@ impl Plane {
         if completeness == Completeness::Missed {
             self.resync();
         }
+        true
     }
 
     /// A connection with the mark exists: its hole, if it has one, is used and closed.

@@ -40,6 +40,9 @@ COMMIT
 /// iptables' own limit for `--datestop`, 2038-01-19T03:14:07Z: later deadlines are left to us.
 const MAX_STAMP: u64 = i32::MAX as u64;
 
+/// How often a hole is tried again to be opened while others are being closed.
+const ATTEMPTS: usize = 3;
+
 /// A rule of a hole: its chain and its spec.
 type Line = (&'static str, String);
 
@@ -59,6 +62,8 @@ pub struct Iptables {
     mark: Mark,
     planes: Vec<Plane>,
     open: BTreeMap<Key, Vec<Line>>,
+    /// The number of the last hole: no two have equal rules, so that `-D` finds its own.
+    serial: u64,
     /// The rules that are being removed meanwhile.
     closing: Vec<(Key, Vec<Line>)>,
 }
@@ -72,6 +77,7 @@ impl Iptables {
             mark,
             planes: Vec::new(),
             open: BTreeMap::new(),
+            serial: 0,
             closing: Vec::new(),
         }
     }
@@ -111,7 +117,17 @@ impl Iptables {
             .collect();
         let old: Vec<Line> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
         let lines = into.as_ref().map_or(&[][..], |(_, lines)| lines);
-        let done = self.restore(plane, &transaction(&old, lines));
+        // It must count even while an older one with the same key is being removed.
+        let first = self
+            .closing
+            .iter()
+            .any(|(closing, _)| into.as_ref().is_some_and(|(key, _)| key == closing));
+        let text = transaction(&old, lines, first);
+        let mut done = self.restore(plane, &text);
+        // iptables-nft says "before the rule that is the first now": it may be gone by then.
+        for _ in 0..if first { ATTEMPTS } else { 0 } {
+            done = done.or_else(|_| self.restore(plane, &text));
+        }
         if done.is_err() && old.is_empty() {
             return done;
         }
@@ -250,7 +266,9 @@ impl Backend for Iptables {
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
         let plane = self.plane(Family::of(hole.from))?;
         let until = if plane.timed { deadline(timeout) } else { None };
-        let (key, lines) = (hole.key(), rules_of(hole, self.mark, until.as_deref()));
+        self.serial = self.serial.wrapping_add(1);
+        let lines = rules_of(hole, self.mark, until.as_deref(), self.serial);
+        let key = hole.key();
         self.change(plane, &[key], Some((key, lines)))
     }
 
@@ -298,7 +316,7 @@ impl Backend for Iptables {
                 .collect();
             let lines: Vec<Line> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
             self.closing.extend(removed);
-            work.push((tool, transaction(&lines, &[])));
+            work.push((tool, transaction(&lines, &[], false)));
         }
         let restore = move |(tool, text): &(Tool, String)| tool.restore(text);
         Ok((!work.is_empty()).then(|| Closing {
@@ -398,15 +416,18 @@ fn chains() -> Table {
         .unwrap_or_default()
 }
 
-/// The text that removes some rules and adds others at once: before those that are there, so that
-/// they count even while older ones with the same key are being removed.
-fn transaction(remove: &[Line], add: &[Line]) -> String {
+/// The text that removes some rules and adds others at once, `first` before all that are there.
+fn transaction(remove: &[Line], add: &[Line], first: bool) -> String {
     let mut text = format!("*nat\n{}", verb_lines("-D", remove));
-    for chain in [PRE, POST] {
-        let of_chain = add.iter().filter(|(of, _)| *of == chain);
-        for (at, (_, spec)) in of_chain.enumerate() {
-            text.push_str(&format!("-I {chain} {} {spec}\n", at + 1));
+    if first {
+        for chain in [PRE, POST] {
+            let of_chain = add.iter().filter(|(of, _)| *of == chain);
+            for (at, (_, spec)) in of_chain.enumerate() {
+                text.push_str(&format!("-I {chain} {} {spec}\n", at + 1));
+            }
         }
+    } else {
+        text.push_str(&verb_lines("-A", add));
     }
     text.push_str("COMMIT\n");
     text
@@ -420,13 +441,13 @@ fn verb_lines(verb: &str, lines: &[Line]) -> String {
 }
 
 /// The rules of a hole, in the words and the order in which the tools save them.
-fn rules_of(hole: &Pinhole, mark: Mark, until: Option<&str>) -> Vec<Line> {
+fn rules_of(hole: &Pinhole, mark: Mark, until: Option<&str>, serial: u64) -> Vec<Line> {
     let bit = mark.bit();
     let (from, to, port) = (hole.from, hole.to.ip(), hole.to.port());
     let bits = if from.is_ipv4() { 32 } else { 128 };
     let until = until.map_or_else(String::new, |t| format!(" -m time --datestop {t}"));
     let packet = format!(
-        "-s {from}/{bits} -d {to}/{bits} -p tcp -m tcp --dport {port}{until} -m comment --comment \"ftpalg:pinhole\""
+        "-s {from}/{bits} -d {to}/{bits} -p tcp -m tcp --dport {port}{until} -m comment --comment \"ftpalg:pinhole {serial}\""
     );
     // A hole that translates nothing still keeps the user's own translations away.
     let deliver = if hole.land == hole.to {
@@ -446,7 +467,7 @@ fn rules_of(hole: &Pinhole, mark: Mark, until: Option<&str>) -> Vec<Line> {
             POST,
             format!(
                 "-p tcp -m connmark --mark {bit:#x}/{bit:#x} -m conntrack --ctorigsrc {from} --ctorigdst {to} \
-                 --ctorigdstport {port} -m comment --comment \"ftpalg:pinhole\" -j SNAT --to-source {source}"
+                 --ctorigdstport {port} -m comment --comment \"ftpalg:pinhole {serial}\" -j SNAT --to-source {source}"
             ),
         ));
     }
@@ -505,7 +526,7 @@ mod tests {
     }
 
     fn text(hole: &Pinhole, until: Option<&str>) -> String {
-        verb_lines("-A", &rules_of(hole, Mark::DEFAULT, until))
+        verb_lines("-A", &rules_of(hole, Mark::DEFAULT, until, 7))
     }
 
     #[test]
@@ -518,9 +539,9 @@ mod tests {
         );
         assert_eq!(
             text(&hole, Some("2026-01-02T03:04:05")),
-            r#"-A FTPALG-PRE -s 192.0.2.7/32 -d 203.0.113.1/32 -p tcp -m tcp --dport 4000 -m time --datestop 2026-01-02T03:04:05 -m comment --comment "ftpalg:pinhole" -j CONNMARK --set-xmark 0x40000000/0x40000000
--A FTPALG-PRE -s 192.0.2.7/32 -d 203.0.113.1/32 -p tcp -m tcp --dport 4000 -m time --datestop 2026-01-02T03:04:05 -m comment --comment "ftpalg:pinhole" -j DNAT --to-destination 10.0.0.2:5000
--A FTPALG-POST -p tcp -m connmark --mark 0x40000000/0x40000000 -m conntrack --ctorigsrc 192.0.2.7 --ctorigdst 203.0.113.1 --ctorigdstport 4000 -m comment --comment "ftpalg:pinhole" -j SNAT --to-source 10.0.0.1
+            r#"-A FTPALG-PRE -s 192.0.2.7/32 -d 203.0.113.1/32 -p tcp -m tcp --dport 4000 -m time --datestop 2026-01-02T03:04:05 -m comment --comment "ftpalg:pinhole 7" -j CONNMARK --set-xmark 0x40000000/0x40000000
+-A FTPALG-PRE -s 192.0.2.7/32 -d 203.0.113.1/32 -p tcp -m tcp --dport 4000 -m time --datestop 2026-01-02T03:04:05 -m comment --comment "ftpalg:pinhole 7" -j DNAT --to-destination 10.0.0.2:5000
+-A FTPALG-POST -p tcp -m connmark --mark 0x40000000/0x40000000 -m conntrack --ctorigsrc 192.0.2.7 --ctorigdst 203.0.113.1 --ctorigdstport 4000 -m comment --comment "ftpalg:pinhole 7" -j SNAT --to-source 10.0.0.1
 "#
         );
     }
@@ -562,10 +583,21 @@ mod tests {
 
     #[test]
     fn one_commit_removes_and_adds() {
-        let lines = |spec: &str| vec![(PRE, spec.to_owned())];
+        let lines = |chains: &[(&'static str, &str)]| -> Vec<Line> {
+            let line = |(chain, spec): &(&'static str, &str)| (*chain, (*spec).to_owned());
+            chains.iter().map(line).collect()
+        };
+        let old = lines(&[(PRE, "old")]);
+        let new = lines(&[(PRE, "mark"), (PRE, "dnat"), (POST, "snat")]);
         assert_eq!(
-            transaction(&lines("old"), &lines("new")),
-            "*nat\n-D FTPALG-PRE old\n-A FTPALG-PRE new\nCOMMIT\n"
+            transaction(&old, &new, false),
+            "*nat\n-D FTPALG-PRE old\n-A FTPALG-PRE mark\n-A FTPALG-PRE dnat\n\
+             -A FTPALG-POST snat\nCOMMIT\n"
+        );
+        assert_eq!(
+            transaction(&old, &new, true),
+            "*nat\n-D FTPALG-PRE old\n-I FTPALG-PRE 1 mark\n-I FTPALG-PRE 2 dnat\n\
+             -I FTPALG-POST 1 snat\nCOMMIT\n"
         );
     }
 }
