@@ -175,6 +175,8 @@ struct End {
     ahead: BTreeMap<u32, u8>,
     fin_at: Option<u32>,
     due: Vec<u8>,
+    /// Whether the peer may have closed.
+    peer_fin: bool,
     window: u32,
 }
 
@@ -191,6 +193,7 @@ impl End {
             ahead: BTreeMap::new(),
             fin_at: None,
             due: Vec::new(),
+            peer_fin: false,
             window: WINDOW,
         }
     }
@@ -267,6 +270,8 @@ impl End {
             }
         }
         let start = seg.seq.wrapping_sub(self.peer_isn.wrapping_add(1));
+        let most = self.due.len() as u32 + u32::from(self.peer_fin);
+        assert!(start <= most || start >= 1 << 31, "{start} of {most}");
         let have = self.have();
         let mut at = start;
         for byte in &seg.payload {
@@ -602,6 +607,7 @@ pub(crate) fn check(data: &[u8]) {
     }
     for who in [CLIENT, SERVER] {
         net.ends[who].fin = true;
+        net.ends[1 - who].peer_fin = true;
         for _ in 0..8 {
             if bytes.over() {
                 break;
