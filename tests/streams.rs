@@ -195,6 +195,7 @@ fn commands_that_outgrow_their_segments() {
                     let last = lines.last().expect("one at least");
                     let mut data = connect(Verb::Port.address(last, peer)?, LIMIT)?;
                     std::io::Write::write_all(&mut data, CONTENT)?;
+                    drop(data);
                     control.expect("QUIT")?;
                     control.send("221 bye\r\n")?;
                     Ok(lines)
