@@ -362,6 +362,8 @@ pub struct Control {
     pub stream: TcpStream,
     /// All that was read.
     pub heard: String,
+    /// Whether the peer has ended its direction.
+    pub at_end: bool,
     reader: BufReader<TcpStream>,
     limit: Duration,
 }
@@ -375,6 +377,7 @@ impl Control {
         Ok(Self {
             reader: BufReader::new(stream.try_clone()?),
             heard: String::new(),
+            at_end: false,
             stream,
             limit,
         })
@@ -383,13 +386,13 @@ impl Control {
     /// Reads a line.
     pub fn read(&mut self) -> Result<String, Error> {
         let mut line = String::new();
-        match self.reader.read_line(&mut line)? {
-            0 => Err(Error::other("the peer closed the control connection")),
-            _ => {
-                self.heard += &line;
-                Ok(line)
-            }
+        let length = self.reader.read_line(&mut line)?;
+        self.heard += &line;
+        self.at_end = !line.ends_with('\n');
+        if length == 0 {
+            return Err(Error::other("the peer closed the control connection"));
         }
+        Ok(line)
     }
 
     /// Reads a line that has to begin like this.

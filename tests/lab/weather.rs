@@ -1,6 +1,7 @@
 //! A router that loses, delays, swaps and repeats packets, the same way for the same seed.
 //!
-//! It stands beside the gateway, never on it: its queue takes what its host forwards, and all that
+//! It stands beside the gateway, never on it: its queue takes what its host forwards of
+//! control connections, and all that
 //! is to arrive is sent on as a copy from a raw socket.
 
 use std::cmp::Reverse;
@@ -62,7 +63,10 @@ impl Happened {
     }
 }
 
-/// Makes weather on some routers while `what` runs.
+/// Makes weather for control connections on some routers while `what` runs.
+///
+/// Data connections are spared: conntrack takes a late copy of a SYN that comes after a FIN for a
+/// new connection and forgets the old one, which is for no gateway to mend.
 ///
 /// # Panics
 /// If a router can't be set up, and if `what` panics.
@@ -117,10 +121,14 @@ impl Drop for Ends<'_> {
 }
 
 fn steer(net: &Net, router: &str, action: &str) {
+    let port = net.topology().listen.port().to_string();
     let number = QUEUE.to_string();
-    let rule = ["FORWARD", "-p", "tcp", "-j", "NFQUEUE", "--queue-num"];
-    let words = [&["iptables-nft", action][..], &rule, &[&number]];
-    net.exec(router, &words.concat()).must();
+    for end in ["--sport", "--dport"] {
+        let matches = ["FORWARD", "-p", "tcp", end, &port];
+        let target = ["-j", "NFQUEUE", "--queue-num", &number];
+        let words = [&["iptables-nft", action][..], &matches, &target];
+        net.exec(router, &words.concat()).must();
+    }
 }
 
 struct Sky<'a> {
