@@ -1,6 +1,8 @@
 //! The daemon's life around real transfers: started twice, killed, stopped, with rules of somebody
 //! else's, with a reader that stalls, and with traffic that it doesn't understand.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 mod lab;
 
 use std::io::{BufRead, BufReader, Read, Write};

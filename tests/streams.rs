@@ -1,6 +1,8 @@
 //! Control streams as only TCP allows them: many addresses in one segment, hundreds in one
 //! session, batches that outgrow a segment, FIN, RST and keep-alives in awkward places.
 
+#![allow(clippy::expect_used, reason = "a test that can't go on fails")]
+
 mod lab;
 
 use std::io::{Error, ErrorKind, Read};
