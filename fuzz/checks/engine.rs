@@ -2,7 +2,7 @@
 //! overtaken, cut and coalesced, each end reads the reference rewrite of what the other wrote, is
 //! never offered anything else, and nothing is acknowledged that doesn't arrive in the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -178,10 +178,16 @@ struct End {
     /// Whether the peer may have closed.
     peer_fin: bool,
     window: u32,
+    /// What it offers when it isn't short of room.
+    wide: u32,
+    /// The furthest end of its window that it told.
+    edge: u32,
+    /// What it was told is delivered beyond `una` (RFC 2018): it doesn't send that again.
+    sacked: BTreeSet<u32>,
 }
 
 impl End {
-    fn new(isn: u32, peer_isn: u32) -> Self {
+    fn new(isn: u32, peer_isn: u32, wide: u32) -> Self {
         Self {
             isn,
             text: Vec::new(),
@@ -194,7 +200,10 @@ impl End {
             fin_at: None,
             due: Vec::new(),
             peer_fin: false,
-            window: WINDOW,
+            window: wide,
+            wide,
+            edge: 0,
+            sacked: BTreeSet::new(),
         }
     }
 
@@ -217,6 +226,7 @@ impl End {
         let fin = self.fin && to == self.end() && from <= text_end && to > from;
         let payload = &self.text[from.min(text_end) as usize..to.min(text_end) as usize];
         self.sent = self.sent.max(to);
+        self.edge = self.edge.max(self.have() + self.window);
         Seg {
             seq: self.isn.wrapping_add(1).wrapping_add(from),
             ack: self.peer_isn.wrapping_add(1).wrapping_add(self.have()),
@@ -226,6 +236,17 @@ impl End {
             options: Vec::new(),
             payload: payload.to_vec(),
         }
+    }
+
+    /// The first of what it must send again, up to what it knows to be delivered.
+    fn missing(&mut self, most: u32) -> Seg {
+        let mut from = self.una;
+        while self.sacked.contains(&from) {
+            from += 1;
+        }
+        let len = (0..most).take_while(|n| !self.sacked.contains(&(from + n)));
+        let len = len.count() as u32;
+        self.segment(from, len)
     }
 
     fn sack(&self) -> Vec<u8> {
@@ -263,10 +284,19 @@ impl End {
             self.una = self.una.max(acked);
         }
         if let [1, 1, 5, _, blocks @ ..] = seg.options.as_slice() {
-            for edge in blocks.chunks_exact(4) {
-                let at = u32::from_be_bytes([edge[0], edge[1], edge[2], edge[3]]);
-                let at = at.wrapping_sub(self.isn.wrapping_add(1));
-                assert!(at <= self.sent || at >= 1 << 31, "SACK of what wasn't sent");
+            for block in blocks.chunks_exact(8) {
+                let edge = |at: usize| {
+                    let edge = [block[at], block[at + 1], block[at + 2], block[at + 3]];
+                    u32::from_be_bytes(edge).wrapping_sub(self.isn.wrapping_add(1))
+                };
+                let (left, right) = (edge(0), edge(4));
+                if right < 1 << 31 && left >= self.una {
+                    assert!(
+                        left < right && right <= self.sent,
+                        "SACK of what wasn't sent"
+                    );
+                    self.sacked.extend(left..right);
+                }
             }
         }
         let start = seg.seq.wrapping_sub(self.peer_isn.wrapping_add(1));
@@ -346,9 +376,12 @@ impl Net {
         if seg.flags & (FIN | RST | SYN) == 0 && seg.payload.is_empty() {
             // What it carries besides must fit into the window.
             let end = out.seq.wrapping_add(out.payload.len() as u32);
-            let right = self.ends[1 - who].peer_isn.wrapping_add(1 + WINDOW);
-            let right = right.wrapping_add(self.ends[1 - who].got.len() as u32);
-            assert!(right.wrapping_sub(end) < 1 << 31, "beyond the window");
+            let peer = &self.ends[1 - who];
+            let right = peer.peer_isn.wrapping_add(1).wrapping_add(peer.edge);
+            assert!(
+                out.payload.is_empty() || right.wrapping_sub(end) < 1 << 31,
+                "beyond the window"
+            );
         }
         self.mark(who, seg);
         Some(out)
@@ -417,7 +450,8 @@ impl Net {
                 self.send(who, &seg)
             }
             10 => {
-                self.ends[who].window = [0, 1, 20, WINDOW][usize::from(bytes.byte() & 3)];
+                self.ends[who].window =
+                    [0, 1, 20, self.ends[who].wide][usize::from(bytes.byte() & 3)];
                 let end = &mut self.ends[who];
                 let seg = end.segment(end.sent, 0);
                 self.send(who, &seg)
@@ -453,7 +487,7 @@ impl Net {
                 return;
             }
             13 => {
-                self.ends[who].window = WINDOW;
+                self.ends[who].window = self.ends[who].wide;
                 let end = &mut self.ends[who];
                 let mut seg = end.segment(end.una, u32::from(bytes.byte()).min(self.mss));
                 seg.flags |= URG;
@@ -494,9 +528,9 @@ impl Net {
     /// Lets both TCPs do what they do on a network without loss, until all is delivered.
     fn settle(&mut self) {
         for end in &mut self.ends {
-            end.window = WINDOW;
+            end.window = end.wide;
         }
-        let most = 16 + 2 * self.ends.iter().map(|e| e.text.len()).sum::<usize>();
+        let most = 16 + 4 * self.ends.iter().map(|e| e.text.len()).sum::<usize>();
         for _ in 0..most {
             let mut quiet = true;
             for who in [CLIENT, SERVER] {
@@ -505,12 +539,13 @@ impl Net {
                     continue;
                 }
                 quiet = false;
-                let seg = end.segment(end.una, self.mss);
+                let seg = end.missing(self.mss);
                 if let Some(out) = self.send(who, &seg) {
                     self.ends[1 - who].take(&out);
                 }
                 let peer = &mut self.ends[1 - who];
-                let ack = peer.segment(peer.sent, 0);
+                let mut ack = peer.segment(peer.sent, 0);
+                ack.options = peer.sack();
                 if let Some(out) = self.send(1 - who, &ack) {
                     self.ends[who].take(&out);
                 }
@@ -552,6 +587,7 @@ pub(crate) fn check(data: &[u8]) {
     let isn = |byte: u8| u32::MAX.wrapping_sub(u32::from(byte)).wrapping_sub(2);
     let isns = [isn(bytes.byte()), isn(bytes.byte())];
     let mss = [64, 100, 536, 1460][usize::from(head & 3)];
+    let wide = if head & 4 == 0 { WINDOW } else { 40 };
     let client_port = 40_000;
     let (client, server) = if script.server_inside {
         ((OUTSIDE, client_port), (script.private, 21))
@@ -567,7 +603,10 @@ pub(crate) fn check(data: &[u8]) {
             client_port,
             script.same_port,
         ),
-        ends: [End::new(isns[0], isns[1]), End::new(isns[1], isns[0])],
+        ends: [
+            End::new(isns[0], isns[1], wide),
+            End::new(isns[1], isns[0], wide),
+        ],
         places: [client, server],
         server_inside: script.server_inside,
         mss,
@@ -585,7 +624,7 @@ pub(crate) fn check(data: &[u8]) {
                 0
             },
             flags,
-            window: WINDOW as u16,
+            window: wide as u16,
             options: options.clone(),
             ..Seg::default()
         };
