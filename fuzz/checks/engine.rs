@@ -510,6 +510,16 @@ impl Net {
                         let seg = flying[at].clone();
                         self.ends[1 - who].take(&seg);
                     }
+                    2 if flying[at].payload.len() > 1 => {
+                        // The path cuts it in two, and the second half may come first.
+                        let n = 1 + usize::from(bytes.byte()) % (flying[at].payload.len() - 1);
+                        let mut rest = flying[at].clone();
+                        flying[at].payload.truncate(n);
+                        flying[at].flags &= !FIN;
+                        rest.payload.drain(..n);
+                        rest.seq = rest.seq.wrapping_add(n as u32);
+                        flying.push(rest);
+                    }
                     _ => {
                         let seg = flying.remove(at);
                         self.ends[1 - who].take(&seg);
@@ -632,7 +642,12 @@ pub(crate) fn check(data: &[u8]) {
         assert_eq!(out.as_ref(), Some(&syn), "a handshake");
     }
     net.shown = [Vec::new(), Vec::new()];
-    for turn in &script.turns {
+    for (n, turn) in script.turns.iter().enumerate() {
+        if n + 1 == script.turns.len() && head & 8 != 0 {
+            // The last words carry the FIN.
+            net.ends[turn.who].fin = true;
+            net.ends[1 - turn.who].peer_fin = true;
+        }
         net.ends[turn.who].text.extend_from_slice(&turn.written);
         net.ends[1 - turn.who].due.extend_from_slice(&turn.read);
         let n = if bytes.over() { 0 } else { bytes.byte() % 40 };
