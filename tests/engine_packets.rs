@@ -446,6 +446,23 @@ impl Trace {
 }
 
 #[test]
+fn sack_starts_behind_what_was_acknowledged_early() {
+    let (mut t, c, s) = Trace::asked();
+    let base = t.isn[1].wrapping_add(1 + s);
+    t.send(Server, data(s, c, "227 x (10,0"));
+    assert_eq!(t.send(Client, ack(c, s + 7)).seg().ack, s + 11);
+    // It was no address after all.
+    let out = t.send(Server, data(s + 11, c, "x)\r\n")).seg();
+    assert_eq!(out, data(s + 7, c, "10,0x)\r\n"));
+    // The client lacks "10": below the acknowledgement it would read as a needless repetition.
+    let mut seg = ack(c, s + 7);
+    seg.options = sack(&[(base + 9, base + 15)]);
+    let out = t.send(Client, seg).seg();
+    assert_eq!(out.ack, s + 11);
+    assert_eq!(out.options, sack(&[(base + 11, base + 15)]));
+}
+
+#[test]
 fn a_segment_of_held_bytes_only_becomes_a_probe() {
     let (mut t, c, s) = Trace::asked();
     t.send(Server, data(s, c, &reply()[..12]));
