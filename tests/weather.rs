@@ -24,6 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(40);
 fn hurry(net: &Net) {
     for host in [net.topology().client, net.topology().server] {
         net.sysctl(host, "net.ipv4.tcp_rto_max_ms", "1000");
+        // What is closed already is sent again as patiently as anything else.
+        net.sysctl(host, "net.ipv4.tcp_orphan_retries", "30");
     }
 }
 
