@@ -506,7 +506,9 @@ impl Flow {
                 forward.replace(len, &text, &limits)?;
                 if said.mode == crate::engine::gateway::Mode::Active {
                     let superseded = self.active.replace(hole).filter(|old| *old != hole);
-                    if let Some(superseded) = superseded {
+                    if let Some(superseded) = superseded
+                        && !self.session.active_is_open()
+                    {
                         cx.gateway.release(superseded);
                     }
                 }

@@ -13,9 +13,9 @@ use super::line::Line;
 use super::policy::Policy;
 use super::waiting::Waiting;
 
-/// Where an active data connection stands. It is opened only when both its `PORT` was granted and
-/// a transfer was commanded; except for servers that connect as soon as they read the `PORT`, and
-/// grant it only then (pyftpdlib).
+/// Where an active data connection stands. It is opened when a transfer is commanded, unless its
+/// `PORT` was refused by then; a refusal that comes later closes it. For servers that connect as
+/// soon as they read the `PORT`, and grant it only then (pyftpdlib), it is opened with the `PORT`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 enum Active {
     #[default]
@@ -187,6 +187,13 @@ impl Session {
     /// What became of [`Step::OpenActive`].
     pub fn active_opened(&mut self, opened: bool) {
         self.active = if opened { Active::Opened } else { Active::None };
+    }
+
+    /// Whether the hole of the last `PORT` is open: a transfer may be under way to it, so that a
+    /// later `PORT` doesn't take its place.
+    #[must_use]
+    pub fn active_is_open(&self) -> bool {
+        self.active == Active::Opened
     }
 
     /// Whether the hole of a `PORT` won't be used, once: it must go. The server refused it, or

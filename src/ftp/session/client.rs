@@ -48,7 +48,12 @@ impl Session {
             count(&mut self.counts.overlong);
         } else if command == Command::Transfer {
             match self.active {
-                Active::Granted if self.may_open() => return Step::OpenActive,
+                // A pipelined command comes before the reply to its `PORT`. Once the server has both
+                // it connects at once, faster than its reply gets here: the hole can't wait for
+                // that, and goes again if the reply is a refusal.
+                Active::Granted | Active::Announced { .. } if self.may_open() => {
+                    return Step::OpenActive;
+                }
                 Active::Announced { .. } => self.active = Active::Announced { transfer: true },
                 Active::Granted | Active::None | Active::Early | Active::Opened => {}
             }
