@@ -9,13 +9,22 @@ const HEAD: usize = 96;
 #[derive(Debug, Default)]
 pub(super) struct Line(Option<Box<Begun>>);
 
-#[derive(Debug)]
 struct Begun {
     head: [u8; HEAD],
     gone: usize,
     settled: bool,
     in_run: bool,
     binary: bool,
+}
+
+/// Without the text: it may be a password.
+impl std::fmt::Debug for Begun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Begun")
+            .field("gone", &self.gone)
+            .field("settled", &self.settled)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Line {
