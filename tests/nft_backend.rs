@@ -161,8 +161,14 @@ fn connect(ns: &str, to: SocketAddr, timeout: Duration) -> Option<TcpStream> {
     within(ns, || TcpStream::connect_timeout(&to, timeout).ok())
 }
 
+fn pause() {
+    std::thread::sleep(Duration::from_millis(5));
+}
+
 fn listen(ns: &str, at: &str) -> TcpListener {
-    within(ns, || TcpListener::bind(at).unwrap())
+    // A listener that was closed may still be held by a process that another thread has forked.
+    let retry = || (0..1000).find_map(|_| TcpListener::bind(at).map_err(|_| pause()).ok());
+    within(ns, || retry().unwrap())
 }
 
 fn addr(text: &str) -> SocketAddr {

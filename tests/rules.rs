@@ -666,8 +666,14 @@ impl Lab {
     }
 }
 
+fn pause() {
+    std::thread::sleep(Duration::from_millis(5));
+}
+
 fn listen(ns: &Ns, at: &str) -> TcpListener {
-    ns.within(|| TcpListener::bind(at).unwrap())
+    // A listener that was closed may still be held by a process that another thread has forked.
+    let retry = || (0..1000).find_map(|_| TcpListener::bind(at).map_err(|_| pause()).ok());
+    ns.within(|| retry().unwrap())
 }
 
 fn talk(one: &mut TcpStream, other: &mut TcpStream) {

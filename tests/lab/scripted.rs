@@ -3,7 +3,7 @@
 //! Real programs write an address in one piece. These write it in any pieces, over real sockets
 //! in the lab's namespaces.
 
-use std::io::{BufRead, BufReader, Error, Write};
+use std::io::{BufRead, BufReader, Error, ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -186,6 +186,24 @@ pub fn session(net: &Net, plan: &Plan) -> Result<Outcome, String> {
     })
 }
 
+/// Listens at an address of the calling thread's namespace. A listener that was closed may still be
+/// there for a moment: a process that another thread has forked holds it until it becomes another
+/// program.
+///
+/// # Errors
+/// If the address isn't to be had for seconds.
+pub fn listen(at: SocketAddr) -> Result<TcpListener, Error> {
+    let start = Instant::now();
+    loop {
+        match TcpListener::bind(at) {
+            Err(e) if e.kind() == ErrorKind::AddrInUse && start.elapsed().as_secs() < 5 => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Connects a client to a server, and lets each of them do what it does, in its own namespace.
 ///
 /// # Errors
@@ -198,7 +216,7 @@ pub fn peers<C: Send, S: Send>(
 ) -> Result<(C, S), String> {
     let topology = net.topology();
     let listener = net
-        .within(topology.server, || TcpListener::bind(topology.listen))
+        .within(topology.server, || listen(topology.listen))
         .map_err(|error| format!("{}: {error}", topology.listen))?;
     std::thread::scope(|scope| {
         let server = scope.spawn(|| {
@@ -259,7 +277,7 @@ fn serve(mut control: Control, plan: &Plan) -> Result<Tale, Error> {
             ("PASS", _) => control.send("230 welcome\r\n")?,
             ("PASV" | "EPSV", Some(step)) => {
                 let here = control.stream.local_addr()?.ip();
-                let listener = TcpListener::bind((here, plan.port(lines.len())))?;
+                let listener = listen((here, plan.port(lines.len())).into())?;
                 let announced = step.verb.line(listener.local_addr()?);
                 data = Some(Data::Listening(listener));
                 control.send_cut(&announced, step)?;
@@ -309,7 +327,7 @@ fn fetch(mut control: Control, plan: &Plan) -> Result<Tale, Error> {
             (line, data)
         } else {
             let here = control.stream.local_addr()?.ip();
-            let listener = TcpListener::bind((here, plan.port(index)))?;
+            let listener = listen((here, plan.port(index)).into())?;
             let line = step.verb.line(listener.local_addr()?);
             control.send_cut(&line, step)?;
             control.expect("200")?;
@@ -514,7 +532,7 @@ pub fn accept(listener: &TcpListener, limit: Duration) -> Result<TcpStream, Erro
                 stream.set_nonblocking(false)?;
                 return Ok(stream);
             }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 if Instant::now() > deadline {
                     return Err(Error::other("nobody connected"));
                 }
