@@ -1,6 +1,6 @@
 //! The backend's objects: put into the kernel, put back, taken out.
 
-use super::Plane;
+use super::{Hole, Plane, Report};
 use crate::nat::backend::BackendError;
 
 impl Plane {
@@ -13,12 +13,21 @@ impl Plane {
         self.catch_up();
         self.parts.backend.install()?;
         self.done.clear();
+        self.stuck.clear();
         let now = self.now();
         let open = self.holes.iter().filter(|(_, hole)| hole.open);
+        let left = |hole: &Hole| hole.deadline.saturating_sub(now);
+        let all: Vec<_> = open
+            .clone()
+            .map(|(_, hole)| (hole.pinhole.clone(), left(hole)))
+            .collect();
+        if self.parts.backend.open_all(&all).is_ok() {
+            return Ok(());
+        }
+        // Those that can be.
         let mut lost = Vec::new();
         for (&id, hole) in open {
-            let left = hole.deadline.saturating_sub(now);
-            if let Err(error) = self.parts.backend.open(&hole.pinhole, left) {
+            if let Err(error) = self.parts.backend.open(&hole.pinhole, left(hole)) {
                 log::warn!("pinhole {} is lost: {error}", id.0);
                 lost.push(id);
             }
@@ -27,7 +36,6 @@ impl Plane {
             self.counters.kernel_errors += 1;
             self.forget(id);
         }
-        self.stuck.clear();
         Ok(())
     }
 
@@ -37,6 +45,18 @@ impl Plane {
     /// If it couldn't be found out.
     pub fn in_place(&mut self) -> Result<bool, BackendError> {
         self.parts.backend.verify()
+    }
+
+    /// Learns what came of an attempt to put rules back (steering rules, the backend's objects, or
+    /// both) that somebody else had removed.
+    pub fn restored(&mut self, missing: Option<Vec<String>>) {
+        match missing {
+            Some(missing) => {
+                self.counters.restored += 1;
+                self.report(Report::Restored { missing });
+            }
+            None => self.counters.restore_failures += 1,
+        }
     }
 
     /// Removes all holes and the backend's objects.
