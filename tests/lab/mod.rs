@@ -12,6 +12,7 @@
 //! | [`server`], [`client`] | real FTP programs, each with its own way of being told what to do |
 //! | [`scripted`] | a client and a server that cut their lines as they are told |
 //! | [`scenario`] | all of it together, and what is expected with and without an ALG |
+//! | [`stations`] | networks with any gateways, clients and servers, run with each backend |
 //! | [`weather`] | a router that loses, delays, swaps and repeats packets |
 //! | [`report`] | tables for people, in `target/lab-report/` |
 //!
@@ -32,5 +33,6 @@ pub mod rules;
 pub mod scenario;
 pub mod scripted;
 pub mod server;
+pub mod stations;
 pub mod topology;
 pub mod weather;
