@@ -11,6 +11,7 @@ pub mod shared;
 pub mod status;
 pub mod worker;
 
+mod guard;
 mod lifetime;
 mod setup;
 
@@ -29,6 +30,7 @@ use crate::queue::nfq::NfqQueue;
 
 use config::Config;
 use control::{Answerer, BindError, ControlSocket};
+use guard::Guard;
 use lifetime::{Ending, Lifetime};
 use output::Output;
 use setup::Steered;
@@ -111,6 +113,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
         shared: Arc::clone(&shared),
         there: true,
     };
+    let guard = Guard::new(&steered, &shared);
     shared.with(Plane::install)?;
     steered.install()?;
     let status = Arc::new(Status::new(config, &steered, &shared, &workers));
@@ -120,6 +123,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     lifetime.thread("control", move || {
         socket.serve(&(Arc::new(move |request| status.answer(request)) as Arc<Answerer>));
     })?;
+    lifetime.thread("guard", move || guard.serve())?;
     output.flush(DRAIN);
     notify(sd_notify::NotifyState::Ready);
 

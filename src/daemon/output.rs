@@ -187,6 +187,11 @@ impl fmt::Display for Told<'_> {
                 "session {} pinhole {} -> {} => {} not used in time",
                 hole.session.0, hole.from, hole.to, hole.land
             ),
+            Report::Restored { missing } => write!(
+                f,
+                "rules were removed by somebody else; they are back ({})",
+                missing.join("; ").escape_debug()
+            ),
             Report::MissedEvents => f.write_str("conntrack events were missed; looked again"),
         }
     }

@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
+use super::ending::{LOOK_AFTER, NEGLECTED};
 use super::*;
-use crate::nat::backend::{Backend, Mark};
+use crate::nat::backend::{Backend, BackendError, Closing, Mark};
+use crate::nat::conntrack::{Bytes, Completeness, ConntrackEvent};
 use crate::nat::ports::PortRange;
 use std::io;
 

@@ -177,6 +177,11 @@ pub enum Report {
     Finished(Finished),
     /// A pinhole was not used in time.
     Expired(PinholeInfo),
+    /// Somebody had removed what carries the pinholes or steers control packets; it is back.
+    Restored {
+        /// What was missing, in words.
+        missing: Vec<String>,
+    },
     /// Conntrack's events came faster than they were read; the plane compared with its list.
     MissedEvents,
 }
@@ -204,6 +209,10 @@ pub struct Counters {
     pub stale_attempts: u64,
     /// Times that conntrack events were lost.
     pub missed_events: u64,
+    /// Times that rules which somebody else had removed were put back.
+    pub restored: u64,
+    /// Times that they could not be.
+    pub restore_failures: u64,
 }
 
 impl DataConnection {

@@ -115,10 +115,19 @@ impl Rules {
     /// # Errors
     /// What is wrong or was refused; no steering or accept rule of ours is left then.
     pub fn install(&mut self, steering: &Steering) -> Result<Installed, RulesError> {
-        steering.check()?;
         for inside in &steering.inside {
             inside.check()?;
         }
+        self.restore(steering)
+    }
+
+    /// Like [`install`](Self::install), but also while an interface isn't there: rules go by its
+    /// name, and hold again when it comes back.
+    ///
+    /// # Errors
+    /// As [`install`](Self::install).
+    pub fn restore(&mut self, steering: &Steering) -> Result<Installed, RulesError> {
+        steering.check()?;
         let snapshot = self.host.snapshot()?;
         let plan = Plan::new(steering, &snapshot)?;
         match self.carry_out(&plan, &snapshot) {
@@ -171,6 +180,7 @@ impl Rules {
                 }
             }
         }
+        self.host.clear_made(&snapshot, tables);
         failed.map_or(Ok(removed), Err)
     }
 
@@ -197,6 +207,17 @@ impl Rules {
             }
         }
         Ok(all)
+    }
+
+    /// Whether anything of ours is in iptables-legacy; `false` if that can't be found out.
+    #[must_use]
+    pub fn in_legacy(&self) -> bool {
+        const ALL: [&str; 4] = ["raw", "mangle", "nat", "filter"];
+        self.host.snapshot().is_ok_and(|snapshot| {
+            ours(&snapshot, &ALL)
+                .iter()
+                .any(|(at, _)| at.flavour == Flavour::Legacy)
+        })
     }
 
     /// Finds the inside from the user's DNAT rules that lead to one of the control ports, and from
