@@ -53,6 +53,16 @@ pub(crate) fn check(data: &[u8]) {
     };
     let mut layout = segment.layout();
     assert!(layout.tcp >= 20 && layout.payload >= layout.tcp + 20);
+    assert!(!layout.v6 || layout.tcp >= 40);
+    if let Ok(SlicedPacket {
+        transport: Some(TransportSlice::Tcp(tcp)),
+        ..
+    }) = SlicedPacket::from_ip(&packet)
+    {
+        assert_eq!(segment.source().port(), tcp.source_port());
+        assert_eq!(segment.seq(), tcp.sequence_number());
+        assert_eq!(segment.payload(), tcp.payload());
+    }
     assert!(layout.payload <= layout.end && layout.end <= packet.len());
     if mend {
         if let Some((_, due)) = sums(&packet) {

@@ -59,13 +59,15 @@ impl Layout {
             IpSlice::Ipv4(v4) => usize::from(v4.header().total_len()),
             IpSlice::Ipv6(v6) => 40usize.saturating_add(usize::from(v6.header().payload_length())),
         };
-        // An IPv6 jumbogram (length field 0) is not something FTP control connections send.
-        if ip_end > packet.len() || ip_end < body.payload.len() {
+        // An IPv6 length field of 0 (a jumbogram's, RFC 2675, which FTP control connections don't
+        // send) is read by etherparse as whatever there is: then the offsets below wouldn't hold.
+        let fixed = if ip.ipv6().is_some() { 40usize } else { 20 };
+        if ip_end > packet.len() || ip_end < fixed.saturating_add(body.payload.len()) {
             return Err(Reject::Malformed);
         }
         let tcp_start = ip_end.saturating_sub(body.payload.len());
         let payload = tcp_start.saturating_add(tcp.header_slice().len());
-        if tcp_start < 20 || payload > ip_end {
+        if tcp_start < fixed || payload > ip_end {
             return Err(Reject::Malformed);
         }
         Ok(Self {

@@ -17,8 +17,9 @@ impl Session {
         let (piece, ended) = first_line(pending);
         let head = self.client.head(piece);
         let overlong = length(self.client.gone(), piece, ended) > self.policy.max_command;
-        if !overlong && !self.client.is_settled() {
-            if let Some((verb, Some(start))) = address_command(&head) {
+        if !self.client.is_settled() {
+            let address = address_command(&head).filter(|_| !overlong);
+            if let Some((verb, Some(start))) = address {
                 let start = start.saturating_sub(self.client.gone());
                 if let Some(step) = self.address_command(verb, start, piece, ended) {
                     return step;
@@ -26,6 +27,7 @@ impl Session {
             } else if let Some((verb, at, is)) = long_command(&head)
                 && is != Some(false)
             {
+                // However long the line is: that it is may show only later.
                 let at = at.saturating_sub(self.client.gone());
                 return self.long_command(verb, at, piece, is.is_some());
             }
