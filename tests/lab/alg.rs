@@ -50,6 +50,14 @@ impl Alg {
     /// # Panics
     /// If it doesn't get there.
     pub fn start<'a>(&self, net: &'a Net, flavour: Flavour) -> Running<'a> {
+        self.start_with_log(net, flavour, "debug")
+    }
+
+    /// The same with another `RUST_LOG`.
+    ///
+    /// # Panics
+    /// If it doesn't get there.
+    pub fn start_with_log<'a>(&self, net: &'a Net, flavour: Flavour, log: &str) -> Running<'a> {
         match self {
             Self::None => Running {
                 net,
@@ -69,7 +77,7 @@ impl Alg {
                 command
                     .args(["run", "--inside", net.topology().inside])
                     .args(arguments)
-                    .env("RUST_LOG", "debug")
+                    .env("RUST_LOG", log)
                     .env("RUST_BACKTRACE", "1");
                 let process = Process::spawn(command);
                 if !process.wait_for("ready", LIMIT) {
