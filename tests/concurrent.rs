@@ -1,5 +1,7 @@
 //! Many sessions at once, and what one that does nothing costs.
 
+#![allow(clippy::expect_used)]
+
 mod lab;
 
 use std::io::{BufRead, BufReader, Error, Write};
@@ -11,7 +13,7 @@ use lab::alg::Alg;
 use lab::net::Net;
 use lab::report;
 use lab::rules::{self, Flavour, Policy};
-use lab::scripted::{Control, LIMIT, Plan, Step, Verb, accept, connect, content, serving};
+use lab::scripted::{Control, LIMIT, Plan, Step, Verb, accept, connect, content, listen, serving};
 use lab::topology::Topology;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -23,8 +25,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 fn all_at_once(topology: &Topology, verb: Verb, backend: &str) {
     let net = Net::new(topology);
     rules::install(&net, Flavour::Nft, Policy::Drop, true);
-    // The server's queue of new connections is this long at most.
-    net.sysctl(topology.server, "net.core.somaxconn", "1024");
     let invalid = rules::invalid(&net, topology.router);
     let alg = Alg::under_test(&["--backend", backend]).start(&net, Flavour::Nft);
     let plan = Plan {
@@ -113,7 +113,7 @@ fn active_sessions_through_nft() {
 fn idle(net: &Net, count: usize, ask: bool) -> Vec<TcpStream> {
     let topology = net.topology();
     let listener = net
-        .within(topology.server, || TcpListener::bind(topology.listen))
+        .within(topology.server, || listen(topology.listen))
         .expect("the server's address");
     let dialogue = [
         ("", "220 ready\r\n"),

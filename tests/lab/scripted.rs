@@ -8,6 +8,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{self, Backlog};
+
 use super::net::Net;
 
 /// The limit for anything that a session without loss waits for.
@@ -244,6 +246,10 @@ pub fn peers<C: Send, S: Send>(
     })
 }
 
+/// How many connections may wait for a server that many come to at once: with the 128 that the
+/// standard library asks for, the kernel answers with SYN cookies, and forgets who then has to wait.
+const CROWD: i32 = 1024;
+
 /// Serves any number of sessions of this plan, each in a thread of its own, while `what` runs.
 ///
 /// # Panics
@@ -251,9 +257,12 @@ pub fn peers<C: Send, S: Send>(
 pub fn serving<T>(net: &Net, plan: &Plan, what: impl FnOnce() -> T) -> T {
     let topology = net.topology();
     let over = AtomicBool::new(false);
+    net.sysctl(topology.server, "net.core.somaxconn", &CROWD.to_string());
     let listener = net
-        .within(topology.server, || TcpListener::bind(topology.listen))
+        .within(topology.server, || listen(topology.listen))
         .unwrap_or_else(|error| panic!("{}: {error}", topology.listen));
+    let crowd = Backlog::new(CROWD).expect("a possible length");
+    socket::listen(&listener, crowd).expect("a listener");
     std::thread::scope(|scope| {
         let over = &over;
         scope.spawn(move || {
