@@ -33,20 +33,6 @@ const BULK: u64 = 1 << 30;
 /// How long either end waits for the other.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// No translation at all: the client dials the server's own address.
-fn routed() -> Topology {
-    let mut topology = Topology::published_server();
-    topology.name = "routed";
-    topology.dial = topology.listen;
-    topology.nat = Vec::new();
-    for host in &mut topology.hosts {
-        if host.name == topology.client {
-            host.routes = vec!["10.0.0.0/24 via 198.51.100.1"];
-        }
-    }
-    topology
-}
-
 fn ftpalg(backend: &str) -> Alg {
     Alg::Ftpalg(["--backend", backend].map(str::to_owned).to_vec())
 }
@@ -57,7 +43,7 @@ fn main() {
         return;
     }
     let kinds = [
-        ("no ALG, routed", routed(), Alg::None),
+        ("no ALG, routed", Topology::routed(), Alg::None),
         ("kernel helper", Topology::published_server(), Alg::Kernel),
         ("ftpalg nft", Topology::published_server(), ftpalg("nft")),
         (
