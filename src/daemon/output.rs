@@ -176,7 +176,7 @@ impl fmt::Display for Told<'_> {
             Report::Connected(connection) => data(f, connection),
             Report::Finished(finished) => {
                 data(f, &finished.connection)?;
-                write!(f, " closed after {:.1} s", finished.lifetime.as_secs_f64())?;
+                write!(f, " closed after {:.1} s", finished.duration.as_secs_f64())?;
                 match finished.bytes {
                     Some(bytes) => write!(f, ", {} bytes", bytes.original + bytes.reply),
                     None => Ok(()),

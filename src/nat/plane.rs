@@ -16,7 +16,7 @@ mod types;
 
 pub use types::{
     Config, Counters, DataConnection, EventSource, Finished, Parts, PinholeInfo, Report, State,
-    Tuples,
+    Transferred, Tuples,
 };
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -44,6 +44,8 @@ pub struct Plane {
     young: VecDeque<(Duration, PinholeId)>,
     look_at: Duration,
     connections: HashMap<Tuple, DataConnection>,
+    /// Of sessions that had data connections and are still there.
+    transferred: HashMap<SessionId, Transferred>,
     /// Holes that are done with, where closing takes long.
     done: Vec<Pinhole>,
     /// Holes that are being closed.
@@ -74,6 +76,7 @@ impl Plane {
             young: VecDeque::new(),
             look_at: Duration::ZERO,
             connections: HashMap::new(),
+            transferred: HashMap::new(),
             done: Vec::new(),
             closing: Vec::new(),
             stuck: HashMap::new(),
@@ -198,6 +201,7 @@ impl Plane {
         while let Some(id) = self.oldest(session) {
             holes.extend(self.forget(id).filter(|hole| hole.open));
         }
+        self.transferred.remove(&session);
         self.close(holes.into_iter().map(|hole| hole.pinhole).collect());
     }
 

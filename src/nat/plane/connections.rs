@@ -1,11 +1,15 @@
 //! Connections through pinholes: what conntrack reports of them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::{DataConnection, Finished, Plane, Report};
-use crate::nat::conntrack::{Bytes, Completeness, ConntrackEvent, Tuple};
+use super::{DataConnection, Finished, Plane, Report, Transferred};
+use crate::engine::gateway::SessionId;
+use crate::nat::conntrack::{Bytes, Completeness, ConntrackEvent, TcpState, Tuple};
 use crate::nat::pinhole::{Key, Pinhole};
+
+/// By how much conntrack's clock, which ticks, and its time stamps may differ.
+const TICK: Duration = Duration::from_millis(50);
 
 impl Plane {
     /// Learns what conntrack has reported. To be called when its events are readable; every call
@@ -29,9 +33,10 @@ impl Plane {
                     entry,
                     bytes,
                     lifetime,
+                    state,
                     ..
                 } => {
-                    self.on_conntrack_destroy(entry.original, bytes, lifetime);
+                    self.on_conntrack_destroy(entry.original, bytes, lifetime, state);
                 }
             }
         }
@@ -73,6 +78,8 @@ impl Plane {
         };
         let hole = self.forget(id)?;
         self.counters.used += 1;
+        let total = self.transferred.entry(connection.session).or_default();
+        total.data_connections += 1;
         if self.connections.len() < self.config.connections {
             self.connections.insert(original, connection);
         }
@@ -86,16 +93,39 @@ impl Plane {
         original: Tuple,
         bytes: Option<Bytes>,
         lifetime: Option<Duration>,
+        state: Option<TcpState>,
     ) -> Option<Finished> {
         let connection = self.connections.remove(&original)?;
         let known = self.now().saturating_sub(connection.started);
+        let lifetime = lifetime.unwrap_or(known);
+        let remembered = state.and_then(TcpState::remembered).unwrap_or_default();
         let finished = Finished {
             connection,
             bytes,
-            lifetime: lifetime.unwrap_or(known),
+            duration: match lifetime + TICK < remembered {
+                // Somebody made conntrack forget it.
+                true => lifetime,
+                false => lifetime.saturating_sub(remembered),
+            },
         };
+        if let Some(total) = self.transferred.get_mut(&connection.session) {
+            total.bytes = add(total.bytes, bytes);
+        }
         self.report(Report::Finished(finished));
         Some(finished)
+    }
+
+    /// What the data connections of the sessions that are there carried; sessions without any are
+    /// left out. Asks conntrack about those that exist now.
+    pub fn transferred(&mut self) -> HashMap<SessionId, Transferred> {
+        let mut all = self.transferred.clone();
+        for (tuple, connection) in &self.connections {
+            if let Some(total) = all.get_mut(&connection.session) {
+                let bytes = self.parts.tuples.bytes(tuple.src, tuple.dst);
+                total.bytes = add(total.bytes, bytes.ok().flatten());
+            }
+        }
+        all
     }
 
     /// Events were lost: compares with the kernel's list of connections.
@@ -122,7 +152,16 @@ impl Plane {
             .copied()
             .collect();
         for original in gone {
-            self.on_conntrack_destroy(original, None, None);
+            self.on_conntrack_destroy(original, None, None, None);
         }
     }
+}
+
+/// A sum of what is known.
+fn add(total: Option<u64>, bytes: Option<Bytes>) -> Option<u64> {
+    let Some(bytes) = bytes else {
+        return total;
+    };
+    let both = bytes.original.saturating_add(bytes.reply);
+    Some(total.unwrap_or(0).saturating_add(both))
 }

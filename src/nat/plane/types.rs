@@ -57,6 +57,12 @@ pub trait Tuples: Send {
     /// # Errors
     /// If it could not be asked.
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>>;
+
+    /// See [`Conntrack::bytes`].
+    ///
+    /// # Errors
+    /// If it could not be asked.
+    fn bytes(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Bytes>>;
 }
 
 impl Tuples for Conntrack {
@@ -66,6 +72,10 @@ impl Tuples for Conntrack {
 
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
         Self::marked(self, mark)
+    }
+
+    fn bytes(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Bytes>> {
+        Self::bytes(self, src, dst)
     }
 }
 
@@ -164,8 +174,20 @@ pub struct Finished {
     pub connection: DataConnection,
     /// What it carried, where conntrack counts.
     pub bytes: Option<Bytes>,
-    /// How long conntrack knew it: includes the time that it remembers closed connections.
-    pub lifetime: Duration,
+    /// How long it lasted. Where the kernel doesn't tell how it ended (before Linux 5.12), this
+    /// includes the time for which conntrack remembers closed connections, two minutes as a rule;
+    /// and up to a minute more everywhere, since conntrack forgets when it gets to it.
+    pub duration: Duration,
+}
+
+/// The data connections of a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Transferred {
+    /// How many there were, those that exist now included.
+    pub data_connections: u64,
+    /// Bytes of both directions with IP headers, those of connections that exist now included.
+    /// `None` where conntrack doesn't count them.
+    pub bytes: Option<u64>,
 }
 
 /// Something that happened outside of any packet's handling.
