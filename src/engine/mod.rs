@@ -8,6 +8,7 @@
 mod announce;
 mod config;
 mod flow;
+mod range;
 mod second;
 mod stats;
 
@@ -254,6 +255,10 @@ impl Engine {
         let known = Known {
             v6: ends.inside.is_ipv6(),
             connects_early: self.early.contains(&server),
+            implicit: self
+                .config
+                .implicit_ports
+                .contains(&segment.source().port()),
         };
         let flow = Flow::new(id, syn.side, syn.hello, hello, known, &mut cx);
         let (client, server) = flow.client_and_server(&ends);

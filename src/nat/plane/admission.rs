@@ -39,8 +39,9 @@ impl Plane {
                 to,
             };
             let hole = self.by_key.get(&key).and_then(|id| self.holes.get(id));
+            let elsewhere = self.is_in_range_of_other(key, request.land.ip());
             match hole {
-                _ if listening => Holder::Other,
+                _ if listening || elsewhere => Holder::Other,
                 None => Holder::Nobody,
                 Some(hole) if hole.session != request.session => Holder::Other,
                 // The same announcement anew: the hole is replaced in any case.
