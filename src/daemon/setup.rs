@@ -17,7 +17,7 @@ use crate::nat::conntrack::{Conntrack, Events};
 use crate::nat::pinhole::Key;
 use crate::nat::plane::{self, Parts, Plane};
 use crate::nat::ports::{Listeners, PortRange};
-use crate::nat::rules::{Inside, KernelTables, Rules, RulesError, Steering};
+use crate::nat::rules::{Inside, KernelTables, Published, Rules, RulesError, Steering};
 use crate::nat::tables;
 use crate::nat::xtables::tools::Tools;
 use crate::queue::nfq::NfqQueue;
@@ -124,9 +124,11 @@ impl Steered {
         Ok(())
     }
 
-    /// Whether the rules are ours to place.
-    pub(super) fn manages(&self) -> bool {
-        self.manage
+    /// What isn't in place of the rules that are ours to place, and which ports the user's own rules
+    /// publish.
+    pub(super) fn look(&self) -> Result<(Vec<String>, Vec<Published>), RulesError> {
+        let steering = self.manage.then_some(&self.steering);
+        self.host().rules.look(steering)
     }
 
     /// Whether anything of ours is in iptables-legacy.

@@ -119,6 +119,10 @@ pub(super) fn decide(
     }
     let reserved = match gateway.reserve(&request) {
         Ok(reserved) => reserved,
+        // What is written there would lead nowhere, or to somebody else.
+        Err(error @ (Error::NoPort(_) | Error::Limit(_))) => {
+            return Decision::Refuse(error.to_string());
+        }
         Err(error) => return Decision::Leave(error.to_string()),
     };
     if said.mode == Mode::Passive

@@ -27,6 +27,7 @@ use std::time::Duration;
 use super::conntrack::{Entry, Tuple};
 use super::pinhole::{Key, Pinhole};
 use super::ports::Listeners;
+use super::rules::Published;
 use crate::engine::gateway::{Error, Mode, PinholeId, Request, Reservation, SessionId};
 use ranges::Ranges;
 
@@ -55,6 +56,7 @@ pub struct Plane {
     retry_at: Duration,
     clients: HashMap<IpAddr, admission::Rate>,
     listeners: Option<(Duration, Listeners)>,
+    user_ports: Vec<Published>,
     reports: VecDeque<Report>,
     counters: Counters,
     last_id: u64,
@@ -82,6 +84,7 @@ impl Plane {
             retry_at: Duration::ZERO,
             clients: HashMap::new(),
             listeners: None,
+            user_ports: Vec::new(),
             reports: VecDeque::new(),
             counters: Counters::default(),
             last_id: 0,
