@@ -17,3 +17,5 @@ mod arena;
 mod bounce;
 #[path = "attacks/echo.rs"]
 mod echo;
+#[path = "attacks/slipstream.rs"]
+mod slipstream;
