@@ -5,160 +5,21 @@
 
 mod lab;
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::Read;
+use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use lab::alg::{Alg, Running};
+use lab::alg::Alg;
+use lab::gateway::{
+    Control, FTPALG, HOSTS, LIMIT, download, ftpalg, gateway, refused, start, status,
+};
 use lab::net::Net;
-use lab::process::{Finished, run};
 use lab::rules::{self, Flavour, Policy};
 use lab::server::{Config, Kind, Server, content};
-use lab::topology::Topology;
-
-const FTPALG: &str = env!("CARGO_BIN_EXE_ftpalg");
-const LIMIT: Duration = Duration::from_secs(15);
-/// Both backends beside both flavours of the user's rules.
-const HOSTS: [(&str, Flavour); 4] = [
-    ("nft", Flavour::Nft),
-    ("nft", Flavour::Legacy),
-    ("iptables", Flavour::Nft),
-    ("iptables", Flavour::Legacy),
-];
-
-/// A published server behind a gateway with the user's rules.
-fn gateway(policy: Policy, flavour: Flavour) -> Net {
-    let net = Net::new(&Topology::published_server());
-    rules::install(&net, flavour, policy, true);
-    net
-}
-
-fn start<'a>(net: &'a Net, backend: &str, flavour: Flavour) -> Running<'a> {
-    Alg::Ftpalg(vec!["--backend".into(), backend.into()]).start(net, flavour)
-}
-
-/// `ftpalg` with these arguments on the gateway.
-fn ftpalg(net: &Net, words: &[&str]) -> Finished {
-    let mut command = net.command(net.topology().router, FTPALG);
-    command.args(words);
-    run(command, LIMIT)
-}
-
-#[track_caller]
-fn refused(finished: &Finished, code: i32, part: &str) {
-    let status = finished.status.and_then(|status| status.code());
-    assert!(
-        status == Some(code) && finished.log.lines().count() == 1 && finished.log.contains(part),
-        "code {code} and one line with {part:?} expected: {finished}"
-    );
-}
-
-fn status(net: &Net) -> Value {
-    let finished = ftpalg(net, &["status", "--json"]).must();
-    serde_json::from_str(&finished.stdout).unwrap()
-}
-
-/// A download by curl, which is to work.
-fn download(net: &Net, server: &Server, options: &[&str]) -> Finished {
-    let topology = net.topology();
-    let mut command = net.command(topology.client, "curl");
-    let login = server.login();
-    command
-        .args(["-sS", "-v", "--noproxy", "*", "--no-ftp-skip-pasv-ip"])
-        .args(["--disable-epsv", "--max-time", "8", "-o", "got"])
-        .args(["--user", &format!("{}:{}", login.user, login.password)])
-        .args(options)
-        .arg(format!("ftp://{}/{}", topology.dial, Server::SECOND));
-    let finished = run(command, LIMIT);
-    let got = std::fs::read(net.directory().join("got")).unwrap_or_default();
-    drop(std::fs::remove_file(net.directory().join("got")));
-    if finished.ok() {
-        assert!(got == std::fs::read(server.path(Server::SECOND)).unwrap());
-    }
-    finished
-}
-
-/// One end of a control connection, line by line.
-struct Control(BufReader<TcpStream>);
-
-impl Control {
-    fn new(stream: TcpStream) -> Self {
-        stream.set_read_timeout(Some(LIMIT)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Self(BufReader::new(stream))
-    }
-
-    fn dial(net: &Net) -> Self {
-        let dial = net.topology().dial;
-        Self::new(net.within(net.topology().client, || {
-            TcpStream::connect_timeout(&dial, LIMIT).unwrap()
-        }))
-    }
-
-    fn send(&mut self, line: &str) {
-        self.0.get_mut().write_all(line.as_bytes()).unwrap();
-    }
-
-    fn read(&mut self) -> String {
-        let mut line = String::new();
-        self.0.read_line(&mut line).unwrap();
-        line
-    }
-
-    /// The last line of the next reply.
-    fn reply(&mut self) -> String {
-        loop {
-            let line = self.read();
-            assert!(!line.is_empty(), "the control connection ended");
-            if line.as_bytes().get(3) == Some(&b' ') {
-                return line;
-            }
-        }
-    }
-
-    #[track_caller]
-    fn ask(&mut self, line: &str, code: &str) -> String {
-        self.send(line);
-        let reply = self.reply();
-        assert!(reply.starts_with(code), "{line:?}: {reply:?}");
-        reply
-    }
-
-    fn log_in(&mut self, server: &Server) {
-        assert!(self.reply().starts_with("220"));
-        let login = server.login();
-        // Some ask anonymous users for no password.
-        let asked = self.ask(&format!("USER {}\r\n", login.user), "");
-        if !asked.starts_with("230") {
-            self.ask(&format!("PASS {}\r\n", login.password), "230");
-        }
-        self.ask("TYPE I\r\n", "200");
-    }
-
-    /// Sends `PASV` and connects to what the reply says.
-    fn passive(&mut self, net: &Net) -> TcpStream {
-        let reply = self.ask("PASV\r\n", "227");
-        let numbers: Vec<u16> = reply[3..]
-            .split(|c: char| !c.is_ascii_digit())
-            .filter_map(|n| n.parse().ok())
-            .collect();
-        let [a, b, c, d, high, low] = numbers[..] else {
-            panic!("{reply:?}");
-        };
-        let to: SocketAddr = format!("{a}.{b}.{c}.{d}:{}", high << 8 | low)
-            .parse()
-            .unwrap();
-        let data = net.within(net.topology().client, || {
-            TcpStream::connect_timeout(&to, LIMIT).unwrap()
-        });
-        data.set_read_timeout(Some(LIMIT)).unwrap();
-        data
-    }
-}
 
 /// A server's connection attempt that passed before there was a pinhole stays in conntrack for two
 /// minutes. The next attempt from the server's one source port to the same port of the client's

@@ -17,7 +17,7 @@ pub(super) fn show(format: Format) -> Result<ExitCode, Failure> {
 }
 
 /// What is shown first, in this order.
-const LINES: [Column; 17] = [
+const LINES: [Column; 18] = [
     ("in place", "in_place", text),
     ("missing", "missing", text),
     ("inside", "inside", text),
@@ -32,6 +32,7 @@ const LINES: [Column; 17] = [
     ("mark", "mark", hex),
     ("data ports", "data_ports", text),
     ("pinholes wait", "deadline", span),
+    ("bytes counted", "accounting", text),
     ("lines lost", "lines_lost", text),
     ("running for", "uptime", span),
     ("pid", "pid", text),

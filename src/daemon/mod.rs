@@ -11,6 +11,7 @@ pub mod shared;
 pub mod status;
 pub mod worker;
 
+mod guard;
 mod lifetime;
 mod setup;
 
@@ -29,6 +30,7 @@ use crate::queue::nfq::NfqQueue;
 
 use config::Config;
 use control::{Answerer, BindError, ControlSocket};
+use guard::Guard;
 use lifetime::{Ending, Lifetime};
 use output::Output;
 use setup::Steered;
@@ -111,8 +113,13 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
         shared: Arc::clone(&shared),
         there: true,
     };
+    let guard = Guard::new(&steered, &shared);
     shared.with(Plane::install)?;
     steered.install()?;
+    match steered.look() {
+        Ok((_, published)) => shared.with(|plane| plane.avoid(published)),
+        Err(e) => log::info!("ports that your own rules publish aren't avoided: {e}"),
+    }
     let status = Arc::new(Status::new(config, &steered, &shared, &workers));
     for line in status.greeting() {
         output.line(line);
@@ -120,6 +127,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     lifetime.thread("control", move || {
         socket.serve(&(Arc::new(move |request| status.answer(request)) as Arc<Answerer>));
     })?;
+    lifetime.thread("guard", move || guard.serve())?;
     output.flush(DRAIN);
     notify(sd_notify::NotifyState::Ready);
 
@@ -150,8 +158,10 @@ fn start_threads(
     mark: Mark,
 ) -> Result<(), Error> {
     for (worker, queue) in workers.iter().zip(queues) {
+        let mut others = workers.to_vec();
+        others.retain(|other| !Arc::ptr_eq(other, worker));
         let (worker, shared) = (Arc::clone(worker), Arc::clone(shared));
-        lifetime.thread("worker", move || worker.serve(queue, &shared))?;
+        lifetime.thread("worker", move || worker.serve(queue, &shared, &others))?;
     }
     let (house, rooms) = (Arc::clone(shared), workers.to_vec());
     let mut asked = Conntrack::open().map_err(|source| Error::System {

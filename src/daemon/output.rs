@@ -181,7 +181,7 @@ impl fmt::Display for Told<'_> {
             Report::Connected(connection) => data(f, connection),
             Report::Finished(finished) => {
                 data(f, &finished.connection)?;
-                write!(f, " closed after {:.1} s", finished.lifetime.as_secs_f64())?;
+                write!(f, " closed after {:.1} s", finished.duration.as_secs_f64())?;
                 match finished.bytes {
                     Some(bytes) => write!(f, ", {} bytes", bytes.original + bytes.reply),
                     None => Ok(()),
@@ -191,6 +191,11 @@ impl fmt::Display for Told<'_> {
                 f,
                 "session {} pinhole {} -> {} => {} not used in time",
                 hole.session.0, hole.from, hole.to, hole.land
+            ),
+            Report::Restored { missing } => write!(
+                f,
+                "rules were removed by somebody else; they are back ({})",
+                missing.join("; ").escape_debug()
             ),
             Report::MissedEvents => f.write_str("conntrack events were missed; looked again"),
         }

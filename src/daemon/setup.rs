@@ -17,7 +17,7 @@ use crate::nat::conntrack::{Conntrack, Events};
 use crate::nat::pinhole::Key;
 use crate::nat::plane::{self, Parts, Plane};
 use crate::nat::ports::Listeners;
-use crate::nat::rules::{Inside, KernelTables, Rules, RulesError, Steering};
+use crate::nat::rules::{Inside, KernelTables, Published, Rules, RulesError, Steering};
 use crate::nat::tables;
 use crate::nat::xtables::tools::Tools;
 use crate::queue::nfq::NfqQueue;
@@ -56,7 +56,13 @@ pub(super) struct Steered {
     /// How the inside was found, a line each, where it had to be.
     pub(super) found: Vec<String>,
     manage: bool,
-    rules: Mutex<Rules>,
+    host: Mutex<Host>,
+}
+
+struct Host {
+    rules: Rules,
+    /// Nothing is installed any more.
+    closing: bool,
 }
 
 impl Steered {
@@ -86,7 +92,10 @@ impl Steered {
             steering,
             found,
             manage,
-            rules: Mutex::new(rules),
+            host: Mutex::new(Host {
+                rules,
+                closing: false,
+            }),
         })
     }
 
@@ -95,7 +104,7 @@ impl Steered {
         if !self.manage {
             return Ok(());
         }
-        let installed = self.rules().install(&self.steering)?;
+        let installed = self.host().rules.install(&self.steering)?;
         for place in &installed.places {
             log::info!("rules installed in {place} ({})", installed.choice.why);
         }
@@ -105,21 +114,45 @@ impl Steered {
         Ok(())
     }
 
+    /// Puts the rules back that somebody else removed. Nothing happens any more once they were
+    /// removed by [`remove`](Self::remove).
+    pub(super) fn restore(&self) -> Result<(), RulesError> {
+        let mut host = self.host();
+        if self.manage && !host.closing {
+            host.rules.restore(&self.steering)?;
+        }
+        Ok(())
+    }
+
+    /// What isn't in place of the rules that are ours to place, and which ports the user's own rules
+    /// publish.
+    pub(super) fn look(&self) -> Result<(Vec<String>, Vec<Published>), RulesError> {
+        let steering = self.manage.then_some(&self.steering);
+        self.host().rules.look(steering)
+    }
+
+    /// Whether anything of ours is in iptables-legacy.
+    pub(super) fn in_legacy(&self) -> bool {
+        self.host().rules.in_legacy()
+    }
+
     /// Removes the rules, unless somebody else does.
     pub(super) fn remove(&self) -> Result<(), RulesError> {
+        let mut host = self.host();
+        host.closing = true;
         if self.manage {
-            self.rules().remove()?;
+            host.rules.remove()?;
         }
         Ok(())
     }
 
     /// What isn't in place.
     pub(super) fn missing(&self) -> Result<Vec<String>, RulesError> {
-        self.rules().verify(&self.steering)
+        self.host().rules.verify(&self.steering)
     }
 
-    fn rules(&self) -> std::sync::MutexGuard<'_, Rules> {
-        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+    fn host(&self) -> std::sync::MutexGuard<'_, Host> {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -119,6 +119,21 @@ impl Shared {
         state.plane.remove()
     }
 
+    /// Puts the backend's objects back, which somebody else removed, and the pinholes that are
+    /// open. Nothing happens any more once the plane is closed.
+    ///
+    /// # Errors
+    /// What the backend says.
+    pub fn restore(&self) -> Result<(), BackendError> {
+        let mut state = self.lock();
+        if state.closing {
+            return Ok(());
+        }
+        let restored = state.plane.install();
+        self.settle(&mut state);
+        restored
+    }
+
     /// Closes pinholes at their deadlines for as long as the process lives, and calls `also` every
     /// `every` for as long as it says that it is needed, and after a session opened. Sleeps else.
     ///

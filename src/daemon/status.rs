@@ -3,7 +3,7 @@
 //! | question | `--json` answer |
 //! |---|---|
 //! | `status` | one object: the fields of `Report` below; `queues` is a list of `Queue`, `counters` are those of [`engine::Stats`](crate::engine::Stats), `nat` those of [`plane::Counters`] |
-//! | `sessions` | a list of [`SessionInfo`], ordered by `id` |
+//! | `sessions` | a list of [`SessionInfo`] with [`Transferred`](plane::Transferred), ordered by `id` |
 //! | `pinholes` | a list of [`PinholeInfo`](plane::PinholeInfo): pending ones first, then data connections, each ordered by `id` |
 //!
 //! Times are whole seconds, addresses are text (`10.0.0.2:21`, `[fd00::2]:21`), counters start at 0
@@ -15,7 +15,8 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::engine::{SessionInfo, Stats};
-use crate::nat::plane;
+use crate::nat::conntrack::Events;
+use crate::nat::plane::{self, Plane};
 use crate::queue::kernel;
 
 use super::config::{Config, RulesMode};
@@ -55,6 +56,8 @@ struct Report<'a> {
     data_ports: Option<String>,
     /// Seconds that a pinhole waits.
     deadline: u64,
+    /// Whether conntrack counts the bytes of data connections.
+    accounting: bool,
     /// Control connections now.
     sessions: usize,
     /// Pinholes that are reserved or open.
@@ -69,6 +72,15 @@ struct Report<'a> {
     nat: plane::Counters,
     /// Lines that were not printed because the reader stalled.
     lines_lost: u64,
+}
+
+/// A control connection, and its data connections.
+#[derive(Debug, Serialize)]
+struct SessionReport {
+    #[serde(flatten)]
+    session: SessionInfo,
+    #[serde(flatten)]
+    transferred: plane::Transferred,
 }
 
 /// One queue. What the kernel counts is `null` for other users than root.
@@ -119,7 +131,7 @@ impl Status {
     pub(super) fn answer(&self, request: Request) -> Reply {
         let value = match request {
             Request::Status => serde_json::to_value(self.report()),
-            Request::Sessions => serde_json::to_value(self.sessions()),
+            Request::Sessions => serde_json::to_value(self.session_reports()),
             Request::Pinholes => serde_json::to_value(self.shared.with(|plane| plane.pinholes())),
         };
         match value {
@@ -169,6 +181,15 @@ impl Status {
         all
     }
 
+    fn session_reports(&self) -> Vec<SessionReport> {
+        let transferred = self.shared.with(Plane::transferred);
+        let report = |session: SessionInfo| SessionReport {
+            transferred: transferred.get(&session.id).copied().unwrap_or_default(),
+            session,
+        };
+        self.sessions().into_iter().map(report).collect()
+    }
+
     fn report(&self) -> Report<'_> {
         let steering = &self.steered.steering;
         let missing = self.missing();
@@ -192,6 +213,7 @@ impl Status {
             mark: steering.mark.bit(),
             data_ports: self.config.data_ports.map(|range| range.to_string()),
             deadline: self.config.deadline.as_secs(),
+            accounting: Events::counts_bytes(),
             sessions: self.sessions().len(),
             pinholes: pinholes.len() - used,
             data_connections: used,

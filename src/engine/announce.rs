@@ -7,7 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::config::Config;
-use super::gateway::{Gateway, Mode, PinholeId, Request, SessionId};
+use super::gateway::{Error, Gateway, Mode, PinholeId, Request, SessionId};
 use super::{Endpoints, Side};
 use crate::ftp::hostport;
 use crate::ftp::session::{Announcement, Form};
@@ -76,7 +76,8 @@ pub(super) fn decide(
         to: reachable,
         land,
         as_source: Some(mine.dst.ip()).filter(|seen| *seen != peers.src.ip()),
-        published: side == Side::Egress && (reachable != own || advertised.is_some()),
+        published: reachable != own || advertised.is_some(),
+        from_range: side == Side::Egress,
     };
     let public = advertised.unwrap_or(reachable);
     if public.is_ipv6() && said.form == Form::HostPort {
@@ -84,6 +85,10 @@ pub(super) fn decide(
     }
     let reserved = match gateway.reserve(&request) {
         Ok(reserved) => reserved,
+        // What is written there would lead nowhere, or to somebody else.
+        Err(error @ (Error::NoPort(_) | Error::Limit(_))) => {
+            return Decision::Refuse(error.to_string());
+        }
         Err(error) => return Decision::Leave(error.to_string()),
     };
     if said.mode == Mode::Passive

@@ -6,13 +6,20 @@ use std::time::Duration;
 use super::announce::{self, Decision};
 use super::config::Config;
 use super::event::Event;
-use super::gateway::{Gateway, PinholeId, SessionId};
+use super::gateway::{Gateway, Mode, PinholeId, SessionId};
 use super::second::Second;
 use super::stats::{SessionInfo, Stats};
 use super::{Endpoints, Side};
 use crate::ftp::session::{Announcement, Outcome, Peer, Session, Step};
 use crate::stream::{Emit, Half, Intake, Overflow, Seq};
 use crate::wire::{Flags, SackBlock, Segment, SegmentMut, for_each_sack};
+
+/// Goes out in place of a `227` or `229` up to the end of its address, where no data connection can
+/// be had; the rest of the server's line follows, a closing bracket as a rule. RFC 959 knows 425 as
+/// an answer to transfer commands only, but clients go by the first digit (RFC 1123 §4.1.2.11).
+const REFUSAL: &[u8] = b"425 Can't open data connection (no port is free";
+/// In place of the address alone: no client can read one from it.
+const NO_ADDRESS: &[u8] = b"no port is free";
 
 /// What the handshake said about one end.
 #[derive(Clone, Copy, Debug)]
@@ -504,7 +511,7 @@ impl Flow {
             } => {
                 forward.pass(at, &limits)?;
                 forward.replace(len, &text, &limits)?;
-                if said.mode == crate::engine::gateway::Mode::Active {
+                if said.mode == Mode::Active {
                     let superseded = self.active.replace(hole).filter(|old| *old != hole);
                     if let Some(superseded) = superseded
                         && !self.session.active_is_open()
@@ -533,6 +540,20 @@ impl Flow {
                 forward.pass(at.saturating_add(len), &limits)?;
                 self.session.announced(peer, Outcome::PassedUnmodified);
                 self.count_refusal(said.verb, why, false, cx);
+            }
+            Decision::Refuse(why) if said.mode == Mode::Passive => {
+                let head = forward.pending().get(..at).unwrap_or_default();
+                // The end of a reply of several lines must keep its code (RFC 959 §4.2).
+                let whole = head.starts_with(said.verb.as_bytes()) && self.session.begins_reply();
+                let (at, len, text) = match whole {
+                    true => (0, at.saturating_add(len), REFUSAL),
+                    false => (at, len, NO_ADDRESS),
+                };
+                let [forward, _] = self.both(side);
+                forward.pass(at, &limits)?;
+                forward.replace(len, text, &limits)?;
+                self.session.announced(peer, Outcome::Refused);
+                self.count_refusal(said.verb, why, true, cx);
             }
             Decision::Refuse(why) => {
                 // Not an address any more, so the server answers with a syntax error itself.

@@ -210,6 +210,12 @@ impl Session {
         self.connects_early
     }
 
+    /// Whether the server's last line isn't one of several of a reply.
+    #[must_use]
+    pub fn begins_reply(&self) -> bool {
+        self.multi.is_none()
+    }
+
     fn may_open(&self) -> bool {
         self.logged_in || !self.policy.require_login
     }

@@ -24,6 +24,7 @@ const GROUPS: u32 = 1 | 1 << 2;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
 const CTA_MARK: u16 = 8;
 const CTA_COUNTERS_ORIG: u16 = 9;
 const CTA_COUNTERS_REPLY: u16 = 10;
@@ -48,6 +49,9 @@ const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_COUNTERS_BYTES: u16 = 2;
+/// `CTA_PROTOINFO_TCP`, `CTA_PROTOINFO_TCP_STATE`.
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_TIMESTAMP_START: u16 = 1;
 const CTA_TIMESTAMP_STOP: u16 = 2;
 
@@ -98,7 +102,32 @@ pub enum ConntrackEvent {
         bytes: Option<Bytes>,
         /// How long it existed, where `net.netfilter.nf_conntrack_timestamp` is on.
         lifetime: Option<Duration>,
+        /// How far its end had come when it was forgotten, where the kernel tells (Linux 5.12).
+        state: Option<TcpState>,
     },
+}
+
+/// `enum tcp_conntrack`: how far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpState(pub u8);
+
+impl TcpState {
+    /// For how long conntrack still remembers a connection that came so far and no further: the
+    /// sysctl of the calling thread's network namespace. `None` for one that hadn't begun to end.
+    #[must_use]
+    pub fn remembered(self) -> Option<Duration> {
+        let name = match self.0 {
+            4 => "fin_wait",
+            5 => "close_wait",
+            6 => "last_ack",
+            7 => "time_wait",
+            8 => "close",
+            _ => return None,
+        };
+        let path = format!("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{name}");
+        let seconds = std::fs::read_to_string(path).ok()?.trim().parse().ok()?;
+        Some(Duration::from_secs(seconds))
+    }
 }
 
 /// Bytes that a connection carried, IP headers included.
@@ -160,6 +189,22 @@ impl Conntrack {
     /// # Errors
     /// `InvalidInput` for addresses of different families, and what the kernel says.
     pub fn lookup(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Entry>> {
+        match self.find(src, dst, parse_entry)? {
+            Some(Some(entry)) => Ok(Some(entry)),
+            Some(None) => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the kernel's conntrack entry can't be read",
+            )),
+            None => Ok(None),
+        }
+    }
+
+    fn find<T>(
+        &mut self,
+        src: SocketAddr,
+        dst: SocketAddr,
+        read: impl FnOnce(&Message<'_>) -> T,
+    ) -> io::Result<Option<T>> {
         if src.is_ipv4() != dst.is_ipv4() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -170,15 +215,21 @@ impl Conntrack {
             // Either direction is found, whichever attribute carries it.
             attrs: Box::new(move |b| put_tuple(b, CTA_TUPLE_ORIG, src, dst)),
         };
-        match self.socket.get(&request, parse_entry) {
-            Ok(Some(entry)) => Ok(Some(entry)),
-            Ok(None) => Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the kernel's conntrack entry can't be read",
-            )),
+        match self.socket.get(&request, read) {
+            Ok(found) => Ok(Some(found)),
             Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// What a connection with this direction has carried so far; `None` if there is none, or
+    /// `net.netfilter.nf_conntrack_acct` was off when it began.
+    ///
+    /// # Errors
+    /// As [`lookup`](Self::lookup).
+    pub fn bytes(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Bytes>> {
+        let found = self.find(src, dst, parse_bytes)?;
+        Ok(found.flatten())
     }
 
     /// All TCP connections that carry the mark.
@@ -287,6 +338,13 @@ impl Events {
         Some(text.trim() != "0")
     }
 
+    /// Whether new connections' bytes are counted (`net.netfilter.nf_conntrack_acct`).
+    #[must_use]
+    pub fn counts_bytes() -> bool {
+        std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_acct")
+            .is_ok_and(|text| text.trim() != "0")
+    }
+
     /// Adds everything that happened since the last call to `out`, without waiting.
     ///
     /// # Errors
@@ -366,6 +424,7 @@ fn parse_event(message: &Message<'_>, wanted: Mark) -> Option<ConntrackEvent> {
         id,
         bytes: parse_bytes(message),
         lifetime: parse_lifetime(message),
+        state: parse_state(message),
     })
 }
 
@@ -425,6 +484,13 @@ fn parse_bytes(message: &Message<'_>) -> Option<Bytes> {
     })
 }
 
+fn parse_state(message: &Message<'_>) -> Option<TcpState> {
+    let tcp = message.attrs().find(CTA_PROTOINFO)?.nested();
+    let state = tcp.find(CTA_PROTOINFO_TCP)?.nested();
+    let state = state.find(CTA_PROTOINFO_TCP_STATE)?;
+    state.value.first().copied().map(TcpState)
+}
+
 fn parse_lifetime(message: &Message<'_>) -> Option<Duration> {
     let times = message.attrs().find(CTA_TIMESTAMP)?.nested();
     let start = times.find(CTA_TIMESTAMP_START)?.be64()?;
@@ -460,6 +526,11 @@ mod tests {
             b.be64(CTA_TIMESTAMP_START, 1_000_000_000)
                 .be64(CTA_TIMESTAMP_STOP, 3_500_000_000);
         });
+        b.nest(CTA_PROTOINFO, |b| {
+            b.nest(CTA_PROTOINFO_TCP, |b| {
+                b.bytes(CTA_PROTOINFO_TCP_STATE, &[7]);
+            });
+        });
         b.be32(CTA_MARK, mark).be32(CTA_ID, 77);
         b.finish().unwrap()
     }
@@ -493,6 +564,7 @@ mod tests {
                         reply: 5_000_000_000,
                     }),
                     lifetime: Some(Duration::from_millis(2500)),
+                    state: Some(TcpState(7)),
                 })
             );
         }

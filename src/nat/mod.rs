@@ -2,7 +2,8 @@
 //!
 //! [`pinhole`] says what a data connection's hole is; [`conntrack`] asks the kernel how the two
 //! ends of a control connection see each other; [`ports`] chooses public ports; the [`backend`]s put
-//! holes into the kernel; [`plane`] keeps track of them all. [`tables`] tells who else uses nf_tables.
+//! holes into the kernel; [`plane`] keeps track of them all. [`tables`] tells who else uses nf_tables;
+//! [`watch`] notices that somebody changes rules.
 
 pub mod backend;
 pub mod conntrack;
@@ -11,4 +12,5 @@ pub mod plane;
 pub mod ports;
 pub mod rules;
 pub mod tables;
+pub mod watch;
 pub mod xtables;

@@ -13,6 +13,8 @@ pub struct TableInfo {
     pub family: u8,
     /// Its name.
     pub name: String,
+    /// Its handle: no other table ever has the same.
+    pub handle: u64,
     /// How many chains, sets and other objects it holds.
     pub objects: u32,
     /// The netlink port of the socket that owns it, where it has an owner.
@@ -28,6 +30,8 @@ pub struct ChainInfo {
     pub table: String,
     /// Its name.
     pub name: String,
+    /// Its handle: no other chain of its table ever has the same.
+    pub handle: u64,
     /// Where it is hooked in; `None` for chains that are only jumped to.
     pub base: Option<BaseChain>,
     /// How many rules it has; for other than base chains, plus those that jump to it.
@@ -129,6 +133,7 @@ fn parse_table(message: &Message<'_>) -> Option<TableInfo> {
     Some(TableInfo {
         family: message.family(),
         name: find(attr::TABLE_NAME)?.text()?.to_owned(),
+        handle: find(attr::TABLE_HANDLE)?.be64()?,
         objects: find(attr::TABLE_USE)?.be32()?,
         owner: find(attr::TABLE_OWNER).and_then(|attr| attr.be32()),
     })
@@ -153,6 +158,7 @@ fn parse_chain(message: &Message<'_>) -> Option<ChainInfo> {
         family: message.family(),
         table: text(attr::CHAIN_TABLE)?,
         name: text(attr::CHAIN_NAME)?,
+        handle: find(attr::CHAIN_HANDLE)?.be64()?,
         base,
         rules: find(attr::CHAIN_USE)?.be32()?,
     })
@@ -169,6 +175,7 @@ mod tests {
         b.message(msg::NEW_CHAIN, 0, 1, 2, 0)
             .text(attr::CHAIN_TABLE, "filter")
             .text(attr::CHAIN_NAME, "FORWARD")
+            .be64(attr::CHAIN_HANDLE, 3)
             .nest(attr::CHAIN_HOOK, |b| {
                 b.be32(attr::HOOK_NUM, 2)
                     .be32(attr::HOOK_PRIORITY, (-5i32).cast_unsigned());
@@ -183,6 +190,7 @@ mod tests {
                 family: 2,
                 table: "filter".into(),
                 name: "FORWARD".into(),
+                handle: 3,
                 base: Some(BaseChain {
                     kind: "filter".into(),
                     hook: 2,

@@ -24,6 +24,10 @@ pub mod msg {
     pub const DEL_CHAIN: u16 = SUBSYSTEM | 5;
     /// Adds a rule.
     pub const NEW_RULE: u16 = SUBSYSTEM | 6;
+    /// Asks for rules.
+    pub const GET_RULE: u16 = SUBSYSTEM | 7;
+    /// Deletes rules.
+    pub const DEL_RULE: u16 = SUBSYSTEM | 8;
     /// Makes a set or map.
     pub const NEW_SET: u16 = SUBSYSTEM | 9;
     /// Adds elements.
@@ -44,12 +48,16 @@ pub mod attr {
     pub const TABLE_FLAGS: u16 = 2;
     /// How many objects the table holds.
     pub const TABLE_USE: u16 = 3;
+    /// The table's handle.
+    pub const TABLE_HANDLE: u16 = 4;
     /// Free for programs: `nft` keeps comments there.
     pub const TABLE_USERDATA: u16 = 6;
     /// The netlink port of the table's owner.
     pub const TABLE_OWNER: u16 = 7;
     /// `NFTA_CHAIN_*`
     pub const CHAIN_TABLE: u16 = 1;
+    /// The chain's handle.
+    pub const CHAIN_HANDLE: u16 = 2;
     /// The chain's name.
     pub const CHAIN_NAME: u16 = 3;
     /// Hook of a base chain.

@@ -1,6 +1,6 @@
 //! Real FTP clients, each in the ways that matter to a gateway.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -265,7 +265,10 @@ impl Run<'_> {
             self.login.user,
             self.login.password,
             self.job.dial.port(),
-            self.job.dial.ip(),
+            match self.job.dial.ip() {
+                IpAddr::V4(ip) => ip.to_string(),
+                IpAddr::V6(ip) => format!("[{ip}]"),
+            },
         );
         for file in &self.job.downloads {
             script += &format!("get {file}; ");
@@ -382,15 +385,21 @@ ftp.quit()
 
     fn compare(&self, listing: &str, log: &str, uploads: bool) -> Result<Done, String> {
         let wrong = |what: String| Err(format!("{what}; the client said:\n{}", log.trim_end()));
+        // With IPv6 all clients use the extended ones (RFC 2428).
+        let verb = match self.client.mode() {
+            Mode::Passive if self.job.dial.is_ipv6() => "EPSV",
+            Mode::Active if self.job.dial.is_ipv6() => "EPRT",
+            _ => self.client.verb(),
+        };
         // Each client marks what it sends in one of these ways.
         let said = |line: &str| {
             let sent = ["> ", "Cmd: ", "*cmd* "]
                 .iter()
                 .any(|mark| line.contains(mark));
-            sent && line.contains(self.client.verb())
+            sent && line.contains(verb)
         };
         if !log.lines().any(said) {
-            return wrong(format!("it never said {}", self.client.verb()));
+            return wrong(format!("it never said {verb}"));
         }
         for name in [Server::SMALL, Server::SECOND] {
             if !listing.contains(name) {

@@ -7,11 +7,13 @@
 //! | [`net`] | a topology brought to life, and its removal however the test ends |
 //! | [`rules`] | the user's own firewall and NAT rules, snapshots of them, conntrack counters |
 //! | [`alg`] | what stands on the gateway: nothing, the kernel's helper, `ftpalg` |
+//! | [`gateway`] | a published server behind `ftpalg`, sessions line by line |
 //! | [`capture`] | what passes an interface |
 //! | [`counters`] | what a host's TCP has counted |
 //! | [`server`], [`client`] | real FTP programs, each with its own way of being told what to do |
 //! | [`scripted`] | a client and a server that cut their lines as they are told |
 //! | [`scenario`] | all of it together, and what is expected with and without an ALG |
+//! | [`stations`] | networks with any gateways, clients and servers, run with each backend |
 //! | [`weather`] | a router that loses, delays, swaps and repeats packets |
 //! | [`report`] | tables for people, in `target/lab-report/` |
 //!
@@ -25,6 +27,7 @@ pub mod alg;
 pub mod capture;
 pub mod client;
 pub mod counters;
+pub mod gateway;
 pub mod net;
 pub mod process;
 pub mod report;
@@ -32,5 +35,6 @@ pub mod rules;
 pub mod scenario;
 pub mod scripted;
 pub mod server;
+pub mod stations;
 pub mod topology;
 pub mod weather;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -34,9 +35,14 @@ done
 rm -rf "$directory"
 "#;
 
-/// A running network.
+/// A running network. It is there for as long as one of its views is (see [`Net::recast`]).
 pub struct Net {
     topology: Topology,
+    built: Arc<Built>,
+}
+
+/// What was made, and who removes it.
+struct Built {
     prefix: String,
     directory: PathBuf,
     guardian: Option<Child>,
@@ -60,15 +66,32 @@ impl Net {
         let prefix = format!("fa{}x{number}", std::process::id());
         let directory = std::env::temp_dir().join(&prefix);
         std::fs::create_dir_all(&directory).expect("a directory for the lab");
-        let mut net = Self {
+        let names: Vec<_> = topology
+            .hosts
+            .iter()
+            .map(|host| namespace(&prefix, host.name))
+            .collect();
+        let guardian = Some(start_guardian(&directory, &names));
+        let net = Self {
             topology: topology.clone(),
-            prefix,
-            directory,
-            guardian: None,
+            built: Arc::new(Built {
+                prefix,
+                directory,
+                guardian,
+            }),
         };
-        net.guardian = Some(net.start_guardian());
         net.build();
         net
+    }
+
+    /// The same network with its parts played by others: what is built stays as it is.
+    pub fn recast(&self, change: impl FnOnce(&mut Topology)) -> Self {
+        let mut topology = self.topology.clone();
+        change(&mut topology);
+        Self {
+            topology,
+            built: Arc::clone(&self.built),
+        }
     }
 
     /// What it was made from.
@@ -78,12 +101,12 @@ impl Net {
 
     /// A directory that lives as long as the lab.
     pub fn directory(&self) -> &Path {
-        &self.directory
+        &self.built.directory
     }
 
     /// The namespace of a host.
     pub fn namespace(&self, host: &str) -> String {
-        format!("{}-{host}", self.prefix)
+        namespace(&self.built.prefix, host)
     }
 
     /// A program on a host; add arguments and run or spawn it.
@@ -95,8 +118,8 @@ impl Net {
             .arg(program)
             .env("PATH", PATH)
             .env("LC_ALL", "C")
-            .env("HOME", &self.directory)
-            .current_dir(&self.directory);
+            .env("HOME", self.directory())
+            .current_dir(self.directory());
         command
     }
 
@@ -132,22 +155,6 @@ impl Net {
         })
     }
 
-    fn start_guardian(&self) -> Child {
-        let mut command = Command::new("/bin/sh");
-        command
-            .args(["-c", GUARDIAN, "guardian"])
-            .arg(&self.directory)
-            .args(self.topology.hosts.iter().map(|h| self.namespace(h.name)))
-            .env("PATH", PATH)
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        // Ctrl-C at the terminal must not reach it before it has done its work.
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        command.spawn().expect("/bin/sh starts")
-    }
-
     fn build(&self) {
         let mut make = String::new();
         for host in &self.topology.hosts {
@@ -179,12 +186,14 @@ impl Net {
                 set += &format!("route add {route}\n");
             }
             self.batch(Some(host.name), &set);
-            let forward = u8::from(host.forwards);
-            self.sysctl(host.name, "net.ipv4.ip_forward", &forward.to_string());
+            let forward = u8::from(host.forwards).to_string();
+            self.sysctl(host.name, "net.ipv4.ip_forward", &forward);
+            self.sysctl(host.name, "net.ipv6.conf.all.forwarding", &forward);
         }
         // The strict reading: nothing of what the lab shows rests on a lenient conntrack.
-        let router = self.topology.router;
-        self.sysctl(router, "net.netfilter.nf_conntrack_tcp_be_liberal", "0");
+        for host in &self.topology.hosts {
+            self.sysctl(host.name, "net.netfilter.nf_conntrack_tcp_be_liberal", "0");
+        }
     }
 
     /// Sets a sysctl of a host.
@@ -225,7 +234,27 @@ impl Net {
     }
 }
 
-impl Drop for Net {
+fn namespace(prefix: &str, host: &str) -> String {
+    format!("{prefix}-{host}")
+}
+
+fn start_guardian(directory: &Path, namespaces: &[String]) -> Child {
+    let mut command = Command::new("/bin/sh");
+    command
+        .args(["-c", GUARDIAN, "guardian"])
+        .arg(directory)
+        .args(namespaces)
+        .env("PATH", PATH)
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    // Ctrl-C at the terminal must not reach it before it has done its work.
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    command.spawn().expect("/bin/sh starts")
+}
+
+impl Drop for Built {
     fn drop(&mut self) {
         if let Some(mut guardian) = self.guardian.take() {
             drop(guardian.stdin.take());

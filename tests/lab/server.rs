@@ -94,7 +94,13 @@ impl Server {
     /// # Panics
     /// If it doesn't.
     pub fn start(net: &Net, config: &Config) -> Self {
-        let directory = net.directory().join(config.kind.name());
+        let listen = net.topology().listen;
+        let directory = net.directory().join(format!(
+            "{}-{}-{}",
+            config.kind.name(),
+            net.topology().server,
+            listen.to_string().replace(['[', ']', ':'], "-")
+        ));
         drop(std::fs::remove_dir_all(&directory));
         prepare(&directory);
         let command = match config.kind {
@@ -108,7 +114,7 @@ impl Server {
             process: Process::spawn(command),
             directory,
         };
-        server.wait_listening(net.topology().listen);
+        server.wait_listening(listen);
         server
     }
 
@@ -150,13 +156,13 @@ impl Server {
     /// that no server counts or logs a visitor.
     fn wait_listening(&mut self, listen: SocketAddr) {
         let deadline = Instant::now() + START;
-        let port = format!(":{:04X}", listen.port());
+        let entry = entry(listen);
         let listening = |table: &str| {
             std::fs::read_to_string(table).is_ok_and(|text| {
                 text.lines().any(|line| {
                     let mut words = line.split_whitespace().skip(1);
                     let local = words.next().unwrap_or_default();
-                    local.ends_with(&port) && words.nth(1) == Some("0A")
+                    local == entry && words.nth(1) == Some("0A")
                 })
             })
         };
@@ -182,6 +188,19 @@ impl Drop for Server {
             eprintln!("--- {}'s log\n{}---", self.kind.name(), self.log());
         }
     }
+}
+
+/// An address as `/proc/net/tcp` and `tcp6` write it: words in host byte order.
+fn entry(at: SocketAddr) -> String {
+    let octets = match at.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let words = octets.chunks_exact(4).map(|word| {
+        let word = word.try_into().expect("four bytes");
+        format!("{:08X}", u32::from_ne_bytes(word))
+    });
+    format!("{}:{:04X}", words.collect::<String>(), at.port())
 }
 
 /// Makes content that has no two equal parts, so that nothing can be swapped unnoticed.

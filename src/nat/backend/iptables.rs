@@ -17,9 +17,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Backend, BackendError, Closing, Mark};
 use crate::nat::pinhole::{Key, Pinhole};
-use crate::nat::rules::host::{Host, missing};
+use crate::nat::rules::host::{Host, holds, missing};
 use crate::nat::rules::{At, RulesError, TableStore, flavours, is_ours};
-use crate::nat::xtables::save::{Ruleset, Table};
+use crate::nat::xtables::save::{Rule, Ruleset, Table};
 use crate::nat::xtables::tools::{Tool, Tools};
 use crate::nat::xtables::{Family, Flavour};
 
@@ -99,6 +99,13 @@ impl Iptables {
                     "no {family} pinholes: {program} isn't there or can't do NAT (install it, or use --backend nft)"
                 ))
             })
+    }
+
+    /// The rules of a hole, as no other hole has them.
+    fn lines(&mut self, plane: Plane, hole: &Pinhole, timeout: Duration) -> Vec<Line> {
+        let until = if plane.timed { deadline(timeout) } else { None };
+        self.serial = self.serial.wrapping_add(1);
+        rules_of(hole, self.mark, until.as_deref(), self.serial)
     }
 
     /// Takes the rules of some holes out and puts those of another one in, all at once.
@@ -240,6 +247,9 @@ impl Iptables {
                 failed.get_or_insert(e);
             }
         }
+        if but.is_empty() {
+            self.host.clear_made(&snapshot, &["nat"]);
+        }
         failed.map_or(Ok(()), Err)
     }
 }
@@ -265,11 +275,26 @@ impl Backend for Iptables {
 
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
         let plane = self.plane(Family::of(hole.from))?;
-        let until = if plane.timed { deadline(timeout) } else { None };
-        self.serial = self.serial.wrapping_add(1);
-        let lines = rules_of(hole, self.mark, until.as_deref(), self.serial);
+        let lines = self.lines(plane, hole, timeout);
         let key = hole.key();
         self.change(plane, &[key], Some((key, lines)))
+    }
+
+    /// One run of the tool per family, however many holes there are.
+    fn open_all(&mut self, holes: &[(Pinhole, Duration)]) -> Result<(), BackendError> {
+        for plane in self.planes.clone() {
+            let of_plane = |hole: &Pinhole| Family::of(hole.from) == plane.family;
+            let mut wanted = Vec::new();
+            for (hole, timeout) in holes.iter().filter(|(hole, _)| of_plane(hole)) {
+                wanted.push((hole.key(), self.lines(plane, hole, *timeout)));
+            }
+            let lines: Vec<Line> = wanted.iter().flat_map(|(_, l)| l.clone()).collect();
+            if !lines.is_empty() {
+                self.restore(plane, &transaction(&[], &lines, false))?;
+            }
+            self.open.extend(wanted);
+        }
+        Ok(())
     }
 
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
@@ -376,19 +401,20 @@ impl Backend for Iptables {
                 family: plane.family,
                 table: "nat".into(),
             };
-            let mut wanted = chains();
-            for (key, lines) in &self.open {
-                if Family::of(key.from) == plane.family {
-                    let text = format!("*nat\n{}COMMIT\n", verb_lines("-A", lines));
-                    wanted.rules.extend(
-                        Ruleset::parse(&text)
-                            .tables
-                            .into_iter()
-                            .flat_map(|t| t.rules),
-                    );
-                }
-            }
             let current = snapshot.table(at.family, at.flavour, "nat");
+            let mut wanted = chains();
+            let of_plane = |key: &Key| Family::of(key.from) == plane.family;
+            let open = self.open.iter().filter(|(key, _)| of_plane(key));
+            wanted
+                .rules
+                .extend(open.flat_map(|(_, lines)| rules(lines)));
+            // They go at this moment: some may be there, some not.
+            let closing = self.closing.iter().filter(|(key, _)| of_plane(key));
+            wanted.rules.extend(
+                closing
+                    .flat_map(|(_, lines)| rules(lines))
+                    .filter(|rule| current.is_some_and(|table| holds(table, rule))),
+            );
             missing(&at, current, &wanted).is_empty()
         });
         Ok(whole)
@@ -431,6 +457,12 @@ fn transaction(remove: &[Line], add: &[Line], first: bool) -> String {
     }
     text.push_str("COMMIT\n");
     text
+}
+
+/// Lines as rules that can be looked for.
+fn rules(lines: &[Line]) -> Vec<Rule> {
+    let set = Ruleset::parse(&format!("*nat\n{}COMMIT\n", verb_lines("-A", lines)));
+    set.tables.into_iter().flat_map(|t| t.rules).collect()
 }
 
 fn verb_lines(verb: &str, lines: &[Line]) -> String {

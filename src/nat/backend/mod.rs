@@ -111,6 +111,16 @@ pub trait Backend: Send {
     /// The hole isn't open then.
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError>;
 
+    /// Opens holes where none is open: at once, where that is cheaper than one after the other.
+    ///
+    /// # Errors
+    /// Some of the holes may not be open then.
+    fn open_all(&mut self, holes: &[(Pinhole, Duration)]) -> Result<(), BackendError> {
+        holes
+            .iter()
+            .try_for_each(|(hole, timeout)| self.open(hole, *timeout))
+    }
+
     /// Closes a hole. One that is closed already is no error. Connections made through it go on.
     ///
     /// # Errors

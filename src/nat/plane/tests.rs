@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
+use super::ending::{LOOK_AFTER, NEGLECTED};
 use super::*;
-use crate::nat::backend::{Backend, Mark};
+use crate::nat::backend::{Backend, BackendError, Closing, Mark};
+use crate::nat::conntrack::{Bytes, Completeness, ConntrackEvent};
 use crate::nat::ports::PortRange;
 use std::io;
 
@@ -119,6 +121,13 @@ impl Tuples for Shared {
                 .copied()
         }))
     }
+    fn bytes(&mut self, _src: SocketAddr, _dst: SocketAddr) -> io::Result<Option<Bytes>> {
+        Ok(Some(Bytes {
+            original: 1000,
+            reply: 1,
+        }))
+    }
+
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
         Ok(self.with(|w| {
             let entries = w.entries.iter();
@@ -181,6 +190,7 @@ fn passive(session: u64, from: &str, port: u16) -> Request {
         land: SocketAddr::new(ip("10.0.0.2"), port),
         as_source: None,
         published: true,
+        from_range: true,
     }
 }
 
@@ -255,10 +265,10 @@ fn a_hole_is_used_once_and_its_connection_outlives_the_session() {
         reply: 2,
     };
     let finished = plane
-        .on_conntrack_destroy(tuple, Some(bytes), None)
+        .on_conntrack_destroy(tuple, Some(bytes), None, None)
         .unwrap();
     assert_eq!(
-        (finished.bytes, finished.lifetime.as_secs()),
+        (finished.bytes, finished.duration.as_secs()),
         (Some(bytes), 5)
     );
     assert_eq!(plane.pinholes(), vec![]);
@@ -268,6 +278,38 @@ fn a_hole_is_used_once_and_its_connection_outlives_the_session() {
         vec![Report::Connected(connection), Report::Finished(finished)]
     );
     assert_eq!(plane.counters().unattributed, 2);
+}
+
+#[test]
+fn bytes_are_summed_up_per_session_while_it_is_there() {
+    let (mut plane, _) = plane(Config::default());
+    let mut tuples = Vec::new();
+    for (session, port) in [(1, 40000), (1, 40001), (2, 40002)] {
+        let hole = open(&mut plane, &passive(session, ANN, port));
+        let tuple = dialled(ANN, hole.to);
+        plane.on_conntrack_new(tuple).unwrap();
+        tuples.push(tuple);
+    }
+    let bytes = Bytes {
+        original: 40,
+        reply: 2,
+    };
+    plane.on_conntrack_destroy(tuples[0], Some(bytes), None, None);
+    let all = plane.transferred();
+    let told = |session| {
+        all.get(&SessionId(session))
+            .map(|t| (t.data_connections, t.bytes))
+    };
+    assert_eq!(
+        told(1),
+        Some((2, Some(42 + 1001))),
+        "one is gone, one is there"
+    );
+    assert_eq!(told(2), Some((1, Some(1001))));
+    plane.session_ended(SessionId(1));
+    plane.session_ended(SessionId(2));
+    plane.on_conntrack_destroy(tuples[1], Some(bytes), None, None);
+    assert!(plane.transferred().is_empty());
 }
 
 #[test]

@@ -57,6 +57,12 @@ pub trait Tuples: Send {
     /// # Errors
     /// If it could not be asked.
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>>;
+
+    /// See [`Conntrack::bytes`].
+    ///
+    /// # Errors
+    /// If it could not be asked.
+    fn bytes(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Bytes>>;
 }
 
 impl Tuples for Conntrack {
@@ -66,6 +72,10 @@ impl Tuples for Conntrack {
 
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
         Self::marked(self, mark)
+    }
+
+    fn bytes(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Bytes>> {
+        Self::bytes(self, src, dst)
     }
 }
 
@@ -164,8 +174,20 @@ pub struct Finished {
     pub connection: DataConnection,
     /// What it carried, where conntrack counts.
     pub bytes: Option<Bytes>,
-    /// How long conntrack knew it: includes the time that it remembers closed connections.
-    pub lifetime: Duration,
+    /// How long it lasted. Where the kernel doesn't tell how it ended (before Linux 5.12), this
+    /// includes the time for which conntrack remembers closed connections, two minutes as a rule;
+    /// and up to a minute more everywhere, since conntrack forgets when it gets to it.
+    pub duration: Duration,
+}
+
+/// The data connections of a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Transferred {
+    /// How many there were, those that exist now included.
+    pub data_connections: u64,
+    /// Bytes of both directions with IP headers, those of connections that exist now included.
+    /// `None` where conntrack doesn't count them.
+    pub bytes: Option<u64>,
 }
 
 /// Something that happened outside of any packet's handling.
@@ -177,6 +199,11 @@ pub enum Report {
     Finished(Finished),
     /// A pinhole was not used in time.
     Expired(PinholeInfo),
+    /// Somebody had removed what carries the pinholes or steers control packets; it is back.
+    Restored {
+        /// What was missing, in words.
+        missing: Vec<String>,
+    },
     /// Conntrack's events came faster than they were read; the plane compared with its list.
     MissedEvents,
 }
@@ -204,6 +231,10 @@ pub struct Counters {
     pub stale_attempts: u64,
     /// Times that conntrack events were lost.
     pub missed_events: u64,
+    /// Times that rules which somebody else had removed were put back.
+    pub restored: u64,
+    /// Times that they could not be.
+    pub restore_failures: u64,
 }
 
 impl DataConnection {

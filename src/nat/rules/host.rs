@@ -4,7 +4,7 @@
 //! removed again, even by another process after this one was killed, the comment of the jump in
 //! that chain says which of them were ours: `ftpalg:egress new-table new-chain`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::io;
 
@@ -42,17 +42,17 @@ pub fn is_ours(rule: &Rule) -> bool {
 /// `iptables-nft-save` doesn't tell a builtin chain that is there from one that isn't, and can't
 /// delete a table.
 pub trait TableStore: Send {
-    /// The names of the family's tables.
+    /// The names of the family's tables, with handles that are never used again.
     ///
     /// # Errors
     /// If the kernel could not be asked; [`io::ErrorKind::Unsupported`] if it has no nf_tables.
-    fn tables(&mut self, family: Family) -> io::Result<Vec<String>>;
+    fn tables(&mut self, family: Family) -> io::Result<Vec<(String, u64)>>;
 
-    /// The names of a table's chains.
+    /// The names of a table's chains, with handles that are never used again.
     ///
     /// # Errors
     /// As [`tables`](Self::tables).
-    fn chains(&mut self, family: Family, table: &str) -> io::Result<Vec<String>>;
+    fn chains(&mut self, family: Family, table: &str) -> io::Result<Vec<(String, u64)>>;
 
     /// Deletes a chain that has no rules.
     ///
@@ -94,6 +94,15 @@ impl std::fmt::Display for At {
 pub(crate) struct Host {
     tools: Tools,
     store: Box<dyn TableStore>,
+    /// What was made for our rules: a flush takes the comments away that say so.
+    made: BTreeMap<At, Handles>,
+}
+
+/// The handles of a table and of some of its chains.
+#[derive(Debug, Default)]
+struct Handles {
+    table: Option<u64>,
+    chains: BTreeSet<u64>,
 }
 
 impl std::fmt::Debug for Host {
@@ -106,7 +115,11 @@ impl std::fmt::Debug for Host {
 
 impl Host {
     pub(crate) fn new(tools: Tools, store: Box<dyn TableStore>) -> Self {
-        Self { tools, store }
+        Self {
+            tools,
+            store,
+            made: BTreeMap::new(),
+        }
     }
 
     pub(crate) fn snapshot(&self) -> Result<Snapshot, RulesError> {
@@ -144,6 +157,9 @@ impl Host {
         let text = commit(&at.table, current, Some(wanted), &made);
         log::debug!("{at}:\n{text}");
         let done = self.restore(at.family, at.flavour, &text);
+        if done.is_ok() && at.flavour == Flavour::Nft {
+            self.remember(at, &made);
+        }
         let kept: Vec<&str> = match &done {
             Ok(()) => wanted.rules.iter().map(|r| r.chain.as_str()).collect(),
             // Nothing was committed, but a tool may have made the table on its way there.
@@ -157,12 +173,32 @@ impl Host {
 
     /// Removes all that is ours from a table, in one commit, and what was made for it.
     pub(crate) fn clear(&mut self, at: &At, current: &Table) -> Result<(), RulesError> {
-        let made = Made::by_tags(Some(current));
+        let mut made = Made::by_tags(Some(current));
+        self.recall(at, &mut made);
         let text = commit(&at.table, Some(current), None, &made);
         log::debug!("{at}:\n{text}");
         self.restore(at.family, at.flavour, &text)?;
         self.tidy(at, Some(current), &made);
+        self.made.remove(at);
         Ok(())
+    }
+
+    /// Removes what was made for our rules where somebody else has removed the rules themselves.
+    pub(crate) fn clear_made(&mut self, snapshot: &Snapshot, tables: &[&str]) {
+        let of_tables = |at: &&At| tables.contains(&at.table.as_str());
+        for at in self
+            .made
+            .keys()
+            .filter(of_tables)
+            .cloned()
+            .collect::<Vec<_>>()
+        {
+            let mut made = Made::default();
+            self.recall(&at, &mut made);
+            let current = snapshot.table(at.family, at.flavour, &at.table);
+            self.tidy(&at, current, &made);
+            self.made.remove(&at);
+        }
     }
 
     /// Looks for chains of ours in tables that the tools can't show (somebody wrote rules for nft
@@ -180,7 +216,7 @@ impl Host {
                 .filter(|t| tables.contains(&t.as_str()))
             {
                 let chains = self.store.chains(view.family, table).unwrap_or_default();
-                if chains.iter().any(|c| is_our_chain(c)) {
+                if chains.iter().any(|(c, _)| is_our_chain(c)) {
                     let program = view.family.program();
                     return Err(RulesError::Input(format!(
                         "{program}-{} can't show table {table}, since it holds rules written for nft: remove \
@@ -199,19 +235,57 @@ impl Host {
             what: "can't list the kernel's tables",
             source,
         };
+        self.recall(at, made);
         let tables = self.store.tables(at.family).map_err(failed)?;
-        let chains = if tables.contains(&at.table) {
+        let chains = if tables.iter().any(|(name, _)| *name == at.table) {
             self.store.chains(at.family, &at.table).map_err(failed)?
         } else {
             made.table = true;
             Vec::new()
         };
         for rule in wanted.rules.iter().filter(|r| !is_our_chain(&r.chain)) {
-            if !chains.contains(&rule.chain) {
+            if !chains.iter().any(|(name, _)| *name == rule.chain) {
                 made.chains.insert(rule.chain.clone());
             }
         }
         Ok(())
+    }
+
+    /// Adds what this process made there before, and is still there.
+    fn recall(&mut self, at: &At, made: &mut Made) {
+        let Some(handles) = self.made.get(at) else {
+            return;
+        };
+        let tables = self.store.tables(at.family).unwrap_or_default();
+        let chains = self.store.chains(at.family, &at.table).unwrap_or_default();
+        made.table |= tables
+            .iter()
+            .any(|(name, handle)| *name == at.table && handles.table == Some(*handle));
+        let ours = chains
+            .into_iter()
+            .filter(|(_, handle)| handles.chains.contains(handle));
+        made.chains.extend(ours.map(|(name, _)| name));
+    }
+
+    /// Remembers what was made for our rules, as long as it is the same.
+    fn remember(&mut self, at: &At, made: &Made) {
+        let tables = self.store.tables(at.family).unwrap_or_default();
+        let chains = match made.chains.is_empty() {
+            true => Vec::new(),
+            false => self.store.chains(at.family, &at.table).unwrap_or_default(),
+        };
+        let table = tables
+            .iter()
+            .find(|(name, _)| made.table && *name == at.table);
+        let handles = Handles {
+            table: table.map(|(_, handle)| *handle),
+            chains: chains
+                .iter()
+                .filter(|(name, _)| made.chains.contains(name))
+                .map(|(_, handle)| *handle)
+                .collect(),
+        };
+        self.made.insert(at.clone(), handles);
     }
 
     /// Deletes the chains and the table that were made for our rules, if nobody else uses them.
@@ -346,11 +420,16 @@ pub(crate) fn missing(at: &At, current: Option<&Table>, wanted: &Table) -> Vec<S
         }
     }
     for rule in &wanted.rules {
-        if !current.rules_of(&rule.chain).any(|r| covers(r, rule)) {
+        if !holds(current, rule) {
             missing.push(format!("{at}: rule is gone: {} {}", rule.chain, rule.spec));
         }
     }
     missing
+}
+
+/// Whether a table holds a rule, perhaps written out with more words.
+pub(crate) fn holds(table: &Table, rule: &Rule) -> bool {
+    table.rules_of(&rule.chain).any(|r| covers(r, rule))
 }
 
 /// Whether all words of `wanted` are in `rule`, in order.

@@ -18,16 +18,16 @@ fn number(family: Family) -> u8 {
 }
 
 impl TableStore for KernelTables {
-    fn tables(&mut self, family: Family) -> io::Result<Vec<String>> {
+    fn tables(&mut self, family: Family) -> io::Result<Vec<(String, u64)>> {
         let mut all = tables::tables()?;
         all.retain(|t| t.family == number(family));
-        Ok(all.into_iter().map(|t| t.name).collect())
+        Ok(all.into_iter().map(|t| (t.name, t.handle)).collect())
     }
 
-    fn chains(&mut self, family: Family, table: &str) -> io::Result<Vec<String>> {
+    fn chains(&mut self, family: Family, table: &str) -> io::Result<Vec<(String, u64)>> {
         let mut all = tables::chains()?;
         all.retain(|c| c.family == number(family) && c.table == table);
-        Ok(all.into_iter().map(|c| c.name).collect())
+        Ok(all.into_iter().map(|c| (c.name, c.handle)).collect())
     }
 
     fn delete_chain(&mut self, family: Family, table: &str, chain: &str) -> io::Result<()> {

@@ -1,0 +1,251 @@
+//! Looks after what is ours in the kernel: puts back what somebody else removed.
+//!
+//! A flush or reload of a firewall takes our rules with it. The guard is woken by notifications of
+//! changed rules, looks whether all is in place, and puts back what isn't, with the pinholes that
+//! are open. Without changes it sleeps; only rules in iptables-legacy, whose changes nobody has to
+//! tell, are looked at every few seconds.
+//!
+//! It doesn't fight: whoever removes rules again and again is let wait for longer each time.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crate::nat::watch::Changes;
+
+use super::setup::Steered;
+use super::shared::Shared;
+
+/// How long a change is given to become complete, before it is looked at.
+const SETTLE: Duration = Duration::from_millis(20);
+/// How often is looked where not every change is told.
+const LOOK: Duration = Duration::from_secs(5);
+/// Others may change rules all day: so many looks in a row, closer together than [`OFTEN`], that
+/// find nothing amiss are made at once, further ones after a pause.
+const EAGER: u32 = 4;
+/// See [`EAGER`].
+const OFTEN: Duration = Duration::from_secs(1);
+/// The pause, as a multiple of the time that a look takes.
+const REST: u32 = 20;
+/// The longest pause.
+const LONGEST_REST: Duration = Duration::from_secs(2);
+
+/// The first of several waits between attempts; each is twice as long as the one before.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// The longest wait.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// After so long without an attempt, besides its wait, the next one is made at once again.
+const PEACE: Duration = Duration::from_secs(30);
+/// How many attempts in a row are a fight, which is told.
+const FIGHT: u32 = 6;
+
+/// Watches for as long as the process lives.
+pub(super) struct Guard {
+    changes: Changes,
+    steered: Arc<Steered>,
+    shared: Arc<Shared>,
+    pace: Pace,
+    /// Whether rules are where changes aren't told.
+    blind: bool,
+}
+
+/// What isn't in place.
+#[derive(Debug, Default)]
+struct Missing {
+    rules: Vec<String>,
+    holes: bool,
+}
+
+impl Guard {
+    /// Watches from now on. To be made before anything is installed, so that nothing is missed.
+    pub(super) fn new(steered: &Arc<Steered>, shared: &Arc<Shared>) -> Self {
+        Self {
+            changes: Changes::open(),
+            steered: Arc::clone(steered),
+            shared: Arc::clone(shared),
+            pace: Pace::default(),
+            blind: false,
+        }
+    }
+
+    /// The guard's thread. To be started when all is installed.
+    pub(super) fn serve(mut self) {
+        self.blind = self.is_blind();
+        let mut last = Duration::ZERO;
+        let mut idle = 0;
+        loop {
+            thread::sleep(SETTLE);
+            // What comes from here on is looked at next time.
+            self.changes.happened();
+            let started = self.shared.now();
+            let failed = match self.missing() {
+                Ok(missing) if missing.is_none() => {
+                    let often = started.saturating_sub(last) < OFTEN;
+                    idle = if often { idle + 1 } else { 0 };
+                    false
+                }
+                Ok(_) => {
+                    idle = 0;
+                    !self.put_back()
+                }
+                Err(e) => {
+                    log::warn!("can't tell whether all rules are in place: {e}");
+                    self.pace.attempt(started);
+                    true
+                }
+            };
+            let ended = self.shared.now();
+            if idle > EAGER {
+                let rest = ended.saturating_sub(started).saturating_mul(REST);
+                thread::sleep(rest.min(LONGEST_REST));
+            }
+            last = ended;
+            let patience = match failed {
+                true => Some(self.pace.wait(ended).max(FIRST_WAIT)),
+                false => self.blind.then_some(LOOK),
+            };
+            if let Err(e) = self.changes.wait(patience) {
+                log::error!("changes of rules can't be waited for: {e}");
+                thread::sleep(LOOK);
+            }
+        }
+    }
+
+    /// Puts back what is missing, when it is time; whether all is in place.
+    fn put_back(&mut self) -> bool {
+        let wait = self.pace.wait(self.shared.now());
+        thread::sleep(wait);
+        let missing = match self.missing() {
+            Ok(missing) if missing.is_none() => return true,
+            Ok(missing) => missing,
+            Err(_) => return false,
+        };
+        let attempts = self.pace.attempt(self.shared.now());
+        let restored = self.restore(&missing);
+        if let Err(e) = &restored {
+            log::error!("rules that somebody else removed can't be put back: {e}");
+        }
+        if attempts >= FIGHT {
+            let next = self.pace.wait(self.shared.now());
+            log::warn!(
+                "somebody removes ftpalg's rules again and again ({attempts} times in a row); \
+                 the next time they come back after {next:.1?}"
+            );
+        }
+        let told = restored.is_ok().then(|| missing.words());
+        self.shared.with(|plane| plane.restored(told));
+        self.blind = self.is_blind();
+        restored.is_ok()
+    }
+
+    fn restore(&self, missing: &Missing) -> Result<(), String> {
+        // As at the start: what lets data connections in comes first.
+        if missing.holes {
+            self.shared.restore().map_err(|e| e.to_string())?;
+        }
+        if !missing.rules.is_empty() {
+            self.steered.restore().map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn missing(&self) -> Result<Missing, String> {
+        let (rules, published) = self.steered.look().map_err(|e| e.to_string())?;
+        let holes = self.shared.with(|plane| {
+            plane.avoid(published);
+            plane.in_place()
+        });
+        Ok(Missing {
+            rules,
+            holes: !holes.map_err(|e| e.to_string())?,
+        })
+    }
+
+    fn is_blind(&self) -> bool {
+        !self.changes.sees_nft() || self.steered.in_legacy()
+    }
+}
+
+impl Missing {
+    fn is_none(&self) -> bool {
+        self.rules.is_empty() && !self.holes
+    }
+
+    fn words(self) -> Vec<String> {
+        let holes = self.holes.then(|| "the pinholes' tables".to_owned());
+        self.rules.into_iter().chain(holes).collect()
+    }
+}
+
+/// When the next attempt may be made.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Attempts in a row.
+    attempts: u32,
+    /// When the last one was.
+    last: Duration,
+}
+
+impl Pace {
+    /// How long to wait from `now` on.
+    fn wait(&self, now: Duration) -> Duration {
+        let since = now.saturating_sub(self.last);
+        let wait = self.whole_wait();
+        if since >= wait.saturating_add(PEACE) {
+            return Duration::ZERO;
+        }
+        wait.saturating_sub(since)
+    }
+
+    /// An attempt is made: the how manieth in a row.
+    fn attempt(&mut self, now: Duration) -> u32 {
+        if now.saturating_sub(self.last) >= self.whole_wait().saturating_add(PEACE) {
+            self.attempts = 0;
+        }
+        self.attempts = self.attempts.saturating_add(1);
+        self.last = now;
+        self.attempts
+    }
+
+    fn whole_wait(&self) -> Duration {
+        let Some(doublings) = self.attempts.checked_sub(1) else {
+            return Duration::ZERO;
+        };
+        let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
+        FIRST_WAIT.saturating_mul(factor).min(LONGEST_WAIT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_attempt_in_a_row_waits_longer() {
+        let mut pace = Pace::default();
+        let mut now = Duration::from_secs(100);
+        let mut waits = Vec::new();
+        for n in 1..=14 {
+            waits.push(pace.wait(now).as_millis());
+            now += pace.wait(now);
+            assert_eq!(pace.attempt(now), n);
+        }
+        assert_eq!(
+            waits,
+            [
+                0, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 51200, 60000, 60000, 60000
+            ]
+        );
+        now += Duration::from_secs(61);
+        assert_eq!(pace.wait(now), Duration::ZERO);
+        assert_eq!(
+            pace.attempt(now),
+            15,
+            "removed again as soon as it came back"
+        );
+        now += LONGEST_WAIT + PEACE;
+        assert_eq!(pace.wait(now), Duration::ZERO);
+        assert_eq!(pace.attempt(now), 1, "peace");
+        assert_eq!(pace.wait(now), FIRST_WAIT);
+    }
+}

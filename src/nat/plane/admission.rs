@@ -1,0 +1,147 @@
+//! Which port a pinhole gets, and whether it may be there at all.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::Plane;
+use crate::engine::gateway::{Error, Mode, Request, SessionId};
+use crate::nat::pinhole::Key;
+use crate::nat::ports::{self, Holder};
+use crate::nat::rules::Published;
+
+/// How long the list of the gateway's own listening ports is believed.
+const LISTENERS_LIFE: Duration = Duration::from_secs(5);
+/// The time over which [`per_client_per_minute`](super::Config::per_client_per_minute) counts.
+const MINUTE: Duration = Duration::from_secs(60);
+/// Clients whose rate is remembered; beyond this, all start anew.
+const MAX_CLIENTS: usize = 65_536;
+
+impl Plane {
+    /// Learns which ports the user's own rules publish: they are avoided.
+    pub fn avoid(&mut self, published: Vec<Published>) {
+        self.user_ports = published;
+    }
+
+    pub(super) fn choose_port(&mut self, request: &Request, now: Duration) -> Option<u16> {
+        if request.published {
+            let stale = |at: Duration| now.saturating_sub(at) > LISTENERS_LIFE;
+            if self.listeners.as_ref().is_none_or(|(at, _)| stale(*at)) {
+                self.listeners = Some((now, (self.parts.listeners)()));
+            }
+        }
+        let listeners = self
+            .listeners
+            .as_ref()
+            .filter(|_| request.published)
+            .map(|(_, listeners)| listeners);
+        let holder = |port| {
+            let to = SocketAddr::new(request.to, port);
+            // The server itself runs on the gateway: its own socket is where the hole leads.
+            let listening = to != request.land
+                && listeners.is_some_and(|listeners| listeners.contains(request.to, port));
+            let key = Key {
+                from: request.from,
+                to,
+            };
+            let hole = self.by_key.get(&key).and_then(|id| self.holes.get(id));
+            let published = || {
+                let takes = |user: &Published| user.takes(request.from, to, request.land);
+                request.published && self.user_ports.iter().any(takes)
+            };
+            // The same announcement anew, of whichever session: nobody listens there any more for the
+            // sake of the old one.
+            let hole = hole.filter(|hole| hole.pinhole.land != request.land);
+            match hole {
+                _ if listening => Holder::Other,
+                None if published() => Holder::User,
+                None => Holder::Nobody,
+                Some(hole) if hole.session != request.session => Holder::Other,
+                Some(_) => Holder::Same,
+            }
+        };
+        let port = ports::choose(
+            request.land.port(),
+            request.published,
+            self.config.data_ports.filter(|_| request.from_range),
+            self.next_port,
+            holder,
+        )?;
+        // Not the same port at once again: the peer may still have a connection on it.
+        self.next_port = self.next_port.wrapping_add(1);
+        Some(port)
+    }
+
+    pub(super) fn check_limits(
+        &mut self,
+        request: &Request,
+        key: Key,
+        now: Duration,
+    ) -> Result<(), Error> {
+        let own = self
+            .by_session
+            .get(&request.session)
+            .map_or(0, VecDeque::len);
+        let replaces = self.by_key.contains_key(&key) || own >= self.config.per_session;
+        if self.holes.len() >= self.config.total && !replaces {
+            self.counters.limited += 1;
+            return Err(Error::Limit("too many are pending in total"));
+        }
+        let client = match request.mode {
+            Mode::Passive => request.from,
+            Mode::Active => request.land.ip(),
+        };
+        if !self.within_rate(client, now) {
+            self.counters.limited += 1;
+            return Err(Error::Limit("too many per minute for this client"));
+        }
+        Ok(())
+    }
+
+    fn within_rate(&mut self, client: IpAddr, now: Duration) -> bool {
+        let Some(limit) = self.config.per_client_per_minute else {
+            return true;
+        };
+        if self.clients.len() >= MAX_CLIENTS {
+            self.clients
+                .retain(|_, rate| now.saturating_sub(rate.since) < MINUTE);
+            if self.clients.len() >= MAX_CLIENTS {
+                self.clients.clear();
+            }
+        }
+        let rate = self.clients.entry(client).or_insert(Rate {
+            since: now,
+            count: 0,
+        });
+        if now.saturating_sub(rate.since) >= MINUTE {
+            *rate = Rate {
+                since: now,
+                count: 0,
+            };
+        }
+        let within = rate.count < limit;
+        rate.count = rate.count.saturating_add(1);
+        within
+    }
+
+    /// Drops the session's own hole on the key, and its oldest ones beyond the limit.
+    pub(super) fn make_room(&mut self, session: SessionId, key: Key) {
+        if let Some(&id) = self.by_key.get(&key) {
+            self.counters.superseded += 1;
+            self.drop_hole(id);
+        }
+        let count = |plane: &Self| plane.by_session.get(&session).map_or(0, VecDeque::len);
+        while count(self) > 0 && count(self) >= self.config.per_session {
+            let Some(id) = self.oldest(session) else {
+                return;
+            };
+            self.counters.superseded += 1;
+            self.drop_hole(id);
+        }
+    }
+}
+
+pub(super) struct Rate {
+    since: Duration,
+    count: u32,
+}

@@ -1,0 +1,167 @@
+//! Connections through pinholes: what conntrack reports of them.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use super::{DataConnection, Finished, Plane, Report, Transferred};
+use crate::engine::gateway::SessionId;
+use crate::nat::conntrack::{Bytes, Completeness, ConntrackEvent, TcpState, Tuple};
+use crate::nat::pinhole::{Key, Pinhole};
+
+/// By how much conntrack's clock, which ticks, and its time stamps may differ.
+const TICK: Duration = Duration::from_millis(50);
+
+impl Plane {
+    /// Learns what conntrack has reported. To be called when its events are readable; every call
+    /// that looks at holes does so as well. Whether they could be read.
+    pub fn catch_up(&mut self) -> bool {
+        let mut events = Vec::new();
+        let completeness = match self.parts.events.read(&mut events) {
+            Ok(completeness) => completeness,
+            Err(error) => {
+                log::warn!("can't read conntrack events: {error}");
+                return false;
+            }
+        };
+        let mut used = Vec::new();
+        for event in events {
+            match event {
+                ConntrackEvent::New { entry, .. } => {
+                    used.extend(self.connected(entry.original).map(|(_, hole)| hole));
+                }
+                ConntrackEvent::Destroy {
+                    entry,
+                    bytes,
+                    lifetime,
+                    state,
+                    ..
+                } => {
+                    self.on_conntrack_destroy(entry.original, bytes, lifetime, state);
+                }
+            }
+        }
+        self.close(used);
+        if completeness == Completeness::Missed {
+            self.resync();
+        }
+        true
+    }
+
+    /// A connection with the mark exists: its hole, if it has one, is used and closed.
+    pub fn on_conntrack_new(&mut self, original: Tuple) -> Option<DataConnection> {
+        let (connection, hole) = self.connected(original)?;
+        self.close(vec![hole]);
+        Some(connection)
+    }
+
+    /// A connection with the mark exists: its hole, which is to be closed, is forgotten.
+    fn connected(&mut self, original: Tuple) -> Option<(DataConnection, Pinhole)> {
+        let key = Key {
+            from: original.src.ip(),
+            to: original.dst,
+        };
+        let id = self.by_key.get(&key).copied();
+        let hole = id.and_then(|id| self.holes.get(&id)).filter(|h| h.open);
+        let (Some(id), Some(hole)) = (id, hole) else {
+            self.counters.unattributed += 1;
+            return None;
+        };
+        let connection = DataConnection {
+            pinhole: id,
+            session: hole.session,
+            mode: hole.mode,
+            from: original.src,
+            to: original.dst,
+            land: hole.pinhole.land,
+            as_source: hole.pinhole.as_source,
+            started: self.now(),
+        };
+        let hole = self.forget(id)?;
+        self.counters.used += 1;
+        let total = self.transferred.entry(connection.session).or_default();
+        total.data_connections += 1;
+        if self.connections.len() < self.config.connections {
+            self.connections.insert(original, connection);
+        }
+        self.report(Report::Connected(connection));
+        Some((connection, hole.pinhole))
+    }
+
+    /// A connection with the mark is gone.
+    pub fn on_conntrack_destroy(
+        &mut self,
+        original: Tuple,
+        bytes: Option<Bytes>,
+        lifetime: Option<Duration>,
+        state: Option<TcpState>,
+    ) -> Option<Finished> {
+        let connection = self.connections.remove(&original)?;
+        let known = self.now().saturating_sub(connection.started);
+        let lifetime = lifetime.unwrap_or(known);
+        let remembered = state.and_then(TcpState::remembered).unwrap_or_default();
+        let finished = Finished {
+            connection,
+            bytes,
+            duration: match lifetime + TICK < remembered {
+                // Somebody made conntrack forget it.
+                true => lifetime,
+                false => lifetime.saturating_sub(remembered),
+            },
+        };
+        if let Some(total) = self.transferred.get_mut(&connection.session) {
+            total.bytes = add(total.bytes, bytes);
+        }
+        self.report(Report::Finished(finished));
+        Some(finished)
+    }
+
+    /// What the data connections of the sessions that are there carried; sessions without any are
+    /// left out. Asks conntrack about those that exist now.
+    pub fn transferred(&mut self) -> HashMap<SessionId, Transferred> {
+        let mut all = self.transferred.clone();
+        for (tuple, connection) in &self.connections {
+            if let Some(total) = all.get_mut(&connection.session) {
+                let bytes = self.parts.tuples.bytes(tuple.src, tuple.dst);
+                total.bytes = add(total.bytes, bytes.ok().flatten());
+            }
+        }
+        all
+    }
+
+    /// Events were lost: compares with the kernel's list of connections.
+    fn resync(&mut self) {
+        self.counters.missed_events += 1;
+        self.report(Report::MissedEvents);
+        let entries = match self.parts.tuples.marked(self.config.mark) {
+            Ok(entries) => entries,
+            Err(error) => {
+                log::warn!("can't list conntrack entries: {error}");
+                return;
+            }
+        };
+        let existing: HashSet<_> = entries.iter().map(|entry| entry.original).collect();
+        for &original in &existing {
+            if !self.connections.contains_key(&original) {
+                self.on_conntrack_new(original);
+            }
+        }
+        let gone: Vec<_> = self
+            .connections
+            .keys()
+            .filter(|original| !existing.contains(*original))
+            .copied()
+            .collect();
+        for original in gone {
+            self.on_conntrack_destroy(original, None, None, None);
+        }
+    }
+}
+
+/// A sum of what is known.
+fn add(total: Option<u64>, bytes: Option<Bytes>) -> Option<u64> {
+    let Some(bytes) = bytes else {
+        return total;
+    };
+    let both = bytes.original.saturating_add(bytes.reply);
+    Some(total.unwrap_or(0).saturating_add(both))
+}

@@ -1,0 +1,76 @@
+//! The backend's objects: put into the kernel, put back, taken out.
+
+use super::{Hole, Plane, Report};
+use crate::nat::backend::BackendError;
+
+impl Plane {
+    /// Installs the backend's objects, and opens anew the holes that were open: at start-up, or
+    /// when [`in_place`](Self::in_place) says that somebody flushed them.
+    ///
+    /// # Errors
+    /// What the backend says. Holes that can't be opened again are dropped and counted.
+    pub fn install(&mut self) -> Result<(), BackendError> {
+        self.catch_up();
+        self.parts.backend.install()?;
+        self.done.clear();
+        self.stuck.clear();
+        let now = self.now();
+        let open = self.holes.iter().filter(|(_, hole)| hole.open);
+        let left = |hole: &Hole| hole.deadline.saturating_sub(now);
+        let all: Vec<_> = open
+            .clone()
+            .map(|(_, hole)| (hole.pinhole.clone(), left(hole)))
+            .collect();
+        if self.parts.backend.open_all(&all).is_ok() {
+            return Ok(());
+        }
+        // Those that can be.
+        let mut lost = Vec::new();
+        for (&id, hole) in open {
+            if let Err(error) = self.parts.backend.open(&hole.pinhole, left(hole)) {
+                log::warn!("pinhole {} is lost: {error}", id.0);
+                lost.push(id);
+            }
+        }
+        for id in lost {
+            self.counters.kernel_errors += 1;
+            self.forget(id);
+        }
+        Ok(())
+    }
+
+    /// Whether the backend's objects are still in place.
+    ///
+    /// # Errors
+    /// If it couldn't be found out.
+    pub fn in_place(&mut self) -> Result<bool, BackendError> {
+        self.parts.backend.verify()
+    }
+
+    /// Learns what came of an attempt to put rules back (steering rules, the backend's objects, or
+    /// both) that somebody else had removed.
+    pub fn restored(&mut self, missing: Option<Vec<String>>) {
+        match missing {
+            Some(missing) => {
+                self.counters.restored += 1;
+                self.report(Report::Restored { missing });
+            }
+            None => self.counters.restore_failures += 1,
+        }
+    }
+
+    /// Removes all holes and the backend's objects.
+    ///
+    /// # Errors
+    /// What the backend says.
+    pub fn remove(&mut self) -> Result<(), BackendError> {
+        self.holes.clear();
+        self.by_key.clear();
+        self.by_session.clear();
+        self.deadlines.clear();
+        self.young.clear();
+        self.done.clear();
+        self.stuck.clear();
+        self.parts.backend.remove()
+    }
+}

@@ -1,0 +1,180 @@
+//! Notices that somebody changes packet filter rules, so that what is ours can be looked after.
+//!
+//! Says *when* to look, never *what* changed. Changes of nf_tables come as netlink notifications.
+//! iptables-legacy tells nobody, but its tools open their lock file: inotify sees that, where they
+//! share our file system.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use crate::netlink::codec::Message;
+use crate::netlink::nftables::{attr, msg};
+use crate::netlink::socket::Socket;
+
+/// `NFNLGRP_NFTABLES` (7) as a bit.
+const GROUP: u32 = 1 << 6;
+/// Receive buffer in bytes: some thousand notifications. More than that is a change in any case.
+const BUFFER: usize = 1 << 20;
+/// How many datagrams one look takes at most, so that it ends under any load.
+const READ_AT_ONCE: usize = 65_536;
+/// How long notifications gather after one that was of no interest.
+const NOISE: Duration = Duration::from_millis(200);
+/// The lock file of the legacy tools.
+const LOCK: &str = "/run/xtables.lock";
+
+/// Changes of rules in the network namespace that it was opened in.
+#[derive(Debug)]
+pub struct Changes {
+    nft: Option<Socket>,
+    lock: Option<Inotify>,
+}
+
+impl Changes {
+    /// Subscribes to what can be had here.
+    #[must_use]
+    pub fn open() -> Self {
+        let nft = Socket::subscribe(GROUP, BUFFER)
+            .inspect_err(|e| log::info!("no notifications of rule changes: {e}"))
+            .ok();
+        let lock = watch(&lock_file())
+            .inspect_err(|e| log::debug!("the xtables lock can't be watched: {e}"))
+            .ok();
+        Self { nft, lock }
+    }
+
+    /// Whether every change of nf_tables is noticed: then there is no need to look from time to
+    /// time, unless rules are in iptables-legacy.
+    #[must_use]
+    pub fn sees_nft(&self) -> bool {
+        self.nft.is_some()
+    }
+
+    /// Waits until somebody may have changed rules, for at most `patience` (`None`: for as long as
+    /// it takes). `false` if the time is over.
+    ///
+    /// # Errors
+    /// If it can't be waited.
+    pub fn wait(&mut self, patience: Option<Duration>) -> io::Result<bool> {
+        let end = patience.map(|time| Instant::now() + time);
+        loop {
+            let left = match end.map(|end| end.saturating_duration_since(Instant::now())) {
+                // Rounded up: not a moment too early, over and over.
+                Some(time) => PollTimeout::try_from(time + Duration::from_millis(1))
+                    .unwrap_or(PollTimeout::MAX),
+                None => PollTimeout::NONE,
+            };
+            let nft = self.nft.as_ref().map(AsFd::as_fd);
+            let lock = self.lock.as_ref().map(AsFd::as_fd);
+            let mut fds: Vec<_> = nft
+                .into_iter()
+                .chain(lock)
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+                .collect();
+            match poll(&mut fds, left) {
+                Ok(0) => return Ok(false),
+                Err(Errno::EINTR) => {}
+                Ok(_) if self.happened() => return Ok(true),
+                // Pinholes come and go: not each of them needs to wake us.
+                Ok(_) => thread::sleep(NOISE),
+                Err(e) => return Err(e.into()),
+            }
+            if end.is_some_and(|end| Instant::now() >= end) {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Takes all notifications that have come; whether any is of interest.
+    pub fn happened(&mut self) -> bool {
+        let mut changed = false;
+        if let Some(socket) = &mut self.nft {
+            for _ in 0..READ_AT_ONCE {
+                match socket.events(|message| changed |= matters(message)) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    // Too many to be told (ENOBUFS), or too odd: look.
+                    Err(_) => changed = true,
+                }
+            }
+        }
+        if let Some(lock) = &self.lock {
+            changed |= lock.read_events().is_ok_and(|events| !events.is_empty());
+        }
+        changed
+    }
+}
+
+fn lock_file() -> PathBuf {
+    // As the tools themselves do.
+    std::env::var_os("XTABLES_LOCKFILE").map_or_else(|| LOCK.into(), PathBuf::from)
+}
+
+fn watch(path: &Path) -> io::Result<Inotify> {
+    let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+    // When a tool is done with it.
+    inotify.add_watch(path, AddWatchFlags::IN_CLOSE)?;
+    Ok(inotify)
+}
+
+/// Whether a notification may be about something of ours or in our way. Pinholes come and go all
+/// the time: elements of sets and rules in our own chains of pinholes don't count.
+fn matters(message: &Message<'_>) -> bool {
+    let text = |kind| message.attrs().find(kind).and_then(|attr| attr.text());
+    match message.kind {
+        msg::NEW_TABLE | msg::DEL_TABLE | msg::NEW_CHAIN | msg::DEL_CHAIN => true,
+        msg::NEW_RULE | msg::DEL_RULE => {
+            let pinhole = |chain: &str| chain == "FTPALG-PRE" || chain == "FTPALG-POST";
+            !text(attr::RULE_CHAIN).is_some_and(pinhole)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::codec::{Builder, Messages};
+
+    fn judge(kind: u16, table: &str, chain: &str) -> bool {
+        let mut b = Builder::new();
+        b.message(kind, 0, 0, 2, 0)
+            .text(attr::RULE_TABLE, table)
+            .text(attr::RULE_CHAIN, chain);
+        let bytes = b.finish().unwrap();
+        matters(&Messages::new(&bytes).next().unwrap())
+    }
+
+    #[test]
+    fn pinholes_are_no_news() {
+        assert!(judge(msg::DEL_RULE, "raw", "PREROUTING"));
+        assert!(judge(msg::NEW_RULE, "filter", "FORWARD"));
+        assert!(judge(msg::DEL_TABLE, "raw", ""));
+        assert!(judge(msg::DEL_RULE, "raw", "FTPALG-EGRESS"));
+        assert!(!judge(msg::NEW_RULE, "nat", "FTPALG-PRE"));
+        assert!(!judge(msg::DEL_RULE, "nat", "FTPALG-POST"));
+        assert!(!judge(msg::NEW_ELEM, "ftpalg", "pinholes4"));
+        assert!(!judge(msg::GET_GEN, "", ""));
+    }
+
+    #[test]
+    fn a_tool_that_lets_go_of_the_lock_is_noticed() {
+        let path = std::env::temp_dir().join(format!("ftpalg-lock-{}", std::process::id()));
+        std::fs::write(&path, "").unwrap();
+        let mut changes = Changes {
+            nft: None,
+            lock: Some(watch(&path).unwrap()),
+        };
+        assert!(!changes.wait(Some(Duration::from_millis(10))).unwrap());
+        drop(std::fs::File::open(&path).unwrap());
+        assert!(changes.wait(Some(Duration::from_secs(5))).unwrap());
+        assert!(!changes.wait(Some(Duration::from_millis(10))).unwrap());
+        std::fs::remove_file(&path).unwrap();
+    }
+}
