@@ -49,20 +49,20 @@ fn published() -> Case {
 }
 
 /// A directory with iptables-nft's programs, and no other.
-fn tools(net: &Net) -> PathBuf {
+fn tools(net: &Net) -> std::io::Result<PathBuf> {
     let directory = net.directory().join("tools");
-    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::create_dir_all(&directory)?;
     let multi = PATH
         .split(':')
         .map(|place| Path::new(place).join("xtables-nft-multi"))
         .find(|program| program.exists())
-        .expect("iptables-nft");
+        .ok_or(std::io::ErrorKind::NotFound)?;
     for family in ["iptables", "ip6tables"] {
         for program in ["", "-save", "-restore"] {
-            symlink(&multi, directory.join(format!("{family}-nft{program}"))).unwrap();
+            symlink(&multi, directory.join(format!("{family}-nft{program}")))?;
         }
     }
-    directory
+    Ok(directory)
 }
 
 /// What takes all rights but one, and all programs but iptables-nft's.
@@ -88,7 +88,7 @@ fn net_admin_alone() {
     let mut case = published();
     let net = case.build();
     routes(&net);
-    case.stations[0].wrapper = stripped(&tools(&net));
+    case.stations[0].wrapper = stripped(&tools(&net).unwrap());
     case.run_on(&net, "rootless_net_admin");
 }
 
@@ -168,7 +168,7 @@ fn user_namespace_and_read_only_root() {
         "chroot".to_owned(),
         root.to_string_lossy().into_owned(),
     ];
-    case.stations[0].wrapper = [&enter[..], &stripped(&tools(&net))].concat();
+    case.stations[0].wrapper = [&enter[..], &stripped(&tools(&net).unwrap())].concat();
     case.links = links;
     let mut probe = net.command("r", "nsenter");
     probe
