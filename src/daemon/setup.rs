@@ -108,6 +108,9 @@ impl Steered {
         for place in &installed.places {
             log::info!("rules installed in {place} ({})", installed.choice.why);
         }
+        for chain in &installed.native {
+            log::info!("accept rule inserted in {chain}");
+        }
         for note in &installed.notes {
             log::warn!("{note}");
         }
