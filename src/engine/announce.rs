@@ -76,7 +76,8 @@ pub(super) fn decide(
         to: reachable,
         land,
         as_source: Some(mine.dst.ip()).filter(|seen| *seen != peers.src.ip()),
-        published: side == Side::Egress && (reachable != own || advertised.is_some()),
+        published: reachable != own || advertised.is_some(),
+        from_range: side == Side::Egress,
     };
     let public = advertised.unwrap_or(reachable);
     if public.is_ipv6() && said.form == Form::HostPort {

@@ -44,9 +44,12 @@ pub struct Request {
     pub land: SocketAddr,
     /// The address by which X knows Y, where it isn't `from`.
     pub as_source: Option<IpAddr>,
-    /// Whether `to` is an address of the gateway's that only NAT leads to X: then the public port
-    /// comes from `--data-ports` where that is given. Otherwise the announced port is kept.
+    /// Whether only NAT leads from `to` to X: then the public port may be another than the announced
+    /// one.
     pub published: bool,
+    /// Whether the public port comes from `--data-ports`, where that is given and the port may be
+    /// another: X is inside.
+    pub from_range: bool,
 }
 
 /// A port that was chosen for a [`Request`]; nothing is in the kernel yet.

@@ -63,7 +63,7 @@ impl Plane {
         let port = ports::choose(
             request.land.port(),
             request.published,
-            self.config.data_ports,
+            self.config.data_ports.filter(|_| request.from_range),
             self.next_port,
             holder,
         )?;

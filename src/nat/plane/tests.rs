@@ -190,6 +190,7 @@ fn passive(session: u64, from: &str, port: u16) -> Request {
         land: SocketAddr::new(ip("10.0.0.2"), port),
         as_source: None,
         published: true,
+        from_range: true,
     }
 }
 
