@@ -7,7 +7,7 @@ use super::{Failure, Format};
 use crate::daemon::control::Request;
 
 pub(super) fn show(format: Format) -> Result<ExitCode, Failure> {
-    let columns: [Column; 10] = [
+    let columns: [Column; 11] = [
         ("SESSION", "id", text),
         ("CLIENT", "client", text),
         ("SERVER", "server", text),
@@ -18,6 +18,7 @@ pub(super) fn show(format: Format) -> Result<ExitCode, Failure> {
         ("REFUSED", "refused", text),
         ("DATA", "data_connections", text),
         ("BYTES", "bytes", text),
+        ("RANGE", "range", text),
     ];
     super::show(Request::Sessions, format, |rows| {
         table(rows, &columns, "no sessions")

@@ -27,6 +27,11 @@ const DEFAULT_QUEUE: u16 = 2121;
 const MAX_QUEUES: u16 = 64;
 /// How long a pinhole waits, in seconds, where nothing is given.
 const DEFAULT_DEADLINE: u64 = 60;
+/// How long a range stays open while nothing comes from its client, in seconds, where nothing is
+/// given.
+const DEFAULT_TLS_IDLE: u64 = 300;
+/// The longest that it can do so, in seconds: a day.
+const MAX_TLS_IDLE: u64 = 86_400;
 /// The longest that it can wait, in seconds.
 const MAX_DEADLINE: u64 = 3600;
 /// The largest configuration file that is read, in bytes.
@@ -87,10 +92,22 @@ pub(crate) struct Settings {
     fail: Option<Fail>,
 
     /// What happens to sessions that turn to TLS: pass, deny, or range:A-B (pass, and open these
-    /// ports of the server to their client) [default: pass]
+    /// ports of the server to their client, for as long as they live) [default: pass]
     #[arg(long, value_name = "MODE")]
     #[serde(deserialize_with = "one")]
     tls: Option<Tls>,
+
+    /// How many seconds the range of --tls range:A-B stays open while nothing comes from the
+    /// client: 1 to 86400. It opens again with the client's next command [default: 300]
+    #[arg(long, value_name = "SECS", value_parser = number::<u64>)]
+    #[serde(deserialize_with = "one")]
+    tls_idle: Option<u64>,
+
+    /// A control port on which TLS is spoken from the first byte (implicit FTPS), as the inside
+    /// sees it. May be repeated [default: none]
+    #[arg(long, value_name = "PORT", value_parser = config::port)]
+    #[serde(deserialize_with = "ports")]
+    implicit_port: Vec<u16>,
 
     /// Refuse what isn't strictly FTP [default: no]
     #[arg(long)]
@@ -190,6 +207,8 @@ impl Settings {
             rules: self.rules.or(base.rules),
             fail: self.fail.or(base.fail),
             tls: self.tls.or(base.tls),
+            tls_idle: self.tls_idle.or(base.tls_idle),
+            implicit_port: list(self.implicit_port, base.implicit_port),
             strict: self.strict || base.strict,
             queues: self.queues.or(base.queues),
             queue_num: self.queue_num.or(base.queue_num),
@@ -221,15 +240,28 @@ impl Settings {
                 "--deadline {deadline} is out of range; choose 1 to {MAX_DEADLINE} seconds"
             ));
         }
+        let tls_idle = self.tls_idle.unwrap_or(DEFAULT_TLS_IDLE);
+        if !(1..=MAX_TLS_IDLE).contains(&tls_idle) {
+            return Err(format!(
+                "--tls-idle {tls_idle} is out of range; choose 1 to {MAX_TLS_IDLE} seconds"
+            ));
+        }
+        let plain = if self.port.is_empty() {
+            vec![DEFAULT_PORT]
+        } else {
+            self.port
+        };
+        let implicit_ports = unique(self.implicit_port);
+        if let Some(port) = implicit_ports.iter().find(|port| plain.contains(port)) {
+            return Err(format!(
+                "port {port} can't be a --port and an --implicit-port; choose one of them"
+            ));
+        }
         let config = Config {
             steering: Steering {
                 inside: separate(self.inside)?,
                 local: self.local,
-                ports: unique(if self.port.is_empty() {
-                    vec![DEFAULT_PORT]
-                } else {
-                    self.port
-                }),
+                ports: unique([plain, implicit_ports.clone()].concat()),
                 queues: Queues { first, count },
                 fail_open: self.fail.unwrap_or_default() == Fail::Open,
                 mark: self.mark.unwrap_or_default(),
@@ -240,6 +272,8 @@ impl Settings {
             backend: self.backend.unwrap_or_default(),
             rules: self.rules.unwrap_or_default(),
             tls: self.tls.unwrap_or_default(),
+            tls_idle: Duration::from_secs(tls_idle),
+            implicit_ports,
             strict: self.strict,
             deadline: Duration::from_secs(deadline),
         };
@@ -421,6 +455,8 @@ mod tests {
         assert!(!config.steering.fail_open && !config.steering.local && !config.strict);
         assert_eq!(config.deadline, Duration::from_secs(60));
         assert_eq!(config.tls, Tls::Pass);
+        assert_eq!(config.tls_idle, Duration::from_secs(300));
+        assert!(config.implicit_ports.is_empty());
         assert_eq!(config.backend, BackendChoice::Auto);
         assert_eq!(config.rules, RulesMode::Manage);
         assert_eq!(config.data_ports, None);
@@ -439,6 +475,8 @@ mod tests {
             rules = "external"
             fail = "open"
             tls = "range:40000-40009"
+            tls-idle = 60
+            implicit-port = [990]
             strict = true
             queues = 2
             queue-num = 7
@@ -450,7 +488,9 @@ mod tests {
         .config()
         .unwrap();
         assert_eq!(config.steering.inside.len(), 2);
-        assert_eq!(config.steering.ports, [21, 2121]);
+        assert_eq!(config.steering.ports, [21, 2121, 990]);
+        assert_eq!(config.implicit_ports, [990]);
+        assert_eq!(config.tls_idle, Duration::from_secs(60));
         assert_eq!(config.steering.mark.bit(), 0x100);
         assert_eq!(config.steering.queues, Queues { first: 7, count: 2 });
         assert!(config.steering.fail_open && config.steering.local && config.strict);
@@ -497,6 +537,12 @@ mod tests {
                 "data-ports = \"100-200\"\ntls = \"range:200-300\"",
                 "overlap",
             ),
+            ("tls = \"range:20-30\"", "control port 21"),
+            ("tls = \"range:900-999\"\nimplicit-port = 990", "port 990"),
+            ("tls = \"deny\"\nimplicit-port = 990", "contradicts"),
+            ("implicit-port = 21", "choose one"),
+            ("tls-idle = 0", "seconds"),
+            ("tls-idle = 86401", "seconds"),
             ("inside = [\"10.0.0.0/8\", \"10.1.0.0/16\"]", "overlap"),
             (
                 "inside = \"10.0.0.0/8\"\nadvertise = \"2001:db8::1\"",

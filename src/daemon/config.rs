@@ -26,6 +26,10 @@ pub struct Config {
     pub rules: RulesMode,
     /// What is done about TLS.
     pub tls: Tls,
+    /// How long a range that TLS sessions have stays open while nothing comes from the client.
+    pub tls_idle: Duration,
+    /// Those of the control ports on which TLS is spoken from the first byte.
+    pub implicit_ports: Vec<u16>,
     /// Whether sessions are held to the letter of the protocol.
     pub strict: bool,
     /// How long a pinhole waits for its connection.
@@ -265,6 +269,12 @@ impl Config {
                     "--advertise {one} is of another address family than all of --inside; give one of the same family"
                 ));
             }
+        }
+        if let (Tls::Deny, Some(port)) = (self.tls, self.implicit_ports.first()) {
+            return Err(format!(
+                "--tls deny contradicts --implicit-port {port}, where nothing but TLS is spoken; \
+                 leave one of them out"
+            ));
         }
         for (i, one) in self.advertise.iter().enumerate() {
             if self

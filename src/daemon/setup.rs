@@ -15,7 +15,7 @@ use crate::nat::backend::{Backend, BackendError, Mark};
 use crate::nat::conntrack::{Conntrack, Events};
 use crate::nat::pinhole::Key;
 use crate::nat::plane::{self, Parts, Plane};
-use crate::nat::ports::Listeners;
+use crate::nat::ports::{Listeners, PortRange};
 use crate::nat::rules::{Inside, KernelTables, Published, Rules, RulesError, Steering};
 use crate::nat::tables;
 use crate::nat::xtables::tools::Tools;
@@ -212,6 +212,8 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
             data_ports: config.data_ports,
             deadline: config.deadline,
             mark,
+            tls_range: range(config),
+            tls_idle: config.tls_idle,
             ..plane::Config::default()
         },
         Parts {
@@ -255,9 +257,10 @@ fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
         BackendChoice::Iptables => false,
     };
     Ok(if nft {
-        Box::new(Nft::new(mark)?)
+        Box::new(Nft::new(mark)?.with_range(range(config)))
     } else {
-        Box::new(Iptables::new(Tools::find(), Box::new(KernelTables), mark))
+        let iptables = Iptables::new(Tools::find(), Box::new(KernelTables), mark);
+        Box::new(iptables.with_range(range(config)))
     })
 }
 
@@ -268,9 +271,8 @@ pub(super) fn engine_config(
 ) -> Result<engine::Config, Error> {
     let missing = match config.tls {
         _ if config.strict => Some("--strict"),
-        Tls::Pass => None,
+        Tls::Pass | Tls::Range(_) => None,
         Tls::Deny => Some("--tls deny"),
-        Tls::Range(_) => Some("--tls range"),
     };
     if let Some(flag) = missing {
         let version = env!("CARGO_PKG_VERSION");
@@ -280,6 +282,16 @@ pub(super) fn engine_config(
     }
     Ok(engine::Config {
         advertise: advertised.list(),
+        tls_range: range(config).is_some(),
+        implicit_ports: config.implicit_ports.clone(),
         ..engine::Config::default()
     })
+}
+
+/// The range that sessions under TLS have.
+fn range(config: &Config) -> Option<PortRange> {
+    match config.tls {
+        Tls::Range(range) => Some(range),
+        Tls::Pass | Tls::Deny => None,
+    }
 }

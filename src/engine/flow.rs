@@ -7,6 +7,7 @@ use super::announce::{self, Decision};
 use super::config::Config;
 use super::event::Event;
 use super::gateway::{Gateway, Mode, PinholeId, SessionId};
+use super::range::Range;
 use super::second::Second;
 use super::stats::{SessionInfo, Stats};
 use super::{Endpoints, Side};
@@ -51,6 +52,8 @@ pub(super) struct Known {
     pub(super) v6: bool,
     /// See [`Session::connects_early`].
     pub(super) connects_early: bool,
+    /// See [`Session::expect_tls`].
+    pub(super) implicit: bool,
 }
 
 /// What happens to a packet.
@@ -69,10 +72,19 @@ pub(super) struct Context<'a> {
     pub(super) now: Duration,
 }
 
+/// Whether a connection is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Open,
+    /// A RST that wasn't exact was the last packet: what comes next tells whether it was one.
+    Reset,
+    Closed,
+}
+
 #[derive(Debug)]
 pub(super) struct Flow {
     pub(super) id: SessionId,
-    client: Side,
+    pub(super) client: Side,
     /// The initial sequence numbers of client and server: they name this incarnation.
     starts: [Seq; 2],
     /// Indexed by [`Side`]: egress carries what the inside endpoint sends.
@@ -82,18 +94,18 @@ pub(super) struct Flow {
     /// The largest segment for either end, in bytes, TCP options included (RFC 6691).
     mss: u16,
     /// Bit per side: its FIN passed.
-    fins: u8,
-    closed: bool,
+    pub(super) fins: u8,
+    end: End,
     opened: Second,
     seen: Second,
-    /// A RST that wasn't exact was the last packet: what comes next tells whether it was one.
-    reset: bool,
     /// Since when bytes of either side wait for the rest of an address.
     waiting: [Option<Second>; 2],
     /// The hole that an accepted `PORT`/`EPRT` reserved.
     active: Option<PinholeId>,
     announced: u32,
     refused: u32,
+    /// Where the client may reach a range of the server's ports.
+    pub(super) range: Range,
     session: Session,
 }
 
@@ -122,6 +134,10 @@ impl Flow {
             halves.iter_mut().for_each(Half::end_inspection);
             cx.stats.untouchable = cx.stats.untouchable.saturating_add(1);
         }
+        let mut session = Session::new(cx.config.policy.clone(), known.connects_early);
+        if known.implicit {
+            session.expect_tls();
+        }
         Self {
             id,
             client: side,
@@ -134,15 +150,15 @@ impl Flow {
                 .min(server.mss.unwrap_or(default))
                 .max(64),
             fins: 0,
-            closed: false,
-            reset: false,
+            end: End::Open,
             opened: Second::of(cx.now),
             seen: Second::of(cx.now),
             waiting: [None; 2],
             active: None,
             announced: 0,
             refused: 0,
-            session: Session::new(cx.config.policy.clone(), known.connects_early),
+            range: Range::None,
+            session,
         }
     }
 
@@ -161,12 +177,12 @@ impl Flow {
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.closed
+        self.end == End::Closed
     }
 
     /// Whether it is over, or its last packet was a RST that its receiver may have heeded.
     pub(super) fn may_be_over(&self) -> bool {
-        self.closed || self.reset
+        self.end != End::Open
     }
 
     pub(super) fn buffered(&self) -> usize {
@@ -182,7 +198,7 @@ impl Flow {
             id: self.id,
             client,
             server,
-            state: if self.closed {
+            state: if self.is_closed() {
                 "closed"
             } else {
                 self.session.state()
@@ -204,8 +220,8 @@ impl Flow {
 
     /// Says that the control connection ended, once.
     pub(super) fn close(&mut self, how: &'static str, gateway: &mut dyn Gateway) {
-        if !self.closed {
-            self.closed = true;
+        if !self.is_closed() {
+            self.end = End::Closed;
             self.active = None;
             gateway.session_ended(self.id);
             gateway.event(Event::SessionClosed {
@@ -227,8 +243,11 @@ impl Flow {
         self.seen = Second::of(cx.now);
         let flags = segment.flags();
         let seq = Seq(segment.seq());
-        self.reset = flags.has(Flags::RST);
-        if self.reset {
+        let reset = flags.has(Flags::RST);
+        if !self.is_closed() {
+            self.end = if reset { End::Reset } else { End::Open };
+        }
+        if reset {
             let [forward, _] = self.both(side);
             let emit = Emit::Own(forward.header_seq(seq));
             let exact = forward.expects(seq);
@@ -247,6 +266,9 @@ impl Flow {
             reverse.acknowledged(ack, edge, exact);
         }
         let payload = segment.payload();
+        if side == self.client && !payload.is_empty() {
+            self.renew_range(ends, cx);
+        }
         let fin = flags.has(Flags::FIN);
         let limit = self.limit(segment);
         let [forward, _] = self.both(side);
@@ -285,6 +307,9 @@ impl Flow {
             self.fins |= 1 << side.index();
             if self.fins == 3 {
                 self.close("FIN", cx.gateway);
+            } else if self.range != Range::None {
+                // Whoever has said goodbye asks for no more data connections, or answers that.
+                cx.gateway.session_ended(self.id);
             }
         }
         fate
@@ -468,6 +493,9 @@ impl Flow {
                 }
                 Step::Opaque(why) => {
                     self.end_inspection(why, cx);
+                    if why == "TLS" {
+                        self.tls_begins(ends, cx);
+                    }
                     break;
                 }
             }
@@ -566,7 +594,7 @@ impl Flow {
         Ok(())
     }
 
-    fn count_refusal(
+    pub(super) fn count_refusal(
         &mut self,
         verb: &'static str,
         why: String,
@@ -597,7 +625,7 @@ impl Flow {
         self.waiting = [None; 2];
         let counter = match why {
             "TLS" => &mut cx.stats.tls,
-            "not FTP" => &mut cx.stats.not_ftp,
+            "not FTP" | "not TLS" => &mut cx.stats.not_ftp,
             _ => &mut cx.stats.limit_reached,
         };
         *counter = counter.saturating_add(1);

@@ -10,6 +10,7 @@ mod config;
 mod flow;
 mod handshake;
 mod names;
+mod range;
 mod second;
 mod stats;
 
@@ -317,9 +318,14 @@ impl Engine {
             Side::Egress => ends.outside.ip(),
             Side::Ingress => ends.inside.ip(),
         };
+        let answering = match answer.side {
+            Side::Egress => answer.ends.inside,
+            Side::Ingress => answer.ends.outside,
+        };
         let known = Known {
             v6: ends.inside.is_ipv6(),
             connects_early: self.early.contains(&server),
+            implicit: self.config.implicit_ports.contains(&answering.port()),
         };
         let flow = Flow::new(id, syn.side, syn.hello, answer.hello, known, &mut cx);
         let (client, server) = flow.client_and_server(&ends);

@@ -2,6 +2,7 @@
 //!
 //! [`Conntrack`] answers questions; [`Events`] reports new and ended connections.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -307,13 +308,14 @@ impl Conntrack {
     }
 }
 
-/// New and ended TCP connections that carry a mark.
+/// New and ended TCP connections that carry a mark, and the end of others that are watched.
 ///
 /// Ready to [`read`](Self::read) when its file descriptor is readable.
 #[derive(Debug)]
 pub struct Events {
     socket: Socket,
     mark: Mark,
+    watched: HashSet<Tuple>,
 }
 
 impl Events {
@@ -326,7 +328,17 @@ impl Events {
         Ok(Self {
             socket: Socket::subscribe(GROUPS, EVENT_BUFFER)?,
             mark,
+            watched: HashSet::new(),
         })
+    }
+
+    /// Reports the end of the connection with this original direction, too, or doesn't any more.
+    pub fn watch(&mut self, original: Tuple, watched: bool) {
+        if watched {
+            self.watched.insert(original);
+        } else {
+            self.watched.remove(&original);
+        }
     }
 
     /// Whether the kernel reports events at all here (`net.netfilter.nf_conntrack_events`).
@@ -350,12 +362,12 @@ impl Events {
     /// # Errors
     /// What the operating system says; lost events are no error.
     pub fn read(&mut self, out: &mut Vec<ConntrackEvent>) -> io::Result<Completeness> {
-        let mark = self.mark;
+        let (mark, watched) = (self.mark, &self.watched);
         let mut completeness = Completeness::Complete;
         for _ in 0..READ_AT_ONCE {
             let more = self
                 .socket
-                .events(|message| out.extend(parse_event(message, mark)));
+                .events(|message| out.extend(parse_event(message, mark, watched)));
             match more {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -403,17 +415,25 @@ fn put_tuple(b: &mut Builder, kind: u16, src: SocketAddr, dst: SocketAddr) {
 
 const TCP: u8 = IPPROTO_TCP as u8;
 
-fn parse_event(message: &Message<'_>, wanted: Mark) -> Option<ConntrackEvent> {
+fn parse_event(
+    message: &Message<'_>,
+    wanted: Mark,
+    watched: &HashSet<Tuple>,
+) -> Option<ConntrackEvent> {
     if message.kind != CT_NEW && message.kind != CT_DELETE {
         return None;
     }
-    // Before anything else: nearly all connections of a busy gateway are somebody else's.
-    let mark = message.attrs().find(CTA_MARK)?.be32()?;
-    if !wanted.is_in(mark) {
+    let number = |kind| message.attrs().find(kind).and_then(|attr| attr.be32());
+    // Before anything else: nearly all connections of a busy gateway are somebody else's. One
+    // without a mark has no attribute for it.
+    let marked = wanted.is_in(number(CTA_MARK).unwrap_or(0));
+    if !marked && (message.kind == CT_NEW || watched.is_empty()) {
         return None;
     }
     let entry = parse_entry(message)?;
-    let number = |kind| message.attrs().find(kind).and_then(|attr| attr.be32());
+    if !marked && !watched.contains(&entry.original) {
+        return None;
+    }
     let id = number(CTA_ID).unwrap_or(0);
     if message.kind == CT_NEW {
         let status = number(CTA_STATUS).unwrap_or(0);
@@ -536,7 +556,11 @@ mod tests {
     }
 
     fn read(bytes: &[u8]) -> Option<ConntrackEvent> {
-        parse_event(&Messages::new(bytes).next()?, Mark::DEFAULT)
+        read_watching(bytes, &HashSet::new())
+    }
+
+    fn read_watching(bytes: &[u8], watched: &HashSet<Tuple>) -> Option<ConntrackEvent> {
+        parse_event(&Messages::new(bytes).next()?, Mark::DEFAULT, watched)
     }
 
     #[test]
@@ -576,6 +600,21 @@ mod tests {
             read(&destroy("192.0.2.1:1", "192.0.2.2:2", 0x3fff_ffff)),
             None
         );
+    }
+
+    #[test]
+    fn the_end_of_a_watched_connection_is_told() {
+        let bytes = destroy("192.0.2.1:1", "192.0.2.2:21", 0);
+        let tuple = |src, dst| Tuple {
+            src: addr(src),
+            dst: addr(dst),
+        };
+        let watch = |tuple| read_watching(&bytes, &HashSet::from([tuple]));
+        assert!(matches!(
+            watch(tuple("192.0.2.1:1", "192.0.2.2:21")),
+            Some(ConntrackEvent::Destroy { .. })
+        ));
+        assert_eq!(watch(tuple("192.0.2.1:2", "192.0.2.2:21")), None);
     }
 
     #[test]

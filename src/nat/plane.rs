@@ -12,11 +12,12 @@ mod admission;
 mod connections;
 mod ending;
 mod installing;
+mod ranges;
 mod types;
 
 pub use types::{
-    Config, Counters, DataConnection, EventSource, Finished, Parts, PinholeInfo, Report, State,
-    Transferred, Tuples,
+    Config, Counters, DataConnection, EventSource, Finished, Parts, PinholeInfo, RangeEnd, Report,
+    State, Transferred, Tuples,
 };
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -28,6 +29,7 @@ use super::pinhole::{Key, Pinhole};
 use super::ports::Listeners;
 use super::rules::Published;
 use crate::engine::gateway::{Error, Mode, PinholeId, Request, Reservation, SessionId};
+use ranges::Ranges;
 
 /// Reports that nobody takes are dropped beyond this number, oldest first.
 const MAX_REPORTS: usize = 10_000;
@@ -46,6 +48,7 @@ pub struct Plane {
     connections: HashMap<Tuple, DataConnection>,
     /// Of sessions that had data connections and are still there.
     transferred: HashMap<SessionId, Transferred>,
+    ranges: Ranges,
     /// Holes that are done with, where closing takes long.
     done: Vec<Pinhole>,
     /// Holes that are being closed.
@@ -77,6 +80,7 @@ impl Plane {
             look_at: Duration::ZERO,
             connections: HashMap::new(),
             transferred: HashMap::new(),
+            ranges: Ranges::default(),
             done: Vec::new(),
             closing: Vec::new(),
             stuck: HashMap::new(),
@@ -203,6 +207,7 @@ impl Plane {
         }
         self.transferred.remove(&session);
         self.close(holes.into_iter().map(|hole| hole.pinhole).collect());
+        self.leave_range(session, RangeEnd::Session);
     }
 
     /// What happened since the last call, oldest first.
@@ -210,7 +215,8 @@ impl Plane {
         std::mem::take(&mut self.reports).into_iter()
     }
 
-    /// All pending holes, then all data connections, each in the order of their ids.
+    /// All pending holes, then open ranges, then all data connections, each in the order of their
+    /// ids.
     #[must_use]
     pub fn pinholes(&self) -> Vec<PinholeInfo> {
         let now = self.now();
@@ -221,7 +227,7 @@ impl Plane {
             .collect();
         used.sort_by_key(|info| info.id);
         let pending = self.holes.iter().map(|(&id, hole)| hole.info(id, now));
-        pending.chain(used).collect()
+        pending.chain(self.range_infos(now)).chain(used).collect()
     }
 
     /// How often things happened.
@@ -295,9 +301,15 @@ impl Hole {
             } else {
                 State::Reserved
             },
-            expires_in: Some(left.as_secs() + u64::from(left.subsec_nanos() > 0)),
+            expires_in: Some(round_up(left)),
+            ports: None,
         }
     }
+}
+
+/// Whole seconds.
+fn round_up(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 #[cfg(test)]

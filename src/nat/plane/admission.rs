@@ -45,6 +45,7 @@ impl Plane {
                 to,
             };
             let hole = self.by_key.get(&key).and_then(|id| self.holes.get(id));
+            let elsewhere = self.is_in_range_of_other(key, request.land.ip());
             let published = || {
                 let takes = |user: &Published| user.takes(request.from, to, request.land);
                 request.published && self.user_ports.iter().any(takes)
@@ -53,7 +54,7 @@ impl Plane {
             // sake of the old one.
             let hole = hole.filter(|hole| hole.pinhole.land != request.land);
             match hole {
-                _ if listening => Holder::Other,
+                _ if listening || elsewhere => Holder::Other,
                 None if published() => Holder::User,
                 None => Holder::Nobody,
                 Some(hole) if hole.session != request.session => Holder::Other,

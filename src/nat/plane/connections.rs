@@ -27,7 +27,7 @@ impl Plane {
         for event in events {
             match event {
                 ConntrackEvent::New { entry, .. } => {
-                    used.extend(self.connected(entry.original).map(|(_, hole)| hole));
+                    used.extend(self.connected(entry.original).and_then(|(_, hole)| hole));
                 }
                 ConntrackEvent::Destroy {
                     entry,
@@ -37,6 +37,7 @@ impl Plane {
                     ..
                 } => {
                     self.on_conntrack_destroy(entry.original, bytes, lifetime, state);
+                    self.control_forgotten(entry.original);
                 }
             }
         }
@@ -50,12 +51,13 @@ impl Plane {
     /// A connection with the mark exists: its hole, if it has one, is used and closed.
     pub fn on_conntrack_new(&mut self, original: Tuple) -> Option<DataConnection> {
         let (connection, hole) = self.connected(original)?;
-        self.close(vec![hole]);
+        self.close(hole.into_iter().collect());
         Some(connection)
     }
 
-    /// A connection with the mark exists: its hole, which is to be closed, is forgotten.
-    fn connected(&mut self, original: Tuple) -> Option<(DataConnection, Pinhole)> {
+    /// A connection with the mark exists: its hole, which is to be closed, is forgotten. One that
+    /// came through a range closes nothing.
+    fn connected(&mut self, original: Tuple) -> Option<(DataConnection, Option<Pinhole>)> {
         let key = Key {
             from: original.src.ip(),
             to: original.dst,
@@ -63,8 +65,13 @@ impl Plane {
         let id = self.by_key.get(&key).copied();
         let hole = id.and_then(|id| self.holes.get(&id)).filter(|h| h.open);
         let (Some(id), Some(hole)) = (id, hole) else {
-            self.counters.unattributed += 1;
-            return None;
+            let Some(connection) = self.range_connection(original) else {
+                self.counters.unattributed += 1;
+                return None;
+            };
+            self.counters.range_connections += 1;
+            self.keep(original, connection);
+            return Some((connection, None));
         };
         let connection = DataConnection {
             pinhole: id,
@@ -78,13 +85,18 @@ impl Plane {
         };
         let hole = self.forget(id)?;
         self.counters.used += 1;
+        self.keep(original, connection);
+        Some((connection, Some(hole.pinhole)))
+    }
+
+    /// Keeps track of a new data connection.
+    fn keep(&mut self, original: Tuple, connection: DataConnection) {
         let total = self.transferred.entry(connection.session).or_default();
         total.data_connections += 1;
         if self.connections.len() < self.config.connections {
             self.connections.insert(original, connection);
         }
         self.report(Report::Connected(connection));
-        Some((connection, hole.pinhole))
     }
 
     /// A connection with the mark is gone.
@@ -154,6 +166,7 @@ impl Plane {
         for original in gone {
             self.on_conntrack_destroy(original, None, None, None);
         }
+        self.look_after_controls();
     }
 }
 

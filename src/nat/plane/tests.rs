@@ -1,5 +1,7 @@
 //! The plane against a kernel made of maps.
 
+mod ranges;
+
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
@@ -8,7 +10,9 @@ use super::ending::{LOOK_AFTER, NEGLECTED};
 use super::*;
 use crate::nat::backend::{Backend, BackendError, Closing, Mark};
 use crate::nat::conntrack::{Bytes, Completeness, ConntrackEvent};
+use crate::nat::pinhole::{RangeHole, RangeKey};
 use crate::nat::ports::PortRange;
+use std::collections::HashSet;
 use std::io;
 
 /// What a test sees of the plane's surroundings.
@@ -16,6 +20,10 @@ use std::io;
 struct World {
     now: Duration,
     kernel: HashMap<Key, (Pinhole, Duration)>,
+    ranges: BTreeMap<RangeKey, (RangeHole, Duration)>,
+    /// How often a range was put into the kernel.
+    range_writes: u32,
+    watched: HashSet<Tuple>,
     installed: bool,
     refuse_open: bool,
     refuse_close: bool,
@@ -64,6 +72,7 @@ impl Backend for Shared {
         self.with(|w| {
             w.installed = true;
             w.kernel.clear();
+            w.ranges.clear();
         });
         Ok(())
     }
@@ -85,6 +94,25 @@ impl Backend for Shared {
             Ok(())
         })
     }
+    fn open_range(&mut self, hole: &RangeHole, timeout: Duration) -> Result<(), BackendError> {
+        self.with(|w| {
+            if w.refuse_open {
+                return Err(refused("open"));
+            }
+            w.ranges.insert(hole.key(), (*hole, w.now + timeout));
+            w.range_writes += 1;
+            Ok(())
+        })
+    }
+    fn close_range(&mut self, hole: &RangeHole) -> Result<(), BackendError> {
+        self.with(|w| {
+            if w.refuse_close {
+                return Err(refused("close"));
+            }
+            w.ranges.remove(&hole.key());
+            Ok(())
+        })
+    }
     fn closes_slowly(&self) -> bool {
         self.with(|w| w.slow)
     }
@@ -103,6 +131,7 @@ impl Backend for Shared {
         self.with(|w| {
             w.installed = false;
             w.kernel.clear();
+            w.ranges.clear();
         });
         Ok(())
     }
@@ -137,6 +166,15 @@ impl Tuples for Shared {
 }
 
 impl EventSource for Shared {
+    fn watch(&mut self, original: Tuple, watched: bool) {
+        self.with(|w| {
+            if watched {
+                w.watched.insert(original);
+            } else {
+                w.watched.remove(&original);
+            }
+        });
+    }
     fn read(&mut self, out: &mut Vec<ConntrackEvent>) -> io::Result<Completeness> {
         self.with(|w| {
             out.append(&mut w.events);
