@@ -143,6 +143,11 @@ impl Engine {
         }
     }
 
+    /// Announces other addresses from now on: see [`Config::advertise`].
+    pub fn advertise(&mut self, advertise: Vec<Advertise>) {
+        self.config.advertise = advertise;
+    }
+
     /// Handles one IP packet that came through the hook of `side`; `now` is the time since start.
     ///
     /// Whatever the packet is, there is no panic and no unbounded memory; what isn't understood
