@@ -108,7 +108,8 @@ pub struct Name(Endpoints);
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
-    flows: HashMap<Endpoints, Flow>,
+    /// Boxed, so that the room that the table keeps to grow costs little.
+    flows: HashMap<Endpoints, Box<Flow>>,
     /// Other names of flows.
     names: Names,
     half_open: HalfOpen,
@@ -330,7 +331,7 @@ impl Engine {
             client,
             server,
         });
-        self.flows.insert(ends, flow);
+        self.flows.insert(ends, Box::new(flow));
     }
 
     /// Makes room for a flow; false if it is there already, or if there are too many.
