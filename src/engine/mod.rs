@@ -13,6 +13,7 @@ mod names;
 mod range;
 mod second;
 mod stats;
+mod tls;
 
 pub mod event;
 pub mod gateway;
@@ -46,6 +47,13 @@ pub enum Side {
 }
 
 impl Side {
+    const fn opposite(self) -> Self {
+        match self {
+            Self::Egress => Self::Ingress,
+            Self::Ingress => Self::Egress,
+        }
+    }
+
     const fn index(self) -> usize {
         match self {
             Self::Egress => 0,
