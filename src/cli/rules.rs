@@ -60,6 +60,9 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
             for place in installed.places {
                 print(&format!("installed in {place}\n"))?;
             }
+            for chain in installed.native {
+                print(&format!("accept rule inserted in {chain}\n"))?;
+            }
             for note in installed.notes {
                 print(&format!("note: {note}\n"))?;
             }

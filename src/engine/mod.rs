@@ -143,6 +143,11 @@ impl Engine {
         }
     }
 
+    /// Announces other addresses from now on: see [`Config::advertise`].
+    pub fn advertise(&mut self, advertise: Vec<Advertise>) {
+        self.config.advertise = advertise;
+    }
+
     /// Handles one IP packet that came through the hook of `side`; `now` is the time since start.
     ///
     /// Whatever the packet is, there is no panic and no unbounded memory; what isn't understood
@@ -310,17 +315,13 @@ impl Engine {
             now,
         };
         let server = match syn.side {
-            Side::Egress => ends.outside.ip(),
-            Side::Ingress => ends.inside.ip(),
-        };
-        let answering = match answer.side {
-            Side::Egress => answer.ends.inside,
-            Side::Ingress => answer.ends.outside,
+            Side::Egress => ends.outside,
+            Side::Ingress => ends.inside,
         };
         let known = Known {
             v6: ends.inside.is_ipv6(),
-            connects_early: self.early.contains(&server),
-            implicit: self.config.implicit_ports.contains(&answering.port()),
+            connects_early: self.early.contains(&server.ip()),
+            implicit: self.config.implicit_ports.contains(&server.port()),
         };
         let flow = Flow::new(id, syn.side, syn.hello, answer.hello, known, &mut cx);
         let (client, server) = flow.client_and_server(&ends);
