@@ -69,6 +69,7 @@ fn network(v4: &[&str], ports: &[u16], arguments: &[&'static str]) -> Case {
             v4: drop_by_default(&["FORWARD", "INPUT", "OUTPUT"], ports) + &nat(v4),
             v6: String::new(),
             arguments: arguments.to_vec(),
+            wrapper: Vec::new(),
         }],
     )
 }

@@ -544,6 +544,10 @@ mod tests {
             ("tls-idle = 0", "seconds"),
             ("tls-idle = 86401", "seconds"),
             ("inside = [\"10.0.0.0/8\", \"10.1.0.0/16\"]", "overlap"),
+            (
+                "inside = \"10.0.0.0/8\"\nadvertise = \"2001:db8::1\"",
+                "another address family",
+            ),
             ("queues = 0", "1 to 64"),
             ("queues = 65", "1 to 64"),
             ("queues = 2\nqueue-num = 65535", "65535"),

@@ -13,6 +13,7 @@ mod names;
 mod range;
 mod second;
 mod stats;
+mod tls;
 
 pub mod event;
 pub mod gateway;
@@ -46,6 +47,13 @@ pub enum Side {
 }
 
 impl Side {
+    const fn opposite(self) -> Self {
+        match self {
+            Self::Egress => Self::Ingress,
+            Self::Ingress => Self::Egress,
+        }
+    }
+
     const fn index(self) -> usize {
         match self {
             Self::Egress => 0,
@@ -142,6 +150,11 @@ impl Engine {
             buffered: 0,
             scratch: Vec::with_capacity(2048),
         }
+    }
+
+    /// Announces other addresses from now on: see [`Config::advertise`].
+    pub fn advertise(&mut self, advertise: Vec<Advertise>) {
+        self.config.advertise = advertise;
     }
 
     /// Handles one IP packet that came through the hook of `side`; `now` is the time since start.
@@ -311,17 +324,13 @@ impl Engine {
             now,
         };
         let server = match syn.side {
-            Side::Egress => ends.outside.ip(),
-            Side::Ingress => ends.inside.ip(),
-        };
-        let answering = match answer.side {
-            Side::Egress => answer.ends.inside,
-            Side::Ingress => answer.ends.outside,
+            Side::Egress => ends.outside,
+            Side::Ingress => ends.inside,
         };
         let known = Known {
             v6: ends.inside.is_ipv6(),
-            connects_early: self.early.contains(&server),
-            implicit: self.config.implicit_ports.contains(&answering.port()),
+            connects_early: self.early.contains(&server.ip()),
+            implicit: self.config.implicit_ports.contains(&server.port()),
         };
         let flow = Flow::new(id, syn.side, syn.hello, answer.hello, known, &mut cx);
         let (client, server) = flow.client_and_server(&ends);
