@@ -661,7 +661,7 @@ proptest! {
         talk.quit();
         let before = Weather { duplicate, ..Weather::default() };
         let weather = [before, behind[0], before, behind[1]];
-        let outcome = play(&Case { seed, cut, nagle, delayed_ack, mtu, weather, isn }, &talk);
+        let outcome = play(&Case { seed, cut, nagle, delayed_ack, mtu, weather, isn, transparent: false }, &talk);
         prop_assert_eq!(outcome.stats.clear_again, 1);
     }
 

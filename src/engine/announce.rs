@@ -86,7 +86,7 @@ pub(super) fn decide(
     side: Side,
     said: &Announcement,
 ) -> Decision {
-    let Tuples { mine, peers, .. } = match tuples(gateway, ends, side) {
+    let Tuples { mine, peers, entry } = match tuples(gateway, ends, side) {
         Ok(tuples) => tuples,
         Err(error) => return Decision::Leave(error.to_string()),
     };
@@ -111,6 +111,7 @@ pub(super) fn decide(
         to: reachable,
         land,
         as_source: Some(mine.dst.ip()).filter(|seen| *seen != peers.src.ip()),
+        mark: entry.mark,
         published: reachable != own || advertised.is_some(),
         from_range: side == Side::Egress,
     };
