@@ -1235,3 +1235,53 @@ fn nft_firewalls_get_an_accept_rule_where_they_drop() {
     assert!(remove(&ns) > 2);
     assert!(!ns.sh("nft list ruleset").contains("ftpalg"));
 }
+
+/// `iptables/` holds what the program prints for a plain host of the kind, and the tools take it.
+#[test]
+fn the_files_for_people_are_true_and_load() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("iptables");
+    let plain = |local: bool| Steering {
+        inside: match local {
+            true => Vec::new(),
+            false => vec!["eth1".parse().unwrap()],
+        },
+        local,
+        // As `ftpalg run` has it.
+        queues: Queues {
+            first: 2121,
+            count: 1,
+        },
+        ..Steering::default()
+    };
+    let ns = Ns::new();
+    let mut files = Vec::new();
+    for family in Family::ALL {
+        let (end, program) = match family {
+            Family::V4 => ("rules", "iptables"),
+            Family::V6 => ("v6.rules", "ip6tables"),
+        };
+        let examples = ftpalg::nat::rules::EXAMPLES;
+        let named = examples.iter().map(|example| {
+            let local = matches!(example.name, "local-server" | "default-drop-host");
+            (example.name, example.print(&plain(local), family).unwrap())
+        });
+        let steering = ("steering", print(&plain(false), family).unwrap());
+        for (name, text) in named.chain([steering]) {
+            let file = dir.join(format!("{name}.{end}"));
+            if std::env::var_os("FTPALG_BLESS").is_some() {
+                std::fs::write(&file, &text).unwrap();
+            }
+            let there = std::fs::read_to_string(&file).unwrap_or_default();
+            assert!(there == text, "{} is out of date", file.display());
+            for flavour in ["nft", "legacy"] {
+                ns.sh(&format!(
+                    "{program}-{flavour}-restore --test --noflush < {}",
+                    file.display()
+                ));
+            }
+            files.push(file);
+        }
+    }
+    let listed = std::fs::read_dir(&dir).unwrap().count();
+    assert_eq!(listed, files.len(), "nothing else is in there");
+}

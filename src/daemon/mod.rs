@@ -87,6 +87,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
         source,
     })?;
     setup::check_permission()?;
+    setup::check_data_ports(config);
     let advertised = Advertised::find(&config.advertise)?;
     let engines = setup::engine_config(config, &advertised)?;
     let socket = ControlSocket::bind()?;

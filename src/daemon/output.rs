@@ -160,6 +160,12 @@ impl fmt::Display for Line<'_> {
             }
             Event::LoggedIn { .. } => f.write_str("logged in"),
             Event::Opaque { why, .. } => write!(f, "no longer read: {why}"),
+            Event::ClearAgain { followed: true, .. } => {
+                f.write_str("in clear text again: read again")
+            }
+            Event::ClearAgain { .. } => f.write_str(
+                "in clear text again, but not followed: what it announces gets no pinholes",
+            ),
             Event::TlsPassed { client, .. } => write!(
                 f,
                 "TLS hides its data connections: they get no pinholes, and need ports that are \

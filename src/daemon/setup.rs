@@ -1,6 +1,7 @@
 //! The parts of the daemon, as the configuration and the host have them.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -248,7 +249,27 @@ pub(super) fn unblock(conntrack: &mut Conntrack, hole: Key, mark: Mark) -> usize
     }
 }
 
-/// The backend that was chosen; by itself, nf_tables where the kernel has it.
+/// Says which ports of `--data-ports` other programs have.
+pub(super) fn check_data_ports(config: &Config) {
+    let Some(range) = config.data_ports else {
+        return;
+    };
+    let listeners = Listeners::read();
+    let anywhere = Ipv4Addr::UNSPECIFIED.into();
+    let taken: Vec<_> = (range.first()..=range.last())
+        .filter(|port| listeners.contains(anywhere, *port))
+        .collect();
+    if let Some(first) = taken.first() {
+        log::warn!(
+            "--data-ports {range}: programs on this host listen on {} of these ports ({first}{}), \
+             which no data connection gets while they do",
+            taken.len(),
+            if taken.len() > 1 { ", …" } else { "" }
+        );
+    }
+}
+
+/// The backend that was chosen; by itself, nf_tables where the kernel has it, NAT included.
 fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
     let mark = config.steering.mark;
     let nft = match config.backend {
@@ -256,12 +277,24 @@ fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
         BackendChoice::Nft => true,
         BackendChoice::Iptables => false,
     };
-    Ok(if nft {
-        Box::new(Nft::new(mark)?.with_range(range(config)))
-    } else {
-        let iptables = Iptables::new(Tools::find(), Box::new(KernelTables), mark);
-        Box::new(iptables.with_range(range(config)))
-    })
+    let mut iptables =
+        Iptables::new(Tools::find(), Box::new(KernelTables), mark).with_range(range(config));
+    if nft {
+        let mut nft = Nft::new(mark)?.with_range(range(config));
+        if config.backend == BackendChoice::Nft {
+            return Ok(Box::new(nft));
+        }
+        // What it makes now is made anew later, or goes with it.
+        match nft.install() {
+            Err(BackendError::Lacking(why)) => {
+                let tried = iptables.install().and_then(|()| iptables.remove());
+                tried.map_err(|e| BackendError::Lacking(format!("{why}; that fails, too: {e}")))?;
+                log::warn!("using the backend iptables: {why}");
+            }
+            _ => return Ok(Box::new(nft)),
+        }
+    }
+    Ok(Box::new(iptables))
 }
 
 /// What engines go by.

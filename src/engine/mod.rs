@@ -13,6 +13,7 @@ mod names;
 mod range;
 mod second;
 mod stats;
+mod tls;
 
 pub mod event;
 pub mod gateway;
@@ -46,6 +47,13 @@ pub enum Side {
 }
 
 impl Side {
+    const fn opposite(self) -> Self {
+        match self {
+            Self::Egress => Self::Ingress,
+            Self::Ingress => Self::Egress,
+        }
+    }
+
     const fn index(self) -> usize {
         match self {
             Self::Egress => 0,
@@ -108,7 +116,8 @@ pub struct Name(Endpoints);
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
-    flows: HashMap<Endpoints, Flow>,
+    /// Boxed, so that the room that the table keeps to grow costs little.
+    flows: HashMap<Endpoints, Box<Flow>>,
     /// Other names of flows.
     names: Names,
     half_open: HalfOpen,
@@ -338,7 +347,7 @@ impl Engine {
             client,
             server,
         });
-        self.flows.insert(ends, flow);
+        self.flows.insert(ends, Box::new(flow));
     }
 
     /// Makes room for a flow; false if it is there already, or if there are too many.

@@ -393,7 +393,7 @@ fn explain(family: &Family, source: io::Error) -> BackendError {
              or CAP_NET_ADMIN is missing",
             family.label
         )),
-        Some(Errno::ENOENT | Errno::EOPNOTSUPP) => BackendError::Unsupported(format!(
+        Some(Errno::ENOENT | Errno::EOPNOTSUPP) => BackendError::Lacking(format!(
             "the kernel lacks {} NAT in nf_tables ({source}): `modprobe nft_nat nft_chain_nat`, or \
              use --backend iptables",
             family.label

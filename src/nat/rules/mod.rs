@@ -1,7 +1,7 @@
 //! Steering and accept rules: prints, installs, removes and verifies them.
 //!
 //! [`steering`] is what a person asks for; [`template`] makes rule text from it and from the files
-//! in `iptables/`; [`host`] puts our part of a table into place and takes it out; [`derive`](mod@derive) finds
+//! in `sets/`; [`host`] puts our part of a table into place and takes it out; [`derive`](mod@derive) finds
 //! the inside from the rules that are there. Pinholes are not known here.
 //!
 //! Where the rules go:
