@@ -215,21 +215,26 @@ proptest! {
 }
 
 #[test]
-fn a_port_that_never_ends_goes_on_at_the_limit() {
+fn a_port_that_never_ends_is_refused_at_the_limit() {
     let mut machine = Machine::new(Policy::default(), false);
     machine.feed(Peer::Server, b"220 x\r\n");
     machine.feed(Peer::Client, b"USER x\r\n");
     machine.feed(Peer::Server, b"230 x\r\n");
+    machine.decisions.clear();
     machine.feed(Peer::Client, b"PORT ");
+    assert_eq!(machine.held(Peer::Client), 2, "the verb's end waits, too");
     let limit = Policy::default().max_command;
     for n in 0..limit - 5 {
         machine.feed(Peer::Client, b"1");
-        assert_eq!(machine.held(Peer::Client), n + 1);
+        assert_eq!(machine.held(Peer::Client), n + 3);
     }
     machine.feed(Peer::Client, b"1");
     assert_eq!(machine.held(Peer::Client), 0);
     machine.feed(Peer::Client, b"1\r\n");
-    assert_eq!(machine.session.counts().overlong, 1);
+    assert_eq!(machine.decisions, ["refuse PORT: a line over the limit"]);
+    let [client, _] = &machine.out;
+    let line = format!("PORX {}\r\n", "x".repeat(limit - 3));
+    assert!(client.ends_with(line.as_bytes()));
 }
 
 #[test]

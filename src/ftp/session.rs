@@ -7,7 +7,7 @@ mod step;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-pub use step::{Announcement, Form, Outcome, Peer, Step};
+pub use step::{Announcement, Form, Outcome, Peer, Refusal, Step};
 
 use super::line::Line;
 use super::policy::Policy;
@@ -155,8 +155,8 @@ impl Session {
     /// new bytes arrived, and again after each step was carried out, until it waits or nothing is
     /// pending.
     ///
-    /// Only bytes that may belong to an address wait; everything else goes out at once. Nothing
-    /// waits in a line that is complete.
+    /// Only bytes that may belong to an address or to a verb that is refused wait; everything else
+    /// goes out at once. Nothing waits in a line that is complete.
     pub fn next(&mut self, from: Peer, pending: &[u8]) -> Step {
         if let Some(over) = self.over {
             return Step::Opaque(over.why());

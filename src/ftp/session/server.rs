@@ -156,6 +156,7 @@ impl Session {
                             addr,
                             port,
                         },
+                        refusal: None,
                     });
                 }
                 Scan::Partial if at == 0 => return Some(Step::Wait),
