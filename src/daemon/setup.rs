@@ -260,8 +260,7 @@ fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
 pub(super) fn engine_config(config: &Config) -> Result<engine::Config, Error> {
     let missing = match config.tls {
         _ if config.strict => Some("--strict"),
-        Tls::Pass => None,
-        Tls::Deny => Some("--tls deny"),
+        Tls::Pass | Tls::Deny => None,
         Tls::Range(_) => Some("--tls range"),
     };
     if let Some(flag) = missing {

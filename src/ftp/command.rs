@@ -40,6 +40,20 @@ const OTHERS: &[&[u8]] = &[
     b"XSHA", b"XSHA1", b"XSHA256", b"XSHA512", b"XSEM", b"XSEN",
 ];
 
+/// The verbs that are told apart.
+const TOLD_APART: &[&[u8]] = &[
+    b"USER", b"PASS", b"ACCT", b"PASV", b"EPSV", b"PORT", b"EPRT", b"RETR", b"STOR", b"STOU",
+    b"APPE", b"LIST", b"NLST", b"MLSD", b"STAT", b"ABOR", b"REIN", b"AUTH", b"LPRT", b"LPSV",
+];
+
+/// What a client may want to say before it is logged in (RFC 959 §5.4, 2228, 2389, 2577, 2640,
+/// 4217, 7151).
+const BEFORE_LOGIN: &[&[u8]] = &[
+    b"USER", b"PASS", b"ACCT", b"AUTH", b"ADAT", b"PBSZ", b"PROT", b"CCC", b"MIC", b"CONF", b"ENC",
+    b"FEAT", b"OPTS", b"HOST", b"LANG", b"HELP", b"NOOP", b"NOP", b"QUIT", b"CLNT", b"CSID",
+    b"SYST", b"STAT", b"ABOR", b"REIN",
+];
+
 impl Command {
     /// The command of a line without its line end. Verbs are case-insensitive (RFC 959 §5.3).
     pub(super) fn of(line: &[u8]) -> Self {
@@ -101,6 +115,70 @@ pub(super) fn argument(line: &[u8]) -> &[u8] {
     split(line).1
 }
 
+/// The verb of a line as a lenient server may read it, in upper case: without blanks and Telnet
+/// commands before it, and without Telnet commands and NULs in it. Verbs that are longer than any
+/// known one are cut.
+pub(super) fn bare_verb(line: &[u8]) -> Vec<u8> {
+    let mut verb = Vec::new();
+    let mut at = telnet_len(line);
+    while let Some(byte) = line.get(at) {
+        let rest = line.get(at..).unwrap_or_default();
+        let skip = match noise(rest, verb.is_empty()) {
+            0 if byte.is_ascii_whitespace() || verb.len() > 16 => break,
+            0 => {
+                verb.push(byte.to_ascii_uppercase());
+                1
+            }
+            skip => skip,
+        };
+        at = at.saturating_add(skip);
+    }
+    verb
+}
+
+/// The name of a verb in upper case; `command` if nobody knows it.
+pub(super) fn name_of(verb: &[u8]) -> &'static str {
+    let mut known = TOLD_APART.iter().chain(OTHERS);
+    let name = known.find(|name| **name == verb).copied();
+    name.and_then(|name| std::str::from_utf8(name).ok())
+        .unwrap_or("command")
+}
+
+/// Whether a verb in upper case may come before the login.
+pub(super) fn is_before_login(verb: &[u8]) -> bool {
+    BEFORE_LOGIN.contains(&verb)
+}
+
+/// Whether a line, without Telnet commands before it and without its end, has something in it that
+/// isn't text.
+pub(super) fn has_controls(text: &[u8]) -> bool {
+    let telnet = text
+        .iter()
+        .zip(text.iter().skip(1))
+        .any(|(iac, command)| *iac == 255 && (236..=254).contains(command));
+    // The last character may be cut where the line is over the limit.
+    let c1 = || match std::str::from_utf8(text) {
+        Ok(text) => text.chars().any(char::is_control),
+        Err(error) if error.error_len().is_none() => text
+            .utf8_chunks()
+            .any(|part| part.valid().chars().any(char::is_control)),
+        Err(_) => text.iter().any(|byte| (0x80..0xa0).contains(byte)),
+    };
+    telnet || text.iter().any(u8::is_ascii_control) || c1()
+}
+
+/// How many bytes at the beginning of `rest` a lenient server may leave out of a verb.
+fn noise(rest: &[u8], before: bool) -> usize {
+    match rest {
+        [0, ..] => 1,
+        [b' ' | b'\t', ..] if before => 1,
+        [255, 251..=254, ..] => 3,
+        [255, 236..=250, ..] => 2,
+        [255] => 1,
+        _ => 0,
+    }
+}
+
 /// How many bytes of Telnet commands a line starts with.
 pub(super) fn telnet_len(line: &[u8]) -> usize {
     let mut at = 0usize;
@@ -153,14 +231,7 @@ pub(super) fn guarded(line: &[u8], cut: bool) -> Option<Guarded> {
         let Some(byte) = rest.first().copied() else {
             break;
         };
-        let skip = match rest {
-            [0, ..] => 1,
-            [b' ' | b'\t', ..] if count == 0 => 1,
-            [255, 251..=254, ..] => 3,
-            [255, 236..=250, ..] => 2,
-            [255] => 1,
-            _ => 0,
-        };
+        let skip = noise(rest, count == 0);
         if skip > 0 {
             plain = false;
             at = at.saturating_add(skip);

@@ -119,6 +119,8 @@ pub struct Session {
     connects_early: bool,
     /// The reserved or open hole of a `PORT` won't be used.
     cancelled: bool,
+    /// Since the last login that succeeded.
+    failed_logins: u8,
 }
 
 impl Session {
@@ -148,6 +150,7 @@ impl Session {
             transferring: false,
             connects_early,
             cancelled: false,
+            failed_logins: 0,
         }
     }
 

@@ -1,6 +1,9 @@
 //! What the client's lines do to a session.
 
-use super::super::command::{Command, Guarded, argument, guarded, telnet_len};
+use super::super::command::{
+    Command, Guarded, argument, bare_verb, guarded, has_controls, is_before_login, name_of,
+    telnet_len,
+};
 use super::super::hostport::{may_be_extended, may_be_host_port, parse_extended, parse_host_port};
 use super::super::line::HEAD;
 use super::{
@@ -10,7 +13,7 @@ use crate::engine::gateway::Mode;
 
 impl Session {
     pub(super) fn next_command(&mut self, pending: &[u8]) -> Step {
-        if !self.greeted {
+        if !self.greeted && !self.policy.strict.before_greeting {
             // RFC 959 §5.4: a client waits for the greeting. Whoever doesn't, speaks another protocol.
             return self.ends(Over::NotFtp);
         }
@@ -23,6 +26,12 @@ impl Session {
         }
         let head = self.client.head(piece);
         let overlong = length(self.client.gone(), piece, ended) > self.policy.max_command;
+        if !self.client.is_settled()
+            && self.policy.strict.holds_lines()
+            && let Some(step) = self.whole_line(&head, piece, ended, overlong)
+        {
+            return step;
+        }
         if !self.client.is_settled()
             && let Some(guarded) = guarded(&head, head.len() >= HEAD)
             // Something in disguise may be no FTP at all.
@@ -37,12 +46,7 @@ impl Session {
         }
         let line = head.trim_ascii_end();
         let command = Command::of(line);
-        if !self.spoken
-            && (overlong
-                || matches!(command, Command::Unknown | Command::Blank)
-                || !printable(line)
-                || self.client.is_binary(piece))
-        {
+        if !self.spoken && (overlong || !may_begin(line, command) || self.client.is_binary(piece)) {
             return self.ends(Over::NotFtp);
         }
         if overlong {
@@ -77,9 +81,11 @@ impl Session {
     ) -> Option<Step> {
         let at = guarded.last.saturating_sub(self.client.gone());
         let why = match (guarded.ends, guarded.verb) {
-            (Some(false), _) | (_, "AUTH") => return None,
+            (Some(false), _) => return None,
+            (_, "AUTH") if !self.policy.deny_tls => return None,
             (None, _) => return Some(self.wait_from(at, piece)),
             (Some(true), "LPRT" | "LPSV") => "RFC 1639 addresses aren't followed",
+            (Some(true), "AUTH") => "TLS is denied",
             _ if !guarded.plain => "a command in disguise",
             // However long the line is: its server may look at its beginning only.
             _ if overlong => "a line over the limit",
@@ -89,7 +95,69 @@ impl Session {
                 Err(why) => why,
             },
         };
-        Some(self.refuse(at, guarded.verb, why, piece, ended))
+        Some(self.refuse(at, 1, guarded.verb, why, piece, ended))
+    }
+
+    /// With strict rules: a line waits until it is complete (or over the limit), and is judged. `None`:
+    /// no rule is against it.
+    fn whole_line(
+        &mut self,
+        head: &[u8],
+        piece: &[u8],
+        ended: bool,
+        overlong: bool,
+    ) -> Option<Step> {
+        // Telnet commands go at once: they belong to an `ABOR`, and are urgent.
+        let start = telnet_len(head).saturating_sub(self.client.gone());
+        if !ended && !overlong {
+            return Some(self.wait_from(start, piece));
+        }
+        let text = content(piece, ended).get(start..).unwrap_or_default();
+        // The limit falls in the same place however the line was cut.
+        let room = self.policy.max_command.saturating_sub(self.client.gone());
+        let known = text
+            .get(..room.saturating_sub(start))
+            .unwrap_or(text)
+            .trim_ascii_end();
+        let verb = bare_verb(known);
+        let why = self.breach(known, &verb, overlong)?;
+        // A refused command was FTP all the same.
+        self.spoken = true;
+        Some(self.refuse(start, 4, name_of(&verb), why, piece, ended))
+    }
+
+    /// Which strict rule a line breaks; `verb` is in upper case.
+    fn breach(&self, line: &[u8], verb: &[u8], overlong: bool) -> Option<&'static str> {
+        let rules = &self.policy.strict;
+        let command = Command::of(line);
+        if line.is_empty() || !self.spoken && (overlong || !may_begin(line, command)) {
+            // No command, or not FTP.
+            return None;
+        }
+        if !self.greeted {
+            return Some("before the greeting");
+        }
+        let is_login = |command| matches!(command, Command::User | Command::Login);
+        let asked = || self.waiting.iter().any(is_login);
+        let spent = |limit| self.failed_logins >= limit;
+        if rules.leaves_out(verb) {
+            Some("not an allowed command")
+        } else if overlong && (rules.long_lines || rules.control_bytes) {
+            // What is behind the limit isn't known.
+            Some("a line over the limit")
+        } else if rules.control_bytes && has_controls(line) {
+            Some("control characters")
+        } else if rules.unknown_verbs && command == Command::Unknown && !is_long(verb) {
+            Some("an unknown command")
+        } else if rules.failed_logins.is_some_and(spent) && is_login(command) {
+            Some("too many failed logins")
+        } else if rules.order && !self.logged_in && !is_before_login(verb) && !asked() {
+            Some("before the login")
+        } else if rules.order && command == Command::Login && self.user.is_none() {
+            Some("no USER before it")
+        } else {
+            None
+        }
     }
 
     /// What comes before `at` goes; the rest waits.
@@ -142,6 +210,9 @@ impl Session {
             if ambiguous {
                 return Err("an address that may be read in more than one way");
             }
+            if self.policy.strict.addresses {
+                return Err("not an address");
+            }
             return Ok(None);
         };
         if self.epsv_all {
@@ -150,6 +221,9 @@ impl Session {
         }
         if !self.may_announce() {
             count(&mut self.counts.unasked);
+            if self.policy.strict.addresses {
+                return Err("before the login");
+            }
             return Ok(None);
         }
         self.client.goes(piece.get(..start).unwrap_or_default());
@@ -165,11 +239,12 @@ impl Session {
         }))
     }
 
-    /// Refuses a line: from `at` on nothing of it goes out as it is. The verb in its place is one
-    /// that no server knows.
+    /// Refuses a line: from `at` on, where `letters` of its verb (or more) are left, nothing of it
+    /// goes out as it is. The verb in its place is one that no server knows.
     fn refuse(
         &mut self,
         at: usize,
+        letters: usize,
         verb: &'static str,
         why: &'static str,
         piece: &[u8],
@@ -180,7 +255,7 @@ impl Session {
         self.client.refuse();
         Step::Refuse {
             at,
-            with: replacement(text.get(at..).unwrap_or_default(), 1),
+            with: replacement(text.get(at..).unwrap_or_default(), letters),
             verb,
             why,
         }
@@ -235,6 +310,16 @@ impl Session {
             self.waiting.push(command);
         }
     }
+}
+
+/// Whether the first line of a client's may be this one.
+fn may_begin(line: &[u8], command: Command) -> bool {
+    !matches!(command, Command::Unknown | Command::Blank) && printable(line)
+}
+
+/// RFC 1639's verbs are known, if not followed.
+fn is_long(verb: &[u8]) -> bool {
+    matches!(verb, b"LPRT" | b"LPSV")
 }
 
 fn printable(line: &[u8]) -> bool {
