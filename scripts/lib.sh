@@ -42,7 +42,7 @@ have() {
 # The programs that the tests run.
 # shellcheck disable=SC2034 # for scripts/test
 LAB_TOOLS="ip nsenter iptables-nft iptables-legacy nft conntrack tcpdump curl lftp wget tnftp \
-ncftpget python3 pyftpdlib"
+ncftpget python3 pyftpdlib pyopenssl openssl"
 
 # install_tools PROGRAM…: installs what is missing.
 install_tools() {
@@ -50,6 +50,7 @@ install_tools() {
     for program; do
         case $program in
         pyftpdlib) have python3 && /usr/bin/python3 -c 'import pyftpdlib' 2>/dev/null && continue ;;
+        pyopenssl) have python3 && /usr/bin/python3 -c 'import OpenSSL' 2>/dev/null && continue ;;
         *) have "$program" && continue ;;
         esac
         case $program in
@@ -59,6 +60,7 @@ install_tools() {
         nft) package=nftables ;;
         ncftpget) package=ncftp ;;
         pyftpdlib) package=python3-pyftpdlib ;;
+        pyopenssl) package=python3-openssl ;;
         *) package=$program ;;
         esac
         missing="$missing $package"

@@ -561,6 +561,7 @@ fn conntrack_is_asked_and_tells() {
                 id: b,
                 bytes: Some(bytes),
                 lifetime: Some(_),
+                ..
             },
         ] = seen[..]
         else {

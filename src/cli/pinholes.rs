@@ -7,13 +7,14 @@ use super::{Failure, Format};
 use crate::daemon::control::Request;
 
 pub(super) fn show(format: Format) -> Result<ExitCode, Failure> {
-    let columns: [Column; 9] = [
+    let columns: [Column; 10] = [
         ("PINHOLE", "id", text),
         ("SESSION", "session", text),
         ("MODE", "mode", text),
         ("FROM", "from", text),
         ("TO", "to", text),
         ("LAND", "land", text),
+        ("PORTS", "ports", text),
         ("AS", "as_source", text),
         ("STATE", "state", text),
         ("EXPIRES", "expires_in", span),

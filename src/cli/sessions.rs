@@ -7,7 +7,7 @@ use super::{Failure, Format};
 use crate::daemon::control::Request;
 
 pub(super) fn show(format: Format) -> Result<ExitCode, Failure> {
-    let columns: [Column; 8] = [
+    let columns: [Column; 11] = [
         ("SESSION", "id", text),
         ("CLIENT", "client", text),
         ("SERVER", "server", text),
@@ -16,6 +16,9 @@ pub(super) fn show(format: Format) -> Result<ExitCode, Failure> {
         ("IDLE", "idle", span),
         ("ANNOUNCED", "announced", text),
         ("REFUSED", "refused", text),
+        ("DATA", "data_connections", text),
+        ("BYTES", "bytes", text),
+        ("RANGE", "range", text),
     ];
     super::show(Request::Sessions, format, |rows| {
         table(rows, &columns, "no sessions")

@@ -3,6 +3,8 @@
 //! One structure is both: a key in the file (TOML) is a flag's name. A flag on the command line
 //! wins over the file; a flag that can be repeated replaces the file's whole list.
 
+mod session;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -14,10 +16,13 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 
 use crate::daemon::config::{self, Advertise, BackendChoice, Config, RulesMode, Tls};
+use crate::ftp::policy::Policy;
 use crate::nat::backend::Mark;
 use crate::nat::ports::PortRange;
-use crate::nat::rules::{Inside, Queues, Steering};
+use crate::nat::rules::{Inside, Network, Queues, Steering};
 use crate::nat::xtables::Family;
+
+use session::{DenyPorts, StrictChoice, yes_or_no};
 
 /// The control port where none is given.
 const DEFAULT_PORT: u16 = 21;
@@ -27,6 +32,11 @@ const DEFAULT_QUEUE: u16 = 2121;
 const MAX_QUEUES: u16 = 64;
 /// How long a pinhole waits, in seconds, where nothing is given.
 const DEFAULT_DEADLINE: u64 = 60;
+/// How long a range stays open while nothing comes from its client, in seconds, where nothing is
+/// given.
+const DEFAULT_TLS_IDLE: u64 = 300;
+/// The longest that it can do so, in seconds: a day.
+const MAX_TLS_IDLE: u64 = 86_400;
 /// The longest that it can wait, in seconds.
 const MAX_DEADLINE: u64 = 3600;
 /// The largest configuration file that is read, in bytes.
@@ -87,14 +97,49 @@ pub(crate) struct Settings {
     fail: Option<Fail>,
 
     /// What happens to sessions that turn to TLS: pass, deny, or range:A-B (pass, and open these
-    /// ports of the server to their client) [default: pass]
+    /// ports of the server to their client, for as long as they live) [default: pass]
     #[arg(long, value_name = "MODE")]
     #[serde(deserialize_with = "one")]
     tls: Option<Tls>,
 
-    /// Refuse what isn't strictly FTP [default: no]
-    #[arg(long)]
-    strict: bool,
+    /// How many seconds the range of --tls range:A-B stays open while nothing comes from the
+    /// client: 1 to 86400. It opens again with the client's next command [default: 300]
+    #[arg(long, value_name = "SECS", value_parser = number::<u64>)]
+    #[serde(deserialize_with = "one")]
+    tls_idle: Option<u64>,
+
+    /// A control port on which TLS is spoken from the first byte (implicit FTPS), as the inside
+    /// sees it. May be repeated [default: none]
+    #[arg(long, value_name = "PORT", value_parser = config::port)]
+    #[serde(deserialize_with = "ports")]
+    implicit_port: Vec<u16>,
+
+    /// Refuse what isn't strictly FTP: everything, or by these rules: order, unknown-verbs,
+    /// long-lines, control-bytes, before-greeting, addresses, failed-logins [default: none]
+    #[arg(
+        long,
+        value_name = "RULE,…",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "all"
+    )]
+    strict: Option<StrictChoice>,
+
+    /// A network whose addresses a client may name in PORT and EPRT besides its own (for transfers
+    /// between two servers). May be repeated [default: none]
+    #[arg(long, value_name = "CIDR")]
+    #[serde(deserialize_with = "many")]
+    allow_foreign: Vec<Network>,
+
+    /// A port or range that a client may not name in PORT and EPRT; `default` stands for well-known
+    /// services, `none` for no more than the ports below 1024. May be repeated [default: default]
+    #[arg(long, value_name = "PORT|A-B")]
+    #[serde(deserialize_with = "some")]
+    deny_ports: Option<Vec<DenyPorts>>,
+
+    /// Whether data connections need a login before them: yes or no [default: yes]
+    #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
+    require_login: Option<bool>,
 
     /// How many queues, with a thread each, share the sessions: 1 to 64 [default: 1]
     #[arg(long, value_name = "N", value_parser = number::<u16>)]
@@ -190,7 +235,19 @@ impl Settings {
             rules: self.rules.or(base.rules),
             fail: self.fail.or(base.fail),
             tls: self.tls.or(base.tls),
-            strict: self.strict || base.strict,
+            tls_idle: self.tls_idle.or(base.tls_idle),
+            implicit_port: list(self.implicit_port, base.implicit_port),
+            strict: match (self.strict, base.strict) {
+                (Some(own), Some(base)) => Some(own.over(base)),
+                (own, base) => own.or(base),
+            },
+            allow_foreign: if self.allow_foreign.is_empty() {
+                base.allow_foreign
+            } else {
+                self.allow_foreign
+            },
+            deny_ports: self.deny_ports.or(base.deny_ports),
+            require_login: self.require_login.or(base.require_login),
             queues: self.queues.or(base.queues),
             queue_num: self.queue_num.or(base.queue_num),
             mark: self.mark.or(base.mark),
@@ -221,15 +278,28 @@ impl Settings {
                 "--deadline {deadline} is out of range; choose 1 to {MAX_DEADLINE} seconds"
             ));
         }
+        let tls_idle = self.tls_idle.unwrap_or(DEFAULT_TLS_IDLE);
+        if !(1..=MAX_TLS_IDLE).contains(&tls_idle) {
+            return Err(format!(
+                "--tls-idle {tls_idle} is out of range; choose 1 to {MAX_TLS_IDLE} seconds"
+            ));
+        }
+        let plain = if self.port.is_empty() {
+            vec![DEFAULT_PORT]
+        } else {
+            self.port
+        };
+        let implicit_ports = unique(self.implicit_port);
+        if let Some(port) = implicit_ports.iter().find(|port| plain.contains(port)) {
+            return Err(format!(
+                "port {port} can't be a --port and an --implicit-port; choose one of them"
+            ));
+        }
         let config = Config {
             steering: Steering {
                 inside: separate(self.inside)?,
                 local: self.local,
-                ports: unique(if self.port.is_empty() {
-                    vec![DEFAULT_PORT]
-                } else {
-                    self.port
-                }),
+                ports: unique([plain, implicit_ports.clone()].concat()),
                 queues: Queues { first, count },
                 fail_open: self.fail.unwrap_or_default() == Fail::Open,
                 mark: self.mark.unwrap_or_default(),
@@ -240,7 +310,20 @@ impl Settings {
             backend: self.backend.unwrap_or_default(),
             rules: self.rules.unwrap_or_default(),
             tls: self.tls.unwrap_or_default(),
-            strict: self.strict,
+            tls_idle: Duration::from_secs(tls_idle),
+            implicit_ports,
+            policy: Policy {
+                require_login: self.require_login.unwrap_or(true),
+                deny_ports: DenyPorts::ports(self.deny_ports),
+                allow_foreign: self
+                    .allow_foreign
+                    .iter()
+                    .map(|net| (net.addr(), net.prefix()))
+                    .collect(),
+                deny_tls: self.tls == Some(Tls::Deny),
+                strict: self.strict.unwrap_or_default().rules(),
+                ..Policy::default()
+            },
             deadline: Duration::from_secs(deadline),
         };
         config.check()?;
@@ -381,6 +464,16 @@ where
     read_all(deserializer, str::parse)
 }
 
+/// A list that may be empty on purpose.
+fn some<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    read_all(deserializer, str::parse).map(Some)
+}
+
 fn one<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -401,6 +494,7 @@ fn mark_in_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Mar
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ftp::policy::Strict;
 
     fn file(text: &str) -> Result<Settings, String> {
         toml::from_str(text).map_err(|e| e.message().to_owned())
@@ -418,9 +512,12 @@ mod tests {
             }
         );
         assert_eq!(config.steering.mark.bit(), 0x4000_0000);
-        assert!(!config.steering.fail_open && !config.steering.local && !config.strict);
+        assert!(!config.steering.fail_open && !config.steering.local);
+        assert_eq!(config.policy, Policy::default());
         assert_eq!(config.deadline, Duration::from_secs(60));
         assert_eq!(config.tls, Tls::Pass);
+        assert_eq!(config.tls_idle, Duration::from_secs(300));
+        assert!(config.implicit_ports.is_empty());
         assert_eq!(config.backend, BackendChoice::Auto);
         assert_eq!(config.rules, RulesMode::Manage);
         assert_eq!(config.data_ports, None);
@@ -439,7 +536,12 @@ mod tests {
             rules = "external"
             fail = "open"
             tls = "range:40000-40009"
+            tls-idle = 60
+            implicit-port = [990]
             strict = true
+            allow-foreign = ["198.51.100.0/24", "2001:db8::1"]
+            deny-ports = [3306, "8000-8080"]
+            require-login = false
             queues = 2
             queue-num = 7
             mark = 0x100
@@ -450,10 +552,19 @@ mod tests {
         .config()
         .unwrap();
         assert_eq!(config.steering.inside.len(), 2);
-        assert_eq!(config.steering.ports, [21, 2121]);
+        assert_eq!(config.steering.ports, [21, 2121, 990]);
+        assert_eq!(config.implicit_ports, [990]);
+        assert_eq!(config.tls_idle, Duration::from_secs(60));
         assert_eq!(config.steering.mark.bit(), 0x100);
         assert_eq!(config.steering.queues, Queues { first: 7, count: 2 });
-        assert!(config.steering.fail_open && config.steering.local && config.strict);
+        assert!(config.steering.fail_open && config.steering.local);
+        assert_eq!(config.policy.strict, Strict::all());
+        assert!(!config.policy.require_login && !config.policy.deny_tls);
+        assert_eq!(config.policy.allow_foreign.len(), 2);
+        assert_eq!(
+            config.policy.deny_ports,
+            [0..=1023, 3306..=3306, 8000..=8080]
+        );
         assert_eq!(config.deadline, Duration::from_secs(5));
         assert_eq!(config.data_ports.unwrap().to_string(), "30000-30009");
     }
@@ -471,6 +582,11 @@ mod tests {
             ("backend = [\"nft\", \"iptables\"]", "only one"),
             ("mark = 3", "one bit"),
             ("config = \"other.toml\"", "`config`"),
+            ("strict = \"orders\"", "order, "),
+            ("[strict]\nordr = true", "`ordr`"),
+            ("deny-ports = [\"9-8\"]", "9-8"),
+            ("allow-foreign = \"10.0.0.0/33\"", "10.0.0.0/33"),
+            ("require-login = 1", "boolean"),
             ("a = ", ""),
         ] {
             let e = file(text).unwrap_err();
@@ -497,6 +613,12 @@ mod tests {
                 "data-ports = \"100-200\"\ntls = \"range:200-300\"",
                 "overlap",
             ),
+            ("tls = \"range:20-30\"", "control port 21"),
+            ("tls = \"range:900-999\"\nimplicit-port = 990", "port 990"),
+            ("tls = \"deny\"\nimplicit-port = 990", "contradicts"),
+            ("implicit-port = 21", "choose one"),
+            ("tls-idle = 0", "seconds"),
+            ("tls-idle = 86401", "seconds"),
             ("inside = [\"10.0.0.0/8\", \"10.1.0.0/16\"]", "overlap"),
             ("queues = 0", "1 to 64"),
             ("queues = 65", "1 to 64"),

@@ -17,14 +17,16 @@ pub(super) fn show(format: Format) -> Result<ExitCode, Failure> {
 }
 
 /// What is shown first, in this order.
-const LINES: [Column; 17] = [
+const LINES: [Column; 22] = [
     ("in place", "in_place", text),
     ("missing", "missing", text),
     ("inside", "inside", text),
     ("this host served", "local", text),
     ("control ports", "ports", text),
+    ("of implicit FTPS", "implicit_ports", text),
     ("sessions", "sessions", text),
     ("pinholes", "pinholes", text),
+    ("ranges under TLS", "ranges", text),
     ("data connections", "data_connections", text),
     ("backend", "backend", text),
     ("rules", "rules", text),
@@ -32,6 +34,9 @@ const LINES: [Column; 17] = [
     ("mark", "mark", hex),
     ("data ports", "data_ports", text),
     ("pinholes wait", "deadline", span),
+    ("bytes counted", "accounting", text),
+    ("TLS", "tls", text),
+    ("ranges wait", "tls_idle", span),
     ("lines lost", "lines_lost", text),
     ("running for", "uptime", span),
     ("pid", "pid", text),

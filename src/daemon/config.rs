@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::ftp::policy::Policy;
 use crate::nat::ports::PortRange;
 use crate::nat::rules::Steering;
 
@@ -26,8 +27,12 @@ pub struct Config {
     pub rules: RulesMode,
     /// What is done about TLS.
     pub tls: Tls,
-    /// Whether sessions are held to the letter of the protocol.
-    pub strict: bool,
+    /// How long a range that TLS sessions have stays open while nothing comes from the client.
+    pub tls_idle: Duration,
+    /// Those of the control ports on which TLS is spoken from the first byte.
+    pub implicit_ports: Vec<u16>,
+    /// What FTP sessions may do.
+    pub policy: Policy,
     /// How long a pinhole waits for its connection.
     pub deadline: Duration,
 }
@@ -250,6 +255,12 @@ impl Config {
         {
             return Err(format!(
                 "--data-ports {data} and --tls range:{tls} overlap; choose two separate ranges"
+            ));
+        }
+        if let (Tls::Deny, Some(port)) = (self.tls, self.implicit_ports.first()) {
+            return Err(format!(
+                "--tls deny contradicts --implicit-port {port}, where nothing but TLS is spoken; \
+                 leave one of them out"
             ));
         }
         for (i, one) in self.advertise.iter().enumerate() {

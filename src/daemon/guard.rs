@@ -150,11 +150,11 @@ impl Guard {
     }
 
     fn missing(&self) -> Result<Missing, String> {
-        let rules = match self.steered.manages() {
-            true => self.steered.missing().map_err(|e| e.to_string())?,
-            false => Vec::new(),
-        };
-        let holes = self.shared.with(|plane| plane.in_place());
+        let (rules, published) = self.steered.look().map_err(|e| e.to_string())?;
+        let holes = self.shared.with(|plane| {
+            plane.avoid(published);
+            plane.in_place()
+        });
         Ok(Missing {
             rules,
             holes: !holes.map_err(|e| e.to_string())?,

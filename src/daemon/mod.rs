@@ -116,6 +116,10 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     let guard = Guard::new(&steered, &shared);
     shared.with(Plane::install)?;
     steered.install()?;
+    match steered.look() {
+        Ok((_, published)) => shared.with(|plane| plane.avoid(published)),
+        Err(e) => log::info!("ports that your own rules publish aren't avoided: {e}"),
+    }
     let status = Arc::new(Status::new(config, &steered, &shared, &workers));
     for line in status.greeting() {
         output.line(line);
@@ -154,8 +158,10 @@ fn start_threads(
     mark: Mark,
 ) -> Result<(), Error> {
     for (worker, queue) in workers.iter().zip(queues) {
+        let mut others = workers.to_vec();
+        others.retain(|other| !Arc::ptr_eq(other, worker));
         let (worker, shared) = (Arc::clone(worker), Arc::clone(shared));
-        lifetime.thread("worker", move || worker.serve(queue, &shared))?;
+        lifetime.thread("worker", move || worker.serve(queue, &shared, &others))?;
     }
     let (house, rooms) = (Arc::clone(shared), workers.to_vec());
     let mut asked = Conntrack::open().map_err(|source| Error::System {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::engine::event::Event;
 use crate::engine::gateway::Mode;
-use crate::nat::plane::{DataConnection, Report};
+use crate::nat::plane::{DataConnection, PinholeInfo, RangeEnd, Report};
 
 /// How many lines may wait for a slow reader.
 const BACKLOG: usize = 4096;
@@ -155,6 +155,12 @@ impl fmt::Display for Line<'_> {
             }
             Event::LoggedIn { .. } => f.write_str("logged in"),
             Event::Opaque { why, .. } => write!(f, "no longer read: {why}"),
+            Event::TlsPassed { client, .. } => write!(
+                f,
+                "TLS hides its data connections: they get no pinholes, and need ports that are \
+                 open anyway (--tls range:A-B opens them to this client alone, --tls deny refuses \
+                 TLS); not said again for {client}"
+            ),
             Event::SessionClosed { how, .. } => write!(f, "closed: {how}"),
         }
     }
@@ -176,7 +182,7 @@ impl fmt::Display for Told<'_> {
             Report::Connected(connection) => data(f, connection),
             Report::Finished(finished) => {
                 data(f, &finished.connection)?;
-                write!(f, " closed after {:.1} s", finished.lifetime.as_secs_f64())?;
+                write!(f, " closed after {:.1} s", finished.duration.as_secs_f64())?;
                 match finished.bytes {
                     Some(bytes) => write!(f, ", {} bytes", bytes.original + bytes.reply),
                     None => Ok(()),
@@ -187,6 +193,33 @@ impl fmt::Display for Told<'_> {
                 "session {} pinhole {} -> {} => {} not used in time",
                 hole.session.0, hole.from, hole.to, hole.land
             ),
+            Report::RangeOpened(range) => {
+                let ports = range.ports.as_deref().unwrap_or_default();
+                let PinholeInfo {
+                    session,
+                    from,
+                    to,
+                    land,
+                    ..
+                } = range;
+                let (session, to, land) = (session.0, to.ip(), land.ip());
+                write!(
+                    f,
+                    "session {session} range {from} -> {to} => {land} ports {ports} open"
+                )
+            }
+            Report::RangeClosed(range, why) => {
+                let why = match why {
+                    RangeEnd::Session => "the session ended",
+                    RangeEnd::Idle => "idle",
+                    RangeEnd::Conntrack => "conntrack forgot the session",
+                };
+                let PinholeInfo {
+                    session, from, to, ..
+                } = range;
+                let (session, to) = (session.0, to.ip());
+                write!(f, "session {session} range {from} -> {to} closed: {why}")
+            }
             Report::Restored { missing } => write!(
                 f,
                 "rules were removed by somebody else; they are back ({})",

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,8 @@ use crate::nat::backend::{Backend, BackendError, Mark};
 use crate::nat::conntrack::{Conntrack, Events};
 use crate::nat::pinhole::Key;
 use crate::nat::plane::{self, Parts, Plane};
-use crate::nat::ports::Listeners;
-use crate::nat::rules::{Inside, KernelTables, Rules, RulesError, Steering};
+use crate::nat::ports::{Listeners, PortRange};
+use crate::nat::rules::{Inside, KernelTables, Published, Rules, RulesError, Steering};
 use crate::nat::tables;
 use crate::nat::xtables::tools::Tools;
 use crate::queue::nfq::NfqQueue;
@@ -124,9 +124,11 @@ impl Steered {
         Ok(())
     }
 
-    /// Whether the rules are ours to place.
-    pub(super) fn manages(&self) -> bool {
-        self.manage
+    /// What isn't in place of the rules that are ours to place, and which ports the user's own rules
+    /// publish.
+    pub(super) fn look(&self) -> Result<(Vec<String>, Vec<Published>), RulesError> {
+        let steering = self.manage.then_some(&self.steering);
+        self.host().rules.look(steering)
     }
 
     /// Whether anything of ours is in iptables-legacy.
@@ -207,6 +209,8 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
             data_ports: config.data_ports,
             deadline: config.deadline,
             mark,
+            tls_range: range(config),
+            tls_idle: config.tls_idle,
             ..plane::Config::default()
         },
         Parts {
@@ -250,25 +254,15 @@ fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
         BackendChoice::Iptables => false,
     };
     Ok(if nft {
-        Box::new(Nft::new(mark)?)
+        Box::new(Nft::new(mark)?.with_range(range(config)))
     } else {
-        Box::new(Iptables::new(Tools::find(), Box::new(KernelTables), mark))
+        let iptables = Iptables::new(Tools::find(), Box::new(KernelTables), mark);
+        Box::new(iptables.with_range(range(config)))
     })
 }
 
 /// What engines go by.
 pub(super) fn engine_config(config: &Config) -> Result<engine::Config, Error> {
-    let missing = match config.tls {
-        _ if config.strict => Some("--strict"),
-        Tls::Pass | Tls::Deny => None,
-        Tls::Range(_) => Some("--tls range"),
-    };
-    if let Some(flag) = missing {
-        let version = env!("CARGO_PKG_VERSION");
-        return Err(Error::Host(format!(
-            "ftpalg {version} can't do {flag}; leave it out"
-        )));
-    }
     let mut advertise = Vec::new();
     for wanted in &config.advertise {
         for public in addresses(&wanted.public)? {
@@ -279,9 +273,20 @@ pub(super) fn engine_config(config: &Config) -> Result<engine::Config, Error> {
         }
     }
     Ok(engine::Config {
+        policy: Arc::new(config.policy.clone()),
         advertise,
+        tls_range: range(config).is_some(),
+        implicit_ports: config.implicit_ports.clone(),
         ..engine::Config::default()
     })
+}
+
+/// The range that sessions under TLS have.
+fn range(config: &Config) -> Option<PortRange> {
+    match config.tls {
+        Tls::Range(range) => Some(range),
+        Tls::Pass | Tls::Deny => None,
+    }
 }
 
 /// The addresses of a name, at most one per family.

@@ -1,7 +1,8 @@
 //! The NAT plane as the daemon's threads share it: the workers by way of [`Door`], the watch over
 //! conntrack, and the housekeeping.
 
-use std::net::SocketAddr;
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -11,7 +12,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::engine::event::Event;
-use crate::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
+use crate::engine::gateway::{
+    Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId,
+};
 use crate::nat::backend::BackendError;
 use crate::nat::conntrack::Entry;
 use crate::nat::pinhole::Key;
@@ -26,6 +29,10 @@ const GRANULARITY: Duration = Duration::from_millis(10);
 const PAUSE: Duration = Duration::from_millis(500);
 /// How long a tool that closes pinholes may take, at the most.
 const WORK_LIMIT: Duration = Duration::from_secs(20);
+
+/// How many clients are remembered for which it was said what TLS means; with more, all are
+/// forgotten, and it is said again.
+const MAX_UNDER_TLS: usize = 4096;
 
 /// The daemon's clock: the time since it started, never going back.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +71,18 @@ struct State {
     opened: bool,
     /// What the housekeeping sleeps towards; `None`: it sleeps until told.
     alarm: Option<Duration>,
+    /// Clients for which it was said what TLS means.
+    under_tls: HashSet<IpAddr>,
+}
+
+impl State {
+    /// Whether a client hasn't been seen under TLS before, as far as that is remembered.
+    fn is_new_under_tls(&mut self, client: IpAddr) -> bool {
+        if self.under_tls.len() >= MAX_UNDER_TLS {
+            self.under_tls.clear();
+        }
+        self.under_tls.insert(client)
+    }
 }
 
 impl Shared {
@@ -77,6 +96,7 @@ impl Shared {
                 busy: false,
                 opened: false,
                 alarm: None,
+                under_tls: HashSet::new(),
             }),
             changed: Condvar::new(),
             clock,
@@ -266,6 +286,16 @@ impl Gateway for Door<'_> {
         self.0.with(|plane| plane.release(id));
     }
 
+    fn open_range(&mut self, request: &RangeRequest) -> Result<(), Error> {
+        let mut state = self.0.lock();
+        if state.closing {
+            return Err(Error::Kernel("ftpalg is being stopped".into()));
+        }
+        let opened = state.plane.open_range(request);
+        self.0.settle(&mut state);
+        opened
+    }
+
     fn session_ended(&mut self, session: SessionId) {
         self.0.with(|plane| plane.session_ended(session));
     }
@@ -277,6 +307,11 @@ impl Gateway for Door<'_> {
             if state.alarm.is_none() {
                 self.0.changed.notify_all();
             }
+        }
+        if let Event::TlsPassed { client, .. } = event
+            && !self.0.lock().is_new_under_tls(client)
+        {
+            return;
         }
         self.0.output.event(event);
     }

@@ -3,18 +3,20 @@
 //! | question | `--json` answer |
 //! |---|---|
 //! | `status` | one object: the fields of `Report` below; `queues` is a list of `Queue`, `counters` are those of [`engine::Stats`](crate::engine::Stats), `nat` those of [`plane::Counters`] |
-//! | `sessions` | a list of [`SessionInfo`], ordered by `id` |
-//! | `pinholes` | a list of [`PinholeInfo`](plane::PinholeInfo): pending ones first, then data connections, each ordered by `id` |
+//! | `sessions` | a list of [`SessionInfo`] with [`Transferred`](plane::Transferred) and its `range`, ordered by `id` |
+//! | `pinholes` | a list of [`PinholeInfo`](plane::PinholeInfo): pending ones first, then ranges, then data connections, each ordered by `id` |
 //!
 //! Times are whole seconds, addresses are text (`10.0.0.2:21`, `[fd00::2]:21`), counters start at 0
 //! with the daemon and never go back, and what isn't known or doesn't apply is `null`. An exit code
 //! other than 0 leaves the standard output empty, except for `status` with 1: not all is in place.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::Serialize;
 
 use crate::engine::{SessionInfo, Stats};
+use crate::nat::conntrack::Events;
 use crate::nat::plane;
 use crate::queue::kernel;
 
@@ -41,8 +43,14 @@ struct Report<'a> {
     inside: Vec<String>,
     /// Whether local processes are served.
     local: bool,
-    /// The control ports.
+    /// The control ports, those of implicit FTPS among them.
     ports: &'a [u16],
+    /// The control ports of implicit FTPS.
+    implicit_ports: &'a [u16],
+    /// `pass`, `deny` or `range:A-B`.
+    tls: String,
+    /// Seconds that such a range stays open while nothing comes from the client.
+    tls_idle: u64,
     /// `nft` or `iptables`.
     backend: &'static str,
     /// `manage` or `external`.
@@ -55,10 +63,14 @@ struct Report<'a> {
     data_ports: Option<String>,
     /// Seconds that a pinhole waits.
     deadline: u64,
+    /// Whether conntrack counts the bytes of data connections.
+    accounting: bool,
     /// Control connections now.
     sessions: usize,
     /// Pinholes that are reserved or open.
     pinholes: usize,
+    /// Sessions under TLS whose range is open.
+    ranges: usize,
     /// Data connections now.
     data_connections: usize,
     /// One entry per queue: the kernel's counters and the worker's.
@@ -69,6 +81,17 @@ struct Report<'a> {
     nat: plane::Counters,
     /// Lines that were not printed because the reader stalled.
     lines_lost: u64,
+}
+
+/// A control connection, and its data connections.
+#[derive(Debug, Serialize)]
+struct SessionReport {
+    #[serde(flatten)]
+    session: SessionInfo,
+    #[serde(flatten)]
+    transferred: plane::Transferred,
+    /// The ports of its server that its client reaches, while they are open to it.
+    range: Option<String>,
 }
 
 /// One queue. What the kernel counts is `null` for other users than root.
@@ -119,7 +142,7 @@ impl Status {
     pub(super) fn answer(&self, request: Request) -> Reply {
         let value = match request {
             Request::Status => serde_json::to_value(self.report()),
-            Request::Sessions => serde_json::to_value(self.sessions()),
+            Request::Sessions => serde_json::to_value(self.session_reports()),
             Request::Pinholes => serde_json::to_value(self.shared.with(|plane| plane.pinholes())),
         };
         match value {
@@ -169,6 +192,22 @@ impl Status {
         all
     }
 
+    fn session_reports(&self) -> Vec<SessionReport> {
+        let (transferred, pinholes) = self
+            .shared
+            .with(|plane| (plane.transferred(), plane.pinholes()));
+        let ranges: HashMap<_, _> = pinholes
+            .into_iter()
+            .filter_map(|p| Some((p.session, p.ports?)))
+            .collect();
+        let report = |session: SessionInfo| SessionReport {
+            transferred: transferred.get(&session.id).copied().unwrap_or_default(),
+            range: ranges.get(&session.id).cloned(),
+            session,
+        };
+        self.sessions().into_iter().map(report).collect()
+    }
+
     fn report(&self) -> Report<'_> {
         let steering = &self.steered.steering;
         let missing = self.missing();
@@ -177,6 +216,7 @@ impl Status {
             .iter()
             .filter(|p| p.state == plane::State::Used)
             .count();
+        let ranges = pinholes.iter().filter(|p| p.ports.is_some()).count();
         Report {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
@@ -186,14 +226,19 @@ impl Status {
             inside: steering.inside.iter().map(ToString::to_string).collect(),
             local: steering.local,
             ports: &steering.ports,
+            implicit_ports: &self.config.implicit_ports,
+            tls: self.config.tls.to_string(),
+            tls_idle: self.config.tls_idle.as_secs(),
             backend: self.shared.with(|plane| plane.backend()),
             rules: self.config.rules,
             fail: if steering.fail_open { "open" } else { "closed" },
             mark: steering.mark.bit(),
             data_ports: self.config.data_ports.map(|range| range.to_string()),
             deadline: self.config.deadline.as_secs(),
+            accounting: Events::counts_bytes(),
             sessions: self.sessions().len(),
-            pinholes: pinholes.len() - used,
+            pinholes: pinholes.len() - used - ranges,
+            ranges,
             data_connections: used,
             queues: self.queues(),
             counters: super::worker::sum(&self.workers),

@@ -1,11 +1,11 @@
 //! A worker: one queue, one engine, one thread.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::engine::{Engine, Side, Stats, Verdict};
+use crate::engine::{Engine, Side, Stats, Unplaced, Verdict};
 use crate::queue::{Answer, Handler, Hook, PacketQueue, ServeError};
 
 use super::shared::{Door, Shared};
@@ -21,6 +21,8 @@ pub struct Worker {
     receive_errors: AtomicU64,
     verdict_errors: AtomicU64,
     unknown_hook: AtomicU64,
+    /// The engine had connections with other names, once: see [`Engine::has_names`].
+    names: AtomicBool,
 }
 
 /// Which side a hook is on. Nothing is steered from the forward hook.
@@ -40,6 +42,7 @@ impl Worker {
             receive_errors: AtomicU64::new(0),
             verdict_errors: AtomicU64::new(0),
             unknown_hook: AtomicU64::new(0),
+            names: AtomicBool::new(false),
         })
     }
 
@@ -47,6 +50,12 @@ impl Worker {
     pub fn engine(&self) -> MutexGuard<'_, Engine> {
         // A worker that panicked ends the daemon, which may still want to tell what it counted.
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_names(&self, engine: &Engine) {
+        if engine.has_names() && !self.names.load(Ordering::Relaxed) {
+            self.names.store(true, Ordering::Release);
+        }
     }
 
     /// Failures to receive, failures to answer, and packets from a hook that isn't steered.
@@ -59,10 +68,11 @@ impl Worker {
         )
     }
 
-    /// Serves a queue for as long as the process lives.
-    pub fn serve(&self, mut queue: impl PacketQueue, shared: &Shared) {
+    /// Serves a queue for as long as the process lives; `others` are the workers of the other queues.
+    pub fn serve(&self, mut queue: impl PacketQueue, shared: &Shared, others: &[Arc<Self>]) {
         let mut packets = Packets {
             worker: self,
+            others,
             shared,
             ticked: shared.now(),
         };
@@ -113,6 +123,7 @@ pub fn sum(workers: &[Arc<Worker>]) -> Stats {
 /// Hands packets to the engine.
 struct Packets<'a> {
     worker: &'a Worker,
+    others: &'a [Arc<Worker>],
     shared: &'a Shared,
     ticked: Duration,
 }
@@ -130,14 +141,61 @@ impl Handler for Packets<'_> {
             self.ticked = now;
             engine.tick(now, &mut door);
         }
-        match engine.packet(side, packet, now, &mut door) {
-            Verdict::Accept => Answer::Accept,
-            Verdict::Replace(bytes) => {
-                out.extend_from_slice(bytes);
-                Answer::Replace
+        let answer = answer(engine.packet(side, packet, now, &mut door), out);
+        // Told before the packet goes on, and so before anybody can answer it.
+        self.worker.tell_names(&engine);
+        let Some(unplaced) = engine.take_unplaced() else {
+            return answer;
+        };
+        // Never two engines at a time: another worker may want them the other way round.
+        drop(engine);
+        self.ask_others(unplaced, side, packet, now, out)
+    }
+}
+
+impl Packets<'_> {
+    fn ask_others(
+        &self,
+        unplaced: Unplaced,
+        side: Side,
+        packet: &[u8],
+        now: Duration,
+        out: &mut Vec<u8>,
+    ) -> Answer {
+        let mut door = Door(self.shared);
+        let named = |worker: &&Arc<Worker>| worker.names.load(Ordering::Acquire);
+        match unplaced {
+            Unplaced::Segment(_) => {
+                for other in self.others.iter().filter(named) {
+                    let mut engine = other.engine();
+                    if engine.knows(&unplaced) {
+                        return answer(engine.packet(side, packet, now, &mut door), out);
+                    }
+                }
+                self.worker.engine().nobodys();
             }
-            Verdict::Drop => Answer::Drop,
+            Unplaced::Answer(syn_ack) => {
+                let mut others = self.others.iter().filter(named);
+                let known = others.any(|other| other.engine().knows(&unplaced));
+                let mut others = self.others.iter();
+                let syn = others.find_map(|other| other.engine().take_syn(&syn_ack));
+                let mut engine = self.worker.engine();
+                engine.answered(&syn_ack, known, syn, now, &mut door);
+                self.worker.tell_names(&engine);
+            }
         }
+        Answer::Accept
+    }
+}
+
+fn answer(verdict: Verdict<'_>, out: &mut Vec<u8>) -> Answer {
+    match verdict {
+        Verdict::Accept => Answer::Accept,
+        Verdict::Replace(bytes) => {
+            out.extend_from_slice(bytes);
+            Answer::Replace
+        }
+        Verdict::Drop => Answer::Drop,
     }
 }
 

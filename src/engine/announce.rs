@@ -7,10 +7,11 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::config::Config;
-use super::gateway::{Gateway, Mode, PinholeId, Request, SessionId};
+use super::gateway::{Error, Gateway, Mode, PinholeId, RangeRequest, Request, SessionId};
 use super::{Endpoints, Side};
 use crate::ftp::hostport;
 use crate::ftp::session::{Announcement, Form};
+use crate::nat::conntrack::{Entry, Tuple};
 
 /// What to do with an announcement.
 #[derive(Clone, Debug)]
@@ -30,6 +31,52 @@ pub(super) enum Decision {
     Refuse(String),
 }
 
+/// A control connection as conntrack knows it, seen by one of its ends.
+struct Tuples {
+    entry: Entry,
+    /// The direction of that end's own packets.
+    mine: Tuple,
+    peers: Tuple,
+}
+
+/// Asks conntrack, for the endpoint whose packets come through `side`'s hook.
+fn tuples(gateway: &mut dyn Gateway, ends: &Endpoints, side: Side) -> Result<Tuples, Error> {
+    let entry = gateway.conntrack(ends.inside, ends.outside)?;
+    let here = |t: &Tuple| t.src == ends.inside && t.dst == ends.outside;
+    let (inward, outward) = if here(&entry.original) {
+        (entry.reply, entry.original)
+    } else if here(&entry.reply) {
+        (entry.original, entry.reply)
+    } else {
+        let why = "conntrack's answer is about another connection";
+        return Err(Error::Kernel(why.to_owned()));
+    };
+    let (mine, peers) = match side {
+        Side::Egress => (outward, inward),
+        Side::Ingress => (inward, outward),
+    };
+    Ok(Tuples { entry, mine, peers })
+}
+
+/// Lets the client reach the configured range of its server's ports; `server`: the hook that the
+/// server's packets come through.
+pub(super) fn open_range(
+    gateway: &mut dyn Gateway,
+    session: SessionId,
+    ends: &Endpoints,
+    server: Side,
+) -> Result<(), Error> {
+    let Tuples { entry, mine, peers } = tuples(gateway, ends, server)?;
+    gateway.open_range(&RangeRequest {
+        session,
+        control: entry.original,
+        from: peers.src.ip(),
+        to: peers.dst.ip(),
+        land: mine.src.ip(),
+        as_source: Some(mine.dst.ip()).filter(|seen| *seen != peers.src.ip()),
+    })
+}
+
 /// Decides about an announcement made by the endpoint whose packets come through `side`'s hook.
 pub(super) fn decide(
     config: &Config,
@@ -39,21 +86,9 @@ pub(super) fn decide(
     side: Side,
     said: &Announcement,
 ) -> Decision {
-    let entry = match gateway.conntrack(ends.inside, ends.outside) {
-        Ok(entry) => entry,
+    let Tuples { mine, peers, .. } = match tuples(gateway, ends, side) {
+        Ok(tuples) => tuples,
         Err(error) => return Decision::Leave(error.to_string()),
-    };
-    let here = |t: &crate::nat::conntrack::Tuple| t.src == ends.inside && t.dst == ends.outside;
-    let (inward, outward) = if here(&entry.original) {
-        (entry.reply, entry.original)
-    } else if here(&entry.reply) {
-        (entry.original, entry.reply)
-    } else {
-        return Decision::Leave("conntrack's answer is about another connection".to_owned());
-    };
-    let (mine, peers) = match side {
-        Side::Egress => (outward, inward),
-        Side::Ingress => (inward, outward),
     };
     let (own, reachable) = (mine.src.ip(), peers.dst.ip());
     if said.mode == Mode::Active
@@ -68,22 +103,30 @@ pub(super) fn decide(
     } else {
         None
     };
-    let land = SocketAddr::new(own, said.port);
+    let foreign = said.addr.filter(|ip| *ip != own && *ip != reachable);
+    let foreign = foreign.filter(|_| said.mode == Mode::Active);
+    let land = SocketAddr::new(foreign.unwrap_or(own), said.port);
     let request = Request {
         session,
         mode: said.mode,
         from: peers.src.ip(),
-        to: reachable,
+        to: foreign.unwrap_or(reachable),
         land,
-        as_source: Some(mine.dst.ip()).filter(|seen| *seen != peers.src.ip()),
-        published: side == Side::Egress && (reachable != own || advertised.is_some()),
+        as_source: Some(mine.dst.ip()).filter(|seen| foreign.is_none() && *seen != peers.src.ip()),
+        published: foreign.is_none() && (reachable != own || advertised.is_some()),
+        from_range: side == Side::Egress && foreign.is_none(),
     };
-    let public = advertised.unwrap_or(reachable);
+    // Another server's address (FXP) is known to its peer as it is.
+    let public = foreign.or(advertised).unwrap_or(reachable);
     if public.is_ipv6() && said.form == Form::HostPort {
         return Decision::Leave("an IPv6 address can't be written as h1,h2,h3,h4,p1,p2".to_owned());
     }
     let reserved = match gateway.reserve(&request) {
         Ok(reserved) => reserved,
+        // What is written there would lead nowhere, or to somebody else.
+        Err(error @ (Error::NoPort(_) | Error::Limit(_))) => {
+            return Decision::Refuse(error.to_string());
+        }
         Err(error) => return Decision::Leave(error.to_string()),
     };
     if said.mode == Mode::Passive

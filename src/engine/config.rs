@@ -31,6 +31,12 @@ pub struct Config {
     pub half_open: Duration,
     /// How long bytes may wait for the rest of an address (default 60 s); then inspection ends.
     pub hold: Duration,
+    /// Whether clients reach a range of their server's ports while a session is under TLS: the
+    /// gateway knows which. Default: no.
+    pub tls_range: bool,
+    /// Ports of servers that are spoken to under TLS from the first byte (implicit FTPS), as the
+    /// inside sees them. Default: none.
+    pub implicit_ports: Vec<u16>,
 }
 
 impl Default for Config {
@@ -46,6 +52,8 @@ impl Default for Config {
             linger: Duration::from_secs(60),
             half_open: Duration::from_secs(60),
             hold: Duration::from_secs(60),
+            tls_range: false,
+            implicit_ports: Vec::new(),
         }
     }
 }

@@ -61,6 +61,14 @@ pub enum Event {
         /// Why: `TLS`, `not FTP`, `limit`, …
         why: &'static str,
     },
+    /// A session went on under TLS, and no range of ports is configured: its data connections get
+    /// no pinholes.
+    TlsPassed {
+        /// The session.
+        session: SessionId,
+        /// The client's address, as the inside of the gateway sees it.
+        client: std::net::IpAddr,
+    },
     /// The control connection ended.
     SessionClosed {
         /// The session.
@@ -80,6 +88,7 @@ impl Event {
             | Self::Refused { session, .. }
             | Self::LoggedIn { session, .. }
             | Self::Opaque { session, .. }
+            | Self::TlsPassed { session, .. }
             | Self::SessionClosed { session, .. } => *session,
         }
     }

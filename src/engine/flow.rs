@@ -6,13 +6,21 @@ use std::time::Duration;
 use super::announce::{self, Decision};
 use super::config::Config;
 use super::event::Event;
-use super::gateway::{Gateway, PinholeId, SessionId};
+use super::gateway::{Gateway, Mode, PinholeId, SessionId};
+use super::range::Range;
 use super::second::Second;
 use super::stats::{SessionInfo, Stats};
 use super::{Endpoints, Side};
 use crate::ftp::session::{Announcement, Outcome, Peer, Refusal, Session, Step};
 use crate::stream::{Emit, Half, Intake, Overflow, Seq};
 use crate::wire::{Flags, SackBlock, Segment, SegmentMut, for_each_sack};
+
+/// Goes out in place of a `227` or `229` up to the end of its address, where no data connection can
+/// be had; the rest of the server's line follows, a closing bracket as a rule. RFC 959 knows 425 as
+/// an answer to transfer commands only, but clients go by the first digit (RFC 1123 §4.1.2.11).
+const REFUSAL: &[u8] = b"425 Can't open data connection (no port is free";
+/// In place of the address alone: no client can read one from it.
+const NO_ADDRESS: &[u8] = b"no port is free";
 
 /// What the handshake said about one end.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +52,8 @@ pub(super) struct Known {
     pub(super) v6: bool,
     /// See [`Session::connects_early`].
     pub(super) connects_early: bool,
+    /// See [`Session::expect_tls`].
+    pub(super) implicit: bool,
 }
 
 /// What happens to a packet.
@@ -70,10 +80,19 @@ struct Said {
     refusal: Option<Refusal>,
 }
 
+/// Whether a connection is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Open,
+    /// A RST that wasn't exact was the last packet: what comes next tells whether it was one.
+    Reset,
+    Closed,
+}
+
 #[derive(Debug)]
 pub(super) struct Flow {
     pub(super) id: SessionId,
-    client: Side,
+    pub(super) client: Side,
     /// The initial sequence numbers of client and server: they name this incarnation.
     starts: [Seq; 2],
     /// Indexed by [`Side`]: egress carries what the inside endpoint sends.
@@ -83,18 +102,18 @@ pub(super) struct Flow {
     /// The largest segment for either end, in bytes, TCP options included (RFC 6691).
     mss: u16,
     /// Bit per side: its FIN passed.
-    fins: u8,
-    closed: bool,
+    pub(super) fins: u8,
+    end: End,
     opened: Second,
     seen: Second,
-    /// A RST that wasn't exact was the last packet: what comes next tells whether it was one.
-    reset: bool,
     /// Since when bytes of either side wait for the rest of an address.
     waiting: [Option<Second>; 2],
     /// The hole that an accepted `PORT`/`EPRT` reserved.
     active: Option<PinholeId>,
     announced: u32,
     refused: u32,
+    /// Where the client may reach a range of the server's ports.
+    pub(super) range: Range,
     session: Session,
 }
 
@@ -123,6 +142,10 @@ impl Flow {
             halves.iter_mut().for_each(Half::end_inspection);
             cx.stats.untouchable = cx.stats.untouchable.saturating_add(1);
         }
+        let mut session = Session::new(cx.config.policy.clone(), known.connects_early);
+        if known.implicit {
+            session.expect_tls();
+        }
         Self {
             id,
             client: side,
@@ -135,15 +158,15 @@ impl Flow {
                 .min(server.mss.unwrap_or(default))
                 .max(64),
             fins: 0,
-            closed: false,
-            reset: false,
+            end: End::Open,
             opened: Second::of(cx.now),
             seen: Second::of(cx.now),
             waiting: [None; 2],
             active: None,
             announced: 0,
             refused: 0,
-            session: Session::new(cx.config.policy.clone(), known.connects_early),
+            range: Range::None,
+            session,
         }
     }
 
@@ -162,12 +185,12 @@ impl Flow {
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.closed
+        self.end == End::Closed
     }
 
     /// Whether it is over, or its last packet was a RST that its receiver may have heeded.
     pub(super) fn may_be_over(&self) -> bool {
-        self.closed || self.reset
+        self.end != End::Open
     }
 
     pub(super) fn buffered(&self) -> usize {
@@ -183,7 +206,7 @@ impl Flow {
             id: self.id,
             client,
             server,
-            state: if self.closed {
+            state: if self.is_closed() {
                 "closed"
             } else {
                 self.session.state()
@@ -205,8 +228,8 @@ impl Flow {
 
     /// Says that the control connection ended, once.
     pub(super) fn close(&mut self, how: &'static str, gateway: &mut dyn Gateway) {
-        if !self.closed {
-            self.closed = true;
+        if !self.is_closed() {
+            self.end = End::Closed;
             self.active = None;
             gateway.session_ended(self.id);
             gateway.event(Event::SessionClosed {
@@ -228,8 +251,11 @@ impl Flow {
         self.seen = Second::of(cx.now);
         let flags = segment.flags();
         let seq = Seq(segment.seq());
-        self.reset = flags.has(Flags::RST);
-        if self.reset {
+        let reset = flags.has(Flags::RST);
+        if !self.is_closed() {
+            self.end = if reset { End::Reset } else { End::Open };
+        }
+        if reset {
             let [forward, _] = self.both(side);
             let emit = Emit::Own(forward.header_seq(seq));
             let exact = forward.expects(seq);
@@ -248,6 +274,9 @@ impl Flow {
             reverse.acknowledged(ack, edge, exact);
         }
         let payload = segment.payload();
+        if side == self.client && !payload.is_empty() {
+            self.renew_range(ends, cx);
+        }
         let fin = flags.has(Flags::FIN);
         let limit = self.limit(segment);
         let [forward, _] = self.both(side);
@@ -286,6 +315,9 @@ impl Flow {
             self.fins |= 1 << side.index();
             if self.fins == 3 {
                 self.close("FIN", cx.gateway);
+            } else if self.range != Range::None {
+                // Whoever has said goodbye asks for no more data connections, or answers that.
+                cx.gateway.session_ended(self.id);
             }
         }
         fate
@@ -480,6 +512,9 @@ impl Flow {
                 }
                 Step::Opaque(why) => {
                     self.end_inspection(why, cx);
+                    if why == "TLS" {
+                        self.tls_begins(ends, cx);
+                    }
                     break;
                 }
             }
@@ -528,7 +563,7 @@ impl Flow {
             } => {
                 forward.pass(at, &limits)?;
                 forward.replace(len, &text, &limits)?;
-                if said.mode == crate::engine::gateway::Mode::Active {
+                if said.mode == Mode::Active {
                     let superseded = self.active.replace(hole).filter(|old| *old != hole);
                     if let Some(superseded) = superseded
                         && !self.session.active_is_open()
@@ -558,6 +593,20 @@ impl Flow {
                 self.session.announced(peer, Outcome::PassedUnmodified);
                 self.count_refusal(said.verb, why, false, cx);
             }
+            Decision::Refuse(why) if said.mode == Mode::Passive => {
+                let head = forward.pending().get(..at).unwrap_or_default();
+                // The end of a reply of several lines must keep its code (RFC 959 §4.2).
+                let whole = head.starts_with(said.verb.as_bytes()) && self.session.begins_reply();
+                let (at, len, text) = match whole {
+                    true => (0, at.saturating_add(len), REFUSAL),
+                    false => (at, len, NO_ADDRESS),
+                };
+                let [forward, _] = self.both(side);
+                forward.pass(at, &limits)?;
+                forward.replace(len, text, &limits)?;
+                self.session.announced(peer, Outcome::Refused);
+                self.count_refusal(said.verb, why, true, cx);
+            }
             Decision::Refuse(why) => {
                 let Some(refusal) = refusal else {
                     // Only commands are refused.
@@ -575,7 +624,7 @@ impl Flow {
         Ok(())
     }
 
-    fn count_refusal(
+    pub(super) fn count_refusal(
         &mut self,
         verb: &'static str,
         why: String,
@@ -606,7 +655,7 @@ impl Flow {
         self.waiting = [None; 2];
         let counter = match why {
             "TLS" => &mut cx.stats.tls,
-            "not FTP" => &mut cx.stats.not_ftp,
+            "not FTP" | "not TLS" => &mut cx.stats.not_ftp,
             _ => &mut cx.stats.limit_reached,
         };
         *counter = counter.saturating_add(1);

@@ -7,7 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::engine::event::Event;
-use crate::nat::conntrack::Entry;
+use crate::nat::conntrack::{Entry, Tuple};
 
 /// Identifies a control connection for as long as the daemon runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -44,9 +44,30 @@ pub struct Request {
     pub land: SocketAddr,
     /// The address by which X knows Y, where it isn't `from`.
     pub as_source: Option<IpAddr>,
-    /// Whether `to` is an address of the gateway's that only NAT leads to X: then the public port
-    /// comes from `--data-ports` where that is given. Otherwise the announced port is kept.
+    /// Whether only NAT leads from `to` to X: then the public port may be another than the announced
+    /// one.
     pub published: bool,
+    /// Whether the public port comes from `--data-ports`, where that is given and the port may be
+    /// another: X is inside.
+    pub from_range: bool,
+}
+
+/// A range of a server's ports that its client is to reach, because what they announce to each
+/// other can't be read. Which range is the gateway's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeRequest {
+    /// The control connection that it belongs to.
+    pub session: SessionId,
+    /// That connection, as conntrack knows it: with it, the range goes.
+    pub control: Tuple,
+    /// The client's address, as its packets arrive at the gateway.
+    pub from: IpAddr,
+    /// The address by which it reaches the server.
+    pub to: IpAddr,
+    /// The server's own address.
+    pub land: IpAddr,
+    /// The address by which the server knows the client, where it isn't `from`.
+    pub as_source: Option<IpAddr>,
 }
 
 /// A port that was chosen for a [`Request`]; nothing is in the kernel yet.
@@ -70,6 +91,9 @@ pub enum Error {
     /// A limit on pinholes was reached.
     #[error("too many pinholes: {0}")]
     Limit(&'static str),
+    /// Another server's range is open to the same client at the same address.
+    #[error("the client already reaches the range of {0} at that address")]
+    RangeTaken(IpAddr),
     /// The kernel refused.
     #[error("{0}")]
     Kernel(String),
@@ -99,6 +123,17 @@ pub trait Gateway {
 
     /// Closes a pinhole or drops a reservation that nobody used. Unknown ids are ignored.
     fn release(&mut self, id: PinholeId);
+
+    /// Lets a client reach the configured range of its server's ports, until the session ends or
+    /// the idle limit passes without another call; returns when the kernel acknowledged it. To be
+    /// called whenever data comes from the client: that is its activity, and opens anew what was
+    /// closed for want of it.
+    ///
+    /// # Errors
+    /// [`Error::Limit`], [`Error::RangeTaken`] or [`Error::Kernel`]; the session has no range then.
+    fn open_range(&mut self, _request: &RangeRequest) -> Result<(), Error> {
+        Err(Error::Kernel("no range of ports is configured".into()))
+    }
 
     /// The control connection ended: closes what it has pending. Running transfers go on.
     fn session_ended(&mut self, session: SessionId);

@@ -8,6 +8,9 @@
 mod announce;
 mod config;
 mod flow;
+mod handshake;
+mod names;
+mod range;
 mod second;
 mod stats;
 
@@ -22,9 +25,14 @@ pub use config::{Advertise, Config};
 pub use stats::{SessionInfo, Stats};
 
 use event::Event;
+pub use handshake::{Answer, Syn};
+
 use flow::{Context, Fate, Flow, Hello, Known};
 use gateway::{Gateway, SessionId};
+use handshake::HalfOpen;
+use names::{Meaning, Names};
 
+use crate::nat::conntrack::Tuple;
 use crate::stream::Seq;
 use crate::wire::{Flags, Reject, Segment};
 
@@ -83,20 +91,28 @@ impl Endpoints {
 /// How many servers with that habit are remembered.
 const EARLY_SERVERS: usize = 1024;
 
-/// A SYN that hasn't been answered.
+/// What an engine couldn't place by itself, while others have engines, too.
 #[derive(Clone, Copy, Debug)]
-struct HalfOpen {
-    side: Side,
-    hello: Hello,
-    at: Duration,
+pub enum Unplaced {
+    /// A segment of a connection that it doesn't know.
+    Segment(Name),
+    /// A SYN-ACK: it may answer a SYN that came to another engine.
+    Answer(Answer),
 }
+
+/// How a packet names the ends of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name(Endpoints);
 
 /// All control connections of one worker.
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
     flows: HashMap<Endpoints, Flow>,
-    half_open: HashMap<Endpoints, HalfOpen>,
+    /// Other names of flows.
+    names: Names,
+    half_open: HalfOpen,
+    unplaced: Option<Unplaced>,
     stats: Stats,
     next_id: u64,
     /// Servers that connect as soon as they read a `PORT`.
@@ -116,7 +132,9 @@ impl Engine {
         Self {
             config,
             flows: HashMap::new(),
-            half_open: HashMap::new(),
+            names: Names::default(),
+            half_open: HalfOpen::default(),
+            unplaced: None,
             stats: Stats::default(),
             next_id: u64::from(worker).saturating_add(1),
             early: HashSet::new(),
@@ -146,12 +164,23 @@ impl Engine {
         if !segment.checksum_ok() {
             return pass(&mut self.stats.bad_checksum);
         }
-        let ends = Endpoints::of(&segment, side);
+        let mut ends = Endpoints::of(&segment, side);
         if segment.flags().has(Flags::SYN) {
             self.handshake(ends, side, &segment, now, gateway);
             return Verdict::Accept;
         }
+        if !self.names.is_empty() && !self.flows.contains_key(&ends) {
+            match self.names.meaning(&ends, now) {
+                Some(Meaning::Flow(flow)) => ends = flow,
+                Some(Meaning::Elsewhere { .. }) => return Verdict::Accept,
+                None => {}
+            }
+        }
         let Some(flow) = self.flows.get_mut(&ends) else {
+            if self.config.workers > 1 {
+                self.unplaced = Some(Unplaced::Segment(Name(ends)));
+                return Verdict::Accept;
+            }
             return pass(&mut self.stats.mid_stream);
         };
         self.scratch.clear();
@@ -197,49 +226,79 @@ impl Engine {
     ) {
         let hello = Hello::read(segment);
         if !segment.flags().has(Flags::ACK) {
-            if self.half_open.len() >= self.config.max_flows {
-                let limit = self.config.half_open;
-                self.half_open
-                    .retain(|_, syn| now.saturating_sub(syn.at) < limit);
-            }
-            if self.half_open.len() < self.config.max_flows {
-                self.half_open.insert(
-                    ends,
-                    HalfOpen {
-                        side,
-                        hello,
-                        at: now,
-                    },
-                );
-            } else {
+            let (max, life) = (self.config.max_flows, self.config.half_open);
+            let syn = Syn::new(ends, side, hello, now);
+            if !self.half_open.insert(syn, max, life) {
                 self.stats.table_full = self.stats.table_full.saturating_add(1);
             }
             return;
         }
-        let Some(syn) = self.half_open.get(&ends).copied() else {
+        let answer = Answer::new(ends, side, hello, Seq(segment.ack()));
+        let syn = self.syn(&answer);
+        let handled = self.handles(&answer);
+        // Where the names differ, so may the queues that packets of either end come through.
+        let ask = self.config.workers > 1 && !handled && (syn.is_none() || side == Side::Ingress);
+        if ask && !self.is_known(&answer) {
+            self.unplaced = Some(Unplaced::Answer(answer));
+        } else if let Some(syn) = syn {
+            self.begin(&answer, &syn, handled, now, gateway);
+        }
+    }
+
+    /// The SYN that it answers.
+    fn syn(&self, answer: &Answer) -> Option<Syn> {
+        let half_open = &self.half_open;
+        half_open
+            .direct(answer)
+            .or_else(|| half_open.translated(answer))
+    }
+
+    /// Whether the flow is there already: the SYN-ACK came again.
+    fn is_known(&self, answer: &Answer) -> bool {
+        let flow = self.flows.get(&self.names.flow(answer.ends));
+        flow.is_some_and(|flow| flow.began_with(answer.client(), answer.hello.isn))
+    }
+
+    /// Whether the connection is edited at its other end, the server's: both are inside.
+    fn handles(&self, answer: &Answer) -> bool {
+        let flow = self.flows.get(&self.names.flow(answer.mirrored()));
+        answer.side == Side::Ingress
+            && flow.is_some_and(|flow| flow.began_with(answer.client(), answer.hello.isn))
+    }
+
+    /// A SYN was answered.
+    fn begin(
+        &mut self,
+        answer: &Answer,
+        syn: &Syn,
+        handled: bool,
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) {
+        self.half_open.remove(&syn.ends);
+        let max_names = self.config.max_flows.saturating_mul(2);
+        if handled {
+            for ends in [syn.ends, answer.ends] {
+                let elsewhere = Meaning::Elsewhere { seen: now };
+                self.names.insert(ends, elsewhere, max_names);
+            }
             return;
+        }
+        let (ends, ingress) = match answer.side {
+            Side::Egress => (answer.ends, syn.ends),
+            Side::Ingress => (syn.ends, answer.ends),
         };
-        let answered = Seq(segment.ack());
-        let data_in_syn = syn.hello.untouchable;
-        if syn.side == side || (answered != syn.hello.isn.plus(1) && !data_in_syn) {
+        if ends != ingress && !is_translation(gateway, ends, ingress) {
             return;
         }
-        self.half_open.remove(&ends);
-        if let Some(old) = self.flows.get_mut(&ends) {
-            if old.began_with(syn.hello.isn, hello.isn) {
-                return;
-            }
-            old.close("replaced", gateway);
-            self.buffered = self.buffered.saturating_sub(old.buffered());
-            self.flows.remove(&ends);
+        if !self.make_room(ends, syn, &answer.hello, gateway) {
+            return;
         }
-        if self.flows.len() >= self.config.max_flows {
-            self.forget(|flow| flow.is_closed(), gateway);
-            if self.flows.len() >= self.config.max_flows {
-                self.stats.table_full = self.stats.table_full.saturating_add(1);
-                return;
-            }
+        if ends != ingress {
+            let flow = Meaning::Flow(ends);
+            self.names.insert(ingress, flow, max_names);
         }
+        self.names.remove(&ends);
         let id = SessionId(self.next_id);
         let step = u64::from(self.config.workers.max(1));
         self.next_id = self.next_id.wrapping_add(step);
@@ -250,12 +309,20 @@ impl Engine {
             stats: &mut self.stats,
             now,
         };
-        let server = segment.source().ip();
+        let server = match syn.side {
+            Side::Egress => ends.outside.ip(),
+            Side::Ingress => ends.inside.ip(),
+        };
+        let answering = match answer.side {
+            Side::Egress => answer.ends.inside,
+            Side::Ingress => answer.ends.outside,
+        };
         let known = Known {
             v6: ends.inside.is_ipv6(),
             connects_early: self.early.contains(&server),
+            implicit: self.config.implicit_ports.contains(&answering.port()),
         };
-        let flow = Flow::new(id, syn.side, syn.hello, hello, known, &mut cx);
+        let flow = Flow::new(id, syn.side, syn.hello, answer.hello, known, &mut cx);
         let (client, server) = flow.client_and_server(&ends);
         gateway.event(Event::SessionOpened {
             session: id,
@@ -265,17 +332,103 @@ impl Engine {
         self.flows.insert(ends, flow);
     }
 
+    /// Makes room for a flow; false if it is there already, or if there are too many.
+    fn make_room(
+        &mut self,
+        ends: Endpoints,
+        syn: &Syn,
+        hello: &Hello,
+        gateway: &mut dyn Gateway,
+    ) -> bool {
+        if let Some(old) = self.flows.get_mut(&ends) {
+            if old.began_with(syn.hello.isn, hello.isn) {
+                return false;
+            }
+            old.close("replaced", gateway);
+            self.buffered = self.buffered.saturating_sub(old.buffered());
+            self.flows.remove(&ends);
+            self.names.forget_flow(&ends);
+        }
+        if self.flows.len() >= self.config.max_flows {
+            self.forget(|flow| flow.is_closed(), gateway);
+            if self.flows.len() >= self.config.max_flows {
+                self.stats.table_full = self.stats.table_full.saturating_add(1);
+                return false;
+            }
+        }
+        true
+    }
+
+    // ---- several engines -------------------------------------------------------------------
+
+    /// What the last packet was, if it was accepted because this engine couldn't place it: to be
+    /// asked for after each packet where there are several engines ([`Config::workers`]).
+    ///
+    /// The two directions of a connection can come through different queues where NAT shows the
+    /// inside end another address than the outside end has. Then ask the other engines: for a
+    /// segment, the one that [`knows`](Self::knows) it handles the packet; if there is none,
+    /// [`nobodys`](Self::nobodys) counts it. For a SYN-ACK, ask them whether one knows it and for
+    /// its [SYN](Self::take_syn), and tell this one with [`answered`](Self::answered).
+    pub fn take_unplaced(&mut self) -> Option<Unplaced> {
+        self.unplaced.take()
+    }
+
+    /// Whether a segment belongs to a connection of this engine's, or a SYN-ACK to one that it
+    /// edits at the other end.
+    #[must_use]
+    pub fn knows(&self, what: &Unplaced) -> bool {
+        match what {
+            Unplaced::Segment(Name(ends)) => {
+                self.flows.contains_key(ends) || self.names.contains(ends)
+            }
+            Unplaced::Answer(answer) => self.handles(answer),
+        }
+    }
+
+    /// Whether any connection of this engine has other names: else it knows nothing that another
+    /// engine can't place, but SYNs.
+    #[must_use]
+    pub fn has_names(&self) -> bool {
+        !self.names.is_empty()
+    }
+
+    /// The SYN that it answers, if it came to this engine. It is another's from here on.
+    pub fn take_syn(&mut self, answer: &Answer) -> Option<Syn> {
+        let syn = self.syn(answer)?;
+        self.half_open.remove(&syn.ends);
+        Some(syn)
+    }
+
+    /// What the others said about a SYN-ACK: whether one knows it, and the SYN that it answers.
+    pub fn answered(
+        &mut self,
+        answer: &Answer,
+        known: bool,
+        syn: Option<Syn>,
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) {
+        if let Some(syn) = self.syn(answer).or(syn) {
+            self.begin(answer, &syn, known, now, gateway);
+        }
+    }
+
+    /// No engine knows the segment.
+    pub fn nobodys(&mut self) {
+        self.stats.mid_stream = self.stats.mid_stream.saturating_add(1);
+    }
+
     /// Forgets connections that ended or went quiet. To be called now and then: once a second
     /// while packets flow is plenty, once a minute at least.
     pub fn tick(&mut self, now: Duration, gateway: &mut dyn Gateway) {
-        let half_open = self.config.half_open;
-        self.half_open
-            .retain(|_, syn| now.saturating_sub(syn.at) < half_open);
+        self.half_open.forget(now, self.config.half_open);
         let (linger, idle) = (self.config.linger, self.config.idle);
         self.forget(
             |flow| flow.quiet(now) >= if flow.may_be_over() { linger } else { idle },
             gateway,
         );
+        let flows = &self.flows;
+        self.names.forget(now, |ends| flows.contains_key(ends));
     }
 
     fn forget(&mut self, which: impl Fn(&Flow) -> bool, gateway: &mut dyn Gateway) {
@@ -311,6 +464,23 @@ impl Engine {
     pub fn buffered(&self) -> usize {
         self.buffered
     }
+}
+
+/// Whether conntrack says that `ingress` are the ends of the connection `ends` before the address of
+/// the outside one is translated for the inside one.
+fn is_translation(gateway: &mut dyn Gateway, ends: Endpoints, ingress: Endpoints) -> bool {
+    let Ok(entry) = gateway.conntrack(ends.inside, ends.outside) else {
+        return false;
+    };
+    let here = |t: &Tuple| t.src == ends.inside && t.dst == ends.outside;
+    let peer = if here(&entry.original) {
+        entry.reply.src
+    } else if here(&entry.reply) {
+        entry.original.src
+    } else {
+        return false;
+    };
+    ingress.inside == ends.inside && ingress.outside == peer
 }
 
 fn pass(counter: &mut u64) -> Verdict<'static> {

@@ -30,13 +30,14 @@ pub(super) fn scan_host_port(text: &[u8]) -> Scan<(Ipv4Addr, u16)> {
     let mut numbers = [0u8; 6];
     let mut count = 0usize;
     let run_bytes = text.get(..run).unwrap_or_default();
-    for (at, part) in run_bytes.split(|b| *b == b',').enumerate() {
+    let mut parts = run_bytes.split(|b| *b == b',').enumerate().peekable();
+    while let Some((at, part)) = parts.next() {
         count = at.saturating_add(1);
         // An empty last part is a number that hasn't come yet.
-        let unfinished = part.is_empty() && !ended && count > 1;
+        let unfinished = part.is_empty() && !ended && at > 0 && parts.peek().is_none();
         match (numbers.get_mut(at), decimal(part, 255, 3)) {
             (Some(slot), Some(value)) => *slot = u8::try_from(value).unwrap_or(0),
-            (Some(_), None) if unfinished && run_bytes.ends_with(b",") => {}
+            (Some(_), None) if unfinished => {}
             _ => return Scan::No { len: run.max(1) },
         }
     }
@@ -244,6 +245,8 @@ mod tests {
             Scan::Found { len: 15, .. }
         ));
         assert!(matches!(scan_host_port(b"300"), Scan::No { .. }));
+        // A number in the middle that is missing never comes.
+        assert!(matches!(scan_host_port(b"100,,0,"), Scan::No { .. }));
         assert!(matches!(scan_host_port(b"1,2,3,4,5,6,"), Scan::No { .. }));
     }
 

@@ -3,11 +3,13 @@
 mod client;
 mod server;
 mod step;
+mod tls;
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
 pub use step::{Announcement, Form, Outcome, Peer, Refusal, Step};
+use tls::Implicit;
 
 use super::line::Line;
 use super::policy::Policy;
@@ -38,6 +40,7 @@ enum Active {
 enum Over {
     Tls,
     NotFtp,
+    NotTls,
 }
 
 impl Over {
@@ -45,6 +48,7 @@ impl Over {
         match self {
             Self::Tls => "TLS",
             Self::NotFtp => "not FTP",
+            Self::NotTls => "not TLS",
         }
     }
 }
@@ -106,6 +110,7 @@ pub struct Session {
     multi: Option<NonZeroU16>,
     active: Active,
     over: Option<Over>,
+    implicit: Implicit,
     greeted: bool,
     /// The first command was one of FTP's.
     spoken: bool,
@@ -141,6 +146,7 @@ impl Session {
             multi: None,
             active: Active::None,
             over: None,
+            implicit: Implicit::default(),
             greeted: false,
             spoken: false,
             logged_in: false,
@@ -166,6 +172,9 @@ impl Session {
         }
         if pending.is_empty() {
             return Step::Wait;
+        }
+        if self.implicit != Implicit::No {
+            return self.next_record(from, pending);
         }
         match from {
             Peer::Client => self.next_command(pending),
@@ -213,6 +222,12 @@ impl Session {
         self.connects_early
     }
 
+    /// Whether the server's last line isn't one of several of a reply.
+    #[must_use]
+    pub fn begins_reply(&self) -> bool {
+        self.multi.is_none()
+    }
+
     fn may_open(&self) -> bool {
         self.logged_in || !self.policy.require_login
     }
@@ -238,6 +253,7 @@ impl Session {
         match self.over {
             Some(Over::Tls) => "tls",
             Some(Over::NotFtp) => "not ftp",
+            Some(Over::NotTls) => "not tls",
             None if !self.greeted => "greeting",
             None if !self.logged_in => "login",
             None if self.transferring => "transfer",

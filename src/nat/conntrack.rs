@@ -2,6 +2,7 @@
 //!
 //! [`Conntrack`] answers questions; [`Events`] reports new and ended connections.
 
+use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -24,6 +25,7 @@ const GROUPS: u32 = 1 | 1 << 2;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
+const CTA_PROTOINFO: u16 = 4;
 const CTA_MARK: u16 = 8;
 const CTA_COUNTERS_ORIG: u16 = 9;
 const CTA_COUNTERS_REPLY: u16 = 10;
@@ -48,6 +50,9 @@ const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 const CTA_COUNTERS_BYTES: u16 = 2;
+/// `CTA_PROTOINFO_TCP`, `CTA_PROTOINFO_TCP_STATE`.
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_TIMESTAMP_START: u16 = 1;
 const CTA_TIMESTAMP_STOP: u16 = 2;
 
@@ -98,7 +103,32 @@ pub enum ConntrackEvent {
         bytes: Option<Bytes>,
         /// How long it existed, where `net.netfilter.nf_conntrack_timestamp` is on.
         lifetime: Option<Duration>,
+        /// How far its end had come when it was forgotten, where the kernel tells (Linux 5.12).
+        state: Option<TcpState>,
     },
+}
+
+/// `enum tcp_conntrack`: how far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TcpState(pub u8);
+
+impl TcpState {
+    /// For how long conntrack still remembers a connection that came so far and no further: the
+    /// sysctl of the calling thread's network namespace. `None` for one that hadn't begun to end.
+    #[must_use]
+    pub fn remembered(self) -> Option<Duration> {
+        let name = match self.0 {
+            4 => "fin_wait",
+            5 => "close_wait",
+            6 => "last_ack",
+            7 => "time_wait",
+            8 => "close",
+            _ => return None,
+        };
+        let path = format!("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{name}");
+        let seconds = std::fs::read_to_string(path).ok()?.trim().parse().ok()?;
+        Some(Duration::from_secs(seconds))
+    }
 }
 
 /// Bytes that a connection carried, IP headers included.
@@ -160,6 +190,22 @@ impl Conntrack {
     /// # Errors
     /// `InvalidInput` for addresses of different families, and what the kernel says.
     pub fn lookup(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Entry>> {
+        match self.find(src, dst, parse_entry)? {
+            Some(Some(entry)) => Ok(Some(entry)),
+            Some(None) => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the kernel's conntrack entry can't be read",
+            )),
+            None => Ok(None),
+        }
+    }
+
+    fn find<T>(
+        &mut self,
+        src: SocketAddr,
+        dst: SocketAddr,
+        read: impl FnOnce(&Message<'_>) -> T,
+    ) -> io::Result<Option<T>> {
         if src.is_ipv4() != dst.is_ipv4() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -170,15 +216,21 @@ impl Conntrack {
             // Either direction is found, whichever attribute carries it.
             attrs: Box::new(move |b| put_tuple(b, CTA_TUPLE_ORIG, src, dst)),
         };
-        match self.socket.get(&request, parse_entry) {
-            Ok(Some(entry)) => Ok(Some(entry)),
-            Ok(None) => Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the kernel's conntrack entry can't be read",
-            )),
+        match self.socket.get(&request, read) {
+            Ok(found) => Ok(Some(found)),
             Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// What a connection with this direction has carried so far; `None` if there is none, or
+    /// `net.netfilter.nf_conntrack_acct` was off when it began.
+    ///
+    /// # Errors
+    /// As [`lookup`](Self::lookup).
+    pub fn bytes(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Bytes>> {
+        let found = self.find(src, dst, parse_bytes)?;
+        Ok(found.flatten())
     }
 
     /// All TCP connections that carry the mark.
@@ -256,13 +308,14 @@ impl Conntrack {
     }
 }
 
-/// New and ended TCP connections that carry a mark.
+/// New and ended TCP connections that carry a mark, and the end of others that are watched.
 ///
 /// Ready to [`read`](Self::read) when its file descriptor is readable.
 #[derive(Debug)]
 pub struct Events {
     socket: Socket,
     mark: Mark,
+    watched: HashSet<Tuple>,
 }
 
 impl Events {
@@ -275,7 +328,17 @@ impl Events {
         Ok(Self {
             socket: Socket::subscribe(GROUPS, EVENT_BUFFER)?,
             mark,
+            watched: HashSet::new(),
         })
+    }
+
+    /// Reports the end of the connection with this original direction, too, or doesn't any more.
+    pub fn watch(&mut self, original: Tuple, watched: bool) {
+        if watched {
+            self.watched.insert(original);
+        } else {
+            self.watched.remove(&original);
+        }
     }
 
     /// Whether the kernel reports events at all here (`net.netfilter.nf_conntrack_events`).
@@ -287,17 +350,24 @@ impl Events {
         Some(text.trim() != "0")
     }
 
+    /// Whether new connections' bytes are counted (`net.netfilter.nf_conntrack_acct`).
+    #[must_use]
+    pub fn counts_bytes() -> bool {
+        std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_acct")
+            .is_ok_and(|text| text.trim() != "0")
+    }
+
     /// Adds everything that happened since the last call to `out`, without waiting.
     ///
     /// # Errors
     /// What the operating system says; lost events are no error.
     pub fn read(&mut self, out: &mut Vec<ConntrackEvent>) -> io::Result<Completeness> {
-        let mark = self.mark;
+        let (mark, watched) = (self.mark, &self.watched);
         let mut completeness = Completeness::Complete;
         for _ in 0..READ_AT_ONCE {
             let more = self
                 .socket
-                .events(|message| out.extend(parse_event(message, mark)));
+                .events(|message| out.extend(parse_event(message, mark, watched)));
             match more {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -345,17 +415,25 @@ fn put_tuple(b: &mut Builder, kind: u16, src: SocketAddr, dst: SocketAddr) {
 
 const TCP: u8 = IPPROTO_TCP as u8;
 
-fn parse_event(message: &Message<'_>, wanted: Mark) -> Option<ConntrackEvent> {
+fn parse_event(
+    message: &Message<'_>,
+    wanted: Mark,
+    watched: &HashSet<Tuple>,
+) -> Option<ConntrackEvent> {
     if message.kind != CT_NEW && message.kind != CT_DELETE {
         return None;
     }
-    // Before anything else: nearly all connections of a busy gateway are somebody else's.
-    let mark = message.attrs().find(CTA_MARK)?.be32()?;
-    if !wanted.is_in(mark) {
+    let number = |kind| message.attrs().find(kind).and_then(|attr| attr.be32());
+    // Before anything else: nearly all connections of a busy gateway are somebody else's. One
+    // without a mark has no attribute for it.
+    let marked = wanted.is_in(number(CTA_MARK).unwrap_or(0));
+    if !marked && (message.kind == CT_NEW || watched.is_empty()) {
         return None;
     }
     let entry = parse_entry(message)?;
-    let number = |kind| message.attrs().find(kind).and_then(|attr| attr.be32());
+    if !marked && !watched.contains(&entry.original) {
+        return None;
+    }
     let id = number(CTA_ID).unwrap_or(0);
     if message.kind == CT_NEW {
         let status = number(CTA_STATUS).unwrap_or(0);
@@ -366,6 +444,7 @@ fn parse_event(message: &Message<'_>, wanted: Mark) -> Option<ConntrackEvent> {
         id,
         bytes: parse_bytes(message),
         lifetime: parse_lifetime(message),
+        state: parse_state(message),
     })
 }
 
@@ -425,6 +504,13 @@ fn parse_bytes(message: &Message<'_>) -> Option<Bytes> {
     })
 }
 
+fn parse_state(message: &Message<'_>) -> Option<TcpState> {
+    let tcp = message.attrs().find(CTA_PROTOINFO)?.nested();
+    let state = tcp.find(CTA_PROTOINFO_TCP)?.nested();
+    let state = state.find(CTA_PROTOINFO_TCP_STATE)?;
+    state.value.first().copied().map(TcpState)
+}
+
 fn parse_lifetime(message: &Message<'_>) -> Option<Duration> {
     let times = message.attrs().find(CTA_TIMESTAMP)?.nested();
     let start = times.find(CTA_TIMESTAMP_START)?.be64()?;
@@ -460,12 +546,21 @@ mod tests {
             b.be64(CTA_TIMESTAMP_START, 1_000_000_000)
                 .be64(CTA_TIMESTAMP_STOP, 3_500_000_000);
         });
+        b.nest(CTA_PROTOINFO, |b| {
+            b.nest(CTA_PROTOINFO_TCP, |b| {
+                b.bytes(CTA_PROTOINFO_TCP_STATE, &[7]);
+            });
+        });
         b.be32(CTA_MARK, mark).be32(CTA_ID, 77);
         b.finish().unwrap()
     }
 
     fn read(bytes: &[u8]) -> Option<ConntrackEvent> {
-        parse_event(&Messages::new(bytes).next()?, Mark::DEFAULT)
+        read_watching(bytes, &HashSet::new())
+    }
+
+    fn read_watching(bytes: &[u8], watched: &HashSet<Tuple>) -> Option<ConntrackEvent> {
+        parse_event(&Messages::new(bytes).next()?, Mark::DEFAULT, watched)
     }
 
     #[test]
@@ -493,6 +588,7 @@ mod tests {
                         reply: 5_000_000_000,
                     }),
                     lifetime: Some(Duration::from_millis(2500)),
+                    state: Some(TcpState(7)),
                 })
             );
         }
@@ -504,6 +600,21 @@ mod tests {
             read(&destroy("192.0.2.1:1", "192.0.2.2:2", 0x3fff_ffff)),
             None
         );
+    }
+
+    #[test]
+    fn the_end_of_a_watched_connection_is_told() {
+        let bytes = destroy("192.0.2.1:1", "192.0.2.2:21", 0);
+        let tuple = |src, dst| Tuple {
+            src: addr(src),
+            dst: addr(dst),
+        };
+        let watch = |tuple| read_watching(&bytes, &HashSet::from([tuple]));
+        assert!(matches!(
+            watch(tuple("192.0.2.1:1", "192.0.2.2:21")),
+            Some(ConntrackEvent::Destroy { .. })
+        ));
+        assert_eq!(watch(tuple("192.0.2.1:2", "192.0.2.2:21")), None);
     }
 
     #[test]

@@ -39,3 +39,41 @@ pub struct Key {
     /// The address and port the peer connects to.
     pub to: SocketAddr,
 }
+
+/// A hole for any number of data connections to a range of ports, the same on both sides: what
+/// replaces pinholes where the announcements can't be read (TLS). The range itself is the
+/// backend's.
+///
+/// `from`, `to`, `land` and `as_source` are as in [`Pinhole`], with the server as X.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeHole {
+    /// The only address that may connect, as its packets arrive at the gateway.
+    pub from: IpAddr,
+    /// The address that it connects to, as its packets arrive at the gateway.
+    pub to: IpAddr,
+    /// Where the connections are delivered, under the ports that they were made to. Equal to `to`
+    /// where nothing is translated.
+    pub land: IpAddr,
+    /// The source address that the server must see, where it isn't `from`.
+    pub as_source: Option<IpAddr>,
+}
+
+impl RangeHole {
+    /// What packets are matched by, besides their port.
+    #[must_use]
+    pub fn key(&self) -> RangeKey {
+        RangeKey {
+            from: self.from,
+            to: self.to,
+        }
+    }
+}
+
+/// What identifies a [`RangeHole`] in the kernel: at most one has the same key at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RangeKey {
+    /// The client's address.
+    pub from: IpAddr,
+    /// The address that it connects to.
+    pub to: IpAddr,
+}

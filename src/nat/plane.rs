@@ -12,11 +12,12 @@ mod admission;
 mod connections;
 mod ending;
 mod installing;
+mod ranges;
 mod types;
 
 pub use types::{
-    Config, Counters, DataConnection, EventSource, Finished, Parts, PinholeInfo, Report, State,
-    Tuples,
+    Config, Counters, DataConnection, EventSource, Finished, Parts, PinholeInfo, RangeEnd, Report,
+    State, Transferred, Tuples,
 };
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -26,7 +27,9 @@ use std::time::Duration;
 use super::conntrack::{Entry, Tuple};
 use super::pinhole::{Key, Pinhole};
 use super::ports::Listeners;
+use super::rules::Published;
 use crate::engine::gateway::{Error, Mode, PinholeId, Request, Reservation, SessionId};
+use ranges::Ranges;
 
 /// Reports that nobody takes are dropped beyond this number, oldest first.
 const MAX_REPORTS: usize = 10_000;
@@ -43,6 +46,9 @@ pub struct Plane {
     young: VecDeque<(Duration, PinholeId)>,
     look_at: Duration,
     connections: HashMap<Tuple, DataConnection>,
+    /// Of sessions that had data connections and are still there.
+    transferred: HashMap<SessionId, Transferred>,
+    ranges: Ranges,
     /// Holes that are done with, where closing takes long.
     done: Vec<Pinhole>,
     /// Holes that are being closed.
@@ -52,6 +58,7 @@ pub struct Plane {
     retry_at: Duration,
     clients: HashMap<IpAddr, admission::Rate>,
     listeners: Option<(Duration, Listeners)>,
+    user_ports: Vec<Published>,
     reports: VecDeque<Report>,
     counters: Counters,
     last_id: u64,
@@ -72,12 +79,15 @@ impl Plane {
             young: VecDeque::new(),
             look_at: Duration::ZERO,
             connections: HashMap::new(),
+            transferred: HashMap::new(),
+            ranges: Ranges::default(),
             done: Vec::new(),
             closing: Vec::new(),
             stuck: HashMap::new(),
             retry_at: Duration::ZERO,
             clients: HashMap::new(),
             listeners: None,
+            user_ports: Vec::new(),
             reports: VecDeque::new(),
             counters: Counters::default(),
             last_id: 0,
@@ -195,7 +205,9 @@ impl Plane {
         while let Some(id) = self.oldest(session) {
             holes.extend(self.forget(id).filter(|hole| hole.open));
         }
+        self.transferred.remove(&session);
         self.close(holes.into_iter().map(|hole| hole.pinhole).collect());
+        self.leave_range(session, RangeEnd::Session);
     }
 
     /// What happened since the last call, oldest first.
@@ -203,7 +215,8 @@ impl Plane {
         std::mem::take(&mut self.reports).into_iter()
     }
 
-    /// All pending holes, then all data connections, each in the order of their ids.
+    /// All pending holes, then open ranges, then all data connections, each in the order of their
+    /// ids.
     #[must_use]
     pub fn pinholes(&self) -> Vec<PinholeInfo> {
         let now = self.now();
@@ -214,7 +227,7 @@ impl Plane {
             .collect();
         used.sort_by_key(|info| info.id);
         let pending = self.holes.iter().map(|(&id, hole)| hole.info(id, now));
-        pending.chain(used).collect()
+        pending.chain(self.range_infos(now)).chain(used).collect()
     }
 
     /// How often things happened.
@@ -288,9 +301,15 @@ impl Hole {
             } else {
                 State::Reserved
             },
-            expires_in: Some(left.as_secs() + u64::from(left.subsec_nanos() > 0)),
+            expires_in: Some(round_up(left)),
+            ports: None,
         }
     }
+}
+
+/// Whole seconds.
+fn round_up(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
 
 #[cfg(test)]

@@ -101,6 +101,9 @@ impl FromStr for PortRange {
 pub enum Holder {
     /// Nobody.
     Nobody,
+    /// A rule of the user's publishes it for another service. A hole there would come first, for
+    /// this one peer, until it is used.
+    User,
     /// The session that asks, with a hole for something else that nobody used yet: it may be
     /// replaced if nothing else is left.
     Same,
@@ -112,8 +115,9 @@ pub enum Holder {
 ///
 /// On an address that is the announcer's own (`published` is false) the announced port is the only
 /// one. On a published address it is preferred, within the range where one is given; else another
-/// one of the range (or of the dynamic ports) is taken, beginning at the `start`-th; a port on which
-/// the same session has an unused hole is taken last. `None`: all are taken.
+/// one of the range (or of the dynamic ports) is taken, beginning at the `start`-th; a port
+/// that the user publishes for something else is taken only if there is no other, and one on which
+/// the same session has an unused hole last. `None`: all are taken.
 pub fn choose(
     announced: u16,
     published: bool,
@@ -127,7 +131,7 @@ pub fn choose(
         None => announced >= FIRST_UNPRIVILEGED,
     };
     let ports = range.unwrap_or(DYNAMIC);
-    [Holder::Nobody, Holder::Same]
+    [Holder::Nobody, Holder::User, Holder::Same]
         .into_iter()
         .find_map(|wanted| {
             if may_keep && holder(announced) == wanted {

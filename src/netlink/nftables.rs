@@ -211,6 +211,20 @@ impl<'a> Expressions<'a> {
         })
     }
 
+    /// Ends the rule unless the register's value, a port in network byte order, is in the range.
+    pub fn port_within(&mut self, source: u32, first: u16, last: u16) -> &mut Self {
+        // NFT_CMP_GTE, NFT_CMP_LTE.
+        for (operation, bound) in [(5, first), (3, last)] {
+            self.add("cmp", |b| {
+                b.be32(1, reg(source)).be32(2, operation);
+                b.nest(3, |b| {
+                    b.bytes(attr::DATA_VALUE, &bound.to_be_bytes());
+                });
+            });
+        }
+        self
+    }
+
     /// Loads `len` bytes of the packet.
     pub fn payload(&mut self, target: u32, base: Base, offset: u32, len: u32) -> &mut Self {
         self.add("payload", |b| {

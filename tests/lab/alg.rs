@@ -1,11 +1,13 @@
 //! What stands on the gateway: nothing, the kernel's helper, or `ftpalg`.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
 use super::net::Net;
-use super::process::Process;
+use super::process::{PATH, Process, run};
 use super::rules::Flavour;
 
 /// How long `ftpalg` may take to start and to stop.
@@ -50,6 +52,14 @@ impl Alg {
     /// # Panics
     /// If it doesn't get there.
     pub fn start<'a>(&self, net: &'a Net, flavour: Flavour) -> Running<'a> {
+        self.start_with_log(net, flavour, "debug")
+    }
+
+    /// The same with another `RUST_LOG`.
+    ///
+    /// # Panics
+    /// If it doesn't get there.
+    pub fn start_with_log<'a>(&self, net: &'a Net, flavour: Flavour, log: &str) -> Running<'a> {
         match self {
             Self::None => Running {
                 net,
@@ -69,7 +79,7 @@ impl Alg {
                 command
                     .args(["run", "--inside", net.topology().inside])
                     .args(arguments)
-                    .env("RUST_LOG", "debug")
+                    .env("RUST_LOG", log)
                     .env("RUST_BACKTRACE", "1");
                 let process = Process::spawn(command);
                 if !process.wait_for("ready", LIMIT) {
@@ -82,6 +92,38 @@ impl Alg {
             }
         }
     }
+}
+
+/// Why the kernel's helper can't be the oracle on this machine, if so. Its modules are loaded if they
+/// aren't there yet.
+pub fn no_kernel_helper(net: &Net) -> Option<String> {
+    let mut load = Command::new("modprobe");
+    load.env("PATH", PATH);
+    load.args(["-qa", "nf_conntrack_ftp", "nf_nat_ftp"]);
+    let has_modprobe = PATH
+        .split(':')
+        .any(|dir| Path::new(dir).join("modprobe").exists());
+    let loaded = has_modprobe && run(load, LIMIT).ok();
+    let configured = || {
+        let mut show = Command::new("/bin/sh");
+        let read = "zcat /proc/config.gz || cat /boot/config-$(uname -r)";
+        show.env("PATH", PATH).args(["-c", read]);
+        run(show, LIMIT).stdout.contains("CONFIG_NF_NAT_FTP=y\n")
+    };
+    if !loaded && !Path::new("/sys/module/nf_nat_ftp").exists() && !configured() {
+        return Some("nf_nat_ftp is neither loaded, nor loadable, nor built in".to_owned());
+    }
+    // The rule needs the helper itself and the target `CT`.
+    let running = Running {
+        net,
+        what: What::Kernel(Flavour::Nft),
+    };
+    let made = running.kernel_rule("-A");
+    if !made.ok() {
+        return Some(made.to_string());
+    }
+    running.stop();
+    None
 }
 
 /// A gateway at work. Its log is shown if the test fails.

@@ -99,6 +99,12 @@ impl Control {
         self.0.get_mut().write_all(line.as_bytes()).unwrap();
     }
 
+    /// How many bytes have come that nobody read.
+    pub fn peek(&mut self) -> usize {
+        let mut bytes = [0; 100];
+        self.0.get_ref().peek(&mut bytes).unwrap()
+    }
+
     pub fn read(&mut self) -> String {
         let mut line = String::new();
         self.0.read_line(&mut line).unwrap();

@@ -8,6 +8,7 @@
 //! | [`rules`] | the user's own firewall and NAT rules, snapshots of them, conntrack counters |
 //! | [`alg`] | what stands on the gateway: nothing, the kernel's helper, `ftpalg` |
 //! | [`gateway`] | a published server behind `ftpalg`, sessions line by line |
+//! | [`capture`] | what passes an interface |
 //! | [`counters`] | what a host's TCP has counted |
 //! | [`server`], [`client`] | real FTP programs, each with its own way of being told what to do |
 //! | [`scripted`] | a client and a server that cut their lines as they are told |
@@ -23,6 +24,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod alg;
+pub mod capture;
 pub mod client;
 pub mod counters;
 pub mod gateway;

@@ -1,5 +1,6 @@
 //! Tables for people, in `target/lab-report/`.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 /// Writes `target/lab-report/<name>.txt`.
@@ -14,6 +15,17 @@ pub fn write(name: &str, text: &str) {
     std::fs::create_dir_all(&directory).expect("the target directory can be written");
     std::fs::write(directory.join(format!("{name}.txt")), text)
         .expect("the target directory can be written");
+}
+
+/// Tells people that a test couldn't compare anything, and writes `target/lab-report/<name>.txt`: a
+/// test that passes has its output hidden, so this goes to standard error itself.
+///
+/// # Panics
+/// If the report can't be written.
+pub fn skipped(name: &str, why: &str) {
+    let text = format!("SKIPPED {name}: {why}\n");
+    write(name, &text);
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// A table with one row per `(name, cells)`, columns as wide as needed.

@@ -5,7 +5,10 @@
 
 use std::io::{BufRead, BufReader, Error, ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+use nix::sys::socket::{self, Backlog};
 
 use super::net::Net;
 
@@ -241,6 +244,69 @@ pub fn peers<C: Send, S: Send>(
             )),
         }
     })
+}
+
+/// How many connections may wait for a server that many come to at once: with the 128 that the
+/// standard library asks for, the kernel answers with SYN cookies, and forgets who then has to wait.
+const CROWD: i32 = 1024;
+
+/// Serves any number of sessions of this plan, each in a thread of its own, while `what` runs.
+///
+/// # Panics
+/// If the server's address is taken, and if `what` panics.
+pub fn serving<T>(net: &Net, plan: &Plan, what: impl FnOnce() -> T) -> T {
+    let topology = net.topology();
+    let over = AtomicBool::new(false);
+    net.sysctl(topology.server, "net.core.somaxconn", &CROWD.to_string());
+    let listener = net
+        .within(topology.server, || listen(topology.listen))
+        .unwrap_or_else(|error| panic!("{}: {error}", topology.listen));
+    let crowd = Backlog::new(CROWD).expect("a possible length");
+    socket::listen(&listener, crowd).expect("a listener");
+    std::thread::scope(|scope| {
+        let over = &over;
+        scope.spawn(move || {
+            net.within(topology.server, move || {
+                std::thread::scope(|scope| {
+                    while let Ok((stream, _)) = listener.accept() {
+                        if over.load(Ordering::Relaxed) {
+                            return;
+                        }
+                        // Whatever goes wrong, the client knows.
+                        scope.spawn(move || {
+                            serve(Control::new(stream, plan.limit)?, plan).map(drop)
+                        });
+                    }
+                });
+            });
+        });
+        let _end = Farewell { net, over };
+        what()
+    })
+}
+
+/// Ends the server however the test ends.
+struct Farewell<'a> {
+    net: &'a Net,
+    over: &'a AtomicBool,
+}
+
+impl Drop for Farewell<'_> {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let topology = self.net.topology();
+        let wake = || drop(TcpStream::connect_timeout(&topology.listen, LIMIT));
+        self.net.within(topology.server, wake);
+    }
+}
+
+/// A client's session with a server that is there, from the calling thread's namespace.
+///
+/// # Errors
+/// What the client met with.
+pub fn visit(dial: SocketAddr, plan: &Plan) -> Result<(), Error> {
+    let stream = TcpStream::connect_timeout(&dial, plan.limit)?;
+    fetch(Control::new(stream, plan.limit)?, plan).map(drop)
 }
 
 fn words(result: Result<(), Error>) -> String {

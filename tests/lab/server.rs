@@ -43,6 +43,15 @@ impl Kind {
     }
 }
 
+/// When a server speaks TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// After `AUTH TLS`.
+    Explicit,
+    /// From the first byte.
+    Implicit,
+}
+
 /// How a server is to run.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -52,6 +61,8 @@ pub struct Config {
     pub announce: Option<IpAddr>,
     /// The first and the last of its passive ports.
     pub passive_ports: Option<(u16, u16)>,
+    /// Whether it speaks TLS: vsftpd and pyftpdlib do.
+    pub tls: Option<Tls>,
 }
 
 impl Config {
@@ -61,6 +72,7 @@ impl Config {
             kind,
             announce: None,
             passive_ports: None,
+            tls: None,
         }
     }
 }
@@ -103,6 +115,9 @@ impl Server {
         ));
         drop(std::fs::remove_dir_all(&directory));
         prepare(&directory);
+        if config.tls.is_some() {
+            make_certificate(&directory);
+        }
         let command = match config.kind {
             Kind::Vsftpd => vsftpd(net, config, &directory),
             Kind::Proftpd => proftpd(net, config, &directory),
@@ -234,6 +249,20 @@ fn write(path: &Path, content: &[u8]) {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).expect("chmod as root");
 }
 
+/// Makes `cert.pem` and `key.pem`.
+fn make_certificate(directory: &Path) {
+    require("openssl");
+    let mut command = Command::new("openssl");
+    command
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30",
+        ])
+        .args(["-subj", "/CN=lab", "-keyout", "key.pem", "-out", "cert.pem"])
+        .env("PATH", PATH)
+        .current_dir(directory);
+    run(command, START).must();
+}
+
 /// A program that `scripts/test` unpacked: the packages exclude each other and start services, so
 /// they aren't installed.
 fn unpacked(path: &str) -> String {
@@ -268,7 +297,7 @@ fn vsftpd(net: &Net, config: &Config, directory: &Path) -> Command {
          anon_mkdir_write_enable=YES\nanon_other_write_enable=YES\nanon_umask=022\n\
          anon_world_readable_only=NO\nsecure_chroot_dir={}\nseccomp_sandbox=NO\n\
          isolate_network=NO\nisolate=NO\nxferlog_enable=NO\ntcp_wrappers=NO\n\
-         connect_from_port_20=YES\nftp_data_port=20\n\
+         async_abor_enable=YES\nconnect_from_port_20=YES\nftp_data_port=20\n\
          connect_timeout=5\naccept_timeout=5\nmax_per_ip=0\n\
          pasv_min_port={low}\npasv_max_port={high}\n",
         listen.ip(),
@@ -278,6 +307,16 @@ fn vsftpd(net: &Net, config: &Config, directory: &Path) -> Command {
     );
     if let Some(address) = config.announce {
         text += &format!("pasv_address={address}\n");
+    }
+    if let Some(tls) = config.tls {
+        // Not every client resumes the control connection's TLS session for data.
+        text += &format!(
+            "ssl_enable=YES\nallow_anon_ssl=YES\nforce_anon_data_ssl=YES\nforce_anon_logins_ssl=YES\n\
+             require_ssl_reuse=NO\nssl_ciphers=HIGH\nimplicit_ssl={}\n\
+             rsa_cert_file={dir}/cert.pem\nrsa_private_key_file={dir}/key.pem\n",
+            if tls == Tls::Implicit { "YES" } else { "NO" },
+            dir = directory.display(),
+        );
     }
     let file = directory.join("vsftpd.conf");
     write(&file, text.as_bytes());
@@ -375,7 +414,29 @@ from pyftpdlib.authorizers import DummyAuthorizer
 from pyftpdlib.handlers import FTPHandler
 from pyftpdlib.servers import MultiprocessFTPServer
 
-host, port, root, low, high, announce = sys.argv[1:]
+host, port, root, low, high, announce, tls = sys.argv[1:]
+if tls:
+    from pyftpdlib.handlers import TLS_DTPHandler, TLS_FTPHandler
+
+    class Data(TLS_DTPHandler):
+        # The original closes a connection on which the client's handshake comes before its
+        # transfer command, as curl's does.
+        def readable(self):
+            return self._ssl_want_read or self.receive
+
+    class Explicit(TLS_FTPHandler):
+        certfile, keyfile = "cert.pem", "key.pem"
+        tls_control_required = tls_data_required = True
+        dtp_handler = Data
+
+    class Implicit(Explicit):
+        def handle(self):
+            self.secure_connection(self.ssl_context)
+
+        def handle_ssl_established(self):
+            Explicit.handle(self)
+
+    FTPHandler = {"Explicit": Explicit, "Implicit": Implicit}[tls]
 logging.basicConfig(level=logging.INFO)
 users = DummyAuthorizer()
 users.add_user("lab", "lab", root, perm="elradfmwMT")
@@ -397,6 +458,8 @@ MultiprocessFTPServer((host, int(port)), FTPHandler).serve_forever()
         .args([listen.ip().to_string(), listen.port().to_string()])
         .arg(directory.join("root"))
         .args([low.to_string(), high.to_string()])
-        .arg(config.announce.map(|a| a.to_string()).unwrap_or_default());
+        .arg(config.announce.map(|a| a.to_string()).unwrap_or_default())
+        .arg(config.tls.map(|tls| format!("{tls:?}")).unwrap_or_default())
+        .current_dir(directory);
     command
 }

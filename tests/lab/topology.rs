@@ -114,6 +114,22 @@ impl Topology {
         }
     }
 
+    /// The same without any translation: the client knows the way to the server's own address.
+    pub fn routed() -> Self {
+        let mut this = Self {
+            name: "routed",
+            nat: Vec::new(),
+            ..Self::published_server()
+        };
+        this.dial = this.listen;
+        for host in &mut this.hosts {
+            if host.name == this.client {
+                host.routes = vec!["10.0.0.0/24 via 198.51.100.1"];
+            }
+        }
+        this
+    }
+
     /// A client inside, masqueraded; the server outside.
     ///
     /// `10.0.0.2 (client) — 10.0.0.1 (gateway) 198.51.100.1 — 198.51.100.2 (server)`

@@ -12,11 +12,14 @@
 //! killed daemon doesn't stay open. Its clock is the wall clock, to the second; the daemon closes
 //! holes by its own clock.
 
+mod ranges;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{Backend, BackendError, Closing, Mark};
-use crate::nat::pinhole::{Key, Pinhole};
+use crate::nat::pinhole::{Key, Pinhole, RangeHole, RangeKey};
+use crate::nat::ports::PortRange;
 use crate::nat::rules::host::{Host, holds, missing};
 use crate::nat::rules::{At, RulesError, TableStore, flavours, is_ours};
 use crate::nat::xtables::save::{Rule, Ruleset, Table};
@@ -66,6 +69,9 @@ pub struct Iptables {
     serial: u64,
     /// The rules that are being removed meanwhile.
     closing: Vec<(Key, Vec<Line>)>,
+    range: Option<PortRange>,
+    /// The rules of open ranges.
+    ranges: BTreeMap<RangeKey, Vec<Line>>,
 }
 
 impl Iptables {
@@ -79,13 +85,31 @@ impl Iptables {
             open: BTreeMap::new(),
             serial: 0,
             closing: Vec::new(),
+            range: None,
+            ranges: BTreeMap::new(),
         }
+    }
+
+    /// With a range of ports for [`Backend::open_range`].
+    #[must_use]
+    pub fn with_range(mut self, range: Option<PortRange>) -> Self {
+        self.range = range;
+        self
     }
 
     /// The flavours in use, once installed: IPv4's first.
     #[must_use]
     pub fn flavours(&self) -> Vec<(Family, Flavour)> {
         self.planes.iter().map(|p| (p.family, p.flavour)).collect()
+    }
+
+    /// What [`Backend::install`] makes.
+    fn chains(&self) -> Table {
+        match self.range {
+            // What is inserted last comes first: the pinholes' chains.
+            Some(_) => chains(&ranges::with_range(CHAINS)),
+            None => chains(CHAINS),
+        }
     }
 
     fn plane(&self, family: Family) -> Result<Plane, BackendError> {
@@ -198,7 +222,7 @@ impl Iptables {
     fn install_all(&mut self) -> Result<(), RulesError> {
         let snapshot = self.host.snapshot()?;
         let users = snapshot.choose(is_ours).flavour;
-        let wanted = chains();
+        let wanted = self.chains();
         let mut planned = Vec::new();
         for family in Family::ALL.into_iter().filter(|f| snapshot.has(*f)) {
             planned.extend(
@@ -262,6 +286,7 @@ impl Backend for Iptables {
     fn install(&mut self) -> Result<(), BackendError> {
         self.planes.clear();
         self.open.clear();
+        self.ranges.clear();
         self.closing.clear();
         if let Err(e) = self.install_all() {
             self.planes.clear();
@@ -299,6 +324,14 @@ impl Backend for Iptables {
 
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
         self.close_all(std::slice::from_ref(hole))
+    }
+
+    fn open_range(&mut self, hole: &RangeHole, timeout: Duration) -> Result<(), BackendError> {
+        self.change_range(hole, Some(timeout))
+    }
+
+    fn close_range(&mut self, hole: &RangeHole) -> Result<(), BackendError> {
+        self.change_range(hole, None)
     }
 
     /// One run of the tool per family, however many holes there are.
@@ -386,6 +419,7 @@ impl Backend for Iptables {
     fn remove(&mut self) -> Result<(), BackendError> {
         self.planes.clear();
         self.open.clear();
+        self.ranges.clear();
         self.closing.clear();
         Ok(self.clear(&[])?)
     }
@@ -402,8 +436,13 @@ impl Backend for Iptables {
                 table: "nat".into(),
             };
             let current = snapshot.table(at.family, at.flavour, "nat");
-            let mut wanted = chains();
+            let mut wanted = self.chains();
             let of_plane = |key: &Key| Family::of(key.from) == plane.family;
+            let ranges = self.ranges.iter();
+            let ranges = ranges.filter(|(key, _)| Family::of(key.from) == plane.family);
+            wanted
+                .rules
+                .extend(ranges.flat_map(|(_, lines)| rules(lines)));
             let open = self.open.iter().filter(|(key, _)| of_plane(key));
             wanted
                 .rules
@@ -434,12 +473,10 @@ impl From<RulesError> for BackendError {
     }
 }
 
-fn chains() -> Table {
-    Ruleset::parse(CHAINS)
-        .tables
-        .into_iter()
-        .next()
-        .unwrap_or_default()
+/// The chains, without holes.
+fn chains(text: &str) -> Table {
+    let set = Ruleset::parse(text);
+    set.tables.into_iter().next().unwrap_or_default()
 }
 
 /// The text that removes some rules and adds others at once, `first` before all that are there.
@@ -608,7 +645,7 @@ mod tests {
 
     #[test]
     fn the_chains_are_tagged() {
-        let table = chains();
+        let table = chains(CHAINS);
         assert_eq!((table.chains.len(), table.rules.len()), (2, 4));
         assert!(table.rules.iter().all(is_ours));
     }

@@ -17,7 +17,7 @@ pub mod nft;
 use std::io;
 use std::time::Duration;
 
-use super::pinhole::Pinhole;
+use super::pinhole::{Pinhole, RangeHole};
 
 /// The bit of the connection mark that says "data connection of a pinhole".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +161,27 @@ pub trait Backend: Send {
     /// Some of the holes may still be open: close them again.
     fn closed(&mut self, done: Result<(), BackendError>) -> Result<(), BackendError> {
         done
+    }
+
+    /// Opens a hole for a range of ports, or makes the one that is open last `timeout` from now.
+    ///
+    /// What a data connection of it meets is the same as that of a pinhole; where a pinhole has its
+    /// port, the pinhole counts.
+    ///
+    /// # Errors
+    /// The hole isn't open then, or closes at its old deadline; also where no range is configured.
+    fn open_range(&mut self, _hole: &RangeHole, _timeout: Duration) -> Result<(), BackendError> {
+        Err(BackendError::Unsupported(
+            "no range of ports is configured; give one with --tls range:A-B".into(),
+        ))
+    }
+
+    /// Closes such a hole. One that is closed already is no error. Connections made through it go on.
+    ///
+    /// # Errors
+    /// The hole may still be open then.
+    fn close_range(&mut self, _hole: &RangeHole) -> Result<(), BackendError> {
+        Ok(())
     }
 
     /// Removes everything that [`install`](Self::install) and [`open`](Self::open) made, and

@@ -23,6 +23,7 @@
 //! every forwarded packet a look, and deleted elements clog the map until the kernel sweeps it.)
 
 mod objects;
+mod ranges;
 
 use std::io;
 use std::net::IpAddr;
@@ -35,7 +36,8 @@ use self::objects::{
     octets, plan,
 };
 use super::{Backend, BackendError, Mark};
-use crate::nat::pinhole::{Key, Pinhole};
+use crate::nat::pinhole::{Key, Pinhole, RangeHole};
+use crate::nat::ports::PortRange;
 use crate::nat::tables;
 use crate::netlink::nftables::msg;
 use crate::netlink::socket::{BatchError, Socket};
@@ -49,6 +51,7 @@ const ATTEMPTS: usize = 4;
 pub struct Nft {
     socket: Socket,
     mark: Mark,
+    range: Option<PortRange>,
     families: Vec<&'static Family>,
     abilities: Abilities,
 }
@@ -73,6 +76,7 @@ impl Nft {
         Ok(Self {
             socket,
             mark,
+            range: None,
             families: Vec::new(),
             abilities: Abilities {
                 owner: true,
@@ -81,11 +85,18 @@ impl Nft {
         })
     }
 
+    /// With a range of ports for [`Backend::open_range`].
+    #[must_use]
+    pub fn with_range(mut self, range: Option<PortRange>) -> Self {
+        self.range = range;
+        self
+    }
+
     /// Makes the objects of one family, trying what the kernel takes.
     fn install_family(&mut self, family: &'static Family) -> Result<(), BatchError> {
         let leftover = self.has_table(family).map_err(BatchError::Io)?;
         loop {
-            let plan = plan(family, self.mark, self.abilities, leftover);
+            let plan = plan(family, self.mark, self.abilities, self.range, leftover);
             let requests: Vec<_> = plan.iter().map(Step::request).collect();
             let error = match self.socket.batch(&requests) {
                 Ok(()) => return Ok(()),
@@ -150,6 +161,43 @@ impl Nft {
                 .chain(adds.map(|(pinhole, data)| add_elem(family, pinhole, key, data, timeout)))
                 .collect();
             match self.socket.batch(&requests).map_err(io::Error::from) {
+                Err(error) if is(&error, Errno::ENOENT) || is(&error, Errno::EEXIST) => {}
+                result => return result,
+            }
+        }
+        Err(io::ErrorKind::Interrupted.into())
+    }
+
+    /// Deletes a range's elements and adds them anew if it has a timeout, in one batch.
+    fn replace_range(&mut self, hole: &RangeHole, timeout: Option<Duration>) -> io::Result<()> {
+        let Ok(family) = self.family(hole.from) else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        for _ in 0..ATTEMPTS {
+            let mut requests = Vec::new();
+            for map in ranges::MAPS {
+                let asked = self
+                    .socket
+                    .get(&ranges::elem(msg::GET_ELEM, family, map, *hole), |_| ());
+                match asked {
+                    Ok(()) => requests.push(ranges::elem(msg::DEL_ELEM, family, map, *hole)),
+                    Err(error) if is(&error, Errno::ENOENT) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            if let Some(timeout) = timeout {
+                for map in ranges::MAPS {
+                    requests.extend(
+                        map.data(hole)
+                            .map(|data| ranges::add_elem(family, map, *hole, data, timeout)),
+                    );
+                }
+            }
+            if requests.is_empty() {
+                return Ok(());
+            }
+            match self.socket.batch(&requests).map_err(io::Error::from) {
+                // One of them expired meanwhile.
                 Err(error) if is(&error, Errno::ENOENT) || is(&error, Errno::EEXIST) => {}
                 result => return result,
             }
@@ -239,6 +287,32 @@ impl Backend for Nft {
             })
     }
 
+    fn open_range(&mut self, hole: &RangeHole, timeout: Duration) -> Result<(), BackendError> {
+        let family = self.family(hole.from)?;
+        let others = [Some(hole.to), Some(hole.land), hole.as_source];
+        if self.range.is_none() || others.iter().flatten().any(|ip| !family.is_of(*ip)) {
+            return Err(BackendError::Unsupported(
+                "a hole for a range needs a range, and addresses of one family".into(),
+            ));
+        }
+        self.replace_range(hole, Some(timeout))
+            .map_err(|source| BackendError::System {
+                what: "open a range of ports",
+                source,
+            })
+    }
+
+    fn close_range(&mut self, hole: &RangeHole) -> Result<(), BackendError> {
+        if self.range.is_none() {
+            return Ok(());
+        }
+        self.replace_range(hole, None)
+            .map_err(|source| BackendError::System {
+                what: "close a range of ports",
+                source,
+            })
+    }
+
     fn remove(&mut self) -> Result<(), BackendError> {
         let mut result = Ok(());
         self.families.clear();
@@ -270,13 +344,14 @@ impl Backend for Nft {
                 what: "list chains",
                 source,
             })?;
+        let range = self.range;
         let all = self.families.iter().all(|family| {
             CHAINS.iter().all(|spec| {
                 chains.iter().any(|chain| {
                     chain.family == family.number
                         && chain.table == TABLE
                         && chain.name == spec.name
-                        && usize::try_from(chain.rules).is_ok_and(|n| n == spec.rules.len())
+                        && usize::try_from(chain.rules).is_ok_and(|n| n == spec.size(range))
                 })
             })
         });

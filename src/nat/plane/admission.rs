@@ -8,15 +8,21 @@ use super::Plane;
 use crate::engine::gateway::{Error, Mode, Request, SessionId};
 use crate::nat::pinhole::Key;
 use crate::nat::ports::{self, Holder};
+use crate::nat::rules::Published;
 
 /// How long the list of the gateway's own listening ports is believed.
 const LISTENERS_LIFE: Duration = Duration::from_secs(5);
-/// The time over which [`Config::per_client_per_minute`] counts.
+/// The time over which [`per_client_per_minute`](super::Config::per_client_per_minute) counts.
 const MINUTE: Duration = Duration::from_secs(60);
 /// Clients whose rate is remembered; beyond this, all start anew.
 const MAX_CLIENTS: usize = 65_536;
 
 impl Plane {
+    /// Learns which ports the user's own rules publish: they are avoided.
+    pub fn avoid(&mut self, published: Vec<Published>) {
+        self.user_ports = published;
+    }
+
     pub(super) fn choose_port(&mut self, request: &Request, now: Duration) -> Option<u16> {
         if request.published {
             let stale = |at: Duration| now.saturating_sub(at) > LISTENERS_LIFE;
@@ -39,19 +45,26 @@ impl Plane {
                 to,
             };
             let hole = self.by_key.get(&key).and_then(|id| self.holes.get(id));
+            let elsewhere = self.is_in_range_of_other(key, request.land.ip());
+            let published = || {
+                let takes = |user: &Published| user.takes(request.from, to, request.land);
+                request.published && self.user_ports.iter().any(takes)
+            };
+            // The same announcement anew, of whichever session: nobody listens there any more for the
+            // sake of the old one.
+            let hole = hole.filter(|hole| hole.pinhole.land != request.land);
             match hole {
-                _ if listening => Holder::Other,
+                _ if listening || elsewhere => Holder::Other,
+                None if published() => Holder::User,
                 None => Holder::Nobody,
                 Some(hole) if hole.session != request.session => Holder::Other,
-                // The same announcement anew: the hole is replaced in any case.
-                Some(hole) if hole.pinhole.land == request.land => Holder::Nobody,
                 Some(_) => Holder::Same,
             }
         };
         let port = ports::choose(
             request.land.port(),
             request.published,
-            self.config.data_ports,
+            self.config.data_ports.filter(|_| request.from_range),
             self.next_port,
             holder,
         )?;

@@ -1,11 +1,15 @@
 //! Connections through pinholes: what conntrack reports of them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::{DataConnection, Finished, Plane, Report};
-use crate::nat::conntrack::{Bytes, Completeness, ConntrackEvent, Tuple};
+use super::{DataConnection, Finished, Plane, Report, Transferred};
+use crate::engine::gateway::SessionId;
+use crate::nat::conntrack::{Bytes, Completeness, ConntrackEvent, TcpState, Tuple};
 use crate::nat::pinhole::{Key, Pinhole};
+
+/// By how much conntrack's clock, which ticks, and its time stamps may differ.
+const TICK: Duration = Duration::from_millis(50);
 
 impl Plane {
     /// Learns what conntrack has reported. To be called when its events are readable; every call
@@ -23,15 +27,17 @@ impl Plane {
         for event in events {
             match event {
                 ConntrackEvent::New { entry, .. } => {
-                    used.extend(self.connected(entry.original).map(|(_, hole)| hole));
+                    used.extend(self.connected(entry.original).and_then(|(_, hole)| hole));
                 }
                 ConntrackEvent::Destroy {
                     entry,
                     bytes,
                     lifetime,
+                    state,
                     ..
                 } => {
-                    self.on_conntrack_destroy(entry.original, bytes, lifetime);
+                    self.on_conntrack_destroy(entry.original, bytes, lifetime, state);
+                    self.control_forgotten(entry.original);
                 }
             }
         }
@@ -45,12 +51,13 @@ impl Plane {
     /// A connection with the mark exists: its hole, if it has one, is used and closed.
     pub fn on_conntrack_new(&mut self, original: Tuple) -> Option<DataConnection> {
         let (connection, hole) = self.connected(original)?;
-        self.close(vec![hole]);
+        self.close(hole.into_iter().collect());
         Some(connection)
     }
 
-    /// A connection with the mark exists: its hole, which is to be closed, is forgotten.
-    fn connected(&mut self, original: Tuple) -> Option<(DataConnection, Pinhole)> {
+    /// A connection with the mark exists: its hole, which is to be closed, is forgotten. One that
+    /// came through a range closes nothing.
+    fn connected(&mut self, original: Tuple) -> Option<(DataConnection, Option<Pinhole>)> {
         let key = Key {
             from: original.src.ip(),
             to: original.dst,
@@ -58,8 +65,13 @@ impl Plane {
         let id = self.by_key.get(&key).copied();
         let hole = id.and_then(|id| self.holes.get(&id)).filter(|h| h.open);
         let (Some(id), Some(hole)) = (id, hole) else {
-            self.counters.unattributed += 1;
-            return None;
+            let Some(connection) = self.range_connection(original) else {
+                self.counters.unattributed += 1;
+                return None;
+            };
+            self.counters.range_connections += 1;
+            self.keep(original, connection);
+            return Some((connection, None));
         };
         let connection = DataConnection {
             pinhole: id,
@@ -73,11 +85,18 @@ impl Plane {
         };
         let hole = self.forget(id)?;
         self.counters.used += 1;
+        self.keep(original, connection);
+        Some((connection, Some(hole.pinhole)))
+    }
+
+    /// Keeps track of a new data connection.
+    fn keep(&mut self, original: Tuple, connection: DataConnection) {
+        let total = self.transferred.entry(connection.session).or_default();
+        total.data_connections += 1;
         if self.connections.len() < self.config.connections {
             self.connections.insert(original, connection);
         }
         self.report(Report::Connected(connection));
-        Some((connection, hole.pinhole))
     }
 
     /// A connection with the mark is gone.
@@ -86,16 +105,39 @@ impl Plane {
         original: Tuple,
         bytes: Option<Bytes>,
         lifetime: Option<Duration>,
+        state: Option<TcpState>,
     ) -> Option<Finished> {
         let connection = self.connections.remove(&original)?;
         let known = self.now().saturating_sub(connection.started);
+        let lifetime = lifetime.unwrap_or(known);
+        let remembered = state.and_then(TcpState::remembered).unwrap_or_default();
         let finished = Finished {
             connection,
             bytes,
-            lifetime: lifetime.unwrap_or(known),
+            duration: match lifetime + TICK < remembered {
+                // Somebody made conntrack forget it.
+                true => lifetime,
+                false => lifetime.saturating_sub(remembered),
+            },
         };
+        if let Some(total) = self.transferred.get_mut(&connection.session) {
+            total.bytes = add(total.bytes, bytes);
+        }
         self.report(Report::Finished(finished));
         Some(finished)
+    }
+
+    /// What the data connections of the sessions that are there carried; sessions without any are
+    /// left out. Asks conntrack about those that exist now.
+    pub fn transferred(&mut self) -> HashMap<SessionId, Transferred> {
+        let mut all = self.transferred.clone();
+        for (tuple, connection) in &self.connections {
+            if let Some(total) = all.get_mut(&connection.session) {
+                let bytes = self.parts.tuples.bytes(tuple.src, tuple.dst);
+                total.bytes = add(total.bytes, bytes.ok().flatten());
+            }
+        }
+        all
     }
 
     /// Events were lost: compares with the kernel's list of connections.
@@ -122,7 +164,17 @@ impl Plane {
             .copied()
             .collect();
         for original in gone {
-            self.on_conntrack_destroy(original, None, None);
+            self.on_conntrack_destroy(original, None, None, None);
         }
+        self.look_after_controls();
     }
+}
+
+/// A sum of what is known.
+fn add(total: Option<u64>, bytes: Option<Bytes>) -> Option<u64> {
+    let Some(bytes) = bytes else {
+        return total;
+    };
+    let both = bytes.original.saturating_add(bytes.reply);
+    Some(total.unwrap_or(0).saturating_add(both))
 }

@@ -8,7 +8,7 @@ use crate::nat::backend::{BackendError, Closing};
 use crate::nat::pinhole::{Key, Pinhole};
 
 /// When a hole that the kernel refused to close is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 /// When an active pinhole that nobody used is looked after: before the server sends its SYN again
 /// (1 s, RFC 6298 §2.1).
 pub(super) const NEGLECTED: Duration = Duration::from_millis(500);
@@ -38,6 +38,7 @@ impl Plane {
         if !self.stuck.is_empty() && now >= self.retry_at {
             self.retry_stuck(now);
         }
+        self.expire_ranges(now);
     }
 
     /// When [`expire`](Self::expire) has something to do, on the plane's clock.
@@ -46,7 +47,13 @@ impl Plane {
         let first = self.deadlines.first().map(|&(deadline, _)| deadline);
         let retry = (!self.stuck.is_empty()).then_some(self.retry_at);
         let look = self.young.front().map(|&(at, _)| at.max(self.look_at));
-        first.into_iter().chain(retry).chain(look).min()
+        let range = self.ranges.next_deadline();
+        first
+            .into_iter()
+            .chain(retry)
+            .chain(look)
+            .chain(range)
+            .min()
     }
 
     /// Active pinholes that should have been used by now: see

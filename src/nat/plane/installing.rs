@@ -15,6 +15,7 @@ impl Plane {
         self.done.clear();
         self.stuck.clear();
         let now = self.now();
+        self.reopen_ranges(now);
         let open = self.holes.iter().filter(|(_, hole)| hole.open);
         let left = |hole: &Hole| hole.deadline.saturating_sub(now);
         let all: Vec<_> = open
@@ -71,6 +72,7 @@ impl Plane {
         self.young.clear();
         self.done.clear();
         self.stuck.clear();
+        self.forget_ranges();
         self.parts.backend.remove()
     }
 }

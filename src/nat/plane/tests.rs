@@ -1,5 +1,7 @@
 //! The plane against a kernel made of maps.
 
+mod ranges;
+
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
@@ -8,7 +10,9 @@ use super::ending::{LOOK_AFTER, NEGLECTED};
 use super::*;
 use crate::nat::backend::{Backend, BackendError, Closing, Mark};
 use crate::nat::conntrack::{Bytes, Completeness, ConntrackEvent};
+use crate::nat::pinhole::{RangeHole, RangeKey};
 use crate::nat::ports::PortRange;
+use std::collections::HashSet;
 use std::io;
 
 /// What a test sees of the plane's surroundings.
@@ -16,6 +20,10 @@ use std::io;
 struct World {
     now: Duration,
     kernel: HashMap<Key, (Pinhole, Duration)>,
+    ranges: BTreeMap<RangeKey, (RangeHole, Duration)>,
+    /// How often a range was put into the kernel.
+    range_writes: u32,
+    watched: HashSet<Tuple>,
     installed: bool,
     refuse_open: bool,
     refuse_close: bool,
@@ -64,6 +72,7 @@ impl Backend for Shared {
         self.with(|w| {
             w.installed = true;
             w.kernel.clear();
+            w.ranges.clear();
         });
         Ok(())
     }
@@ -85,6 +94,25 @@ impl Backend for Shared {
             Ok(())
         })
     }
+    fn open_range(&mut self, hole: &RangeHole, timeout: Duration) -> Result<(), BackendError> {
+        self.with(|w| {
+            if w.refuse_open {
+                return Err(refused("open"));
+            }
+            w.ranges.insert(hole.key(), (*hole, w.now + timeout));
+            w.range_writes += 1;
+            Ok(())
+        })
+    }
+    fn close_range(&mut self, hole: &RangeHole) -> Result<(), BackendError> {
+        self.with(|w| {
+            if w.refuse_close {
+                return Err(refused("close"));
+            }
+            w.ranges.remove(&hole.key());
+            Ok(())
+        })
+    }
     fn closes_slowly(&self) -> bool {
         self.with(|w| w.slow)
     }
@@ -103,6 +131,7 @@ impl Backend for Shared {
         self.with(|w| {
             w.installed = false;
             w.kernel.clear();
+            w.ranges.clear();
         });
         Ok(())
     }
@@ -121,6 +150,13 @@ impl Tuples for Shared {
                 .copied()
         }))
     }
+    fn bytes(&mut self, _src: SocketAddr, _dst: SocketAddr) -> io::Result<Option<Bytes>> {
+        Ok(Some(Bytes {
+            original: 1000,
+            reply: 1,
+        }))
+    }
+
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
         Ok(self.with(|w| {
             let entries = w.entries.iter();
@@ -130,6 +166,15 @@ impl Tuples for Shared {
 }
 
 impl EventSource for Shared {
+    fn watch(&mut self, original: Tuple, watched: bool) {
+        self.with(|w| {
+            if watched {
+                w.watched.insert(original);
+            } else {
+                w.watched.remove(&original);
+            }
+        });
+    }
     fn read(&mut self, out: &mut Vec<ConntrackEvent>) -> io::Result<Completeness> {
         self.with(|w| {
             out.append(&mut w.events);
@@ -183,6 +228,7 @@ fn passive(session: u64, from: &str, port: u16) -> Request {
         land: SocketAddr::new(ip("10.0.0.2"), port),
         as_source: None,
         published: true,
+        from_range: true,
     }
 }
 
@@ -257,10 +303,10 @@ fn a_hole_is_used_once_and_its_connection_outlives_the_session() {
         reply: 2,
     };
     let finished = plane
-        .on_conntrack_destroy(tuple, Some(bytes), None)
+        .on_conntrack_destroy(tuple, Some(bytes), None, None)
         .unwrap();
     assert_eq!(
-        (finished.bytes, finished.lifetime.as_secs()),
+        (finished.bytes, finished.duration.as_secs()),
         (Some(bytes), 5)
     );
     assert_eq!(plane.pinholes(), vec![]);
@@ -270,6 +316,38 @@ fn a_hole_is_used_once_and_its_connection_outlives_the_session() {
         vec![Report::Connected(connection), Report::Finished(finished)]
     );
     assert_eq!(plane.counters().unattributed, 2);
+}
+
+#[test]
+fn bytes_are_summed_up_per_session_while_it_is_there() {
+    let (mut plane, _) = plane(Config::default());
+    let mut tuples = Vec::new();
+    for (session, port) in [(1, 40000), (1, 40001), (2, 40002)] {
+        let hole = open(&mut plane, &passive(session, ANN, port));
+        let tuple = dialled(ANN, hole.to);
+        plane.on_conntrack_new(tuple).unwrap();
+        tuples.push(tuple);
+    }
+    let bytes = Bytes {
+        original: 40,
+        reply: 2,
+    };
+    plane.on_conntrack_destroy(tuples[0], Some(bytes), None, None);
+    let all = plane.transferred();
+    let told = |session| {
+        all.get(&SessionId(session))
+            .map(|t| (t.data_connections, t.bytes))
+    };
+    assert_eq!(
+        told(1),
+        Some((2, Some(42 + 1001))),
+        "one is gone, one is there"
+    );
+    assert_eq!(told(2), Some((1, Some(1001))));
+    plane.session_ended(SessionId(1));
+    plane.session_ended(SessionId(2));
+    plane.on_conntrack_destroy(tuples[1], Some(bytes), None, None);
+    assert!(plane.transferred().is_empty());
 }
 
 #[test]

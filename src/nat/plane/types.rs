@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::engine::gateway::{Mode, PinholeId, SessionId};
 use crate::nat::backend::{Backend, Mark};
-use crate::nat::conntrack::{Bytes, Completeness, Conntrack, ConntrackEvent, Entry, Events};
+use crate::nat::conntrack::{Bytes, Completeness, Conntrack, ConntrackEvent, Entry, Events, Tuple};
 use crate::nat::ports::{Listeners, PortRange};
 
 /// Limits and choices of a [`Plane`](super::Plane).
@@ -28,6 +28,12 @@ pub struct Config {
     pub per_client_per_minute: Option<u32>,
     /// The bit by which data connections are known.
     pub mark: Mark,
+    /// Ports of their server that clients under TLS reach (`--tls range:A-B`).
+    pub tls_range: Option<PortRange>,
+    /// How long a range stays open without activity (`--tls-idle`).
+    pub tls_idle: Duration,
+    /// Sessions that may have a range open at a time.
+    pub ranges: usize,
 }
 
 impl Default for Config {
@@ -40,6 +46,9 @@ impl Default for Config {
             connections: 65_536,
             per_client_per_minute: None,
             mark: Mark::DEFAULT,
+            tls_range: None,
+            tls_idle: Duration::from_secs(300),
+            ranges: 4096,
         }
     }
 }
@@ -57,6 +66,12 @@ pub trait Tuples: Send {
     /// # Errors
     /// If it could not be asked.
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>>;
+
+    /// See [`Conntrack::bytes`].
+    ///
+    /// # Errors
+    /// If it could not be asked.
+    fn bytes(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Bytes>>;
 }
 
 impl Tuples for Conntrack {
@@ -67,6 +82,10 @@ impl Tuples for Conntrack {
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
         Self::marked(self, mark)
     }
+
+    fn bytes(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Bytes>> {
+        Self::bytes(self, src, dst)
+    }
 }
 
 /// Where a [`Plane`](super::Plane) learns of connections: [`Events`], or a test double.
@@ -76,11 +95,18 @@ pub trait EventSource: Send {
     /// # Errors
     /// If it could not be read.
     fn read(&mut self, out: &mut Vec<ConntrackEvent>) -> io::Result<Completeness>;
+
+    /// See [`Events::watch`].
+    fn watch(&mut self, _original: Tuple, _watched: bool) {}
 }
 
 impl EventSource for Events {
     fn read(&mut self, out: &mut Vec<ConntrackEvent>) -> io::Result<Completeness> {
         Self::read(self, out)
+    }
+
+    fn watch(&mut self, original: Tuple, watched: bool) {
+        Self::watch(self, original, watched);
     }
 }
 
@@ -131,8 +157,12 @@ pub struct PinholeInfo {
     pub as_source: Option<IpAddr>,
     /// What has become of it.
     pub state: State,
-    /// Seconds until its deadline, rounded up; none once it is used.
+    /// Seconds until its deadline, rounded up; none once it is used. A range's starts anew with
+    /// each activity of its client.
     pub expires_in: Option<u64>,
+    /// The range of ports `A-B` that it is for, where it isn't one port: `to` and `land` name the
+    /// first one then.
+    pub ports: Option<String>,
 }
 
 /// A data connection that was made through a pinhole.
@@ -164,8 +194,20 @@ pub struct Finished {
     pub connection: DataConnection,
     /// What it carried, where conntrack counts.
     pub bytes: Option<Bytes>,
-    /// How long conntrack knew it: includes the time that it remembers closed connections.
-    pub lifetime: Duration,
+    /// How long it lasted. Where the kernel doesn't tell how it ended (before Linux 5.12), this
+    /// includes the time for which conntrack remembers closed connections, two minutes as a rule;
+    /// and up to a minute more everywhere, since conntrack forgets when it gets to it.
+    pub duration: Duration,
+}
+
+/// The data connections of a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Transferred {
+    /// How many there were, those that exist now included.
+    pub data_connections: u64,
+    /// Bytes of both directions with IP headers, those of connections that exist now included.
+    /// `None` where conntrack doesn't count them.
+    pub bytes: Option<u64>,
 }
 
 /// Something that happened outside of any packet's handling.
@@ -177,6 +219,10 @@ pub enum Report {
     Finished(Finished),
     /// A pinhole was not used in time.
     Expired(PinholeInfo),
+    /// A client reaches a range of its server's ports.
+    RangeOpened(PinholeInfo),
+    /// It does so no longer.
+    RangeClosed(PinholeInfo, RangeEnd),
     /// Somebody had removed what carries the pinholes or steers control packets; it is back.
     Restored {
         /// What was missing, in words.
@@ -184,6 +230,17 @@ pub enum Report {
     },
     /// Conntrack's events came faster than they were read; the plane compared with its list.
     MissedEvents,
+}
+
+/// Why a range was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RangeEnd {
+    /// Its session ended, and no other one has it.
+    Session,
+    /// Nothing came from its client for the idle limit.
+    Idle,
+    /// Conntrack forgot the control connection.
+    Conntrack,
 }
 
 /// How often things happened.
@@ -209,6 +266,14 @@ pub struct Counters {
     pub stale_attempts: u64,
     /// Times that conntrack events were lost.
     pub missed_events: u64,
+    /// Ranges opened for sessions under TLS.
+    pub ranges_opened: u64,
+    /// Ranges closed because nothing came from the client for the idle limit.
+    pub ranges_idle: u64,
+    /// Ranges refused because the same client reached another server's at the same address.
+    pub ranges_taken: u64,
+    /// Data connections made through ranges.
+    pub range_connections: u64,
     /// Times that rules which somebody else had removed were put back.
     pub restored: u64,
     /// Times that they could not be.
@@ -228,6 +293,7 @@ impl DataConnection {
             as_source: self.as_source,
             state: State::Used,
             expires_in: None,
+            ports: None,
         }
     }
 }

@@ -329,7 +329,7 @@ fn holds(range: &str, port: u16) -> bool {
 
 /// Reads DNAT's `ADDR[-ADDR][:PORT[-PORT]]`, with IPv6 addresses in brackets where a port follows:
 /// the first address, the first port.
-fn destination(text: &str) -> (Option<IpAddr>, Option<u16>) {
+pub(super) fn destination(text: &str) -> (Option<IpAddr>, Option<u16>) {
     let first = |s: &str| s.split('-').next().unwrap_or_default().to_owned();
     if let Ok(both) = text.parse::<SocketAddr>() {
         return (Some(both.ip()), Some(both.port()));

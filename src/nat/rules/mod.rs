@@ -16,6 +16,7 @@
 pub mod derive;
 pub mod host;
 pub mod kernel;
+pub mod published;
 pub mod steering;
 pub mod template;
 
@@ -30,6 +31,7 @@ use crate::nat::xtables::{Family, Flavour};
 pub use derive::Derived;
 pub use host::{At, TableStore, is_our_chain, is_ours};
 pub use kernel::KernelTables;
+pub use published::Published;
 pub use steering::{Inside, Network, Queues, Steering};
 pub use template::{EXAMPLES, Example, print};
 
@@ -189,24 +191,24 @@ impl Rules {
     /// # Errors
     /// If it couldn't be found out.
     pub fn verify(&self, steering: &Steering) -> Result<Vec<String>, RulesError> {
-        steering.check()?;
+        missing_in(&self.host.snapshot()?, steering)
+    }
+
+    /// What isn't in place (as [`verify`](Self::verify) says it; not asked without `steering`), and
+    /// which ports the user's own rules publish.
+    ///
+    /// # Errors
+    /// If it couldn't be found out.
+    pub fn look(
+        &self,
+        steering: Option<&Steering>,
+    ) -> Result<(Vec<String>, Vec<Published>), RulesError> {
         let snapshot = self.host.snapshot()?;
-        let plan = Plan::new(steering, &snapshot)?;
-        let mut all = Vec::new();
-        for (at, wanted) in &plan.tables {
-            let in_flavour = |flavour| {
-                let current = snapshot.table(at.family, flavour, &at.table);
-                (current.is_some(), host::missing(at, current, wanted))
-            };
-            let (there, missing) = in_flavour(at.flavour);
-            // Where a person loaded them, they may be in the other flavour: a packet meets both,
-            // and a table that isn't there drops nothing.
-            let elsewhere = || Flavour::ALL.iter().any(|f| in_flavour(*f).1.is_empty());
-            if there || !elsewhere() {
-                all.extend(missing);
-            }
-        }
-        Ok(all)
+        let missing = match steering {
+            Some(steering) => missing_in(&snapshot, steering)?,
+            None => Vec::new(),
+        };
+        Ok((missing, published::published(&snapshot)))
     }
 
     /// Whether anything of ours is in iptables-legacy; `false` if that can't be found out.
@@ -232,6 +234,26 @@ impl Rules {
             ports,
         )
     }
+}
+
+fn missing_in(snapshot: &Snapshot, steering: &Steering) -> Result<Vec<String>, RulesError> {
+    steering.check()?;
+    let plan = Plan::new(steering, snapshot)?;
+    let mut all = Vec::new();
+    for (at, wanted) in &plan.tables {
+        let in_flavour = |flavour| {
+            let current = snapshot.table(at.family, flavour, &at.table);
+            (current.is_some(), host::missing(at, current, wanted))
+        };
+        let (there, missing) = in_flavour(at.flavour);
+        // Where a person loaded them, they may be in the other flavour: a packet meets both,
+        // and a table that isn't there drops nothing.
+        let elsewhere = || Flavour::ALL.iter().any(|f| in_flavour(*f).1.is_empty());
+        if there || !elsewhere() {
+            all.extend(missing);
+        }
+    }
+    Ok(all)
 }
 
 /// The tables that hold something of ours.

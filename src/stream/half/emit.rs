@@ -65,11 +65,10 @@ impl Half {
             len.min(room.saturating_sub(start.len_since(self.una.edited)))
         });
         let complete = start.plus_len(len) == released.edited && self.pending().is_empty();
-        let tail = (self.opaque && complete && !seq.after(self.next) && end.after(self.next))
+        // Only where all of it fits: then the stream's part is complete, and its own part follows it.
+        let tail = (self.opaque && !seq.after(self.next) && end.after(self.next))
             .then(|| self.next.len_since(seq))
-            .filter(|tail| {
-                len.saturating_add(payload.len().saturating_sub(*tail)) <= limit.max(payload.len())
-            });
+            .filter(|tail| len.saturating_add(payload.len().saturating_sub(*tail)) <= limit);
         let with_fin = fin
             && complete
             && (tail.is_some() || !end.after(self.next))

@@ -4,8 +4,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use super::ranges;
 use crate::nat::backend::Mark;
 use crate::nat::pinhole::Key;
+use crate::nat::ports::PortRange;
 use crate::netlink::codec::{self, Builder};
 use crate::netlink::nftables::{
     self, Base, Ct, Expressions, Nat, SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, attr,
@@ -45,14 +47,16 @@ pub(super) struct Family {
     pub(super) number: u8,
     pinholes: &'static str,
     sources: &'static str,
+    pub(super) ranges: &'static str,
+    pub(super) range_sources: &'static str,
     /// How many registers an address takes.
-    words: u32,
+    pub(super) words: u32,
     /// Where the addresses are in the IP header.
-    source_at: u32,
-    target_at: u32,
-    ct_source: Ct,
-    ct_target: Ct,
-    datatype: u32,
+    pub(super) source_at: u32,
+    pub(super) target_at: u32,
+    pub(super) ct_source: Ct,
+    pub(super) ct_target: Ct,
+    pub(super) datatype: u32,
     pub(super) optional: bool,
 }
 
@@ -61,6 +65,8 @@ pub(super) static IPV4: Family = Family {
     number: 2,
     pinholes: "pinholes4",
     sources: "sources4",
+    ranges: "ranges4",
+    range_sources: "range-sources4",
     words: 1,
     source_at: 12,
     target_at: 16,
@@ -75,6 +81,8 @@ pub(super) static IPV6: Family = Family {
     number: 10,
     pinholes: "pinholes6",
     sources: "sources6",
+    ranges: "ranges6",
+    range_sources: "range-sources6",
     words: 4,
     source_at: 8,
     target_at: 24,
@@ -129,6 +137,7 @@ pub(super) enum What {
     Leftover,
     Table,
     Map,
+    RangeMap,
     Chain,
 }
 
@@ -144,6 +153,7 @@ impl Step {
 }
 
 type Rule = fn(&Family, Mark, &mut Expressions<'_>);
+type RangeRule = fn(&Family, Mark, PortRange, &mut Expressions<'_>);
 
 /// A chain with its rules.
 pub(super) struct ChainSpec {
@@ -152,7 +162,16 @@ pub(super) struct ChainSpec {
     hook: u32,
     priority: i32,
     role: &'static str,
-    pub(super) rules: &'static [Rule],
+    rules: &'static [Rule],
+    /// The last rule, where a range of ports is configured: pinholes come first.
+    range_rule: RangeRule,
+}
+
+impl ChainSpec {
+    /// How many rules it has.
+    pub(super) fn size(&self, range: Option<PortRange>) -> usize {
+        self.rules.len() + usize::from(range.is_some())
+    }
 }
 
 pub(super) static CHAINS: [ChainSpec; 4] = [
@@ -163,6 +182,7 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
         priority: DNAT_PRIORITY,
         role: "ftpalg:dnat",
         rules: &[dnat_rule],
+        range_rule: ranges::dnat_rule,
     },
     ChainSpec {
         name: "output",
@@ -171,6 +191,7 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
         priority: DNAT_PRIORITY,
         role: "ftpalg:dnat-local",
         rules: &[dnat_rule],
+        range_rule: ranges::dnat_rule,
     },
     ChainSpec {
         name: "postrouting",
@@ -179,6 +200,7 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
         priority: SNAT_PRIORITY,
         role: "ftpalg:snat",
         rules: &[snat_rule],
+        range_rule: ranges::snat_rule,
     },
     ChainSpec {
         name: "input",
@@ -187,6 +209,7 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
         priority: SNAT_PRIORITY,
         role: "ftpalg:snat-local",
         rules: &[snat_rule],
+        range_rule: ranges::snat_rule,
     },
 ];
 
@@ -195,6 +218,7 @@ pub(super) fn plan(
     family: &'static Family,
     mark: Mark,
     abilities: Abilities,
+    range: Option<PortRange>,
     leftover: bool,
 ) -> Vec<Step> {
     let step = |what, kind, flags, attrs| Step {
@@ -235,6 +259,16 @@ pub(super) fn plan(
             Box::new(move |b| put_map(b, family, pinhole, abilities.limit)),
         ));
     }
+    if range.is_some() {
+        for map in ranges::MAPS {
+            steps.push(step(
+                What::RangeMap,
+                msg::NEW_SET,
+                codec::CREATE,
+                Box::new(move |b| ranges::put_map(b, family, map)),
+            ));
+        }
+    }
     for spec in &CHAINS {
         steps.push(step(
             What::Chain,
@@ -248,6 +282,15 @@ pub(super) fn plan(
                 msg::NEW_RULE,
                 codec::CREATE | codec::APPEND,
                 Box::new(move |b| put_rule(b, spec, |list| rule(family, mark, list))),
+            ));
+        }
+        if let Some(range) = range {
+            let rule = spec.range_rule;
+            steps.push(step(
+                What::Chain,
+                msg::NEW_RULE,
+                codec::CREATE | codec::APPEND,
+                Box::new(move |b| put_rule(b, spec, |list| rule(family, mark, range, list))),
             ));
         }
     }
@@ -292,16 +335,19 @@ fn put_map(b: &mut Builder, family: &Family, pinhole: bool, limit: bool) {
     b.be32(attr::SET_DATA_TYPE, data_type);
     b.be32(attr::SET_DATA_LEN, data_len);
     b.be32(attr::SET_ID, id);
-    // User data of a set starts with the byte order of key and data (2: network).
-    let order = |kind: u8| [vec![kind, 4], 2u32.to_ne_bytes().to_vec()].concat();
-    let userdata = [order(0), order(1), comment(7, role)].concat();
-    b.bytes(attr::SET_USERDATA, &userdata);
+    b.bytes(attr::SET_USERDATA, &set_userdata(role));
     if pinhole && limit {
         b.nest(attr::SET_EXPR, |b| nftables::limit(b, FIRST_PACKETS));
     }
 }
 
-const TCP: u8 = 6;
+/// User data of a set starts with the byte order of key and data (2: network).
+pub(super) fn set_userdata(role: &str) -> Vec<u8> {
+    let order = |kind: u8| [vec![kind, 4], 2u32.to_ne_bytes().to_vec()].concat();
+    [order(0), order(1), comment(7, role)].concat()
+}
+
+pub(super) const TCP: u8 = 6;
 
 fn dnat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
     let addr_len = 4 * family.words;
@@ -349,7 +395,7 @@ pub(super) fn add_elem<'a>(
         flags: codec::CREATE | codec::EXCL,
         family: family.number,
         attrs: Box::new(move |b| {
-            put_elem(b, family.set(pinhole), key, |b| {
+            put_elem(b, family.set(pinhole), &octets_of(key), |b| {
                 b.nest(attr::ELEM_DATA, |b| {
                     b.bytes(attr::DATA_VALUE, data);
                 });
@@ -370,7 +416,7 @@ pub(super) fn elem(
         kind,
         flags: 0,
         family: family.number,
-        attrs: Box::new(move |b| put_elem(b, family.set(pinhole), key, |_| {})),
+        attrs: Box::new(move |b| put_elem(b, family.set(pinhole), &octets_of(key), |_| {})),
     }
 }
 
@@ -385,17 +431,20 @@ pub(super) fn del_table(family: &'static Family) -> Request<'static> {
     }
 }
 
-fn put_elem(b: &mut Builder, map: &str, key: Key, more: impl FnOnce(&mut Builder)) {
+pub(super) fn put_elem(b: &mut Builder, map: &str, key: &[u8], more: impl FnOnce(&mut Builder)) {
     b.text(attr::ELEMS_TABLE, TABLE).text(attr::ELEMS_SET, map);
     b.nest(attr::ELEMS_LIST, |b| {
         b.nest(attr::LIST_ELEM, |b| {
-            let key = [octets(key.from), endpoint(key.to)].concat();
             b.nest(attr::ELEM_KEY, |b| {
-                b.bytes(attr::DATA_VALUE, &key);
+                b.bytes(attr::DATA_VALUE, key);
             });
             more(b);
         });
     });
+}
+
+fn octets_of(key: Key) -> Vec<u8> {
+    [octets(key.from), endpoint(key.to)].concat()
 }
 
 pub(super) fn octets(ip: IpAddr) -> Vec<u8> {

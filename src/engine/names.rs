@@ -1,0 +1,82 @@
+//! The other names of connections.
+//!
+//! A flow goes by the two ends as its inside end writes them. Towards the inside, a packet is
+//! looked at before its source is translated, so it may name the outside end differently: by the
+//! address that it has on its own side of the gateway. That happens where the gateway source-NATs
+//! clients towards a server inside, or leads clients inside to a server that they didn't dial.
+//!
+//! Where both ends are inside (two networks, a hairpin, the gateway itself and its inside), a
+//! connection passes at either end, under four names in all. It is edited at the server's end, and
+//! passes at the client's.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::Endpoints;
+
+/// After this time without a packet the client's end of such a connection is forgotten.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// What a name means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// The flow of that name.
+    Flow(Endpoints),
+    /// A connection that is edited at its other end.
+    Elsewhere { seen: Duration },
+}
+
+/// All names that aren't those of flows themselves.
+#[derive(Debug, Default)]
+pub(super) struct Names(HashMap<Endpoints, Meaning>);
+
+impl Names {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What the name means; a connection that is edited elsewhere was seen now.
+    pub(super) fn meaning(&mut self, ends: &Endpoints, now: Duration) -> Option<Meaning> {
+        let meaning = self.0.get_mut(ends)?;
+        if let Meaning::Elsewhere { seen } = meaning {
+            *seen = now;
+        }
+        Some(*meaning)
+    }
+
+    /// The flow's own name.
+    pub(super) fn flow(&self, ends: Endpoints) -> Endpoints {
+        match self.0.get(&ends) {
+            Some(Meaning::Flow(flow)) => *flow,
+            _ => ends,
+        }
+    }
+
+    /// Gives a name a meaning, unless there are `max` already.
+    pub(super) fn insert(&mut self, ends: Endpoints, meaning: Meaning, max: usize) {
+        if self.0.len() < max || self.0.contains_key(&ends) {
+            self.0.insert(ends, meaning);
+        }
+    }
+
+    pub(super) fn contains(&self, ends: &Endpoints) -> bool {
+        self.0.contains_key(ends)
+    }
+
+    /// Forgets the names of a flow.
+    pub(super) fn forget_flow(&mut self, flow: &Endpoints) {
+        self.0.retain(|_, meaning| *meaning != Meaning::Flow(*flow));
+    }
+
+    pub(super) fn remove(&mut self, ends: &Endpoints) {
+        self.0.remove(ends);
+    }
+
+    /// Forgets the names of flows that aren't there any more, and quiet ones.
+    pub(super) fn forget(&mut self, now: Duration, is_flow: impl Fn(&Endpoints) -> bool) {
+        self.0.retain(|_, meaning| match meaning {
+            Meaning::Flow(flow) => is_flow(flow),
+            Meaning::Elsewhere { seen } => now.saturating_sub(*seen) < IDLE,
+        });
+    }
+}

@@ -1,0 +1,56 @@
+//! Ranges of ports for sessions under TLS: when the gateway is asked to open one.
+
+use super::event::Event;
+use super::flow::{Context, Flow};
+use super::{Endpoints, Side, announce};
+
+/// A session's range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Range {
+    /// It has none.
+    None,
+    /// It was opened or renewed when data last came from the client.
+    Open,
+    /// It couldn't be.
+    Refused,
+}
+
+impl Flow {
+    /// Nothing more can be read. To be called before the packet that makes it so goes on: what the
+    /// two agree on from here on must find its way.
+    pub(super) fn tls_begins(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
+        if cx.config.tls_range {
+            self.open_range(ends, cx);
+        } else {
+            cx.gateway.event(Event::TlsPassed {
+                session: self.id,
+                client: self.client_and_server(ends).0.ip(),
+            });
+        }
+    }
+
+    /// Data came from the client: its range stays open, or opens again.
+    pub(super) fn renew_range(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
+        if self.range != Range::None && self.fins == 0 && !self.is_closed() {
+            self.open_range(ends, cx);
+        }
+    }
+
+    fn open_range(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
+        let server = match self.client {
+            Side::Egress => Side::Ingress,
+            Side::Ingress => Side::Egress,
+        };
+        let before = self.range;
+        match announce::open_range(cx.gateway, self.id, ends, server) {
+            Ok(()) => self.range = Range::Open,
+            Err(error) => {
+                self.range = Range::Refused;
+                // Once: it is tried with each packet.
+                if before != Range::Refused {
+                    self.count_refusal("TLS", error.to_string(), false, cx);
+                }
+            }
+        }
+    }
+}

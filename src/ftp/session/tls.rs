@@ -1,0 +1,82 @@
+//! Implicit FTPS: TLS from the first byte, on a port that is known for it.
+
+use super::{Over, Peer, Session, Step};
+
+/// How far the handshake of implicit FTPS has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) enum Implicit {
+    /// The session begins in clear text.
+    #[default]
+    No,
+    /// Nothing has come.
+    Expected,
+    /// The client has begun a handshake.
+    Hello,
+}
+
+impl Session {
+    /// The session begins with TLS, not with the server's greeting.
+    ///
+    /// What begins in another way is passed without looking (`not TLS`).
+    pub fn expect_tls(&mut self) {
+        self.implicit = Implicit::Expected;
+    }
+
+    /// What the beginnings of the two streams are. It is TLS once the server has answered the
+    /// client's handshake record with one of its own.
+    pub(super) fn next_record(&mut self, from: Peer, pending: &[u8]) -> Step {
+        match (from, self.implicit) {
+            (Peer::Client, Implicit::Hello) => {}
+            (Peer::Client, _) if is_handshake(pending) => self.implicit = Implicit::Hello,
+            (Peer::Server, Implicit::Hello) if is_handshake(pending) => {
+                return self.ends(Over::Tls);
+            }
+            _ => return self.ends(Over::NotTls),
+        }
+        Step::Pass(pending.len())
+    }
+}
+
+/// Whether a stream begins with a TLS handshake record (RFC 8446 §5.1), as far as it is there.
+fn is_handshake(start: &[u8]) -> bool {
+    start.first() == Some(&22) && start.get(1).is_none_or(|major| *major == 3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session() -> Session {
+        let mut session = Session::new(Default::default(), false);
+        session.expect_tls();
+        session
+    }
+
+    const HELLO: &[u8] = &[22, 3, 1, 0, 5, 1];
+
+    #[test]
+    fn two_handshake_records_are_tls() {
+        for cut in 1..HELLO.len() {
+            let mut session = session();
+            assert_eq!(session.next(Peer::Client, &HELLO[..cut]), Step::Pass(cut));
+            let rest = Step::Pass(HELLO.len() - cut);
+            assert_eq!(session.next(Peer::Client, &HELLO[cut..]), rest);
+            let answer = session.next(Peer::Server, &HELLO[..cut]);
+            assert_eq!(answer, Step::Opaque("TLS"));
+            assert_eq!(session.state(), "tls");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_not() {
+        let not = Step::Opaque("not TLS");
+        assert_eq!(session().next(Peer::Client, b"USER a\r\n"), not);
+        assert_eq!(session().next(Peer::Server, b"220 hi\r\n"), not);
+        assert_eq!(session().next(Peer::Server, HELLO), not, "unasked");
+        let mut session = session();
+        session.next(Peer::Client, HELLO);
+        // An alert: the server doesn't want to.
+        assert_eq!(session.next(Peer::Server, &[21, 3, 1, 0, 2]), not);
+        assert_eq!(session.state(), "not tls");
+    }
+}

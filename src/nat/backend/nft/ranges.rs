@@ -1,0 +1,170 @@
+//! Holes for ranges of ports: their maps, rules and elements.
+//!
+//! Only where a range A-B is configured, here for IPv4 in the notation of `nft`:
+//!
+//! ```text
+//! map ranges4        { type ipv4_addr . ipv4_addr : ipv4_addr }
+//! map range-sources4 { type ipv4_addr . ipv4_addr . ipv4_addr : ipv4_addr }
+//! prerouting, output   # behind the pinholes' rule
+//!     tcp dport A-B ct mark set ct mark | BIT dnat to ip saddr . ip daddr map @ranges4
+//! postrouting, input
+//!     ct mark & BIT != 0 ct original proto-dst A-B
+//!         snat to ct original saddr . ct original daddr . ip daddr map @range-sources4
+//! ```
+//!
+//! Without a port in the translation, the port stays. The second map's key ends with the address
+//! that the connection was delivered to: a pinhole at the same public address, but to another
+//! server, keeps its own source.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::objects::{Family, TABLE, TCP, octets, put_elem, set_userdata};
+use crate::nat::backend::Mark;
+use crate::nat::pinhole::RangeHole;
+use crate::nat::ports::PortRange;
+use crate::netlink::codec::{self, Builder};
+use crate::netlink::nftables::{
+    Base, Ct, Expressions, Nat, SET_MAP, SET_TIMEOUT, attr, datatype, msg,
+};
+use crate::netlink::socket::Request;
+
+/// Which of the two maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Map {
+    Targets,
+    Sources,
+}
+
+pub(super) const MAPS: [Map; 2] = [Map::Targets, Map::Sources];
+
+impl Map {
+    fn name(self, family: &Family) -> &'static str {
+        match self {
+            Self::Targets => family.ranges,
+            Self::Sources => family.range_sources,
+        }
+    }
+
+    /// Its name within the batch that makes it: 1 and 2 are those of the pinholes.
+    const fn id(self) -> u32 {
+        match self {
+            Self::Targets => 3,
+            Self::Sources => 4,
+        }
+    }
+
+    /// How many addresses its key consists of.
+    const fn addresses(self) -> u32 {
+        match self {
+            Self::Targets => 2,
+            Self::Sources => 3,
+        }
+    }
+
+    fn key(self, hole: &RangeHole) -> Vec<u8> {
+        let key = [octets(hole.from), octets(hole.to), octets(hole.land)];
+        match self {
+            Self::Targets => key[..2].concat(),
+            Self::Sources => key.concat(),
+        }
+    }
+
+    /// What a hole's key is mapped to; `None`: it has no element in this map.
+    pub(super) fn data(self, hole: &RangeHole) -> Option<IpAddr> {
+        match self {
+            Self::Targets => Some(hole.land),
+            Self::Sources => hole.as_source,
+        }
+    }
+}
+
+pub(super) fn put_map(b: &mut Builder, family: &Family, map: Map) {
+    let addr_len = 4 * family.words;
+    let key = [family.datatype; 3];
+    let role = match map {
+        Map::Targets => "ftpalg:ranges",
+        Map::Sources => "ftpalg:range-sources",
+    };
+    let key = &key[..map.addresses() as usize];
+    b.text(attr::SET_TABLE, TABLE);
+    b.text(attr::SET_NAME, map.name(family));
+    b.be32(attr::SET_FLAGS, SET_MAP | SET_TIMEOUT);
+    b.be32(attr::SET_KEY_TYPE, datatype::concat(key));
+    b.be32(attr::SET_KEY_LEN, map.addresses() * addr_len);
+    b.be32(attr::SET_DATA_TYPE, family.datatype);
+    b.be32(attr::SET_DATA_LEN, addr_len);
+    b.be32(attr::SET_ID, map.id());
+    b.bytes(attr::SET_USERDATA, &set_userdata(role));
+}
+
+pub(super) fn dnat_rule(family: &Family, mark: Mark, range: PortRange, rule: &mut Expressions<'_>) {
+    let (addr_len, data) = (4 * family.words, 2 * family.words);
+    let bits = 3 * family.words;
+    rule.protocol(0, TCP)
+        .payload(0, Base::Transport, 2, 2)
+        .port_within(0, range.first(), range.last())
+        .payload(0, Base::Network, family.source_at, addr_len)
+        .payload(family.words, Base::Network, family.target_at, addr_len)
+        .lookup(family.ranges, Map::Targets.id(), 0, data)
+        .ct(bits, Ct::Mark)
+        .bits(bits, !mark.bit(), mark.bit())
+        .set_mark(bits)
+        .nat(Nat::Destination, family.number, data, None);
+}
+
+pub(super) fn snat_rule(family: &Family, mark: Mark, range: PortRange, rule: &mut Expressions<'_>) {
+    let (addr_len, data) = (4 * family.words, 3 * family.words);
+    rule.ct(0, Ct::Mark)
+        .bits(0, mark.bit(), 0)
+        .compare(0, false, &[0; 4])
+        .protocol(0, TCP)
+        .ct(0, Ct::OriginalPort)
+        .port_within(0, range.first(), range.last())
+        .ct(0, family.ct_source)
+        .ct(family.words, family.ct_target)
+        .payload(2 * family.words, Base::Network, family.target_at, addr_len)
+        .lookup(family.range_sources, Map::Sources.id(), 0, data)
+        .nat(Nat::Source, family.number, data, None);
+}
+
+pub(super) fn add_elem(
+    family: &'static Family,
+    map: Map,
+    hole: RangeHole,
+    data: IpAddr,
+    timeout: Duration,
+) -> Request<'static> {
+    // 0 would mean: forever.
+    let millis = u64::try_from(timeout.as_millis())
+        .unwrap_or(u64::MAX)
+        .max(1);
+    Request {
+        kind: msg::NEW_ELEM,
+        flags: codec::CREATE | codec::EXCL,
+        family: family.number,
+        attrs: Box::new(move |b| {
+            put_elem(b, map.name(family), &map.key(&hole), |b| {
+                b.nest(attr::ELEM_DATA, |b| {
+                    b.bytes(attr::DATA_VALUE, &octets(data));
+                });
+                b.be64(attr::ELEM_TIMEOUT, millis);
+            });
+        }),
+    }
+}
+
+/// Asks for an element, or deletes it.
+pub(super) fn elem(
+    kind: u16,
+    family: &'static Family,
+    map: Map,
+    hole: RangeHole,
+) -> Request<'static> {
+    Request {
+        kind,
+        flags: 0,
+        family: family.number,
+        attrs: Box::new(move |b| put_elem(b, map.name(family), &map.key(&hole), |_| {})),
+    }
+}

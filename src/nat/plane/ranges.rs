@@ -1,0 +1,343 @@
+//! Ranges of ports for sessions under TLS: who has one, and what ends it.
+//!
+//! A range belongs to a client's address and the address that it connects to; all sessions between
+//! the same client, public address and server share one. It is closed with the last of them: when
+//! the control connection ends, conntrack forgets it, or nothing comes from the client for the idle
+//! limit. A session with another server at the same public address gets none while it is open: the
+//! first one wins, for a packet doesn't say which of the two it is meant for.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::ending::RETRY;
+use super::{DataConnection, PinholeInfo, Plane, RangeEnd, Report, State, round_up};
+use crate::engine::gateway::{Error, Mode, PinholeId, RangeRequest, SessionId};
+use crate::nat::conntrack::Tuple;
+use crate::nat::pinhole::{Key, RangeHole, RangeKey};
+use crate::nat::ports::PortRange;
+
+/// How many times the idle limit a range stays in the kernel by itself: that of a killed daemon
+/// closes in the end. Renewed when half of it is over.
+const KERNEL_LIFE: u32 = 4;
+
+/// All ranges.
+#[derive(Default)]
+pub(super) struct Ranges {
+    open: BTreeMap<RangeKey, Range>,
+    sessions: HashMap<SessionId, Holder>,
+    controls: HashMap<Tuple, SessionId>,
+    deadlines: BTreeSet<(Duration, SessionId)>,
+    /// Ranges that the kernel refused to close.
+    stuck: BTreeMap<RangeKey, RangeHole>,
+    retry_at: Duration,
+}
+
+/// A range that is open.
+struct Range {
+    hole: RangeHole,
+    /// When the kernel closes it by itself.
+    lasts: Duration,
+    sessions: BTreeSet<SessionId>,
+}
+
+/// A session's part in a range.
+#[derive(Clone, Copy)]
+struct Holder {
+    id: PinholeId,
+    key: RangeKey,
+    control: Tuple,
+    deadline: Duration,
+}
+
+impl Ranges {
+    /// When there is something to do.
+    pub(super) fn next_deadline(&self) -> Option<Duration> {
+        let first = self.deadlines.first().map(|&(deadline, _)| deadline);
+        let retry = (!self.stuck.is_empty()).then_some(self.retry_at);
+        first.into_iter().chain(retry).min()
+    }
+
+    fn at(&self, key: RangeKey) -> Option<&Range> {
+        self.open.get(&key)
+    }
+}
+
+impl Plane {
+    /// See [`Gateway::open_range`](crate::engine::gateway::Gateway::open_range).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_range(&mut self, request: &RangeRequest) -> Result<(), Error> {
+        let Some(ports) = self.config.tls_range else {
+            return Err(Error::Kernel("no range of ports is configured".into()));
+        };
+        self.catch_up();
+        let now = self.now();
+        self.expire_ranges(now);
+        let session = request.session;
+        let hole = RangeHole {
+            from: request.from,
+            to: request.to,
+            land: request.land,
+            as_source: request.as_source.filter(|&ip| ip != request.from),
+        };
+        let key = hole.key();
+        let mine = self.ranges.sessions.get(&session).copied();
+        // Its connection was translated anew: what it had leads elsewhere.
+        if mine.is_some_and(|mine| mine.key != key || mine.control != request.control) {
+            self.leave_range(session, RangeEnd::Conntrack);
+        }
+        if let Some(other) = self.ranges.at(key).map(|range| range.hole.land)
+            && other != hole.land
+        {
+            self.counters.ranges_taken += 1;
+            self.leave_range(session, RangeEnd::Conntrack);
+            return Err(Error::RangeTaken(other));
+        }
+        if self.ranges.sessions.len() >= self.config.ranges && mine.is_none() {
+            self.counters.limited += 1;
+            return Err(Error::Limit("too many ranges are open in total"));
+        }
+        let is_new = self.put_range(hole, now)?;
+        let deadline = now + self.config.tls_idle;
+        let old = self.ranges.sessions.get(&session).copied();
+        let id = old.map_or_else(
+            || {
+                self.last_id += 1;
+                PinholeId(self.last_id)
+            },
+            |old| old.id,
+        );
+        if let Some(old) = old {
+            self.ranges.deadlines.remove(&(old.deadline, session));
+        } else {
+            self.parts.events.watch(request.control, true);
+        }
+        let holder = Holder {
+            id,
+            key,
+            control: request.control,
+            deadline,
+        };
+        self.ranges.sessions.insert(session, holder);
+        self.ranges.controls.insert(request.control, session);
+        self.ranges.deadlines.insert((deadline, session));
+        if let Some(range) = self.ranges.open.get_mut(&key) {
+            range.sessions.insert(session);
+        }
+        if is_new {
+            self.counters.ranges_opened += 1;
+            self.report(Report::RangeOpened(info(session, holder, hole, ports, now)));
+        }
+        Ok(())
+    }
+
+    /// Puts a range into the kernel, for another while if it is there; whether it wasn't.
+    fn put_range(&mut self, hole: RangeHole, now: Duration) -> Result<bool, Error> {
+        let key = hole.key();
+        let life = self.config.tls_idle.saturating_mul(KERNEL_LIFE);
+        let open = self.ranges.open.get_mut(&key);
+        let (is_new, hole) = open
+            .as_ref()
+            .map_or((true, hole), |range| (false, range.hole));
+        if let Some(range) = open
+            && range.lasts.saturating_sub(now) > life / 2
+        {
+            return Ok(false);
+        }
+        if let Err(error) = self.parts.backend.open_range(&hole, life) {
+            self.counters.kernel_errors += 1;
+            return Err(Error::Kernel(error.to_string()));
+        }
+        self.ranges.stuck.remove(&key);
+        let lasts = now + life;
+        self.ranges
+            .open
+            .entry(key)
+            .and_modify(|range| range.lasts = lasts)
+            .or_insert_with(|| Range {
+                hole,
+                lasts,
+                sessions: BTreeSet::new(),
+            });
+        Ok(is_new)
+    }
+
+    /// A session has its range no longer; the last one closes it.
+    pub(super) fn leave_range(&mut self, session: SessionId, why: RangeEnd) {
+        let Some(holder) = self.ranges.sessions.remove(&session) else {
+            return;
+        };
+        self.ranges.deadlines.remove(&(holder.deadline, session));
+        self.ranges.controls.remove(&holder.control);
+        self.parts.events.watch(holder.control, false);
+        let Some(range) = self.ranges.open.get_mut(&holder.key) else {
+            return;
+        };
+        range.sessions.remove(&session);
+        if !range.sessions.is_empty() {
+            return;
+        }
+        let hole = range.hole;
+        self.ranges.open.remove(&holder.key);
+        let now = self.now();
+        if let Err(error) = self.parts.backend.close_range(&hole) {
+            self.counters.kernel_errors += 1;
+            log::warn!("the range of {} stays open for now: {error}", hole.from);
+            if self.ranges.stuck.is_empty() {
+                self.ranges.retry_at = now + RETRY;
+            }
+            self.ranges.stuck.insert(holder.key, hole);
+        }
+        self.counters.ranges_idle += u64::from(why == RangeEnd::Idle);
+        if let Some(ports) = self.config.tls_range {
+            let info = info(session, holder, hole, ports, now);
+            self.report(Report::RangeClosed(info, why));
+        }
+    }
+
+    /// Closes what was idle for too long.
+    pub(super) fn expire_ranges(&mut self, now: Duration) {
+        while let Some(&(deadline, session)) = self.ranges.deadlines.first() {
+            if deadline > now {
+                break;
+            }
+            self.leave_range(session, RangeEnd::Idle);
+            // Whatever the maps say, this one is done with.
+            self.ranges.deadlines.remove(&(deadline, session));
+        }
+        if !self.ranges.stuck.is_empty() && now >= self.ranges.retry_at {
+            let (ranges, backend) = (&mut self.ranges, &mut self.parts.backend);
+            ranges
+                .stuck
+                .retain(|_, hole| backend.close_range(hole).is_err());
+            ranges.retry_at = now + RETRY;
+        }
+    }
+
+    /// Conntrack forgot a connection: maybe a control connection with a range.
+    pub(super) fn control_forgotten(&mut self, original: Tuple) {
+        if let Some(&session) = self.ranges.controls.get(&original) {
+            self.leave_range(session, RangeEnd::Conntrack);
+        }
+    }
+
+    /// Events were lost: asks whether the control connections are still there.
+    pub(super) fn look_after_controls(&mut self) {
+        let controls: Vec<_> = self.ranges.controls.keys().copied().collect();
+        for control in controls {
+            if let Ok(None) = self.parts.tuples.lookup(control.src, control.dst) {
+                self.control_forgotten(control);
+            }
+        }
+    }
+
+    /// The data connection with this original direction, if it came through a range. Sessions that
+    /// share one can't be told apart: it is said to be of the one that was active last.
+    pub(super) fn range_connection(&self, original: Tuple) -> Option<DataConnection> {
+        let key = RangeKey {
+            from: original.src.ip(),
+            to: original.dst.ip(),
+        };
+        let range = self.ranges.at(key)?;
+        let port = original.dst.port();
+        if !self.config.tls_range?.contains(port) {
+            return None;
+        }
+        let holder = |session: &SessionId| Some((*session, *self.ranges.sessions.get(session)?));
+        let (session, holder) = range
+            .sessions
+            .iter()
+            .filter_map(holder)
+            .max_by_key(|(_, holder)| holder.deadline)?;
+        Some(DataConnection {
+            pinhole: holder.id,
+            session,
+            mode: Mode::Passive,
+            from: original.src,
+            to: original.dst,
+            land: SocketAddr::new(range.hole.land, port),
+            as_source: range.hole.as_source,
+            started: self.now(),
+        })
+    }
+
+    /// Whether a pinhole with this key would take a port from another server's range.
+    pub(super) fn is_in_range_of_other(&self, key: Key, land: IpAddr) -> bool {
+        let range = RangeKey {
+            from: key.from,
+            to: key.to.ip(),
+        };
+        let within = |ports: PortRange| ports.contains(key.to.port());
+        self.config.tls_range.is_some_and(within)
+            && self.ranges.at(range).is_some_and(|r| r.hole.land != land)
+    }
+
+    /// All sessions' ranges, in the order of their ids.
+    pub(super) fn range_infos(&self, now: Duration) -> Vec<PinholeInfo> {
+        let Some(ports) = self.config.tls_range else {
+            return Vec::new();
+        };
+        let mut infos: Vec<_> = self
+            .ranges
+            .sessions
+            .iter()
+            .filter_map(|(session, holder)| {
+                let hole = self.ranges.at(holder.key)?.hole;
+                Some(info(*session, *holder, hole, ports, now))
+            })
+            .collect();
+        infos.sort_by_key(|info| info.id);
+        infos
+    }
+
+    /// Opens anew what was open, in a backend that was installed anew.
+    pub(super) fn reopen_ranges(&mut self, now: Duration) {
+        self.ranges.stuck.clear();
+        let open = self.ranges.open.iter();
+        let all: Vec<_> = open.map(|(key, range)| (*key, range.hole)).collect();
+        for (key, hole) in all {
+            if let Some(range) = self.ranges.open.get_mut(&key) {
+                range.lasts = Duration::ZERO;
+            }
+            let Err(error) = self.put_range(hole, now) else {
+                continue;
+            };
+            log::warn!("the range of {} is lost: {error}", hole.from);
+            let lost = self.ranges.open.remove(&key);
+            for session in lost.into_iter().flat_map(|range| range.sessions) {
+                self.leave_range(session, RangeEnd::Conntrack);
+            }
+        }
+    }
+
+    /// Forgets all of them without closing any.
+    pub(super) fn forget_ranges(&mut self) {
+        for control in self.ranges.controls.keys() {
+            self.parts.events.watch(*control, false);
+        }
+        self.ranges = Ranges::default();
+    }
+}
+
+fn info(
+    session: SessionId,
+    holder: Holder,
+    hole: RangeHole,
+    ports: PortRange,
+    now: Duration,
+) -> PinholeInfo {
+    PinholeInfo {
+        id: holder.id,
+        session,
+        mode: Mode::Passive,
+        from: hole.from,
+        to: SocketAddr::new(hole.to, ports.first()),
+        land: SocketAddr::new(hole.land, ports.first()),
+        as_source: hole.as_source,
+        state: State::Open,
+        expires_in: Some(round_up(holder.deadline.saturating_sub(now))),
+        ports: Some(ports.to_string()),
+    }
+}

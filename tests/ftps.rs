@@ -1,0 +1,620 @@
+//! FTPS: sessions that turn to TLS, and sessions that begin with it, with real servers and clients.
+//!
+//! Data connections can't be read off such a session. With `--tls range:A-B` its client reaches the
+//! server's passive ports for as long as it lives; nobody else does, and nobody afterwards.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod lab;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use lab::alg::{Alg, Running};
+use lab::net::Net;
+use lab::process::{Process, require};
+use lab::rules::{self, Flavour, Policy};
+use lab::scenario::greeting;
+use lab::server::{Config, Kind, Server, Tls, content};
+use lab::topology::{Shape, Topology};
+use serde_json::Value;
+
+/// The passive ports of the servers, and the range that is opened.
+const PORTS: (u16, u16) = (40000, 40029);
+const RANGE: &str = "range:40000-40029";
+/// The limit for a client that is expected to work, and for one that isn't.
+const WORKS: Duration = Duration::from_secs(30);
+const FAILS: Duration = Duration::from_secs(4);
+/// The limit for what happens by itself.
+const SOON: Duration = Duration::from_secs(10);
+
+/// A client that speaks TLS on both connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Client {
+    /// curl with `EPSV`.
+    CurlEpsv,
+    /// curl with `PASV`: connects to the server's address, whatever the reply says.
+    CurlPasv,
+    /// curl with `PASV`, and connecting to the address that the reply says.
+    CurlTrusting,
+    /// lftp, its own choice.
+    Lftp,
+    /// Python's ftplib with `PROT P`.
+    Ftplib,
+}
+
+impl Client {
+    const ALL: [Self; 5] = [
+        Self::CurlEpsv,
+        Self::CurlPasv,
+        Self::CurlTrusting,
+        Self::Lftp,
+        Self::Ftplib,
+    ];
+
+    /// Lists, downloads two files and uploads one, all compared with what the server holds.
+    fn run(self, job: &Job<'_>) -> Result<(), String> {
+        let name = format!("{self:?}-{}", job.dial.port());
+        let directory = job.net.directory().join(&name);
+        let upload = format!("{name}.up");
+        std::fs::create_dir_all(&directory).expect("a directory for the client");
+        std::fs::write(directory.join(&upload), content(7, 30_000)).expect("a file to upload");
+        let mut command = match self {
+            Self::Lftp => job.lftp(&upload),
+            Self::Ftplib => job.ftplib(&upload),
+            Self::CurlEpsv => job.curl(&[], &upload),
+            Self::CurlPasv => job.curl(&["--disable-epsv"], &upload),
+            Self::CurlTrusting => job.curl(&["--disable-epsv", "--no-ftp-skip-pasv-ip"], &upload),
+        };
+        command.current_dir(&directory).env("HOME", &directory);
+        let finished = Process::spawn(command).finish(job.limit);
+        let listing = std::fs::read_to_string(directory.join("listing")).unwrap_or_default();
+        let listing = listing + &finished.stdout;
+        let server = |name: &str| job.server.path(name);
+        let uploaded = server(&format!("{}/{upload}", Server::UPLOADS));
+        let right = finished.ok()
+            && [Server::SMALL, Server::SECOND]
+                .iter()
+                .all(|name| listing.contains(name) && equal(&directory.join(name), &server(name)))
+            && equal(&directory.join(&upload), &uploaded);
+        drop(std::fs::remove_file(uploaded));
+        drop(std::fs::remove_dir_all(&directory));
+        if right {
+            Ok(())
+        } else {
+            Err(finished.to_string())
+        }
+    }
+}
+
+fn equal(a: &Path, b: &Path) -> bool {
+    matches!((std::fs::read(a), std::fs::read(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+/// What a client is to do.
+struct Job<'a> {
+    net: &'a Net,
+    dial: SocketAddr,
+    server: &'a Server,
+    tls: Tls,
+    limit: Duration,
+}
+
+impl Job<'_> {
+    fn command(&self, program: &str) -> Command {
+        require(program);
+        self.net.command(self.net.topology().client, program)
+    }
+
+    /// One session: connections are kept from one URL to the next.
+    fn curl(&self, options: &[&str], upload: &str) -> Command {
+        let limit = self.limit.as_secs().to_string();
+        let login = self.server.login();
+        let login = format!("{}:{}", login.user, login.password);
+        let common = [
+            &[
+                "-sS",
+                "-v",
+                "-k",
+                "--ssl-reqd",
+                "--noproxy",
+                "*",
+                "--user",
+                &login,
+            ],
+            &["--max-time", &limit][..],
+            options,
+        ]
+        .concat();
+        let scheme = match self.tls {
+            Tls::Explicit => "ftp",
+            Tls::Implicit => "ftps",
+        };
+        let url = |path: &str| format!("{scheme}://{}/{path}", self.dial);
+        let mut command = self.command("curl");
+        command.args(&common).args([&url(""), "-o", "listing"]);
+        for file in [Server::SMALL, Server::SECOND] {
+            command.args([&url(file), "-o", file]);
+        }
+        command.arg("--next").args(&common);
+        command.args(["-T", upload]);
+        command.arg(url(&format!("{}/{upload}", Server::UPLOADS)));
+        command
+    }
+
+    fn lftp(&self, upload: &str) -> Command {
+        let login = self.server.login();
+        let scheme = match self.tls {
+            Tls::Explicit => "ftp",
+            Tls::Implicit => "ftps",
+        };
+        let script = format!(
+            "set cmd:fail-exit yes; set ftp:ssl-force yes; set ftp:ssl-protect-data yes; \
+             set ssl:verify-certificate no; set net:timeout {}; set net:max-retries 1; debug 9; \
+             open -u {},{} {scheme}://{}; ls; get {}; get {}; put {upload} -o {}/{upload}; bye",
+            self.limit.as_secs() / 2,
+            login.user,
+            login.password,
+            self.dial,
+            Server::SMALL,
+            Server::SECOND,
+            Server::UPLOADS,
+        );
+        let mut command = self.command("lftp");
+        command.args(["--norc", "-c", &script]);
+        command
+    }
+
+    fn ftplib(&self, upload: &str) -> Command {
+        const CLIENT: &str = r#"
+import ftplib, ssl, sys
+
+class Implicit(ftplib.FTP_TLS):
+    "TLS before the greeting."
+    @property
+    def sock(self):
+        return self._sock
+    @sock.setter
+    def sock(self, value):
+        if value is not None and not isinstance(value, ssl.SSLSocket):
+            value = self.context.wrap_socket(value)
+        self._sock = value
+
+host, port, patience, user, password, implicit, upload, target, *downloads = sys.argv[1:]
+ftp = (Implicit if implicit == "Implicit" else ftplib.FTP_TLS)(timeout=float(patience))
+ftp.set_debuglevel(1)
+ftp.connect(host, int(port))
+ftp.login(user, password)
+ftp.prot_p()
+print("\n".join(ftp.nlst()))
+for name in downloads:
+    with open(name, "wb") as file:
+        ftp.retrbinary("RETR " + name, file.write)
+with open(upload, "rb") as file:
+    ftp.storbinary("STOR " + target, file)
+ftp.quit()
+"#;
+        let login = self.server.login();
+        let mut command = self.command("python3");
+        command.args(["-u", "-c", CLIENT]);
+        command.args([self.dial.ip().to_string(), self.dial.port().to_string()]);
+        command.args([&(self.limit.as_secs() / 2).to_string(), login.user]);
+        command.args([login.password, &format!("{:?}", self.tls), upload]);
+        command.args([&format!("{}/{upload}", Server::UPLOADS)]);
+        command.args([Server::SMALL, Server::SECOND]);
+        command
+    }
+}
+
+/// A server, on the ports of the range, that announces the address by which its clients reach it.
+fn config(kind: Kind, topology: &Topology, tls: Tls) -> Config {
+    Config {
+        announce: Some(topology.dial.ip()),
+        passive_ports: Some(PORTS),
+        tls: Some(tls),
+        ..Config::new(kind)
+    }
+}
+
+/// The network with the control port of implicit FTPS in place of 21.
+fn implicit(topology: Topology) -> Topology {
+    let nat = topology.nat.iter().map(|rule| match *rule {
+        "-A PREROUTING -d 203.0.113.1/32 -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.0.2:21" => {
+            "-A PREROUTING -d 203.0.113.1/32 -p tcp -m tcp --dport 990 -j DNAT --to-destination 10.0.0.2:990"
+        }
+        other => other,
+    });
+    Topology {
+        nat: nat.collect(),
+        listen: SocketAddr::new(topology.listen.ip(), 990),
+        dial: SocketAddr::new(topology.dial.ip(), 990),
+        ..topology
+    }
+}
+
+/// Both servers with all clients, through a gateway that drops by default: none of them works
+/// without an ALG, all of them do with a range, and nothing is left of it.
+fn transfers(topology: Topology, tls: Tls, flavour: Flavour, backend: &str) {
+    let net = Net::new(&topology);
+    let router = topology.router;
+    rules::install(&net, flavour, Policy::Drop, true);
+    let before = rules::snapshot(&net, router);
+    let mut arguments = vec!["--backend", backend, "--tls", RANGE];
+    if tls == Tls::Implicit {
+        arguments.extend(["--implicit-port", "990"]);
+    }
+    let mut failures = Vec::new();
+    for kind in [Kind::Vsftpd, Kind::Pyftpdlib] {
+        let server = Server::start(&net, &config(kind, &topology, tls));
+        if tls == Tls::Explicit {
+            greeting(&net, topology.dial);
+        }
+        let job = |limit| Job {
+            net: &net,
+            dial: topology.dial,
+            server: &server,
+            tls,
+            limit,
+        };
+        let without = Client::CurlEpsv.run(&job(FAILS));
+        assert!(without.is_err(), "{kind:?} works without an ALG");
+        let alg = Alg::Ftpalg(arguments.iter().map(|&w| w.to_owned()).collect());
+        let running = alg.start(&net, flavour);
+        for client in Client::ALL {
+            if let Err(error) = client.run(&job(WORKS)) {
+                failures.push(format!("{kind:?} {client:?}: {error}"));
+            }
+        }
+        let status = ask(&net, "status");
+        let log = running.stop();
+        assert!(failures.is_empty(), "{log}\n{}", failures.join("\n\n"));
+        let count = |name: &str| status["nat"][name].as_u64().unwrap();
+        assert!(count("ranges_opened") >= 1, "{status:#}");
+        assert!(count("range_connections") >= 5 * 4, "{status:#}");
+        assert_eq!(count("unattributed"), 0, "{status:#}");
+        assert!(!log.contains("not FTP"), "{log}");
+    }
+    assert_eq!(rules::invalid(&net, router), 0, "INVALID packets");
+    assert_eq!(rules::snapshot(&net, router), before, "the user's rules");
+}
+
+macro_rules! transfers {
+    ($($name:ident: $topology:expr, $tls:ident, $flavour:ident, $backend:literal;)*) => {
+        $(
+            #[test]
+            fn $name() {
+                transfers($topology, Tls::$tls, Flavour::$flavour, $backend);
+            }
+        )*
+    };
+}
+
+transfers! {
+    published_nft: Topology::published_server(), Explicit, Nft, "nft";
+    published_iptables: Topology::published_server(), Explicit, Legacy, "iptables";
+    published2121_nft: Topology::published_server_2121(), Explicit, Legacy, "nft";
+    published2121_iptables: Topology::published_server_2121(), Explicit, Nft, "iptables";
+    masqueraded_nft: Topology::masqueraded_client(), Explicit, Legacy, "nft";
+    masqueraded_iptables: Topology::masqueraded_client(), Explicit, Nft, "iptables";
+    implicit_published_nft: implicit(Topology::published_server()), Implicit, Nft, "nft";
+    implicit_published_iptables: implicit(Topology::published_server()), Implicit, Nft, "iptables";
+    implicit_masqueraded_nft: implicit(Topology::masqueraded_client()), Implicit, Nft, "nft";
+}
+
+/// Asks the running daemon.
+fn ask(net: &Net, what: &str) -> Value {
+    let words = [env!("CARGO_BIN_EXE_ftpalg"), what, "--json"];
+    let answer = net.exec(net.topology().router, &words).must();
+    serde_json::from_str(&answer.stdout).expect("JSON")
+}
+
+/// The open ranges, as `pinholes` shows them.
+fn ranges(net: &Net) -> Vec<Value> {
+    let all = ask(net, "pinholes");
+    let all = all.as_array().expect("a list").iter();
+    all.filter(|hole| !hole["ports"].is_null())
+        .cloned()
+        .collect()
+}
+
+fn until(what: &str, running: &Running<'_>, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !done() {
+        assert!(
+            Instant::now() < deadline,
+            "{what}: not in time\n{}",
+            running.log()
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A control connection that has turned to TLS as far as anybody can see.
+struct Session {
+    stream: BufReader<TcpStream>,
+}
+
+impl Session {
+    fn begin(net: &Net, dial: SocketAddr) -> Self {
+        let stream = net.within(net.topology().client, || {
+            TcpStream::connect_timeout(&dial, SOON).expect("the control connection")
+        });
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let mut session = Self {
+            stream: BufReader::new(stream),
+        };
+        assert!(session.reply().starts_with("220"));
+        session.send(b"AUTH TLS\r\n");
+        assert!(session.reply().starts_with("234"));
+        session
+    }
+
+    fn reply(&mut self) -> String {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).expect("a reply");
+        line
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.stream.get_mut().write_all(bytes).expect("it is sent");
+    }
+
+    /// Closes the connection with a RST, not with a FIN.
+    fn reset(self) {
+        let socket = self.stream.into_inner();
+        let linger = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Linger, &linger)
+            .expect("SO_LINGER");
+    }
+}
+
+/// Something that listens on a port of the server host.
+struct Target(TcpListener);
+
+impl Target {
+    fn listen(net: &Net, port: u16) -> Self {
+        let at = SocketAddr::new(net.topology().listen.ip(), port);
+        let listener = net.within(net.topology().server, || {
+            TcpListener::bind(at).expect("a free port")
+        });
+        listener.set_nonblocking(true).unwrap();
+        Self(listener)
+    }
+
+    /// Whether a connection to `to` from this address of the client host arrives here; it is closed
+    /// again. If so, the address that it comes from.
+    fn reached(&self, net: &Net, from: &str, to: SocketAddr) -> Option<IpAddr> {
+        const CONNECT: &str = "import socket, sys\n\
+            socket.create_connection((sys.argv[2], int(sys.argv[3])), 0.7, (sys.argv[1], 0))";
+        // What came while nobody asked.
+        while self.0.accept().is_ok() {}
+        let (ip, port) = (to.ip().to_string(), to.port().to_string());
+        let words = ["python3", "-c", CONNECT, from, &ip, &port];
+        let connected = net.exec(net.topology().client, &words).ok();
+        let peer = self.0.accept().ok().map(|(_, peer)| peer.ip());
+        assert!(connected || peer.is_none(), "a half of a connection");
+        peer
+    }
+}
+
+/// Who reaches what while a session is under TLS, and after it ended in each of the ways in which
+/// it can.
+fn who_reaches(topology: Topology, flavour: Flavour, backend: &str) {
+    let inside = topology.shape == Shape::ServerInside;
+    let (client, other) = match inside {
+        true => ("198.51.100.2", "198.51.100.3"),
+        false => ("10.0.0.2", "10.0.0.3"),
+    };
+    // The address that the server sees.
+    let seen: IpAddr = if inside { client } else { "198.51.100.1" }
+        .parse()
+        .unwrap();
+    let net = Net::new(&topology);
+    let address = format!("{other}/24");
+    let words = ["ip", "address", "add", &address, "dev", "e0"];
+    net.exec(topology.client, &words).must();
+    rules::install(&net, flavour, Policy::Drop, true);
+    let before = rules::snapshot(&net, topology.router);
+    let server = Server::start(&net, &config(Kind::Pyftpdlib, &topology, Tls::Explicit));
+    let dial = |port| SocketAddr::new(topology.dial.ip(), port);
+    let (first, last, beyond) = (
+        Target::listen(&net, PORTS.0),
+        Target::listen(&net, PORTS.1),
+        Target::listen(&net, PORTS.1 + 1),
+    );
+    let arguments = ["--backend", backend, "--tls", RANGE, "--tls-idle", "3"];
+    let alg = Alg::Ftpalg(arguments.map(str::to_owned).to_vec());
+    let running = alg.start(&net, flavour);
+    let open = |port: &Target, number, from| port.reached(&net, from, dial(number));
+    let is_closed = || open(&first, PORTS.0, client).is_none();
+
+    assert!(is_closed(), "before there is a session");
+    let session = Session::begin(&net, topology.dial);
+    // Any number of connections, to any port of the range, for this client only.
+    for _ in 0..3 {
+        assert_eq!(open(&first, PORTS.0, client), Some(seen));
+        assert_eq!(open(&last, PORTS.1, client), Some(seen));
+    }
+    assert_eq!(open(&beyond, PORTS.1 + 1, client), None, "not in the range");
+    assert_eq!(open(&first, PORTS.0, other), None, "another client");
+    let shown = ranges(&net);
+    assert_eq!(shown.len(), 1, "{shown:?}");
+    assert_eq!(shown[0]["ports"], "40000-40029");
+    assert_eq!(shown[0]["from"], client);
+    assert_eq!(shown[0]["to"], dial(PORTS.0).to_string());
+    assert_eq!(ask(&net, "sessions")[0]["range"], "40000-40029");
+    assert_eq!(ask(&net, "status")["ranges"], 1);
+
+    // The end of one session doesn't end another one's.
+    let second = Session::begin(&net, topology.dial);
+    assert_eq!(ranges(&net).len(), 2);
+    drop(session);
+    until("the first session's end", &running, || {
+        ranges(&net).len() == 1
+    });
+    assert_eq!(open(&first, PORTS.0, client), Some(seen));
+    drop(second);
+    until("the end by FIN", &running, || ranges(&net).is_empty());
+    assert!(is_closed(), "after FIN");
+
+    Session::begin(&net, topology.dial).reset();
+    until("the end by RST", &running, || ranges(&net).is_empty());
+    assert!(is_closed(), "after RST");
+
+    let mut idle = Session::begin(&net, topology.dial);
+    assert_eq!(open(&first, PORTS.0, client), Some(seen));
+    until("the idle limit", &running, || ranges(&net).is_empty());
+    assert!(is_closed(), "while idle");
+    // What looks like the beginning of a handshake is activity.
+    idle.send(&[22, 3, 1]);
+    until("activity", &running, || ranges(&net).len() == 1);
+    assert_eq!(open(&first, PORTS.0, client), Some(seen), "active again");
+
+    let port = topology.dial.port().to_string();
+    let words = ["conntrack", "-D", "-p", "tcp", "--orig-port-dst", &port];
+    net.exec(topology.router, &words).must();
+    until("the end of the conntrack entry", &running, || {
+        ranges(&net).is_empty()
+    });
+    assert!(is_closed(), "after conntrack forgot it");
+
+    let log = running.stop();
+    assert!(is_closed(), "after ftpalg ended");
+    for line in [
+        "ports 40000-40029 open",
+        "closed: idle",
+        "closed: the session ended",
+    ] {
+        assert!(log.contains(line), "{line:?} isn't in the log:\n{log}");
+    }
+    assert_eq!(rules::snapshot(&net, topology.router), before);
+    drop((server, idle));
+}
+
+#[test]
+fn only_the_client_reaches_a_published_server_nft() {
+    who_reaches(Topology::published_server(), Flavour::Nft, "nft");
+}
+
+#[test]
+fn only_the_client_reaches_a_published_server_iptables() {
+    who_reaches(Topology::published_server(), Flavour::Legacy, "iptables");
+}
+
+#[test]
+fn only_the_client_gets_out_to_its_server_nft() {
+    who_reaches(Topology::masqueraded_client(), Flavour::Legacy, "nft");
+}
+
+#[test]
+fn only_the_client_gets_out_to_its_server_iptables() {
+    who_reaches(Topology::masqueraded_client(), Flavour::Nft, "iptables");
+}
+
+/// Two servers behind one public address: a client reaches the range of the one that it spoke to
+/// first, and never that of one to which it has no session.
+#[test]
+fn one_server_at_a_time_for_each_client_and_address() {
+    let topology = Topology {
+        nat: vec![
+            "-A PREROUTING -d 203.0.113.1/32 -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.0.2:21",
+            "-A PREROUTING -d 203.0.113.1/32 -p tcp -m tcp --dport 2121 -j DNAT --to-destination 10.0.0.9:21",
+        ],
+        ..Topology::published_server()
+    };
+    let net = Net::new(&topology);
+    let words = ["ip", "address", "add", "10.0.0.9/24", "dev", "e0"];
+    net.exec(topology.server, &words).must();
+    rules::install(&net, Flavour::Nft, Policy::Drop, true);
+    let other = Topology {
+        listen: "10.0.0.9:21".parse().unwrap(),
+        ..topology.clone()
+    };
+    let server = Server::start(&net, &config(Kind::Pyftpdlib, &topology, Tls::Explicit));
+    // It turns everybody to TLS who asks.
+    let fake = net.within(other.server, || TcpListener::bind(other.listen).unwrap());
+    let fake = std::thread::spawn(move || {
+        let mut kept = Vec::new();
+        for _ in 0..2 {
+            let (stream, _) = fake.accept().unwrap();
+            let mut stream = BufReader::new(stream);
+            stream.get_mut().write_all(b"220 hello\r\n").unwrap();
+            let mut line = String::new();
+            stream.read_line(&mut line).unwrap();
+            stream.get_mut().write_all(b"234 go on\r\n").unwrap();
+            kept.push(stream);
+        }
+        kept
+    });
+    let alg = Alg::Ftpalg(["--tls", RANGE].map(str::to_owned).to_vec());
+    let running = alg.start(&net, Flavour::Nft);
+    let at = |ip: &str| {
+        let at: SocketAddr = format!("{ip}:{}", PORTS.0).parse().unwrap();
+        let listener = net.within(topology.server, || TcpListener::bind(at).unwrap());
+        listener.set_nonblocking(true).unwrap();
+        Target(listener)
+    };
+    let (mine, others) = (at("10.0.0.2"), at("10.0.0.9"));
+    let public = SocketAddr::new(topology.dial.ip(), PORTS.0);
+    let reached = |target: &Target| target.reached(&net, "198.51.100.2", public).is_some();
+
+    let first = Session::begin(&net, topology.dial);
+    let second = Session::begin(&net, "203.0.113.1:2121".parse().unwrap());
+    assert!(reached(&mine), "the first one's server");
+    assert!(!reached(&others), "the second one has no range");
+    assert_eq!(ask(&net, "status")["nat"]["ranges_taken"], 1);
+    drop(first);
+    until("the end", &running, || ranges(&net).is_empty());
+    assert!(!reached(&mine), "it has no session there any more");
+    let third = Session::begin(&net, "203.0.113.1:2121".parse().unwrap());
+    assert!(reached(&others) && !reached(&mine));
+    drop((second, third, server));
+    drop(fake.join());
+    let log = running.stop();
+    assert!(log.contains("TLS passed as it is"), "{log}");
+}
+
+/// Without a range: TLS sessions live, and each client is told once what it can't have.
+#[test]
+fn passed_sessions_live_and_are_told_of_once() {
+    let topology = Topology::published_server();
+    let net = Net::new(&topology);
+    rules::install(&net, Flavour::Nft, Policy::Drop, true);
+    let server = Server::start(&net, &config(Kind::Vsftpd, &topology, Tls::Explicit));
+    let alg = Alg::Ftpalg(vec!["--tls".into(), "pass".into()]);
+    let running = alg.start(&net, Flavour::Nft);
+    let target = Target::listen(&net, PORTS.0);
+    let public = SocketAddr::new(topology.dial.ip(), PORTS.0);
+    for _ in 0..3 {
+        const CLIENT: &str = "import ftplib, sys\n\
+            ftp = ftplib.FTP_TLS(timeout=5)\n\
+            ftp.connect(sys.argv[1]); ftp.login(); ftp.prot_p()\n\
+            print(ftp.pwd()); print(ftp.sendcmd('NOOP')); ftp.quit()";
+        let words = ["python3", "-c", CLIENT, &topology.dial.ip().to_string()];
+        net.exec(topology.client, &words).must();
+        let session = Session::begin(&net, topology.dial);
+        assert_eq!(target.reached(&net, "198.51.100.2", public), None);
+        drop(session);
+    }
+    let status = ask(&net, "status");
+    assert_eq!(
+        (&status["tls"], &status["ranges"]),
+        (&"pass".into(), &0.into())
+    );
+    assert_eq!(status["counters"]["tls"], 6, "{status:#}");
+    let log = running.stop();
+    assert_eq!(
+        log.matches("TLS hides its data connections").count(),
+        1,
+        "{log}"
+    );
+    assert_eq!(log.matches("no longer read: TLS").count(), 6, "{log}");
+    assert_eq!(rules::invalid(&net, topology.router), 0);
+    drop(server);
+}

@@ -1,0 +1,247 @@
+//! Which public ports data connections get: not those that somebody else has, and a refusal in the
+//! dialogue when none is left.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod lab;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use lab::alg::Alg;
+use lab::gateway::{Control, HOSTS, LIMIT, gateway, status};
+use lab::net::Net;
+use lab::rules::{self, Flavour, Policy};
+use lab::server::{Config, Kind, Server};
+use lab::topology::Topology;
+
+/// A session with a server that says what it is told to.
+struct Session {
+    client: Control,
+    server: Control,
+}
+
+impl Session {
+    fn new(net: &Net, listener: &TcpListener) -> Self {
+        let client = Control::dial(net);
+        let server = Control::new(listener.accept().unwrap().0);
+        let mut this = Self { client, server };
+        this.reply("220 ready\r\n");
+        this.ask("USER lab\r\n", "331 password\r\n");
+        this.ask("PASS lab\r\n", "230 fine\r\n");
+        this
+    }
+
+    /// What the client reads when the server sends these pieces.
+    fn pieces(&mut self, pieces: &[&str]) -> String {
+        for piece in pieces {
+            self.server.send(piece);
+        }
+        self.client.read()
+    }
+
+    fn reply(&mut self, line: &str) -> String {
+        self.pieces(&[line])
+    }
+
+    fn ask(&mut self, command: &str, reply: &str) -> String {
+        self.client.send(command);
+        assert_eq!(self.server.read(), command);
+        self.reply(reply)
+    }
+
+    /// Where the client is sent when the server listens on that port.
+    fn passive(&mut self, port: u16) -> SocketAddr {
+        let [high, low] = port.to_be_bytes();
+        let reply = format!("227 Entering Passive Mode (10,0,0,2,{high},{low}).\r\n");
+        address(&self.ask("PASV\r\n", &reply))
+    }
+}
+
+#[track_caller]
+fn address(reply: &str) -> SocketAddr {
+    let numbers: Vec<u16> = reply[3..]
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|n| n.parse().ok())
+        .collect();
+    let [a, b, c, d, high, low] = numbers[..] else {
+        panic!("{reply:?}");
+    };
+    format!("{a}.{b}.{c}.{d}:{}", high << 8 | low)
+        .parse()
+        .unwrap()
+}
+
+fn listen(net: &Net, host: &str, at: &str) -> TcpListener {
+    net.within(host, || TcpListener::bind(at).unwrap())
+}
+
+/// Says a word to whoever is behind an address, and sees that it is this listener.
+#[track_caller]
+fn leads_to(net: &Net, to: SocketAddr, listener: &TcpListener) {
+    let mut one = net.within(net.topology().client, || {
+        TcpStream::connect_timeout(&to, LIMIT).unwrap()
+    });
+    listener.set_nonblocking(true).unwrap();
+    let deadline = std::time::Instant::now() + LIMIT;
+    let mut other = loop {
+        match listener.accept() {
+            Ok((stream, _)) => break stream,
+            Err(_) => assert!(std::time::Instant::now() < deadline, "{to} leads elsewhere"),
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    };
+    other.set_nonblocking(false).unwrap();
+    one.write_all(b"x").unwrap();
+    let mut got = [0];
+    other.read_exact(&mut got).unwrap();
+}
+
+/// Publishes a port of the gateway for a web server on the inside host.
+fn publish(net: &Net, flavour: Flavour, port: u16) {
+    let script = format!(
+        "{ipt} -w 10 -t nat -A PREROUTING -d 203.0.113.1 -p tcp --dport {port} -j DNAT --to-destination 10.0.0.2:8000",
+        ipt = flavour.iptables()
+    );
+    net.exec(net.topology().router, &["sh", "-ec", &script])
+        .must();
+}
+
+fn run<'a>(net: &'a Net, flavour: Flavour, words: &[&str]) -> lab::alg::Running<'a> {
+    Alg::Ftpalg(words.iter().map(|&w| w.to_owned()).collect()).start(net, flavour)
+}
+
+#[test]
+fn ports_that_others_have_are_left_to_them() {
+    for (backend, flavour) in HOSTS {
+        let net = gateway(Policy::Accept, flavour);
+        let topology = net.topology();
+        publish(&net, flavour, 50011);
+        let ftp = listen(&net, topology.server, "10.0.0.2:21");
+        let web = listen(&net, topology.server, "10.0.0.2:8000");
+        let data = [50011, 50012, 50013]
+            .map(|port| listen(&net, topology.server, &format!("10.0.0.2:{port}")));
+        let own = listen(&net, topology.router, "0.0.0.0:50012");
+        let alg = run(&net, flavour, &["--backend", backend]);
+        let mut session = Session::new(&net, &ftp);
+
+        // The user's own DNAT: another port, and theirs goes on to work.
+        let to = session.passive(50011);
+        assert_ne!(to.port(), 50011, "{backend} beside {flavour:?}");
+        leads_to(&net, "203.0.113.1:50011".parse().unwrap(), &web);
+        leads_to(&net, to, &data[0]);
+        // A socket of the gateway's.
+        let to = session.passive(50012);
+        assert_ne!(to.port(), 50012, "{backend} beside {flavour:?}");
+        leads_to(&net, "203.0.113.1:50012".parse().unwrap(), &own);
+        leads_to(&net, to, &data[1]);
+        // One that became the user's while the daemon runs.
+        assert_eq!(session.passive(50013).port(), 50013);
+        publish(&net, flavour, 50013);
+        let deadline = std::time::Instant::now() + LIMIT;
+        while session.passive(50013).port() == 50013 {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        alg.stop();
+    }
+}
+
+/// Where there is no other port, a pinhole comes before the user's own DNAT: for this peer, once.
+#[test]
+fn the_only_port_is_taken_even_if_it_is_published() {
+    for (backend, flavour) in HOSTS {
+        let net = gateway(Policy::Accept, flavour);
+        let topology = net.topology();
+        publish(&net, flavour, 8080);
+        let ftp = listen(&net, topology.server, "10.0.0.2:21");
+        let web = listen(&net, topology.server, "10.0.0.2:8000");
+        let data = listen(&net, topology.server, "10.0.0.2:50011");
+        let words = ["--backend", backend, "--data-ports", "8080-8080"];
+        let alg = run(&net, flavour, &words);
+        let mut session = Session::new(&net, &ftp);
+        let public: SocketAddr = "203.0.113.1:8080".parse().unwrap();
+        leads_to(&net, public, &web);
+        assert_eq!(session.passive(50011), public);
+        leads_to(&net, public, &data);
+        // The pinhole is closed when conntrack has told that it was used.
+        let deadline = std::time::Instant::now() + LIMIT;
+        while status(&net)["pinholes"] != 0 {
+            assert!(std::time::Instant::now() < deadline);
+        }
+        leads_to(&net, public, &web);
+        alg.stop();
+    }
+}
+
+#[test]
+fn where_no_port_is_left_the_dialogue_says_so() {
+    let net = gateway(Policy::Drop, Flavour::Nft);
+    let ftp = listen(&net, net.topology().server, "10.0.0.2:21");
+    let alg = run(&net, Flavour::Nft, &["--data-ports", "8080-8080"]);
+    let mut first = Session::new(&net, &ftp);
+    let mut second = Session::new(&net, &ftp);
+    assert_eq!(first.passive(50011).port(), 8080);
+    let refusal = "425 Can't open data connection (no port is free).\r\n";
+    assert_eq!(
+        second.ask(
+            "PASV\r\n",
+            "227 Entering Passive Mode (10,0,0,2,195,92).\r\n"
+        ),
+        refusal
+    );
+    assert_eq!(
+        second.ask(
+            "EPSV\r\n",
+            "229 Entering Extended Passive Mode (|||50012|).\r\n"
+        ),
+        refusal
+    );
+    // What is on its way already can't be taken back.
+    second.client.send("PASV\r\n");
+    assert_eq!(second.server.read(), "PASV\r\n");
+    second.server.send("227 Entering ");
+    while second.client.peek() < 13 {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    assert_eq!(
+        second.reply("Passive Mode (10,0,0,2,195,92).\r\n"),
+        "227 Entering Passive Mode (no port is free).\r\n"
+    );
+    assert_eq!(second.ask("PASV\r\n", "227-here\r\n"), "227-here\r\n");
+    assert_eq!(
+        second.reply("227 (10,0,0,2,195,92)\r\n"),
+        "227 (no port is free)\r\n"
+    );
+    // The session is in step.
+    assert_eq!(second.ask("NOOP\r\n", "200 fine\r\n"), "200 fine\r\n");
+    let all = status(&net);
+    assert_eq!(all["nat"]["no_port"], 4, "{all:#}");
+    assert_eq!(all["counters"]["refused"], 4, "{all:#}");
+    drop(first);
+    let deadline = std::time::Instant::now() + LIMIT;
+    while status(&net)["pinholes"] != 0 {
+        assert!(std::time::Instant::now() < deadline);
+    }
+    assert_eq!(second.passive(50012).port(), 8080);
+    let log = alg.stop();
+    assert!(log.contains("227 refused: no free data port"), "{log}");
+}
+
+/// In active mode the server refuses.
+#[test]
+fn a_client_inside_without_a_port_is_refused_by_the_server() {
+    let net = Net::new(&Topology::masqueraded_client());
+    rules::install(&net, Flavour::Nft, Policy::Drop, true);
+    let server = Server::start(&net, &Config::new(Kind::Vsftpd));
+    let alg = run(&net, Flavour::Nft, &["--data-ports", "8080-8080"]);
+    let [mut first, mut second] = [(); 2].map(|()| Control::dial(&net));
+    first.log_in(&server);
+    second.log_in(&server);
+    first.ask("PORT 10,0,0,2,195,91\r\n", "200");
+    second.ask("PORT 10,0,0,2,195,92\r\n", "500");
+    second.ask("NOOP\r\n", "200");
+    first.ask("EPRT |1|10.0.0.2|50011|\r\n", "200");
+    assert_eq!(status(&net)["nat"]["no_port"], 1);
+    alg.stop();
+}
