@@ -1,10 +1,11 @@
 //! What a gateway costs FTP: small sessions per second and bulk throughput, side by side without
 //! an ALG, with the kernel's helper, and with `ftpalg` and either backend.
 //!
-//! `cargo bench --bench sessions` as root; it takes a minute, and prints one table. All gateways
-//! take turns, several times over, so that whatever else the machine does meets all of them alike;
-//! the median counts. Client and server run on the same machine: compare the columns, not the
-//! figures with another machine's.
+//! `./scripts/bench sessions`, or `cargo bench --bench sessions`, as root; it takes a minute and a
+//! half, and prints one table. All gateways take short turns, many times over, so that whatever else
+//! the machine does meets all of them alike; medians count, those of the ratios within each round as
+//! well. Client, server and gateway share the machine: compare the lines, not the figures with another
+//! machine's.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../tests/lab/mod.rs"]
@@ -15,17 +16,19 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use lab::alg::{Alg, Running};
+use lab::alg::{Alg, Running, no_kernel_helper};
 use lab::net::Net;
 use lab::report;
 use lab::rules::{self, Flavour, Policy};
-use lab::scripted::{Plan, Step, Verb, accept, connect, peers, serving, visit};
+use lab::scripted::{CONTENT, Plan, Step, Verb, accept, connect, peers, serving, visit};
 use lab::topology::Topology;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 /// How often each gateway has its turn.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 15;
 /// How long each turn takes, for each number of sessions at once.
-const TURN: Duration = Duration::from_millis(1200);
+const TURN: Duration = Duration::from_millis(400);
 /// Sessions at once.
 const CROWDS: [usize; 2] = [1, 50];
 /// Bytes in one download.
@@ -37,24 +40,70 @@ fn ftpalg(backend: &str) -> Alg {
     Alg::Ftpalg(["--backend", backend].map(str::to_owned).to_vec())
 }
 
+/// What each turn measures; the last two in seconds of CPU per session with the larger crowd.
+const COLUMNS: [(&str, Unit); 5] = [
+    ("sessions/s, 1 at once", Unit::PerSecond),
+    ("sessions/s, 50 at once", Unit::PerSecond),
+    ("bulk MiB/s", Unit::Mebibytes),
+    ("CPU per session, all in", Unit::Seconds),
+    ("of it the daemon", Unit::Seconds),
+];
+
+#[derive(Clone, Copy)]
+enum Unit {
+    PerSecond,
+    Mebibytes,
+    Seconds,
+}
+
+impl Unit {
+    fn show(self, value: f64) -> String {
+        match self {
+            Self::PerSecond => format!("{value:.0}"),
+            Self::Mebibytes => format!("{:.0}", value / 1_048_576.0),
+            Self::Seconds => format!("{:.0} µs", value * 1e6),
+        }
+    }
+}
+
+/// One turn of one gateway: a figure for each column.
+type Turn = [f64; COLUMNS.len()];
+
+struct Gateway {
+    name: &'static str,
+    topology: Topology,
+    alg: Alg,
+}
+
+fn gateways() -> Vec<Gateway> {
+    let gateway = |name, topology, alg| Gateway {
+        name,
+        topology,
+        alg,
+    };
+    let published = Topology::published_server;
+    let mut all = vec![gateway("no ALG, routed", Topology::routed(), Alg::None)];
+    match no_kernel_helper(&Net::new(&published())) {
+        None => all.push(gateway("kernel helper", published(), Alg::Kernel)),
+        Some(why) => println!("The kernel's helper is left out: {why}\n"),
+    }
+    all.push(gateway("ftpalg nft", published(), ftpalg("nft")));
+    all.push(gateway("ftpalg iptables", published(), ftpalg("iptables")));
+    all
+}
+
 fn main() {
     // `cargo test --benches` only wants to know that it starts.
     if !std::env::args().any(|word| word == "--bench") {
         return;
     }
-    let kinds = [
-        ("no ALG, routed", Topology::routed(), Alg::None),
-        ("kernel helper", Topology::published_server(), Alg::Kernel),
-        ("ftpalg nft", Topology::published_server(), ftpalg("nft")),
-        (
-            "ftpalg iptables",
-            Topology::published_server(),
-            ftpalg("iptables"),
-        ),
-    ];
-    let nets: Vec<_> = kinds
+    let gateways = gateways();
+    // What the others are compared with.
+    let basis = gateways.iter().position(|g| g.alg == Alg::Kernel);
+    let basis = basis.unwrap_or(0);
+    let nets: Vec<_> = gateways
         .iter()
-        .map(|(_, topology, _)| {
+        .map(|Gateway { topology, .. }| {
             let net = Net::new(topology);
             // Rules that look at conntrack's states: it works in all of them.
             rules::install(&net, Flavour::Nft, Policy::Accept, true);
@@ -64,79 +113,77 @@ fn main() {
             net
         })
         .collect();
-    let algs: Vec<_> = kinds
+    let algs: Vec<_> = gateways
         .iter()
         .zip(&nets)
-        .map(|((_, _, alg), net)| alg.start_with_log(net, Flavour::Nft, "warn"))
+        .map(|(gateway, net)| gateway.alg.start_with_log(net, Flavour::Nft, "warn"))
         .collect();
-    // For each gateway: sessions per second for each crowd, then bytes per second, then CPU.
-    let mut turns = vec![vec![Vec::new(); CROWDS.len() + 2]; kinds.len()];
-    for _ in 0..ROUNDS {
-        for ((net, alg), turns) in nets.iter().zip(&algs).zip(&mut turns) {
-            let (cpu, mut sessions) = (cpu(alg), 0);
-            for (crowd, turns) in CROWDS.iter().zip(turns.iter_mut()) {
-                let (count, took) = small_sessions(net, *crowd);
-                sessions += count;
-                turns.push(count as f64 / took.as_secs_f64());
-            }
-            let used = self::cpu(alg).saturating_sub(cpu);
-            turns[CROWDS.len() + 1].push(used.as_secs_f64() * 1e6 / sessions.max(1) as f64);
-            turns[CROWDS.len()].push(bulk(net));
-        }
-    }
-    let medians: Vec<Vec<f64>> = turns
-        .into_iter()
-        .map(|turns| turns.into_iter().map(median).collect())
-        .collect();
-    let rows: Vec<_> = kinds
-        .iter()
-        .zip(&medians)
-        .map(|((name, ..), row)| ((*name).to_owned(), cells(row, &medians[0])))
+    let rounds: Vec<Vec<Turn>> = (0..ROUNDS)
+        .map(|_| {
+            nets.iter()
+                .zip(&algs)
+                .map(|(net, alg)| turn(net, alg))
+                .collect()
+        })
         .collect();
     println!(
-        "Small sessions: login, PASV, RETR of 45 bytes, QUIT. Bulk: one RETR of {} MiB.\n\
-         Medians of {ROUNDS} turns; × is the ratio to the first line.\n",
-        BULK >> 20
+        "Small sessions: login, PASV, RETR of {} bytes, QUIT. Bulk: one RETR of {} MiB.\n\
+         Medians of {ROUNDS} turns; × is the median of the ratios to '{}' in the same round.\n",
+        CONTENT.len(),
+        BULK >> 20,
+        gateways[basis].name
     );
-    let head = [
-        "gateway",
-        "sessions/s, 1 at once",
-        "sessions/s, 50 at once",
-        "bulk MiB/s",
-        "daemon's CPU per session",
-    ];
-    print!("{}", report::table(&head, &rows));
+    let rows: Vec<_> = gateways
+        .iter()
+        .enumerate()
+        .map(|(index, gateway)| {
+            let cell = |column: usize| {
+                let of = |round: &Vec<Turn>, index: usize| round[index][column];
+                let value = median(rounds.iter().map(|round| of(round, index)));
+                let ratios = rounds.iter().map(|r| of(r, index) / of(r, basis));
+                let shown = COLUMNS[column].1.show(value);
+                match median(ratios) {
+                    _ if value == 0.0 => "-".to_owned(),
+                    ratio if ratio.is_finite() => format!("{shown} (×{ratio:.2})"),
+                    _ => shown,
+                }
+            };
+            (
+                gateway.name.to_owned(),
+                (0..COLUMNS.len()).map(cell).collect(),
+            )
+        })
+        .collect();
+    let head = COLUMNS.map(|(name, _)| name);
+    print!(
+        "{}",
+        report::table(&[&["gateway"], &head[..]].concat(), &rows)
+    );
     for alg in algs {
         alg.stop();
     }
 }
 
-fn cells(row: &[f64], first: &[f64]) -> Vec<String> {
-    let last = row.len() - 1;
-    let mut cells: Vec<_> = row[..last]
-        .iter()
-        .zip(first)
-        .enumerate()
-        .map(|(column, (value, first))| {
-            let scale = if column == CROWDS.len() {
-                1048576.0
-            } else {
-                1.0
-            };
-            format!("{:.0} (×{:.2})", value / scale, value / first)
-        })
-        .collect();
-    cells.push(if row[last] > 0.0 {
-        format!("{:.0} µs", row[last])
-    } else {
-        "-".to_owned()
-    });
-    cells
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<_> = values.collect();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
+}
+
+fn turn(net: &Net, alg: &Running<'_>) -> Turn {
+    let rate = |(count, took): (u64, Duration)| count as f64 / took.as_secs_f64();
+    let alone = rate(small_sessions(net, CROWDS[0]));
+    let before = (own_cpu(), cpu(alg));
+    let crowd = small_sessions(net, CROWDS[1]);
+    let (own, daemon) = (own_cpu() - before.0, cpu(alg) - before.1);
+    let each = |time: Duration| time.as_secs_f64() / crowd.0.max(1) as f64;
+    [
+        alone,
+        rate(crowd),
+        bulk(net),
+        each(own + daemon),
+        each(daemon),
+    ]
 }
 
 /// As many sessions as there is time for, `crowd` at once.
@@ -209,6 +256,13 @@ fn bulk(net: &Net) -> f64 {
     };
     let (took, ()) = peers(net, PATIENCE, client, server).unwrap_or_else(|why| panic!("{why}"));
     BULK as f64 / took.as_secs_f64()
+}
+
+/// The processor time that client, server, and the kernel on their behalf have used so far.
+fn own_cpu() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("the kernel counts");
+    let time = |value: TimeVal| Duration::from_micros(value.num_microseconds().unsigned_abs());
+    time(usage.user_time()) + time(usage.system_time())
 }
 
 /// The processor time that the daemon has used so far; none if there is no daemon.

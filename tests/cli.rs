@@ -316,12 +316,16 @@ fn from_start_to_end() {
 }
 
 #[test]
-fn flushed_rules_are_noticed() {
+fn flushed_rules_are_put_back() {
     in_namespace(|| {
         let mut daemon = Daemon::start(&["--inside", "in0"]);
         shell("iptables -t raw -F");
-        let status = ftpalg(&["status"]);
-        assert_eq!(status.status.code(), Some(1));
+        // Not in place for a moment, and then put back.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while ftpalg(&["status"]).status.code() != Some(0) {
+            assert!(Instant::now() < deadline, "not put back");
+            thread::sleep(Duration::from_millis(10));
+        }
         daemon.signal(Signal::SIGHUP);
         daemon.signal(Signal::SIGINT);
         assert_eq!(daemon.ended(), Some(0));
@@ -398,7 +402,7 @@ fn an_idle_daemon_sleeps() {
         let daemon = Daemon::start(&["--local"]);
         let pid = daemon.child.id();
         // Its threads settle after the line that it is ready.
-        thread::sleep(Duration::from_millis(200));
+        thread::sleep(Duration::from_secs(1));
         let before = (ticks(pid), sleeps(pid));
         thread::sleep(Duration::from_secs(2));
         assert_eq!((ticks(pid), sleeps(pid)), before, "nothing wakes it");

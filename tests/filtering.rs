@@ -41,6 +41,7 @@ fn firewall(inside: &'static str) -> Case {
             v4: rules.clone(),
             v6: rules,
             arguments: vec!["--inside", inside],
+            wrapper: Vec::new(),
         }],
     )
 }

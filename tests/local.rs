@@ -2,6 +2,7 @@
 
 mod lab;
 
+use lab::client::Client;
 use lab::stations::{
     Case, FEW, FEW_V6, Part, Station, at, drop_by_default, host, link, nat, router,
 };
@@ -25,6 +26,7 @@ fn lone_host() -> Case {
             v4: rules,
             v6,
             arguments: vec!["--local"],
+            wrapper: Vec::new(),
         }],
     )
 }
@@ -106,12 +108,14 @@ fn published_by_others(arguments: &[&'static str]) -> Case {
                 v4: drop_by_default(&["INPUT", "OUTPUT"], &[21]),
                 v6: String::new(),
                 arguments: arguments.to_vec(),
+                wrapper: Vec::new(),
             },
             Station {
                 host: "n",
                 v4: nat(&rules),
                 v6: String::new(),
                 arguments: Vec::new(),
+                wrapper: Vec::new(),
             },
         ],
     )
@@ -163,4 +167,50 @@ fn nat_upstream_with_several_addresses() {
             ..upstream()
         })
         .run("local_upstream_several");
+}
+
+/// Sixty clients, thirty at a time and from three addresses, share ten ports.
+#[test]
+fn nat_upstream_with_many_clients() {
+    let arguments = [
+        "--local",
+        "--advertise",
+        "203.0.113.10",
+        "--data-ports",
+        "30000-30009",
+    ];
+    let mut case = published_by_others(&arguments);
+    let outside = ["198.51.100.2/24", "198.51.101.2/24", "198.51.102.2/24"];
+    let routes = [
+        "203.0.113.0/24 via 198.51.101.1",
+        "203.0.113.0/24 via 198.51.102.1",
+    ];
+    for (index, name) in ["c1", "c2"].into_iter().enumerate() {
+        case.hosts.push(host(name, &routes[index..=index]));
+    }
+    case.hosts[2] = host("h", &["default via 10.0.0.1"]);
+    case.links.push(link(
+        ("c1", "e0", &outside[1..2]),
+        ("n", "out1", &["198.51.101.1/24"]),
+    ));
+    case.links.push(link(
+        ("c2", "e0", &outside[2..3]),
+        ("n", "out2", &["198.51.102.1/24"]),
+    ));
+    let clients = [
+        Client::CurlPasv,
+        Client::CurlEpsv,
+        Client::LftpPasv,
+        Client::FtplibPasv,
+    ];
+    for client in ["c", "c1", "c2"] {
+        case = case.part(Part {
+            name: client,
+            client,
+            clients: clients.repeat(5),
+            ..upstream()
+        });
+    }
+    case.at_once = 30;
+    case.run("local_upstream_many");
 }

@@ -51,6 +51,7 @@ fn gateway(v4: &[&str], v6: &[&str]) -> Case {
             v4: filter.clone() + &nat(v4),
             v6: filter + &nat(v6),
             arguments: vec!["--inside", "in0"],
+            wrapper: Vec::new(),
         }],
     )
 }

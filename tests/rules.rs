@@ -158,8 +158,71 @@ fn remove(ns: &Ns) -> usize {
     ns.within(|| rules().remove()).unwrap()
 }
 
+/// A firewall as `nft`'s manual and many distributions have it.
+const NFTABLES: &str = r#"nft -f - <<'END'
+table inet filter {
+    set allowed { type inet_service; elements = { 22, 21 }; }
+    chain input { type filter hook input priority filter; policy drop;
+        ct state vmap { established : accept, related : accept, invalid : drop }
+        iif lo accept
+        tcp dport @allowed accept
+    }
+    chain forward { type filter hook forward priority filter; policy drop;
+        tcp flags syn tcp option maxseg size set rt mtu
+        ct state established,related accept
+        tcp dport 21 counter accept comment "ftp"
+    }
+    chain output { type filter hook output priority filter; policy accept; }
+    chain clamp { type filter hook forward priority mangle; tcp flags syn tcp option maxseg size set rt mtu; }
+}
+table bridge filter { chain forward { type filter hook forward priority 0; policy drop; }; }
+END
+"#;
+
+/// What firewalld makes, in short.
+const FIREWALLD: &str = r#"nft -f - <<'END'
+table inet firewalld {
+    chain mangle_PREROUTING { type filter hook prerouting priority mangle + 10; policy accept; }
+    chain filter_INPUT { type filter hook input priority filter + 10; policy accept;
+        ct state { established, related } accept
+        ct status dnat accept
+        iifname "lo" accept
+        ct state invalid drop
+        jump filter_INPUT_ZONES
+        reject with icmpx admin-prohibited
+    }
+    chain filter_FORWARD { type filter hook forward priority filter + 10; policy accept;
+        ct state { established, related } accept
+        ct status dnat accept
+        iifname "lo" accept
+        jump filter_FORWARD_ZONES
+        reject with icmpx admin-prohibited
+    }
+    chain filter_OUTPUT { type filter hook output priority filter + 10; policy accept;
+        ct state { established, related } accept
+        oifname "lo" accept
+        jump filter_OUTPUT_POLICIES
+    }
+    chain filter_INPUT_ZONES { tcp dport 22 accept; reject with icmpx admin-prohibited; }
+    chain filter_FORWARD_ZONES { goto filter_FWD_public; }
+    chain filter_FWD_public { tcp dport 21 accept; reject with icmpx admin-prohibited; }
+    chain filter_OUTPUT_POLICIES { ip daddr 192.0.2.1 return; counter; }
+}
+END
+"#;
+
 /// The hosts that people have: what is in their rule sets before we come.
-const HOSTS: [(&str, &str); 7] = [
+const HOSTS: [(&str, &str); 10] = [
+    ("nft's own firewall", NFTABLES),
+    ("firewalld", FIREWALLD),
+    (
+        "Docker",
+        "iptables-nft -N DOCKER-USER; iptables-nft -N DOCKER-FORWARD; iptables-nft -N DOCKER
+         iptables-nft -A FORWARD -j DOCKER-USER; iptables-nft -A FORWARD -j DOCKER-FORWARD
+         iptables-nft -A DOCKER-FORWARD -o lan -j DOCKER; iptables-nft -P FORWARD DROP
+         iptables-nft -A DOCKER-USER -s 192.0.2.0/24 -j DROP
+         iptables-nft -A DOCKER ! -i lan -o lan -j DROP",
+    ),
     ("fresh", "true"),
     (
         "nft",
@@ -452,15 +515,13 @@ fn tables_that_only_nft_can_show() {
              nft add rule ip {table} {chain} ct state vmap '{{ established : accept }}'"
         )
     };
-    // The filter table: all else is installed, and it is said what to do.
+    // The filter table: the accept rule goes there as it does into other nft firewalls.
     let ns = Ns::gateway();
     ns.sh(&native("filter", "FORWARD", "forward"));
     let before = ns.ruleset();
     let installed = install(&ns, &steering());
-    assert!(
-        installed.notes[0].contains("ct mark and 0x40000000 == 0x40000000"),
-        "{installed:?}"
-    );
+    assert_eq!(installed.notes, [""; 0]);
+    assert_eq!(installed.native, ["nft ip filter FORWARD"]);
     install(&ns, &steering());
     assert!(!ns.sh("nft list table ip filter").contains("FTPALG"));
     remove(&ns);
@@ -610,6 +671,7 @@ fn hole(from: &str, to: &str, land: &str, as_source: Option<&str>) -> Pinhole {
         to: to.parse().unwrap(),
         land: land.parse().unwrap(),
         as_source: as_source.map(ip),
+        mark: 0,
     }
 }
 
@@ -1110,4 +1172,116 @@ fn a_lock_that_another_program_holds_is_waited_for() {
 
 fn lock_file() -> &'static Path {
     Path::new("/run/xtables.lock")
+}
+
+/// Where the accept rule goes in firewalls of nft's own: in front of what drops, behind the rest.
+#[test]
+fn nft_firewalls_get_an_accept_rule_where_they_drop() {
+    let chain = |ns: &Ns, chain: &str| -> Vec<String> {
+        let text = ns.sh(&format!("nft list chain inet {chain}"));
+        let rules = text.lines().map(|l| l.trim().to_owned());
+        rules
+            .skip_while(|l| !l.starts_with("type"))
+            .skip(1)
+            .collect()
+    };
+    let ours = |rules: &[String]| rules.iter().position(|r| r.contains("ftpalg:accept"));
+
+    let ns = Ns::gateway();
+    ns.sh(NFTABLES);
+    let installed = install(&ns, &steering());
+    assert_eq!(installed.native, ["nft inet filter forward"]);
+    let forward = chain(&ns, "filter forward");
+    assert_eq!(
+        forward[3],
+        "meta l4proto tcp ct mark & 0x40000000 == 0x40000000 accept comment \"ftpalg:accept\""
+    );
+    assert_eq!(ours(&chain(&ns, "filter input")), None);
+    assert_eq!(ours(&chain(&ns, "filter clamp")), None);
+
+    // With local services, in front of the verdict map; the output chain drops nothing.
+    let installed = install(&ns, &everything());
+    assert_eq!(
+        installed.native,
+        ["nft inet filter input", "nft inet filter forward"]
+    );
+    assert_eq!(ours(&chain(&ns, "filter input")), Some(0));
+    assert_eq!(ours(&chain(&ns, "filter output")), None);
+    assert_eq!(
+        ns.sh("nft list ruleset").matches("ftpalg:accept").count(),
+        2
+    );
+
+    // A drop that comes later, and somebody who removes ours.
+    ns.sh("nft add rule inet filter output ip daddr 192.0.2.1 drop");
+    let missing = in_place(&ns, &everything());
+    assert_eq!(missing, ["nft inet filter output: the accept rule is gone"]);
+    ns.sh("nft flush chain inet filter forward");
+    assert_eq!(in_place(&ns, &everything()).len(), 2);
+    install(&ns, &everything());
+
+    let ns = Ns::gateway();
+    ns.sh(FIREWALLD);
+    let installed = install(&ns, &everything());
+    assert_eq!(
+        installed.native,
+        [
+            "nft inet firewalld filter_INPUT",
+            "nft inet firewalld filter_FORWARD"
+        ]
+    );
+    assert_eq!(ours(&chain(&ns, "firewalld filter_INPUT")), Some(3));
+    assert_eq!(ours(&chain(&ns, "firewalld filter_FORWARD")), Some(3));
+    assert!(remove(&ns) > 2);
+    assert!(!ns.sh("nft list ruleset").contains("ftpalg"));
+}
+
+/// `iptables/` holds what the program prints for a plain host of the kind, and the tools take it.
+#[test]
+fn the_files_for_people_are_true_and_load() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("iptables");
+    let plain = |local: bool| Steering {
+        inside: match local {
+            true => Vec::new(),
+            false => vec!["eth1".parse().unwrap()],
+        },
+        local,
+        // As `ftpalg run` has it.
+        queues: Queues {
+            first: 2121,
+            count: 1,
+        },
+        ..Steering::default()
+    };
+    let ns = Ns::new();
+    let mut files = Vec::new();
+    for family in Family::ALL {
+        let (end, program) = match family {
+            Family::V4 => ("rules", "iptables"),
+            Family::V6 => ("v6.rules", "ip6tables"),
+        };
+        let examples = ftpalg::nat::rules::EXAMPLES;
+        let named = examples.iter().map(|example| {
+            let local = matches!(example.name, "local-server" | "default-drop-host");
+            (example.name, example.print(&plain(local), family).unwrap())
+        });
+        let steering = ("steering", print(&plain(false), family).unwrap());
+        for (name, text) in named.chain([steering]) {
+            let file = dir.join(format!("{name}.{end}"));
+            if std::env::var_os("FTPALG_BLESS").is_some() {
+                std::fs::write(&file, &text).unwrap();
+            }
+            let there = std::fs::read_to_string(&file).unwrap_or_default();
+            assert!(there == text, "{} is out of date", file.display());
+            for flavour in ["nft", "legacy"] {
+                ns.sh(&format!(
+                    "{program}-{flavour}-restore --test --noflush < {}",
+                    file.display()
+                ));
+            }
+            files.push(file);
+        }
+    }
+    let listed = std::fs::read_dir(&dir).unwrap().count();
+    assert_eq!(listed, files.len(), "nothing else is in there");
 }

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use lab::alg::Alg;
 use lab::counters::Tcp;
 use lab::net::Net;
+use lab::report;
 use lab::rules::{self, Flavour, Policy};
 use lab::scripted::{
     CONTENT, Control, LIMIT, Plan, Step, Verb, accept, connect, content, peers, session,
@@ -158,6 +159,65 @@ fn replies_that_outgrow_their_segments() {
             assert!(took < SWIFT, "{count} replies took {took:?}: {tcp:?}");
             assert_eq!(tcp.bad_checksums, 0);
         }
+    });
+}
+
+/// How much one segment on a link with 1500 bytes carries, in bytes: with timestamps.
+const FULL: usize = 1500 - 20 - 20 - 12;
+
+/// Replies that fill so many segments to the last byte, a `227` at their end. It grows by three bytes,
+/// for which the last segment has no room, and nothing comes after it. The time from the write until
+/// the line is read.
+fn replies_that_fill(net: &Net, segments: usize) -> Duration {
+    let before = Instant::now();
+    let ((line, read), (sent, written)) = converse(
+        net,
+        |mut control| {
+            control.login()?;
+            control.send("HELP\r\nPASV\r\n")?;
+            while !control.read()?.starts_with("214 ") {}
+            let line = control.expect("227")?;
+            let read = before.elapsed();
+            let mut data = connect(Verb::Pasv.address(&line, net.topology().dial.ip())?, LIMIT)?;
+            content(&mut data, LIMIT)?;
+            control.send("QUIT\r\n")?;
+            control.expect("221")?;
+            Ok((line, read))
+        },
+        |mut control| {
+            control.let_in()?;
+            control.expect("HELP")?;
+            control.expect("PASV")?;
+            let (listener, address) = listeners(&control, 1)?.remove(0);
+            let line = Verb::Pasv.line(address);
+            let (first, last) = ("214-help\r\n", "214 end\r\n");
+            let room = segments * FULL - first.len() - last.len() - line.len();
+            let mut help = " a line of forty bytes, all of them text\r\n".repeat(room / 42);
+            help = format!("{}{help}", "x".repeat(room % 42));
+            let written = before.elapsed();
+            control.send(&[first, &help, last, &line].concat())?;
+            deliver(&listener)?;
+            control.expect("QUIT")?;
+            control.send("221 bye\r\n")?;
+            Ok((line, written))
+        },
+    );
+    assert_eq!(line, published(&sent));
+    assert_eq!(line.len(), sent.len() + 3);
+    read.saturating_sub(written)
+}
+
+#[test]
+fn an_address_that_outgrows_the_last_segment() {
+    gateway(&Topology::published_server(), &[], |net| {
+        let mut text = String::new();
+        for segments in [1, 2, 3, 10] {
+            let times: Vec<_> = (0..5).map(|_| replies_that_fill(net, segments)).collect();
+            text += &format!("{segments} full segments: {times:?}\n");
+            let worst = times.iter().max().expect("five times");
+            assert!(*worst < SWIFT, "{text}");
+        }
+        report::write("grown_last_segment", &text);
     });
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::settings::Settings;
 use super::{Failure, print};
 use crate::daemon::control::{self, AskError, Request};
-use crate::nat::rules::{self, Inside, KernelTables, Rules, Steering};
+use crate::nat::rules::{self, EXAMPLES, Inside, KernelTables, Rules, Steering};
 use crate::nat::xtables::Family;
 use crate::nat::xtables::tools::Tools;
 
@@ -27,6 +27,9 @@ pub(super) struct Print {
     /// For iptables-restore (ipv4) or ip6tables-restore (ipv6)
     #[arg(long, value_enum, default_value = "ipv4")]
     family: Choice,
+    /// A whole rule set to start from, with a firewall around the rules
+    #[arg(long, value_name = "NAME", value_parser = EXAMPLES.map(|e| e.name))]
+    example: Option<String>,
     #[command(flatten)]
     settings: Settings,
 }
@@ -45,7 +48,13 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
                 Choice::Ipv6 => Family::V6,
             };
             let steering = steering(arguments.settings, None)?;
-            print(&rules::print(&steering, family).map_err(Failure::usage)?)?;
+            let example = arguments.example;
+            let example = example.and_then(|name| EXAMPLES.into_iter().find(|e| e.name == name));
+            let text = match example {
+                Some(example) => example.print(&steering, family),
+                None => rules::print(&steering, family),
+            };
+            print(&text.map_err(Failure::usage)?)?;
         }
         Command::Install(settings) => {
             nobody_else_manages()?;
@@ -59,6 +68,9 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
             let installed = rules.install(&steering).map_err(Failure::usage)?;
             for place in installed.places {
                 print(&format!("installed in {place}\n"))?;
+            }
+            for chain in installed.native {
+                print(&format!("accept rule inserted in {chain}\n"))?;
             }
             for note in installed.notes {
                 print(&format!("note: {note}\n"))?;

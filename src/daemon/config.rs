@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::ftp::policy::Policy;
 use crate::nat::ports::PortRange;
-use crate::nat::rules::Steering;
+use crate::nat::rules::{Inside, Steering};
 
 /// All that the daemon goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,8 +31,8 @@ pub struct Config {
     pub tls_idle: Duration,
     /// Those of the control ports on which TLS is spoken from the first byte.
     pub implicit_ports: Vec<u16>,
-    /// Whether sessions are held to the letter of the protocol.
-    pub strict: bool,
+    /// What FTP sessions may do.
+    pub policy: Policy,
     /// How long a pinhole waits for its connection.
     pub deadline: Duration,
 }
@@ -255,6 +256,20 @@ impl Config {
             return Err(format!(
                 "--data-ports {data} and --tls range:{tls} overlap; choose two separate ranges"
             ));
+        }
+        for one in &self.advertise {
+            let of_family = |inside: &Inside| match (inside, &one.public) {
+                (Inside::Net(net), PublicName::Address(public)) => {
+                    net.addr().is_ipv4() == public.is_ipv4()
+                }
+                _ => true,
+            };
+            let inside = &self.steering.inside;
+            if !self.steering.local && !inside.is_empty() && !inside.iter().any(of_family) {
+                return Err(format!(
+                    "--advertise {one} is of another address family than all of --inside; give one of the same family"
+                ));
+            }
         }
         if let (Tls::Deny, Some(port)) = (self.tls, self.implicit_ports.first()) {
             return Err(format!(

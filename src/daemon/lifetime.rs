@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -21,6 +22,8 @@ pub(super) enum Ending {
 pub(super) struct Lifetime {
     endings: SyncSender<Ending>,
     wait: Receiver<Ending>,
+    /// Whom a SIGHUP is for.
+    hangup: Arc<Mutex<Option<SyncSender<()>>>>,
 }
 
 impl Lifetime {
@@ -36,11 +39,16 @@ impl Lifetime {
         signals.thread_block()?;
         // Whoever comes first is heard; the others find the place taken, and nobody waits.
         let (endings, wait) = mpsc::sync_channel(1);
-        let lifetime = Self { endings, wait };
+        let lifetime = Self {
+            endings,
+            wait,
+            hangup: Arc::default(),
+        };
         let endings = lifetime.endings.clone();
+        let hangup = Arc::clone(&lifetime.hangup);
         thread::Builder::new()
             .name("signals".into())
-            .spawn(move || wait_for(&signals, &endings))?;
+            .spawn(move || wait_for(&signals, &endings, &hangup))?;
         Ok(lifetime)
     }
 
@@ -68,6 +76,13 @@ impl Lifetime {
             })
     }
 
+    /// Takes SIGHUPs over.
+    pub(super) fn hangups(&self) -> Receiver<()> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        *self.hangup.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
     /// Waits for the end.
     pub(super) fn wait(&self) -> Ending {
         // There is always a sender: our own.
@@ -88,10 +103,18 @@ impl Drop for Guard {
 }
 
 /// Passes signals on; the second one of an impatient user changes nothing.
-fn wait_for(signals: &SigSet, endings: &SyncSender<Ending>) {
+fn wait_for(
+    signals: &SigSet,
+    endings: &SyncSender<Ending>,
+    hangup: &Mutex<Option<SyncSender<()>>>,
+) {
     loop {
         match signals.wait() {
-            Ok(Signal::SIGHUP) => log::info!("SIGHUP: there is nothing to reload; going on"),
+            Ok(Signal::SIGHUP) => match &*hangup.lock().unwrap_or_else(PoisonError::into_inner) {
+                // One that waits already will do.
+                Some(hangup) => drop(hangup.try_send(())),
+                None => log::info!("SIGHUP: there is nothing to reload; going on"),
+            },
             Ok(signal) => {
                 let _ = endings.try_send(Ending::Signal(signal));
             }
@@ -108,7 +131,11 @@ mod tests {
     fn a_thread_that_ends_or_panics_ends_the_daemon() {
         for panics in [false, true] {
             let (endings, wait) = mpsc::sync_channel(1);
-            let lifetime = Lifetime { endings, wait };
+            let lifetime = Lifetime {
+                endings,
+                wait,
+                hangup: Arc::default(),
+            };
             lifetime
                 .thread("worker", move || assert!(!panics, "as the test wants it"))
                 .unwrap();

@@ -11,6 +11,7 @@ pub mod shared;
 pub mod status;
 pub mod worker;
 
+mod advertised;
 mod guard;
 mod lifetime;
 mod setup;
@@ -28,6 +29,7 @@ use crate::nat::rules::RulesError;
 use crate::queue::OpenError;
 use crate::queue::nfq::NfqQueue;
 
+use advertised::Advertised;
 use config::Config;
 use control::{Answerer, BindError, ControlSocket};
 use guard::Guard;
@@ -85,7 +87,9 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
         source,
     })?;
     setup::check_permission()?;
-    let engines = setup::engine_config(config)?;
+    setup::check_data_ports(config);
+    let advertised = Advertised::find(&config.advertise)?;
+    let engines = setup::engine_config(config, &advertised);
     let socket = ControlSocket::bind()?;
     let steered = Arc::new(Steered::prepare(config)?);
     let queues = setup::open_queues(&steered.steering)?;
@@ -128,6 +132,11 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
         socket.serve(&(Arc::new(move |request| status.answer(request)) as Arc<Answerer>));
     })?;
     lifetime.thread("guard", move || guard.serve())?;
+    if advertised.has_names() {
+        let (workers, asked) = (workers.clone(), lifetime.hangups());
+        let output = output.clone();
+        lifetime.thread("names", move || advertised.keep(&workers, &output, &asked))?;
+    }
     output.flush(DRAIN);
     notify(sd_notify::NotifyState::Ready);
 

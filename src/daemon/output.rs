@@ -18,6 +18,10 @@ use crate::nat::plane::{DataConnection, PinholeInfo, RangeEnd, Report};
 /// How many lines may wait for a slow reader.
 const BACKLOG: usize = 4096;
 
+/// How long the printer rests after it wrote. Where lines come thick, this saves a wake-up and a write
+/// for each of them, which is a tenth of what a small session costs.
+const REST: Duration = Duration::from_millis(10);
+
 /// Something to print.
 #[derive(Clone, Debug)]
 enum Item {
@@ -114,6 +118,7 @@ fn print(items: &Receiver<Item>, mut to: impl Write) {
         for sender in done {
             let _ = sender.send(());
         }
+        thread::sleep(REST);
     }
 }
 
@@ -155,6 +160,12 @@ impl fmt::Display for Line<'_> {
             }
             Event::LoggedIn { .. } => f.write_str("logged in"),
             Event::Opaque { why, .. } => write!(f, "no longer read: {why}"),
+            Event::ClearAgain { followed: true, .. } => {
+                f.write_str("in clear text again: read again")
+            }
+            Event::ClearAgain { .. } => f.write_str(
+                "in clear text again, but not followed: what it announces gets no pinholes",
+            ),
             Event::TlsPassed { client, .. } => write!(
                 f,
                 "TLS hides its data connections: they get no pinholes, and need ports that are \

@@ -1,9 +1,9 @@
 //! The parts of the daemon, as the configuration and the host have them.
 
 use std::fs;
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,8 @@ use crate::queue::nfq::NfqQueue;
 use crate::queue::{OpenError, Options, kernel};
 
 use super::Error;
-use super::config::{BackendChoice, Config, PublicName, RulesMode, Tls};
+use super::advertised::Advertised;
+use super::config::{BackendChoice, Config, RulesMode, Tls};
 use super::shared::Clock;
 
 /// The number of `CAP_NET_ADMIN`.
@@ -107,6 +108,9 @@ impl Steered {
         let installed = self.host().rules.install(&self.steering)?;
         for place in &installed.places {
             log::info!("rules installed in {place} ({})", installed.choice.why);
+        }
+        for chain in &installed.native {
+            log::info!("accept rule inserted in {chain}");
         }
         for note in &installed.notes {
             log::warn!("{note}");
@@ -245,7 +249,27 @@ pub(super) fn unblock(conntrack: &mut Conntrack, hole: Key, mark: Mark) -> usize
     }
 }
 
-/// The backend that was chosen; by itself, nf_tables where the kernel has it.
+/// Says which ports of `--data-ports` other programs have.
+pub(super) fn check_data_ports(config: &Config) {
+    let Some(range) = config.data_ports else {
+        return;
+    };
+    let listeners = Listeners::read();
+    let anywhere = Ipv4Addr::UNSPECIFIED.into();
+    let taken: Vec<_> = (range.first()..=range.last())
+        .filter(|port| listeners.contains(anywhere, *port))
+        .collect();
+    if let Some(first) = taken.first() {
+        log::warn!(
+            "--data-ports {range}: programs on this host listen on {} of these ports ({first}{}), \
+             which no data connection gets while they do",
+            taken.len(),
+            if taken.len() > 1 { ", …" } else { "" }
+        );
+    }
+}
+
+/// The backend that was chosen; by itself, nf_tables where the kernel has it, NAT included.
 fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
     let mark = config.steering.mark;
     let nft = match config.backend {
@@ -253,42 +277,35 @@ fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
         BackendChoice::Nft => true,
         BackendChoice::Iptables => false,
     };
-    Ok(if nft {
-        Box::new(Nft::new(mark)?.with_range(range(config)))
-    } else {
-        let iptables = Iptables::new(Tools::find(), Box::new(KernelTables), mark);
-        Box::new(iptables.with_range(range(config)))
-    })
+    let mut iptables =
+        Iptables::new(Tools::find(), Box::new(KernelTables), mark).with_range(range(config));
+    if nft {
+        let mut nft = Nft::new(mark)?.with_range(range(config));
+        if config.backend == BackendChoice::Nft {
+            return Ok(Box::new(nft));
+        }
+        // What it makes now is made anew later, or goes with it.
+        match nft.install() {
+            Err(BackendError::Lacking(why)) => {
+                let tried = iptables.install().and_then(|()| iptables.remove());
+                tried.map_err(|e| BackendError::Lacking(format!("{why}; that fails, too: {e}")))?;
+                log::warn!("using the backend iptables: {why}");
+            }
+            _ => return Ok(Box::new(nft)),
+        }
+    }
+    Ok(Box::new(iptables))
 }
 
 /// What engines go by.
-pub(super) fn engine_config(config: &Config) -> Result<engine::Config, Error> {
-    let missing = match config.tls {
-        _ if config.strict => Some("--strict"),
-        Tls::Pass | Tls::Range(_) => None,
-        Tls::Deny => Some("--tls deny"),
-    };
-    if let Some(flag) = missing {
-        let version = env!("CARGO_PKG_VERSION");
-        return Err(Error::Host(format!(
-            "ftpalg {version} can't do {flag}; leave it out"
-        )));
-    }
-    let mut advertise = Vec::new();
-    for wanted in &config.advertise {
-        for public in addresses(&wanted.public)? {
-            advertise.push(engine::Advertise {
-                inside: wanted.inside,
-                public,
-            });
-        }
-    }
-    Ok(engine::Config {
-        advertise,
+pub(super) fn engine_config(config: &Config, advertised: &Advertised) -> engine::Config {
+    engine::Config {
+        policy: Arc::new(config.policy.clone()),
+        advertise: advertised.list(),
         tls_range: range(config).is_some(),
         implicit_ports: config.implicit_ports.clone(),
         ..engine::Config::default()
-    })
+    }
 }
 
 /// The range that sessions under TLS have.
@@ -297,24 +314,4 @@ fn range(config: &Config) -> Option<PortRange> {
         Tls::Range(range) => Some(range),
         Tls::Pass | Tls::Deny => None,
     }
-}
-
-/// The addresses of a name, at most one per family.
-fn addresses(name: &PublicName) -> Result<Vec<IpAddr>, Error> {
-    let name = match name {
-        PublicName::Address(addr) => return Ok(vec![*addr]),
-        PublicName::Name(name) => name,
-    };
-    let all: Vec<IpAddr> = (name.as_str(), 0)
-        .to_socket_addrs()
-        .map(|found| found.map(|addr| addr.ip()).collect())
-        .unwrap_or_default();
-    let first = |v4: bool| all.iter().copied().find(move |a| a.is_ipv4() == v4);
-    let picked: Vec<_> = first(true).into_iter().chain(first(false)).collect();
-    if picked.is_empty() {
-        return Err(Error::Host(format!(
-            "--advertise: the host name {name} has no address; give the address itself"
-        )));
-    }
-    Ok(picked)
 }

@@ -1,4 +1,4 @@
-//! What the engine is told once, at start.
+//! What the engine is told at start.
 
 use std::net::IpAddr;
 use std::sync::Arc;

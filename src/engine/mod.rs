@@ -13,6 +13,7 @@ mod names;
 mod range;
 mod second;
 mod stats;
+mod tls;
 
 pub mod event;
 pub mod gateway;
@@ -46,6 +47,13 @@ pub enum Side {
 }
 
 impl Side {
+    const fn opposite(self) -> Self {
+        match self {
+            Self::Egress => Self::Ingress,
+            Self::Ingress => Self::Egress,
+        }
+    }
+
     const fn index(self) -> usize {
         match self {
             Self::Egress => 0,
@@ -108,7 +116,8 @@ pub struct Name(Endpoints);
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
-    flows: HashMap<Endpoints, Flow>,
+    /// Boxed, so that the room that the table keeps to grow costs little.
+    flows: HashMap<Endpoints, Box<Flow>>,
     /// Other names of flows.
     names: Names,
     half_open: HalfOpen,
@@ -141,6 +150,11 @@ impl Engine {
             buffered: 0,
             scratch: Vec::with_capacity(2048),
         }
+    }
+
+    /// Announces other addresses from now on: see [`Config::advertise`].
+    pub fn advertise(&mut self, advertise: Vec<Advertise>) {
+        self.config.advertise = advertise;
     }
 
     /// Handles one IP packet that came through the hook of `side`; `now` is the time since start.
@@ -242,6 +256,17 @@ impl Engine {
             self.unplaced = Some(Unplaced::Answer(answer));
         } else if let Some(syn) = syn {
             self.begin(&answer, &syn, handled, now, gateway);
+        } else if handled {
+            self.pass_elsewhere(&[answer.ends], now);
+        }
+    }
+
+    /// Passes the packets between these ends: the connection is edited at its other end.
+    fn pass_elsewhere(&mut self, names: &[Endpoints], now: Duration) {
+        let max = self.config.max_flows.saturating_mul(2);
+        for ends in names {
+            let elsewhere = Meaning::Elsewhere { seen: now };
+            self.names.insert(*ends, elsewhere, max);
         }
     }
 
@@ -276,12 +301,8 @@ impl Engine {
         gateway: &mut dyn Gateway,
     ) {
         self.half_open.remove(&syn.ends);
-        let max_names = self.config.max_flows.saturating_mul(2);
         if handled {
-            for ends in [syn.ends, answer.ends] {
-                let elsewhere = Meaning::Elsewhere { seen: now };
-                self.names.insert(ends, elsewhere, max_names);
-            }
+            self.pass_elsewhere(&[syn.ends, answer.ends], now);
             return;
         }
         let (ends, ingress) = match answer.side {
@@ -296,7 +317,8 @@ impl Engine {
         }
         if ends != ingress {
             let flow = Meaning::Flow(ends);
-            self.names.insert(ingress, flow, max_names);
+            let max = self.config.max_flows.saturating_mul(2);
+            self.names.insert(ingress, flow, max);
         }
         self.names.remove(&ends);
         let id = SessionId(self.next_id);
@@ -310,17 +332,13 @@ impl Engine {
             now,
         };
         let server = match syn.side {
-            Side::Egress => ends.outside.ip(),
-            Side::Ingress => ends.inside.ip(),
-        };
-        let answering = match answer.side {
-            Side::Egress => answer.ends.inside,
-            Side::Ingress => answer.ends.outside,
+            Side::Egress => ends.outside,
+            Side::Ingress => ends.inside,
         };
         let known = Known {
             v6: ends.inside.is_ipv6(),
-            connects_early: self.early.contains(&server),
-            implicit: self.config.implicit_ports.contains(&answering.port()),
+            connects_early: self.early.contains(&server.ip()),
+            implicit: self.config.implicit_ports.contains(&server.port()),
         };
         let flow = Flow::new(id, syn.side, syn.hello, answer.hello, known, &mut cx);
         let (client, server) = flow.client_and_server(&ends);
@@ -329,7 +347,7 @@ impl Engine {
             client,
             server,
         });
-        self.flows.insert(ends, flow);
+        self.flows.insert(ends, Box::new(flow));
     }
 
     /// Makes room for a flow; false if it is there already, or if there are too many.
@@ -410,6 +428,8 @@ impl Engine {
     ) {
         if let Some(syn) = self.syn(answer).or(syn) {
             self.begin(answer, &syn, known, now, gateway);
+        } else if known {
+            self.pass_elsewhere(&[answer.ends], now);
         }
     }
 

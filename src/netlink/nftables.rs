@@ -78,8 +78,12 @@ pub mod attr {
     pub const RULE_TABLE: u16 = 1;
     /// The chain's name.
     pub const RULE_CHAIN: u16 = 2;
+    /// The rule's handle.
+    pub const RULE_HANDLE: u16 = 3;
     /// A list of expressions.
     pub const RULE_EXPRESSIONS: u16 = 4;
+    /// The handle of the rule in front of which a new one goes (behind which, with `APPEND`).
+    pub const RULE_POSITION: u16 = 6;
     /// Free for programs.
     pub const RULE_USERDATA: u16 = 7;
     /// `NFTA_SET_*`
@@ -114,6 +118,22 @@ pub mod attr {
     pub const ELEM_DATA: u16 = 2;
     /// Milliseconds.
     pub const ELEM_TIMEOUT: u16 = 4;
+    /// `NFTA_EXPR_*`
+    pub const EXPR_NAME: u16 = 1;
+    /// What the expression consists of.
+    pub const EXPR_DATA: u16 = 2;
+    /// `NFTA_IMMEDIATE_DREG`
+    pub const IMMEDIATE_TARGET: u16 = 1;
+    /// What is loaded: a value or a verdict.
+    pub const IMMEDIATE_DATA: u16 = 2;
+    /// `NFTA_LOOKUP_DREG`: where what a map maps to is put.
+    pub const LOOKUP_TARGET: u16 = 3;
+    /// `NFTA_DATA_VERDICT`
+    pub const DATA_VERDICT: u16 = 2;
+    /// `NFTA_VERDICT_CODE`
+    pub const VERDICT_CODE: u16 = 1;
+    /// Where a jump leads.
+    pub const VERDICT_CHAIN: u16 = 2;
     /// `NFTA_DATA_VALUE`
     pub const DATA_VALUE: u16 = 1;
     /// `NFTA_LIST_ELEM`
@@ -140,6 +160,8 @@ pub mod datatype {
     pub const IPV6: u32 = 8;
     /// `inet_service`
     pub const PORT: u32 = 13;
+    /// `mark`
+    pub const MARK: u32 = 19;
 
     /// The type of a concatenation.
     #[must_use]
@@ -181,6 +203,13 @@ pub enum Nat {
     Source = 0,
     /// The destination.
     Destination = 1,
+}
+
+/// How [`Expressions::verdict`] ends a rule.
+#[derive(Clone, Copy, Debug)]
+pub enum Verdict {
+    /// `NF_ACCEPT`: the packet passes this base chain.
+    Accept = 1,
 }
 
 /// Adds expressions to a rule; the numbers are registers unless said otherwise.
@@ -250,6 +279,14 @@ impl<'a> Expressions<'a> {
         })
     }
 
+    /// Sets the packet's mark (`meta mark`).
+    pub fn set_packet_mark(&mut self, source: u32) -> &mut Self {
+        self.add("meta", |b| {
+            // NFTA_META_KEY: NFT_META_MARK, NFTA_META_SREG.
+            b.be32(2, 3).be32(3, reg(source));
+        })
+    }
+
     /// `register = (register & mask) ^ xor`, on 32 bits in host byte order.
     pub fn bits(&mut self, register: u32, mask: u32, xor: u32) -> &mut Self {
         self.add("bitwise", |b| {
@@ -278,6 +315,19 @@ impl<'a> Expressions<'a> {
             if let Some(port) = port {
                 b.be32(5, reg(port));
             }
+        })
+    }
+
+    /// Ends the rule with a verdict.
+    pub fn verdict(&mut self, verdict: Verdict) -> &mut Self {
+        self.add("immediate", |b| {
+            // NFT_REG_VERDICT
+            b.be32(attr::IMMEDIATE_TARGET, 0);
+            b.nest(attr::IMMEDIATE_DATA, |b| {
+                b.nest(attr::DATA_VERDICT, |b| {
+                    b.be32(attr::VERDICT_CODE, verdict as u32);
+                });
+            });
         })
     }
 

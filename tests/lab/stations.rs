@@ -4,6 +4,7 @@
 //! the breadth: a few clients and servers through many networks, with both pinhole backends.
 
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use nix::sys::signal::Signal;
 
 use super::client::{Client, Done, Job, Mode};
 use super::net::Net;
-use super::process::Process;
+use super::process::{Process, run};
 use super::report;
 use super::rules;
 use super::scenario::greeting;
@@ -59,6 +60,8 @@ pub struct Station {
     pub v6: String,
     /// What `ftpalg run` gets besides the backend; none: it doesn't run here.
     pub arguments: Vec<&'static str>,
+    /// The words in front of `ftpalg` that put it where it is to run; none: the host's namespace.
+    pub wrapper: Vec<String>,
 }
 
 /// A client, a server and the way between them.
@@ -129,6 +132,12 @@ impl Case {
     /// Brings the network up with the user's rules.
     pub fn build(&self) -> Net {
         let net = Net::new(&self.topology(&self.parts[0]));
+        self.install_rules(&net);
+        net
+    }
+
+    /// Installs the users' rules.
+    pub fn install_rules(&self, net: &Net) {
         for station in &self.stations {
             for (program, text) in [("iptables", &station.v4), ("ip6tables", &station.v6)] {
                 let restore = format!("{program}-nft-restore");
@@ -136,7 +145,6 @@ impl Case {
                     .must();
             }
         }
-        net
     }
 
     /// Runs all of it with both backends, and first without an ALG. Writes the table
@@ -147,15 +155,22 @@ impl Case {
     /// doesn't work with it; a packet that conntrack finds INVALID; rules that aren't as before;
     /// an announcement that was not followed.
     pub fn run(&self, name: &str) -> Vec<Outcome> {
-        let net = self.build();
-        let mut problems = self.without(&net);
+        self.run_on(&self.build(), name)
+    }
+
+    /// The same on a network that was [built](Self::build) before.
+    ///
+    /// # Panics
+    /// As [`Self::run`].
+    pub fn run_on(&self, net: &Net, name: &str) -> Vec<Outcome> {
+        let mut problems = self.without(net);
         let mut outcomes = Vec::new();
         let mut columns = Vec::new();
         for backend in BACKENDS {
             for server in &self.servers {
                 let head = format!("{backend}, {}", server.kind.name());
                 let mut found = Vec::new();
-                let (outcome, cells) = self.with(&net, backend, server, &mut found);
+                let (outcome, cells) = self.with(net, backend, server, &mut found);
                 problems.extend(found.into_iter().map(|p| format!("{head}: {p}")));
                 outcomes.push(outcome);
                 columns.push((head, cells));
@@ -396,9 +411,8 @@ impl Station {
         if self.arguments.is_empty() {
             return None;
         }
-        let mut command = net.command(self.host, env!("CARGO_BIN_EXE_ftpalg"));
+        let mut command = self.ftpalg(net, &["run", "--backend", backend]);
         command
-            .args(["run", "--backend", backend])
             .args(&self.arguments)
             .env("RUST_LOG", "debug")
             .env("RUST_BACKTRACE", "1");
@@ -414,9 +428,24 @@ impl Station {
     /// # Panics
     /// If it doesn't.
     pub fn status(&self, net: &Net) -> serde_json::Value {
-        let words = [env!("CARGO_BIN_EXE_ftpalg"), "status", "--json"];
-        let finished = net.exec(self.host, &words);
+        let finished = run(self.ftpalg(net, &["status", "--json"]), LIMIT);
         serde_json::from_str(&finished.stdout).unwrap_or_else(|e| panic!("{e}: {finished}"))
+    }
+}
+
+impl Station {
+    fn ftpalg(&self, net: &Net, words: &[&str]) -> Command {
+        let program = env!("CARGO_BIN_EXE_ftpalg");
+        let mut command = match self.wrapper.split_first() {
+            None => net.command(self.host, program),
+            Some((first, others)) => {
+                let mut command = net.command(self.host, first);
+                command.args(others).arg(program);
+                command
+            }
+        };
+        command.args(words);
+        command
     }
 }
 

@@ -58,6 +58,9 @@ pub enum BackendError {
     /// The host lacks something that the backend stands on: what it is and how to mend it.
     #[error("{0}")]
     Unsupported(String),
+    /// The kernel can't do what this backend stands on; another one may work.
+    #[error("{0}")]
+    Lacking(String),
     /// The kernel or the operating system refused.
     #[error("{what}: {source}")]
     System {

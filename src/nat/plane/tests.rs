@@ -229,6 +229,7 @@ fn passive(session: u64, from: &str, port: u16) -> Request {
         as_source: None,
         published: true,
         from_range: true,
+        mark: 0,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Steering and accept rules: prints, installs, removes and verifies them.
 //!
 //! [`steering`] is what a person asks for; [`template`] makes rule text from it and from the files
-//! in `iptables/`; [`host`] puts our part of a table into place and takes it out; [`derive`](mod@derive) finds
+//! in `sets/`; [`host`] puts our part of a table into place and takes it out; [`derive`](mod@derive) finds
 //! the inside from the rules that are there. Pinholes are not known here.
 //!
 //! Where the rules go:
@@ -12,18 +12,21 @@
 //!   side by side: a packet meets the hooks of either.
 //! - accept rules (`filter`): into the user's flavour, and into the other where its table is
 //!   there, since either can drop. A legacy `filter` table that isn't there drops nothing.
+//!   Firewalls in tables of nft's own: see [`native`].
 
 pub mod derive;
 pub mod host;
 pub mod kernel;
+mod native;
 pub mod published;
 pub mod steering;
 pub mod template;
 
 use std::io;
 
+use crate::nat::backend::Mark;
 use crate::nat::xtables::command::CommandError;
-use crate::nat::xtables::save::{Ruleset, Table};
+use crate::nat::xtables::save::{Rule, Ruleset, Table};
 use crate::nat::xtables::snapshot::{Choice, Snapshot, SnapshotError};
 use crate::nat::xtables::tools::Tools;
 use crate::nat::xtables::{Family, Flavour};
@@ -40,6 +43,11 @@ use host::Host;
 /// The tables that steering and accept rules live in, in the order in which they are installed:
 /// nothing is queued before it would be accepted.
 const TABLES: [&str; 3] = ["filter", "mangle", "raw"];
+
+/// Docker's chain for other people's rules. When it starts, it puts its own chains in front of all
+/// that is in FORWARD, but leaves what is in there.
+const DOCKER: &str = "DOCKER-USER";
+const DOCKER_JUMP: &str = "-I DOCKER-USER -m comment --comment \"ftpalg:data\" -j FTPALG-DATA";
 
 /// Why the rules aren't as they should be.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +90,8 @@ pub struct Installed {
     pub choice: Choice,
     /// The tables that hold our rules now.
     pub places: Vec<At>,
+    /// The chains of nft's own firewalls that hold an accept rule now, in words.
+    pub native: Vec<String>,
     /// What a person should know, a line each.
     pub notes: Vec<String>,
 }
@@ -136,10 +146,11 @@ impl Rules {
             Ok(()) => Ok(Installed {
                 choice: plan.choice,
                 places: plan.tables.into_iter().map(|(at, _)| at).collect(),
+                native: plan.native.iter().map(ToString::to_string).collect(),
                 notes: plan.notes,
             }),
             Err(e) => {
-                if let Err(again) = self.clear(&TABLES) {
+                if let Err(again) = self.clear(&TABLES).and_then(|_| remove_native()) {
                     log::warn!("rules that could not be removed again: {again}");
                 }
                 Err(e)
@@ -148,6 +159,10 @@ impl Rules {
     }
 
     fn carry_out(&mut self, plan: &Plan, snapshot: &Snapshot) -> Result<(), RulesError> {
+        native::install(&plan.native, plan.mark).map_err(|source| RulesError::System {
+            what: "can't put accept rules into your nft chains",
+            source,
+        })?;
         for (at, current) in ours(snapshot, &TABLES) {
             if !plan.tables.iter().any(|(planned, _)| *planned == at) {
                 self.host.clear(&at, current)?;
@@ -167,7 +182,9 @@ impl Rules {
     /// # Errors
     /// The first thing that could not be removed; all else is.
     pub fn remove(&mut self) -> Result<usize, RulesError> {
-        self.clear(&["raw", "mangle", "nat", "filter", "security"])
+        let native = remove_native();
+        let removed = self.clear(&["raw", "mangle", "nat", "filter", "security"])?;
+        Ok(removed.saturating_add(native?))
     }
 
     fn clear(&mut self, tables: &[&str]) -> Result<usize, RulesError> {
@@ -253,7 +270,17 @@ fn missing_in(snapshot: &Snapshot, steering: &Steering) -> Result<Vec<String>, R
             all.extend(missing);
         }
     }
+    let bare = plan.native.iter().filter(|place| !place.is_taken());
+    all.extend(bare.map(|place| format!("{place}: the accept rule is gone")));
     Ok(all)
+}
+
+/// Removes our rules from chains that iptables doesn't know.
+fn remove_native() -> Result<usize, RulesError> {
+    native::remove().map_err(|source| RulesError::System {
+        what: "can't remove accept rules from your nft chains",
+        source,
+    })
 }
 
 /// The tables that hold something of ours.
@@ -284,6 +311,9 @@ pub(crate) fn ours<'a>(snapshot: &'a Snapshot, tables: &[&str]) -> Vec<(At, &'a 
 struct Plan {
     choice: Choice,
     tables: Vec<(At, Table)>,
+    /// Chains of nft's own firewalls.
+    native: Vec<native::Place>,
+    mark: Mark,
     notes: Vec<String>,
 }
 
@@ -309,14 +339,13 @@ impl Plan {
                         table: name.to_owned(),
                     };
                     if !snapshot.is_hidden(family, flavour, name) {
-                        tables.push((at, wanted.clone()));
-                    } else if name == "filter" {
-                        let bit = steering.mark.bit();
-                        notes.push(format!(
-                            "{at}: it holds rules written for nft: let it accept data connections \
-                             yourself, with: ct mark and {bit:#x} == {bit:#x} accept"
-                        ));
-                    } else {
+                        let mut wanted = wanted.clone();
+                        let current = snapshot.table(family, flavour, name);
+                        if current.is_some_and(|table| table.chain(DOCKER).is_some()) {
+                            wanted.rules.extend(Rule::parse(DOCKER_JUMP));
+                        }
+                        tables.push((at, wanted));
+                    } else if name != "filter" {
                         return Err(RulesError::Input(format!(
                             "{at}: it holds rules written for nft, beside which ours couldn't be removed \
                              again: move them to a table of another name, or use --rules external"
@@ -325,7 +354,21 @@ impl Plan {
                 }
             }
         }
-        if tables.is_empty() && notes.is_empty() {
+        let mut native =
+            native::places(snapshot, steering.local).map_err(|source| RulesError::System {
+                what: "can't list the nft rules",
+                source,
+            })?;
+        let bit = steering.mark.bit();
+        let owned = native.extract_if(.., |place| place.is_out_of_reach());
+        notes.extend(owned.map(|place| {
+            format!(
+                "{place}: the table belongs to a running program, which alone can change it: have it accept \
+                 data connections that it would drop (ct mark and {bit:#x} == {bit:#x} accept; firewalld gives \
+                 the table up with NftablesTableOwner=no in firewalld.conf)"
+            )
+        }));
+        if tables.is_empty() {
             return Err(RulesError::Input(
                 "nothing to steer: all of --inside is IPv6, and there is no ip6tables here".into(),
             ));
@@ -334,6 +377,8 @@ impl Plan {
         Ok(Self {
             choice,
             tables,
+            native,
+            mark: steering.mark,
             notes,
         })
     }

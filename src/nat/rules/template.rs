@@ -1,4 +1,5 @@
-//! Makes rule sets from the templates in `iptables/`.
+//! Makes rule sets from the templates in `sets/`. Those in `iptables/` at the top are made from them,
+//! for people to read and load.
 //!
 //! A template is in the save format, with placeholders in braces:
 //!
@@ -16,7 +17,7 @@ use super::steering::{Inside, Steering};
 use crate::nat::xtables::Family;
 
 /// What `rules install` loads.
-const STEERING: &str = include_str!("../../../iptables/steering.rules");
+const STEERING: &str = include_str!("sets/steering.rules");
 
 /// xt_multiport's own limit.
 const PORTS_PER_RULE: usize = 15;
@@ -24,7 +25,7 @@ const PORTS_PER_RULE: usize = 15;
 /// A whole rule set to start from: the user's part and ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Example {
-    /// The name of its file in `iptables/`.
+    /// The name of its files in `iptables/`, without `.rules`.
     pub name: &'static str,
     text: &'static str,
 }
@@ -33,19 +34,19 @@ pub struct Example {
 pub const EXAMPLES: [Example; 4] = [
     Example {
         name: "gateway",
-        text: include_str!("../../../iptables/gateway.rules"),
+        text: include_str!("sets/gateway.rules"),
     },
     Example {
         name: "local-server",
-        text: include_str!("../../../iptables/local-server.rules"),
+        text: include_str!("sets/local-server.rules"),
     },
     Example {
         name: "client-firewall",
-        text: include_str!("../../../iptables/client-firewall.rules"),
+        text: include_str!("sets/client-firewall.rules"),
     },
     Example {
         name: "default-drop-host",
-        text: include_str!("../../../iptables/default-drop-host.rules"),
+        text: include_str!("sets/default-drop-host.rules"),
     },
 ];
 

@@ -1,0 +1,371 @@
+//! Accept rules in firewalls that are written for nft itself (`inet filter forward`, firewalld).
+//!
+//! No verdict of another table can overrule a drop there, so data connections are accepted in the
+//! chain that drops: one rule per chain, with the comment `ftpalg:accept`, in front of the first
+//! rule that may drop, or at the end if only the chain's policy does. What stands before goes on to
+//! apply (MSS clamping, counters, marks). Rules are told apart and removed by handle.
+//!
+//! Tables that iptables-nft can show are left to iptables.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use nix::errno::Errno;
+
+use crate::nat::backend::Mark;
+use crate::nat::tables::{self, ChainInfo, TableInfo};
+use crate::nat::xtables::Family;
+use crate::nat::xtables::Flavour;
+use crate::nat::xtables::snapshot::Snapshot;
+use crate::netlink::codec::{self, Attrs, Message};
+use crate::netlink::nftables::{Ct, Expressions, Verdict, attr, comment, msg};
+use crate::netlink::socket::{Request, Socket};
+
+/// The comment of our rules.
+const TAG: &str = "ftpalg:accept";
+/// `NF_INET_*`
+const INPUT: u32 = 1;
+const FORWARD: u32 = 2;
+const OUTPUT: u32 = 3;
+/// The tables of iptables, and its chains in them.
+const XTABLES: [&str; 5] = ["filter", "mangle", "nat", "raw", "security"];
+const BUILTIN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+const TCP: u8 = 6;
+
+/// A chain that drops packets, and where ours goes in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    family: u8,
+    table: String,
+    chain: String,
+    /// The handle of the rule that it goes in front of; `None`: the end.
+    before: Option<u64>,
+    /// The handles of ours that are there.
+    ours: Vec<u64>,
+    /// Whether the table belongs to a running program, which alone may change it.
+    owned: bool,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let family = match self.family {
+            1 => "inet",
+            2 => "ip",
+            10 => "ip6",
+            _ => "other",
+        };
+        write!(f, "nft {family} {} {}", self.table, self.chain)
+    }
+}
+
+impl Place {
+    /// Whether ours is there.
+    pub(crate) fn is_taken(&self) -> bool {
+        !self.ours.is_empty()
+    }
+
+    /// Whether only the program that made the table can put a rule there.
+    pub(crate) fn is_out_of_reach(&self) -> bool {
+        self.owned && !self.is_taken()
+    }
+}
+
+/// The places where data connections need to be accepted; none on a kernel without nf_tables.
+pub(crate) fn places(snapshot: &Snapshot, local: bool) -> io::Result<Vec<Place>> {
+    let Some((mut socket, mut chains)) = base_chains()? else {
+        return Ok(Vec::new());
+    };
+    chains.retain(|chain| {
+        let hook = chain.base.as_ref().map(|base| base.hook);
+        let hooked = match hook {
+            Some(FORWARD) => true,
+            Some(INPUT | OUTPUT) => local,
+            _ => false,
+        };
+        hooked && !is_iptables(snapshot, chain)
+    });
+    let tables = tables::tables_on(&mut socket)?;
+    find(&mut socket, &chains, &tables)
+}
+
+/// Puts our rule into each place, replacing those that are there: all or none.
+pub(crate) fn install(places: &[Place], mark: Mark) -> io::Result<()> {
+    let mut requests = Vec::new();
+    for place in places.iter().filter(|place| !place.owned) {
+        requests.extend(place.ours.iter().map(|handle| delete(place, *handle)));
+        requests.push(insert(place, mark));
+    }
+    if requests.is_empty() {
+        return Ok(());
+    }
+    Ok(Socket::open()?.batch(&requests)?)
+}
+
+/// Removes all of ours, wherever they are: how many there were.
+pub(crate) fn remove() -> io::Result<usize> {
+    let Some((mut socket, chains)) = base_chains()? else {
+        return Ok(0);
+    };
+    let ours: Vec<_> = rules(&mut socket, &chains)?
+        .into_iter()
+        .filter(|rule| rule.ours)
+        .collect();
+    let mut removed = 0;
+    let mut result = Ok(());
+    for rule in &ours {
+        let place = Place {
+            family: rule.family,
+            table: rule.table.clone(),
+            chain: rule.chain.clone(),
+            before: None,
+            ours: Vec::new(),
+            owned: false,
+        };
+        match socket
+            .batch(&[delete(&place, rule.handle)])
+            .map_err(io::Error::from)
+        {
+            Ok(()) => removed += 1,
+            // It went with its table meanwhile.
+            Err(e) if e.raw_os_error() == Some(Errno::ENOENT as i32) => {}
+            Err(e) => result = Err(e),
+        }
+    }
+    result.map(|()| removed)
+}
+
+/// All base chains that filter, of the families that carry IP.
+fn base_chains() -> io::Result<Option<(Socket, Vec<ChainInfo>)>> {
+    if !tables::available() {
+        return Ok(None);
+    }
+    let mut socket = Socket::open()?;
+    let mut chains = tables::chains_on(&mut socket)?;
+    chains.retain(|chain| {
+        matches!(chain.family, 1 | 2 | 10)
+            && chain
+                .base
+                .as_ref()
+                .is_some_and(|base| base.kind == "filter")
+    });
+    Ok(Some((socket, chains)))
+}
+
+/// Whether iptables-nft shows the chain, so that our rules go there by iptables.
+fn is_iptables(snapshot: &Snapshot, chain: &ChainInfo) -> bool {
+    let family = match chain.family {
+        2 => Family::V4,
+        10 => Family::V6,
+        _ => return false,
+    };
+    XTABLES.contains(&chain.table.as_str())
+        && BUILTIN.contains(&chain.name.as_str())
+        && snapshot.view(family, Flavour::Nft).is_some()
+        && !snapshot.is_hidden(family, Flavour::Nft, &chain.table)
+}
+
+fn find(socket: &mut Socket, chains: &[ChainInfo], all: &[TableInfo]) -> io::Result<Vec<Place>> {
+    let rules = rules(socket, chains)?;
+    let mut of_chain: BTreeMap<(u8, &str, &str), Vec<&Rule>> = BTreeMap::new();
+    for rule in &rules {
+        let key = (rule.family, rule.table.as_str(), rule.chain.as_str());
+        of_chain.entry(key).or_default().push(rule);
+    }
+    let mut places = Vec::new();
+    for chain in chains {
+        let key = (chain.family, chain.table.as_str(), chain.name.as_str());
+        let own = of_chain.get(&key).map(Vec::as_slice).unwrap_or_default();
+        let first = own
+            .iter()
+            .find(|rule| !rule.ours && drops(rule, &of_chain, &mut BTreeSet::new()));
+        let policy = chain.base.as_ref().is_some_and(|base| base.drops);
+        let ours: Vec<u64> = own.iter().filter(|r| r.ours).map(|r| r.handle).collect();
+        if first.is_none() && !policy && ours.is_empty() {
+            continue;
+        }
+        let table = all
+            .iter()
+            .find(|table| table.family == chain.family && table.name == chain.table);
+        places.push(Place {
+            family: chain.family,
+            table: chain.table.clone(),
+            chain: chain.name.clone(),
+            before: first.map(|rule| rule.handle),
+            ours,
+            owned: table.is_some_and(|table| table.owner.is_some()),
+        });
+    }
+    Ok(places)
+}
+
+/// Whether a packet that a rule matches may be dropped by it, or where it leads to.
+fn drops<'a>(
+    rule: &'a Rule,
+    of_chain: &BTreeMap<(u8, &'a str, &'a str), Vec<&'a Rule>>,
+    seen: &mut BTreeSet<&'a str>,
+) -> bool {
+    match &rule.effect {
+        Effect::None => false,
+        Effect::Drop => true,
+        Effect::Jump(to) => {
+            // A loop can't be: the kernel sees to it. Each chain is looked at once.
+            seen.insert(to)
+                && of_chain
+                    .get(&(rule.family, rule.table.as_str(), to.as_str()))
+                    .is_some_and(|rules| rules.iter().any(|rule| drops(rule, of_chain, seen)))
+        }
+    }
+}
+
+/// What is to be known of a rule.
+#[derive(Debug, PartialEq, Eq)]
+struct Rule {
+    family: u8,
+    table: String,
+    chain: String,
+    handle: u64,
+    ours: bool,
+    effect: Effect,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Effect {
+    /// No packet is lost by it.
+    None,
+    /// It may drop or reject, or it can't be told.
+    Drop,
+    /// It goes on in that chain.
+    Jump(String),
+}
+
+/// All rules of the tables that these chains are in, in order.
+fn rules(socket: &mut Socket, chains: &[ChainInfo]) -> io::Result<Vec<Rule>> {
+    let tables: BTreeSet<_> = chains
+        .iter()
+        .map(|c| (c.family, c.table.as_str()))
+        .collect();
+    let mut all = Vec::new();
+    for (family, table) in tables {
+        let request = Request {
+            kind: msg::GET_RULE,
+            flags: 0,
+            family,
+            attrs: Box::new(move |b| {
+                b.text(attr::RULE_TABLE, table);
+            }),
+        };
+        // Old kernels show all tables.
+        let of_table = |message: &Message<'_>| {
+            read(message).filter(|rule| rule.family == family && rule.table == table)
+        };
+        all.extend(socket.dump(&request, of_table)?);
+    }
+    Ok(all)
+}
+
+fn read(message: &Message<'_>) -> Option<Rule> {
+    let find = |kind| message.attrs().find(kind);
+    let text = |kind| Some(find(kind)?.text()?.to_owned());
+    let userdata = find(attr::RULE_USERDATA).map_or(&[][..], |data| data.value);
+    Some(Rule {
+        family: message.family(),
+        table: text(attr::RULE_TABLE)?,
+        chain: text(attr::RULE_CHAIN)?,
+        handle: find(attr::RULE_HANDLE)?.be64()?,
+        ours: userdata == comment(0, TAG),
+        effect: find(attr::RULE_EXPRESSIONS).map_or(Effect::None, |list| effect(list.nested())),
+    })
+}
+
+/// What a rule does to packets, going by its expressions.
+fn effect(expressions: Attrs<'_>) -> Effect {
+    for expression in expressions {
+        let parts = expression.nested();
+        let data = parts.find(attr::EXPR_DATA);
+        match parts.find(attr::EXPR_NAME).and_then(|name| name.text()) {
+            Some("immediate") => {
+                let verdict = data
+                    .and_then(|data| data.nested().find(attr::IMMEDIATE_DATA))
+                    .and_then(|data| data.nested().find(attr::DATA_VERDICT));
+                let Some(verdict) = verdict else {
+                    continue;
+                };
+                let code = verdict
+                    .nested()
+                    .find(attr::VERDICT_CODE)
+                    .and_then(|c| c.be32());
+                let chain = verdict
+                    .nested()
+                    .find(attr::VERDICT_CHAIN)
+                    .and_then(|c| c.text());
+                return match (code.map(u32::cast_signed), chain) {
+                    (Some(ACCEPT | CONTINUE | RETURN), _) => Effect::None,
+                    (Some(JUMP), Some(chain)) => Effect::Jump(chain.to_owned()),
+                    _ => Effect::Drop,
+                };
+            }
+            // A verdict map: its elements may be anything.
+            Some("lookup") => {
+                let target = data
+                    .and_then(|data| data.nested().find(attr::LOOKUP_TARGET))
+                    .and_then(|target| target.be32());
+                if target == Some(VERDICT_REGISTER) {
+                    return Effect::Drop;
+                }
+            }
+            Some("reject" | "queue" | "target" | "synproxy" | "tproxy") => return Effect::Drop,
+            _ => {}
+        }
+    }
+    Effect::None
+}
+
+/// `NF_ACCEPT`, `NFT_CONTINUE`, `NFT_JUMP`, `NFT_RETURN`; `NFT_REG_VERDICT`.
+const ACCEPT: i32 = 1;
+const CONTINUE: i32 = -1;
+const JUMP: i32 = -3;
+const RETURN: i32 = -5;
+const VERDICT_REGISTER: u32 = 0;
+
+fn insert(place: &Place, mark: Mark) -> Request<'_> {
+    let bit = mark.bit();
+    Request {
+        kind: msg::NEW_RULE,
+        // In front of the rule that is named, or of none: at the end.
+        flags: match place.before {
+            Some(_) => codec::CREATE,
+            None => codec::CREATE | codec::APPEND,
+        },
+        family: place.family,
+        attrs: Box::new(move |b| {
+            b.text(attr::RULE_TABLE, &place.table);
+            b.text(attr::RULE_CHAIN, &place.chain);
+            b.nest(attr::RULE_EXPRESSIONS, |b| {
+                Expressions::new(b)
+                    .protocol(0, TCP)
+                    .ct(0, Ct::Mark)
+                    .bits(0, bit, 0)
+                    .compare(0, true, &bit.to_ne_bytes())
+                    .verdict(Verdict::Accept);
+            });
+            if let Some(handle) = place.before {
+                b.be64(attr::RULE_POSITION, handle);
+            }
+            b.bytes(attr::RULE_USERDATA, &comment(0, TAG));
+        }),
+    }
+}
+
+fn delete(place: &Place, handle: u64) -> Request<'static> {
+    let (family, table, chain) = (place.family, place.table.clone(), place.chain.clone());
+    Request {
+        kind: msg::DEL_RULE,
+        flags: 0,
+        family,
+        attrs: Box::new(move |b| {
+            b.text(attr::RULE_TABLE, &table);
+            b.text(attr::RULE_CHAIN, &chain);
+            b.be64(attr::RULE_HANDLE, handle);
+        }),
+    }
+}
