@@ -36,6 +36,8 @@ pub struct Stats {
     pub limit_reached: u64,
     /// Sessions that went on under TLS.
     pub tls: u64,
+    /// `AUTH` commands that were refused (`--tls deny`).
+    pub tls_denied: u64,
     /// Connections that aren't FTP.
     pub not_ftp: u64,
     /// Connections with MPTCP, TCP-MD5 or TCP-AO, or with data in the SYN: passed unmodified.
@@ -75,7 +77,7 @@ impl Stats {
 
     /// Adds another worker's counts.
     pub fn add(&mut self, other: &Self) {
-        let pairs: [(&mut u64, u64); 23] = [
+        let pairs: [(&mut u64, u64); 24] = [
             (&mut self.packets, other.packets),
             (&mut self.changed, other.changed),
             (&mut self.malformed, other.malformed),
@@ -89,6 +91,7 @@ impl Stats {
             (&mut self.table_full, other.table_full),
             (&mut self.limit_reached, other.limit_reached),
             (&mut self.tls, other.tls),
+            (&mut self.tls_denied, other.tls_denied),
             (&mut self.not_ftp, other.not_ftp),
             (&mut self.untouchable, other.untouchable),
             (&mut self.announced, other.announced),
