@@ -256,6 +256,17 @@ impl Engine {
             self.unplaced = Some(Unplaced::Answer(answer));
         } else if let Some(syn) = syn {
             self.begin(&answer, &syn, handled, now, gateway);
+        } else if handled {
+            self.pass_elsewhere(&[answer.ends], now);
+        }
+    }
+
+    /// Passes the packets between these ends: the connection is edited at its other end.
+    fn pass_elsewhere(&mut self, names: &[Endpoints], now: Duration) {
+        let max = self.config.max_flows.saturating_mul(2);
+        for ends in names {
+            let elsewhere = Meaning::Elsewhere { seen: now };
+            self.names.insert(*ends, elsewhere, max);
         }
     }
 
@@ -290,12 +301,8 @@ impl Engine {
         gateway: &mut dyn Gateway,
     ) {
         self.half_open.remove(&syn.ends);
-        let max_names = self.config.max_flows.saturating_mul(2);
         if handled {
-            for ends in [syn.ends, answer.ends] {
-                let elsewhere = Meaning::Elsewhere { seen: now };
-                self.names.insert(ends, elsewhere, max_names);
-            }
+            self.pass_elsewhere(&[syn.ends, answer.ends], now);
             return;
         }
         let (ends, ingress) = match answer.side {
@@ -310,7 +317,8 @@ impl Engine {
         }
         if ends != ingress {
             let flow = Meaning::Flow(ends);
-            self.names.insert(ingress, flow, max_names);
+            let max = self.config.max_flows.saturating_mul(2);
+            self.names.insert(ingress, flow, max);
         }
         self.names.remove(&ends);
         let id = SessionId(self.next_id);
@@ -420,6 +428,8 @@ impl Engine {
     ) {
         if let Some(syn) = self.syn(answer).or(syn) {
             self.begin(answer, &syn, known, now, gateway);
+        } else if known {
+            self.pass_elsewhere(&[answer.ends], now);
         }
     }
 
