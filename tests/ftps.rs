@@ -665,7 +665,7 @@ while True:
             data.close()
             say("226 done")
         else:
-            say({"USER": "331 and?", "PASS": "230 in", "QUIT": "221 bye"}.get(verb, "200 ok"))
+            say({"USER": "331 and?", "PASS": "230 in", "QUIT": "221 bye", "PWD": '257 "/"', "SIZE": "500 no"}.get(verb, "200 ok"))
 "#;
 
 /// Transfers in clear text after `CCC` are followed like any others, with TLS 1.2 and 1.3.
@@ -713,14 +713,41 @@ ftp.quit()
             );
         }
     }
+    let url = |name: &str| format!("ftp://{}/{name}", topology.dial);
+    let (a, b, c) = (url("a"), url("b"), url("c"));
+    let words = [
+        &[
+            "curl",
+            "-sS",
+            "-v",
+            "-k",
+            "--ftp-ssl-control",
+            "--ftp-ssl-ccc-mode",
+        ][..],
+        // It says goodbye to TLS first; otherwise it never does, and Python's server minds.
+        &[
+            "active",
+            "--noproxy",
+            "*",
+            "--user",
+            "lab:lab",
+            "--max-time",
+            "10",
+        ],
+        &["--disable-epsv", "--no-ftp-skip-pasv-ip", &a, &b, &c],
+    ]
+    .concat();
+    let said = net.exec(topology.client, &words).must().stdout;
+    assert!(said.contains("the content of RETR c"), "{said}");
     let status = ask(&net, "status");
-    assert_eq!(status["counters"]["clear_again"], 2, "{status:#}");
+    assert_eq!(status["counters"]["clear_again"], 3, "{status:#}");
     let log = running.stop();
     assert_eq!(
         log.matches("in clear text again: read again").count(),
-        2,
+        3,
         "{log}"
     );
-    assert_eq!(log.matches(" -> 203.0.113.1:").count(), 12, "{log}");
+    // Each is announced, and made.
+    assert_eq!(log.matches(" -> 203.0.113.1:").count(), 18, "{log}");
     assert_eq!(rules::invalid(&net, topology.router), 0);
 }

@@ -46,6 +46,11 @@ impl Session {
         {
             return self.ends(Over::NotFtp);
         }
+        // A page chooses its request's method, which may well be `USER`, but not that there are
+        // headers between the method and all else that it chooses.
+        if is_header_field(line) {
+            return self.ends(Over::NotFtp);
+        }
         if overlong {
             count(&mut self.counts.overlong);
         } else if command == Command::Transfer {
@@ -173,6 +178,13 @@ impl Session {
             self.waiting.push(command);
         }
     }
+}
+
+/// Whether a line is a field of an HTTP request (RFC 9112 §5: the colon follows the name at once).
+fn is_header_field(line: &[u8]) -> bool {
+    let end = line.iter().position(|b| *b == b' ').unwrap_or(line.len());
+    let name = line.get(..end).unwrap_or_default();
+    name.iter().skip(1).any(|b| *b == b':')
 }
 
 fn printable(line: &[u8]) -> bool {
