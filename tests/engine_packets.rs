@@ -898,7 +898,7 @@ fn clear_text_after_tls_is_read_again() {
     let port = data(c, seen, "PORT 9,9,9,9,200,1\r\n");
     assert_eq!(
         t.send(Client, port).seg().payload,
-        b"PORT xxxxxxxxxxxxx\r\n"
+        b"PORX xxxxxxxxxxxxx\r\n"
     );
 }
 

@@ -13,7 +13,7 @@ use super::second::Second;
 use super::stats::{SessionInfo, Stats};
 use super::tls::Tls;
 use super::{Endpoints, Side};
-use crate::ftp::session::{Announcement, Outcome, Peer, Session, Step};
+use crate::ftp::session::{Announcement, Outcome, Peer, Refusal, Session, Step};
 use crate::stream::{Emit, Half, Intake, Overflow, Seq};
 use crate::wire::{Flags, SackBlock, Segment, SegmentMut, for_each_sack};
 
@@ -88,6 +88,14 @@ impl From<Hole> for PinholeId {
     fn from(hole: Hole) -> Self {
         Self(hole.0.get().saturating_sub(1))
     }
+}
+
+/// A [`Step::Address`]: what is pending of a stream announces an address.
+struct Said {
+    at: usize,
+    len: usize,
+    announcement: Announcement,
+    refusal: Option<Refusal>,
 }
 
 /// Whether a connection is over.
@@ -494,8 +502,15 @@ impl Flow {
                     at,
                     len,
                     announcement,
+                    refusal,
                 } => {
-                    self.announce(ends, side, at, len, &announcement, cx)?;
+                    let said = Said {
+                        at,
+                        len,
+                        announcement,
+                        refusal,
+                    };
+                    self.announce(ends, side, &said, cx)?;
                 }
                 Step::Refuse {
                     at,
@@ -507,6 +522,10 @@ impl Flow {
                     forward.pass(at, &limits)?;
                     forward.replace(with.len().max(1), &with, &limits)?;
                     self.count_refusal(verb, why.to_owned(), true, cx);
+                }
+                Step::Blank(with) => {
+                    let [forward, _] = self.both(side);
+                    forward.replace(with.len().max(1), &with, &limits)?;
                 }
                 Step::OpenActive => {
                     let opened = self.active.is_some_and(|hole| {
@@ -550,13 +569,18 @@ impl Flow {
         &mut self,
         ends: &Endpoints,
         side: Side,
-        at: usize,
-        len: usize,
-        said: &Announcement,
+        said: &Said,
         cx: &mut Context<'_>,
     ) -> Result<(), Overflow> {
         let peer = self.peer(side);
         let limits = cx.config.limits;
+        let Said {
+            at,
+            len,
+            announcement: said,
+            refusal,
+        } = said;
+        let (at, len) = (*at, *len);
         let decision = announce::decide(cx.config, cx.gateway, self.id, ends, side, said);
         let [forward, _] = self.both(side);
         match decision {
@@ -616,9 +640,15 @@ impl Flow {
                 self.count_refusal(said.verb, why, true, cx);
             }
             Decision::Refuse(why) => {
-                // Not an address any more, so the server answers with a syntax error itself.
-                forward.pass(at, &limits)?;
-                forward.replace(len, &vec![b'x'; len], &limits)?;
+                let Some(refusal) = refusal else {
+                    // Only commands are refused.
+                    forward.pass(at.saturating_add(len), &limits)?;
+                    self.session.announced(peer, Outcome::PassedUnmodified);
+                    self.count_refusal(said.verb, why, false, cx);
+                    return Ok(());
+                };
+                forward.pass(refusal.at, &limits)?;
+                forward.replace(refusal.with.len().max(1), &refusal.with, &limits)?;
                 self.session.announced(peer, Outcome::Refused);
                 self.count_refusal(said.verb, why, true, cx);
             }
