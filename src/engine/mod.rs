@@ -316,6 +316,8 @@ impl Engine {
             return;
         }
         if ends != ingress {
+            // The same client port towards another address, some time ago.
+            self.replace(&ingress, gateway);
             let flow = Meaning::Flow(ends);
             let max = self.config.max_flows.saturating_mul(2);
             self.names.insert(ingress, flow, max);
@@ -358,14 +360,11 @@ impl Engine {
         hello: &Hello,
         gateway: &mut dyn Gateway,
     ) -> bool {
-        if let Some(old) = self.flows.get_mut(&ends) {
+        if let Some(old) = self.flows.get(&ends) {
             if old.began_with(syn.hello.isn, hello.isn) {
                 return false;
             }
-            old.close("replaced", gateway);
-            self.buffered = self.buffered.saturating_sub(old.buffered());
-            self.flows.remove(&ends);
-            self.names.forget_flow(&ends);
+            self.replace(&ends, gateway);
         }
         if self.flows.len() >= self.config.max_flows {
             self.forget(|flow| flow.is_closed(), gateway);
@@ -375,6 +374,15 @@ impl Engine {
             }
         }
         true
+    }
+
+    /// Forgets a flow whose name a new connection has.
+    fn replace(&mut self, ends: &Endpoints, gateway: &mut dyn Gateway) {
+        if let Some(mut old) = self.flows.remove(ends) {
+            old.close("replaced", gateway);
+            self.buffered = self.buffered.saturating_sub(old.buffered());
+            self.names.forget_flow(ends);
+        }
     }
 
     // ---- several engines -------------------------------------------------------------------
