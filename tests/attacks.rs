@@ -17,5 +17,9 @@ mod arena;
 mod bounce;
 #[path = "attacks/echo.rs"]
 mod echo;
+#[path = "attacks/packets.rs"]
+mod packets;
+#[path = "attacks/pinhole.rs"]
+mod pinhole;
 #[path = "attacks/slipstream.rs"]
 mod slipstream;

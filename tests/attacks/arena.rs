@@ -31,8 +31,6 @@ pub const OUTSIDER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 pub const STRANGER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 3);
 /// Where inside machines have something to hide that no list of service ports names.
 pub const SECRET: u16 = 7777;
-/// `SECRET` as FTP writes it.
-pub const SECRET_NUMBERS: &str = "30,97";
 
 /// How long an end of a control connection waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -67,6 +65,8 @@ pub enum Helper {
 pub enum Outcome {
     /// Nobody got anywhere.
     Holds,
+    /// As far as is promised; what isn't.
+    Nearly(String),
     /// Somebody did: where to.
     Falls(String),
 }
@@ -145,6 +145,7 @@ impl Family {
                 let result = &column[index];
                 cells.push(match result {
                     Ok(Outcome::Holds) => "holds".to_owned(),
+                    Ok(Outcome::Nearly(what)) => format!("holds, but {what}"),
                     Ok(Outcome::Falls(what)) => format!("falls: {what}"),
                     Err(error) if error.kind() == ErrorKind::WouldBlock => "cuts it off".to_owned(),
                     Err(error) => format!("not carried out: {error}"),
@@ -152,7 +153,7 @@ impl Family {
                 let right = match (gate, attack.helper) {
                     (Gate::Kernel, Helper::Any) => true,
                     (Gate::Kernel, Helper::Falls) => matches!(result, Ok(Outcome::Falls(_))),
-                    _ => matches!(result, Ok(Outcome::Holds)),
+                    _ => matches!(result, Ok(Outcome::Holds | Outcome::Nearly(_))),
                 };
                 if !right {
                     failures.push(format!("{gate:?}: {}: {result:?}", attack.name));
@@ -234,6 +235,9 @@ impl<'a> Arena<'a> {
         }
         let public = match topology.shape {
             Shape::ServerInside => Ipv4Addr::new(203, 0, 113, 1),
+            Shape::ClientInside if topology.hosts.iter().any(|host| host.name == "wo") => {
+                Ipv4Addr::new(192, 0, 2, 2)
+            }
             Shape::ClientInside => Ipv4Addr::new(198, 51, 100, 1),
         };
         let control = net.within(topology.server, || listen(topology.listen));
@@ -271,9 +275,17 @@ impl<'a> Arena<'a> {
         let SocketAddr::V4(dial) = topology.dial else {
             return Err(Error::other("IPv4 only"));
         };
-        let stream = self
-            .net
-            .within(topology.client, || connect_from(client, dial, PATIENCE))?;
+        let deadline = Instant::now() + PATIENCE;
+        let connect = || loop {
+            match connect_from(client, dial, PATIENCE) {
+                // The last packet of an old connection between these ports is still on its way.
+                Err(e) if e.kind() == ErrorKind::AddrNotAvailable && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                result => return result,
+            }
+        };
+        let stream = self.net.within(topology.client, connect)?;
         Ok(Pair {
             client: Control::new(stream, self.patience())?,
             server: self.accepted()?,
