@@ -79,7 +79,7 @@ impl Stats {
 
     /// Adds another worker's counts.
     pub fn add(&mut self, other: &Self) {
-        let pairs: [(&mut u64, u64); 24] = [
+        let pairs: [(&mut u64, u64); 25] = [
             (&mut self.packets, other.packets),
             (&mut self.changed, other.changed),
             (&mut self.malformed, other.malformed),
