@@ -130,7 +130,7 @@ impl Job<'_> {
         ]
         .concat();
         let scheme = match self.tls {
-            Tls::Explicit => "ftp",
+            Tls::Explicit | Tls::Offered => "ftp",
             Tls::Implicit => "ftps",
         };
         let url = |path: &str| format!("{scheme}://{}/{path}", self.dial);
@@ -148,7 +148,7 @@ impl Job<'_> {
     fn lftp(&self, upload: &str) -> Command {
         let login = self.server.login();
         let scheme = match self.tls {
-            Tls::Explicit => "ftp",
+            Tls::Explicit | Tls::Offered => "ftp",
             Tls::Implicit => "ftps",
         };
         let script = format!(
@@ -515,6 +515,39 @@ fn only_the_client_gets_out_to_its_server_nft() {
 #[test]
 fn only_the_client_gets_out_to_its_server_iptables() {
     who_reaches(Topology::masqueraded_client(), Flavour::Nft, "iptables");
+}
+
+/// What somebody else flushes comes back, and is open for the client again.
+#[test]
+fn a_flushed_range_comes_back() {
+    let topology = Topology::published_server();
+    let net = Net::new(&topology);
+    rules::install(&net, Flavour::Nft, Policy::Drop, true);
+    let before = rules::snapshot(&net, topology.router);
+    let server = Server::start(&net, &config(Kind::Vsftpd, &topology, Tls::Explicit));
+    let arguments = ["--backend", "iptables", "--tls", RANGE];
+    let alg = Alg::Ftpalg(arguments.map(str::to_owned).to_vec());
+    let running = alg.start(&net, Flavour::Nft);
+    let target = Target::listen(&net, PORTS.0);
+    let public = SocketAddr::new(topology.dial.ip(), PORTS.0);
+    let reached = || target.reached(&net, "198.51.100.2", public).is_some();
+    let session = Session::begin(&net, topology.dial);
+    assert!(reached());
+    for chain in ["FTPALG-RANGE-PRE", "PREROUTING"] {
+        let mut words = vec!["iptables-nft", "-w", "10", "-t", "nat", "-F", chain];
+        net.exec(topology.router, &words).must();
+        until("the range is back", &running, reached);
+        // The user's own rule went, too.
+        if chain == "PREROUTING" {
+            words.splice(5.., topology.nat[0].split(' '));
+            net.exec(topology.router, &words).must();
+        }
+    }
+    drop(session);
+    until("its end", &running, || ranges(&net).is_empty());
+    running.stop();
+    assert_eq!(rules::snapshot(&net, topology.router), before);
+    drop(server);
 }
 
 /// Two servers behind one public address: a client reaches the range of the one that it spoke to

@@ -10,6 +10,7 @@ use std::io::Read;
 use std::time::Duration;
 
 use lab::gateway::Control;
+use lab::rules::Flavour;
 use lab::scripted;
 use lab::server::{Config, Kind, Server};
 use lab::stations::{
@@ -187,6 +188,27 @@ fn equal_ports_behind_one_address() {
         }
         drop(alg);
     }
+}
+
+/// The same where the user's rules are iptables-legacy's.
+#[test]
+fn beside_legacy_rules() {
+    let rules = [
+        PUBLISHED,
+        "-A POSTROUTING -d 10.0.1.2/32 -o in0 -j MASQUERADE",
+    ];
+    let case = Case {
+        flavour: Flavour::Legacy,
+        ..network(&rules, &[21], &["--inside", "in0", "--local"])
+    };
+    let case = case
+        .part(published("SNAT to the server, legacy", "o"))
+        .part(published("hairpin, legacy", "c"))
+        .part(Part {
+            dial: at("10.0.1.2:21"),
+            ..published("client on the gateway, legacy", "r")
+        });
+    run(&case, "snat_legacy");
 }
 
 /// The same with four queues: the two directions of a connection come through different ones.

@@ -678,6 +678,9 @@ impl Flow {
             &mut cx.stats.not_opened
         };
         *counter = counter.saturating_add(1);
+        if replaced && verb == "AUTH" && cx.config.policy.deny_tls {
+            cx.stats.tls_denied = cx.stats.tls_denied.saturating_add(1);
+        }
         cx.gateway.event(Event::Refused {
             session: self.id,
             verb,

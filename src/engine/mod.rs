@@ -320,6 +320,8 @@ impl Engine {
             return;
         }
         if ends != ingress {
+            // The same client port towards another address, some time ago.
+            self.replace(&ingress, gateway);
             let flow = Meaning::Flow(ends);
             let max = self.config.max_flows.saturating_mul(2);
             self.names.insert(ingress, flow, max);
@@ -363,14 +365,11 @@ impl Engine {
         now: Duration,
         gateway: &mut dyn Gateway,
     ) -> bool {
-        if let Some(old) = self.flows.get_mut(&ends) {
+        if let Some(old) = self.flows.get(&ends) {
             if old.began_with(syn.hello.isn, hello.isn) {
                 return false;
             }
-            old.close("replaced", gateway);
-            self.buffered = self.buffered.saturating_sub(old.buffered());
-            self.flows.remove(&ends);
-            self.names.forget_flow(&ends);
+            self.replace(&ends, gateway);
         }
         if self.flows.len() >= self.config.max_flows {
             // Not a search among all of them for each connection of a flood.
@@ -391,6 +390,15 @@ impl Engine {
             }
         }
         true
+    }
+
+    /// Forgets a flow whose name a new connection has.
+    fn replace(&mut self, ends: &Endpoints, gateway: &mut dyn Gateway) {
+        if let Some(mut old) = self.flows.remove(ends) {
+            old.close("replaced", gateway);
+            self.buffered = self.buffered.saturating_sub(old.buffered());
+            self.names.forget_flow(ends);
+        }
     }
 
     // ---- several engines -------------------------------------------------------------------

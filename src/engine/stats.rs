@@ -38,6 +38,8 @@ pub struct Stats {
     pub tls: u64,
     /// Of these, sessions that went back to clear text and are inspected again.
     pub clear_again: u64,
+    /// `AUTH` commands that were refused (`--tls deny`).
+    pub tls_denied: u64,
     /// Connections that aren't FTP.
     pub not_ftp: u64,
     /// Connections with MPTCP, TCP-MD5 or TCP-AO, or with data in the SYN: passed unmodified.
@@ -77,7 +79,7 @@ impl Stats {
 
     /// Adds another worker's counts.
     pub fn add(&mut self, other: &Self) {
-        let pairs: [(&mut u64, u64); 24] = [
+        let pairs: [(&mut u64, u64); 25] = [
             (&mut self.packets, other.packets),
             (&mut self.changed, other.changed),
             (&mut self.malformed, other.malformed),
@@ -92,6 +94,7 @@ impl Stats {
             (&mut self.limit_reached, other.limit_reached),
             (&mut self.tls, other.tls),
             (&mut self.clear_again, other.clear_again),
+            (&mut self.tls_denied, other.tls_denied),
             (&mut self.not_ftp, other.not_ftp),
             (&mut self.untouchable, other.untouchable),
             (&mut self.announced, other.announced),
