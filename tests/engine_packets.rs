@@ -947,6 +947,37 @@ fn clear_text_in_the_place_of_tls_stays_unread() {
 }
 
 #[test]
+fn commands_wait_where_too_many_are_on_their_way() {
+    let mut t = Trace::new();
+    let [c, s] = t.login();
+    let noops = "NOOP 6789012\r\n".repeat(100);
+    let length = noops.len() as u32;
+    let count = 32 * 1024 / length;
+    for n in 0..count {
+        assert_eq!(t.send(Client, data(c + n * length, s, &noops)), Out::Same);
+    }
+    let at = c + count * length;
+    let foreign = "PORT 10,0,0,3,0,22\r\n";
+    let more = noops.clone() + foreign;
+    assert_eq!(t.send(Client, data(at, s, &more)), Out::Dropped);
+    // Behind what was sent before, nothing new goes along.
+    let both = noops[..14].to_owned() + &more;
+    let again = t.send(Client, data(at - 14, s, &both)).seg();
+    assert_eq!(again, data(at - 14, s, &noops[..14]));
+    // The server has it all; its acknowledgement got lost on the way to the client.
+    assert_eq!(t.send(Server, ack(s, at)), Out::Same);
+    let refused = t.send(Client, data(at - 14, s, &both)).seg();
+    let text = String::from_utf8(refused.payload).unwrap();
+    assert!(
+        text.starts_with(&noops) && !text.contains("10,0,0,3"),
+        "{text}"
+    );
+    assert_eq!(t.engine.stats().waited, 2);
+    assert_eq!(t.engine.stats().limit_reached, 0);
+    assert_eq!(t.engine.stats().refused, 1);
+}
+
+#[test]
 fn limits_end_the_inspection_but_not_the_session() {
     let limits = Limits {
         edits: 2,
