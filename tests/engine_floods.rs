@@ -1,4 +1,5 @@
 //! Floods of connections: bounded tables, and room for whoever comes in earnest.
+#![allow(clippy::unwrap_used)]
 
 #[path = "../fuzz/checks/world.rs"]
 #[allow(dead_code)]

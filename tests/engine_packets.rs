@@ -978,6 +978,28 @@ fn commands_wait_where_too_many_are_on_their_way() {
 }
 
 #[test]
+fn replies_wait_where_too_many_are_on_their_way() {
+    let mut t = Trace::new();
+    let [c, s] = t.login();
+    let reply = "200 x\r\n".repeat(200);
+    let length = reply.len() as u32;
+    // The client acknowledges nothing.
+    let sent = (0..60).map(|n| t.send(Server, data(s + n * length, c, &reply)));
+    let sent: Vec<_> = sent.collect();
+    let kept = sent.iter().take_while(|out| **out == Out::Same).count() as u32;
+    assert!(kept * length <= 32 * 1024 && (kept + 1) * length > 32 * 1024);
+    assert!(sent[kept as usize..].iter().all(|out| *out == Out::Dropped));
+    // Commands are inspected as ever.
+    let refused = t.send(Client, data(c, s, "PORT 10,0,0,3,0,22\r\n")).seg();
+    assert!(!refused.payload.starts_with(b"PORT"));
+    // Acknowledgements make room.
+    t.send(Client, ack(c + 20, s + kept * length));
+    let out = t.send(Server, data(s + kept * length, c + 20, &reply));
+    assert_eq!(out, Out::Same);
+    assert_eq!(t.engine.stats().limit_reached, 0);
+}
+
+#[test]
 fn limits_end_the_inspection_but_not_the_session() {
     let limits = Limits {
         edits: 2,

@@ -311,20 +311,19 @@ impl Flow {
         let fin = flags.has(Flags::FIN);
         let limit = self.limit(segment);
         let unread = self.next_records(side, segment, cx);
-        let commands = side == self.client && unread == 0;
         let [forward, _] = self.both(side);
         let known = forward.known_if_full(seq, payload.len(), &cx.config.limits);
-        let full = known.is_some() && commands;
+        let known = known.filter(|_| unread == 0);
         let (payload, fin) = match known {
-            // What isn't inspected must not reach the server: it waits at the client.
-            Some(known) if full => {
+            // What isn't inspected must not go on: it waits at its sender.
+            Some(known) => {
                 cx.stats.waited = cx.stats.waited.saturating_add(1);
                 if known == 0 {
                     return Fate::Dropped;
                 }
                 (payload.get(..known).unwrap_or_default(), false)
             }
-            _ => (payload, fin),
+            None => (payload, fin),
         };
         let intake = forward.take_in(seq, payload, fin, &cx.config.limits);
         match intake {
@@ -353,7 +352,7 @@ impl Flow {
         self.give_up_waiting(side, cx);
         let [forward, _] = self.both(side);
         let emit = match forward.emit(seq, payload, fin, intake, limit) {
-            Emit::Own(_) if full => forward.probe(),
+            Emit::Own(_) if known.is_some() => forward.probe(),
             emit => emit,
         };
         if matches!(emit, Emit::Probe { .. }) {

@@ -3,8 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::arena::{Arena, Attack, Family, Gate, Helper, OUTSIDER, Result, bounded, falls};
-use super::pinhole::{memory, others_work};
+use super::pinhole::{flood_of_pasv, memory, others_work};
 use crate::lab::craft::{ACK, Craft, SYN, Shot};
+use crate::lab::rules;
 use crate::lab::topology::Topology;
 
 /// More than an engine's tables hold.
@@ -14,7 +15,7 @@ const FULL: u64 = 64 * 1024;
 /// Sessions whose pinholes together, four each, are as many as there may be.
 const SESSIONS: u16 = 1_024;
 
-/// SYNs from everywhere that nobody follows up; `then`: whether other segments come instead.
+/// Segments from everywhere that nobody follows up.
 fn half_open(arena: &Arena, flags: u8) -> Result {
     let before = memory(arena);
     let dial = SocketAddrV4::new(arena.public, 21);
@@ -82,6 +83,12 @@ fn floods_of_connections() {
                 half_open(arena, ACK)
             }),
             attack("all pinholes for one client", greedy),
+            attack("10,000 PASV at once, where 2% are lost", |arena| {
+                for host in [arena.inner(), arena.outer()] {
+                    rules::lose(arena.net, host, 0.02);
+                }
+                flood_of_pasv(arena)
+            }),
         ],
     }
     .fight();
