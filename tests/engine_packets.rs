@@ -947,6 +947,17 @@ fn clear_text_in_the_place_of_tls_stays_unread() {
 }
 
 #[test]
+fn nothing_opens_after_a_reset() {
+    let (mut t, c, s) = Trace::asked();
+    // Exact, so its receiver heeds it: if it is what it gets.
+    t.send(Client, flagged(RST, ack(c, s)));
+    assert_eq!(t.world.ended, 1);
+    assert_eq!(t.send(Server, data(s, c, &reply())), Out::Same);
+    assert_eq!(t.world.opened, 0);
+    assert_eq!(t.engine.stats().not_opened, 1);
+}
+
+#[test]
 fn commands_wait_where_too_many_are_on_their_way() {
     let mut t = Trace::new();
     let [c, s] = t.login();

@@ -605,7 +605,12 @@ impl Flow {
             refusal,
         } = said;
         let (at, len) = (*at, *len);
-        let decision = announce::decide(cx.config, cx.gateway, self.id, ends, side, said);
+        let decision = if self.is_closed() {
+            // Its pinholes went when it ended: nothing would end another one in time.
+            Decision::Leave("the control connection is over".to_owned())
+        } else {
+            announce::decide(cx.config, cx.gateway, self.id, ends, side, said)
+        };
         let [forward, _] = self.both(side);
         match decision {
             Decision::Announce {
