@@ -135,8 +135,9 @@ impl Session {
     fn breach(&self, line: &[u8], verb: &[u8], overlong: bool) -> Option<&'static str> {
         let rules = &self.policy.strict;
         let command = Command::of(line);
-        if line.is_empty() || !self.spoken && (overlong || !may_begin(line, command)) {
-            // No command, or not FTP.
+        let not_ftp = !self.spoken && (overlong || !may_begin(line, command));
+        if line.is_empty() || not_ftp || is_header_field(line) {
+            // No command, or what ends the session's being FTP.
             return None;
         }
         if !self.greeted {
