@@ -30,7 +30,7 @@ pub struct Stats {
     pub contradicted: u64,
     /// Control connections seen.
     pub sessions: u64,
-    /// Connections passed unmodified because the table was full.
+    /// Connections passed unmodified because the table was full, and SYNs forgotten for others.
     pub table_full: u64,
     /// Sessions whose inspection ended at a limit (see [`crate::stream::Limits`]).
     pub limit_reached: u64,
