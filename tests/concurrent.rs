@@ -211,8 +211,8 @@ fn memory_of_idle_sessions() {
              each of {MORE} more with a pinhole open: {asked_each} bytes\n"
         ),
     );
-    assert!(silent_each < 1024, "{silent_each} bytes for each session");
-    assert!(asked_each < 2048, "{asked_each} bytes with a pinhole");
+    assert!(silent_each < 768, "{silent_each} bytes for each session");
+    assert!(asked_each < 1536, "{asked_each} bytes with a pinhole");
     drop((first, silent, asked));
     alg.stop();
 }

@@ -249,3 +249,22 @@ fn names_go_with_their_flow() {
     // And the next one between the same ends is right as well.
     assert_eq!(lab.session(true).payload, TOLD);
 }
+
+/// The same client port led to the server under its own address before: that connection's name is
+/// now the new one's.
+#[test]
+fn a_name_that_another_connection_had() {
+    let mut lab = Lab::new();
+    let syn = |flags| Seg {
+        seq: u32::MAX,
+        flags,
+        window: 64_000,
+        ..Seg::default()
+    };
+    lab.arrives(Who::Client, &syn(SYN));
+    let answer = numbered(Who::Server, &syn(SYN | ACK));
+    lab.packet(Side::Egress, &build(SERVER, CLIENT, &answer), Who::Server);
+    assert_eq!(lab.counted().0, 1);
+    assert_eq!(lab.session(false).payload, TOLD);
+    assert_eq!((lab.counted(), lab.world.ended), ((2, 1, 0), 1));
+}

@@ -835,6 +835,117 @@ fn edits_outlive_the_inspection() {
     }
 }
 
+/// A TLS record with a body of `length` bytes.
+fn record(kind: u8, length: u16) -> Vec<u8> {
+    let [high, low] = length.to_be_bytes();
+    let body = vec![b'1'; usize::from(length)];
+    [&[kind, 3, 3, high, low][..], &body].concat()
+}
+
+fn binary(seq: u32, ack: u32, payload: Vec<u8>) -> Seg {
+    Seg {
+        payload,
+        ..data(seq, ack, "")
+    }
+}
+
+/// A session with a rewritten reply before TLS, and everything acknowledged up to the end of TLS;
+/// where client and server are, in their own numbers.
+fn under_tls() -> (Trace, u32, u32) {
+    let (mut t, mut c, s) = Trace::asked();
+    t.send(Server, data(s, c, &reply()));
+    let mut told = s + told().len() as u32;
+    t.send(Client, data(c, told, "AUTH TLS\r\n"));
+    c += 10;
+    let mut s = s + reply().len() as u32;
+    t.send(Server, data(s, c, "234 x\r\n"));
+    (s, told) = (s + 7, told + 7);
+    for kind in [22, 23] {
+        let payload = record(kind, 700);
+        t.send(Client, binary(c, told, payload.clone()));
+        c += 705;
+        let out = t.send(Server, binary(s, c, payload.clone()));
+        assert_eq!(out, Out::Became(binary(told, c, payload)));
+        (s, told) = (s + 705, told + 705);
+    }
+    t.send(Client, ack(c, told));
+    assert_eq!(t.engine.buffered(), 0);
+    (t, c, s)
+}
+
+#[test]
+fn clear_text_after_tls_is_read_again() {
+    let (mut t, c, s) = under_tls();
+    let seen = s + GROWTH;
+    // Both say goodbye to TLS, and the client goes on at once.
+    let alert = record(21, 2);
+    let goodbye = [&alert[..], b"PASV\r\n"].concat();
+    let out = t.send(Client, binary(c, seen, goodbye)).seg();
+    assert_eq!(out.payload.len(), 13);
+    let c = c + 13;
+    let both = [&alert[..], reply().as_bytes()].concat();
+    let out = t.send(Server, binary(s, c, both.clone())).seg();
+    assert_eq!(out.payload, [&alert[..], told().as_bytes()].concat());
+    assert_eq!(out.seq, seen);
+    // Lost, and sent again: the same.
+    assert_eq!(t.send(Server, binary(s, c, both)).seg(), out);
+    let stats = t.engine.stats();
+    assert_eq!((stats.clear_again, stats.rewritten), (1, 2));
+    let (s, seen) = (s + 7 + reply().len() as u32, seen + 7 + told().len() as u32);
+    assert_eq!(t.send(Client, ack(c, seen)).seg(), ack(c, s));
+    assert_eq!(t.engine.buffered(), 0);
+    // The bounce is refused as ever.
+    let port = data(c, seen, "PORT 9,9,9,9,200,1\r\n");
+    assert_eq!(
+        t.send(Client, port).seg().payload,
+        b"PORX xxxxxxxxxxxxx\r\n"
+    );
+}
+
+#[test]
+fn clear_text_behind_unacknowledged_records_is_read_again() {
+    let (mut t, c, s) = under_tls();
+    let seen = s + GROWTH;
+    t.send(Client, binary(c, seen, record(21, 2)));
+    t.send(Client, data(c + 7, seen, "PASV\r\n"));
+    t.send(Server, binary(s, c, record(21, 2)));
+    let out = t.send(Server, data(s + 7, c, &reply())).seg();
+    assert_eq!(out, data(seen + 7, c, &told()));
+    // All of it again, in one segment, as the server's TCP may send it.
+    let again = [&record(21, 2)[..], reply().as_bytes()].concat();
+    let out = t.send(Server, binary(s, c + 13, again)).seg();
+    assert_eq!(out.seq, seen);
+    assert_eq!(
+        out.payload,
+        [&record(21, 2)[..], told().as_bytes()].concat()
+    );
+}
+
+#[test]
+fn clear_text_after_a_gap_stays_unread() {
+    let (mut t, c, s) = under_tls();
+    let seen = s + GROWTH;
+    t.send(Client, binary(c + 7, seen, record(23, 20)));
+    t.send(Client, binary(c, seen, record(21, 2)));
+    t.send(Client, data(c + 32, seen, "PASV\r\n"));
+    let out = t.send(Server, data(s, c + 38, &reply())).seg();
+    assert_eq!(out, data(seen, c + 38, &reply()));
+    assert_eq!(t.engine.stats().clear_again, 0);
+    assert_eq!(t.engine.stats().rewritten, 1);
+}
+
+#[test]
+fn clear_text_in_the_place_of_tls_stays_unread() {
+    let (mut t, c, s) = Trace::asked();
+    t.send(Server, data(s, c, "200 x\r\n"));
+    t.send(Client, data(c, s + 7, "AUTH TLS\r\n"));
+    t.send(Server, data(s + 7, c + 10, "234 x\r\n"));
+    t.send(Client, data(c + 10, s + 14, "PASV\r\n"));
+    let out = t.send(Server, data(s + 14, c + 16, &reply()));
+    assert_eq!(out, Out::Same);
+    assert_eq!(t.engine.stats().clear_again, 0);
+}
+
 #[test]
 fn limits_end_the_inspection_but_not_the_session() {
     let limits = Limits {

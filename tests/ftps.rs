@@ -130,7 +130,7 @@ impl Job<'_> {
         ]
         .concat();
         let scheme = match self.tls {
-            Tls::Explicit => "ftp",
+            Tls::Explicit | Tls::Offered => "ftp",
             Tls::Implicit => "ftps",
         };
         let url = |path: &str| format!("{scheme}://{}/{path}", self.dial);
@@ -148,7 +148,7 @@ impl Job<'_> {
     fn lftp(&self, upload: &str) -> Command {
         let login = self.server.login();
         let scheme = match self.tls {
-            Tls::Explicit => "ftp",
+            Tls::Explicit | Tls::Offered => "ftp",
             Tls::Implicit => "ftps",
         };
         let script = format!(
@@ -517,6 +517,39 @@ fn only_the_client_gets_out_to_its_server_iptables() {
     who_reaches(Topology::masqueraded_client(), Flavour::Nft, "iptables");
 }
 
+/// What somebody else flushes comes back, and is open for the client again.
+#[test]
+fn a_flushed_range_comes_back() {
+    let topology = Topology::published_server();
+    let net = Net::new(&topology);
+    rules::install(&net, Flavour::Nft, Policy::Drop, true);
+    let before = rules::snapshot(&net, topology.router);
+    let server = Server::start(&net, &config(Kind::Vsftpd, &topology, Tls::Explicit));
+    let arguments = ["--backend", "iptables", "--tls", RANGE];
+    let alg = Alg::Ftpalg(arguments.map(str::to_owned).to_vec());
+    let running = alg.start(&net, Flavour::Nft);
+    let target = Target::listen(&net, PORTS.0);
+    let public = SocketAddr::new(topology.dial.ip(), PORTS.0);
+    let reached = || target.reached(&net, "198.51.100.2", public).is_some();
+    let session = Session::begin(&net, topology.dial);
+    assert!(reached());
+    for chain in ["FTPALG-RANGE-PRE", "PREROUTING"] {
+        let mut words = vec!["iptables-nft", "-w", "10", "-t", "nat", "-F", chain];
+        net.exec(topology.router, &words).must();
+        until("the range is back", &running, reached);
+        // The user's own rule went, too.
+        if chain == "PREROUTING" {
+            words.splice(5.., topology.nat[0].split(' '));
+            net.exec(topology.router, &words).must();
+        }
+    }
+    drop(session);
+    until("its end", &running, || ranges(&net).is_empty());
+    running.stop();
+    assert_eq!(rules::snapshot(&net, topology.router), before);
+    drop(server);
+}
+
 /// Two servers behind one public address: a client reaches the range of the one that it spoke to
 /// first, and never that of one to which it has no session.
 #[test]
@@ -617,4 +650,137 @@ fn passed_sessions_live_and_are_told_of_once() {
     assert_eq!(log.matches("no longer read: TLS").count(), 6, "{log}");
     assert_eq!(rules::invalid(&net, topology.router), 0);
     drop(server);
+}
+
+/// A server that goes back to clear text when asked to, which none of the packaged ones does by
+/// default: `CCC` (RFC 4217 §12.3).
+const CCC_SERVER: &str = r#"
+import socket, ssl, sys
+
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("cert.pem", "key.pem")
+listener = socket.create_server((sys.argv[1], 21))
+print("listening", flush=True)
+while True:
+    stream, _ = listener.accept()
+    data = None
+
+    def say(line):
+        stream.sendall(line.encode() + b"\r\n")
+
+    def hear():
+        line = b""
+        while not line.endswith(b"\n"):
+            byte = stream.recv(1)
+            if not byte:
+                return None
+            line += byte
+        return line.decode().strip()
+
+    say("220 hello")
+    while line := hear():
+        verb = line.split()[0]
+        if verb == "AUTH":
+            say("234 go on")
+            stream = context.wrap_socket(stream, server_side=True)
+        elif verb == "CCC":
+            say("200 in the clear")
+            stream = stream.unwrap()
+        elif verb == "PASV":
+            data = socket.create_server((sys.argv[1], 0))
+            port = data.getsockname()[1]
+            say(f"227 ({sys.argv[1].replace('.', ',')},{port >> 8},{port & 255})")
+        elif verb == "RETR":
+            say("150 here")
+            connection, peer = data.accept()
+            connection.sendall(b"the content of " + line.encode())
+            connection.close()
+            data.close()
+            say("226 done")
+        else:
+            say({"USER": "331 and?", "PASS": "230 in", "QUIT": "221 bye", "PWD": '257 "/"', "SIZE": "500 no"}.get(verb, "200 ok"))
+"#;
+
+/// Transfers in clear text after `CCC` are followed like any others, with TLS 1.2 and 1.3.
+#[test]
+fn clear_text_after_ccc_is_followed() {
+    let topology = Topology::published_server();
+    let net = Net::new(&topology);
+    rules::install(&net, Flavour::Nft, Policy::Drop, true);
+    let mut make = Command::new("openssl");
+    make.args([
+        "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30",
+    ])
+    .args(["-subj", "/CN=lab", "-keyout", "key.pem", "-out", "cert.pem"])
+    .current_dir(net.directory());
+    Process::spawn(make).finish(SOON).must();
+    let mut command = net.command(topology.server, "python3");
+    command.args(["-u", "-c", CCC_SERVER, &topology.listen.ip().to_string()]);
+    let server = Process::spawn(command);
+    assert!(server.wait_for("listening", SOON), "{}", server.log());
+    let alg = Alg::Ftpalg(vec!["--tls".into(), "pass".into()]);
+    let running = alg.start(&net, Flavour::Nft);
+    const CLIENT: &str = r#"
+import ftplib, ssl, sys
+
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+context.minimum_version = context.maximum_version = ssl.TLSVersion[sys.argv[2]]
+ftp = ftplib.FTP_TLS(timeout=5, context=context)
+ftp.trust_server_pasv_ipv4_address = True
+ftp.connect(sys.argv[1])
+ftp.login("lab", "lab")
+print(ftp.ccc())
+for name in ["a", "b", "c"]:
+    ftp.retrbinary("RETR " + name, lambda got: print(got.decode()))
+ftp.quit()
+"#;
+    for version in ["TLSv1_2", "TLSv1_3"] {
+        let dial = topology.dial.ip().to_string();
+        let words = ["python3", "-u", "-c", CLIENT, &dial, version];
+        let said = net.exec(topology.client, &words).must().stdout;
+        for name in ["a", "b", "c"] {
+            assert!(
+                said.contains(&format!("the content of RETR {name}")),
+                "{said}"
+            );
+        }
+    }
+    let url = |name: &str| format!("ftp://{}/{name}", topology.dial);
+    let (a, b, c) = (url("a"), url("b"), url("c"));
+    let words = [
+        &[
+            "curl",
+            "-sS",
+            "-v",
+            "-k",
+            "--ftp-ssl-control",
+            "--ftp-ssl-ccc-mode",
+        ][..],
+        // It says goodbye to TLS first; otherwise it never does, and Python's server minds.
+        &[
+            "active",
+            "--noproxy",
+            "*",
+            "--user",
+            "lab:lab",
+            "--max-time",
+            "10",
+        ],
+        &["--disable-epsv", "--no-ftp-skip-pasv-ip", &a, &b, &c],
+    ]
+    .concat();
+    let said = net.exec(topology.client, &words).must().stdout;
+    assert!(said.contains("the content of RETR c"), "{said}");
+    let status = ask(&net, "status");
+    assert_eq!(status["counters"]["clear_again"], 3, "{status:#}");
+    let log = running.stop();
+    assert_eq!(
+        log.matches("in clear text again: read again").count(),
+        3,
+        "{log}"
+    );
+    // Each is announced, and made.
+    assert_eq!(log.matches(" -> 203.0.113.1:").count(), 18, "{log}");
+    assert_eq!(rules::invalid(&net, topology.router), 0);
 }

@@ -222,3 +222,83 @@ fn active_data_comes_from_the_dialled_address() {
         drop(alg);
     }
 }
+
+/// A gateway with two ways to the world; its user marks control connections by the way that they
+/// came, and routes by the mark. `o` takes only what comes by the right way:
+///
+/// ```text
+/// o (192.0.2.2) ═ w1, w2 ═ r (203.0.113.1 by w1, 203.0.113.2 by w2) — x (10.0.1.2)
+/// ```
+#[test]
+fn multi_homed() {
+    let rules = [
+        "-A PREROUTING -d 203.0.113.0/30 -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.1.2",
+    ];
+    let marks = "*mangle\n\
+        -A PREROUTING -i w2 -p tcp -m tcp --dport 21 -m conntrack --ctstate NEW -j CONNMARK --set-xmark 0x2/0xff\n\
+        -A PREROUTING -j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff\nCOMMIT\n";
+    let one_way = "*filter\n\
+        -A INPUT -i w1 -s 203.0.113.2/32 -j DROP\n-A INPUT -i w2 -s 203.0.113.1/32 -j DROP\nCOMMIT\n";
+    let station = |name, v4, arguments| Station {
+        host: name,
+        v4,
+        v6: String::new(),
+        arguments,
+        wrapper: Vec::new(),
+    };
+    let part = |name, public| Part {
+        name,
+        client: "o",
+        server: "x",
+        listen: at("10.0.1.2:21"),
+        dial: at(public),
+        clients: FEW.to_vec(),
+        works_without: &[],
+    };
+    let case = Case::new(
+        vec![
+            host(
+                "o",
+                &[
+                    "203.0.113.1/32 via 198.51.100.1 src 192.0.2.2",
+                    "203.0.113.2/32 via 198.51.101.1 src 192.0.2.2",
+                ],
+            ),
+            router("r", &["192.0.2.0/24 via 198.51.100.2"]),
+            host("x", &["default via 10.0.1.1"]),
+        ],
+        vec![
+            link(
+                ("o", "w1", &["198.51.100.2/24", "192.0.2.2/32"]),
+                ("r", "w1", &["198.51.100.1/24", "203.0.113.1/32"]),
+            ),
+            link(
+                ("o", "w2", &["198.51.101.2/24"]),
+                ("r", "w2", &["198.51.101.1/24", "203.0.113.2/32"]),
+            ),
+            link(
+                ("r", "in0", &["10.0.1.1/24"]),
+                ("x", "e0", &["10.0.1.2/24"]),
+            ),
+        ],
+        vec![
+            station(
+                "r",
+                drop_by_default(&["FORWARD"], &[21]) + marks + &nat(&rules),
+                vec!["--inside", "in0"],
+            ),
+            station("o", one_way.to_owned(), Vec::new()),
+        ],
+    )
+    .part(part("multi-homed, default route", "203.0.113.1:21"))
+    .part(part("multi-homed, by mark", "203.0.113.2:21"));
+    let net = case.build();
+    for words in [
+        "ip route add 192.0.2.0/24 via 198.51.101.2 table 102",
+        "ip rule add fwmark 0x2/0xff lookup 102",
+    ] {
+        let words: Vec<&str> = words.split(' ').collect();
+        net.exec("r", &words).must();
+    }
+    case.run_on(&net, "multi_homed");
+}

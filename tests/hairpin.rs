@@ -6,8 +6,15 @@
 
 mod lab;
 
+use std::io::Read;
+use std::time::Duration;
+
+use lab::gateway::Control;
+use lab::rules::Flavour;
+use lab::scripted;
+use lab::server::{Config, Kind, Server};
 use lab::stations::{
-    Case, FEW, Outcome, Part, Station, at, drop_by_default, host, link, nat, router,
+    BACKENDS, Case, FEW, Outcome, Part, Station, at, drop_by_default, host, link, nat, router,
 };
 
 /// ```text
@@ -35,6 +42,7 @@ fn network(v4: &[&str], ports: &[u16], arguments: &[&'static str]) -> Case {
                 "s",
                 &[
                     "198.51.100.0/24 via 10.0.1.1",
+                    "203.0.113.0/24 via 10.0.1.1",
                     "10.0.2.0/24 via 10.0.1.1",
                     "10.0.3.0/24 via 10.0.1.1",
                 ],
@@ -140,6 +148,69 @@ fn source_nat_towards_server() {
     run(&case, "snat_to_server");
 }
 
+/// The server sees all clients at one address. Two that announce the same port are told apart.
+#[test]
+fn equal_ports_behind_one_address() {
+    let rules = [
+        PUBLISHED,
+        "-A POSTROUTING -d 10.0.1.2/32 -o in0 -j MASQUERADE",
+    ];
+    let case = network(&rules, &[21], &["--inside", "in0"])
+        .part(published("outside", "o"))
+        .part(published("inside", "c"));
+    let net = case.build();
+    let server = Server::start(&case.cast(&net, &case.parts[0]), &Config::new(Kind::Vsftpd));
+    for backend in BACKENDS {
+        let alg = case.stations[0].start(&net, backend);
+        let mut sessions: Vec<_> = [("198.51.100.2", 0), ("10.0.0.2", 1)]
+            .into_iter()
+            .map(|(address, part)| {
+                let net = case.cast(&net, &case.parts[part]);
+                let mut control = Control::dial(&net);
+                control.log_in(&server);
+                let here = at(&format!("{address}:41000"));
+                let listener = net
+                    .within(case.parts[part].client, || scripted::listen(here))
+                    .unwrap();
+                let numbers = address.replace('.', ",");
+                control.ask(&format!("PORT {numbers},160,40\r\n"), "200");
+                (control, listener)
+            })
+            .collect();
+        for (control, listener) in &mut sessions {
+            control.ask(&format!("RETR {}\r\n", Server::SMALL), "150");
+            let mut data = scripted::accept(listener, Duration::from_secs(5)).unwrap();
+            assert_eq!(data.peer_addr().unwrap(), at("203.0.113.1:20"), "{backend}");
+            let mut got = Vec::new();
+            data.read_to_end(&mut got).unwrap();
+            assert!(got == std::fs::read(server.path(Server::SMALL)).unwrap());
+            assert!(control.reply().starts_with("226"));
+        }
+        drop(alg);
+    }
+}
+
+/// The same where the user's rules are iptables-legacy's.
+#[test]
+fn beside_legacy_rules() {
+    let rules = [
+        PUBLISHED,
+        "-A POSTROUTING -d 10.0.1.2/32 -o in0 -j MASQUERADE",
+    ];
+    let case = Case {
+        flavour: Flavour::Legacy,
+        ..network(&rules, &[21], &["--inside", "in0", "--local"])
+    };
+    let case = case
+        .part(published("SNAT to the server, legacy", "o"))
+        .part(published("hairpin, legacy", "c"))
+        .part(Part {
+            dial: at("10.0.1.2:21"),
+            ..published("client on the gateway, legacy", "r")
+        });
+    run(&case, "snat_legacy");
+}
+
 /// The same with four queues: the two directions of a connection come through different ones.
 #[test]
 fn several_queues() {
@@ -151,6 +222,55 @@ fn several_queues() {
         .part(published("SNAT to the server, 4 queues", "o"))
         .part(published("hairpin, 4 queues", "c"));
     run(&case, "snat_queues");
+}
+
+/// Nobody says where the inside is: the user's rules do.
+#[test]
+fn inside_found_by_itself() {
+    for (name, rule) in [
+        (
+            "derived_hairpin",
+            "-A POSTROUTING -s 10.0.0.0/16 -d 10.0.1.2/32 -j MASQUERADE",
+        ),
+        (
+            "derived_snat",
+            "-A POSTROUTING -d 10.0.1.2/32 -o in0 -j MASQUERADE",
+        ),
+    ] {
+        let rules = [
+            PUBLISHED,
+            rule,
+            "-A POSTROUTING -s 10.0.0.0/16 -o out0 -j MASQUERADE",
+        ];
+        let case = network(&rules, &[21], &["--port", "21"])
+            .part(published("hairpin, inside derived", "c"))
+            .part(published("from outside, inside derived", "o"));
+        run(&case, name);
+    }
+}
+
+/// Four queues where both ends are inside, with all kinds of NAT between them.
+#[test]
+fn several_queues_between_inside_ends() {
+    let rules = [
+        PUBLISHED,
+        "-A POSTROUTING -s 10.0.3.0/24 -o in0 -j MASQUERADE",
+    ];
+    let arguments = [
+        "--inside", "in0", "--inside", "in1", "--local", "--queues", "4",
+    ];
+    let case = network(&rules, &[21], &arguments)
+        .part(Part {
+            dial: at("10.0.1.2:21"),
+            ..published("between two LANs, SNAT, 4 queues", "y")
+        })
+        .part(published("between two LANs, DNAT and SNAT, 4 queues", "y"))
+        .part(Part {
+            dial: at("10.0.1.2:21"),
+            ..published("client on the gateway, 4 queues", "r")
+        })
+        .part(published("from outside, 4 queues", "o"));
+    run(&case, "queues_inside");
 }
 
 /// Clients are led to a server that they didn't dial, and masqueraded.
@@ -188,7 +308,12 @@ fn two_networks() {
 /// The gateway itself is a client of an inside server, and has a server that the inside uses.
 #[test]
 fn gateway_itself() {
-    let case = network(&[PUBLISHED], &[21], &["--inside", "in0", "--local"])
+    let rules = [
+        PUBLISHED,
+        "-A OUTPUT -d 203.0.113.1/32 -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.1.2:21",
+    ];
+    let case = network(&rules, &[21], &["--inside", "in0", "--local"])
+        .part(published("client on the gateway, DNAT of its own", "r"))
         .part(Part {
             dial: at("10.0.1.2:21"),
             ..published("client on the gateway, server inside", "r")

@@ -78,13 +78,15 @@ fn client() {
 fn published_by_others(arguments: &[&'static str]) -> Case {
     let mut rules = Vec::new();
     for (public, private) in [("203.0.113.10", "10.0.0.2"), ("203.0.113.11", "10.0.0.3")] {
+        rules.push(format!(
+            "-A POSTROUTING -s {private}/32 -j SNAT --to-source {public}"
+        ));
         for ports in ["21", "30000:30009"] {
             rules.push(format!(
                 "-A PREROUTING -d {public}/32 -p tcp -m tcp --dport {ports} -j DNAT --to-destination {private}"
             ));
         }
     }
-    rules.push("-A POSTROUTING -s 10.0.0.0/24 -o out0 -j MASQUERADE".to_owned());
     let rules: Vec<&str> = rules.iter().map(String::as_str).collect();
     Case::new(
         vec![
@@ -144,6 +146,14 @@ fn nat_upstream() {
     ];
     published_by_others(&arguments)
         .part(upstream())
+        .part(Part {
+            name: "client behind NAT upstream",
+            client: "h",
+            server: "c",
+            listen: at("198.51.100.2:21"),
+            dial: at("198.51.100.2:21"),
+            ..upstream()
+        })
         .run("local_upstream");
 }
 

@@ -110,3 +110,30 @@ fn masqueraded_clients() {
     })
     .run("dual_stack_masqueraded");
 }
+
+/// The server sees the gateway's address in place of its clients'.
+#[test]
+fn source_nat_towards_server() {
+    let published = |v4: bool| {
+        if v4 {
+            "-A PREROUTING -d 203.0.113.1/32 -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.0.2"
+        } else {
+            "-A PREROUTING -d 2001:db8:f::1/128 -p tcp -m tcp --dport 21 -j DNAT --to-destination fd00::2"
+        }
+    };
+    let masquerade = "-A POSTROUTING -o in0 -j MASQUERADE";
+    gateway(
+        &[published(true), masquerade],
+        &[published(false), masquerade],
+    )
+    .part(Part {
+        name: "NAT66, SNAT to the server",
+        client: "a",
+        server: "b",
+        listen: at("[fd00::2]:21"),
+        dial: at("[2001:db8:f::1]:21"),
+        clients: FEW_V6.to_vec(),
+        works_without: &[],
+    })
+    .run("nat66_snat_to_server");
+}

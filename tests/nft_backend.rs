@@ -185,6 +185,7 @@ fn hole(from: &str, to: &str, land: &str, as_source: Option<&str>) -> Pinhole {
         to: addr(to),
         land: addr(land),
         as_source: as_source.map(ip),
+        mark: 0,
     }
 }
 

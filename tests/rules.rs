@@ -671,6 +671,7 @@ fn hole(from: &str, to: &str, land: &str, as_source: Option<&str>) -> Pinhole {
         to: to.parse().unwrap(),
         land: land.parse().unwrap(),
         as_source: as_source.map(ip),
+        mark: 0,
     }
 }
 

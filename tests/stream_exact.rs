@@ -183,6 +183,28 @@ impl Talk {
         }
     }
 
+    /// TLS as it is framed, and clear text again behind it (`CCC`): a part of the dialogue that
+    /// passes as it is.
+    fn under_tls(&mut self, rng: &mut Rng) {
+        self.plain(Who::Client, "AUTH TLS\r\n");
+        self.plain(Who::Server, "234 go on\r\n");
+        let mut record = |kind: u8| {
+            let length = 1 + rng.below(120) as usize;
+            let body = "PORT 10,0,0,2,7,208\r\n227 (10,0,0,2,7,208)\r\n".repeat(3);
+            let header: String = [kind, 3, 3, 0, length as u8]
+                .map(char::from)
+                .iter()
+                .collect();
+            header + &body[..length]
+        };
+        for kinds in [&[22][..], &[20, 22], &[23], &[23, 23], &[21]] {
+            for who in [Who::Client, Who::Server] {
+                let text: String = kinds.iter().map(|kind| record(*kind)).collect();
+                self.plain(who, &text);
+            }
+        }
+    }
+
     /// Lines without an address.
     fn chat(&mut self, rng: &mut Rng) {
         for _ in 0..3 + rng.below(10) {
@@ -619,6 +641,28 @@ proptest! {
         }
         let outcome = play(&Case { seed, cut, nagle, delayed_ack, mtu, weather, isn, transparent: false }, &talk);
         prop_assert_eq!(outcome.stats.tls, u64::from(tls));
+    }
+
+    /// Back in clear text, everything is rewritten as before, whatever becomes of packets behind us.
+    #[test]
+    fn clear_text_after_tls(
+        seed: u64, cut in cut(), nagle: bool, delayed_ack: bool, mtu in 120usize..1500,
+        behind in [weather(), weather()], duplicate in 0u64..100, isn in [wrapping(), wrapping()],
+    ) {
+        let rng = &mut Rng::new(seed);
+        let mut talk = talk(rng);
+        talk.lines.truncate(talk.lines.len() - 2);
+        talk.under_tls(rng);
+        talk.pasv(free_port(rng));
+        talk.port(free_port(rng));
+        talk.transfer();
+        talk.epsv(free_port(rng));
+        talk.eprt(free_port(rng));
+        talk.quit();
+        let before = Weather { duplicate, ..Weather::default() };
+        let weather = [before, behind[0], before, behind[1]];
+        let outcome = play(&Case { seed, cut, nagle, delayed_ack, mtu, weather, isn, transparent: false }, &talk);
+        prop_assert_eq!(outcome.stats.clear_again, 1);
     }
 
     /// Where there is nothing to rewrite, every packet leaves as it came, however many of them are

@@ -3,6 +3,8 @@
 //! ```text
 //! # a comment
 //! ! early             the server is known to connect as soon as it reads a PORT
+//! ! deny-tls          AUTH is refused
+//! ! strict            all strict rules; or some: `! unknown-verbs`, `! deny SITE`, …
 //! C PASV              a line of the client's, ended by CR LF; \xNN, \r, \n, \t and \\ are escapes
 //! S 227 …             a line of the server's
 //! C| S|               the same without the line end
@@ -21,14 +23,38 @@ mod transcript_support;
 
 use std::path::Path;
 
-use ftpalg::ftp::policy::Policy;
+use ftpalg::ftp::policy::{Policy, Strict};
 use ftpalg::ftp::session::Peer;
 use transcript_support::{Machine, PUBLIC};
 
 struct Transcript {
     early: bool,
+    policy: Policy,
     /// A line and what it decides.
     turns: Vec<(Peer, Vec<u8>, Vec<String>)>,
+}
+
+impl Transcript {
+    fn choose(&mut self, what: &str) {
+        let rules = &mut self.policy.strict;
+        let (what, value) = what.split_once(' ').unwrap_or((what, ""));
+        let verbs = || value.split(' ').map(str::to_owned).collect();
+        match what {
+            "early" => self.early = true,
+            "deny-tls" => self.policy.deny_tls = true,
+            "strict" => *rules = Strict::all(),
+            "order" => rules.order = true,
+            "unknown-verbs" => rules.unknown_verbs = true,
+            "long-lines" => rules.long_lines = true,
+            "control-bytes" => rules.control_bytes = true,
+            "before-greeting" => rules.before_greeting = true,
+            "addresses" => rules.addresses = true,
+            "allow" => rules.allow = verbs(),
+            "deny" => rules.deny = verbs(),
+            "failed-logins" => rules.failed_logins = Some(value.parse().expect("a number")),
+            other => panic!("what is {other:?}?"),
+        }
+    }
 }
 
 fn unescape(text: &str) -> Vec<u8> {
@@ -61,6 +87,7 @@ fn unescape(text: &str) -> Vec<u8> {
 fn read(text: &str) -> Transcript {
     let mut transcript = Transcript {
         early: false,
+        policy: Policy::default(),
         turns: Vec::new(),
     };
     for line in text.lines() {
@@ -68,8 +95,7 @@ fn read(text: &str) -> Transcript {
         let (peer, end): (Peer, &[u8]) = match mark {
             "" | "#" => continue,
             "!" => {
-                assert_eq!(rest, "early");
-                transcript.early = true;
+                transcript.choose(rest);
                 continue;
             }
             "=" => {
@@ -95,8 +121,8 @@ fn read(text: &str) -> Transcript {
 /// What was decided and what went out.
 type Result = (Vec<String>, [Vec<u8>; 2]);
 
-fn replay<'a>(early: bool, pieces: impl IntoIterator<Item = (Peer, &'a [u8])>) -> Result {
-    let mut machine = Machine::new(Policy::default(), early);
+fn replay<'a>(how: &Transcript, pieces: impl IntoIterator<Item = (Peer, &'a [u8])>) -> Result {
+    let mut machine = Machine::new(how.policy.clone(), how.early);
     for (peer, piece) in pieces {
         machine.feed(peer, piece);
     }
@@ -104,9 +130,8 @@ fn replay<'a>(early: bool, pieces: impl IntoIterator<Item = (Peer, &'a [u8])>) -
 }
 
 fn check(name: &str, transcript: &Transcript) {
-    let early = transcript.early;
     let turns = &transcript.turns;
-    let mut machine = Machine::new(Policy::default(), early);
+    let mut machine = Machine::new(transcript.policy.clone(), transcript.early);
     for (peer, bytes, expected) in turns {
         let before = machine.decisions.len();
         machine.feed(*peer, bytes);
@@ -132,7 +157,7 @@ fn check(name: &str, transcript: &Transcript) {
     let single = turns
         .iter()
         .flat_map(|(peer, bytes, _)| bytes.chunks(1).map(|b| (*peer, b)));
-    assert_eq!(replay(early, single), whole, "{name}: byte by byte");
+    assert_eq!(replay(transcript, single), whole, "{name}: byte by byte");
 
     let mut joined: Vec<(Peer, Vec<u8>)> = Vec::new();
     for (peer, bytes, _) in turns {
@@ -142,7 +167,7 @@ fn check(name: &str, transcript: &Transcript) {
         }
     }
     let joined = joined.iter().map(|(peer, bytes)| (*peer, bytes.as_slice()));
-    let (mut decisions, out) = replay(early, joined);
+    let (mut decisions, out) = replay(transcript, joined);
     let mut expected = whole.0.clone();
     // What a whole segment decided is told at its end: the order differs.
     decisions.retain(|what| !told_late(what));
@@ -160,7 +185,11 @@ fn check(name: &str, transcript: &Transcript) {
                 [(*peer, first), (*peer, second)]
             });
             let shown = cut_bytes.escape_ascii();
-            assert_eq!(replay(early, pieces), whole, "{name}: {shown} cut at {cut}");
+            assert_eq!(
+                replay(transcript, pieces),
+                whole,
+                "{name}: {shown} cut at {cut}"
+            );
         }
     }
 }
@@ -196,7 +225,7 @@ fn an_address_is_replaced_and_nothing_else() {
         .turns
         .iter()
         .map(|(peer, bytes, _)| (*peer, bytes.as_slice()));
-    let (_, [client, server]) = replay(false, pieces);
+    let (_, [client, server]) = replay(&dialogue, pieces);
     let text = |bytes| String::from_utf8(bytes).expect("text");
     assert!(text(server).ends_with("227 Entering Passive Mode (203,0,113,1,195,80).\r\n"));
     assert!(text(client).ends_with(&format!("EPRT |1|{PUBLIC}|50000|\r\n")));

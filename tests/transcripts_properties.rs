@@ -2,7 +2,7 @@
 
 mod transcript_support;
 
-use ftpalg::ftp::policy::Policy;
+use ftpalg::ftp::policy::{Policy, Strict};
 use ftpalg::ftp::session::{Peer, Session};
 use proptest::prelude::*;
 use transcript_support::Machine;
@@ -19,6 +19,12 @@ fn client_line() -> impl Strategy<Value = Vec<u8>> {
         "PORT 192,168,1,5,195,81",
         "port  192,168,1,5,195,82 ",
         "PORT 10,0,0,99,195,81",
+        " PORT 10,0,0,99,195,81",
+        "PO\u{0}RT 10,0,0,99,195,81",
+        "PORT 10,0,0,99,195,81,",
+        "RETR a\u{1}\u{85}b",
+        "XYZZY \r",
+        "auth ssl",
         "PORT 192,168,1,5,16,146",
         "PORT 300,1,1,1,1,1",
         "EPRT |1|192.168.1.5|50003|",
@@ -106,6 +112,39 @@ fn dialogue() -> impl Strategy<Value = Vec<Line>> {
     })
 }
 
+/// The rules that a session may be held to, each by itself; lines over the limit are common.
+fn policy() -> impl Strategy<Value = Policy> {
+    let all = Strict::all();
+    let verbs = prop::sample::select(vec![vec![], vec!["PASV".to_owned(), "NOOP".to_owned()]]);
+    let rules = (
+        any::<[bool; 6]>(),
+        any::<bool>(),
+        verbs,
+        prop::option::of(1u8..3),
+    );
+    let rules = rules.prop_map(move |(on, allow, verbs, failed_logins)| Strict {
+        order: on[0],
+        unknown_verbs: on[1],
+        long_lines: on[2],
+        control_bytes: on[3],
+        before_greeting: on[4],
+        addresses: on[5],
+        allow: if allow { verbs.clone() } else { Vec::new() },
+        deny: if allow { Vec::new() } else { verbs },
+        failed_logins,
+    });
+    let rules = prop_oneof![Just(Strict::default()), Just(all), rules];
+    (rules, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+        |(strict, deny_tls, require_login, short)| Policy {
+            strict,
+            deny_tls,
+            require_login,
+            max_command: if short { 30 } else { 2048 },
+            ..Policy::default()
+        },
+    )
+}
+
 fn lines_of(turns: &[Line], peer: Peer) -> Vec<u8> {
     turns
         .iter()
@@ -116,8 +155,17 @@ fn lines_of(turns: &[Line], peer: Peer) -> Vec<u8> {
 
 /// Feeds line by line, as the other peer sees them: what a turn says behind its last line feed is
 /// the beginning of that peer's next line.
-fn replay(turns: &[Line], early: bool, mut cut: impl FnMut(&[u8]) -> Vec<Vec<u8>>) -> Machine {
-    let mut machine = Machine::new(Policy::default(), early);
+fn replay(turns: &[Line], early: bool, cut: impl FnMut(&[u8]) -> Vec<Vec<u8>>) -> Machine {
+    replay_under(Policy::default(), turns, early, cut)
+}
+
+fn replay_under(
+    policy: Policy,
+    turns: &[Line],
+    early: bool,
+    mut cut: impl FnMut(&[u8]) -> Vec<Vec<u8>>,
+) -> Machine {
+    let mut machine = Machine::new(policy, early);
     for (peer, bytes) in turns {
         for line in bytes.split_inclusive(|b| *b == b'\n') {
             for piece in cut(line) {
@@ -144,12 +192,13 @@ proptest! {
     fn decisions_and_output_are_the_same_for_any_cut(
         mut turns in dialogue(),
         early: bool,
+        policy in policy(),
         cuts in prop::collection::vec(1usize..12, 1..20),
     ) {
         whole_lines(&mut turns);
-        let whole = replay(&turns, early, |line| vec![line.to_vec()]);
+        let whole = replay_under(policy.clone(), &turns, early, |line| vec![line.to_vec()]);
         let mut sizes = cuts.iter().cycle();
-        let cut = replay(&turns, early, |line| {
+        let cut = replay_under(policy.clone(), &turns, early, |line| {
             let mut rest = line;
             let mut pieces = Vec::new();
             while !rest.is_empty() {
@@ -159,7 +208,7 @@ proptest! {
             }
             pieces
         });
-        let single = replay(&turns, early, |line| line.iter().map(|b| vec![*b]).collect());
+        let single = replay_under(policy, &turns, early, |line| line.iter().map(|b| vec![*b]).collect());
         for other in [cut, single] {
             prop_assert_eq!(&other.decisions, &whole.decisions);
             prop_assert_eq!(&other.out, &whole.out);
@@ -199,37 +248,67 @@ proptest! {
     }
 
     #[test]
+    fn a_refusal_keeps_the_length_and_opens_nothing(
+        mut turns in dialogue(),
+        policy in policy(),
+        early: bool,
+    ) {
+        whole_lines(&mut turns);
+        let mut machine = Machine::new(policy, early);
+        for (peer, bytes) in &turns {
+            for line in bytes.split_inclusive(|b| *b == b'\n') {
+                let (decided, out) = (machine.decisions.len(), machine.out[0].len());
+                machine.feed(*peer, line);
+                let decided = &machine.decisions[decided..];
+                if decided.iter().any(|what| what.starts_with("refuse ")) {
+                    let sent = &machine.out[0][out..];
+                    prop_assert_eq!(sent.len(), line.len());
+                    prop_assert!(sent.ends_with(b"\n") && sent.contains(&b'X'));
+                    prop_assert!(decided.iter().all(|what| !what.starts_with("announce ")));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn what_waits_is_bounded(
         turns in dialogue(),
+        policy in policy(),
         tail in prop::collection::vec(prop::sample::select(b"PORTE 1,|()\r\xff".to_vec()), 0..6000),
         server: bool,
     ) {
         let peer = if server { Peer::Server } else { Peer::Client };
-        let mut machine = replay(&turns, false, |line| vec![line.to_vec()]);
+        let most = policy.max_command;
+        let mut machine = replay_under(policy, &turns, false, |line| vec![line.to_vec()]);
         for piece in tail.chunks(7) {
             machine.feed(peer, piece);
-            let bound = if server { 32 } else { Policy::default().max_command };
+            let bound = if server { 32 } else { most };
             prop_assert!(machine.held(peer) <= bound, "{} bytes", machine.held(peer));
         }
     }
 }
 
 #[test]
-fn a_port_that_never_ends_goes_on_at_the_limit() {
+fn a_port_that_never_ends_is_refused_at_the_limit() {
     let mut machine = Machine::new(Policy::default(), false);
     machine.feed(Peer::Server, b"220 x\r\n");
     machine.feed(Peer::Client, b"USER x\r\n");
     machine.feed(Peer::Server, b"230 x\r\n");
+    machine.decisions.clear();
     machine.feed(Peer::Client, b"PORT ");
+    assert_eq!(machine.held(Peer::Client), 2, "the verb's end waits, too");
     let limit = Policy::default().max_command;
     for n in 0..limit - 5 {
         machine.feed(Peer::Client, b"1");
-        assert_eq!(machine.held(Peer::Client), n + 1);
+        assert_eq!(machine.held(Peer::Client), n + 3);
     }
     machine.feed(Peer::Client, b"1");
     assert_eq!(machine.held(Peer::Client), 0);
     machine.feed(Peer::Client, b"1\r\n");
-    assert_eq!(machine.session.counts().overlong, 1);
+    assert_eq!(machine.decisions, ["refuse PORT: a line over the limit"]);
+    let [client, _] = &machine.out;
+    let line = format!("PORX {}\r\n", "x".repeat(limit - 3));
+    assert!(client.ends_with(line.as_bytes()));
 }
 
 #[test]

@@ -8,6 +8,8 @@
 
 mod lab;
 
+use std::io::{Error, Read, Write};
+use std::os::fd::AsRawFd;
 use std::process::Command;
 use std::time::Duration;
 
@@ -17,8 +19,10 @@ use lab::net::Net;
 use lab::process::{Finished, require, run};
 use lab::report;
 use lab::rules::{self, Flavour, Policy};
+use lab::scripted::{Verb, peers};
 use lab::server::{Config, Kind, Login, Server, content};
 use lab::topology::{Shape, Topology};
+use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
 
 const LIMIT: Duration = Duration::from_secs(40);
 /// The same for a pair that nobody expects to succeed.
@@ -350,6 +354,70 @@ fn proftpd_without_a_gateway() {
 #[test]
 fn pyftpdlib_without_a_gateway() {
     routed(Kind::Pyftpdlib);
+}
+
+/// A client that announces and aborts in one breath: address and urgent data share a segment, so the
+/// pointer itself has to change; the line in pieces as well, the last of them urgent.
+#[test]
+fn an_address_in_the_urgent_segment() {
+    let topology = Topology::masqueraded_client();
+    let net = Net::new(&topology);
+    rules::install(&net, Flavour::Nft, Policy::Drop, true);
+    let invalid = rules::invalid(&net, topology.router);
+    let alg = Alg::under_test(&["--backend", "nft"]).start(&net, Flavour::Nft);
+    let line = Verb::Port.line(([10, 0, 0, 2], 44_444).into());
+    for cut in [0, 3, 12, line.len() - 1] {
+        let near = Capture::start(&net, topology.client, INTERFACE, topology.dial.port());
+        let far = Capture::start(&net, topology.server, INTERFACE, topology.listen.port());
+        let (sent, read) = peers(
+            &net,
+            LIMIT,
+            |mut control| {
+                control.login()?;
+                control.send(&line[..cut])?;
+                let urgent = [&line.as_bytes()[cut..], b"\xff\xf4\xff"].concat();
+                let count = send(control.stream.as_raw_fd(), &urgent, MsgFlags::MSG_OOB)?;
+                assert_eq!(count, urgent.len());
+                (&control.stream).write_all(b"\xf2ABOR\r\n")?;
+                control.expect("200")?;
+                control.expect("226")?;
+                control.send("QUIT\r\n")?;
+                control.expect("221")?;
+                Ok(line.clone())
+            },
+            |mut control| {
+                setsockopt(&control.stream, sockopt::OobInline, &true)?;
+                control.let_in()?;
+                let mut read = Vec::new();
+                while !read.ends_with(b"ABOR\r\n") {
+                    let mut buffer = [0; 100];
+                    let count = (&control.stream).read(&mut buffer)?;
+                    if count == 0 {
+                        return Err(Error::other(format!("only {read:?}")));
+                    }
+                    read.extend_from_slice(&buffer[..count]);
+                }
+                control.send("200 fine\r\n226 nothing to abort\r\n")?;
+                control.expect("QUIT")?;
+                control.send("221 bye\r\n")?;
+                Ok(read)
+            },
+        )
+        .unwrap_or_else(|why| panic!("cut at {cut}: {why}"));
+        let rewritten = sent.replace("10,0,0,2", "198,51,100,1");
+        let expected = [rewritten.as_bytes(), b"\xff\xf4\xff\xf2ABOR\r\n"].concat();
+        assert_eq!(read, expected, "cut at {cut}");
+        // Behind the third byte after three lines.
+        let place = [(0, 3, 3)].into();
+        assert_eq!(urgent_places(&near.stop(), 21), place, "cut at {cut}");
+        assert_eq!(urgent_places(&far.stop(), 21), place, "cut at {cut}");
+    }
+    alg.stop();
+    assert_eq!(
+        rules::invalid(&net, topology.router),
+        invalid,
+        "INVALID packets"
+    );
 }
 
 macro_rules! aborts {

@@ -72,7 +72,11 @@ impl Talk {
                     at,
                     len,
                     announcement,
+                    refusal,
                 } => {
+                    if let Some(refusal) = refusal {
+                        assert_eq!(refusal.at + refusal.with.len(), at + len);
+                    }
                     assert!(*len >= 1 && at + len <= side.pending.len());
                     assert_ne!(announcement.port, 0);
                     side.out.extend(side.pending.drain(..*at));
@@ -95,6 +99,12 @@ impl Talk {
                     side.out.extend(side.pending.drain(..*at));
                     side.pending.drain(..with.len());
                     side.out.extend_from_slice(with);
+                }
+                Step::Blank(with) => {
+                    assert!((1..=side.pending.len()).contains(&with.len()));
+                    side.pending.drain(..with.len());
+                    side.out.extend_from_slice(with);
+                    continue;
                 }
                 Step::OpenActive => self.session.active_opened(true),
                 Step::Opaque(_) => self.over = true,

@@ -3,6 +3,8 @@
 //! One structure is both: a key in the file (TOML) is a flag's name. A flag on the command line
 //! wins over the file; a flag that can be repeated replaces the file's whole list.
 
+mod session;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -14,10 +16,13 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 
 use crate::daemon::config::{self, Advertise, BackendChoice, Config, RulesMode, Tls};
+use crate::ftp::policy::Policy;
 use crate::nat::backend::Mark;
 use crate::nat::ports::PortRange;
-use crate::nat::rules::{Inside, Queues, Steering};
+use crate::nat::rules::{Inside, Network, Queues, Steering};
 use crate::nat::xtables::Family;
+
+use session::{DenyPorts, StrictChoice, yes_or_no};
 
 /// The control port where none is given.
 const DEFAULT_PORT: u16 = 21;
@@ -109,9 +114,32 @@ pub(crate) struct Settings {
     #[serde(deserialize_with = "ports")]
     implicit_port: Vec<u16>,
 
-    /// Refuse what isn't strictly FTP [default: no]
-    #[arg(long)]
-    strict: bool,
+    /// Refuse what isn't strictly FTP: everything, or by these rules: order, unknown-verbs,
+    /// long-lines, control-bytes, before-greeting, addresses, failed-logins [default: none]
+    #[arg(
+        long,
+        value_name = "RULE,…",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "all"
+    )]
+    strict: Option<StrictChoice>,
+
+    /// A network whose addresses a client may name in PORT and EPRT besides its own (for transfers
+    /// between two servers). May be repeated [default: none]
+    #[arg(long, value_name = "CIDR")]
+    #[serde(deserialize_with = "many")]
+    allow_foreign: Vec<Network>,
+
+    /// A port or range that a client may not name in PORT and EPRT; `default` stands for well-known
+    /// services, `none` for no more than the ports below 1024. May be repeated [default: default]
+    #[arg(long, value_name = "PORT|A-B")]
+    #[serde(deserialize_with = "some")]
+    deny_ports: Option<Vec<DenyPorts>>,
+
+    /// Whether data connections need a login before them: yes or no [default: yes]
+    #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
+    require_login: Option<bool>,
 
     /// How many queues, with a thread each, share the sessions: 1 to 64 [default: 1]
     #[arg(long, value_name = "N", value_parser = number::<u16>)]
@@ -209,7 +237,17 @@ impl Settings {
             tls: self.tls.or(base.tls),
             tls_idle: self.tls_idle.or(base.tls_idle),
             implicit_port: list(self.implicit_port, base.implicit_port),
-            strict: self.strict || base.strict,
+            strict: match (self.strict, base.strict) {
+                (Some(own), Some(base)) => Some(own.over(base)),
+                (own, base) => own.or(base),
+            },
+            allow_foreign: if self.allow_foreign.is_empty() {
+                base.allow_foreign
+            } else {
+                self.allow_foreign
+            },
+            deny_ports: self.deny_ports.or(base.deny_ports),
+            require_login: self.require_login.or(base.require_login),
             queues: self.queues.or(base.queues),
             queue_num: self.queue_num.or(base.queue_num),
             mark: self.mark.or(base.mark),
@@ -274,7 +312,18 @@ impl Settings {
             tls: self.tls.unwrap_or_default(),
             tls_idle: Duration::from_secs(tls_idle),
             implicit_ports,
-            strict: self.strict,
+            policy: Policy {
+                require_login: self.require_login.unwrap_or(true),
+                deny_ports: DenyPorts::ports(self.deny_ports),
+                allow_foreign: self
+                    .allow_foreign
+                    .iter()
+                    .map(|net| (net.addr(), net.prefix()))
+                    .collect(),
+                deny_tls: self.tls == Some(Tls::Deny),
+                strict: self.strict.unwrap_or_default().rules(),
+                ..Policy::default()
+            },
             deadline: Duration::from_secs(deadline),
         };
         config.check()?;
@@ -415,6 +464,16 @@ where
     read_all(deserializer, str::parse)
 }
 
+/// A list that may be empty on purpose.
+fn some<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr,
+    T::Err: fmt::Display,
+{
+    read_all(deserializer, str::parse).map(Some)
+}
+
 fn one<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -435,6 +494,7 @@ fn mark_in_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Mar
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ftp::policy::Strict;
 
     fn file(text: &str) -> Result<Settings, String> {
         toml::from_str(text).map_err(|e| e.message().to_owned())
@@ -452,7 +512,8 @@ mod tests {
             }
         );
         assert_eq!(config.steering.mark.bit(), 0x4000_0000);
-        assert!(!config.steering.fail_open && !config.steering.local && !config.strict);
+        assert!(!config.steering.fail_open && !config.steering.local);
+        assert_eq!(config.policy, Policy::default());
         assert_eq!(config.deadline, Duration::from_secs(60));
         assert_eq!(config.tls, Tls::Pass);
         assert_eq!(config.tls_idle, Duration::from_secs(300));
@@ -478,6 +539,9 @@ mod tests {
             tls-idle = 60
             implicit-port = [990]
             strict = true
+            allow-foreign = ["198.51.100.0/24", "2001:db8::1"]
+            deny-ports = [3306, "8000-8080"]
+            require-login = false
             queues = 2
             queue-num = 7
             mark = 0x100
@@ -493,7 +557,14 @@ mod tests {
         assert_eq!(config.tls_idle, Duration::from_secs(60));
         assert_eq!(config.steering.mark.bit(), 0x100);
         assert_eq!(config.steering.queues, Queues { first: 7, count: 2 });
-        assert!(config.steering.fail_open && config.steering.local && config.strict);
+        assert!(config.steering.fail_open && config.steering.local);
+        assert_eq!(config.policy.strict, Strict::all());
+        assert!(!config.policy.require_login && !config.policy.deny_tls);
+        assert_eq!(config.policy.allow_foreign.len(), 2);
+        assert_eq!(
+            config.policy.deny_ports,
+            [0..=1023, 3306..=3306, 8000..=8080]
+        );
         assert_eq!(config.deadline, Duration::from_secs(5));
         assert_eq!(config.data_ports.unwrap().to_string(), "30000-30009");
     }
@@ -511,6 +582,11 @@ mod tests {
             ("backend = [\"nft\", \"iptables\"]", "only one"),
             ("mark = 3", "one bit"),
             ("config = \"other.toml\"", "`config`"),
+            ("strict = \"orders\"", "order, "),
+            ("[strict]\nordr = true", "`ordr`"),
+            ("deny-ports = [\"9-8\"]", "9-8"),
+            ("allow-foreign = \"10.0.0.0/33\"", "10.0.0.0/33"),
+            ("require-login = 1", "boolean"),
             ("a = ", ""),
         ] {
             let e = file(text).unwrap_err();

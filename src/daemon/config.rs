@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::ftp::policy::Policy;
 use crate::nat::ports::PortRange;
 use crate::nat::rules::{Inside, Steering};
 
@@ -30,8 +31,8 @@ pub struct Config {
     pub tls_idle: Duration,
     /// Those of the control ports on which TLS is spoken from the first byte.
     pub implicit_ports: Vec<u16>,
-    /// Whether sessions are held to the letter of the protocol.
-    pub strict: bool,
+    /// What FTP sessions may do.
+    pub policy: Policy,
     /// How long a pinhole waits for its connection.
     pub deadline: Duration,
 }

@@ -89,7 +89,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     setup::check_permission()?;
     setup::check_data_ports(config);
     let advertised = Advertised::find(&config.advertise)?;
-    let engines = setup::engine_config(config, &advertised)?;
+    let engines = setup::engine_config(config, &advertised);
     let socket = ControlSocket::bind()?;
     let steered = Arc::new(Steered::prepare(config)?);
     let queues = setup::open_queues(&steered.steering)?;

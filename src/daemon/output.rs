@@ -155,11 +155,21 @@ impl fmt::Display for Line<'_> {
                 } else {
                     "passed as it is"
                 };
+                write!(f, "{verb} {how}: ")?;
                 // One line, whatever is in it.
-                write!(f, "{verb} {how}: {}", why.escape_debug())
+                why.chars().try_for_each(|c| match c.is_control() {
+                    true => write!(f, "{}", c.escape_debug()),
+                    false => f.write_char(c),
+                })
             }
             Event::LoggedIn { .. } => f.write_str("logged in"),
             Event::Opaque { why, .. } => write!(f, "no longer read: {why}"),
+            Event::ClearAgain { followed: true, .. } => {
+                f.write_str("in clear text again: read again")
+            }
+            Event::ClearAgain { .. } => f.write_str(
+                "in clear text again, but not followed: what it announces gets no pinholes",
+            ),
             Event::TlsPassed { client, .. } => write!(
                 f,
                 "TLS hides its data connections: they get no pinholes, and need ports that are \
@@ -294,10 +304,10 @@ mod tests {
         let text = line(&Event::Refused {
             session: S,
             verb: "PORT",
-            why: "foreign\naddress".into(),
+            why: "somebody else's\naddress".into(),
             replaced: true,
         });
-        assert_eq!(text, "session 12 PORT refused: foreign\\naddress");
+        assert_eq!(text, "session 12 PORT refused: somebody else's\\naddress");
     }
 
     #[test]

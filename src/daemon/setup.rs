@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -298,27 +298,14 @@ fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
 }
 
 /// What engines go by.
-pub(super) fn engine_config(
-    config: &Config,
-    advertised: &Advertised,
-) -> Result<engine::Config, Error> {
-    let missing = match config.tls {
-        _ if config.strict => Some("--strict"),
-        Tls::Pass | Tls::Range(_) => None,
-        Tls::Deny => Some("--tls deny"),
-    };
-    if let Some(flag) = missing {
-        let version = env!("CARGO_PKG_VERSION");
-        return Err(Error::Host(format!(
-            "ftpalg {version} can't do {flag}; leave it out"
-        )));
-    }
-    Ok(engine::Config {
+pub(super) fn engine_config(config: &Config, advertised: &Advertised) -> engine::Config {
+    engine::Config {
+        policy: Arc::new(config.policy.clone()),
         advertise: advertised.list(),
         tls_range: range(config).is_some(),
         implicit_ports: config.implicit_ports.clone(),
         ..engine::Config::default()
-    })
+    }
 }
 
 /// The range that sessions under TLS have.

@@ -86,7 +86,7 @@ pub(super) fn decide(
     side: Side,
     said: &Announcement,
 ) -> Decision {
-    let Tuples { mine, peers, .. } = match tuples(gateway, ends, side) {
+    let Tuples { mine, peers, entry } = match tuples(gateway, ends, side) {
         Ok(tuples) => tuples,
         Err(error) => return Decision::Leave(error.to_string()),
     };
@@ -103,18 +103,22 @@ pub(super) fn decide(
     } else {
         None
     };
-    let land = SocketAddr::new(own, said.port);
+    let foreign = said.addr.filter(|ip| *ip != own && *ip != reachable);
+    let foreign = foreign.filter(|_| said.mode == Mode::Active);
+    let land = SocketAddr::new(foreign.unwrap_or(own), said.port);
     let request = Request {
         session,
         mode: said.mode,
         from: peers.src.ip(),
-        to: reachable,
+        to: foreign.unwrap_or(reachable),
         land,
-        as_source: Some(mine.dst.ip()).filter(|seen| *seen != peers.src.ip()),
-        published: reachable != own || advertised.is_some(),
-        from_range: side == Side::Egress,
+        as_source: Some(mine.dst.ip()).filter(|seen| foreign.is_none() && *seen != peers.src.ip()),
+        mark: entry.mark,
+        published: foreign.is_none() && (reachable != own || advertised.is_some()),
+        from_range: side == Side::Egress && foreign.is_none(),
     };
-    let public = advertised.unwrap_or(reachable);
+    // Another server's address (FXP) is known to its peer as it is.
+    let public = foreign.or(advertised).unwrap_or(reachable);
     if public.is_ipv6() && said.form == Form::HostPort {
         return Decision::Leave("an IPv6 address can't be written as h1,h2,h3,h4,p1,p2".to_owned());
     }

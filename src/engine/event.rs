@@ -69,6 +69,13 @@ pub enum Event {
         /// The client's address, as the inside of the gateway sees it.
         client: std::net::IpAddr,
     },
+    /// A session under TLS went back to clear text (`CCC`, RFC 4217 §12.3).
+    ClearAgain {
+        /// The session.
+        session: SessionId,
+        /// Whether it is inspected again; else what it announces gets no pinholes.
+        followed: bool,
+    },
     /// The control connection ended.
     SessionClosed {
         /// The session.
@@ -89,6 +96,7 @@ impl Event {
             | Self::LoggedIn { session, .. }
             | Self::Opaque { session, .. }
             | Self::TlsPassed { session, .. }
+            | Self::ClearAgain { session, .. }
             | Self::SessionClosed { session, .. } => *session,
         }
     }

@@ -1,6 +1,7 @@
 //! One control connection: its two edited directions and its dialogue.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use super::announce::{self, Decision};
@@ -10,8 +11,9 @@ use super::gateway::{Gateway, Mode, PinholeId, SessionId};
 use super::range::Range;
 use super::second::Second;
 use super::stats::{SessionInfo, Stats};
+use super::tls::Tls;
 use super::{Endpoints, Side};
-use crate::ftp::session::{Announcement, Outcome, Peer, Session, Step};
+use crate::ftp::session::{Announcement, Outcome, Peer, Refusal, Session, Step};
 use crate::stream::{Emit, Half, Intake, Overflow, Seq};
 use crate::wire::{Flags, SackBlock, Segment, SegmentMut, for_each_sack};
 
@@ -72,6 +74,30 @@ pub(super) struct Context<'a> {
     pub(super) now: Duration,
 }
 
+/// A pinhole's number plus one, so that there may be none in as many bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Hole(NonZeroU64);
+
+impl From<PinholeId> for Hole {
+    fn from(id: PinholeId) -> Self {
+        Self(NonZeroU64::MIN.saturating_add(id.0))
+    }
+}
+
+impl From<Hole> for PinholeId {
+    fn from(hole: Hole) -> Self {
+        Self(hole.0.get().saturating_sub(1))
+    }
+}
+
+/// A [`Step::Address`]: what is pending of a stream announces an address.
+struct Said {
+    at: usize,
+    len: usize,
+    announcement: Announcement,
+    refusal: Option<Refusal>,
+}
+
 /// Whether a connection is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -101,12 +127,14 @@ pub(super) struct Flow {
     /// Since when bytes of either side wait for the rest of an address.
     waiting: [Option<Second>; 2],
     /// The hole that an accepted `PORT`/`EPRT` reserved.
-    active: Option<PinholeId>,
+    active: Option<Hole>,
+    /// Both directions' records, while the session is under TLS.
+    pub(super) tls: Option<Box<Tls>>,
     announced: u32,
     refused: u32,
     /// Where the client may reach a range of the server's ports.
     pub(super) range: Range,
-    session: Session,
+    pub(super) session: Session,
 }
 
 impl Flow {
@@ -155,6 +183,7 @@ impl Flow {
             seen: Second::of(cx.now),
             waiting: [None; 2],
             active: None,
+            tls: None,
             announced: 0,
             refused: 0,
             range: Range::None,
@@ -185,10 +214,19 @@ impl Flow {
         self.end != End::Open
     }
 
+    /// Whether it may go where room is needed: nobody has logged in, or it isn't FTP; it was silent for
+    /// so long; and its packets need no change.
+    pub(super) fn is_idle_guest(&self, now: Duration, patience: Duration) -> bool {
+        self.session.is_guest()
+            && self.quiet(now) >= patience
+            && self.halves.iter().all(Half::is_plain)
+    }
+
     pub(super) fn buffered(&self) -> usize {
         self.halves
             .iter()
             .map(Half::buffered)
+            .chain(self.tls.as_ref().map(|tls| tls.buffered()))
             .fold(0, usize::saturating_add)
     }
 
@@ -222,6 +260,7 @@ impl Flow {
     pub(super) fn close(&mut self, how: &'static str, gateway: &mut dyn Gateway) {
         if !self.is_closed() {
             self.end = End::Closed;
+            self.tls = None;
             self.active = None;
             gateway.session_ended(self.id);
             gateway.event(Event::SessionClosed {
@@ -271,6 +310,7 @@ impl Flow {
         }
         let fin = flags.has(Flags::FIN);
         let limit = self.limit(segment);
+        let unread = self.next_records(side, segment, cx);
         let [forward, _] = self.both(side);
         let intake = forward.take_in(seq, payload, fin, &cx.config.limits);
         match intake {
@@ -279,6 +319,10 @@ impl Flow {
                 return Fate::Dropped;
             }
             Intake::New => {
+                if unread > 0 {
+                    // Within bounds: no more than the segment has.
+                    let _ = forward.pass(unread, &cx.config.limits);
+                }
                 let inspected = self.inspect(ends, side, cx);
                 let [forward, _] = self.both(side);
                 // At the end of the stream nothing can complete what still waits.
@@ -316,7 +360,7 @@ impl Flow {
     }
 
     /// The direction of `side`'s packets, and the opposite one.
-    fn both(&mut self, side: Side) -> [&mut Half; 2] {
+    pub(super) fn both(&mut self, side: Side) -> [&mut Half; 2] {
         let [egress, ingress] = &mut self.halves;
         match side {
             Side::Egress => [egress, ingress],
@@ -418,7 +462,7 @@ impl Flow {
 
     // ---- what the text means ---------------------------------------------------------------
 
-    fn peer(&self, side: Side) -> Peer {
+    pub(super) fn peer(&self, side: Side) -> Peer {
         if side == self.client {
             Peer::Client
         } else {
@@ -466,8 +510,15 @@ impl Flow {
                     at,
                     len,
                     announcement,
+                    refusal,
                 } => {
-                    self.announce(ends, side, at, len, &announcement, cx)?;
+                    let said = Said {
+                        at,
+                        len,
+                        announcement,
+                        refusal,
+                    };
+                    self.announce(ends, side, &said, cx)?;
                 }
                 Step::Refuse {
                     at,
@@ -480,9 +531,13 @@ impl Flow {
                     forward.replace(with.len().max(1), &with, &limits)?;
                     self.count_refusal(verb, why.to_owned(), true, cx);
                 }
+                Step::Blank(with) => {
+                    let [forward, _] = self.both(side);
+                    forward.replace(with.len().max(1), &with, &limits)?;
+                }
                 Step::OpenActive => {
                     let opened = self.active.is_some_and(|hole| {
-                        let result = cx.gateway.open(hole);
+                        let result = cx.gateway.open(hole.into());
                         if let Err(error) = &result {
                             let why = error.to_string();
                             self.count_refusal("PORT", why, false, cx);
@@ -492,6 +547,9 @@ impl Flow {
                     self.session.active_opened(opened);
                 }
                 Step::Opaque(why) => {
+                    if why == "TLS" {
+                        self.follow_records(side);
+                    }
                     self.end_inspection(why, cx);
                     if why == "TLS" {
                         self.tls_begins(ends, cx);
@@ -504,7 +562,7 @@ impl Flow {
         if self.session.take_cancelled()
             && let Some(hole) = self.active.take()
         {
-            cx.gateway.release(hole);
+            cx.gateway.release(hole.into());
         }
         if let Some(user) = self.session.take_login() {
             cx.gateway.event(Event::LoggedIn {
@@ -519,13 +577,18 @@ impl Flow {
         &mut self,
         ends: &Endpoints,
         side: Side,
-        at: usize,
-        len: usize,
-        said: &Announcement,
+        said: &Said,
         cx: &mut Context<'_>,
     ) -> Result<(), Overflow> {
         let peer = self.peer(side);
         let limits = cx.config.limits;
+        let Said {
+            at,
+            len,
+            announcement: said,
+            refusal,
+        } = said;
+        let (at, len) = (*at, *len);
         let decision = announce::decide(cx.config, cx.gateway, self.id, ends, side, said);
         let [forward, _] = self.both(side);
         match decision {
@@ -540,11 +603,12 @@ impl Flow {
                 forward.pass(at, &limits)?;
                 forward.replace(len, &text, &limits)?;
                 if said.mode == Mode::Active {
+                    let hole = Hole::from(hole);
                     let superseded = self.active.replace(hole).filter(|old| *old != hole);
                     if let Some(superseded) = superseded
                         && !self.session.active_is_open()
                     {
-                        cx.gateway.release(superseded);
+                        cx.gateway.release(superseded.into());
                     }
                 }
                 self.session.announced(peer, Outcome::Accepted(new));
@@ -584,9 +648,15 @@ impl Flow {
                 self.count_refusal(said.verb, why, true, cx);
             }
             Decision::Refuse(why) => {
-                // Not an address any more, so the server answers with a syntax error itself.
-                forward.pass(at, &limits)?;
-                forward.replace(len, &vec![b'x'; len], &limits)?;
+                let Some(refusal) = refusal else {
+                    // Only commands are refused.
+                    forward.pass(at.saturating_add(len), &limits)?;
+                    self.session.announced(peer, Outcome::PassedUnmodified);
+                    self.count_refusal(said.verb, why, false, cx);
+                    return Ok(());
+                };
+                forward.pass(refusal.at, &limits)?;
+                forward.replace(refusal.with.len().max(1), &refusal.with, &limits)?;
                 self.session.announced(peer, Outcome::Refused);
                 self.count_refusal(said.verb, why, true, cx);
             }
@@ -608,6 +678,9 @@ impl Flow {
             &mut cx.stats.not_opened
         };
         *counter = counter.saturating_add(1);
+        if replaced && verb == "AUTH" && cx.config.policy.deny_tls {
+            cx.stats.tls_denied = cx.stats.tls_denied.saturating_add(1);
+        }
         cx.gateway.event(Event::Refused {
             session: self.id,
             verb,
@@ -618,6 +691,9 @@ impl Flow {
 
     /// From here on both directions pass under the numbers they have.
     pub(super) fn end_inspection(&mut self, why: &'static str, cx: &mut Context<'_>) {
+        if why != "TLS" {
+            self.tls = None;
+        }
         if self.halves.iter().all(Half::is_opaque) {
             return;
         }

@@ -44,6 +44,8 @@ pub struct Request {
     pub land: SocketAddr,
     /// The address by which X knows Y, where it isn't `from`.
     pub as_source: Option<IpAddr>,
+    /// The control connection's mark, all of it.
+    pub mark: u32,
     /// Whether only NAT leads from `to` to X: then the public port may be another than the announced
     /// one.
     pub published: bool,

@@ -13,6 +13,7 @@ mod names;
 mod range;
 mod second;
 mod stats;
+mod tls;
 
 pub mod event;
 pub mod gateway;
@@ -46,6 +47,13 @@ pub enum Side {
 }
 
 impl Side {
+    const fn opposite(self) -> Self {
+        match self {
+            Self::Egress => Self::Ingress,
+            Self::Ingress => Self::Egress,
+        }
+    }
+
     const fn index(self) -> usize {
         match self {
             Self::Egress => 0,
@@ -88,6 +96,8 @@ impl Endpoints {
     }
 }
 
+/// How often a full table is searched for connections that may go.
+const CLEARING: Duration = Duration::from_secs(1);
 /// How many servers with that habit are remembered.
 const EARLY_SERVERS: usize = 1024;
 
@@ -108,10 +118,13 @@ pub struct Name(Endpoints);
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
-    flows: HashMap<Endpoints, Flow>,
+    /// Boxed, so that the room that the table keeps to grow costs little.
+    flows: HashMap<Endpoints, Box<Flow>>,
     /// Other names of flows.
     names: Names,
     half_open: HalfOpen,
+    /// When room was last made in a full table.
+    cleared: Option<Duration>,
     unplaced: Option<Unplaced>,
     stats: Stats,
     next_id: u64,
@@ -134,6 +147,7 @@ impl Engine {
             flows: HashMap::new(),
             names: Names::default(),
             half_open: HalfOpen::default(),
+            cleared: None,
             unplaced: None,
             stats: Stats::default(),
             next_id: u64::from(worker).saturating_add(1),
@@ -231,11 +245,10 @@ impl Engine {
     ) {
         let hello = Hello::read(segment);
         if !segment.flags().has(Flags::ACK) {
-            let (max, life) = (self.config.max_flows, self.config.half_open);
             let syn = Syn::new(ends, side, hello, now);
-            if !self.half_open.insert(syn, max, life) {
-                self.stats.table_full = self.stats.table_full.saturating_add(1);
-            }
+            let forgotten = self.half_open.insert(syn, self.config.max_flows);
+            let forgotten = u64::try_from(forgotten).unwrap_or(u64::MAX);
+            self.stats.table_full = self.stats.table_full.saturating_add(forgotten);
             return;
         }
         let answer = Answer::new(ends, side, hello, Seq(segment.ack()));
@@ -247,6 +260,17 @@ impl Engine {
             self.unplaced = Some(Unplaced::Answer(answer));
         } else if let Some(syn) = syn {
             self.begin(&answer, &syn, handled, now, gateway);
+        } else if handled {
+            self.pass_elsewhere(&[answer.ends], now);
+        }
+    }
+
+    /// Passes the packets between these ends: the connection is edited at its other end.
+    fn pass_elsewhere(&mut self, names: &[Endpoints], now: Duration) {
+        let max = self.config.max_flows.saturating_mul(2);
+        for ends in names {
+            let elsewhere = Meaning::Elsewhere { seen: now };
+            self.names.insert(*ends, elsewhere, max);
         }
     }
 
@@ -281,12 +305,8 @@ impl Engine {
         gateway: &mut dyn Gateway,
     ) {
         self.half_open.remove(&syn.ends);
-        let max_names = self.config.max_flows.saturating_mul(2);
         if handled {
-            for ends in [syn.ends, answer.ends] {
-                let elsewhere = Meaning::Elsewhere { seen: now };
-                self.names.insert(ends, elsewhere, max_names);
-            }
+            self.pass_elsewhere(&[syn.ends, answer.ends], now);
             return;
         }
         let (ends, ingress) = match answer.side {
@@ -296,12 +316,15 @@ impl Engine {
         if ends != ingress && !is_translation(gateway, ends, ingress) {
             return;
         }
-        if !self.make_room(ends, syn, &answer.hello, gateway) {
+        if !self.make_room(ends, syn, &answer.hello, now, gateway) {
             return;
         }
         if ends != ingress {
+            // The same client port towards another address, some time ago.
+            self.replace(&ingress, gateway);
             let flow = Meaning::Flow(ends);
-            self.names.insert(ingress, flow, max_names);
+            let max = self.config.max_flows.saturating_mul(2);
+            self.names.insert(ingress, flow, max);
         }
         self.names.remove(&ends);
         let id = SessionId(self.next_id);
@@ -315,17 +338,13 @@ impl Engine {
             now,
         };
         let server = match syn.side {
-            Side::Egress => ends.outside.ip(),
-            Side::Ingress => ends.inside.ip(),
-        };
-        let answering = match answer.side {
-            Side::Egress => answer.ends.inside,
-            Side::Ingress => answer.ends.outside,
+            Side::Egress => ends.outside,
+            Side::Ingress => ends.inside,
         };
         let known = Known {
             v6: ends.inside.is_ipv6(),
-            connects_early: self.early.contains(&server),
-            implicit: self.config.implicit_ports.contains(&answering.port()),
+            connects_early: self.early.contains(&server.ip()),
+            implicit: self.config.implicit_ports.contains(&server.port()),
         };
         let flow = Flow::new(id, syn.side, syn.hello, answer.hello, known, &mut cx);
         let (client, server) = flow.client_and_server(&ends);
@@ -334,7 +353,7 @@ impl Engine {
             client,
             server,
         });
-        self.flows.insert(ends, flow);
+        self.flows.insert(ends, Box::new(flow));
     }
 
     /// Makes room for a flow; false if it is there already, or if there are too many.
@@ -343,25 +362,43 @@ impl Engine {
         ends: Endpoints,
         syn: &Syn,
         hello: &Hello,
+        now: Duration,
         gateway: &mut dyn Gateway,
     ) -> bool {
-        if let Some(old) = self.flows.get_mut(&ends) {
+        if let Some(old) = self.flows.get(&ends) {
             if old.began_with(syn.hello.isn, hello.isn) {
                 return false;
             }
-            old.close("replaced", gateway);
-            self.buffered = self.buffered.saturating_sub(old.buffered());
-            self.flows.remove(&ends);
-            self.names.forget_flow(&ends);
+            self.replace(&ends, gateway);
         }
         if self.flows.len() >= self.config.max_flows {
-            self.forget(|flow| flow.is_closed(), gateway);
+            // Not a search among all of them for each connection of a flood.
+            if self
+                .cleared
+                .is_none_or(|at| now.saturating_sub(at) >= CLEARING)
+            {
+                self.cleared = Some(now);
+                let patience = self.config.half_open;
+                self.forget(
+                    |flow| flow.is_closed() || flow.is_idle_guest(now, patience),
+                    gateway,
+                );
+            }
             if self.flows.len() >= self.config.max_flows {
                 self.stats.table_full = self.stats.table_full.saturating_add(1);
                 return false;
             }
         }
         true
+    }
+
+    /// Forgets a flow whose name a new connection has.
+    fn replace(&mut self, ends: &Endpoints, gateway: &mut dyn Gateway) {
+        if let Some(mut old) = self.flows.remove(ends) {
+            old.close("replaced", gateway);
+            self.buffered = self.buffered.saturating_sub(old.buffered());
+            self.names.forget_flow(ends);
+        }
     }
 
     // ---- several engines -------------------------------------------------------------------
@@ -415,6 +452,8 @@ impl Engine {
     ) {
         if let Some(syn) = self.syn(answer).or(syn) {
             self.begin(answer, &syn, known, now, gateway);
+        } else if known {
+            self.pass_elsewhere(&[answer.ends], now);
         }
     }
 

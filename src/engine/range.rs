@@ -2,7 +2,7 @@
 
 use super::event::Event;
 use super::flow::{Context, Flow};
-use super::{Endpoints, Side, announce};
+use super::{Endpoints, announce};
 
 /// A session's range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,10 +37,7 @@ impl Flow {
     }
 
     fn open_range(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
-        let server = match self.client {
-            Side::Egress => Side::Ingress,
-            Side::Ingress => Side::Egress,
-        };
+        let server = self.client.opposite();
         let before = self.range;
         match announce::open_range(cx.gateway, self.id, ends, server) {
             Ok(()) => self.range = Range::Open,

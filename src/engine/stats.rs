@@ -30,12 +30,16 @@ pub struct Stats {
     pub contradicted: u64,
     /// Control connections seen.
     pub sessions: u64,
-    /// Connections passed unmodified because the table was full.
+    /// Connections passed unmodified because the table was full, and SYNs forgotten for others.
     pub table_full: u64,
     /// Sessions whose inspection ended at a limit (see [`crate::stream::Limits`]).
     pub limit_reached: u64,
     /// Sessions that went on under TLS.
     pub tls: u64,
+    /// Of these, sessions that went back to clear text and are inspected again.
+    pub clear_again: u64,
+    /// `AUTH` commands that were refused (`--tls deny`).
+    pub tls_denied: u64,
     /// Connections that aren't FTP.
     pub not_ftp: u64,
     /// Connections with MPTCP, TCP-MD5 or TCP-AO, or with data in the SYN: passed unmodified.
@@ -75,7 +79,7 @@ impl Stats {
 
     /// Adds another worker's counts.
     pub fn add(&mut self, other: &Self) {
-        let pairs: [(&mut u64, u64); 23] = [
+        let pairs: [(&mut u64, u64); 25] = [
             (&mut self.packets, other.packets),
             (&mut self.changed, other.changed),
             (&mut self.malformed, other.malformed),
@@ -89,6 +93,8 @@ impl Stats {
             (&mut self.table_full, other.table_full),
             (&mut self.limit_reached, other.limit_reached),
             (&mut self.tls, other.tls),
+            (&mut self.clear_again, other.clear_again),
+            (&mut self.tls_denied, other.tls_denied),
             (&mut self.not_ftp, other.not_ftp),
             (&mut self.untouchable, other.untouchable),
             (&mut self.announced, other.announced),

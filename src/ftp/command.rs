@@ -40,6 +40,20 @@ const OTHERS: &[&[u8]] = &[
     b"XSHA", b"XSHA1", b"XSHA256", b"XSHA512", b"XSEM", b"XSEN",
 ];
 
+/// The verbs that are told apart.
+const TOLD_APART: &[&[u8]] = &[
+    b"USER", b"PASS", b"ACCT", b"PASV", b"EPSV", b"PORT", b"EPRT", b"RETR", b"STOR", b"STOU",
+    b"APPE", b"LIST", b"NLST", b"MLSD", b"STAT", b"ABOR", b"REIN", b"AUTH", b"LPRT", b"LPSV",
+];
+
+/// What a client may want to say before it is logged in (RFC 959 §5.4, 2228, 2389, 2577, 2640,
+/// 4217, 7151).
+const BEFORE_LOGIN: &[&[u8]] = &[
+    b"USER", b"PASS", b"ACCT", b"AUTH", b"ADAT", b"PBSZ", b"PROT", b"CCC", b"MIC", b"CONF", b"ENC",
+    b"FEAT", b"OPTS", b"HOST", b"LANG", b"HELP", b"NOOP", b"NOP", b"QUIT", b"CLNT", b"CSID",
+    b"SYST", b"STAT", b"ABOR", b"REIN",
+];
+
 impl Command {
     /// The command of a line without its line end. Verbs are case-insensitive (RFC 959 §5.3).
     pub(super) fn of(line: &[u8]) -> Self {
@@ -101,6 +115,70 @@ pub(super) fn argument(line: &[u8]) -> &[u8] {
     split(line).1
 }
 
+/// The verb of a line as a lenient server may read it, in upper case: without blanks and Telnet
+/// commands before it, and without Telnet commands and NULs in it. Verbs that are longer than any
+/// known one are cut.
+pub(super) fn bare_verb(line: &[u8]) -> Vec<u8> {
+    let mut verb = Vec::new();
+    let mut at = telnet_len(line);
+    while let Some(byte) = line.get(at) {
+        let rest = line.get(at..).unwrap_or_default();
+        let skip = match noise(rest, verb.is_empty()) {
+            0 if byte.is_ascii_whitespace() || verb.len() > 16 => break,
+            0 => {
+                verb.push(byte.to_ascii_uppercase());
+                1
+            }
+            skip => skip,
+        };
+        at = at.saturating_add(skip);
+    }
+    verb
+}
+
+/// The name of a verb in upper case; `command` if nobody knows it.
+pub(super) fn name_of(verb: &[u8]) -> &'static str {
+    let mut known = TOLD_APART.iter().chain(OTHERS);
+    let name = known.find(|name| **name == verb).copied();
+    name.and_then(|name| std::str::from_utf8(name).ok())
+        .unwrap_or("command")
+}
+
+/// Whether a verb in upper case may come before the login.
+pub(super) fn is_before_login(verb: &[u8]) -> bool {
+    BEFORE_LOGIN.contains(&verb)
+}
+
+/// Whether a line, without Telnet commands before it and without its end, has something in it that
+/// isn't text.
+pub(super) fn has_controls(text: &[u8]) -> bool {
+    let telnet = text
+        .iter()
+        .zip(text.iter().skip(1))
+        .any(|(iac, command)| *iac == 255 && (236..=254).contains(command));
+    // The last character may be cut where the line is over the limit.
+    let c1 = || match std::str::from_utf8(text) {
+        Ok(text) => text.chars().any(char::is_control),
+        Err(error) if error.error_len().is_none() => text
+            .utf8_chunks()
+            .any(|part| part.valid().chars().any(char::is_control)),
+        Err(_) => text.iter().any(|byte| (0x80..0xa0).contains(byte)),
+    };
+    telnet || text.iter().any(u8::is_ascii_control) || c1()
+}
+
+/// How many bytes at the beginning of `rest` a lenient server may leave out of a verb.
+fn noise(rest: &[u8], before: bool) -> usize {
+    match rest {
+        [0, ..] => 1,
+        [b' ' | b'\t', ..] if before => 1,
+        [255, 251..=254, ..] => 3,
+        [255, 236..=250, ..] => 2,
+        [255] => 1,
+        _ => 0,
+    }
+}
+
 /// How many bytes of Telnet commands a line starts with.
 pub(super) fn telnet_len(line: &[u8]) -> usize {
     let mut at = 0usize;
@@ -118,35 +196,79 @@ pub(super) fn telnet_len(line: &[u8]) -> usize {
     }
 }
 
-/// Where the argument of `PORT` or `EPRT` starts, if the line is one and it has begun; `None` for
-/// the offset while only verb and spaces are there.
-pub(super) fn address_command(line: &[u8]) -> Option<(&'static str, Option<usize>)> {
-    let telnet = telnet_len(line);
-    let verb = line.get(telnet..)?.first_chunk::<5>()?;
-    let name = match verb.to_ascii_uppercase().as_slice() {
-        b"PORT " => "PORT",
-        b"EPRT " => "EPRT",
-        _ => return None,
-    };
-    let blank = telnet.saturating_add(4);
-    let spaces = line.iter().skip(blank).take_while(|b| **b == b' ').count();
-    let start = spaces.saturating_add(blank);
-    Some((name, (start < line.len()).then_some(start)))
+/// A line whose verb is one that may be refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Guarded {
+    /// The verb.
+    pub(super) verb: &'static str,
+    /// Where its last byte is: whatever that becomes, it is another verb.
+    pub(super) last: usize,
+    /// Whether it ends there; `None` until what follows has come.
+    pub(super) ends: Option<bool>,
+    /// Nothing strange is before it, in it or directly behind it.
+    pub(super) plain: bool,
 }
 
-/// Where the last byte of the verb is, if the line is (or may become) an `LPRT` or `LPSV`
-/// (RFC 1639), and whether it is one: `None` until the byte behind it has come.
-pub(super) fn long_command(line: &[u8]) -> Option<(&'static str, usize, Option<bool>)> {
-    let telnet = telnet_len(line);
-    let verb = line.get(telnet..)?.first_chunk::<4>()?;
-    let name = match verb.to_ascii_uppercase().as_slice() {
-        b"LPRT" => "LPRT",
-        b"LPSV" => "LPSV",
-        _ => return None,
+/// The verbs that may be refused whatever the dialogue is.
+const GUARDED: [&str; 5] = ["PORT", "EPRT", "LPRT", "LPSV", "AUTH"];
+
+/// What a lenient server may make of a line's beginning: blanks before the verb, and Telnet
+/// commands and NULs anywhere, don't hide a guarded verb.
+///
+/// `cut`: the line goes on behind `line`. If that is nothing but disguise, it counts as one.
+pub(super) fn guarded(line: &[u8], cut: bool) -> Option<Guarded> {
+    let mut at = telnet_len(line);
+    let mut letters = [0u8; 4];
+    let mut count = 0usize;
+    let mut last = at;
+    let mut plain = true;
+    let guarded = |letters: &[u8; 4]| {
+        let is = |name: &&str| name.as_bytes().eq_ignore_ascii_case(letters);
+        GUARDED.into_iter().find(is)
     };
-    let next = line.get(telnet.saturating_add(4));
-    let is = next.map(u8::is_ascii_whitespace);
-    Some((name, telnet.saturating_add(3), is))
+    loop {
+        let rest = line.get(at..).unwrap_or_default();
+        let Some(byte) = rest.first().copied() else {
+            break;
+        };
+        let skip = noise(rest, count == 0);
+        if skip > 0 {
+            plain = false;
+            at = at.saturating_add(skip);
+            continue;
+        }
+        let Some(slot) = letters.get_mut(count) else {
+            return Some(Guarded {
+                verb: guarded(&letters)?,
+                last,
+                ends: Some(byte.is_ascii_whitespace()),
+                plain: plain && byte != b'\t',
+            });
+        };
+        *slot = byte;
+        last = at;
+        at = at.saturating_add(1);
+        count = count.saturating_add(1);
+        if count == letters.len() {
+            guarded(&letters)?;
+        }
+    }
+    let disguise = cut && !plain;
+    let ends = disguise.then_some(true);
+    match guarded(&letters).filter(|_| count == letters.len()) {
+        None if disguise => Some(Guarded {
+            verb: "command",
+            last: line.len().saturating_sub(1),
+            ends,
+            plain,
+        }),
+        verb => Some(Guarded {
+            verb: verb?,
+            last,
+            ends,
+            plain,
+        }),
+    }
 }
 
 #[cfg(test)]
@@ -168,17 +290,46 @@ mod tests {
     }
 
     #[test]
-    fn where_an_address_may_start() {
-        assert_eq!(address_command(b"PORT"), None);
-        assert_eq!(address_command(b"port "), Some(("PORT", None)));
-        assert_eq!(address_command(b"EPRT  |"), Some(("EPRT", Some(6))));
-        assert_eq!(address_command(b"PORTX1"), None);
+    fn guarded_verbs_and_their_disguises() {
+        let plain = |verb, last, ends| {
+            Some(Guarded {
+                verb,
+                last,
+                ends,
+                plain: true,
+            })
+        };
+        assert_eq!(guarded(b"POR", false), None);
+        assert_eq!(guarded(b"POST /", false), None);
+        assert_eq!(guarded(b"port", false), plain("PORT", 3, None));
+        assert_eq!(guarded(b"EPRT |", false), plain("EPRT", 3, Some(true)));
+        assert_eq!(guarded(b"PORTX", false), plain("PORT", 3, Some(false)));
+        assert_eq!(guarded(b"LPSV\r", false), plain("LPSV", 3, Some(true)));
         assert_eq!(
-            address_command(b"\xff\xf4\xf2PORT 1"),
-            Some(("PORT", Some(8)))
+            guarded(b"\xff\xf4\xf2PORT 1", false),
+            plain("PORT", 6, Some(true))
         );
-        assert_eq!(long_command(b"lpsv"), Some(("LPSV", 3, None)));
-        assert_eq!(long_command(b"LPSV\r"), Some(("LPSV", 3, Some(true))));
-        assert_eq!(long_command(b"LPSVX"), Some(("LPSV", 3, Some(false))));
+        for (text, last) in [
+            (&b" PORT 1"[..], 4),
+            (b"\0\0PORT 1", 5),
+            (b"PO\xff\xf1RT 1", 5),
+            (b"POR\xff\xfb\x01T 1", 6),
+            (b"PORT\xff\xf1 1", 3),
+            (b"PORT\t1", 3),
+            (b"\xff\xf1 \xff\xf1PORT\r\n", 8),
+        ] {
+            let disguised = Guarded {
+                verb: "PORT",
+                last,
+                ends: Some(true),
+                plain: false,
+            };
+            let shown = text.escape_ascii();
+            assert_eq!(guarded(text, false), Some(disguised), "{shown}");
+        }
+        assert_eq!(guarded(&[b' '; 50], false), None);
+        let all = guarded(&[b' '; 50], true).unwrap();
+        assert_eq!((all.last, all.ends, all.plain), (49, Some(true), false));
+        assert_eq!(guarded(b"PORT", true), plain("PORT", 3, None));
     }
 }

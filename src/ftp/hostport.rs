@@ -123,6 +123,47 @@ pub(super) fn parse_extended(argument: &[u8]) -> Option<(u8, IpAddr, u16)> {
     (protocol == expected).then_some((delimiter, address, u16::try_from(port).ok()?))
 }
 
+/// Whether an argument of `PORT` that is no address might still be read as one by a lenient server:
+/// six numbers up to 255, whatever is between and behind them.
+pub(super) fn may_be_host_port(argument: &[u8]) -> bool {
+    let numbers = argument.split(|b| !b.is_ascii_digit());
+    let mut octets = [0u32; 6];
+    let mut count = 0usize;
+    let numbers = numbers.filter(|part| !part.is_empty());
+    for (slot, part) in octets.iter_mut().zip(numbers) {
+        let Some(octet) = lenient(part, 255) else {
+            return false;
+        };
+        *slot = octet;
+        count = count.saturating_add(1);
+    }
+    let [_, _, _, _, high, low] = octets;
+    count == octets.len() && (high, low) != (0, 0)
+}
+
+/// The same for `EPRT`: an address and a port between delimiters.
+pub(super) fn may_be_extended(argument: &[u8]) -> bool {
+    let Some((delimiter, rest)) = argument.split_first() else {
+        return false;
+    };
+    let mut parts = rest.split(|b| b == delimiter).skip(1);
+    let address = parts.next().map(|part| String::from_utf8_lossy(part));
+    let port = parts.next().map(<[u8]>::trim_ascii).unwrap_or_default();
+    let digits = port.iter().take_while(|b| b.is_ascii_digit()).count();
+    let port = lenient(port.get(..digits).unwrap_or_default(), 65_535);
+    address.is_some_and(|text| text.trim().parse::<IpAddr>().is_ok())
+        && port.is_some_and(|port| port != 0)
+}
+
+/// A decimal number with any number of zeros before it.
+fn lenient(digits: &[u8], max: u32) -> Option<u32> {
+    let zeros = digits.iter().take_while(|b| **b == b'0').count();
+    match digits.get(zeros..).unwrap_or_default() {
+        [] if zeros > 0 => Some(0),
+        rest => decimal(rest, max, 5),
+    }
+}
+
 /// RFC 2428 §2: any ASCII character from 33 to 126. A digit would be ambiguous.
 fn is_delimiter(byte: u8) -> bool {
     byte.is_ascii_graphic() && !byte.is_ascii_digit()
@@ -249,6 +290,47 @@ mod tests {
             "|1|1.2.3|5|",
         ] {
             assert_eq!(parse_extended(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_read_as_an_address() {
+        let either = |text: &[u8]| {
+            let extended = text.starts_with(b"|");
+            if extended {
+                may_be_extended(text)
+            } else {
+                may_be_host_port(text)
+            }
+        };
+        for text in [
+            &b"1,2,3,4,5,6 x"[..],
+            b"1,2,3,4,5,6,7",
+            b"1,2,3\xff\xf1,4,5,6",
+            b"1.2.3.4,5,6",
+            b"1, 2, 3, 4, 5, 006",
+            b"0001,2,3,4,5,6",
+            b"|1|1.2.3.4|5",
+            b"|2|1.2.3.4|5|",
+            b"|1|::1|5|",
+            b"|1| 1.2.3.4|05 x|x",
+        ] {
+            assert!(either(text), "{}", text.escape_ascii());
+        }
+        for text in [
+            "",
+            "1,2,3",
+            "300,1,1,1,1,1",
+            "1,2,3,4,5,256",
+            "1,2,3,4,5",
+            "1,2,3,4,0,0",
+            "|1|1.2.3.4|0|",
+            "|1|1.2.3.4|65536|",
+            "|1|1.2.3.400|5|",
+            "|1|1.2.3.4|",
+            "|||50000|",
+        ] {
+            assert!(!either(text.as_bytes()), "{text}");
         }
     }
 

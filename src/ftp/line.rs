@@ -2,7 +2,7 @@
 
 /// How many bytes of a line's beginning decide what it is; what follows is looked at only while
 /// it waits.
-const HEAD: usize = 96;
+pub(super) const HEAD: usize = 96;
 
 /// What of the current line has gone out already. Nothing, and without memory, for a line that
 /// arrives whole.
@@ -13,6 +13,7 @@ struct Begun {
     head: [u8; HEAD],
     gone: usize,
     settled: bool,
+    refused: bool,
     in_run: bool,
     binary: bool,
 }
@@ -70,6 +71,15 @@ impl Line {
         self.0.as_ref().is_some_and(|begun| begun.settled)
     }
 
+    /// It is refused: nothing of what follows goes out as it is.
+    pub(super) fn refuse(&mut self) {
+        self.begun().refused = true;
+    }
+
+    pub(super) fn is_refused(&self) -> bool {
+        self.0.as_ref().is_some_and(|begun| begun.refused)
+    }
+
     /// Whether the digits that come next belong to a run that is no address.
     pub(super) fn is_in_run(&self) -> bool {
         self.0.as_ref().is_some_and(|begun| begun.in_run)
@@ -99,6 +109,7 @@ impl Line {
                 head: [0; HEAD],
                 gone: 0,
                 settled: false,
+                refused: false,
                 in_run: false,
                 binary: false,
             })

@@ -14,6 +14,10 @@ pub struct Policy {
     /// Networks whose addresses a client may name besides its own (FXP): address and prefix
     /// length. Default: none.
     pub allow_foreign: Vec<(IpAddr, u8)>,
+    /// `AUTH` is refused in place, so that clients which may do so go on in clear text. Default: no.
+    pub deny_tls: bool,
+    /// Rules that clients in good order keep, and that ftpalg works without. Default: none.
+    pub strict: Strict,
     /// Longest command line, in bytes, that is acted on (default 2048: some servers take paths
     /// that long).
     pub max_command: usize,
@@ -22,6 +26,64 @@ pub struct Policy {
     /// Commands that may wait for their reply at once (default 256); those beyond are counted, and
     /// their replies aren't acted on.
     pub max_pipelined: usize,
+}
+
+/// What is refused in place besides what would be dangerous. Each rule stands by itself. With any of
+/// them on, a command line waits until it is complete.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Strict {
+    /// Before the login only what belongs to it; `PASS` and `ACCT` only after `USER`.
+    pub order: bool,
+    /// Verbs that no document of FTP and no common server knows.
+    pub unknown_verbs: bool,
+    /// Lines longer than [`Policy::max_command`].
+    pub long_lines: bool,
+    /// Control characters: C0, DEL, and C1 in UTF-8, or as single bytes where the line isn't UTF-8;
+    /// Telnet commands but those before a verb (RFC 959 §4.1.3).
+    pub control_bytes: bool,
+    /// Commands before the server's greeting. (Otherwise the connection isn't taken for FTP.)
+    pub before_greeting: bool,
+    /// `PORT` and `EPRT` whose argument isn't an address, or that come before the login. (Otherwise
+    /// they pass, and open nothing.)
+    pub addresses: bool,
+    /// The only verbs that may be used, in upper case; empty: all.
+    pub allow: Vec<String>,
+    /// Verbs that may not be used, in upper case.
+    pub deny: Vec<String>,
+    /// Failed logins (`430`, `530`) in a row after which `USER`, `PASS` and `ACCT` are refused.
+    pub failed_logins: Option<u8>,
+}
+
+impl Strict {
+    /// The failed logins that [`Strict::all`] lets pass.
+    pub const FAILED_LOGINS: u8 = 3;
+
+    /// Every rule; no list of verbs.
+    #[must_use]
+    pub fn all() -> Self {
+        Self {
+            order: true,
+            unknown_verbs: true,
+            long_lines: true,
+            control_bytes: true,
+            before_greeting: true,
+            addresses: true,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            failed_logins: Some(Self::FAILED_LOGINS),
+        }
+    }
+
+    /// Whether lines must be complete before anything of them goes out.
+    pub(super) fn holds_lines(&self) -> bool {
+        *self != Self::default()
+    }
+
+    /// Whether the lists leave a verb out, which is in upper case.
+    pub(super) fn leaves_out(&self, verb: &[u8]) -> bool {
+        let has = |list: &[String]| list.iter().any(|name| name.as_bytes() == verb);
+        has(&self.deny) || !self.allow.is_empty() && !has(&self.allow)
+    }
 }
 
 /// Where a server must not be made to connect to: system ports (RFC 6335 §6) and services that
@@ -49,6 +111,8 @@ impl Default for Policy {
             require_login: true,
             deny_ports: SERVICE_PORTS.to_vec(),
             allow_foreign: Vec::new(),
+            deny_tls: false,
+            strict: Strict::default(),
             max_command: 2048,
             max_reply: 1024,
             max_pipelined: 256,

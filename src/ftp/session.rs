@@ -8,7 +8,7 @@ mod tls;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-pub use step::{Announcement, Form, Outcome, Peer, Step};
+pub use step::{Announcement, Form, Outcome, Peer, Refusal, Step};
 use tls::Implicit;
 
 use super::line::Line;
@@ -124,6 +124,8 @@ pub struct Session {
     connects_early: bool,
     /// The reserved or open hole of a `PORT` won't be used.
     cancelled: bool,
+    /// Since the last login that succeeded.
+    failed_logins: u8,
 }
 
 impl Session {
@@ -154,6 +156,7 @@ impl Session {
             transferring: false,
             connects_early,
             cancelled: false,
+            failed_logins: 0,
         }
     }
 
@@ -161,8 +164,8 @@ impl Session {
     /// new bytes arrived, and again after each step was carried out, until it waits or nothing is
     /// pending.
     ///
-    /// Only bytes that may belong to an address wait; everything else goes out at once. Nothing
-    /// waits in a line that is complete.
+    /// Only bytes that may belong to an address or to a verb that is refused wait; everything else
+    /// goes out at once. Nothing waits in a line that is complete.
     pub fn next(&mut self, from: Peer, pending: &[u8]) -> Step {
         if let Some(over) = self.over {
             return Step::Opaque(over.why());
@@ -233,6 +236,16 @@ impl Session {
     #[must_use]
     pub fn logged_in(&self) -> bool {
         self.logged_in
+    }
+
+    /// Whether nobody has logged in, or it isn't FTP. What is under TLS can't be known.
+    #[must_use]
+    pub fn is_guest(&self) -> bool {
+        match self.over {
+            None => !self.logged_in,
+            Some(Over::NotFtp | Over::NotTls) => true,
+            Some(_) => false,
+        }
     }
 
     /// The user's name, once, when the login has just succeeded.

@@ -18,6 +18,9 @@ pub struct Pinhole {
     pub land: SocketAddr,
     /// The source address that X must see, where it isn't `from`.
     pub as_source: Option<IpAddr>,
+    /// The user's bits of the control connection's mark, 0 if there are none: the data connection
+    /// takes them over if it has no mark of its own, so that it leaves by the same path.
+    pub mark: u32,
 }
 
 impl Pinhole {

@@ -147,6 +147,7 @@ impl Plane {
                     to,
                     land: request.land,
                     as_source: request.as_source.filter(|&ip| ip != request.from),
+                    mark: request.mark & !self.config.mark.bit(),
                 },
                 deadline,
                 open: false,

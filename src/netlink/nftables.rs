@@ -160,6 +160,8 @@ pub mod datatype {
     pub const IPV6: u32 = 8;
     /// `inet_service`
     pub const PORT: u32 = 13;
+    /// `mark`
+    pub const MARK: u32 = 19;
 
     /// The type of a concatenation.
     #[must_use]
@@ -274,6 +276,14 @@ impl<'a> Expressions<'a> {
     pub fn set_mark(&mut self, source: u32) -> &mut Self {
         self.add("ct", |b| {
             b.be32(2, Ct::Mark as u32).be32(4, reg(source));
+        })
+    }
+
+    /// Sets the packet's mark (`meta mark`).
+    pub fn set_packet_mark(&mut self, source: u32) -> &mut Self {
+        self.add("meta", |b| {
+            // NFTA_META_KEY: NFT_META_MARK, NFTA_META_SREG.
+            b.be32(2, 3).be32(3, reg(source));
         })
     }
 

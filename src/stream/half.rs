@@ -325,6 +325,59 @@ impl Half {
         self.tidy();
     }
 
+    /// Begins inspection anew at the end of `sent`: bytes that went on unread, the first of them at
+    /// `from`, of which the receiver has acknowledged none but everything before. Whether that is
+    /// possible: not while edits from before are in flight.
+    #[must_use]
+    pub fn resume(&mut self, from: Seq, sent: &[u8]) -> bool {
+        if !self.is_settled() || from.before(self.next) {
+            return false;
+        }
+        let edited = self.shifted(from);
+        self.opaque = false;
+        self.next = from.plus_len(sent.len());
+        self.una = Point {
+            original: from,
+            edited,
+        };
+        self.acked = edited;
+        self.edge = edited;
+        self.emitted = edited.plus_len(sent.len());
+        self.guaranteed = from;
+        self.claimed = edited;
+        self.fin = None;
+        self.fin_sent = false;
+        self.last = None;
+        self.work = (!sent.is_empty()).then(|| {
+            Box::new(Work {
+                buffer: sent.to_vec(),
+                released: sent.len(),
+                ..Work::default()
+            })
+        });
+        true
+    }
+
+    /// The number of the first byte that waits, or of the next one to come.
+    #[must_use]
+    pub fn pending_at(&self) -> Seq {
+        self.released().original
+    }
+
+    /// The number of the next byte to come.
+    #[must_use]
+    pub fn expected(&self) -> Seq {
+        self.next
+    }
+
+    /// The receiver's acknowledgement in the sender's numbers, once the stream is unread and
+    /// nothing of its edits is in flight.
+    #[must_use]
+    pub fn plain_ack(&self, ack: Seq) -> Option<Seq> {
+        self.is_settled()
+            .then(|| ack.plus(self.una.original.since(self.una.edited)))
+    }
+
     /// Whether inspection ended.
     #[must_use]
     pub fn is_opaque(&self) -> bool {

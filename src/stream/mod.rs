@@ -16,7 +16,9 @@
 
 mod edits;
 mod half;
+mod records;
 mod seq;
 
 pub use half::{Emit, Half, Intake, Limits, Overflow};
+pub use records::Records;
 pub use seq::Seq;

@@ -9,6 +9,7 @@
 //! | [`alg`] | what stands on the gateway: nothing, the kernel's helper, `ftpalg` |
 //! | [`gateway`] | a published server behind `ftpalg`, sessions line by line |
 //! | [`capture`] | what passes an interface |
+//! | [`craft`] | one end of a connection made of raw packets |
 //! | [`counters`] | what a host's TCP has counted |
 //! | [`server`], [`client`] | real FTP programs, each with its own way of being told what to do |
 //! | [`scripted`] | a client and a server that cut their lines as they are told |
@@ -27,6 +28,7 @@ pub mod alg;
 pub mod capture;
 pub mod client;
 pub mod counters;
+pub mod craft;
 pub mod gateway;
 pub mod net;
 pub mod process;

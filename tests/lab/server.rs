@@ -48,6 +48,8 @@ impl Kind {
 pub enum Tls {
     /// After `AUTH TLS`.
     Explicit,
+    /// After `AUTH TLS`, or not at all.
+    Offered,
     /// From the first byte.
     Implicit,
 }
@@ -311,11 +313,12 @@ fn vsftpd(net: &Net, config: &Config, directory: &Path) -> Command {
     if let Some(tls) = config.tls {
         // Not every client resumes the control connection's TLS session for data.
         text += &format!(
-            "ssl_enable=YES\nallow_anon_ssl=YES\nforce_anon_data_ssl=YES\nforce_anon_logins_ssl=YES\n\
-             require_ssl_reuse=NO\nssl_ciphers=HIGH\nimplicit_ssl={}\n\
+            "ssl_enable=YES\nallow_anon_ssl=YES\nforce_anon_data_ssl={force}\n\
+             force_anon_logins_ssl={force}\nrequire_ssl_reuse=NO\nssl_ciphers=HIGH\nimplicit_ssl={}\n\
              rsa_cert_file={dir}/cert.pem\nrsa_private_key_file={dir}/key.pem\n",
             if tls == Tls::Implicit { "YES" } else { "NO" },
             dir = directory.display(),
+            force = if tls == Tls::Offered { "NO" } else { "YES" },
         );
     }
     let file = directory.join("vsftpd.conf");
@@ -429,6 +432,9 @@ if tls:
         tls_control_required = tls_data_required = True
         dtp_handler = Data
 
+    class Offered(Explicit):
+        tls_control_required = tls_data_required = False
+
     class Implicit(Explicit):
         def handle(self):
             self.secure_connection(self.ssl_context)
@@ -436,7 +442,7 @@ if tls:
         def handle_ssl_established(self):
             Explicit.handle(self)
 
-    FTPHandler = {"Explicit": Explicit, "Implicit": Implicit}[tls]
+    FTPHandler = {"Explicit": Explicit, "Offered": Offered, "Implicit": Implicit}[tls]
 logging.basicConfig(level=logging.INFO)
 users = DummyAuthorizer()
 users.add_user("lab", "lab", root, perm="elradfmwMT")

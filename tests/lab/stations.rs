@@ -14,7 +14,7 @@ use super::client::{Client, Done, Job, Mode};
 use super::net::Net;
 use super::process::{Process, run};
 use super::report;
-use super::rules;
+use super::rules::{self, Flavour};
 use super::scenario::greeting;
 use super::server::{Config, Kind, Server, content};
 use super::topology::{End, Host, Link, Shape, Topology};
@@ -98,6 +98,8 @@ pub struct Case {
     pub servers: Vec<Config>,
     /// How many clients work at the same time.
     pub at_once: usize,
+    /// Which iptables holds the users' rules.
+    pub flavour: Flavour,
 }
 
 /// What came of one pinhole backend with one server program.
@@ -120,6 +122,7 @@ impl Case {
             parts: Vec::new(),
             servers: [Kind::Vsftpd, Kind::Pyftpdlib].map(Config::new).to_vec(),
             at_once: 4,
+            flavour: Flavour::Nft,
         }
     }
 
@@ -140,8 +143,14 @@ impl Case {
     pub fn install_rules(&self, net: &Net) {
         for station in &self.stations {
             for (program, text) in [("iptables", &station.v4), ("ip6tables", &station.v6)] {
-                let restore = format!("{program}-nft-restore");
-                net.feed(station.host, &[&restore, "--noflush"], text)
+                let restore = self.flavour.iptables().replace("iptables", program) + "-restore";
+                let mut text = text.clone();
+                if self.flavour == Flavour::Legacy {
+                    // As on most hosts: a table is listed for good once anybody has looked at it.
+                    text += "*nat\nCOMMIT\n*mangle\nCOMMIT\n*raw\nCOMMIT\n*filter\nCOMMIT\n";
+                }
+                // All namespaces share the legacy flavour's lock.
+                net.feed(station.host, &[&restore, "-w", "10", "--noflush"], &text)
                     .must();
             }
         }

@@ -82,6 +82,7 @@ impl Machine {
                     at,
                     len,
                     announcement: said,
+                    refusal,
                 } => {
                     assert!(len > 0 && at + len <= pending.len());
                     let own = IpAddr::from(CLIENT);
@@ -96,7 +97,14 @@ impl Machine {
                     let (outcome, with) = match foreign {
                         Some(Err(why)) => {
                             self.decide(format!("refuse {what}: {why}"));
-                            (Outcome::Refused, vec![b'x'; len])
+                            let refusal =
+                                refusal.unwrap_or_else(|| panic!("{what} can't be refused"));
+                            assert_eq!(refusal.at + refusal.with.len(), at + len);
+                            self.session.announced(peer, Outcome::Refused);
+                            let len = refusal.with.len();
+                            self.goes(i, refusal.at, Some((len, &refusal.with)));
+                            opened = false;
+                            continue;
                         }
                         _ if said.port == UNAVAILABLE => {
                             self.decide(format!("leave {what}"));
@@ -124,6 +132,11 @@ impl Machine {
                     assert!(!with.is_empty() && at + with.len() <= pending.len());
                     self.decide(format!("refuse {verb}: {why}"));
                     self.goes(i, at, Some((with.len(), &with)));
+                }
+                Step::Blank(with) => {
+                    assert!(!with.is_empty() && with.len() <= pending.len());
+                    assert!(!pending[..with.len()].contains(&b'\n'));
+                    self.goes(i, 0, Some((with.len(), &with)));
                 }
                 Step::OpenActive => {
                     assert!(!opened, "opens twice without a byte between");

@@ -1,13 +1,19 @@
 //! What the client's lines do to a session.
 
-use super::super::command::{Command, address_command, argument, long_command, telnet_len};
-use super::super::hostport::{parse_extended, parse_host_port};
-use super::{Active, Announcement, Form, Over, Session, Step, User, count, first_line, length};
+use super::super::command::{
+    Command, Guarded, argument, bare_verb, guarded, has_controls, is_before_login, name_of,
+    telnet_len,
+};
+use super::super::hostport::{may_be_extended, may_be_host_port, parse_extended, parse_host_port};
+use super::super::line::HEAD;
+use super::{
+    Active, Announcement, Form, Over, Refusal, Session, Step, User, count, first_line, length,
+};
 use crate::engine::gateway::Mode;
 
 impl Session {
     pub(super) fn next_command(&mut self, pending: &[u8]) -> Step {
-        if !self.greeted {
+        if !self.greeted && !self.policy.strict.before_greeting {
             // RFC 959 §5.4: a client waits for the greeting. Whoever doesn't, speaks another protocol.
             return self.ends(Over::NotFtp);
         }
@@ -15,22 +21,24 @@ impl Session {
             return Step::OpenActive;
         }
         let (piece, ended) = first_line(pending);
+        if self.client.is_refused() {
+            return self.rest_of_refused(piece, ended);
+        }
         let head = self.client.head(piece);
         let overlong = length(self.client.gone(), piece, ended) > self.policy.max_command;
-        if !self.client.is_settled() {
-            let address = address_command(&head).filter(|_| !overlong);
-            if let Some((verb, Some(start))) = address {
-                let start = start.saturating_sub(self.client.gone());
-                if let Some(step) = self.address_command(verb, start, piece, ended) {
-                    return step;
-                }
-            } else if let Some((verb, at, is)) = long_command(&head)
-                && is != Some(false)
-            {
-                // However long the line is: that it is may show only later.
-                let at = at.saturating_sub(self.client.gone());
-                return self.long_command(verb, at, piece, is.is_some());
-            }
+        if !self.client.is_settled()
+            && self.policy.strict.holds_lines()
+            && let Some(step) = self.whole_line(&head, piece, ended, overlong)
+        {
+            return step;
+        }
+        if !self.client.is_settled()
+            && let Some(guarded) = guarded(&head, head.len() >= HEAD)
+            // Something in disguise may be no FTP at all.
+            && (self.spoken || guarded.plain)
+            && let Some(step) = self.guarded(guarded, piece, ended, overlong)
+        {
+            return step;
         }
         if !ended {
             self.client.goes(piece);
@@ -38,12 +46,12 @@ impl Session {
         }
         let line = head.trim_ascii_end();
         let command = Command::of(line);
-        if !self.spoken
-            && (overlong
-                || matches!(command, Command::Unknown | Command::Blank)
-                || !printable(line)
-                || self.client.is_binary(piece))
-        {
+        if !self.spoken && (overlong || !may_begin(line, command) || self.client.is_binary(piece)) {
+            return self.ends(Over::NotFtp);
+        }
+        // A page chooses its request's method, which may well be `USER`, but not that there are
+        // headers between the method and all else that it chooses.
+        if is_header_field(line) {
             return self.ends(Over::NotFtp);
         }
         if overlong {
@@ -65,26 +73,124 @@ impl Session {
         Step::Pass(piece.len())
     }
 
-    /// A line that is a `PORT` or `EPRT`; `start`: where in `piece` its argument begins. `None`: it
-    /// is no different from other lines.
+    // ---- commands that may be refused ------------------------------------------------------
+
+    /// A line with a verb that may be refused. Its verb's last byte, and all behind it, wait until
+    /// that is known. `None`: it is no different from other lines.
+    fn guarded(
+        &mut self,
+        guarded: Guarded,
+        piece: &[u8],
+        ended: bool,
+        overlong: bool,
+    ) -> Option<Step> {
+        let at = guarded.last.saturating_sub(self.client.gone());
+        let why = match (guarded.ends, guarded.verb) {
+            (Some(false), _) => return None,
+            (_, "AUTH") if !self.policy.deny_tls => return None,
+            (None, _) => return Some(self.wait_from(at, piece)),
+            (Some(true), "LPRT" | "LPSV") => "RFC 1639 addresses aren't followed",
+            (Some(true), "AUTH") => "TLS is denied",
+            _ if !guarded.plain => "a command in disguise",
+            // However long the line is: its server may look at its beginning only.
+            _ if overlong => "a line over the limit",
+            _ if !ended => return Some(self.wait_from(at, piece)),
+            (_, verb) => match self.address_command(verb, at, piece) {
+                Ok(step) => return step,
+                Err(why) => why,
+            },
+        };
+        Some(self.refuse(at, 1, guarded.verb, why, piece, ended))
+    }
+
+    /// With strict rules: a line waits until it is complete (or over the limit), and is judged. `None`:
+    /// no rule is against it.
+    fn whole_line(
+        &mut self,
+        head: &[u8],
+        piece: &[u8],
+        ended: bool,
+        overlong: bool,
+    ) -> Option<Step> {
+        // Telnet commands go at once: they belong to an `ABOR`, and are urgent.
+        let start = telnet_len(head).saturating_sub(self.client.gone());
+        if !ended && !overlong {
+            return Some(self.wait_from(start, piece));
+        }
+        let text = content(piece, ended).get(start..).unwrap_or_default();
+        // The limit falls in the same place however the line was cut.
+        let room = self.policy.max_command.saturating_sub(self.client.gone());
+        let known = text
+            .get(..room.saturating_sub(start))
+            .unwrap_or(text)
+            .trim_ascii_end();
+        let verb = bare_verb(known);
+        let why = self.breach(known, &verb, overlong)?;
+        // A refused command was FTP all the same.
+        self.spoken = true;
+        Some(self.refuse(start, 4, name_of(&verb), why, piece, ended))
+    }
+
+    /// Which strict rule a line breaks; `verb` is in upper case.
+    fn breach(&self, line: &[u8], verb: &[u8], overlong: bool) -> Option<&'static str> {
+        let rules = &self.policy.strict;
+        let command = Command::of(line);
+        let not_ftp = !self.spoken && (overlong || !may_begin(line, command));
+        if line.is_empty() || not_ftp || is_header_field(line) {
+            // No command, or what ends the session's being FTP.
+            return None;
+        }
+        if !self.greeted {
+            return Some("before the greeting");
+        }
+        let is_login = |command| matches!(command, Command::User | Command::Login);
+        let asked = || self.waiting.iter().any(is_login);
+        let spent = |limit| self.failed_logins >= limit;
+        if rules.leaves_out(verb) {
+            Some("not an allowed command")
+        } else if overlong && (rules.long_lines || rules.control_bytes) {
+            // What is behind the limit isn't known.
+            Some("a line over the limit")
+        } else if rules.control_bytes && has_controls(line) {
+            Some("control characters")
+        } else if rules.unknown_verbs && command == Command::Unknown && !is_long(verb) {
+            Some("an unknown command")
+        } else if rules.failed_logins.is_some_and(spent) && is_login(command) {
+            Some("too many failed logins")
+        } else if rules.order && !self.logged_in && !is_before_login(verb) && !asked() {
+            Some("before the login")
+        } else if rules.order && command == Command::Login && self.user.is_none() {
+            Some("no USER before it")
+        } else {
+            None
+        }
+    }
+
+    /// What comes before `at` goes; the rest waits.
+    fn wait_from(&mut self, at: usize, piece: &[u8]) -> Step {
+        if at == 0 {
+            return Step::Wait;
+        }
+        self.client.goes(piece.get(..at).unwrap_or_default());
+        Step::Pass(at)
+    }
+
+    /// A complete `PORT` or `EPRT`, whose verb's last byte is at `verb_end`. No step: it is no
+    /// different from other lines.
+    ///
+    /// # Errors
+    /// Why it must be refused.
     fn address_command(
         &mut self,
         verb: &'static str,
-        start: usize,
+        verb_end: usize,
         piece: &[u8],
-        ended: bool,
-    ) -> Option<Step> {
-        let (head, argument) = piece.split_at_checked(start)?;
-        if !ended {
-            // The verb goes; the argument waits for the end of the line: whatever follows it,
-            // even a blank, decides whether it is an address.
-            if head.is_empty() {
-                return Some(Step::Wait);
-            }
-            self.client.goes(head);
-            return Some(Step::Pass(head.len()));
-        }
-        let argument = argument.trim_ascii_end();
+    ) -> Result<Option<Step>, &'static str> {
+        let line = content(piece, true).trim_ascii_end();
+        let blank = verb_end.saturating_add(1);
+        let spaces = line.iter().skip(blank).take_while(|b| **b == b' ').count();
+        let start = blank.saturating_add(spaces);
+        let argument = line.get(start..).unwrap_or_default();
         let announcement = match verb {
             "PORT" => parse_host_port(argument).map(|(ip, port)| Announcement {
                 verb,
@@ -103,41 +209,78 @@ impl Session {
         };
         let Some(announcement) = announcement else {
             count(&mut self.counts.unparsable);
-            return None;
+            let ambiguous = match verb {
+                "PORT" => may_be_host_port(argument),
+                _ => may_be_extended(argument),
+            };
+            if ambiguous {
+                return Err("an address that may be read in more than one way");
+            }
+            if self.policy.strict.addresses {
+                return Err("not an address");
+            }
+            return Ok(None);
         };
         if self.epsv_all {
-            // RFC 2428 §4: the server must refuse it, and does.
-            return None;
+            // RFC 2428 §4: the server must refuse it.
+            return Err("EPSV ALL was sent");
         }
         if !self.may_announce() {
             count(&mut self.counts.unasked);
-            return None;
+            if self.policy.strict.addresses {
+                return Err("before the login");
+            }
+            return Ok(None);
         }
-        self.client.goes(head);
+        self.client.goes(piece.get(..start).unwrap_or_default());
         self.client.settle();
-        Some(Step::Address {
+        Ok(Some(Step::Address {
             at: start,
             len: argument.len(),
             announcement,
-        })
+            refusal: Some(Refusal {
+                at: verb_end,
+                with: replacement(line.get(verb_end..).unwrap_or_default(), 1),
+            }),
+        }))
     }
 
-    /// A line that is (or, while not `known`, may be) an `LPRT` or `LPSV`. The last byte of its
-    /// verb, which is at `at`, waits until that is known; another one in its place makes a verb
-    /// that no server knows.
-    fn long_command(&mut self, verb: &'static str, at: usize, piece: &[u8], known: bool) -> Step {
-        self.client.goes(piece.get(..at).unwrap_or_default());
-        if known {
-            self.client.goes(b"X");
-            self.client.settle();
-            return Step::Refuse {
-                at,
-                with: b"X".to_vec(),
-                verb,
-                why: "RFC 1639 addresses aren't followed",
-            };
+    /// Refuses a line: from `at` on, where `letters` of its verb (or more) are left, nothing of it
+    /// goes out as it is. The verb in its place is one that no server knows.
+    fn refuse(
+        &mut self,
+        at: usize,
+        letters: usize,
+        verb: &'static str,
+        why: &'static str,
+        piece: &[u8],
+        ended: bool,
+    ) -> Step {
+        let text = content(piece, ended);
+        self.client.goes(text);
+        self.client.refuse();
+        Step::Refuse {
+            at,
+            with: replacement(text.get(at..).unwrap_or_default(), letters),
+            verb,
+            why,
         }
-        if at == 0 { Step::Wait } else { Step::Pass(at) }
+    }
+
+    /// What follows in a line that is refused.
+    fn rest_of_refused(&mut self, piece: &[u8], ended: bool) -> Step {
+        let text = content(piece, ended);
+        if !text.is_empty() {
+            self.client.goes(text);
+            return Step::Blank(replacement(text, 0));
+        }
+        if !ended {
+            // A CR, which may belong to the line's end.
+            return Step::Wait;
+        }
+        self.command_passes(Command::Unknown, &[], false);
+        self.client.end();
+        Step::Pass(piece.len())
     }
 
     /// Whether a data connection may be prepared: after the login, or while its reply is on the
@@ -175,9 +318,47 @@ impl Session {
     }
 }
 
+/// Whether a line is a field of an HTTP request (RFC 9112 §5: the colon follows the name at once).
+fn is_header_field(line: &[u8]) -> bool {
+    let end = line.iter().position(|b| *b == b' ').unwrap_or(line.len());
+    let name = line.get(..end).unwrap_or_default();
+    name.iter().skip(1).any(|b| *b == b':')
+}
+
+/// Whether the first line of a client's may be this one.
+fn may_begin(line: &[u8], command: Command) -> bool {
+    !matches!(command, Command::Unknown | Command::Blank) && printable(line)
+}
+
+/// RFC 1639's verbs are known, if not followed.
+fn is_long(verb: &[u8]) -> bool {
+    matches!(verb, b"LPRT" | b"LPSV")
+}
+
 fn printable(line: &[u8]) -> bool {
     line.get(telnet_len(line)..)
         .unwrap_or_default()
         .iter()
         .all(|b| *b >= b' ' && *b != 0x7f)
+}
+
+/// What there is of a line, without its line end or what may become it.
+fn content(piece: &[u8], ended: bool) -> &[u8] {
+    let text = if ended {
+        piece.strip_suffix(b"\n").unwrap_or(piece)
+    } else {
+        piece
+    };
+    text.strip_suffix(b"\r").unwrap_or(text)
+}
+
+/// What goes out in the place of `text`, which begins with `verb` bytes of a verb: as many bytes,
+/// the same wherever the text was cut.
+fn replacement(text: &[u8], verb: usize) -> Vec<u8> {
+    let other = |(at, byte): (usize, &u8)| match byte {
+        b' ' => b' ',
+        _ if at < verb => b'X',
+        _ => b'x',
+    };
+    text.iter().enumerate().map(other).collect()
 }

@@ -156,6 +156,7 @@ impl Session {
                             addr,
                             port,
                         },
+                        refusal: None,
                     });
                 }
                 Scan::Partial if at == 0 => return Some(Step::Wait),
@@ -222,6 +223,12 @@ impl Session {
                 let success = matches!(code, 230 | 232);
                 self.fresh_login |= success && !self.logged_in;
                 self.logged_in |= success;
+                self.failed_logins = match code {
+                    // 530 is RFC 959's; some servers have 430.
+                    430 | 530 => self.failed_logins.saturating_add(1),
+                    _ if success => 0,
+                    _ => self.failed_logins,
+                };
             }
             Command::Rein if granted => {
                 self.logged_in = false;

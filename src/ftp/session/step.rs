@@ -47,7 +47,8 @@ pub enum Step {
     /// All of the pending bytes may belong to an address: more is needed to tell.
     Wait,
     /// `pending[..at]` passes as it is, `pending[at..at + len]` is an address. The caller decides
-    /// and calls [`super::Session::announced`] with the outcome, then removes `at + len` bytes from pending.
+    /// and calls [`super::Session::announced`] with the outcome, then removes `at + len` bytes from
+    /// pending.
     Address {
         /// Where the address text starts.
         at: usize,
@@ -55,24 +56,40 @@ pub enum Step {
         len: usize,
         /// What it says.
         announcement: Announcement,
+        /// How to refuse it in place; `None` for replies.
+        refusal: Option<Refusal>,
     },
     /// `pending[..at]` passes as it is, `pending[at..at + with.len()]` is replaced by `with`,
-    /// so that the receiver refuses it itself; both are removed from pending.
+    /// a verb that no server knows, so that the receiver refuses it itself; both are removed from
+    /// pending.
     Refuse {
         /// Where the replaced text starts.
         at: usize,
         /// What goes out in its place, of the same length (≥ 1).
         with: Vec<u8>,
-        /// The command or reply it was.
+        /// The command it was.
         verb: &'static str,
         /// Why, in a few words.
         why: &'static str,
     },
+    /// All of the pending bytes of a line that is refused, up to its line end, are replaced by
+    /// these, as many (≥ 1), and removed from pending.
+    Blank(Vec<u8>),
     /// The pinhole that an earlier `PORT`/`EPRT` reserved must be open before any of the pending
     /// bytes go out. Nothing is removed from pending; call [`super::Session::next`] again.
     OpenActive,
     /// Both streams are passed on without looking from here on. The pending bytes go out as they are.
     Opaque(&'static str),
+}
+
+/// How a command that announces an address is refused: `pending[at..at + with.len()]`, which ends
+/// with the address, becomes `with`, and the verb one that no server knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Where the replaced text starts, in the verb.
+    pub at: usize,
+    /// What goes out in its place.
+    pub with: Vec<u8>,
 }
 
 /// What became of an [`Announcement`].
@@ -82,6 +99,6 @@ pub enum Outcome {
     Accepted(SocketAddr),
     /// It goes out unmodified and there is no pinhole.
     PassedUnmodified,
-    /// It was replaced in place: its receiver will refuse it.
+    /// Its [`Refusal`] was carried out: its receiver will refuse it.
     Refused,
 }

@@ -1,6 +1,6 @@
 //! Implicit FTPS: TLS from the first byte, on a port that is known for it.
 
-use super::{Over, Peer, Session, Step};
+use super::{Over, Peer, Session, Step, Waiting};
 
 /// How far the handshake of implicit FTPS has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -20,6 +20,26 @@ impl Session {
     /// What begins in another way is passed without looking (`not TLS`).
     pub fn expect_tls(&mut self) {
         self.implicit = Implicit::Expected;
+    }
+
+    /// Both streams are in clear text again (RFC 4217 §12.3). Nothing is known of the commands
+    /// that went unread; only who has logged in may say `CCC`.
+    pub fn clear_again(&mut self) {
+        self.over = None;
+        self.implicit = Implicit::No;
+        self.client.end();
+        self.server.end();
+        self.waiting = Waiting::default();
+        self.unrecorded = 0;
+        self.multi = None;
+        self.user = None;
+        self.forget_active();
+        self.greeted = true;
+        self.spoken = true;
+        self.logged_in = true;
+        self.epsv_all = false;
+        self.followed = false;
+        self.transferring = false;
     }
 
     /// What the beginnings of the two streams are. It is TLS once the server has answered the

@@ -524,13 +524,29 @@ fn rules_of(hole: &Pinhole, mark: Mark, until: Option<&str>, serial: u64) -> Vec
     } else {
         format!("-j DNAT --to-destination {}", hole.land)
     };
-    let mut lines = vec![
+    let mut lines = Vec::new();
+    if hole.mark != 0 {
+        // The user's own mark on the data connection comes first. The packet's mark is set, too:
+        // the next thing that happens to it is routing.
+        let carried = hole.mark;
+        lines.push((
+            PRE,
+            format!("{packet} -m connmark --mark 0x0 -j MARK --set-xmark {carried:#x}/0xffffffff"),
+        ));
+        lines.push((
+            PRE,
+            format!(
+                "{packet} -m connmark --mark 0x0 -j CONNMARK --set-xmark {carried:#x}/0xffffffff"
+            ),
+        ));
+    }
+    lines.extend([
         (
             PRE,
             format!("{packet} -j CONNMARK --set-xmark {bit:#x}/{bit:#x}"),
         ),
         (PRE, format!("{packet} {deliver}")),
-    ];
+    ]);
     if let Some(source) = hole.as_source {
         lines.push((
             POST,
@@ -591,6 +607,7 @@ mod tests {
             to: to.parse().unwrap(),
             land: land.parse().unwrap(),
             as_source: as_source.map(|a| a.parse().unwrap()),
+            mark: 0,
         }
     }
 

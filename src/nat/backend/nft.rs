@@ -6,8 +6,10 @@
 //! ```text
 //! map pinholes4 { type ipv4_addr . ipv4_addr . inet_service : ipv4_addr . inet_service
 //!                 limit rate 2/second burst 1 packets }   # of each element by itself
+//! map marks4    { type ipv4_addr . ipv4_addr . inet_service : mark }
 //! map sources4  { type ipv4_addr . ipv4_addr . inet_service : ipv4_addr }
 //! prerouting, output   # nat, just before the user's DNAT
+//!     ct mark 0 ct mark set (@marks4), meta mark set (the same without BIT), dnat to (@pinholes4)
 //!     ct mark set ct mark | BIT dnat to ip saddr . ip daddr . tcp dport map @pinholes4
 //! postrouting, input   # nat, just before the user's SNAT
 //!     ct mark & BIT != 0 snat to ct original saddr . daddr . proto-dst map @sources4
@@ -32,8 +34,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use self::objects::{
-    Abilities, CHAINS, Family, IPV4, IPV6, Step, TABLE, What, add_elem, del_table, elem, endpoint,
-    octets, plan,
+    Abilities, CHAINS, Family, IPV4, IPV6, MAPS, Step, TABLE, What, add_elem, del_table, elem,
+    endpoint, octets, plan,
 };
 use super::{Backend, BackendError, Mark};
 use crate::nat::pinhole::{Key, Pinhole, RangeHole};
@@ -120,16 +122,16 @@ impl Nft {
         }
     }
 
-    /// Which elements of a key are in the kernel: that of the hole, that of its source.
+    /// Which elements of a key are in the kernel, in the order of [`MAPS`].
     ///
     /// Asked before each change, because a batch that the kernel has to undo waits for all CPUs
     /// (milliseconds), while a question takes about a microsecond.
-    fn present(&mut self, family: &'static Family, key: Key) -> io::Result<[bool; 2]> {
-        let mut present = [false; 2];
-        for (there, pinhole) in present.iter_mut().zip([true, false]) {
+    fn present(&mut self, family: &'static Family, key: Key) -> io::Result<[bool; 3]> {
+        let mut present = [false; 3];
+        for (there, map) in present.iter_mut().zip(MAPS) {
             let asked = self
                 .socket
-                .get(&elem(msg::GET_ELEM, family, pinhole, key), |_| ());
+                .get(&elem(msg::GET_ELEM, family, map, key), |_| ());
             *there = match asked {
                 Ok(()) => true,
                 Err(error) if is(&error, Errno::ENOENT) => false,
@@ -146,19 +148,19 @@ impl Nft {
         &mut self,
         family: &'static Family,
         key: Key,
-        data: [Option<&[u8]>; 2],
+        data: [Option<&[u8]>; 3],
         timeout: Duration,
     ) -> io::Result<()> {
         for _ in 0..ATTEMPTS {
             let present = self.present(family, key)?;
-            let deletes = present.iter().zip([true, false]).filter(|(p, _)| **p);
+            let deletes = present.iter().zip(MAPS).filter(|(p, _)| **p);
             let adds = data
                 .iter()
-                .zip([true, false])
-                .filter_map(|(data, pinhole)| Some((pinhole, (*data)?)));
+                .zip(MAPS)
+                .filter_map(|(data, map)| Some((map, (*data)?)));
             let requests: Vec<_> = deletes
-                .map(|(_, pinhole)| elem(msg::DEL_ELEM, family, pinhole, key))
-                .chain(adds.map(|(pinhole, data)| add_elem(family, pinhole, key, data, timeout)))
+                .map(|(_, map)| elem(msg::DEL_ELEM, family, map, key))
+                .chain(adds.map(|(map, data)| add_elem(family, map, key, data, timeout)))
                 .collect();
             match self.socket.batch(&requests).map_err(io::Error::from) {
                 Err(error) if is(&error, Errno::ENOENT) || is(&error, Errno::EEXIST) => {}
@@ -266,10 +268,13 @@ impl Backend for Nft {
         }
         let land = endpoint(hole.land);
         let source = hole.as_source.map(octets);
+        // Both at once: the rule that takes it over sets nothing else.
+        let mark = (hole.mark != 0).then(|| (hole.mark | self.mark.bit()).to_ne_bytes());
+        let mark = mark.as_ref().map(<[u8; 4]>::as_slice);
         self.replace(
             family,
             hole.key(),
-            [Some(&land), source.as_deref()],
+            [Some(&land), source.as_deref(), mark],
             timeout,
         )
         .map_err(|source| BackendError::System {
@@ -280,7 +285,7 @@ impl Backend for Nft {
 
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
         let family = self.family(hole.from)?;
-        self.replace(family, hole.key(), [None, None], Duration::ZERO)
+        self.replace(family, hole.key(), [None; 3], Duration::ZERO)
             .map_err(|source| BackendError::System {
                 what: "close a pinhole",
                 source,

@@ -1,11 +1,11 @@
 //! Which port a pinhole gets, and whether it may be there at all.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::Plane;
-use crate::engine::gateway::{Error, Mode, Request, SessionId};
+use crate::engine::gateway::{Error, Mode, PinholeId, Request, SessionId};
 use crate::nat::pinhole::Key;
 use crate::nat::ports::{self, Holder};
 use crate::nat::rules::Published;
@@ -84,19 +84,35 @@ impl Plane {
             .get(&request.session)
             .map_or(0, VecDeque::len);
         let replaces = self.by_key.contains_key(&key) || own >= self.config.per_session;
-        if self.holes.len() >= self.config.total && !replaces {
-            self.counters.limited += 1;
-            return Err(Error::Limit("too many are pending in total"));
-        }
-        let client = match request.mode {
-            Mode::Passive => request.from,
-            Mode::Active => request.land.ip(),
-        };
+        let client = client(request.mode, request.from, request.land);
         if !self.within_rate(client, now) {
             self.counters.limited += 1;
             return Err(Error::Limit("too many per minute for this client"));
         }
+        if self.holes.len() >= self.config.total && !replaces {
+            let Some(hole) = self.greediest(client) else {
+                self.counters.limited += 1;
+                return Err(Error::Limit("too many are pending in total"));
+            };
+            self.counters.superseded += 1;
+            self.drop_hole(hole);
+        }
         Ok(())
+    }
+
+    /// The oldest hole of the client that has the most, if it has more than another one would have with
+    /// one more: nobody is kept out by what somebody else takes.
+    fn greediest(&self, other: IpAddr) -> Option<PinholeId> {
+        let mut clients = HashMap::new();
+        for (&id, hole) in &self.holes {
+            let client = client(hole.mode, hole.pinhole.from, hole.pinhole.land);
+            let (count, oldest) = clients.entry(network(client)).or_insert((0usize, id));
+            *count += 1;
+            *oldest = id.min(*oldest);
+        }
+        let others = clients.get(&network(other)).map_or(0, |(count, _)| *count);
+        let (count, oldest) = clients.into_values().max()?;
+        (count > others + 1).then_some(oldest)
     }
 
     fn within_rate(&mut self, client: IpAddr, now: Duration) -> bool {
@@ -139,6 +155,22 @@ impl Plane {
             self.counters.superseded += 1;
             self.drop_hole(id);
         }
+    }
+}
+
+/// The client of a hole's control connection.
+fn client(mode: Mode, from: IpAddr, land: SocketAddr) -> IpAddr {
+    match mode {
+        Mode::Passive => from,
+        Mode::Active => land.ip(),
+    }
+}
+
+/// What one client may have to itself: an IPv4 address, an IPv6 network (RFC 6177).
+fn network(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() >> 64 << 64).into()),
     }
 }
 

@@ -31,6 +31,8 @@ pub(super) struct Ranges {
     /// Ranges that the kernel refused to close.
     stuck: BTreeMap<RangeKey, RangeHole>,
     retry_at: Duration,
+    /// It was said that a range hides ports of the user's.
+    warned: bool,
 }
 
 /// A range that is open.
@@ -128,9 +130,25 @@ impl Plane {
         }
         if is_new {
             self.counters.ranges_opened += 1;
+            self.warn_of_hidden(hole, ports);
             self.report(Report::RangeOpened(info(session, holder, hole, ports, now)));
         }
         Ok(())
+    }
+
+    /// Says, once, that a range comes before a rule of the user's.
+    fn warn_of_hidden(&mut self, hole: RangeHole, ports: PortRange) {
+        let RangeHole { from, to, land, .. } = hole;
+        let mut rules = self.user_ports.iter();
+        if !self.ranges.warned
+            && let Some(port) = rules.find_map(|rule| rule.takes_of(from, to, ports, land))
+        {
+            self.ranges.warned = true;
+            log::warn!(
+                "port {port} of {to}, which a rule of yours publishes, is in the range {ports} of \
+                 --tls: clients under TLS reach the FTP server there; choose another range"
+            );
+        }
     }
 
     /// Puts a range into the kernel, for another while if it is there; whether it wasn't.

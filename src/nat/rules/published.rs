@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::derive::destination;
 use super::is_ours;
 use super::steering::Network;
+use crate::nat::ports::PortRange;
 use crate::nat::xtables::save::Rule;
 use crate::nat::xtables::snapshot::Snapshot;
 
@@ -37,6 +38,30 @@ impl Published {
             && self.ports.iter().any(|(a, b)| (*a..=*b).contains(&port));
         let there = self.to == Some(land.ip()) && self.to_port.unwrap_or(port) == land.port();
         meant && !there
+    }
+
+    /// A port of the range for which [`takes`](Self::takes) holds, where connections to `to` would
+    /// be led to `land` under the same ports.
+    #[must_use]
+    pub fn takes_of(
+        &self,
+        from: IpAddr,
+        to: IpAddr,
+        range: PortRange,
+        land: IpAddr,
+    ) -> Option<u16> {
+        let takes = |port: &u16| {
+            let at = |ip| SocketAddr::new(ip, *port);
+            self.takes(from, at(to), at(land))
+        };
+        self.ports.iter().find_map(|&(first, last)| {
+            let (first, last) = (first.max(range.first()), last.min(range.last()));
+            // At most one port may lead to where the range leads it: that isn't both of them.
+            [first, last]
+                .into_iter()
+                .filter(|_| first <= last)
+                .find(takes)
+        })
     }
 
     /// Reads a rule; `None` if it publishes no certain TCP ports.
@@ -123,6 +148,25 @@ mod tests {
         let six = "-A PREROUTING -p tcp --dport 5000 -j DNAT --to-destination [fd00::2]:5000";
         assert!(takes(six, "[2001:db8::1]:5000", "[fd00::3]:5000"));
         assert!(!takes(six, "[2001:db8::1]:5000", "[fd00::2]:5000"));
+    }
+
+    #[test]
+    fn a_rule_in_a_range_is_found() {
+        let of = |rule: &str, range: &str| {
+            let ip = |text: &str| text.parse().unwrap();
+            let rule = Published::read(&Rule::parse(rule).unwrap()).unwrap();
+            let (from, to, land) = (ip("198.51.100.7"), ip("203.0.113.1"), ip("10.0.0.2"));
+            rule.takes_of(from, to, range.parse().unwrap(), land)
+        };
+        let web = "-A PREROUTING -p tcp --dport 8080:8090 -j DNAT --to-destination 10.0.0.9";
+        assert_eq!(of(web, "8085-9000"), Some(8085));
+        assert_eq!(of(web, "8000-8080"), Some(8080));
+        assert_eq!(of(web, "8091-9000"), None);
+        let same = "-A PREROUTING -p tcp --dport 40000:40009 -j DNAT --to-destination 10.0.0.2";
+        assert_eq!(of(same, "40000-40009"), None);
+        let one =
+            "-A PREROUTING -p tcp --dport 40000:40009 -j DNAT --to-destination 10.0.0.2:40000";
+        assert_eq!(of(one, "40000-40009"), Some(40009));
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub(super) const TABLE: &str = "ftpalg";
 /// Names of the maps within the batch that makes them.
 const PINHOLES_ID: u32 = 1;
 const SOURCES_ID: u32 = 2;
+const MARKS_ID: u32 = 9;
 /// `NF_INET_*`
 const PREROUTING: u32 = 0;
 const INPUT: u32 = 1;
@@ -47,6 +48,7 @@ pub(super) struct Family {
     pub(super) number: u8,
     pinholes: &'static str,
     sources: &'static str,
+    marks: &'static str,
     pub(super) ranges: &'static str,
     pub(super) range_sources: &'static str,
     /// How many registers an address takes.
@@ -65,6 +67,7 @@ pub(super) static IPV4: Family = Family {
     number: 2,
     pinholes: "pinholes4",
     sources: "sources4",
+    marks: "marks4",
     ranges: "ranges4",
     range_sources: "range-sources4",
     words: 1,
@@ -81,6 +84,7 @@ pub(super) static IPV6: Family = Family {
     number: 10,
     pinholes: "pinholes6",
     sources: "sources6",
+    marks: "marks6",
     ranges: "ranges6",
     range_sources: "range-sources6",
     words: 4,
@@ -101,8 +105,12 @@ impl Family {
         !self.optional || Path::new("/proc/sys/net/ipv6").exists()
     }
 
-    fn set(&self, pinhole: bool) -> &'static str {
-        if pinhole { self.pinholes } else { self.sources }
+    fn set(&self, map: Map) -> &'static str {
+        match map {
+            Map::Pinholes => self.pinholes,
+            Map::Sources => self.sources,
+            Map::Marks => self.marks,
+        }
     }
 
     /// Registers: the key from 0 (source, target, port), then what a map gives, then the mark.
@@ -121,7 +129,24 @@ impl Family {
     fn mark(&self) -> u32 {
         3 * self.words + 2
     }
+    fn carried(&self) -> u32 {
+        3 * self.words + 3
+    }
 }
+
+/// What a hole has elements in, all under its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Map {
+    /// Where the connection is delivered.
+    Pinholes,
+    /// Which source it shows, if it is another than its own.
+    Sources,
+    /// The connection mark that it takes over from its control connection, with our bit.
+    Marks,
+}
+
+/// All of them.
+pub(super) const MAPS: [Map; 3] = [Map::Pinholes, Map::Sources, Map::Marks];
 
 /// One request of an installation, and what it is about.
 pub(super) struct Step {
@@ -181,7 +206,7 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
         hook: PREROUTING,
         priority: DNAT_PRIORITY,
         role: "ftpalg:dnat",
-        rules: &[dnat_rule],
+        rules: &[marked_dnat_rule, dnat_rule],
         range_rule: ranges::dnat_rule,
     },
     ChainSpec {
@@ -190,7 +215,7 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
         hook: OUTPUT,
         priority: DNAT_PRIORITY,
         role: "ftpalg:dnat-local",
-        rules: &[dnat_rule],
+        rules: &[marked_dnat_rule, dnat_rule],
         range_rule: ranges::dnat_rule,
     },
     ChainSpec {
@@ -251,12 +276,12 @@ pub(super) fn plan(
             b.bytes(attr::TABLE_USERDATA, &comment(0, "ftpalg:pinholes"));
         }),
     ));
-    for pinhole in [true, false] {
+    for map in MAPS {
         steps.push(step(
             What::Map,
             msg::NEW_SET,
             codec::CREATE,
-            Box::new(move |b| put_map(b, family, pinhole, abilities.limit)),
+            Box::new(move |b| put_map(b, family, map, abilities.limit)),
         ));
     }
     if range.is_some() {
@@ -317,44 +342,71 @@ fn put_rule(b: &mut Builder, spec: &ChainSpec, rule: impl FnOnce(&mut Expression
     b.bytes(attr::RULE_USERDATA, &comment(0, spec.role));
 }
 
-fn put_map(b: &mut Builder, family: &Family, pinhole: bool, limit: bool) {
+fn put_map(b: &mut Builder, family: &Family, map: Map, limit: bool) {
     let addr = family.datatype;
     let addr_len = 4 * family.words;
-    let (id, data_type, data_len, role) = if pinhole {
-        let data = datatype::concat(&[addr, datatype::PORT]);
-        (PINHOLES_ID, data, addr_len + 4, "ftpalg:pinholes")
-    } else {
-        (SOURCES_ID, addr, addr_len, "ftpalg:sources")
+    let (id, data_type, data_len, role) = match map {
+        Map::Pinholes => {
+            let data = datatype::concat(&[addr, datatype::PORT]);
+            (PINHOLES_ID, data, addr_len + 4, "ftpalg:pinholes")
+        }
+        Map::Sources => (SOURCES_ID, addr, addr_len, "ftpalg:sources"),
+        Map::Marks => (MARKS_ID, datatype::MARK, 4, "ftpalg:marks"),
     };
     let key_type = datatype::concat(&[addr, addr, datatype::PORT]);
     b.text(attr::SET_TABLE, TABLE);
-    b.text(attr::SET_NAME, family.set(pinhole));
+    b.text(attr::SET_NAME, family.set(map));
     b.be32(attr::SET_FLAGS, SET_MAP | SET_TIMEOUT | SET_DYNAMIC);
     b.be32(attr::SET_KEY_TYPE, key_type);
     b.be32(attr::SET_KEY_LEN, 2 * addr_len + 4);
     b.be32(attr::SET_DATA_TYPE, data_type);
     b.be32(attr::SET_DATA_LEN, data_len);
     b.be32(attr::SET_ID, id);
-    b.bytes(attr::SET_USERDATA, &set_userdata(role));
-    if pinhole && limit {
+    let host_order = map == Map::Marks;
+    b.bytes(attr::SET_USERDATA, &set_userdata(role, host_order));
+    if map == Map::Pinholes && limit {
         b.nest(attr::SET_EXPR, |b| nftables::limit(b, FIRST_PACKETS));
     }
 }
 
-/// User data of a set starts with the byte order of key and data (2: network).
-pub(super) fn set_userdata(role: &str) -> Vec<u8> {
-    let order = |kind: u8| [vec![kind, 4], 2u32.to_ne_bytes().to_vec()].concat();
-    [order(0), order(1), comment(7, role)].concat()
+/// User data of a set starts with the byte order of key and data (1: the host's, 2: network).
+pub(super) fn set_userdata(role: &str, host_order: bool) -> Vec<u8> {
+    let order = |kind: u8, order: u32| [vec![kind, 4], order.to_ne_bytes().to_vec()].concat();
+    let data = if host_order { 1 } else { 2 };
+    [order(0, 2), order(1, data), comment(7, role)].concat()
 }
 
 pub(super) const TCP: u8 = 6;
 
-fn dnat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
+/// For control connections that the user has marked. The user's own mark on the data connection
+/// comes first. The packet's mark is set, too: the next thing that happens to it is routing.
+fn marked_dnat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
+    rule.ct(family.mark(), Ct::Mark)
+        .compare(family.mark(), true, &[0; 4]);
+    load_key(family, rule)
+        .lookup(family.marks, MARKS_ID, 0, family.carried())
+        .lookup(family.pinholes, PINHOLES_ID, 0, family.data())
+        .set_mark(family.carried())
+        .bits(family.carried(), !mark.bit(), 0)
+        .set_packet_mark(family.carried())
+        .nat(
+            Nat::Destination,
+            family.number,
+            family.data(),
+            Some(family.data_port()),
+        );
+}
+
+fn load_key<'a, 'b>(family: &Family, rule: &'a mut Expressions<'b>) -> &'a mut Expressions<'b> {
     let addr_len = 4 * family.words;
     rule.protocol(0, TCP)
         .payload(0, Base::Network, family.source_at, addr_len)
         .payload(family.target(), Base::Network, family.target_at, addr_len)
         .payload(family.port(), Base::Transport, 2, 2)
+}
+
+fn dnat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
+    load_key(family, rule)
         .lookup(family.pinholes, PINHOLES_ID, 0, family.data())
         .ct(family.mark(), Ct::Mark)
         .bits(family.mark(), !mark.bit(), mark.bit())
@@ -381,7 +433,7 @@ fn snat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
 
 pub(super) fn add_elem<'a>(
     family: &'static Family,
-    pinhole: bool,
+    map: Map,
     key: Key,
     data: &'a [u8],
     timeout: Duration,
@@ -395,7 +447,7 @@ pub(super) fn add_elem<'a>(
         flags: codec::CREATE | codec::EXCL,
         family: family.number,
         attrs: Box::new(move |b| {
-            put_elem(b, family.set(pinhole), &octets_of(key), |b| {
+            put_elem(b, family.set(map), &octets_of(key), |b| {
                 b.nest(attr::ELEM_DATA, |b| {
                     b.bytes(attr::DATA_VALUE, data);
                 });
@@ -406,17 +458,12 @@ pub(super) fn add_elem<'a>(
 }
 
 /// Asks for an element, or deletes it.
-pub(super) fn elem(
-    kind: u16,
-    family: &'static Family,
-    pinhole: bool,
-    key: Key,
-) -> Request<'static> {
+pub(super) fn elem(kind: u16, family: &'static Family, map: Map, key: Key) -> Request<'static> {
     Request {
         kind,
         flags: 0,
         family: family.number,
-        attrs: Box::new(move |b| put_elem(b, family.set(pinhole), &octets_of(key), |_| {})),
+        attrs: Box::new(move |b| put_elem(b, family.set(map), &octets_of(key), |_| {})),
     }
 }
 

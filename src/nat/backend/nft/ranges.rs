@@ -95,7 +95,7 @@ pub(super) fn put_map(b: &mut Builder, family: &Family, map: Map) {
     b.be32(attr::SET_DATA_TYPE, family.datatype);
     b.be32(attr::SET_DATA_LEN, addr_len);
     b.be32(attr::SET_ID, map.id());
-    b.bytes(attr::SET_USERDATA, &set_userdata(role));
+    b.bytes(attr::SET_USERDATA, &set_userdata(role, false));
 }
 
 pub(super) fn dnat_rule(family: &Family, mark: Mark, range: PortRange, rule: &mut Expressions<'_>) {

@@ -1,0 +1,321 @@
+//! Values of the settings that say what FTP sessions may do.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
+
+use crate::ftp::policy::{SERVICE_PORTS, Strict};
+use crate::nat::ports::PortRange;
+
+/// The rules of `--strict`, as far as they are chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct StrictChoice {
+    /// What holds for rules that aren't named.
+    all: bool,
+    named: Named,
+}
+
+/// The table `[strict]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct Named {
+    all: Option<bool>,
+    order: Option<bool>,
+    unknown_verbs: Option<bool>,
+    long_lines: Option<bool>,
+    control_bytes: Option<bool>,
+    before_greeting: Option<bool>,
+    addresses: Option<bool>,
+    failed_logins: Option<u8>,
+    allow: Option<Vec<Verb>>,
+    deny: Option<Vec<Verb>>,
+}
+
+/// The rules that can be named on the command line.
+const RULES: &str = "all, order, unknown-verbs, long-lines, control-bytes, before-greeting, \
+                     addresses, failed-logins";
+
+impl StrictChoice {
+    /// These, with the other's lists and numbers where they have none: a flag adds rules to those
+    /// of the file.
+    pub(super) fn over(self, base: Self) -> Self {
+        let either = |own: Option<bool>, base: Option<bool>| match (own, base) {
+            (None, base) if !self.all => base,
+            (own, _) => own,
+        };
+        let (own, base_named) = (self.named, base.named);
+        Self {
+            all: self.all || base.all,
+            named: Named {
+                all: None,
+                order: either(own.order, base_named.order),
+                unknown_verbs: either(own.unknown_verbs, base_named.unknown_verbs),
+                long_lines: either(own.long_lines, base_named.long_lines),
+                control_bytes: either(own.control_bytes, base_named.control_bytes),
+                before_greeting: either(own.before_greeting, base_named.before_greeting),
+                addresses: either(own.addresses, base_named.addresses),
+                failed_logins: base_named.failed_logins.or(own.failed_logins),
+                allow: own.allow.or(base_named.allow),
+                deny: own.deny.or(base_named.deny),
+            },
+        }
+    }
+
+    /// The rules.
+    pub(super) fn rules(self) -> Strict {
+        let Self { all, named } = self;
+        let on = |rule: Option<bool>| rule.unwrap_or(all);
+        let verbs = |list: Option<Vec<Verb>>| {
+            let list = list.unwrap_or_default().into_iter();
+            list.map(|verb| verb.0).collect()
+        };
+        let default = all.then_some(Strict::FAILED_LOGINS);
+        Strict {
+            order: on(named.order),
+            unknown_verbs: on(named.unknown_verbs),
+            long_lines: on(named.long_lines),
+            control_bytes: on(named.control_bytes),
+            before_greeting: on(named.before_greeting),
+            addresses: on(named.addresses),
+            allow: verbs(named.allow),
+            deny: verbs(named.deny),
+            failed_logins: named.failed_logins.or(default).filter(|n| *n > 0),
+        }
+    }
+}
+
+impl FromStr for StrictChoice {
+    type Err = String;
+
+    /// Reads names of rules with commas between them.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut choice = Self::default();
+        let named = &mut choice.named;
+        for name in text.split(',') {
+            let rule = match name.trim() {
+                "all" => {
+                    choice.all = true;
+                    continue;
+                }
+                "failed-logins" => {
+                    named.failed_logins = Some(Strict::FAILED_LOGINS);
+                    continue;
+                }
+                "order" => &mut named.order,
+                "unknown-verbs" => &mut named.unknown_verbs,
+                "long-lines" => &mut named.long_lines,
+                "control-bytes" => &mut named.control_bytes,
+                "before-greeting" => &mut named.before_greeting,
+                "addresses" => &mut named.addresses,
+                other => return Err(format!("no rule {other:?}; write some of {RULES}")),
+            };
+            *rule = Some(true);
+        }
+        Ok(choice)
+    }
+}
+
+impl<'de> Deserialize<'de> for StrictChoice {
+    /// Reads `true`, `"order,long-lines"`, or a table of rules.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = StrictChoice;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "true, false, some of {RULES}, or a table [strict]")
+            }
+
+            fn visit_bool<E>(self, all: bool) -> Result<StrictChoice, E> {
+                Ok(StrictChoice {
+                    all,
+                    ..StrictChoice::default()
+                })
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<StrictChoice, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<StrictChoice, A::Error> {
+                let mut named = Named::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(StrictChoice {
+                    all: named.all.take().unwrap_or(false),
+                    named,
+                })
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+/// A command's verb, in upper case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Verb(String);
+
+impl<'de> Deserialize<'de> for Verb {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let verb = (1..=8).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric());
+        if !verb {
+            let what = format!("{text:?}: write a command like SITE, of 1 to 8 letters");
+            return Err(D::Error::custom(what));
+        }
+        Ok(Self(text.to_ascii_uppercase()))
+    }
+}
+
+/// One value of `--deny-ports`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum DenyPorts {
+    /// These.
+    Range(PortRange),
+    /// The well-known services.
+    Default,
+    /// No more than system ports.
+    None,
+}
+
+/// Always denied: system ports (RFC 6335 §6).
+const SYSTEM_PORTS: RangeInclusive<u16> = 0..=1023;
+
+impl DenyPorts {
+    /// The ports that are denied.
+    pub(super) fn ports(chosen: Option<Vec<Self>>) -> Vec<RangeInclusive<u16>> {
+        let chosen = chosen.unwrap_or_else(|| vec![Self::Default]);
+        let mut ports = vec![SYSTEM_PORTS];
+        for one in chosen {
+            match one {
+                Self::Range(range) => ports.push(range.first()..=range.last()),
+                Self::Default => {
+                    ports.extend(SERVICE_PORTS.into_iter().filter(|r| *r != SYSTEM_PORTS));
+                }
+                Self::None => {}
+            }
+        }
+        ports
+    }
+}
+
+impl FromStr for DenyPorts {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "default" => Ok(Self::Default),
+            "none" => Ok(Self::None),
+            _ if text.contains('-') => text.parse().map(Self::Range),
+            _ => format!("{text}-{text}")
+                .parse()
+                .map(Self::Range)
+                .map_err(|_| "write a port, a range A-B, default, or none".to_owned()),
+        }
+    }
+}
+
+/// Reads `yes` or `no`.
+pub(super) fn yes_or_no(text: &str) -> Result<bool, &'static str> {
+    match text {
+        "yes" | "true" => Ok(true),
+        "no" | "false" => Ok(false),
+        _ => Err("write yes or no"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(text: &str) -> Result<StrictChoice, String> {
+        toml::from_str(text).map_err(|e| e.message().to_owned())
+    }
+
+    #[test]
+    fn rules_one_by_one() {
+        assert_eq!(StrictChoice::default().rules(), Strict::default());
+        assert_eq!(
+            "all".parse::<StrictChoice>().unwrap().rules(),
+            Strict::all()
+        );
+        let some = "order,failed-logins"
+            .parse::<StrictChoice>()
+            .unwrap()
+            .rules();
+        let expected = Strict {
+            order: true,
+            failed_logins: Some(3),
+            ..Strict::default()
+        };
+        assert_eq!(some, expected);
+        let some = table("long-lines = true\ndeny = [\"site\"]\nfailed-logins = 5");
+        let expected = Strict {
+            long_lines: true,
+            deny: vec!["SITE".into()],
+            failed_logins: Some(5),
+            ..Strict::default()
+        };
+        assert_eq!(some.unwrap().rules(), expected);
+        let but = table("all = true\nunknown-verbs = false\nfailed-logins = 0");
+        let expected = Strict {
+            unknown_verbs: false,
+            failed_logins: None,
+            ..Strict::all()
+        };
+        assert_eq!(but.unwrap().rules(), expected);
+        for (text, part) in [
+            ("ordr = true", "ordr"),
+            ("deny = [\"a b\"]", "like SITE"),
+            ("failed-logins = 256", "256"),
+        ] {
+            let e = table(text).unwrap_err();
+            assert!(e.contains(part), "{text}: {e}");
+        }
+        assert!(
+            "orders"
+                .parse::<StrictChoice>()
+                .unwrap_err()
+                .contains("order,")
+        );
+    }
+
+    #[test]
+    fn the_flag_adds_to_the_file() {
+        let file = "order = false\nfailed-logins = 9\nallow = [\"USER\"]";
+        let all = "all".parse::<StrictChoice>().unwrap();
+        let expected = Strict {
+            allow: vec!["USER".into()],
+            failed_logins: Some(9),
+            ..Strict::all()
+        };
+        assert_eq!(all.over(table(file).unwrap()).rules(), expected);
+        let one = "long-lines".parse::<StrictChoice>().unwrap();
+        let expected = Strict {
+            long_lines: true,
+            failed_logins: Some(9),
+            allow: vec!["USER".into()],
+            ..Strict::default()
+        };
+        assert_eq!(one.over(table(file).unwrap()).rules(), expected);
+    }
+
+    #[test]
+    fn denied_ports() {
+        let denied = |text: &str, port: u16| {
+            let chosen = text.split(' ').map(|one| one.parse().unwrap()).collect();
+            let ports = DenyPorts::ports(Some(chosen));
+            ports.iter().any(|range| range.contains(&port))
+        };
+        assert!(denied("none", 22) && !denied("none", 3306));
+        assert!(denied("default", 3306) && !denied("default", 8080));
+        assert!(denied("default 8080", 8080) && denied("default 8080", 3306));
+        assert!(denied("8000-8080", 8044) && !denied("8000-8080", 3306));
+        assert_eq!(DenyPorts::ports(None), SERVICE_PORTS);
+        for bad in ["", "0", "65536", "9-8", "ssh", "-", "+1"] {
+            assert!(bad.parse::<DenyPorts>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! Pinholes in the wrong hands: used twice, by others, too late, by many at once; and too many of them.
+
+use std::net::{SocketAddrV4, TcpListener, TcpStream};
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use super::arena::{
+    ALL, Arena, Attack, Family, Gate, Helper, ONE, OUTSIDER, Outcome, Pair, Result, SECRET,
+    STRANGER, USER, came, connect_from, falls,
+};
+use crate::lab::topology::Topology;
+
+const LIMIT: Duration = Duration::from_millis(400);
+
+/// A session with a listening server, and where its client was told to connect to.
+fn offered(arena: &Arena) -> Result<(Pair, TcpListener, SocketAddrV4)> {
+    let mut pair = arena.session()?;
+    let (listener, to) = offer(arena, &mut pair, 0)?;
+    Ok((pair, listener, to))
+}
+
+/// The server announces a listener with this port (0: any).
+fn offer(arena: &Arena, pair: &mut Pair, port: u16) -> Result<(TcpListener, SocketAddrV4)> {
+    let listener = arena.service(USER, port)?;
+    let port = listener.local_addr()?.port();
+    let [high, low] = port.to_be_bytes();
+    let line = format!("227 Entering Passive Mode (10,0,0,2,{high},{low}).\r\n");
+    let (_, read) = pair.ask("PASV\r\n", &line)?;
+    Ok((listener, told(&read)?))
+}
+
+fn told(reply: &str) -> Result<SocketAddrV4> {
+    let numbers: Vec<u8> = reply[3..]
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|n| n.parse().ok())
+        .collect();
+    match numbers[..] {
+        [a, b, c, d, high, low] => {
+            let port = u16::from_be_bytes([high, low]);
+            Ok(SocketAddrV4::new([a, b, c, d].into(), port))
+        }
+        _ => Err(std::io::Error::other(format!("no address: {reply:?}"))),
+    }
+}
+
+fn dial(arena: &Arena, from: std::net::Ipv4Addr, to: SocketAddrV4) -> Result<TcpStream> {
+    let from = SocketAddrV4::new(from, 0);
+    arena
+        .net
+        .within(arena.outer(), || connect_from(from, to, LIMIT))
+}
+
+/// Connects, and takes the connection off the listener.
+fn gets_in(
+    arena: &Arena,
+    from: std::net::Ipv4Addr,
+    to: SocketAddrV4,
+    listener: &TcpListener,
+) -> Result<bool> {
+    let stream = dial(arena, from, to);
+    let got = came(listener)?;
+    drop(stream);
+    Ok(got)
+}
+
+/// What this is about works at all.
+fn must_get_in(arena: &Arena, to: SocketAddrV4, listener: &TcpListener) -> Result<()> {
+    match gets_in(arena, OUTSIDER, to, listener)? {
+        true => Ok(()),
+        false => Err(std::io::Error::other("the client itself doesn't get in")),
+    }
+}
+
+/// Whether a session that has nothing to do with it works.
+fn others_work(arena: &Arena) -> Result<()> {
+    let mut pair = arena.pair_from(SocketAddrV4::new(STRANGER, 0))?;
+    pair.log_in()?;
+    let (listener, to) = offer(arena, &mut pair, 0)?;
+    match gets_in(arena, STRANGER, to, &listener)? {
+        true => Ok(()),
+        false => Err(std::io::Error::other("another client isn't served")),
+    }
+}
+
+/// Waits until `ftpalg` knows of no hole any more; false if that takes too long.
+fn no_holes(arena: &Arena) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while !arena.holes().is_empty() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+fn twice(arena: &Arena) -> Result {
+    let (_pair, listener, to) = offered(arena)?;
+    must_get_in(arena, to, &listener)?;
+    let start = Instant::now();
+    if !gets_in(arena, OUTSIDER, to, &listener)? {
+        return Ok(Outcome::Holds);
+    }
+    if arena.gate != Gate::Iptables {
+        return Ok(Outcome::Falls("a second connection".to_owned()));
+    }
+    // With the iptables backend, the hole closes with conntrack's event.
+    loop {
+        let tried = start.elapsed();
+        if !gets_in(arena, OUTSIDER, to, &listener)? {
+            return Ok(Outcome::Nearly(format!("open for {tried:?} more")));
+        }
+        if tried > Duration::from_secs(1) {
+            return Ok(Outcome::Falls("a second connection".to_owned()));
+        }
+    }
+}
+
+fn somebody_else(arena: &Arena) -> Result {
+    let (_pair, listener, to) = offered(arena)?;
+    if gets_in(arena, STRANGER, to, &listener)? {
+        return Ok(Outcome::Falls("another address got in".to_owned()));
+    }
+    must_get_in(arena, to, &listener)?;
+    Ok(Outcome::Holds)
+}
+
+fn after_the_end(arena: &Arena, reset: bool) -> Result {
+    let (mut pair, listener, to) = offered(arena)?;
+    if reset {
+        let linger = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        let option = nix::sys::socket::sockopt::Linger;
+        nix::sys::socket::setsockopt(&pair.client.stream, option, &linger)?;
+        drop(pair.client);
+        // The server learns of it once it has passed the gateway.
+        drop(pair.server.read());
+    } else {
+        pair.ask("QUIT\r\n", "221 bye\r\n")?;
+        pair.server.stream.shutdown(std::net::Shutdown::Write)?;
+        drop(pair.client.read());
+        pair.client.stream.shutdown(std::net::Shutdown::Write)?;
+        drop(pair.server.read());
+    }
+    let gone = no_holes(arena);
+    let late = gets_in(arena, OUTSIDER, to, &listener)?;
+    Ok(falls(late || !gone, "open after the session"))
+}
+
+/// Eight at once: with the limit on map elements that nft has, one gets in. Without it, those do
+/// that come before the first one's event.
+fn eight_at_once(arena: &Arena) -> Result {
+    let (_pair, listener, to) = offered(arena)?;
+    let barrier = Barrier::new(8);
+    arena.net.within(arena.outer(), || {
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    barrier.wait();
+                    let from = SocketAddrV4::new(OUTSIDER, 0);
+                    connect_from(from, to, LIMIT).map(drop)
+                });
+            }
+        });
+    });
+    let mut visitors = 0;
+    while came(&listener)? {
+        visitors += 1;
+    }
+    let late = {
+        no_holes(arena);
+        gets_in(arena, OUTSIDER, to, &listener)?
+    };
+    match (arena.gate, visitors) {
+        (_, 0) => Err(std::io::Error::other("nobody got in")),
+        (Gate::Nft, 2..) => Ok(Outcome::Falls(format!("{visitors} got in"))),
+        (Gate::Iptables, 2..) if !late => Ok(Outcome::Nearly(format!("{visitors} got in"))),
+        _ => Ok(falls(late, "open after all")),
+    }
+}
+
+/// The holes of one session, and of many, don't keep others from theirs.
+fn one_session_takes_all(arena: &Arena) -> Result {
+    let mut pair = arena.session()?;
+    for port in 20_001..20_100_u16 {
+        let [high, low] = port.to_be_bytes();
+        let line = format!("227 Entering Passive Mode (10,0,0,2,{high},{low}).\r\n");
+        pair.ask("PASV\r\n", &line)?;
+    }
+    let waiting = arena.holes().len();
+    others_work(arena)?;
+    Ok(falls(waiting > 4, &format!("{waiting} wait")))
+}
+
+/// Ten thousand commands in one piece. Their replies may come as they like.
+fn flood_of_pasv(arena: &Arena) -> Result {
+    const COUNT: usize = 10_000;
+    let before = memory(arena);
+    let mut pair = arena.session()?;
+    let mut client = pair.client.stream.try_clone()?;
+    let commands = "PASV\r\n".repeat(COUNT);
+    let sends =
+        std::thread::spawn(move || std::io::Write::write_all(&mut client, commands.as_bytes()));
+    let replies = std::thread::scope(|scope| {
+        let server = &mut pair.server;
+        let serves = scope.spawn(move || {
+            for number in 0..COUNT {
+                server.expect("PASV")?;
+                let port = u16::try_from(20_000 + number % 10_000).expect("a port");
+                let [high, low] = port.to_be_bytes();
+                let reply = format!("227 Entering Passive Mode (10,0,0,2,{high},{low}).\r\n");
+                server.send(&reply)?;
+            }
+            Ok::<_, std::io::Error>(())
+        });
+        let mut replies = 0;
+        while replies < COUNT && pair.client.expect("227").is_ok() {
+            replies += 1;
+        }
+        serves.join().expect("no panic")?;
+        Ok::<_, std::io::Error>(replies)
+    })?;
+    sends.join().expect("no panic")?;
+    if replies < COUNT {
+        return Err(std::io::Error::other(format!("{replies} replies came")));
+    }
+    let waiting = arena.holes().len();
+    others_work(arena)?;
+    let grown = memory(arena).saturating_sub(before);
+    let much = grown > 32 * 1024;
+    Ok(falls(
+        waiting > 4 || much,
+        &format!("{waiting} holes, {grown} KiB more"),
+    ))
+}
+
+/// A line that never ends.
+fn long_line(arena: &Arena, beginning: &str) -> Result {
+    const LENGTH: usize = 1 << 20;
+    let before = memory(arena);
+    let mut pair = arena.session()?;
+    let mut client = pair.client.stream.try_clone()?;
+    let text = beginning.to_owned() + &"1".repeat(LENGTH);
+    let expected = text.len();
+    let sends = std::thread::spawn(move || std::io::Write::write_all(&mut client, text.as_bytes()));
+    let mut got = 0;
+    let mut buffer = vec![0; 65_536];
+    while got < expected {
+        match std::io::Read::read(&mut pair.server.stream, &mut buffer)? {
+            0 => break,
+            n => got += n,
+        }
+    }
+    sends.join().expect("no panic")?;
+    others_work(arena)?;
+    let grown = memory(arena).saturating_sub(before);
+    Ok(falls(grown > 16 * 1024, &format!("{grown} KiB more")))
+}
+
+/// The resident memory of `ftpalg`, in KiB.
+pub fn memory(arena: &Arena) -> u64 {
+    let Some(pid) = arena.pid() else { return 0 };
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("VmRSS:"));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+        .expect("its memory")
+}
+
+/// A new session between the same ports as an old one that was logged in, and had asked: it begins
+/// anew.
+fn same_ports_again(arena: &Arena, reset: bool) -> Result {
+    let from = SocketAddrV4::new(OUTSIDER, if reset { 33_001 } else { 33_002 });
+    let service = arena.service(USER, SECRET)?;
+    let mut pair = arena.pair_from(from)?;
+    pair.log_in()?;
+    pair.client.send("PASV\r\n")?;
+    pair.server.expect("PASV")?;
+    if reset {
+        let linger = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        let option = nix::sys::socket::sockopt::Linger;
+        nix::sys::socket::setsockopt(&pair.client.stream, option, &linger)?;
+        drop(pair.client);
+        drop(pair.server.read());
+        drop(pair.server);
+    } else {
+        // The server's end keeps the time: the client's ports are free at once.
+        pair.server.stream.shutdown(std::net::Shutdown::Write)?;
+        drop(pair.client.read());
+        drop(pair.client);
+        drop(pair.server.read());
+        drop(pair.server);
+    }
+    let mut pair = arena.pair_from(from)?;
+    pair.say("220 ready\r\n")?;
+    pair.ask(
+        "NOOP\r\n",
+        "227 Entering Passive Mode (10,0,0,2,30,97).\r\n",
+    )?;
+    let reached = arena.reaches(OUTSIDER, SECRET, &service)?;
+    Ok(falls(reached, "10.0.0.2:7777 reached"))
+}
+
+#[test]
+fn a_pinhole_in_the_wrong_hands() {
+    let attack = |name, helper, run| Attack { name, helper, run };
+    use Helper::{Any, Falls};
+    Family {
+        name: "A pinhole in the wrong hands",
+        topology: Topology::published_server(),
+        drop_invalid: true,
+        gates: ALL,
+        attacks: vec![
+            attack("a second use", Any, twice),
+            attack("a use from another address", Any, somebody_else),
+            attack("a use after the session ended", Falls, |arena| {
+                after_the_end(arena, false)
+            }),
+            attack("a use after the session was reset", Falls, |arena| {
+                after_the_end(arena, true)
+            }),
+            attack("eight connections at once", Any, eight_at_once),
+            attack("the ports of an old session, reset", Falls, |arena| {
+                same_ports_again(arena, true)
+            }),
+            attack("the ports of an old session, closed", Falls, |arena| {
+                same_ports_again(arena, false)
+            }),
+        ],
+    }
+    .fight();
+}
+
+#[test]
+fn exhaustion() {
+    let attack = |name, helper, run| Attack { name, helper, run };
+    use Helper::Any;
+    Family {
+        name: "Exhaustion",
+        topology: Topology::published_server(),
+        drop_invalid: true,
+        gates: ONE,
+        attacks: vec![
+            attack("99 pinholes for one session", Any, one_session_takes_all),
+            attack("10,000 PASV at once", Any, flood_of_pasv),
+            attack("a command of 1 MiB", Any, |arena| long_line(arena, "NOOP ")),
+            attack("a PORT of 1 MiB", Any, |arena| {
+                long_line(arena, "PORT 10,0,0,2,")
+            }),
+        ],
+    }
+    .fight();
+}
