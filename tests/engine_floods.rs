@@ -1,6 +1,11 @@
 //! Floods of connections: bounded tables, and room for whoever comes in earnest.
 #![allow(clippy::unwrap_used)]
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy takes functions outside #[test] for other code"
+)]
+
 #[path = "../fuzz/checks/world.rs"]
 #[allow(dead_code)]
 mod world;

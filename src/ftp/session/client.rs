@@ -85,6 +85,10 @@ impl Session {
         overlong: bool,
     ) -> Option<Step> {
         let at = guarded.last.saturating_sub(self.client.gone());
+        if content(piece, ended).len() <= at {
+            // The line's end, or a CR that may become it, comes where disguise would be cut.
+            return (!ended).then(|| self.wait_from(at, piece));
+        }
         let why = match (guarded.ends, guarded.verb) {
             (Some(false), _) => return None,
             (_, "AUTH") if !self.policy.deny_tls => return None,
@@ -135,8 +139,9 @@ impl Session {
     fn breach(&self, line: &[u8], verb: &[u8], overlong: bool) -> Option<&'static str> {
         let rules = &self.policy.strict;
         let command = Command::of(line);
-        if line.is_empty() || !self.spoken && (overlong || !may_begin(line, command)) {
-            // No command, or not FTP.
+        let not_ftp = !self.spoken && (overlong || !may_begin(line, command));
+        if line.is_empty() || not_ftp || is_header_field(line) {
+            // No command, or what ends the session's being FTP.
             return None;
         }
         if !self.greeted {
