@@ -952,9 +952,14 @@ fn nothing_opens_after_a_reset() {
     // Exact, so its receiver heeds it: if it is what it gets.
     t.send(Client, flagged(RST, ack(c, s)));
     assert_eq!(t.world.ended, 1);
-    assert_eq!(t.send(Server, data(s, c, &reply())), Out::Same);
+    let reply = reply();
+    assert_eq!(t.send(Server, data(s, c, &reply)), Out::Same);
+    let port = data(c, s + reply.len() as u32, "PORT 10,0,0,3,0,22\r\n");
+    let refused = t.send(Client, port).seg().payload;
+    assert!(!refused.starts_with(b"PORT"));
     assert_eq!(t.world.opened, 0);
-    assert_eq!(t.engine.stats().not_opened, 1);
+    let stats = t.engine.stats();
+    assert_eq!((stats.not_opened, stats.refused), (1, 1));
 }
 
 #[test]

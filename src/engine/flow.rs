@@ -607,7 +607,11 @@ impl Flow {
         let (at, len) = (*at, *len);
         let decision = if self.is_closed() {
             // Its pinholes went when it ended: nothing would end another one in time.
-            Decision::Leave("the control connection is over".to_owned())
+            let why = "the control connection is over".to_owned();
+            match said.mode {
+                Mode::Active => Decision::Refuse(why),
+                Mode::Passive => Decision::Leave(why),
+            }
         } else {
             announce::decide(cx.config, cx.gateway, self.id, ends, side, said)
         };
