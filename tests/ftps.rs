@@ -130,7 +130,7 @@ impl Job<'_> {
         ]
         .concat();
         let scheme = match self.tls {
-            Tls::Explicit => "ftp",
+            Tls::Explicit | Tls::Offered => "ftp",
             Tls::Implicit => "ftps",
         };
         let url = |path: &str| format!("{scheme}://{}/{path}", self.dial);
@@ -148,7 +148,7 @@ impl Job<'_> {
     fn lftp(&self, upload: &str) -> Command {
         let login = self.server.login();
         let scheme = match self.tls {
-            Tls::Explicit => "ftp",
+            Tls::Explicit | Tls::Offered => "ftp",
             Tls::Implicit => "ftps",
         };
         let script = format!(
