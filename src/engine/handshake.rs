@@ -75,6 +75,10 @@ impl Answer {
     }
 }
 
+/// The time after which hardly any answer comes; and after which most have come.
+const PATIENCE: Duration = Duration::from_secs(3);
+const IMPATIENCE: Duration = Duration::from_millis(300);
+
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct HalfOpen {
@@ -83,19 +87,23 @@ pub(super) struct HalfOpen {
 }
 
 impl HalfOpen {
-    /// Remembers a SYN, unless there are `max` already. The last one between two ends counts.
+    /// Remembers a SYN. The last one between two ends counts. Where there are `max` already, the
+    /// oldest make room, at least those that waited for `life`; false if younger ones had to. So a
+    /// flood of SYNs costs those whose answer takes longer than it takes to fill the table.
     pub(super) fn insert(&mut self, syn: Syn, max: usize, life: Duration) -> bool {
-        if self.syns.len() >= max {
-            self.forget(syn.at, life);
-            if self.syns.len() >= max {
-                return false;
+        let mut enough = true;
+        for life in [life, PATIENCE, IMPATIENCE, Duration::ZERO] {
+            if self.syns.len() < max {
+                break;
             }
+            enough &= life > PATIENCE;
+            self.forget(syn.at, life);
         }
         if let Some(old) = self.syns.insert(syn.ends, syn) {
             self.by_start.remove(&old.start());
         }
         self.by_start.insert(syn.start(), syn.ends);
-        true
+        enough
     }
 
     /// The SYN between the same ends.

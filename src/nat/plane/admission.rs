@@ -12,10 +12,6 @@ use crate::nat::rules::Published;
 
 /// How long the list of the gateway's own listening ports is believed.
 const LISTENERS_LIFE: Duration = Duration::from_secs(5);
-/// The time over which [`per_client_per_minute`](super::Config::per_client_per_minute) counts.
-const MINUTE: Duration = Duration::from_secs(60);
-/// Clients whose rate is remembered; beyond this, all start anew.
-const MAX_CLIENTS: usize = 65_536;
 
 impl Plane {
     /// Learns which ports the user's own rules publish: they are avoided.
@@ -84,45 +80,13 @@ impl Plane {
             .get(&request.session)
             .map_or(0, VecDeque::len);
         let replaces = self.by_key.contains_key(&key) || own >= self.config.per_session;
-        if self.holes.len() >= self.config.total && !replaces {
-            self.counters.limited += 1;
-            return Err(Error::Limit("too many are pending in total"));
-        }
-        let client = match request.mode {
-            Mode::Passive => request.from,
-            Mode::Active => request.land.ip(),
-        };
-        if !self.within_rate(client, now) {
-            self.counters.limited += 1;
-            return Err(Error::Limit("too many per minute for this client"));
-        }
-        Ok(())
-    }
-
-    fn within_rate(&mut self, client: IpAddr, now: Duration) -> bool {
-        let Some(limit) = self.config.per_client_per_minute else {
-            return true;
-        };
-        if self.clients.len() >= MAX_CLIENTS {
-            self.clients
-                .retain(|_, rate| now.saturating_sub(rate.since) < MINUTE);
-            if self.clients.len() >= MAX_CLIENTS {
-                self.clients.clear();
-            }
-        }
-        let rate = self.clients.entry(client).or_insert(Rate {
-            since: now,
-            count: 0,
-        });
-        if now.saturating_sub(rate.since) >= MINUTE {
-            *rate = Rate {
-                since: now,
-                count: 0,
-            };
-        }
-        let within = rate.count < limit;
-        rate.count = rate.count.saturating_add(1);
-        within
+        self.clients.check(
+            client(request),
+            (self.holes.len(), replaces),
+            now,
+            &self.config,
+            &mut self.counters,
+        )
     }
 
     /// Drops the session's own hole on the key, and its oldest ones beyond the limit.
@@ -142,7 +106,10 @@ impl Plane {
     }
 }
 
-pub(super) struct Rate {
-    since: Duration,
-    count: u32,
+/// Whose limits a pinhole counts for.
+pub(super) fn client(request: &Request) -> IpAddr {
+    match request.mode {
+        Mode::Passive => request.from,
+        Mode::Active => request.land.ip(),
+    }
 }
