@@ -72,12 +72,11 @@ struct Daemon {
 
 impl Daemon {
     fn start(args: &[&str]) -> Self {
-        let mut child = Command::new(FTPALG)
-            .arg("run")
-            .args(args)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        Self::spawn(Command::new(FTPALG).arg("run").args(args))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let lines = lines_of(child.stdout.take().unwrap());
         let daemon = Self { child, lines };
         daemon.expect("ready");
@@ -399,7 +398,10 @@ fn sleeps(pid: u32) -> u64 {
 #[test]
 fn an_idle_daemon_sleeps() {
     in_namespace(|| {
-        let daemon = Daemon::start(&["--local"]);
+        // The lock is one for all namespaces: what others do with it wakes the daemon.
+        let mut command = Command::new(FTPALG);
+        command.env("XTABLES_LOCKFILE", "/nonexistent/xtables.lock");
+        let daemon = Daemon::spawn(command.args(["run", "--local"]));
         let pid = daemon.child.id();
         // Its threads settle after the line that it is ready.
         thread::sleep(Duration::from_secs(1));

@@ -205,3 +205,67 @@ fn an_interface_that_goes_and_comes_back() {
 fn status_of(net: &Net) -> serde_json::Value {
     serde_json::from_str(&ftpalg(net, &["status", "--json"]).stdout).unwrap()
 }
+
+/// `ftpalg run` with a lock of the legacy tools for itself alone.
+fn with_lock(net: &Net, lock: &std::path::Path) -> Command {
+    let mut command = net.command(net.topology().router, FTPALG);
+    command.args(["run", "--inside", "in0"]);
+    command.env("XTABLES_LOCKFILE", lock);
+    command
+}
+
+/// A tool that has the lock is waited for, but not for ever.
+#[test]
+fn a_held_lock_is_waited_for() {
+    let net = gateway(Policy::Drop, Flavour::Legacy);
+    let before = rules::snapshot(&net, net.topology().router);
+    let path = net.directory().join("lock");
+    let hold = || {
+        let file = std::fs::File::create(&path).unwrap();
+        nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
+            .map_err(|(_, e)| e)
+            .unwrap()
+    };
+    let held = hold();
+    let alg = Process::spawn(with_lock(&net, &path));
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(!alg.log().contains("ready"), "{}", alg.log());
+    drop(held);
+    assert!(alg.wait_for("ready", LIMIT), "{}", alg.log());
+    alg.signal(Signal::SIGTERM);
+    alg.finish(LIMIT).must();
+    assert_eq!(rules::snapshot(&net, net.topology().router), before);
+
+    let held = hold();
+    let started = Instant::now();
+    let mut finished = run(with_lock(&net, &path), Duration::from_secs(60));
+    assert!(started.elapsed() > Duration::from_secs(4), "{finished}");
+    let last = finished.log.lines().last().unwrap_or_default().to_owned();
+    finished.log = last;
+    refused(&finished, 2, "lock");
+    drop(held);
+    assert_eq!(rules::snapshot(&net, net.topology().router), before);
+}
+
+/// Where the lock is another file for us than for those who flush, legacy rules are looked at from
+/// time to time.
+#[test]
+fn a_flush_that_nobody_tells_of_is_found() {
+    let net = gateway(Policy::Drop, Flavour::Legacy);
+    let router = net.topology().router;
+    let before = rules::snapshot(&net, router);
+    let server = Server::start(&net, &Config::new(Kind::Vsftpd));
+    let alg = Process::spawn(with_lock(&net, &net.directory().join("lock")));
+    assert!(alg.wait_for("ready", LIMIT), "{}", alg.log());
+    let flush = ["iptables-legacy", "-w", "5", "-t", "raw", "-F"];
+    net.exec(router, &flush).must();
+    let start = Instant::now();
+    while !ftpalg(&net, &["status"]).ok() {
+        assert!(start.elapsed() < Duration::from_secs(8), "{}", alg.log());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    download(&net, &server, &[]).must();
+    alg.signal(Signal::SIGTERM);
+    alg.finish(LIMIT).must();
+    assert_eq!(rules::snapshot(&net, router), before);
+}

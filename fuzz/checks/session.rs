@@ -95,7 +95,11 @@ impl Talk {
                     self.session.announced(from, Outcome::Accepted(told));
                 }
                 Step::Refuse { at, with, .. } => {
-                    assert!(!with.is_empty() && at + with.len() <= side.pending.len());
+                    assert!(
+                        !with.is_empty() && at + with.len() <= side.pending.len(),
+                        "{at} {with:?} of {:?}",
+                        side.pending.escape_ascii().to_string()
+                    );
                     side.out.extend(side.pending.drain(..*at));
                     side.pending.drain(..with.len());
                     side.out.extend_from_slice(with);

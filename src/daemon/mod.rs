@@ -119,13 +119,13 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     };
     let guard = Guard::new(&steered, &shared);
     shared.with(Plane::install)?;
-    steered.install()?;
+    let placed = steered.install()?;
     match steered.look() {
         Ok((_, published)) => shared.with(|plane| plane.avoid(published)),
         Err(e) => log::info!("ports that your own rules publish aren't avoided: {e}"),
     }
     let status = Arc::new(Status::new(config, &steered, &shared, &workers));
-    for line in status.greeting() {
+    for line in placed.into_iter().chain(status.greeting()) {
         output.line(line);
     }
     lifetime.thread("control", move || {

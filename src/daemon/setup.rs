@@ -101,22 +101,22 @@ impl Steered {
         })
     }
 
-    /// Puts the rules into place, unless somebody else does.
-    pub(super) fn install(&self) -> Result<(), RulesError> {
+    /// Puts the rules into place, unless somebody else does; says where, a line each.
+    pub(super) fn install(&self) -> Result<Vec<String>, RulesError> {
         if !self.manage {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let installed = self.host().rules.install(&self.steering)?;
         for place in &installed.places {
-            log::info!("rules installed in {place} ({})", installed.choice.why);
-        }
-        for chain in &installed.native {
-            log::info!("accept rule inserted in {chain}");
+            log::info!("rules installed in {place}");
         }
         for note in &installed.notes {
             log::warn!("{note}");
         }
-        Ok(())
+        let flavour = format!("following {}", installed.choice.why);
+        let chains = installed.native.iter();
+        let chains = chains.map(|chain| format!("accept rule inserted in {chain}"));
+        Ok([flavour].into_iter().chain(chains).collect())
     }
 
     /// Puts the rules back that somebody else removed. Nothing happens any more once they were

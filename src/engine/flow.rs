@@ -214,6 +214,14 @@ impl Flow {
         self.end != End::Open
     }
 
+    /// Whether it may go where room is needed: nobody has logged in, or it isn't FTP; it was silent for
+    /// so long; and its packets need no change.
+    pub(super) fn is_idle_guest(&self, now: Duration, patience: Duration) -> bool {
+        self.session.is_guest()
+            && self.quiet(now) >= patience
+            && self.halves.iter().all(Half::is_plain)
+    }
+
     pub(super) fn buffered(&self) -> usize {
         self.halves
             .iter()

@@ -75,58 +75,78 @@ impl Answer {
     }
 }
 
-/// The time after which hardly any answer comes; and after which most have come.
-const PATIENCE: Duration = Duration::from_secs(3);
-const IMPATIENCE: Duration = Duration::from_millis(300);
-
-/// All of them.
+/// All of them, in two generations: when the younger one is full, it takes the older one's place. So
+/// a flood of SYNs that nobody answers takes the place of older ones, bounded memory and no search; an
+/// honest answer comes long before as many SYNs as fit.
 #[derive(Debug, Default)]
 pub(super) struct HalfOpen {
+    young: Generation,
+    old: Generation,
+}
+
+#[derive(Debug, Default)]
+struct Generation {
     syns: HashMap<Endpoints, Syn>,
     by_start: HashMap<Start, Endpoints>,
 }
 
 impl HalfOpen {
-    /// Remembers a SYN. The last one between two ends counts. Where there are `max` already, the
-    /// oldest make room, at least those that waited for `life`; false if younger ones had to. So a
-    /// flood of SYNs costs those whose answer takes longer than it takes to fill the table.
-    pub(super) fn insert(&mut self, syn: Syn, max: usize, life: Duration) -> bool {
-        let mut enough = true;
-        for life in [life, PATIENCE, IMPATIENCE, Duration::ZERO] {
-            if self.syns.len() < max {
-                break;
-            }
-            enough &= life > PATIENCE;
-            self.forget(syn.at, life);
+    /// Remembers a SYN; returns how many others are forgotten for it, so that there are no more than
+    /// `max` (at least two). The last one between two ends counts.
+    pub(super) fn insert(&mut self, syn: Syn, max: usize) -> usize {
+        self.remove(&syn.ends);
+        let mut forgotten = 0;
+        if self.young.syns.len() >= (max / 2).max(1) {
+            forgotten = self.old.syns.len();
+            self.old = std::mem::take(&mut self.young);
         }
-        if let Some(old) = self.syns.insert(syn.ends, syn) {
-            self.by_start.remove(&old.start());
-        }
-        self.by_start.insert(syn.start(), syn.ends);
-        enough
+        self.young.insert(syn);
+        forgotten
     }
 
     /// The SYN between the same ends.
     pub(super) fn direct(&self, answer: &Answer) -> Option<Syn> {
-        let syn = self.syns.get(&answer.ends).copied()?;
-        answer.answers(&syn).then_some(syn)
+        let syn = self.generations().find_map(|g| g.syns.get(&answer.ends))?;
+        answer.answers(syn).then_some(*syn)
     }
 
     /// The SYN that the answer belongs to by its number, though the outside end has another address
     /// in it. Whoever takes it for one must make sure with conntrack.
     pub(super) fn translated(&self, answer: &Answer) -> Option<Syn> {
-        let ends = self.by_start.get(&(answer.ends.inside, answer.client()))?;
-        let syn = self.syns.get(ends).copied()?;
+        let start = (answer.ends.inside, answer.client());
+        let find = |g: &Generation| g.syns.get(g.by_start.get(&start)?).copied();
+        let syn = self.generations().find_map(find)?;
         answer.answers(&syn).then_some(syn)
     }
 
     pub(super) fn remove(&mut self, ends: &Endpoints) {
+        self.young.remove(ends);
+        self.old.remove(ends);
+    }
+
+    pub(super) fn forget(&mut self, now: Duration, life: Duration) {
+        self.young.forget(now, life);
+        self.old.forget(now, life);
+    }
+
+    fn generations(&self) -> impl Iterator<Item = &Generation> {
+        [&self.young, &self.old].into_iter()
+    }
+}
+
+impl Generation {
+    fn insert(&mut self, syn: Syn) {
+        self.by_start.insert(syn.start(), syn.ends);
+        self.syns.insert(syn.ends, syn);
+    }
+
+    fn remove(&mut self, ends: &Endpoints) {
         if let Some(syn) = self.syns.remove(ends) {
             self.by_start.remove(&syn.start());
         }
     }
 
-    pub(super) fn forget(&mut self, now: Duration, life: Duration) {
+    fn forget(&mut self, now: Duration, life: Duration) {
         let young = |syn: &Syn| now.saturating_sub(syn.at) < life;
         self.syns.retain(|_, syn| young(syn));
         let syns = &self.syns;

@@ -96,6 +96,8 @@ impl Endpoints {
     }
 }
 
+/// How often a full table is searched for connections that may go.
+const CLEARING: Duration = Duration::from_secs(1);
 /// How many servers with that habit are remembered.
 const EARLY_SERVERS: usize = 1024;
 
@@ -121,6 +123,8 @@ pub struct Engine {
     /// Other names of flows.
     names: Names,
     half_open: HalfOpen,
+    /// When room was last made in a full table.
+    cleared: Option<Duration>,
     unplaced: Option<Unplaced>,
     stats: Stats,
     next_id: u64,
@@ -143,6 +147,7 @@ impl Engine {
             flows: HashMap::new(),
             names: Names::default(),
             half_open: HalfOpen::default(),
+            cleared: None,
             unplaced: None,
             stats: Stats::default(),
             next_id: u64::from(worker).saturating_add(1),
@@ -240,11 +245,10 @@ impl Engine {
     ) {
         let hello = Hello::read(segment);
         if !segment.flags().has(Flags::ACK) {
-            let (max, life) = (self.config.max_flows, self.config.half_open);
             let syn = Syn::new(ends, side, hello, now);
-            if !self.half_open.insert(syn, max, life) {
-                self.stats.table_full = self.stats.table_full.saturating_add(1);
-            }
+            let forgotten = self.half_open.insert(syn, self.config.max_flows);
+            let forgotten = u64::try_from(forgotten).unwrap_or(u64::MAX);
+            self.stats.table_full = self.stats.table_full.saturating_add(forgotten);
             return;
         }
         let answer = Answer::new(ends, side, hello, Seq(segment.ack()));
@@ -312,7 +316,7 @@ impl Engine {
         if ends != ingress && !is_translation(gateway, ends, ingress) {
             return;
         }
-        if !self.make_room(ends, syn, &answer.hello, gateway) {
+        if !self.make_room(ends, syn, &answer.hello, now, gateway) {
             return;
         }
         let id = SessionId(self.next_id);
@@ -367,6 +371,7 @@ impl Engine {
         ends: Endpoints,
         syn: &Syn,
         hello: &Hello,
+        now: Duration,
         gateway: &mut dyn Gateway,
     ) -> bool {
         if let Some(old) = self.flows.get(&ends) {
@@ -376,7 +381,18 @@ impl Engine {
             self.replace(&ends, gateway);
         }
         if self.flows.len() >= self.config.max_flows {
-            self.forget(|flow| flow.is_closed(), gateway);
+            // Not a search among all of them for each connection of a flood.
+            if self
+                .cleared
+                .is_none_or(|at| now.saturating_sub(at) >= CLEARING)
+            {
+                self.cleared = Some(now);
+                let patience = self.config.half_open;
+                self.forget(
+                    |flow| flow.is_closed() || flow.is_idle_guest(now, patience),
+                    gateway,
+                );
+            }
             if self.flows.len() >= self.config.max_flows {
                 self.stats.table_full = self.stats.table_full.saturating_add(1);
                 return false;

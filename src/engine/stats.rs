@@ -30,7 +30,7 @@ pub struct Stats {
     pub contradicted: u64,
     /// Control connections seen.
     pub sessions: u64,
-    /// Connections passed unmodified because the table was full.
+    /// Connections passed unmodified because the table was full, and SYNs forgotten for others.
     pub table_full: u64,
     /// Connections passed unread because a limit on sessions was reached.
     pub not_admitted: u64,

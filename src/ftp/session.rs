@@ -238,6 +238,16 @@ impl Session {
         self.logged_in
     }
 
+    /// Whether nobody has logged in, or it isn't FTP. What is under TLS can't be known.
+    #[must_use]
+    pub fn is_guest(&self) -> bool {
+        match self.over {
+            None => !self.logged_in,
+            Some(Over::NotFtp | Over::NotTls) => true,
+            Some(_) => false,
+        }
+    }
+
     /// The user's name, once, when the login has just succeeded.
     pub fn take_login(&mut self) -> Option<String> {
         if !self.fresh_login {

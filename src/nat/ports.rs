@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
@@ -157,8 +159,9 @@ impl Listeners {
     pub fn read() -> Self {
         let mut listeners = Self::default();
         for file in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
-            if let Ok(text) = std::fs::read_to_string(file) {
-                listeners.add(&text);
+            if let Ok(file) = File::open(file) {
+                let lines = BufReader::new(file).lines();
+                listeners.add(lines.map_while(Result::ok));
             }
         }
         listeners
@@ -181,20 +184,21 @@ impl Listeners {
     #[must_use]
     pub fn parse(text: &str) -> Self {
         let mut listeners = Self::default();
-        listeners.add(text);
+        listeners.add(text.lines());
         listeners
     }
 
-    fn add(&mut self, text: &str) {
-        for line in text.lines().skip(1) {
-            let mut fields = line.split_ascii_whitespace().skip(1);
-            let local = fields.next();
-            let state = fields.nth(1);
-            if state == Some("0A")
-                && let Some(at) = local.and_then(parse_local)
-            {
-                self.ports.insert(at);
-            }
+    /// The kernel lists listening sockets first. The many others are left unread: each costs as
+    /// much.
+    fn add(&mut self, lines: impl Iterator<Item = impl AsRef<str>>) {
+        for line in lines.skip(1) {
+            let mut fields = line.as_ref().split_ascii_whitespace().skip(1);
+            let at = fields.next().and_then(parse_local);
+            match (at, fields.nth(1)) {
+                (Some(at), Some("0A")) => self.ports.insert(at),
+                (Some(_), Some(_)) => break,
+                _ => continue,
+            };
         }
     }
 }
@@ -304,13 +308,15 @@ mod tests {
             "  sl  local_address rem_address   st tx_queue\n\
              \x20  0: 0100007F:0CEA 00000000:0000 0A 00000000:00000000\n\
              \x20  1: 00000000:0016 00000000:0000 0A 00000000:00000000\n\
-             \x20  2: 0100007F:1F90 0100007F:C350 01 00000000:00000000\n\
              garbage\n\
-             \x20  3: zz:zz 00000000:0000 0A\n",
+             \x20  3: zz:zz 00000000:0000 0A\n\
+             \x20  4: 0100007F:1F90 0100007F:C350 01 00000000:00000000\n"
+                .lines(),
         );
         listeners.add(
             "  sl\n\
-             \x20  0: B80D0120000000000000000001000000:0050 00000000000000000000000000000000:0000 0A\n",
+             \x20  0: B80D0120000000000000000001000000:0050 00000000000000000000000000000000:0000 0A\n"
+                .lines(),
         );
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         assert!(listeners.contains(ip("127.0.0.1"), 3306));

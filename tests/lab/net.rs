@@ -119,6 +119,11 @@ impl Net {
             .env("PATH", PATH)
             .env("LC_ALL", "C")
             .env("HOME", self.directory())
+            // Otherwise one lock is for all namespaces there are, with other tests' among them.
+            .env(
+                "XTABLES_LOCKFILE",
+                self.directory().join(format!("{host}-xtables.lock")),
+            )
             .current_dir(self.directory());
         command
     }

@@ -85,6 +85,10 @@ impl Session {
         overlong: bool,
     ) -> Option<Step> {
         let at = guarded.last.saturating_sub(self.client.gone());
+        if content(piece, ended).len() <= at {
+            // The line's end, or a CR that may become it, comes where disguise would be cut.
+            return (!ended).then(|| self.wait_from(at, piece));
+        }
         let why = match (guarded.ends, guarded.verb) {
             (Some(false), _) => return None,
             (_, "AUTH") if !self.policy.deny_tls => return None,

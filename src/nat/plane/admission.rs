@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::Plane;
-use crate::engine::gateway::{Error, Mode, Request, SessionId};
+use crate::engine::gateway::{Error, Mode, PinholeId, Request, SessionId};
 use crate::nat::pinhole::Key;
 use crate::nat::ports::{self, Holder};
 use crate::nat::rules::Published;
@@ -80,13 +80,28 @@ impl Plane {
             .get(&request.session)
             .map_or(0, VecDeque::len);
         let replaces = self.by_key.contains_key(&key) || own >= self.config.per_session;
-        self.clients.check(
-            client(request),
-            (self.holes.len(), replaces),
-            now,
-            &self.config,
-            &mut self.counters,
-        )
+        let client = client(request);
+        self.clients
+            .check(client, replaces, now, &self.config, &mut self.counters)?;
+        if self.holes.len() >= self.config.total && !replaces {
+            let Some(hole) = self.greediest(client) else {
+                self.counters.limited += 1;
+                self.counters.limited_total += 1;
+                return Err(Error::Limit("pinholes"));
+            };
+            self.counters.superseded += 1;
+            self.drop_hole(hole);
+        }
+        Ok(())
+    }
+
+    /// The oldest hole of the client that has the most, if it has more than another one would have with
+    /// one more: nobody is kept out by what somebody else takes.
+    fn greediest(&self, other: IpAddr) -> Option<PinholeId> {
+        let (client, count) = self.clients.greediest()?;
+        let oldest = self.holes.iter().find(|(_, hole)| hole.client == client);
+        let (&id, _) = oldest?;
+        (count > self.clients.pending(other).saturating_add(1)).then_some(id)
     }
 
     /// Drops the session's own hole on the key, and its oldest ones beyond the limit.
@@ -108,8 +123,16 @@ impl Plane {
 
 /// Whose limits a pinhole counts for.
 pub(super) fn client(request: &Request) -> IpAddr {
-    match request.mode {
+    network(match request.mode {
         Mode::Passive => request.from,
         Mode::Active => request.land.ip(),
+    })
+}
+
+/// What counts as one client: an IPv4 address, an IPv6 network (RFC 6177).
+pub(super) fn network(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() >> 64 << 64).into()),
     }
 }

@@ -1,4 +1,5 @@
-//! What each client address has, and may have: sessions, pending pinholes, pinholes per minute.
+//! What each client has, and may have: sessions, pending pinholes, pinholes per minute. A client is
+//! an IPv4 address, or an IPv6 network.
 //!
 //! Shared by all workers, so the limits hold for the daemon as a whole. One client's excess takes
 //! nothing from others as long as its own limits are below the totals.
@@ -7,6 +8,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::admission::network;
 use super::{Config, Counters};
 use crate::engine::gateway::{Error, SessionId};
 
@@ -66,6 +68,7 @@ impl Clients {
         config: &Config,
         counters: &mut Counters,
     ) -> Result<(), Error> {
+        let client = network(client);
         let own = self.clients.get(&client).map_or(0, |c| c.sessions);
         if own >= config.sessions_per_client {
             counters.limited_sessions_per_client += 1;
@@ -91,15 +94,15 @@ impl Clients {
         }
     }
 
-    /// Whether a client may have another pinhole now. `pending`: how many are, in total;
-    /// `replaces`: it takes the place of another one of the client's.
+    /// Whether a client may have another pinhole now, as far as it goes by what it has, and by what
+    /// there was lately. `replaces`: it takes the place of another one of the client's.
     ///
     /// # Errors
     /// [`Error::Limit`]: there are too many.
     pub(super) fn check(
         &mut self,
         client: IpAddr,
-        (pending, replaces): (usize, bool),
+        replaces: bool,
         now: Duration,
         config: &Config,
         counters: &mut Counters,
@@ -108,8 +111,6 @@ impl Clients {
         let (own, rate) = known.map_or((0, 0), |c| (c.pending, c.rate.count(now)));
         let (what, counter) = if own >= config.per_client && !replaces {
             ("pinholes-per-client", &mut counters.limited_per_client)
-        } else if pending >= config.total && !replaces {
-            ("pinholes", &mut counters.limited_total)
         } else if rate >= config.per_client_per_minute {
             (
                 "pinholes-per-client-per-minute",
@@ -123,6 +124,17 @@ impl Clients {
         *counter += 1;
         counters.limited += 1;
         Err(Error::Limit(what))
+    }
+
+    /// The client with the most pending pinholes, and how many.
+    pub(super) fn greediest(&self) -> Option<(IpAddr, usize)> {
+        let most = self.clients.iter().max_by_key(|(_, c)| c.pending)?;
+        Some((*most.0, most.1.pending))
+    }
+
+    /// How many pinholes of a client are pending.
+    pub(super) fn pending(&self, client: IpAddr) -> usize {
+        self.clients.get(&client).map_or(0, |c| c.pending)
     }
 
     /// A pinhole was reserved.

@@ -492,7 +492,7 @@ fn limits_are_answers() {
     });
     open(&mut plane, &passive(1, ANN, 40000));
     open(&mut plane, &passive(1, ANN, 40001));
-    let error = plane.reserve(&passive(2, BOB, 40000)).unwrap_err();
+    let error = plane.reserve(&passive(2, ANN, 40003)).unwrap_err();
     assert!(matches!(error, Error::Limit(_)));
     // It makes room by itself.
     open(&mut plane, &passive(1, ANN, 40002));
@@ -536,6 +536,28 @@ fn everybody_together_gets_so_many_per_minute() {
     assert_eq!(error, Error::Limit("pinholes-per-minute"));
     world.wait(60);
     open(&mut plane, &passive(3, BOB, 40001));
+}
+
+#[test]
+fn one_client_with_many_sessions_leaves_room_for_others() {
+    let (mut plane, world) = plane(Config {
+        total: 4,
+        per_session: 2,
+        ..Config::default()
+    });
+    for session in 0..4 {
+        let port = 40_000 + u16::try_from(session).unwrap();
+        open(&mut plane, &passive(session, ANN, port));
+    }
+    // The oldest ones go, up to an equal share.
+    open(&mut plane, &passive(8, BOB, 50_000));
+    open(&mut plane, &passive(9, BOB, 50_001));
+    assert!(plane.reserve(&passive(10, BOB, 50_002)).is_err());
+    assert!(plane.reserve(&passive(10, ANN, 50_002)).is_err());
+    let ports: Vec<_> = plane.pinholes().iter().map(|i| i.land.port()).collect();
+    assert_eq!(ports, [40_002, 40_003, 50_000, 50_001]);
+    assert_eq!(world.open_keys().len(), 4);
+    assert_eq!(plane.counters().superseded, 2);
 }
 
 #[test]

@@ -155,8 +155,11 @@ impl Snapshot {
             _ => {}
         }
         match (nft.any(), legacy.any()) {
-            (true, false) => choice(Flavour::Nft, format!("iptables-nft holds {nft}")),
-            (false, true) => choice(Flavour::Legacy, format!("iptables-legacy holds {legacy}")),
+            (true, false) => choice(Flavour::Nft, format!("iptables-nft: it holds {nft}")),
+            (false, true) => choice(
+                Flavour::Legacy,
+                format!("iptables-legacy: it holds {legacy}"),
+            ),
             (true, true) => {
                 let flavour = match (nft.nat > 0, legacy.nat > 0) {
                     (true, false) => Flavour::Nft,
