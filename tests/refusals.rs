@@ -5,7 +5,8 @@
 
 mod lab;
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use lab::alg::Alg;
@@ -207,4 +208,71 @@ fn strict_rules_in_pieces() {
         alg.stop();
         assert_eq!(rules::invalid(&net, router), invalid);
     }
+}
+
+/// The server connects to another host than the client, which the client named.
+#[test]
+fn a_foreign_address_that_is_allowed() {
+    let net = gateway(Policy::Drop, Flavour::Nft);
+    let topology = net.topology();
+    for address in ["198.51.100.77", "198.51.100.78"] {
+        let words = ["ip", "addr", "add", &format!("{address}/24"), "dev", "e0"];
+        net.exec(topology.client, &words).must();
+    }
+    let alg = Alg::Ftpalg(
+        ["--allow-foreign", "198.51.100.77"]
+            .map(str::to_owned)
+            .to_vec(),
+    );
+    let alg = alg.start(&net, Flavour::Nft);
+    let listener = net.within(topology.server, || {
+        TcpListener::bind(topology.listen).unwrap()
+    });
+    let mut client = Control::dial(&net);
+    let mut server = Control::new(listener.accept().unwrap().0);
+    let mut say = |command: &str, read: &str, reply: &str| {
+        if !command.is_empty() {
+            client.send(command);
+            assert_eq!(server.read(), read);
+        }
+        server.send(reply);
+        assert_eq!(client.read(), reply);
+    };
+    let same = |say: &mut dyn FnMut(&str, &str, &str), command: &str, reply: &str| {
+        say(command, command, reply);
+    };
+    same(&mut say, "", "220 ready\r\n");
+    same(&mut say, "USER lab\r\n", "230 fine\r\n");
+    let refused = "PORT 198,51,100,78,195,81\r\n";
+    say(refused, "PORX xxxxxxxxxxxxxxxxxxxx\r\n", "500 what?\r\n");
+    let data = net.within(topology.client, || {
+        TcpListener::bind("198.51.100.77:50001").unwrap()
+    });
+    let connect = || {
+        let to = "198.51.100.77:50001".parse().unwrap();
+        net.within(topology.server, || {
+            TcpStream::connect_timeout(&to, Duration::from_secs(2))
+        })
+    };
+    for _ in 0..2 {
+        same(&mut say, "PORT 198,51,100,77,195,81\r\n", "200 fine\r\n");
+        same(&mut say, "LIST\r\n", "150 here it comes\r\n");
+        let mut sends = connect().unwrap();
+        let (mut gets, _) = data.accept().unwrap();
+        sends.write_all(b"list").unwrap();
+        drop(sends);
+        let mut got = String::new();
+        gets.read_to_string(&mut got).unwrap();
+        assert_eq!(got, "list");
+        same(&mut say, "NOOP\r\n", "226 done\r\n");
+    }
+    // Once.
+    assert!(connect().is_err(), "the user's FORWARD drops it");
+    let status = status(&net);
+    assert_eq!(
+        status["counters"]["changed"].as_u64(),
+        Some(1),
+        "{status:#}"
+    );
+    alg.stop();
 }

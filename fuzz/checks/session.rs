@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use ftpalg::ftp::hostport::encode;
-use ftpalg::ftp::policy::Policy;
+use ftpalg::ftp::policy::{Policy, Strict};
 use ftpalg::ftp::session::{Form, Outcome, Peer, Session, Step};
 
 use super::Bytes;
@@ -137,6 +137,19 @@ pub(crate) fn check(data: &[u8]) {
         (policy.max_command, policy.max_reply, policy.max_pipelined) = (24, 48, 3);
     }
     let early = flags & 4 != 0;
+    policy.deny_tls = flags & 8 != 0;
+    if flags & 16 != 0 {
+        policy.strict = Strict::all();
+    } else if flags & 32 != 0 {
+        // One rule by itself, and a list.
+        let rules = &mut policy.strict;
+        match flags >> 6 {
+            0 => rules.control_bytes = true,
+            1 => rules.long_lines = true,
+            2 => rules.before_greeting = true,
+            _ => rules.deny = vec!["PASV".to_owned(), "USER".to_owned()],
+        }
+    }
     let mut whole = Talk::new(&policy, early);
     let mut cut = Talk::new(&policy, early);
     while !bytes.over() {
@@ -147,6 +160,9 @@ pub(crate) fn check(data: &[u8]) {
             Peer::Server
         };
         let text = bytes.take(usize::from(head & 0x7f) + 1);
+        if text.is_empty() {
+            break;
+        }
         whole.feed(from, text);
         for byte in text {
             cut.feed(from, &[*byte]);

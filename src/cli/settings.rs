@@ -3,6 +3,7 @@
 //! One structure is both: a key in the file (TOML) is a flag's name. A flag on the command line
 //! wins over the file; a flag that can be repeated replaces the file's whole list.
 
+mod limits;
 mod session;
 
 use std::fmt;
@@ -22,6 +23,7 @@ use crate::nat::ports::PortRange;
 use crate::nat::rules::{Inside, Network, Queues, Steering};
 use crate::nat::xtables::Family;
 
+use limits::Limit;
 use session::{DenyPorts, StrictChoice, yes_or_no};
 
 /// The control port where none is given.
@@ -137,6 +139,13 @@ pub(crate) struct Settings {
     #[serde(deserialize_with = "some")]
     deny_ports: Option<Vec<DenyPorts>>,
 
+    /// A limit: sessions, sessions-per-client, pinholes, pinholes-per-client, pinholes-per-session,
+    /// pinholes-per-minute, pinholes-per-client-per-minute, command-line, reply-line or pipelined.
+    /// May be repeated; in the file a table [limits] [default: see the README]
+    #[arg(long = "limit", value_name = "NAME=N")]
+    #[serde(deserialize_with = "limits::table")]
+    limits: Vec<Limit>,
+
     /// Whether data connections need a login before them: yes or no [default: yes]
     #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
     require_login: Option<bool>,
@@ -247,6 +256,7 @@ impl Settings {
                 self.allow_foreign
             },
             deny_ports: self.deny_ports.or(base.deny_ports),
+            limits: [base.limits, self.limits].concat(),
             require_login: self.require_login.or(base.require_login),
             queues: self.queues.or(base.queues),
             queue_num: self.queue_num.or(base.queue_num),
@@ -325,6 +335,7 @@ impl Settings {
                 ..Policy::default()
             },
             deadline: Duration::from_secs(deadline),
+            limits: Limit::apply(&self.limits),
         };
         config.check()?;
         Ok(config)
@@ -546,6 +557,8 @@ mod tests {
             queue-num = 7
             mark = 0x100
             deadline = 5
+            [limits]
+            sessions-per-client = 7
             "#,
         )
         .unwrap()
@@ -566,6 +579,8 @@ mod tests {
             [0..=1023, 3306..=3306, 8000..=8080]
         );
         assert_eq!(config.deadline, Duration::from_secs(5));
+        assert_eq!(config.limits.sessions_per_client, 7);
+        assert_eq!(config.limits.sessions, 65_536);
         assert_eq!(config.data_ports.unwrap().to_string(), "30000-30009");
     }
 
@@ -587,6 +602,9 @@ mod tests {
             ("deny-ports = [\"9-8\"]", "9-8"),
             ("allow-foreign = \"10.0.0.0/33\"", "10.0.0.0/33"),
             ("require-login = 1", "boolean"),
+            ("[limits]\nsession = 1", "sessions-per-client"),
+            ("[limits]\nsessions = 0", "1 to 1000000"),
+            ("limits = 5", "[limits]"),
             ("a = ", ""),
         ] {
             let e = file(text).unwrap_err();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::ftp::policy::Policy;
+use crate::nat::plane;
 use crate::nat::ports::PortRange;
 use crate::nat::rules::{Inside, Steering};
 
@@ -35,6 +36,51 @@ pub struct Config {
     pub policy: Policy,
     /// How long a pinhole waits for its connection.
     pub deadline: Duration,
+    /// How much of each there may be.
+    pub limits: Limits,
+}
+
+/// What is limited, for all workers together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Limits {
+    /// Control connections; more pass unread.
+    pub sessions: usize,
+    /// Control connections of one client address; more pass unread.
+    pub sessions_per_client: usize,
+    /// Pinholes that are pending; more are refused.
+    pub pinholes: usize,
+    /// Pinholes of one client address that are pending; more are refused.
+    pub pinholes_per_client: usize,
+    /// Pinholes of one session that are pending; the oldest makes room.
+    pub pinholes_per_session: usize,
+    /// Pinholes per minute; more are refused.
+    pub pinholes_per_minute: u32,
+    /// Pinholes per minute for one client address; more are refused.
+    pub pinholes_per_client_per_minute: u32,
+    /// Bytes of a command line that is acted on.
+    pub command_line: usize,
+    /// Bytes of a reply line in which an address is looked for.
+    pub reply_line: usize,
+    /// Commands that wait for their reply at once.
+    pub pipelined: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let (policy, plane) = (Policy::default(), plane::Config::default());
+        Self {
+            sessions: plane.sessions,
+            sessions_per_client: plane.sessions_per_client,
+            pinholes: plane.total,
+            pinholes_per_client: plane.per_client,
+            pinholes_per_session: plane.per_session,
+            pinholes_per_minute: plane.per_minute,
+            pinholes_per_client_per_minute: plane.per_client_per_minute,
+            command_line: policy.max_command,
+            reply_line: policy.max_reply,
+            pipelined: policy.max_pipelined,
+        }
+    }
 }
 
 /// What puts pinholes into the kernel.

@@ -130,6 +130,12 @@ impl fmt::Display for Line<'_> {
         write!(f, "session {} ", self.0.session().0)?;
         match self.0 {
             Event::SessionOpened { client, server, .. } => write!(f, "{client} -> {server} open"),
+            Event::NotAdmitted {
+                client,
+                server,
+                why,
+                ..
+            } => write!(f, "{client} -> {server} passes unread: {why}"),
             Event::Announced {
                 verb,
                 mode,

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::Uid;
 
 use crate::engine;
+use crate::ftp::policy::Policy;
 use crate::nat::backend::iptables::Iptables;
 use crate::nat::backend::nft::Nft;
 use crate::nat::backend::{Backend, BackendError, Mark};
@@ -212,6 +213,13 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
         plane::Config {
             data_ports: config.data_ports,
             deadline: config.deadline,
+            per_session: config.limits.pinholes_per_session,
+            total: config.limits.pinholes,
+            per_client: config.limits.pinholes_per_client,
+            per_minute: config.limits.pinholes_per_minute,
+            per_client_per_minute: config.limits.pinholes_per_client_per_minute,
+            sessions: config.limits.sessions,
+            sessions_per_client: config.limits.sessions_per_client,
             mark,
             tls_range: range(config),
             tls_idle: config.tls_idle,
@@ -300,7 +308,15 @@ fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
 /// What engines go by.
 pub(super) fn engine_config(config: &Config, advertised: &Advertised) -> engine::Config {
     engine::Config {
-        policy: Arc::new(config.policy.clone()),
+        policy: Arc::new(Policy {
+            max_command: config.limits.command_line,
+            max_reply: config.limits.reply_line,
+            max_pipelined: config.limits.pipelined,
+            ..config.policy.clone()
+        }),
+        // The plane admits as many as there may be; any worker may get all of them, and those that
+        // ended linger for a while.
+        max_flows: config.limits.sessions.saturating_mul(2),
         advertise: advertised.list(),
         tls_range: range(config).is_some(),
         implicit_ports: config.implicit_ports.clone(),

@@ -268,6 +268,10 @@ impl Gateway for Door<'_> {
         self.0.with(|plane| plane.conntrack(src, dst))
     }
 
+    fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {
+        self.0.with(|plane| plane.admit(session, client))
+    }
+
     fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
         self.0.with(|plane| plane.reserve(request))
     }

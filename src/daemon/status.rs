@@ -20,7 +20,7 @@ use crate::nat::conntrack::Events;
 use crate::nat::plane;
 use crate::queue::kernel;
 
-use super::config::{Config, RulesMode};
+use super::config::{Config, Limits, RulesMode};
 use super::control::{Reply, Request};
 use super::setup::Steered;
 use super::shared::Shared;
@@ -63,6 +63,8 @@ struct Report<'a> {
     data_ports: Option<String>,
     /// Seconds that a pinhole waits.
     deadline: u64,
+    /// How much of each there may be.
+    limits: Limits,
     /// Whether conntrack counts the bytes of data connections.
     accounting: bool,
     /// Control connections now.
@@ -235,6 +237,7 @@ impl Status {
             mark: steering.mark.bit(),
             data_ports: self.config.data_ports.map(|range| range.to_string()),
             deadline: self.config.deadline.as_secs(),
+            limits: self.config.limits,
             accounting: Events::counts_bytes(),
             sessions: self.sessions().len(),
             pinholes: pinholes.len() - used - ranges,

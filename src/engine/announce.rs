@@ -112,7 +112,7 @@ pub(super) fn decide(
         from: peers.src.ip(),
         to: foreign.unwrap_or(reachable),
         land,
-        as_source: Some(mine.dst.ip()).filter(|seen| foreign.is_none() && *seen != peers.src.ip()),
+        as_source: Some(mine.dst.ip()).filter(|seen| *seen != peers.src.ip()),
         mark: entry.mark,
         published: foreign.is_none() && (reachable != own || advertised.is_some()),
         from_range: side == Side::Egress && foreign.is_none(),

@@ -18,7 +18,8 @@ pub struct Config {
     pub limits: Limits,
     /// How many engines share the traffic (default 1): their session numbers interleave.
     pub workers: u16,
-    /// Control connections per worker (default 65,536); more pass unmodified.
+    /// Control connections per worker (default 65,536), closed ones that linger included; more pass
+    /// unmodified.
     pub max_flows: usize,
     /// Bytes in all buffers of a worker together (default 64 MiB).
     pub max_buffered: usize,

@@ -19,6 +19,17 @@ pub enum Event {
         /// The server, as the inside of the gateway sees it.
         server: SocketAddr,
     },
+    /// A limit was reached: a control connection passes unread, and gets no pinholes.
+    NotAdmitted {
+        /// The number that its session would have had.
+        session: SessionId,
+        /// The client, as the inside of the gateway sees it.
+        client: SocketAddr,
+        /// The server, as the inside of the gateway sees it.
+        server: SocketAddr,
+        /// Which limit.
+        why: String,
+    },
     /// An announced address was let through, rewritten if `new` differs from `old`.
     Announced {
         /// The session.
@@ -91,6 +102,7 @@ impl Event {
     pub fn session(&self) -> SessionId {
         match self {
             Self::SessionOpened { session, .. }
+            | Self::NotAdmitted { session, .. }
             | Self::Announced { session, .. }
             | Self::Refused { session, .. }
             | Self::LoggedIn { session, .. }

@@ -90,8 +90,8 @@ pub enum Error {
     /// Every public port that may be used for this peer is taken.
     #[error("no free data port for {0} (widen --data-ports)")]
     NoPort(IpAddr),
-    /// A limit on pinholes was reached.
-    #[error("too many pinholes: {0}")]
+    /// A limit was reached: its name.
+    #[error("the limit {0} is reached")]
     Limit(&'static str),
     /// Another server's range is open to the same client at the same address.
     #[error("the client already reaches the range of {0} at that address")]
@@ -108,6 +108,15 @@ pub trait Gateway {
     /// # Errors
     /// [`Error::NoConntrack`] if there is none, [`Error::Kernel`] if it could not be asked.
     fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error>;
+
+    /// A control connection began; it ends with [`session_ended`](Self::session_ended). `client`:
+    /// its address, as the inside sees it.
+    ///
+    /// # Errors
+    /// [`Error::Limit`]: it must pass unread.
+    fn admit(&mut self, _session: SessionId, _client: IpAddr) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// Chooses a public port for an announcement; nothing opens yet.
     ///

@@ -319,6 +319,24 @@ impl Engine {
         if !self.make_room(ends, syn, &answer.hello, now, gateway) {
             return;
         }
+        let id = SessionId(self.next_id);
+        let step = u64::from(self.config.workers.max(1));
+        self.next_id = self.next_id.wrapping_add(step);
+        let (client, server) = match syn.side {
+            Side::Egress => (ends.inside, ends.outside),
+            Side::Ingress => (ends.outside, ends.inside),
+        };
+        if let Err(error) = gateway.admit(id, client.ip()) {
+            self.stats.not_admitted = self.stats.not_admitted.saturating_add(1);
+            gateway.event(Event::NotAdmitted {
+                session: id,
+                client,
+                server,
+                why: error.to_string(),
+            });
+            return;
+        }
+        self.stats.sessions = self.stats.sessions.saturating_add(1);
         if ends != ingress {
             // The same client port towards another address, some time ago.
             self.replace(&ingress, gateway);
@@ -327,19 +345,11 @@ impl Engine {
             self.names.insert(ingress, flow, max);
         }
         self.names.remove(&ends);
-        let id = SessionId(self.next_id);
-        let step = u64::from(self.config.workers.max(1));
-        self.next_id = self.next_id.wrapping_add(step);
-        self.stats.sessions = self.stats.sessions.saturating_add(1);
         let mut cx = Context {
             config: &self.config,
             gateway,
             stats: &mut self.stats,
             now,
-        };
-        let server = match syn.side {
-            Side::Egress => ends.outside,
-            Side::Ingress => ends.inside,
         };
         let known = Known {
             v6: ends.inside.is_ipv6(),
@@ -347,7 +357,6 @@ impl Engine {
             implicit: self.config.implicit_ports.contains(&server.port()),
         };
         let flow = Flow::new(id, syn.side, syn.hello, answer.hello, known, &mut cx);
-        let (client, server) = flow.client_and_server(&ends);
         gateway.event(Event::SessionOpened {
             session: id,
             client,

@@ -34,6 +34,8 @@ pub struct Stats {
     pub sessions: u64,
     /// Connections passed unmodified because the table was full, and SYNs forgotten for others.
     pub table_full: u64,
+    /// Connections passed unread because a limit on sessions was reached.
+    pub not_admitted: u64,
     /// Sessions whose inspection ended at a limit (see [`crate::stream::Limits`]).
     pub limit_reached: u64,
     /// Sessions that went on under TLS.
@@ -81,7 +83,7 @@ impl Stats {
 
     /// Adds another worker's counts.
     pub fn add(&mut self, other: &Self) {
-        let pairs: [(&mut u64, u64); 26] = [
+        let pairs: [(&mut u64, u64); 27] = [
             (&mut self.packets, other.packets),
             (&mut self.changed, other.changed),
             (&mut self.malformed, other.malformed),
@@ -94,6 +96,7 @@ impl Stats {
             (&mut self.waited, other.waited),
             (&mut self.sessions, other.sessions),
             (&mut self.table_full, other.table_full),
+            (&mut self.not_admitted, other.not_admitted),
             (&mut self.limit_reached, other.limit_reached),
             (&mut self.tls, other.tls),
             (&mut self.clear_again, other.clear_again),

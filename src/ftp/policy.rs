@@ -145,9 +145,12 @@ impl Policy {
     }
 
     fn allows_foreign(&self, ip: IpAddr) -> bool {
-        self.allow_foreign
-            .iter()
-            .any(|(net, prefix)| within(ip, *net, *prefix))
+        let nobodys = ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
+        !nobodys
+            && self
+                .allow_foreign
+                .iter()
+                .any(|(net, prefix)| within(ip, *net, *prefix))
     }
 }
 
@@ -196,9 +199,20 @@ mod tests {
             fxp.check_active(Some(ip("192.169.1.6")), 40_000, own, seen)
                 .is_err()
         );
-        assert!(
-            fxp.check_active(Some(ip("::1")), 40_000, own, seen)
-                .is_err()
-        );
+        let all = Policy {
+            allow_foreign: vec![(ip("0.0.0.0"), 0), (ip("::"), 0)],
+            ..fxp
+        };
+        for (text, allowed) in [
+            ("192.0.2.1", true),
+            ("2001:db8::1", true),
+            ("127.0.0.1", false),
+            ("::1", false),
+            ("0.0.0.0", false),
+            ("224.0.0.1", false),
+        ] {
+            let checked = all.check_active(Some(ip(text)), 40_000, own, seen);
+            assert_eq!(checked.is_ok(), allowed, "{text}");
+        }
     }
 }

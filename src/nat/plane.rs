@@ -9,6 +9,7 @@
 //! A connection that was made through it lives on by itself.
 
 mod admission;
+mod clients;
 mod connections;
 mod ending;
 mod installing;
@@ -19,6 +20,8 @@ pub use types::{
     Config, Counters, DataConnection, EventSource, Finished, Parts, PinholeInfo, RangeEnd, Report,
     State, Transferred, Tuples,
 };
+
+use clients::Clients;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -56,7 +59,7 @@ pub struct Plane {
     /// Holes that the kernel refused to close.
     stuck: HashMap<Key, Pinhole>,
     retry_at: Duration,
-    clients: HashMap<IpAddr, admission::Rate>,
+    clients: Clients,
     listeners: Option<(Duration, Listeners)>,
     user_ports: Vec<Published>,
     reports: VecDeque<Report>,
@@ -85,7 +88,7 @@ impl Plane {
             closing: Vec::new(),
             stuck: HashMap::new(),
             retry_at: Duration::ZERO,
-            clients: HashMap::new(),
+            clients: Clients::default(),
             listeners: None,
             user_ports: Vec::new(),
             reports: VecDeque::new(),
@@ -105,6 +108,15 @@ impl Plane {
             Ok(None) => Err(Error::NoConntrack),
             Err(error) => Err(Error::Kernel(format!("ask conntrack: {error}"))),
         }
+    }
+
+    /// See [`Gateway::admit`](crate::engine::gateway::Gateway::admit).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {
+        self.clients
+            .admit(session, client, &self.config, &mut self.counters)
     }
 
     /// See [`Gateway::reserve`](crate::engine::gateway::Gateway::reserve).
@@ -127,6 +139,8 @@ impl Plane {
         };
         self.check_limits(request, key, now)?;
         self.make_room(request.session, key);
+        let client = admission::client(request);
+        self.clients.reserved(client, now);
 
         self.last_id += 1;
         let id = PinholeId(self.last_id);
@@ -141,6 +155,7 @@ impl Plane {
             id,
             Hole {
                 session: request.session,
+                client,
                 mode: request.mode,
                 pinhole: Pinhole {
                     from: request.from,
@@ -202,6 +217,7 @@ impl Plane {
     /// See [`Gateway::session_ended`](crate::engine::gateway::Gateway::session_ended).
     pub fn session_ended(&mut self, session: SessionId) {
         self.catch_up();
+        self.clients.ended(session);
         let mut holes = Vec::new();
         while let Some(id) = self.oldest(session) {
             holes.extend(self.forget(id).filter(|hole| hole.open));
@@ -253,6 +269,7 @@ impl Plane {
 
     fn forget(&mut self, id: PinholeId) -> Option<Hole> {
         let hole = self.holes.remove(&id)?;
+        self.clients.settled(hole.client);
         self.by_key.remove(&hole.pinhole.key());
         self.deadlines.remove(&(hole.deadline, id));
         // Most holes are used in the order in which they open: then there is nothing to wake up for.
@@ -280,6 +297,8 @@ impl Plane {
 
 struct Hole {
     session: SessionId,
+    /// Whose limits it counts for.
+    client: IpAddr,
     mode: Mode,
     pinhole: Pinhole,
     deadline: Duration,

@@ -1,6 +1,6 @@
 //! Which port a pinhole gets, and whether it may be there at all.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -12,10 +12,6 @@ use crate::nat::rules::Published;
 
 /// How long the list of the gateway's own listening ports is believed.
 const LISTENERS_LIFE: Duration = Duration::from_secs(5);
-/// The time over which [`per_client_per_minute`](super::Config::per_client_per_minute) counts.
-const MINUTE: Duration = Duration::from_secs(60);
-/// Clients whose rate is remembered; beyond this, all start anew.
-const MAX_CLIENTS: usize = 65_536;
 
 impl Plane {
     /// Learns which ports the user's own rules publish: they are avoided.
@@ -84,15 +80,14 @@ impl Plane {
             .get(&request.session)
             .map_or(0, VecDeque::len);
         let replaces = self.by_key.contains_key(&key) || own >= self.config.per_session;
-        let client = client(request.mode, request.from, request.land);
-        if !self.within_rate(client, now) {
-            self.counters.limited += 1;
-            return Err(Error::Limit("too many per minute for this client"));
-        }
+        let client = client(request);
+        self.clients
+            .check(client, replaces, now, &self.config, &mut self.counters)?;
         if self.holes.len() >= self.config.total && !replaces {
             let Some(hole) = self.greediest(client) else {
                 self.counters.limited += 1;
-                return Err(Error::Limit("too many are pending in total"));
+                self.counters.limited_total += 1;
+                return Err(Error::Limit("pinholes"));
             };
             self.counters.superseded += 1;
             self.drop_hole(hole);
@@ -103,42 +98,10 @@ impl Plane {
     /// The oldest hole of the client that has the most, if it has more than another one would have with
     /// one more: nobody is kept out by what somebody else takes.
     fn greediest(&self, other: IpAddr) -> Option<PinholeId> {
-        let mut clients = HashMap::new();
-        for (&id, hole) in &self.holes {
-            let client = client(hole.mode, hole.pinhole.from, hole.pinhole.land);
-            let (count, oldest) = clients.entry(network(client)).or_insert((0usize, id));
-            *count += 1;
-            *oldest = id.min(*oldest);
-        }
-        let others = clients.get(&network(other)).map_or(0, |(count, _)| *count);
-        let (count, oldest) = clients.into_values().max()?;
-        (count > others + 1).then_some(oldest)
-    }
-
-    fn within_rate(&mut self, client: IpAddr, now: Duration) -> bool {
-        let Some(limit) = self.config.per_client_per_minute else {
-            return true;
-        };
-        if self.clients.len() >= MAX_CLIENTS {
-            self.clients
-                .retain(|_, rate| now.saturating_sub(rate.since) < MINUTE);
-            if self.clients.len() >= MAX_CLIENTS {
-                self.clients.clear();
-            }
-        }
-        let rate = self.clients.entry(client).or_insert(Rate {
-            since: now,
-            count: 0,
-        });
-        if now.saturating_sub(rate.since) >= MINUTE {
-            *rate = Rate {
-                since: now,
-                count: 0,
-            };
-        }
-        let within = rate.count < limit;
-        rate.count = rate.count.saturating_add(1);
-        within
+        let (client, count) = self.clients.greediest()?;
+        let oldest = self.holes.iter().find(|(_, hole)| hole.client == client);
+        let (&id, _) = oldest?;
+        (count > self.clients.pending(other).saturating_add(1)).then_some(id)
     }
 
     /// Drops the session's own hole on the key, and its oldest ones beyond the limit.
@@ -158,23 +121,18 @@ impl Plane {
     }
 }
 
-/// The client of a hole's control connection.
-fn client(mode: Mode, from: IpAddr, land: SocketAddr) -> IpAddr {
-    match mode {
-        Mode::Passive => from,
-        Mode::Active => land.ip(),
-    }
+/// Whose limits a pinhole counts for.
+pub(super) fn client(request: &Request) -> IpAddr {
+    network(match request.mode {
+        Mode::Passive => request.from,
+        Mode::Active => request.land.ip(),
+    })
 }
 
-/// What one client may have to itself: an IPv4 address, an IPv6 network (RFC 6177).
-fn network(client: IpAddr) -> IpAddr {
+/// What counts as one client: an IPv4 address, an IPv6 network (RFC 6177).
+pub(super) fn network(client: IpAddr) -> IpAddr {
     match client {
         IpAddr::V4(_) => client,
         IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() >> 64 << 64).into()),
     }
-}
-
-pub(super) struct Rate {
-    since: Duration,
-    count: u32,
 }

@@ -99,7 +99,7 @@ impl Plane {
         }
         if self.ranges.sessions.len() >= self.config.ranges && mine.is_none() {
             self.counters.limited += 1;
-            return Err(Error::Limit("too many ranges are open in total"));
+            return Err(Error::Limit("ranges"));
         }
         let is_new = self.put_range(hole, now)?;
         let deadline = now + self.config.tls_idle;

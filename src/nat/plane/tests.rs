@@ -501,6 +501,44 @@ fn limits_are_answers() {
 }
 
 #[test]
+fn one_client_leaves_others_their_pinholes() {
+    let (mut plane, _) = plane(Config {
+        total: 4,
+        per_client: 2,
+        per_session: 2,
+        ..Config::default()
+    });
+    let hole = open(&mut plane, &passive(1, ANN, 40000));
+    open(&mut plane, &passive(2, ANN, 40001));
+    let error = plane.reserve(&passive(3, ANN, 40002)).unwrap_err();
+    assert_eq!(error, Error::Limit("pinholes-per-client"));
+    open(&mut plane, &passive(4, BOB, 40000));
+    // One that goes makes room.
+    plane.release(hole.id);
+    open(&mut plane, &passive(3, ANN, 40002));
+    plane.session_ended(SessionId(2));
+    plane.session_ended(SessionId(3));
+    open(&mut plane, &passive(5, ANN, 40002));
+    open(&mut plane, &passive(5, ANN, 40003));
+    assert_eq!(plane.counters().limited_per_client, 1);
+    assert_eq!(plane.counters().limited, 1);
+}
+
+#[test]
+fn everybody_together_gets_so_many_per_minute() {
+    let (mut plane, world) = plane(Config {
+        per_minute: 2,
+        ..Config::default()
+    });
+    open(&mut plane, &passive(1, ANN, 40000));
+    open(&mut plane, &passive(2, BOB, 40000));
+    let error = plane.reserve(&passive(3, BOB, 40001)).unwrap_err();
+    assert_eq!(error, Error::Limit("pinholes-per-minute"));
+    world.wait(60);
+    open(&mut plane, &passive(3, BOB, 40001));
+}
+
+#[test]
 fn one_client_with_many_sessions_leaves_room_for_others() {
     let (mut plane, world) = plane(Config {
         total: 4,
@@ -525,7 +563,7 @@ fn one_client_with_many_sessions_leaves_room_for_others() {
 #[test]
 fn a_client_gets_so_many_per_minute() {
     let (mut plane, world) = plane(Config {
-        per_client_per_minute: Some(2),
+        per_client_per_minute: 2,
         ..Config::default()
     });
     let mut active = passive(1, "10.0.0.9", 40000);

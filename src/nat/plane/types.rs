@@ -24,8 +24,16 @@ pub struct Config {
     pub total: usize,
     /// Data connections that are kept track of at a time.
     pub connections: usize,
-    /// Holes that a client may get per minute, where that is limited.
-    pub per_client_per_minute: Option<u32>,
+    /// Holes that a client may have pending.
+    pub per_client: usize,
+    /// Holes that may be reserved per minute.
+    pub per_minute: u32,
+    /// Holes that a client may reserve per minute.
+    pub per_client_per_minute: u32,
+    /// Control connections that are looked at.
+    pub sessions: usize,
+    /// Control connections of a client that are looked at.
+    pub sessions_per_client: usize,
     /// The bit by which data connections are known.
     pub mark: Mark,
     /// Ports of their server that clients under TLS reach (`--tls range:A-B`).
@@ -44,7 +52,11 @@ impl Default for Config {
             per_session: 4,
             total: 4096,
             connections: 65_536,
-            per_client_per_minute: None,
+            per_client: 512,
+            per_minute: 240_000,
+            per_client_per_minute: 60_000,
+            sessions: 65_536,
+            sessions_per_client: 4096,
             mark: Mark::DEFAULT,
             tls_range: None,
             tls_idle: Duration::from_secs(300),
@@ -254,8 +266,20 @@ pub struct Counters {
     pub expired: u64,
     /// Pinholes replaced by later ones of their session.
     pub superseded: u64,
-    /// Requests refused because of a limit.
+    /// Requests refused because of a limit: the sum of those below for pinholes.
     pub limited: u64,
+    /// Because there were too many pinholes pending.
+    pub limited_total: u64,
+    /// Because there were too many of the client's pending.
+    pub limited_per_client: u64,
+    /// Because there were too many within a minute.
+    pub limited_rate: u64,
+    /// Because there were too many of the client's within a minute.
+    pub limited_rate_per_client: u64,
+    /// Control connections passed unread because there were too many.
+    pub limited_sessions: u64,
+    /// Control connections passed unread because there were too many of the client's.
+    pub limited_sessions_per_client: u64,
     /// Requests refused for want of a port.
     pub no_port: u64,
     /// Changes that the kernel refused.

@@ -1,0 +1,235 @@
+//! What each client has, and may have: sessions, pending pinholes, pinholes per minute. A client is
+//! an IPv4 address, or an IPv6 network.
+//!
+//! Shared by all workers, so the limits hold for the daemon as a whole. One client's excess takes
+//! nothing from others as long as its own limits are below the totals.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::admission::network;
+use super::{Config, Counters};
+use crate::engine::gateway::{Error, SessionId};
+
+/// The time over which the rates count.
+const MINUTE: Duration = Duration::from_secs(60);
+/// Clients whose rate is remembered though they have nothing now; beyond this, it is forgotten.
+const MAX_REMEMBERED: usize = 65_536;
+
+/// All clients that have something, or had lately.
+#[derive(Debug, Default)]
+pub(super) struct Clients {
+    clients: HashMap<IpAddr, Client>,
+    sessions: HashMap<SessionId, IpAddr>,
+    rate: Rate,
+}
+
+#[derive(Debug, Default)]
+struct Client {
+    sessions: usize,
+    pending: usize,
+    rate: Rate,
+}
+
+/// How many pinholes there were since some moment within the last minute.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rate {
+    since: Duration,
+    count: u32,
+}
+
+impl Rate {
+    /// How many there were in this minute.
+    fn count(&mut self, now: Duration) -> u32 {
+        if now.saturating_sub(self.since) >= MINUTE || self.count == 0 {
+            *self = Self {
+                since: now,
+                count: 0,
+            };
+        }
+        self.count
+    }
+
+    fn is_over(&self, now: Duration) -> bool {
+        now.saturating_sub(self.since) >= MINUTE
+    }
+}
+
+impl Clients {
+    /// A session began.
+    ///
+    /// # Errors
+    /// [`Error::Limit`]: there are too many.
+    pub(super) fn admit(
+        &mut self,
+        session: SessionId,
+        client: IpAddr,
+        config: &Config,
+        counters: &mut Counters,
+    ) -> Result<(), Error> {
+        let client = network(client);
+        let own = self.clients.get(&client).map_or(0, |c| c.sessions);
+        if own >= config.sessions_per_client {
+            counters.limited_sessions_per_client += 1;
+            return Err(Error::Limit("sessions-per-client"));
+        }
+        if self.sessions.len() >= config.sessions {
+            counters.limited_sessions += 1;
+            return Err(Error::Limit("sessions"));
+        }
+        if self.sessions.insert(session, client).is_none() {
+            self.client(client, Duration::ZERO).sessions += 1;
+        }
+        Ok(())
+    }
+
+    /// A session ended.
+    pub(super) fn ended(&mut self, session: SessionId) {
+        if let Some(address) = self.sessions.remove(&session)
+            && let Some(client) = self.clients.get_mut(&address)
+        {
+            client.sessions = client.sessions.saturating_sub(1);
+            self.tidy(address);
+        }
+    }
+
+    /// Whether a client may have another pinhole now, as far as it goes by what it has, and by what
+    /// there was lately. `replaces`: it takes the place of another one of the client's.
+    ///
+    /// # Errors
+    /// [`Error::Limit`]: there are too many.
+    pub(super) fn check(
+        &mut self,
+        client: IpAddr,
+        replaces: bool,
+        now: Duration,
+        config: &Config,
+        counters: &mut Counters,
+    ) -> Result<(), Error> {
+        let known = self.clients.get_mut(&client);
+        let (own, rate) = known.map_or((0, 0), |c| (c.pending, c.rate.count(now)));
+        let (what, counter) = if own >= config.per_client && !replaces {
+            ("pinholes-per-client", &mut counters.limited_per_client)
+        } else if rate >= config.per_client_per_minute {
+            (
+                "pinholes-per-client-per-minute",
+                &mut counters.limited_rate_per_client,
+            )
+        } else if self.rate.count(now) >= config.per_minute {
+            ("pinholes-per-minute", &mut counters.limited_rate)
+        } else {
+            return Ok(());
+        };
+        *counter += 1;
+        counters.limited += 1;
+        Err(Error::Limit(what))
+    }
+
+    /// The client with the most pending pinholes, and how many.
+    pub(super) fn greediest(&self) -> Option<(IpAddr, usize)> {
+        let most = self.clients.iter().max_by_key(|(_, c)| c.pending)?;
+        Some((*most.0, most.1.pending))
+    }
+
+    /// How many pinholes of a client are pending.
+    pub(super) fn pending(&self, client: IpAddr) -> usize {
+        self.clients.get(&client).map_or(0, |c| c.pending)
+    }
+
+    /// A pinhole was reserved.
+    pub(super) fn reserved(&mut self, client: IpAddr, now: Duration) {
+        self.rate.count(now);
+        self.rate.count = self.rate.count.saturating_add(1);
+        let client = self.client(client, now);
+        client.rate.count(now);
+        client.rate.count = client.rate.count.saturating_add(1);
+        client.pending += 1;
+    }
+
+    /// A pinhole isn't pending any more.
+    pub(super) fn settled(&mut self, client: IpAddr) {
+        if let Some(known) = self.clients.get_mut(&client) {
+            known.pending = known.pending.saturating_sub(1);
+            self.tidy(client);
+        }
+    }
+
+    fn client(&mut self, address: IpAddr, now: Duration) -> &mut Client {
+        let bound = self.sessions.len().saturating_add(MAX_REMEMBERED);
+        if self.clients.len() >= bound && !self.clients.contains_key(&address) {
+            let has = |client: &Client| client.sessions > 0 || client.pending > 0;
+            self.clients
+                .retain(|_, client| has(client) || !client.rate.is_over(now));
+            if self.clients.len() >= bound {
+                self.clients.retain(|_, client| has(client));
+            }
+        }
+        self.clients.entry(address).or_default()
+    }
+
+    /// Forgets a client that had nothing but a session.
+    fn tidy(&mut self, address: IpAddr) {
+        let nothing = |c: &Client| c.sessions == 0 && c.pending == 0 && c.rate.count == 0;
+        if self.clients.get(&address).is_some_and(nothing) {
+            self.clients.remove(&address);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(n: usize) -> IpAddr {
+        let n = u32::try_from(n).unwrap();
+        IpAddr::from(n.to_be_bytes())
+    }
+
+    #[test]
+    fn sessions_are_limited_for_each_client_and_in_total() {
+        let config = Config {
+            sessions: 5,
+            sessions_per_client: 3,
+            ..Config::default()
+        };
+        let mut clients = Clients::default();
+        let mut counters = Counters::default();
+        let mut admit = |clients: &mut Clients, n, client| {
+            clients
+                .admit(SessionId(n), address(client), &config, &mut counters)
+                .is_ok()
+        };
+        let admitted: Vec<_> = (0..5).map(|n| admit(&mut clients, n, 1)).collect();
+        assert_eq!(admitted, [true, true, true, false, false]);
+        // Another one has what is left.
+        assert!(admit(&mut clients, 10, 2) && admit(&mut clients, 11, 2));
+        assert!(!admit(&mut clients, 12, 2));
+        clients.ended(SessionId(0));
+        clients.ended(SessionId(0));
+        clients.ended(SessionId(3));
+        assert!(admit(&mut clients, 13, 1) && !admit(&mut clients, 14, 1));
+        assert_eq!(counters.limited_sessions_per_client, 3);
+        assert_eq!(counters.limited_sessions, 1);
+        for n in 0..20 {
+            clients.ended(SessionId(n));
+        }
+        assert!(clients.clients.is_empty() && clients.sessions.is_empty());
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut clients = Clients::default();
+        for n in 0..3 * MAX_REMEMBERED {
+            clients.reserved(address(n), Duration::ZERO);
+            if n % MAX_REMEMBERED > 0 {
+                clients.settled(address(n));
+            }
+        }
+        assert!(clients.clients.len() <= MAX_REMEMBERED);
+        assert_eq!(
+            clients.clients.values().filter(|c| c.pending > 0).count(),
+            3
+        );
+    }
+}
