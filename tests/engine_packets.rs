@@ -1016,6 +1016,25 @@ fn replies_wait_where_too_many_are_on_their_way() {
 }
 
 #[test]
+fn everything_waits_sooner_where_all_sessions_keep_much() {
+    let config = Config {
+        max_buffered: 16 * 1024,
+        ..Config::default()
+    };
+    let mut t = Trace::with(config, [1000, 5000], &[]);
+    let [c, s] = t.login();
+    let reply = "200 x\r\n".repeat(200);
+    let length = reply.len() as u32;
+    let sent = (0..20).map(|n| t.send(Server, data(s + n * length, c, &reply)));
+    let sent: Vec<_> = sent.collect();
+    let kept = sent.iter().take_while(|out| **out == Out::Same).count() as u32;
+    assert!((8 * 1024..16 * 1024).contains(&(kept * length)), "{kept}");
+    let refused = t.send(Client, data(c, s, "PORT 10,0,0,3,0,22\r\n")).seg();
+    assert!(!refused.payload.starts_with(b"PORT"));
+    assert_eq!(t.engine.stats().limit_reached, 0);
+}
+
+#[test]
 fn limits_end_the_inspection_but_not_the_session() {
     let limits = Limits {
         edits: 2,

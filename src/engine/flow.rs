@@ -72,7 +72,13 @@ pub(super) struct Context<'a> {
     pub(super) gateway: &'a mut dyn Gateway,
     pub(super) stats: &'a mut Stats,
     pub(super) now: Duration,
+    /// Half of what all flows together may buffer is taken.
+    pub(super) crowded: bool,
 }
+
+/// What a direction may have in its buffers where all flows together have much, in bytes: no more than
+/// one window of an ordinary dialogue.
+const CROWDED: usize = 8 * 1024;
 
 /// A pinhole's number plus one, so that there may be none in as many bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -312,7 +318,11 @@ impl Flow {
         let limit = self.limit(segment);
         let unread = self.next_records(side, segment, cx);
         let [forward, _] = self.both(side);
-        let known = forward.known_if_full(seq, payload.len(), &cx.config.limits);
+        let mut limits = cx.config.limits;
+        if cx.crowded {
+            limits.unacked = limits.unacked.min(CROWDED);
+        }
+        let known = forward.known_if_full(seq, payload.len(), &limits);
         let known = known.filter(|_| unread == 0);
         let (payload, fin) = match known {
             // What isn't inspected must not go on: it waits at its sender.
