@@ -317,18 +317,20 @@ impl Flow {
         let fin = flags.has(Flags::FIN);
         let limit = self.limit(segment);
         let unread = self.next_records(side, segment, cx);
+        let commands = side == self.client && unread == 0;
         let [forward, _] = self.both(side);
         let mut limits = cx.config.limits;
         if cx.crowded {
             limits.unacked = limits.unacked.min(CROWDED);
         }
         let known = forward.known_if_full(seq, payload.len(), &limits);
-        let known = known.filter(|_| unread == 0);
+        let known = known.filter(|_| commands);
         let (payload, fin) = match known {
-            // What isn't inspected must not go on: it waits at its sender.
+            // Commands that aren't inspected must not go on: they wait at their sender.
             Some(known) => {
                 cx.stats.waited = cx.stats.waited.saturating_add(1);
-                if known == 0 {
+                // Else the packet carries what is left to send on.
+                if known == 0 && forward.is_sent() {
                     return Fate::Dropped;
                 }
                 (payload.get(..known).unwrap_or_default(), false)
@@ -353,7 +355,7 @@ impl Flow {
                 let passed = forward.pass(rest, &cx.config.limits);
                 if inspected.and(passed).is_err() {
                     cx.stats.limit_reached = cx.stats.limit_reached.saturating_add(1);
-                    self.end_inspection("limit", cx);
+                    self.reach_limit(side, cx);
                 }
             }
             Intake::Missed => self.end_inspection("missed", cx),
@@ -368,7 +370,11 @@ impl Flow {
         if matches!(emit, Emit::Probe { .. }) {
             cx.stats.held = cx.stats.held.saturating_add(1);
         }
-        if intake == Intake::Old && !payload.is_empty() && contradicts(forward, &emit, payload) {
+        if intake == Intake::Old
+            && known.is_none()
+            && !payload.is_empty()
+            && contradicts(forward, &emit, payload)
+        {
             cx.stats.contradicted = cx.stats.contradicted.saturating_add(1);
         }
         let fate = self.render(side, segment, packet, emit);
@@ -722,6 +728,22 @@ impl Flow {
             why,
             replaced,
         });
+    }
+
+    /// More is in flight than may be kept. Replies pass unread from here on, and none is followed;
+    /// commands stay under inspection: what is refused, stays refused.
+    pub(super) fn reach_limit(&mut self, side: Side, cx: &mut Context<'_>) {
+        if side == self.client {
+            return self.end_inspection("limit", cx);
+        }
+        let [forward, _] = self.both(side);
+        forward.end_inspection();
+        if let Some(since) = self.waiting.get_mut(side.index()) {
+            *since = None;
+        }
+        cx.stats.limit_reached = cx.stats.limit_reached.saturating_add(1);
+        let (session, why) = (self.id, "limit");
+        cx.gateway.event(Event::Opaque { session, why });
     }
 
     /// From here on both directions pass under the numbers they have.

@@ -217,7 +217,7 @@ impl Engine {
         if after > before
             && self.buffered.saturating_add(after).saturating_sub(before) > self.config.max_buffered
         {
-            flow.end_inspection("limit", &mut cx);
+            flow.reach_limit(side, &mut cx);
             after = flow.buffered();
         }
         self.buffered = self.buffered.saturating_add(after).saturating_sub(before);
