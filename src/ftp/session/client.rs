@@ -85,10 +85,6 @@ impl Session {
         overlong: bool,
     ) -> Option<Step> {
         let at = guarded.last.saturating_sub(self.client.gone());
-        if content(piece, ended).len() <= at {
-            // The line's end, or a CR that may become it, comes where disguise would be cut.
-            return (!ended).then(|| self.wait_from(at, piece));
-        }
         let why = match (guarded.ends, guarded.verb) {
             (Some(false), _) => return None,
             (_, "AUTH") if !self.policy.deny_tls => return None,
@@ -104,6 +100,10 @@ impl Session {
                 Err(why) => why,
             },
         };
+        if content(piece, ended).len() <= at {
+            // The line's end, or a CR that may become it, comes where disguise would be cut.
+            return (!ended).then(|| self.wait_from(at, piece));
+        }
         Some(self.refuse(at, 1, guarded.verb, why, piece, ended))
     }
 
