@@ -17,6 +17,8 @@ mod arena;
 mod bounce;
 #[path = "attacks/echo.rs"]
 mod echo;
+#[path = "attacks/floods.rs"]
+mod floods;
 #[path = "attacks/packets.rs"]
 mod packets;
 #[path = "attacks/pinhole.rs"]

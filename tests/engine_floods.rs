@@ -1,5 +1,4 @@
 //! Floods of connections: bounded tables, and room for whoever comes in earnest.
-
 #![allow(
     clippy::unwrap_used,
     reason = "clippy takes functions outside #[test] for other code"

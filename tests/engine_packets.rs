@@ -966,6 +966,75 @@ fn clear_text_in_the_place_of_tls_stays_unread() {
 }
 
 #[test]
+fn nothing_opens_after_a_reset() {
+    let (mut t, c, s) = Trace::asked();
+    // Exact, so its receiver heeds it: if it is what it gets.
+    t.send(Client, flagged(RST, ack(c, s)));
+    assert_eq!(t.world.ended, 1);
+    let reply = reply();
+    assert_eq!(t.send(Server, data(s, c, &reply)), Out::Same);
+    let port = data(c, s + reply.len() as u32, "PORT 10,0,0,3,0,22\r\n");
+    let refused = t.send(Client, port).seg().payload;
+    assert!(!refused.starts_with(b"PORT"));
+    assert_eq!(t.world.opened, 0);
+    let stats = t.engine.stats();
+    assert_eq!((stats.not_opened, stats.refused), (1, 1));
+}
+
+#[test]
+fn commands_wait_where_too_many_are_on_their_way() {
+    let mut t = Trace::new();
+    let [c, s] = t.login();
+    let noops = "NOOP 6789012\r\n".repeat(100);
+    let length = noops.len() as u32;
+    let count = 32 * 1024 / length;
+    for n in 0..count {
+        assert_eq!(t.send(Client, data(c + n * length, s, &noops)), Out::Same);
+    }
+    let at = c + count * length;
+    let foreign = "PORT 10,0,0,3,0,22\r\n";
+    let more = noops.clone() + foreign;
+    assert_eq!(t.send(Client, data(at, s, &more)), Out::Dropped);
+    // Behind what was sent before, nothing new goes along.
+    let both = noops[..14].to_owned() + &more;
+    let again = t.send(Client, data(at - 14, s, &both)).seg();
+    assert_eq!(again, data(at - 14, s, &noops[..14]));
+    // The server has it all; its acknowledgement got lost on the way to the client.
+    assert_eq!(t.send(Server, ack(s, at)), Out::Same);
+    let refused = t.send(Client, data(at - 14, s, &both)).seg();
+    let text = String::from_utf8(refused.payload).unwrap();
+    assert!(
+        text.starts_with(&noops) && !text.contains("10,0,0,3"),
+        "{text}"
+    );
+    assert_eq!(t.engine.stats().waited, 2);
+    assert_eq!(t.engine.stats().limit_reached, 0);
+    assert_eq!(t.engine.stats().refused, 1);
+}
+
+#[test]
+fn replies_wait_where_too_many_are_on_their_way() {
+    let mut t = Trace::new();
+    let [c, s] = t.login();
+    let reply = "200 x\r\n".repeat(200);
+    let length = reply.len() as u32;
+    // The client acknowledges nothing.
+    let sent = (0..60).map(|n| t.send(Server, data(s + n * length, c, &reply)));
+    let sent: Vec<_> = sent.collect();
+    let kept = sent.iter().take_while(|out| **out == Out::Same).count() as u32;
+    assert!(kept * length <= 32 * 1024 && (kept + 1) * length > 32 * 1024);
+    assert!(sent[kept as usize..].iter().all(|out| *out == Out::Dropped));
+    // Commands are inspected as ever.
+    let refused = t.send(Client, data(c, s, "PORT 10,0,0,3,0,22\r\n")).seg();
+    assert!(!refused.payload.starts_with(b"PORT"));
+    // Acknowledgements make room.
+    t.send(Client, ack(c + 20, s + kept * length));
+    let out = t.send(Server, data(s + kept * length, c + 20, &reply));
+    assert_eq!(out, Out::Same);
+    assert_eq!(t.engine.stats().limit_reached, 0);
+}
+
+#[test]
 fn limits_end_the_inspection_but_not_the_session() {
     let limits = Limits {
         edits: 2,

@@ -312,6 +312,19 @@ impl Flow {
         let limit = self.limit(segment);
         let unread = self.next_records(side, segment, cx);
         let [forward, _] = self.both(side);
+        let known = forward.known_if_full(seq, payload.len(), &cx.config.limits);
+        let known = known.filter(|_| unread == 0);
+        let (payload, fin) = match known {
+            // What isn't inspected must not go on: it waits at its sender.
+            Some(known) => {
+                cx.stats.waited = cx.stats.waited.saturating_add(1);
+                if known == 0 {
+                    return Fate::Dropped;
+                }
+                (payload.get(..known).unwrap_or_default(), false)
+            }
+            None => (payload, fin),
+        };
         let intake = forward.take_in(seq, payload, fin, &cx.config.limits);
         match intake {
             Intake::Gap => {
@@ -338,7 +351,10 @@ impl Flow {
         }
         self.give_up_waiting(side, cx);
         let [forward, _] = self.both(side);
-        let emit = forward.emit(seq, payload, fin, intake, limit);
+        let emit = match forward.emit(seq, payload, fin, intake, limit) {
+            Emit::Own(_) if known.is_some() => forward.probe(),
+            emit => emit,
+        };
         if matches!(emit, Emit::Probe { .. }) {
             cx.stats.held = cx.stats.held.saturating_add(1);
         }
@@ -589,7 +605,16 @@ impl Flow {
             refusal,
         } = said;
         let (at, len) = (*at, *len);
-        let decision = announce::decide(cx.config, cx.gateway, self.id, ends, side, said);
+        let decision = if self.is_closed() {
+            // Its pinholes went when it ended: nothing would end another one in time.
+            let why = "the control connection is over".to_owned();
+            match said.mode {
+                Mode::Active => Decision::Refuse(why),
+                Mode::Passive => Decision::Leave(why),
+            }
+        } else {
+            announce::decide(cx.config, cx.gateway, self.id, ends, side, said)
+        };
         let [forward, _] = self.both(side);
         match decision {
             Decision::Announce {

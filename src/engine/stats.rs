@@ -28,6 +28,8 @@ pub struct Stats {
     pub held: u64,
     /// Retransmissions whose bytes differed from the first sending; the first sending went out.
     pub contradicted: u64,
+    /// Segments that had to wait because too much was on its way already.
+    pub waited: u64,
     /// Control connections seen.
     pub sessions: u64,
     /// Connections passed unmodified because the table was full, and SYNs forgotten for others.
@@ -81,7 +83,7 @@ impl Stats {
 
     /// Adds another worker's counts.
     pub fn add(&mut self, other: &Self) {
-        let pairs: [(&mut u64, u64); 26] = [
+        let pairs: [(&mut u64, u64); 27] = [
             (&mut self.packets, other.packets),
             (&mut self.changed, other.changed),
             (&mut self.malformed, other.malformed),
@@ -91,6 +93,7 @@ impl Stats {
             (&mut self.out_of_order, other.out_of_order),
             (&mut self.held, other.held),
             (&mut self.contradicted, other.contradicted),
+            (&mut self.waited, other.waited),
             (&mut self.sessions, other.sessions),
             (&mut self.table_full, other.table_full),
             (&mut self.not_admitted, other.not_admitted),

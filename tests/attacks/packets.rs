@@ -5,8 +5,8 @@
 
 use std::io::{Error, Write};
 use std::net::SocketAddrV4;
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::time::{Duration, Instant};
 
 use super::arena::{
     Arena, Attack, Family, Gate, Helper, ONE, OUTSIDER, Result, SECRET, USER, falls,
@@ -35,6 +35,7 @@ fn session(arena: &Arena) -> Result<(Craft, Control)> {
     };
     let local = SocketAddrV4::new(ip, PORT.fetch_add(1, Ordering::Relaxed));
     let mut client = Craft::new(arena.net, topology.client, local, dial);
+    client.shift = Some(7);
     client.connect(LIMIT)?;
     let mut server = arena.accepted()?;
     for (command, answer) in [
@@ -370,6 +371,148 @@ fn decoys_from_inside() {
                 client.shoot(Shot::data(client.next.wrapping_add(300_000), port));
                 client.shoot(Shot::data(client.next, noop));
                 client.went(noop.len());
+            };
+        },
+    }
+    .fight();
+}
+
+/// A client outside wants the server inside to read a `PORT` with its neighbour's address: whatever the
+/// server believes, it must not come by here.
+fn hides(arena: &Arena, does: impl FnOnce(&mut Craft, &[u8], &[u8])) -> Result {
+    let (mut client, mut server) = session(arena)?;
+    let quiet = Duration::from_millis(150);
+    server.stream.set_read_timeout(Some(quiet))?;
+    let done = AtomicBool::new(false);
+    let read = std::thread::scope(|scope| {
+        let reads = scope.spawn(|| {
+            loop {
+                match server.read() {
+                    Ok(line) if line.starts_with("PORT 10,0,0,3,0,22") => return Some(line),
+                    Ok(_) => {}
+                    Err(_) if done.load(Ordering::Relaxed) => return None,
+                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        });
+        let (port, noop) = (b"PORT 10,0,0,3,0,22\r\n", b"NOOP xxxxxxxxxxxxx\r\n");
+        does(&mut client, port, noop);
+        std::thread::sleep(quiet);
+        done.store(true, Ordering::Relaxed);
+        reads.join().expect("no panic")
+    });
+    let line = read.unwrap_or_default();
+    Ok(falls(
+        !line.is_empty(),
+        &format!("the server read {:?}", line.trim_end()),
+    ))
+}
+
+#[test]
+fn a_bounce_hidden_from_the_gateway() {
+    macro_rules! attacks {
+        ($($name:literal, $helper:ident, $does:expr;)*) => {
+            vec![$(Attack {
+                name: $name,
+                helper: Helper::$helper,
+                run: |arena| hides(arena, $does),
+            },)*]
+        };
+    }
+    Family {
+        name: "A bounce hidden from the gateway, the server inside",
+        topology: Topology::published_server_with_hops(),
+        drop_invalid: false,
+        gates: ONE,
+        attacks: attacks! {
+            "not hidden", Falls, |client, port, _| client.say(port);
+            "behind a decoy that dies", Falls, |client, port, noop| {
+                client.shoot(Shot::data(client.next, noop).ttl(SHORT));
+                client.say(port);
+            };
+            "behind a decoy with a wrong checksum", Falls, |client, port, noop| {
+                client.shoot(Shot::data(client.next, noop).wrong());
+                client.say(port);
+            };
+            "in an overlap", Any, |client, port, noop| {
+                client.shoot(Shot::data(client.next, &noop[..1]).ttl(SHORT));
+                client.shoot(Shot::data(client.next, port));
+                client.say(port);
+            };
+            "behind a gap, twice", Any, |client, port, noop| {
+                client.shoot(Shot::data(client.next.wrapping_add(1), &noop[1..]));
+                client.shoot(Shot::data(client.next.wrapping_add(1), &port[1..]));
+                client.shoot(Shot::data(client.next, &port[..1]));
+                client.say(port);
+            };
+            "behind a FIN that dies", Falls, |client, port, _| {
+                client.shoot(Shot::data(client.next, b"").flags(FIN | ACK).ttl(SHORT));
+                client.say(port);
+            };
+            "behind a FIN that dies, one byte further", Any, |client, port, _| {
+                client.shoot(Shot::data(client.next.wrapping_add(1), b"").flags(FIN | ACK).ttl(SHORT));
+                client.say(port);
+                client.shoot(Shot::data(client.next.wrapping_sub(20), port));
+            };
+            "behind a RST that dies", Any, |client, port, _| {
+                client.shoot(Shot::data(client.next, b"").flags(RST).ttl(SHORT));
+                client.say(port);
+            };
+            "behind a RST and an ACK that die", Any, |client, port, _| {
+                client.shoot(Shot::data(client.next, b"").flags(RST | ACK).ttl(SHORT));
+                client.shoot(Shot::data(client.next, b"").flags(ACK));
+                client.say(port);
+            };
+            "behind a SYN that dies", Any, |client, port, _| {
+                client.shoot(Shot::data(client.next.wrapping_sub(1), b"").flags(SYN).ttl(SHORT));
+                client.say(port);
+            };
+            "behind an acknowledgement of nothing", Any, |client, port, _| {
+                client.ack = client.ack.wrapping_add(100_000);
+                client.shoot(Shot::data(client.next, b"").flags(ACK).ttl(SHORT));
+                client.ack = client.ack.wrapping_sub(100_000);
+                client.say(port);
+            };
+            "behind more than the gateway keeps", Any, |client, port, _| {
+                let noops = |count| b"NOOP 6789012\r\n".repeat(count);
+                // The server's window opens first, at its own pace.
+                for _ in 0..40 {
+                    for _ in 0..8 {
+                        client.say(&noops(100));
+                    }
+                    let all = client.next;
+                    let deadline = Instant::now() + Duration::from_millis(20);
+                    drop(client.take(deadline, |packet| packet.ack == all));
+                }
+                for _ in 0..120 {
+                    client.say(&noops(100));
+                }
+                client.say(port);
+            };
+            "behind 5 kB of a PORT without an end", Any, |client, port, _| {
+                client.say(&[b"NOOP\r\nPORT 1".as_slice(), &[b'0'; 1300]].concat());
+                for _ in 0..4 {
+                    client.say(&[b'1'; 1300]);
+                }
+                client.say(b"\r\n");
+                client.say(port);
+            };
+            "behind 2,000 segments ahead of a gap", Any, |client, port, _| {
+                for number in 1..2000_u32 {
+                    client.shoot(Shot::data(client.next.wrapping_add(number), b"x"));
+                }
+                client.say(port);
+            };
+            "byte by byte, from the last", Any, |client, port, _| {
+                for (at, byte) in port.iter().enumerate().rev() {
+                    let seq = client.next.wrapping_add(u32::try_from(at).expect("short"));
+                    client.shoot(Shot::data(seq, &[*byte]));
+                }
+                client.say(port);
+            };
+            "with urgent bytes", Any, |client, port, _| {
+                client.shoot(Shot { urgent: 2, ..Shot::data(client.next, port).flags(URG | PSH | ACK) });
+                client.went(port.len());
             };
         },
     }

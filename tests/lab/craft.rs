@@ -42,6 +42,8 @@ pub struct Craft {
     pub window: u16,
     /// The longest segment that it takes, it says.
     pub mss: u16,
+    /// Its window scale (RFC 7323 §2), if it offers one.
+    pub shift: Option<u8>,
     /// Whether it acknowledges what it hears.
     pub acknowledges: bool,
 }
@@ -138,6 +140,7 @@ impl Craft {
             heard: Vec::new(),
             window: 60_000,
             mss: 1460,
+            shift: None,
             acknowledges: true,
         }
     }
@@ -256,14 +259,17 @@ impl Craft {
         tcp.extend(ack.to_be_bytes());
         // The SYN says how long segments may be.
         let [high, low] = self.mss.to_be_bytes();
-        let mss = [2, 4, high, low];
-        let options: &[u8] = if shot.flags & SYN != 0 { &mss } else { &[] };
+        let mut options = Vec::new();
+        if shot.flags & SYN != 0 {
+            options.extend([2, 4, high, low]);
+            options.extend(self.shift.iter().flat_map(|shift| [1, 3, 3, *shift]));
+        }
         tcp.push(u8::try_from((20 + options.len()) / 4 * 16).expect("short"));
         tcp.push(shot.flags);
         tcp.extend(self.window.to_be_bytes());
         tcp.extend([0, 0]);
         tcp.extend(shot.urgent.to_be_bytes());
-        tcp.extend(options);
+        tcp.extend(&options);
         tcp.extend(shot.payload);
         let mut sum = checksum(*self.local.ip(), *self.remote.ip(), &tcp);
         if !shot.good_checksum {

@@ -83,11 +83,7 @@ impl Half {
                 return Emit::Own(self.header_seq(seq));
             }
             if !payload.is_empty() {
-                let byte = self.last_emitted();
-                return Emit::Probe {
-                    seq: self.emitted.plus(u32::MAX),
-                    byte,
-                };
+                return self.probe();
             }
         }
         Emit::Stream {
@@ -95,6 +91,15 @@ impl Half {
             len,
             tail,
             fin: with_fin,
+        }
+    }
+
+    /// A packet that carries nothing new, and asks for an acknowledgement.
+    #[must_use]
+    pub fn probe(&self) -> Emit {
+        Emit::Probe {
+            seq: self.emitted.plus(u32::MAX),
+            byte: self.last_emitted(),
         }
     }
 
