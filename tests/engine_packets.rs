@@ -523,6 +523,25 @@ fn an_address_that_never_ends_goes_out_after_a_while() {
     assert_eq!(t.world.opaque, Some("an address that never ended"));
 }
 
+/// Else whoever waits long enough could say what is refused.
+#[test]
+fn a_command_that_never_ends_is_refused_after_a_while() {
+    let mut t = Trace::new();
+    let [c, s] = t.login();
+    let line = "PORT 10,0,0,99,195,81\r\n";
+    let (first, rest) = line.split_at(18);
+    let out = t.send(Client, data(c, s, first)).seg();
+    assert_eq!(out.payload, b"POR");
+    t.now = Duration::from_secs(61);
+    let out = t.send(Client, ack(c + 18, s)).seg();
+    assert_eq!(out.payload, b"X xxxxxxxxxxxxx");
+    let out = t.send(Client, data(c + 18, s, rest)).seg();
+    assert_eq!(out.payload, b"xxx\r\n");
+    assert_eq!(t.world.opaque, None);
+    assert_eq!(t.engine.stats().refused, 1);
+    assert_eq!(t.send(Client, data(c + 23, s, "NOOP\r\n")), Out::Same);
+}
+
 // ---- segments out of order, twice, too early, too far ------------------------------------------
 
 #[test]

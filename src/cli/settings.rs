@@ -24,7 +24,7 @@ use crate::nat::rules::{Inside, Network, Queues, Steering};
 use crate::nat::xtables::Family;
 
 use limits::Limit;
-use session::{DenyPorts, StrictChoice, yes_or_no};
+use session::{DenyPorts, StrictChoice, yes_or_no, yes_or_no_in_file};
 
 /// The control port where none is given.
 const DEFAULT_PORT: u16 = 21;
@@ -148,6 +148,7 @@ pub(crate) struct Settings {
 
     /// Whether data connections need a login before them: yes or no [default: yes]
     #[arg(long, value_name = "yes|no", value_parser = yes_or_no)]
+    #[serde(deserialize_with = "yes_or_no_in_file")]
     require_login: Option<bool>,
 
     /// How many queues, with a thread each, share the sessions: 1 to 64 [default: 1]
@@ -601,7 +602,8 @@ mod tests {
             ("[strict]\nordr = true", "`ordr`"),
             ("deny-ports = [\"9-8\"]", "9-8"),
             ("allow-foreign = \"10.0.0.0/33\"", "10.0.0.0/33"),
-            ("require-login = 1", "boolean"),
+            ("require-login = 1", "true or false"),
+            ("require-login = \"maybe\"", "yes or no"),
             ("[limits]\nsession = 1", "sessions-per-client"),
             ("[limits]\nsessions = 0", "1 to 1000000"),
             ("limits = 5", "[limits]"),

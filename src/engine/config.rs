@@ -31,7 +31,8 @@ pub struct Config {
     /// How long a SYN may wait for its SYN-ACK; and how long a client that hasn't logged in may be
     /// silent where room is needed for others (default 60 s).
     pub half_open: Duration,
-    /// How long bytes may wait for the rest of an address (default 60 s); then inspection ends.
+    /// How long bytes may wait for the rest of an address (default 60 s); then inspection ends, or
+    /// the command is refused.
     pub hold: Duration,
     /// Whether clients reach a range of their server's ports while a session is under TLS: the
     /// gateway knows which. Default: no.

@@ -774,9 +774,40 @@ impl Flow {
             return;
         }
         let since = self.waiting.get(side.index()).copied().flatten();
-        if since.is_some_and(|since| since.until(cx.now) > cx.config.hold) {
-            self.end_inspection("an address that never ended", cx);
+        if since.is_none_or(|since| since.until(cx.now) <= cx.config.hold) {
+            return;
         }
+        if self.peer(side) == Peer::Server {
+            self.end_inspection("an address that never ended", cx);
+        } else if self.refuse_waiting(side, cx).is_err() {
+            self.end_inspection("limit", cx);
+        }
+    }
+
+    /// What waits of the client's goes on as something else: it may be the beginning of what is
+    /// refused.
+    fn refuse_waiting(&mut self, side: Side, cx: &mut Context<'_>) -> Result<(), Overflow> {
+        let limits = cx.config.limits;
+        let pending = match side {
+            Side::Egress => self.halves[0].pending(),
+            Side::Ingress => self.halves[1].pending(),
+        };
+        let step = self.session.give_up(pending);
+        let [forward, _] = self.both(side);
+        match step {
+            Step::Refuse {
+                with, verb, why, ..
+            } => {
+                forward.replace(with.len().max(1), &with, &limits)?;
+                self.count_refusal(verb, why.to_owned(), true, cx);
+            }
+            Step::Blank(with) => forward.replace(with.len().max(1), &with, &limits)?,
+            _ => {
+                let rest = forward.pending().len();
+                forward.pass(rest, &limits)?;
+            }
+        }
+        Ok(())
     }
 }
 

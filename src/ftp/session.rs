@@ -182,6 +182,12 @@ impl Session {
         }
     }
 
+    /// Says what to do with bytes of the client's that have waited for too long for the rest of
+    /// their line: it is refused, since what it says may come later. Never [`Step::Wait`].
+    pub fn give_up(&mut self, pending: &[u8]) -> Step {
+        self.abandon_command(pending)
+    }
+
     /// What became of the last [`Step::Address`] of `from`'s stream.
     pub fn announced(&mut self, from: Peer, outcome: Outcome) {
         if from == Peer::Client {

@@ -208,7 +208,16 @@ impl Family {
                 _ => result,
             }
         });
-        let results = results.collect();
+        let results: Vec<Result> = results.collect();
+        let bad = |result: &Result| matches!(result, Err(_) | Ok(Outcome::Falls(_)));
+        if gate != Gate::Kernel && results.iter().any(bad) {
+            let log = arena.running.log();
+            let lines: Vec<_> = log.lines().collect();
+            let last = lines.len().saturating_sub(60);
+            eprintln!("--- ftpalg's log ends\n{}\n---", lines[last..].join("\n"));
+            let status = ftpalg(&net, &["status", "--json"]);
+            eprintln!("{}\n---", status.log);
+        }
         arena.end();
         Some(results)
     }

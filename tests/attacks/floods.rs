@@ -3,9 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::arena::{Arena, Attack, Family, Gate, Helper, OUTSIDER, Result, bounded, falls};
-use super::pinhole::{flood_of_pasv, memory, others_work};
+use super::pinhole::{memory, others_work};
 use crate::lab::craft::{ACK, Craft, SYN, Shot};
-use crate::lab::rules;
 use crate::lab::topology::Topology;
 
 /// More than an engine's tables hold.
@@ -85,12 +84,6 @@ fn floods_of_connections() {
                 half_open(arena, ACK)
             }),
             attack("all pinholes for one client", greedy),
-            attack("10,000 PASV at once, where 2% are lost", |arena| {
-                for host in [arena.inner(), arena.outer()] {
-                    rules::lose(arena.net, host, 0.02);
-                }
-                flood_of_pasv(arena)
-            }),
         ],
     }
     .fight();

@@ -195,7 +195,7 @@ fn one_session_takes_all(arena: &Arena) -> Result {
 }
 
 /// Ten thousand commands in one piece. Their replies may come as they like.
-pub fn flood_of_pasv(arena: &Arena) -> Result {
+fn flood_of_pasv(arena: &Arena) -> Result {
     const COUNT: usize = 10_000;
     let before = memory(arena);
     let mut pair = arena.session()?;

@@ -30,6 +30,7 @@ struct Named {
     control_bytes: Option<bool>,
     before_greeting: Option<bool>,
     addresses: Option<bool>,
+    #[serde(deserialize_with = "logins")]
     failed_logins: Option<u8>,
     allow: Option<Vec<Verb>>,
     deny: Option<Vec<Verb>>,
@@ -153,6 +154,14 @@ impl<'de> Deserialize<'de> for StrictChoice {
     }
 }
 
+fn logins<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {
+    let number = i64::deserialize(deserializer)?;
+    let logins = u8::try_from(number).ok();
+    logins
+        .map(Some)
+        .ok_or_else(|| D::Error::custom(format!("{number} failed logins: write 0 to 255")))
+}
+
 /// A command's verb, in upper case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Verb(String);
@@ -226,6 +235,29 @@ pub(super) fn yes_or_no(text: &str) -> Result<bool, &'static str> {
     }
 }
 
+/// Reads `true`, `false`, or the text of the flag.
+pub(super) fn yes_or_no_in_file<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<bool>, D::Error> {
+    struct Reader;
+    impl Visitor<'_> for Reader {
+        type Value = bool;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("true or false")
+        }
+
+        fn visit_bool<E>(self, yes: bool) -> Result<bool, E> {
+            Ok(yes)
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<bool, E> {
+            yes_or_no(text).map_err(E::custom)
+        }
+    }
+    deserializer.deserialize_any(Reader).map(Some)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,7 +301,7 @@ mod tests {
         for (text, part) in [
             ("ordr = true", "ordr"),
             ("deny = [\"a b\"]", "like SITE"),
-            ("failed-logins = 256", "256"),
+            ("failed-logins = 256", "0 to 255"),
         ] {
             let e = table(text).unwrap_err();
             assert!(e.contains(part), "{text}: {e}");

@@ -271,6 +271,27 @@ impl Session {
         }
     }
 
+    /// A line that never ends.
+    pub(super) fn abandon_command(&mut self, pending: &[u8]) -> Step {
+        let (piece, ended) = first_line(pending);
+        let refused = self.client.is_refused();
+        if ended || refused || content(piece, ended).is_empty() {
+            self.client.goes(piece);
+            return match refused {
+                true => Step::Blank(replacement(piece, 0)),
+                false => Step::Pass(piece.len()),
+            };
+        }
+        let verb = name_of(&bare_verb(&self.client.head(piece)));
+        let letters = if self.policy.strict.holds_lines() {
+            4
+        } else {
+            1
+        };
+        self.spoken = true;
+        self.refuse(0, letters, verb, "a line that never ended", piece, ended)
+    }
+
     /// What follows in a line that is refused.
     fn rest_of_refused(&mut self, piece: &[u8], ended: bool) -> Step {
         let text = content(piece, ended);
