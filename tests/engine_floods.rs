@@ -103,6 +103,12 @@ impl Flooded {
         self.send(client, true, SYN | ACK, [u32::MAX, 0], "");
     }
 
+    fn connect(&mut self, client: Client) {
+        self.syn(client);
+        self.syn_ack(client);
+        self.send(client, false, ACK, [0, 0], "");
+    }
+
     /// A login and a `PASV`; returns the `227` as the client reads it.
     fn asks(&mut self, client: Client) -> String {
         let mut at = [0, 0];
@@ -148,19 +154,20 @@ fn syns_that_nobody_answers_make_way() {
 fn silent_guests_make_way() {
     let mut flooded = Flooded::new(100);
     for number in 0..200 {
-        flooded.syn(Client::stranger(number));
-        flooded.syn_ack(Client::stranger(number));
+        flooded.connect(Client::stranger(number));
     }
     assert_eq!(flooded.engine.stats().sessions, 100);
     assert_eq!(flooded.engine.stats().table_full, 100);
+    flooded.now = Duration::from_secs(30);
+    flooded.connect(Client::honest());
+    assert_eq!(flooded.engine.stats().sessions, 100);
     flooded.now = Duration::from_secs(61);
     flooded.syn(Client::honest());
     flooded.syn_ack(Client::honest());
     assert_eq!(flooded.asks(Client::honest()), TOLD);
     // Guests that talk stay, and so does whoever has logged in, however silent.
     for number in 0..99 {
-        flooded.syn(Client::stranger(number));
-        flooded.syn_ack(Client::stranger(number));
+        flooded.connect(Client::stranger(number));
     }
     assert_eq!(flooded.engine.stats().sessions, 200);
     flooded.now = Duration::from_secs(100);
@@ -177,7 +184,7 @@ fn silent_guests_make_way() {
     flooded.syn(Client::stranger(1000));
     flooded.syn_ack(Client::stranger(1000));
     assert_eq!(flooded.engine.stats().sessions, 200);
-    assert_eq!(flooded.engine.stats().table_full, 101);
+    assert_eq!(flooded.engine.stats().table_full, 102);
 }
 
 #[test]
@@ -195,4 +202,20 @@ fn silent_guests_make_way_where_sessions_are_limited() {
     flooded.syn_ack(Client::honest());
     assert_eq!(flooded.asks(Client::honest()), TOLD);
     assert_eq!(flooded.engine.stats().not_admitted, 100);
+}
+
+#[test]
+fn forged_clients_whose_server_answers_make_way_at_once() {
+    let mut flooded = Flooded::new(100);
+    for number in 0..200 {
+        flooded.syn(Client::stranger(number));
+        flooded.syn_ack(Client::stranger(number));
+        // Whoever doesn't see the SYN-ACK, doesn't know its number.
+        flooded.send(Client::stranger(number), false, ACK, [0, 77_777], "");
+    }
+    assert_eq!(flooded.engine.stats().sessions, 100);
+    flooded.now = Duration::from_secs(2);
+    flooded.syn(Client::honest());
+    flooded.syn_ack(Client::honest());
+    assert_eq!(flooded.asks(Client::honest()), TOLD);
 }

@@ -29,7 +29,7 @@ pub struct Config {
     /// How long a closed connection's numbers are kept for retransmissions (default 60 s).
     pub linger: Duration,
     /// How long a SYN may wait for its SYN-ACK; and how long a client that hasn't logged in may be
-    /// silent where room is needed for others (default 60 s).
+    /// silent where room is needed for others, if it has answered the SYN-ACK (default 60 s).
     pub half_open: Duration,
     /// How long bytes may wait for the rest of an address (default 60 s); then inspection ends, or
     /// the command is refused.

@@ -125,8 +125,8 @@ pub(super) struct Flow {
     shifts: [u8; 2],
     /// The largest segment for either end, in bytes, TCP options included (RFC 6691).
     mss: u16,
-    /// Bit per side: its FIN passed.
-    pub(super) fins: u8,
+    /// Bit per side: its FIN passed ([`FINS`]); and [`ANSWERED`].
+    pub(super) signs: u8,
     end: End,
     opened: Second,
     seen: Second,
@@ -142,6 +142,13 @@ pub(super) struct Flow {
     pub(super) range: Range,
     pub(super) session: Session,
 }
+
+/// Both sides' FINs passed.
+pub(super) const FINS: u8 = 3;
+/// The client has answered the SYN-ACK: its address is its own.
+const ANSWERED: u8 = 4;
+/// How long a client has to answer the SYN-ACK, where room is needed for others.
+const UNANSWERED: Duration = Duration::from_secs(1);
 
 impl Flow {
     /// A connection whose SYN (`client`, at the hook `side`) and SYN-ACK (`server`) were seen.
@@ -183,7 +190,7 @@ impl Flow {
                 .unwrap_or(default)
                 .min(server.mss.unwrap_or(default))
                 .max(64),
-            fins: 0,
+            signs: 0,
             end: End::Open,
             opened: Second::of(cx.now),
             seen: Second::of(cx.now),
@@ -221,10 +228,15 @@ impl Flow {
     }
 
     /// Whether it may go where room is needed: nobody has logged in, or it isn't FTP; it was silent for
-    /// so long; and its packets need no change.
+    /// so long (not at all long, if its client may be a forged address); and its packets need no change.
     pub(super) fn is_idle_guest(&self, now: Duration, patience: Duration) -> bool {
         self.session.is_guest()
-            && self.quiet(now) >= patience
+            && self.quiet(now)
+                >= if self.signs & ANSWERED != 0 {
+                    patience
+                } else {
+                    UNANSWERED
+                }
             && self.halves.iter().all(Half::is_plain)
     }
 
@@ -308,7 +320,11 @@ impl Flow {
             let edge = ack.plus(u32::from(segment.window()) << shift);
             let [forward, reverse] = self.both(side);
             let exact = forward.expects(seq);
+            let answered = reverse.may_be_acknowledged(ack);
             reverse.acknowledged(ack, edge, exact);
+            if answered && side == self.client {
+                self.signs |= ANSWERED;
+            }
         }
         let payload = segment.payload();
         if side == self.client && !payload.is_empty() {
@@ -380,8 +396,8 @@ impl Flow {
         let fate = self.render(side, segment, packet, emit);
         let [forward, _] = self.both(side);
         if fin && forward.ends_at(seq, payload.len()) {
-            self.fins |= 1 << side.index();
-            if self.fins == 3 {
+            self.signs |= 1 << side.index();
+            if self.signs & FINS == FINS {
                 self.close("FIN", cx.gateway);
             } else if self.range != Range::None {
                 // Whoever has said goodbye asks for no more data connections, or answers that.

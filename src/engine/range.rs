@@ -1,7 +1,7 @@
 //! Ranges of ports for sessions under TLS: when the gateway is asked to open one.
 
 use super::event::Event;
-use super::flow::{Context, Flow};
+use super::flow::{Context, FINS, Flow};
 use super::{Endpoints, announce};
 
 /// A session's range.
@@ -31,7 +31,7 @@ impl Flow {
 
     /// Data came from the client: its range stays open, or opens again.
     pub(super) fn renew_range(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
-        if self.range != Range::None && self.fins == 0 && !self.is_closed() {
+        if self.range != Range::None && self.signs & FINS == 0 && !self.is_closed() {
             self.open_range(ends, cx);
         }
     }

@@ -222,6 +222,13 @@ impl Half {
         (work.released > 0 && (much || many)).then(|| len.saturating_sub(fresh))
     }
 
+    /// Whether an acknowledgement is one that its receiver can give: of what was sent on, and not
+    /// acknowledged before.
+    #[must_use]
+    pub fn may_be_acknowledged(&self, ack: Seq) -> bool {
+        !ack.before(self.acked) && !ack.after(self.emitted)
+    }
+
     /// Whether all that may go on was sent on once.
     #[must_use]
     pub fn is_sent(&self) -> bool {

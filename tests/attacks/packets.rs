@@ -238,8 +238,8 @@ fn decoys_from_outside() {
     .fight();
 }
 
-/// Somebody who doesn't see the session forges segments of its client: with every number that can be
-/// guessed without luck. The session goes on, and the gateway believes none of it.
+/// Somebody who doesn't see the session forges segments of its client: with
+/// numbers from everywhere. The session goes on, and the gateway believes none of it.
 fn forged(arena: &Arena) -> Result {
     let service = arena.service(USER, SECRET)?;
     let mut pair = arena.session()?;
@@ -250,8 +250,9 @@ fn forged(arena: &Arena) -> Result {
         return Err(Error::other("IPv4 only"));
     };
     let mut forger = Craft::new(arena.net, topology.client, local, dial);
-    for guess in 0..1000_u32 {
-        let seq = guess.wrapping_mul(4_294_967);
+    // Few enough that none is right by luck.
+    for guess in 0..50_u32 {
+        let seq = guess.wrapping_mul(85_899_345);
         forger.ack = seq.wrapping_mul(31);
         forger.shoot(Shot::data(seq, DECOY));
         forger.shoot(Shot::data(seq, b"").flags(RST));
@@ -301,8 +302,8 @@ fn resets_that_are_none() {
         };
     };
     attacks.push(Attack {
-        name: "4,000 forged segments with numbers at random",
-        helper: Helper::Falls,
+        name: "200 forged segments with numbers at random",
+        helper: Helper::Any,
         run: forged,
     });
     Family {
