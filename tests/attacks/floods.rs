@@ -12,8 +12,10 @@ use crate::lab::topology::Topology;
 const SYNS: u32 = 100_000;
 /// What tables may take that are full, in KiB.
 const FULL: u64 = 64 * 1024;
-/// Sessions whose pinholes together, four each, are as many as there may be.
+/// Sessions whose pinholes together, four each, would be as many as there may be.
 const SESSIONS: u16 = 1_024;
+/// Pinholes that a client may have pending.
+const PER_CLIENT: usize = 512;
 
 /// Segments from everywhere that nobody follows up.
 fn half_open(arena: &Arena, flags: u8) -> Result {
@@ -51,14 +53,14 @@ fn greedy(arena: &Arena) -> Result {
         sessions.push(pair);
     }
     let waiting = arena.holes().len();
-    if waiting < 4 * usize::from(SESSIONS) {
+    if waiting < PER_CLIENT {
         let why = format!("only {waiting} pinholes wait");
         return Err(std::io::Error::other(why));
     }
     others_work(arena)?;
     let waiting = arena.holes().len();
     Ok(falls(
-        waiting > 4 * usize::from(SESSIONS),
+        waiting > PER_CLIENT,
         &format!("{waiting} pinholes wait"),
     ))
 }
