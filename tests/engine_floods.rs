@@ -179,3 +179,20 @@ fn silent_guests_make_way() {
     assert_eq!(flooded.engine.stats().sessions, 200);
     assert_eq!(flooded.engine.stats().table_full, 101);
 }
+
+#[test]
+fn silent_guests_make_way_where_sessions_are_limited() {
+    let mut flooded = Flooded::new(10_000);
+    flooded.world.room = 100;
+    for number in 0..200 {
+        flooded.syn(Client::stranger(number));
+        flooded.syn_ack(Client::stranger(number));
+    }
+    assert_eq!(flooded.engine.stats().sessions, 100);
+    assert_eq!(flooded.engine.stats().not_admitted, 100);
+    flooded.now = Duration::from_secs(61);
+    flooded.syn(Client::honest());
+    flooded.syn_ack(Client::honest());
+    assert_eq!(flooded.asks(Client::honest()), TOLD);
+    assert_eq!(flooded.engine.stats().not_admitted, 100);
+}

@@ -1,6 +1,6 @@
 //! A kernel that says yes, and packets.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ftpalg::engine::event::Event;
 use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
@@ -14,6 +14,8 @@ pub(crate) struct World {
     pub(crate) same_port: bool,
     pub(crate) opened: usize,
     pub(crate) ended: usize,
+    /// How many sessions there may be.
+    pub(crate) room: usize,
     pub(crate) opaque: Option<&'static str>,
     requests: u64,
 }
@@ -48,6 +50,7 @@ impl World {
             same_port,
             opened: 0,
             ended: 0,
+            room: usize::MAX,
             opaque: None,
             requests: 0,
         }
@@ -80,8 +83,14 @@ impl Gateway for World {
         Ok(())
     }
     fn release(&mut self, _: PinholeId) {}
+    fn admit(&mut self, _: SessionId, _: IpAddr) -> Result<(), Error> {
+        let room = self.room.checked_sub(1);
+        self.room = room.ok_or(Error::Limit("sessions"))?;
+        Ok(())
+    }
     fn session_ended(&mut self, _: SessionId) {
         self.ended += 1;
+        self.room = self.room.saturating_add(1);
     }
     fn event(&mut self, event: Event) {
         if let Event::Opaque { why, .. } = event {

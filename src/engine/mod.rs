@@ -326,7 +326,11 @@ impl Engine {
             Side::Egress => (ends.inside, ends.outside),
             Side::Ingress => (ends.outside, ends.inside),
         };
-        if let Err(error) = gateway.admit(id, client.ip()) {
+        let mut admitted = gateway.admit(id, client.ip());
+        if admitted.is_err() && self.clear(now, gateway) {
+            admitted = gateway.admit(id, client.ip());
+        }
+        if let Err(error) = admitted {
             self.stats.not_admitted = self.stats.not_admitted.saturating_add(1);
             gateway.event(Event::NotAdmitted {
                 session: id,
@@ -381,24 +385,31 @@ impl Engine {
             self.replace(&ends, gateway);
         }
         if self.flows.len() >= self.config.max_flows {
-            // Not a search among all of them for each connection of a flood.
-            if self
-                .cleared
-                .is_none_or(|at| now.saturating_sub(at) >= CLEARING)
-            {
-                self.cleared = Some(now);
-                let patience = self.config.half_open;
-                self.forget(
-                    |flow| flow.is_closed() || flow.is_idle_guest(now, patience),
-                    gateway,
-                );
-            }
+            self.clear(now, gateway);
             if self.flows.len() >= self.config.max_flows {
                 self.stats.table_full = self.stats.table_full.saturating_add(1);
                 return false;
             }
         }
         true
+    }
+
+    /// Forgets flows that may go where room is needed; whether there were any. It isn't done for each
+    /// connection of a flood.
+    fn clear(&mut self, now: Duration, gateway: &mut dyn Gateway) -> bool {
+        if self
+            .cleared
+            .is_some_and(|at| now.saturating_sub(at) < CLEARING)
+        {
+            return false;
+        }
+        self.cleared = Some(now);
+        let (before, patience) = (self.flows.len(), self.config.half_open);
+        self.forget(
+            |flow| flow.is_closed() || flow.is_idle_guest(now, patience),
+            gateway,
+        );
+        self.flows.len() < before
     }
 
     /// Forgets a flow whose name a new connection has.

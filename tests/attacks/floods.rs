@@ -12,9 +12,9 @@ use crate::lab::topology::Topology;
 const SYNS: u32 = 100_000;
 /// What tables may take that are full, in KiB.
 const FULL: u64 = 64 * 1024;
-/// Sessions whose pinholes together, four each, would be as many as there may be.
-const SESSIONS: u16 = 1_024;
-/// Pinholes that a client may have pending.
+/// Sessions whose pinholes together, four each, are twice as many as a client may have.
+const SESSIONS: u16 = 256;
+/// What a client may have.
 const PER_CLIENT: usize = 512;
 
 /// Segments from everywhere that nobody follows up.
@@ -48,6 +48,7 @@ fn greedy(arena: &Arena) -> Result {
         for hole in 0..4 {
             let [high, low] = (20_000 + number * 4 + hole).to_be_bytes();
             let line = format!("227 Entering Passive Mode (10,0,0,2,{high},{low}).\r\n");
+            // Beyond the limit, another reply comes in its place.
             pair.ask("PASV\r\n", &line)?;
         }
         sessions.push(pair);
@@ -58,7 +59,6 @@ fn greedy(arena: &Arena) -> Result {
         return Err(std::io::Error::other(why));
     }
     others_work(arena)?;
-    let waiting = arena.holes().len();
     Ok(falls(
         waiting > PER_CLIENT,
         &format!("{waiting} pinholes wait"),

@@ -4,7 +4,7 @@
 //! The attacker wants the gateway to believe in another dialogue than the one that takes place.
 
 use std::io::{Error, Write};
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ const DECOY: &[u8] = b"PASV\r\n";
 fn session(arena: &Arena) -> Result<(Craft, Control)> {
     static PORT: AtomicU16 = AtomicU16::new(34_000);
     let topology = arena.net.topology();
-    let std::net::SocketAddr::V4(dial) = topology.dial else {
+    let SocketAddr::V4(dial) = topology.dial else {
         return Err(Error::other("IPv4 only"));
     };
     let ip = match topology.shape {
@@ -238,6 +238,34 @@ fn decoys_from_outside() {
     .fight();
 }
 
+/// Somebody who doesn't see the session forges segments of its client: with every number that can be
+/// guessed without luck. The session goes on, and the gateway believes none of it.
+fn forged(arena: &Arena) -> Result {
+    let service = arena.service(USER, SECRET)?;
+    let mut pair = arena.session()?;
+    let topology = arena.net.topology();
+    let (SocketAddr::V4(local), SocketAddr::V4(dial)) =
+        (pair.client.stream.local_addr()?, topology.dial)
+    else {
+        return Err(Error::other("IPv4 only"));
+    };
+    let mut forger = Craft::new(arena.net, topology.client, local, dial);
+    for guess in 0..1000_u32 {
+        let seq = guess.wrapping_mul(4_294_967);
+        forger.ack = seq.wrapping_mul(31);
+        forger.shoot(Shot::data(seq, DECOY));
+        forger.shoot(Shot::data(seq, b"").flags(RST));
+        forger.shoot(Shot::data(seq, b"").flags(FIN | ACK));
+        forger.shoot(Shot::data(seq, b"").flags(SYN));
+    }
+    pair.ask(
+        "NOOP\r\n",
+        "227 Entering Passive Mode (10,0,0,2,30,97).\r\n",
+    )?;
+    let reached = arena.reaches(OUTSIDER, SECRET, &service)?;
+    Ok(falls(reached, "7777 reached"))
+}
+
 #[test]
 fn resets_that_are_none() {
     macro_rules! attacks {
@@ -249,13 +277,7 @@ fn resets_that_are_none() {
             },)*]
         };
     }
-    Family {
-        name: "Sessions to be cut off",
-        topology: Topology::published_server_with_hops(),
-        // Without this, the gateway itself answers what conntrack finds INVALID, with a RST.
-        drop_invalid: true,
-        gates: ONE,
-        attacks: attacks! {
+    let mut attacks = attacks! {
         "cut off by a RST within the window", |client| {
             client.shoot(Shot::data(client.next.wrapping_add(10), b"").flags(RST).ttl(SHORT));
         };
@@ -277,7 +299,19 @@ fn resets_that_are_none() {
         "cut off by data beyond the window", |client| {
             client.shoot(Shot::data(client.next.wrapping_add(30_000), DECOY).ttl(SHORT));
         };
-    },
+    };
+    attacks.push(Attack {
+        name: "4,000 forged segments with numbers at random",
+        helper: Helper::Falls,
+        run: forged,
+    });
+    Family {
+        name: "Sessions to be cut off",
+        topology: Topology::published_server_with_hops(),
+        // Without this, the gateway itself answers what conntrack finds INVALID, with a RST.
+        drop_invalid: true,
+        gates: ONE,
+        attacks,
     }
     .fight();
 }
@@ -366,6 +400,10 @@ fn decoys_from_inside() {
                 }
                 client.shoot(Shot::data(client.next, port));
                 client.went(noop.len());
+            };
+            "PORT in IP fragments", Falls, |client, port, _| {
+                client.shoot_in_fragments(Shot::data(client.next, port), 24);
+                client.went(port.len());
             };
             "PORT beyond the window", Any, |client, port, noop| {
                 client.shoot(Shot::data(client.next.wrapping_add(300_000), port));
@@ -509,6 +547,14 @@ fn a_bounce_hidden_from_the_gateway() {
                     client.shoot(Shot::data(seq, &[*byte]));
                 }
                 client.say(port);
+            };
+            "in IP fragments", Falls, |client, port, _| {
+                client.shoot_in_fragments(Shot::data(client.next, port), 24);
+                client.went(port.len());
+            };
+            "in IP fragments of 8 bytes", Falls, |client, port, _| {
+                client.shoot_in_fragments(Shot::data(client.next, port), 8);
+                client.went(port.len());
             };
             "with urgent bytes", Any, |client, port, _| {
                 client.shoot(Shot { urgent: 2, ..Shot::data(client.next, port).flags(URG | PSH | ACK) });

@@ -185,10 +185,31 @@ impl Craft {
 
     /// Sends a segment; nothing is counted.
     pub fn shoot(&self, shot: Shot) {
+        self.launch(&self.packet(shot));
+    }
+
+    /// Sends a segment in IP fragments (RFC 791 §3.2) of `size` bytes, a multiple of 8.
+    pub fn shoot_in_fragments(&self, shot: Shot, size: usize) {
         let packet = self.packet(shot);
+        let (header, body) = packet.split_at(20);
+        let count = body.len().div_ceil(size);
+        for (number, part) in body.chunks(size).enumerate() {
+            let more = u16::from(number + 1 < count) << 13;
+            let offset = u16::try_from(number * size / 8).expect("short");
+            let length = u16::try_from(20 + part.len()).expect("short");
+            let mut fragment = header.to_vec();
+            fragment[2..4].copy_from_slice(&length.to_be_bytes());
+            fragment[4..6].copy_from_slice(&0x4242_u16.to_be_bytes());
+            fragment[6..8].copy_from_slice(&(more | offset).to_be_bytes());
+            fragment.extend(part);
+            self.launch(&fragment);
+        }
+    }
+
+    fn launch(&self, packet: &[u8]) {
         let to = SockaddrIn::from(SocketAddrV4::new(*self.remote.ip(), 0));
         // What can't be sent is lost like any other.
-        let _ = sendto(self.out.as_raw_fd(), &packet, &to, MsgFlags::empty());
+        let _ = sendto(self.out.as_raw_fd(), packet, &to, MsgFlags::empty());
     }
 
     /// Listens until it has heard this (after `from` bytes that it heard before).
