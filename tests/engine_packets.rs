@@ -1013,24 +1013,41 @@ fn commands_wait_where_too_many_are_on_their_way() {
 }
 
 #[test]
-fn replies_wait_where_too_many_are_on_their_way() {
+fn commands_are_refused_where_replies_are_too_many() {
     let mut t = Trace::new();
     let [c, s] = t.login();
     let reply = "200 x\r\n".repeat(200);
     let length = reply.len() as u32;
     // The client acknowledges nothing.
-    let sent = (0..60).map(|n| t.send(Server, data(s + n * length, c, &reply)));
-    let sent: Vec<_> = sent.collect();
-    let kept = sent.iter().take_while(|out| **out == Out::Same).count() as u32;
-    assert!(kept * length <= 32 * 1024 && (kept + 1) * length > 32 * 1024);
-    assert!(sent[kept as usize..].iter().all(|out| *out == Out::Dropped));
-    // Commands are inspected as ever.
+    for n in 0..60 {
+        assert_eq!(t.send(Server, data(s + n * length, c, &reply)), Out::Same);
+    }
+    assert_eq!(t.engine.stats().limit_reached, 2);
     let refused = t.send(Client, data(c, s, "PORT 10,0,0,3,0,22\r\n")).seg();
     assert!(!refused.payload.starts_with(b"PORT"));
-    // Acknowledgements make room.
-    t.send(Client, ack(c + 20, s + kept * length));
-    let out = t.send(Server, data(s + kept * length, c + 20, &reply));
-    assert_eq!(out, Out::Same);
+    // No reply is followed any more.
+    t.send(Client, data(c + 20, s, "PASV\r\n"));
+    let at = s + 60 * length;
+    let said = data(at, c + 26, &self::reply());
+    assert_eq!(t.send(Server, said), Out::Same);
+    assert_eq!(t.world.opened, 0);
+}
+
+#[test]
+fn commands_wait_sooner_where_all_sessions_keep_much() {
+    let config = Config {
+        max_buffered: 16 * 1024,
+        ..Config::default()
+    };
+    let mut t = Trace::with(config, [1000, 5000], &[]);
+    let [c, s] = t.login();
+    let noops = "NOOP 6789012\r\n".repeat(100);
+    let length = noops.len() as u32;
+    let sent = (0..20).map(|n| t.send(Client, data(c + n * length, s, &noops)));
+    let sent: Vec<_> = sent.collect();
+    let kept = sent.iter().take_while(|out| **out == Out::Same).count() as u32;
+    assert!((8 * 1024..16 * 1024).contains(&(kept * length)), "{kept}");
+    assert!(sent[kept as usize..].iter().all(|out| *out == Out::Dropped));
     assert_eq!(t.engine.stats().limit_reached, 0);
 }
 

@@ -72,7 +72,13 @@ pub(super) struct Context<'a> {
     pub(super) gateway: &'a mut dyn Gateway,
     pub(super) stats: &'a mut Stats,
     pub(super) now: Duration,
+    /// Half of what all flows together may buffer is taken.
+    pub(super) crowded: bool,
 }
+
+/// What a direction may have in its buffers where all flows together have much, in bytes: no more than
+/// one window of an ordinary dialogue.
+const CROWDED: usize = 8 * 1024;
 
 /// A pinhole's number plus one, so that there may be none in as many bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -311,14 +317,20 @@ impl Flow {
         let fin = flags.has(Flags::FIN);
         let limit = self.limit(segment);
         let unread = self.next_records(side, segment, cx);
+        let commands = side == self.client && unread == 0;
         let [forward, _] = self.both(side);
-        let known = forward.known_if_full(seq, payload.len(), &cx.config.limits);
-        let known = known.filter(|_| unread == 0);
+        let mut limits = cx.config.limits;
+        if cx.crowded {
+            limits.unacked = limits.unacked.min(CROWDED);
+        }
+        let known = forward.known_if_full(seq, payload.len(), &limits);
+        let known = known.filter(|_| commands);
         let (payload, fin) = match known {
-            // What isn't inspected must not go on: it waits at its sender.
+            // Commands that aren't inspected must not go on: they wait at their sender.
             Some(known) => {
                 cx.stats.waited = cx.stats.waited.saturating_add(1);
-                if known == 0 {
+                // Else the packet carries what is left to send on.
+                if known == 0 && forward.is_sent() {
                     return Fate::Dropped;
                 }
                 (payload.get(..known).unwrap_or_default(), false)
@@ -343,7 +355,7 @@ impl Flow {
                 let passed = forward.pass(rest, &cx.config.limits);
                 if inspected.and(passed).is_err() {
                     cx.stats.limit_reached = cx.stats.limit_reached.saturating_add(1);
-                    self.end_inspection("limit", cx);
+                    self.reach_limit(side, cx);
                 }
             }
             Intake::Missed => self.end_inspection("missed", cx),
@@ -358,7 +370,11 @@ impl Flow {
         if matches!(emit, Emit::Probe { .. }) {
             cx.stats.held = cx.stats.held.saturating_add(1);
         }
-        if intake == Intake::Old && !payload.is_empty() && contradicts(forward, &emit, payload) {
+        if intake == Intake::Old
+            && known.is_none()
+            && !payload.is_empty()
+            && contradicts(forward, &emit, payload)
+        {
             cx.stats.contradicted = cx.stats.contradicted.saturating_add(1);
         }
         let fate = self.render(side, segment, packet, emit);
@@ -712,6 +728,22 @@ impl Flow {
             why,
             replaced,
         });
+    }
+
+    /// More is in flight than may be kept. Replies pass unread from here on, and none is followed;
+    /// commands stay under inspection: what is refused, stays refused.
+    pub(super) fn reach_limit(&mut self, side: Side, cx: &mut Context<'_>) {
+        if side == self.client {
+            return self.end_inspection("limit", cx);
+        }
+        let [forward, _] = self.both(side);
+        forward.end_inspection();
+        if let Some(since) = self.waiting.get_mut(side.index()) {
+            *since = None;
+        }
+        cx.stats.limit_reached = cx.stats.limit_reached.saturating_add(1);
+        let (session, why) = (self.id, "limit");
+        cx.gateway.event(Event::Opaque { session, why });
     }
 
     /// From here on both directions pass under the numbers they have.

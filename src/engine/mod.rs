@@ -209,6 +209,7 @@ impl Engine {
             gateway,
             stats: &mut self.stats,
             now,
+            crowded: self.buffered > self.config.max_buffered / 2,
         };
         let before = flow.buffered();
         let fate = flow.segment(&ends, side, &segment, &mut self.scratch, &mut cx);
@@ -216,7 +217,7 @@ impl Engine {
         if after > before
             && self.buffered.saturating_add(after).saturating_sub(before) > self.config.max_buffered
         {
-            flow.end_inspection("limit", &mut cx);
+            flow.reach_limit(side, &mut cx);
             after = flow.buffered();
         }
         self.buffered = self.buffered.saturating_add(after).saturating_sub(before);
@@ -354,6 +355,7 @@ impl Engine {
             gateway,
             stats: &mut self.stats,
             now,
+            crowded: false,
         };
         let known = Known {
             v6: ends.inside.is_ipv6(),

@@ -28,7 +28,7 @@ pub struct Stats {
     pub held: u64,
     /// Retransmissions whose bytes differed from the first sending; the first sending went out.
     pub contradicted: u64,
-    /// Segments that had to wait because too much was on its way already.
+    /// Segments with commands that had to wait because too much was on its way to the server.
     pub waited: u64,
     /// Control connections seen.
     pub sessions: u64,

@@ -207,8 +207,8 @@ impl Half {
     }
 
     /// If more than may be kept would be in flight with this segment's data: how many of its bytes were
-    /// taken in before. While its sender waits, nothing is left to send on, so that acknowledgements
-    /// make room. Half of the [`Limits`] is left for what was kept from behind a gap, and for growth.
+    /// taken in before. Half of the [`Limits`] is left for what was kept from behind a gap, and for
+    /// growth.
     #[must_use]
     pub fn known_if_full(&self, seq: Seq, len: usize, limits: &Limits) -> Option<usize> {
         let end = seq.plus_len(len);
@@ -216,11 +216,16 @@ impl Half {
         if self.opaque || len == 0 || !end.after(self.next) {
             return None;
         }
-        let sent = work.released > 0 && self.emitted == self.released().edited;
         let fresh = len.min(end.len_since(self.next));
         let much = work.buffer.len().saturating_add(fresh) > limits.unacked / 2;
         let many = work.edits.len() > limits.edits / 2;
-        (sent && (much || many)).then(|| len.saturating_sub(fresh))
+        (work.released > 0 && (much || many)).then(|| len.saturating_sub(fresh))
+    }
+
+    /// Whether all that may go on was sent on once.
+    #[must_use]
+    pub fn is_sent(&self) -> bool {
+        self.emitted == self.released().edited
     }
 
     /// Whether the bytes between `next` and `seq` reached the receiver without coming by here (a

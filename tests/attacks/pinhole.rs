@@ -258,6 +258,40 @@ fn long_line(arena: &Arena, beginning: &str) -> Result {
     Ok(bounded(grown, 16 * 1024, "KiB more"))
 }
 
+/// A reply of 100,000 lines, as from a recursive `STAT`: what waits on the way doesn't stop it.
+fn long_reply(arena: &Arena) -> Result {
+    let before = memory(arena);
+    let mut pair = arena.session()?;
+    pair.client.send("STAT -R\r\n")?;
+    pair.server.expect("STAT")?;
+    let line = "-rw-r--r-- 1 lab lab 10000 Jan 01 12:00 227 (10,0,0,2,30,97)\r\n";
+    let text = format!("211-Status\r\n{}211 End\r\n", line.repeat(100_000));
+    let length = text.len();
+    let mut server = pair.server.stream.try_clone()?;
+    let sends = std::thread::spawn(move || std::io::Write::write_all(&mut server, text.as_bytes()));
+    let start = Instant::now();
+    let mut got = 0;
+    let mut buffer = vec![0; 65_536];
+    while got < length {
+        match std::io::Read::read(&mut pair.client.stream, &mut buffer)? {
+            0 => break,
+            n => got += n,
+        }
+    }
+    sends.join().expect("no panic")?;
+    let took = start.elapsed();
+    // The session goes on.
+    pair.ask("NOOP\r\n", "200 fine\r\n")?;
+    let grown = memory(arena).saturating_sub(before);
+    match bounded(grown, 16 * 1024, "KiB more") {
+        Outcome::Measured(what) => Ok(Outcome::Measured(format!(
+            "{what}, {} KiB in {took:.1?}",
+            length / 1024
+        ))),
+        other => Ok(other),
+    }
+}
+
 /// The resident memory of `ftpalg`, in KiB.
 pub fn memory(arena: &Arena) -> u64 {
     let Some(pid) = arena.pid() else { return 0 };
@@ -347,6 +381,7 @@ fn exhaustion() {
             attack("99 pinholes for one session", Any, one_session_takes_all),
             attack("10,000 PASV at once", Any, flood_of_pasv),
             attack("a command of 1 MiB", Any, |arena| long_line(arena, "NOOP ")),
+            attack("a reply of 100,000 lines", Any, long_reply),
             attack("a PORT of 1 MiB", Any, |arena| {
                 long_line(arena, "PORT 10,0,0,2,")
             }),
