@@ -11,7 +11,7 @@ use super::process::{Finished, Process, require};
 use super::server::{Login, Server};
 
 /// vsftpd's words where its own `connect` from port 20 fails at once with EADDRNOTAVAIL, before
-/// there is a packet: now and then on a busy machine (seen by strace), with and without a gateway.
+/// there is a packet: now and then on a busy machine (seen by strace).
 const NO_ADDRESS: &str = "425 Failed to establish connection.";
 /// The same words mean that the gateway is in the way when they come after this long (the lab's
 /// `connect_timeout` is 5 s).
