@@ -132,7 +132,9 @@ impl Session {
         let why = self.breach(known, &verb, overlong)?;
         // A refused command was FTP all the same.
         self.spoken = true;
-        Some(self.refuse(start, 4, name_of(&verb), why, piece, ended))
+        // The limit may fall into the verb.
+        let letters = room.saturating_sub(start).min(4);
+        Some(self.refuse(start, letters, name_of(&verb), why, piece, ended))
     }
 
     /// Which strict rule a line breaks; `verb` is in upper case.
