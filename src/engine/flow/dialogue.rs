@@ -1,0 +1,343 @@
+//! What the text of a control connection means for it: addresses, refusals, the end of inspection.
+
+use super::{Context, Flow, Hole};
+use crate::engine::announce::{self, Decision};
+use crate::engine::event::Event;
+use crate::engine::gateway::Mode;
+use crate::engine::second::Second;
+use crate::engine::{Endpoints, Side};
+use crate::ftp::session::{Announcement, Outcome, Peer, Refusal, Step};
+use crate::stream::{Half, Overflow};
+
+/// Goes out in place of a `227` or `229` up to the end of its address, where no data connection can
+/// be had; the rest of the server's line follows, a closing bracket as a rule. RFC 959 knows 425 as
+/// an answer to transfer commands only, but clients go by the first digit (RFC 1123 §4.1.2.11).
+const REFUSAL: &[u8] = b"425 Can't open data connection (no port is free";
+/// In place of the address alone: no client can read one from it.
+const NO_ADDRESS: &[u8] = b"no port is free";
+
+/// A [`Step::Address`]: what is pending of a stream announces an address.
+struct Said {
+    at: usize,
+    len: usize,
+    announcement: Announcement,
+    refusal: Option<Refusal>,
+}
+
+impl Flow {
+    pub(in crate::engine) fn peer(&self, side: Side) -> Peer {
+        if side == self.client {
+            Peer::Client
+        } else {
+            Peer::Server
+        }
+    }
+
+    /// Takes what is pending through the session machine, as far as it goes.
+    pub(in crate::engine) fn inspect(
+        &mut self,
+        ends: &Endpoints,
+        side: Side,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Overflow> {
+        let peer = self.peer(side);
+        let limits = cx.config.limits;
+        let counted = self.session.counts();
+        loop {
+            let [forward, _] = self.both(side);
+            if forward.pending().is_empty() {
+                break;
+            }
+            let pending = match side {
+                Side::Egress => self.halves[0].pending(),
+                Side::Ingress => self.halves[1].pending(),
+            };
+            let held = pending.len();
+            let step = self.session.next(peer, pending);
+            let since = self.waiting.get_mut(side.index());
+            if let Some(since) = since {
+                *since = (step == Step::Wait).then(|| Second::of(cx.now));
+            }
+            match step {
+                Step::Pass(n) => {
+                    let [forward, _] = self.both(side);
+                    forward.pass(n.max(1), &limits)?;
+                }
+                Step::Wait => {
+                    if held > limits.held {
+                        return Err(Overflow);
+                    }
+                    break;
+                }
+                Step::Address {
+                    at,
+                    len,
+                    announcement,
+                    refusal,
+                } => {
+                    let said = Said {
+                        at,
+                        len,
+                        announcement,
+                        refusal,
+                    };
+                    self.announce(ends, side, &said, cx)?;
+                }
+                Step::Refuse {
+                    at,
+                    with,
+                    verb,
+                    why,
+                } => {
+                    let [forward, _] = self.both(side);
+                    forward.pass(at, &limits)?;
+                    forward.replace(with.len().max(1), &with, &limits)?;
+                    self.count_refusal(verb, why.to_owned(), true, cx);
+                }
+                Step::Blank(with) => {
+                    let [forward, _] = self.both(side);
+                    forward.replace(with.len().max(1), &with, &limits)?;
+                }
+                Step::OpenActive => {
+                    let opened = self.active.is_some_and(|hole| {
+                        let result = cx.gateway.open(hole.into());
+                        if let Err(error) = &result {
+                            let why = error.to_string();
+                            self.count_refusal("PORT", why, false, cx);
+                        }
+                        result.is_ok()
+                    });
+                    self.session.active_opened(opened);
+                }
+                Step::Opaque(why) => {
+                    if why == "TLS" {
+                        self.follow_records(side);
+                    }
+                    self.end_inspection(why, cx);
+                    if why == "TLS" {
+                        self.tls_begins(ends, cx);
+                    }
+                    break;
+                }
+            }
+        }
+        cx.stats.count_lines(counted, self.session.counts());
+        if self.session.take_cancelled()
+            && let Some(hole) = self.active.take()
+        {
+            cx.gateway.release(hole.into());
+        }
+        if let Some(user) = self.session.take_login() {
+            cx.gateway.event(Event::LoggedIn {
+                session: self.id,
+                user,
+            });
+        }
+        Ok(())
+    }
+
+    fn announce(
+        &mut self,
+        ends: &Endpoints,
+        side: Side,
+        said: &Said,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Overflow> {
+        let peer = self.peer(side);
+        let limits = cx.config.limits;
+        let Said {
+            at,
+            len,
+            announcement: said,
+            refusal,
+        } = said;
+        let (at, len) = (*at, *len);
+        let decision = if self.is_closed() {
+            // Its pinholes went when it ended: nothing would end another one in time.
+            let why = "the control connection is over".to_owned();
+            match said.mode {
+                Mode::Active => Decision::Refuse(why),
+                Mode::Passive => Decision::Leave(why),
+            }
+        } else {
+            announce::decide(cx.config, cx.gateway, self.id, ends, side, said)
+        };
+        let [forward, _] = self.both(side);
+        match decision {
+            Decision::Announce {
+                text,
+                old,
+                new,
+                from,
+                land,
+                hole,
+            } => {
+                forward.pass(at, &limits)?;
+                forward.replace(len, &text, &limits)?;
+                if said.mode == Mode::Active {
+                    let hole = Hole::from(hole);
+                    let superseded = self.active.replace(hole).filter(|old| *old != hole);
+                    if let Some(superseded) = superseded
+                        && !self.session.active_is_open()
+                    {
+                        cx.gateway.release(superseded.into());
+                    }
+                }
+                self.session.announced(peer, Outcome::Accepted(new));
+                self.announced = self.announced.saturating_add(1);
+                cx.stats.announced = cx.stats.announced.saturating_add(1);
+                if old != new {
+                    cx.stats.rewritten = cx.stats.rewritten.saturating_add(1);
+                }
+                let (session, verb, mode) = (self.id, said.verb, said.mode);
+                cx.gateway.event(Event::Announced {
+                    session,
+                    verb,
+                    mode,
+                    old,
+                    new,
+                    from,
+                    land,
+                });
+            }
+            Decision::Leave(why) => {
+                forward.pass(at.saturating_add(len), &limits)?;
+                self.session.announced(peer, Outcome::PassedUnmodified);
+                self.count_refusal(said.verb, why, false, cx);
+            }
+            Decision::Refuse(why) if said.mode == Mode::Passive => {
+                let head = forward.pending().get(..at).unwrap_or_default();
+                // The end of a reply of several lines must keep its code (RFC 959 §4.2).
+                let whole = head.starts_with(said.verb.as_bytes()) && self.session.begins_reply();
+                let (at, len, text) = match whole {
+                    true => (0, at.saturating_add(len), REFUSAL),
+                    false => (at, len, NO_ADDRESS),
+                };
+                let [forward, _] = self.both(side);
+                forward.pass(at, &limits)?;
+                forward.replace(len, text, &limits)?;
+                self.session.announced(peer, Outcome::Refused);
+                self.count_refusal(said.verb, why, true, cx);
+            }
+            Decision::Refuse(why) => {
+                let Some(refusal) = refusal else {
+                    // Only commands are refused.
+                    forward.pass(at.saturating_add(len), &limits)?;
+                    self.session.announced(peer, Outcome::PassedUnmodified);
+                    self.count_refusal(said.verb, why, false, cx);
+                    return Ok(());
+                };
+                forward.pass(refusal.at, &limits)?;
+                forward.replace(refusal.with.len().max(1), &refusal.with, &limits)?;
+                self.session.announced(peer, Outcome::Refused);
+                self.count_refusal(said.verb, why, true, cx);
+            }
+        }
+        Ok(())
+    }
+
+    pub(in crate::engine) fn count_refusal(
+        &mut self,
+        verb: &'static str,
+        why: String,
+        replaced: bool,
+        cx: &mut Context<'_>,
+    ) {
+        self.refused = self.refused.saturating_add(1);
+        let counter = if replaced {
+            &mut cx.stats.refused
+        } else {
+            &mut cx.stats.not_opened
+        };
+        *counter = counter.saturating_add(1);
+        if replaced && verb == "AUTH" && cx.config.policy.deny_tls {
+            cx.stats.tls_denied = cx.stats.tls_denied.saturating_add(1);
+        }
+        cx.gateway.event(Event::Refused {
+            session: self.id,
+            verb,
+            why,
+            replaced,
+        });
+    }
+
+    /// More is in flight than may be kept. Replies pass unread from here on, and none is followed;
+    /// commands stay under inspection: what is refused, stays refused.
+    pub(in crate::engine) fn reach_limit(&mut self, side: Side, cx: &mut Context<'_>) {
+        if side == self.client {
+            return self.end_inspection("limit", cx);
+        }
+        let [forward, _] = self.both(side);
+        forward.end_inspection();
+        if let Some(since) = self.waiting.get_mut(side.index()) {
+            *since = None;
+        }
+        cx.stats.limit_reached = cx.stats.limit_reached.saturating_add(1);
+        let (session, why) = (self.id, "limit");
+        cx.gateway.event(Event::Opaque { session, why });
+    }
+
+    /// From here on both directions pass under the numbers they have.
+    pub(in crate::engine) fn end_inspection(&mut self, why: &'static str, cx: &mut Context<'_>) {
+        if why != "TLS" {
+            self.tls = None;
+        }
+        if self.halves.iter().all(Half::is_opaque) {
+            return;
+        }
+        self.halves.iter_mut().for_each(Half::end_inspection);
+        self.waiting = [None; 2];
+        let counter = match why {
+            "TLS" => &mut cx.stats.tls,
+            "not FTP" | "not TLS" => &mut cx.stats.not_ftp,
+            _ => &mut cx.stats.limit_reached,
+        };
+        *counter = counter.saturating_add(1);
+        cx.gateway.event(Event::Opaque {
+            session: self.id,
+            why,
+        });
+    }
+
+    pub(in crate::engine) fn give_up_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
+        let [forward, _] = self.both(side);
+        if forward.pending().is_empty() {
+            return;
+        }
+        let since = self.waiting.get(side.index()).copied().flatten();
+        if since.is_none_or(|since| since.until(cx.now) <= cx.config.hold) {
+            return;
+        }
+        if self.peer(side) == Peer::Server {
+            self.end_inspection("an address that never ended", cx);
+        } else if self.refuse_waiting(side, cx).is_err() {
+            self.end_inspection("limit", cx);
+        }
+    }
+
+    /// What waits of the client's goes on as something else: it may be the beginning of what is
+    /// refused.
+    fn refuse_waiting(&mut self, side: Side, cx: &mut Context<'_>) -> Result<(), Overflow> {
+        let limits = cx.config.limits;
+        let pending = match side {
+            Side::Egress => self.halves[0].pending(),
+            Side::Ingress => self.halves[1].pending(),
+        };
+        let step = self.session.give_up(pending);
+        let [forward, _] = self.both(side);
+        match step {
+            Step::Refuse {
+                with, verb, why, ..
+            } => {
+                forward.replace(with.len().max(1), &with, &limits)?;
+                self.count_refusal(verb, why.to_owned(), true, cx);
+            }
+            Step::Blank(with) => forward.replace(with.len().max(1), &with, &limits)?,
+            _ => {
+                let rest = forward.pending().len();
+                forward.pass(rest, &limits)?;
+            }
+        }
+        Ok(())
+    }
+}
