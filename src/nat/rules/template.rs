@@ -9,6 +9,7 @@
 //! | `{sports}`, `{dports}` | the match for the control ports as source or destination: the line once per 15 ports |
 //! | `{queue}` | `--queue-num N` or `--queue-balance A:B`, and `--queue-bypass` if unseen packets shall pass |
 //! | `{mark}` | `BIT/BIT` |
+//! | `{restore}`, in comments | `iptables-restore` or `ip6tables-restore` |
 //! | `{local}`, `{ipv4}`, `{ipv6}` in front | the line, if this host itself is served, or for that family only |
 //! | `{steering}` alone | the template that `rules install` loads |
 
@@ -82,7 +83,8 @@ fn expand(template: &str, steering: &Steering, family: Family) -> String {
             continue;
         };
         if line.starts_with('#') {
-            out.push_str(line);
+            let restore = format!("{}-restore", family.program());
+            out.push_str(&line.replace("{restore}", &restore));
             out.push('\n');
             continue;
         }
