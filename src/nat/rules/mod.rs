@@ -12,7 +12,7 @@
 //!   side by side: a packet meets the hooks of either.
 //! - accept rules (`filter`): into the user's flavour, and into the other where its table is
 //!   there, since either can drop. A legacy `filter` table that isn't there drops nothing.
-//!   Firewalls in tables of nft's own: see [`native`].
+//!   Firewalls in tables of nft's own: see `native`.
 
 pub mod derive;
 pub mod host;
