@@ -26,6 +26,8 @@ fn hurry(net: &Net) {
         net.sysctl(host, "net.ipv4.tcp_rto_max_ms", "1000");
         // What is closed already is sent again as patiently as anything else.
         net.sysctl(host, "net.ipv4.tcp_orphan_retries", "30");
+        // A server that has sent its SYN-ACK six times in vain forgets a client that had one.
+        net.sysctl(host, "net.ipv4.tcp_synack_retries", "30");
     }
 }
 
