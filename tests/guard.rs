@@ -17,6 +17,13 @@ use lab::server::{Config, Kind, Server};
 /// How long it may take until all is back. Where the lock of the legacy tools is seen, all of them
 /// come back at once; without it, legacy rules are looked at every 5 s.
 const BACK: Duration = Duration::from_secs(3);
+/// As long as Linux delays an acknowledgement at most, and some.
+///
+/// While the nat chains are gone, nothing translates the control connection: the gateway itself
+/// answers its next packet, with a RST, whoever does or doesn't help with FTP. (`iptables-nft -X`
+/// removes the builtin chains, too. With the nft backend our own table keeps translation alive,
+/// unless that is flushed as well.) So nothing may be under way.
+const QUIET: Duration = Duration::from_millis(250);
 
 fn sh(net: &Net, script: &str) -> String {
     let router = net.topology().router;
@@ -103,6 +110,7 @@ fn a_flush_in_the_middle_of_a_session_is_mended() {
         for (what, script) in flushes {
             sh(&net, &format!("{ipt}-save > {all}"));
             let pending = address(&control.ask("PASV\r\n", "227"));
+            std::thread::sleep(QUIET);
             let now = Instant::now();
             sh(&net, &script);
             // What is loaded may hold all that is ours: then there is nothing to mend, but the

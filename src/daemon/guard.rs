@@ -30,6 +30,9 @@ const REST: u32 = 20;
 /// The longest pause.
 const LONGEST_REST: Duration = Duration::from_secs(2);
 
+/// How often is tried again at once when the rules change while they are being put back.
+const TRIES: u32 = 3;
+
 /// The first of several waits between attempts; each is twice as long as the one before.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// The longest wait.
@@ -115,13 +118,23 @@ impl Guard {
     fn put_back(&mut self) -> bool {
         let wait = self.pace.wait(self.shared.now());
         thread::sleep(wait);
-        let missing = match self.missing() {
-            Ok(missing) if missing.is_none() => return true,
-            Ok(missing) => missing,
-            Err(_) => return false,
+        let mut tries = 1..=TRIES;
+        let (missing, restored) = loop {
+            self.changes.happened();
+            let missing = match self.missing() {
+                Ok(missing) if missing.is_none() => return true,
+                Ok(missing) => missing,
+                Err(_) => return false,
+            };
+            let restored = self.restore(&missing);
+            // Somebody was still at it: what was looked at is not what there is.
+            let overtaken = restored.is_err() && self.changes.happened();
+            if !overtaken || tries.next().is_none() {
+                break (missing, restored);
+            }
+            thread::sleep(SETTLE);
         };
         let attempts = self.pace.attempt(self.shared.now());
-        let restored = self.restore(&missing);
         if let Err(e) = &restored {
             log::error!("rules that somebody else removed can't be put back: {e}");
         }
