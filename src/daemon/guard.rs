@@ -50,6 +50,8 @@ pub(super) struct Guard {
     pace: Pace,
     /// Whether rules are where changes aren't told.
     blind: bool,
+    /// Whether the user's rules were more than are read.
+    cut: bool,
 }
 
 /// What isn't in place.
@@ -68,6 +70,7 @@ impl Guard {
             shared: Arc::clone(shared),
             pace: Pace::default(),
             blind: false,
+            cut: false,
         }
     }
 
@@ -162,14 +165,21 @@ impl Guard {
         Ok(())
     }
 
-    fn missing(&self) -> Result<Missing, String> {
-        let (rules, published) = self.steered.look().map_err(|e| e.to_string())?;
+    fn missing(&mut self) -> Result<Missing, String> {
+        let look = self.steered.look().map_err(|e| e.to_string())?;
+        self.changes.follow(look.sets);
+        if look.cut && !self.cut {
+            log::warn!(
+                "your nft rules translate to more places than are read: data connections may get ports that the rest publishes (--data-ports keeps them apart)"
+            );
+        }
+        self.cut = look.cut;
         let holes = self.shared.with(|plane| {
-            plane.avoid(published);
+            plane.avoid(look.published);
             plane.in_place()
         });
         Ok(Missing {
-            rules,
+            rules: look.missing,
             holes: !holes.map_err(|e| e.to_string())?,
         })
     }

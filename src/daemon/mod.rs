@@ -121,7 +121,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     shared.with(Plane::install)?;
     let placed = steered.install()?;
     match steered.look() {
-        Ok((_, published)) => shared.with(|plane| plane.avoid(published)),
+        Ok(look) => shared.with(|plane| plane.avoid(look.published)),
         Err(e) => log::info!("ports that your own rules publish aren't avoided: {e}"),
     }
     let status = Arc::new(Status::new(config, &steered, &shared, &workers));

@@ -18,7 +18,7 @@ use crate::nat::conntrack::{Conntrack, Events};
 use crate::nat::pinhole::Key;
 use crate::nat::plane::{self, Parts, Plane};
 use crate::nat::ports::{Listeners, PortRange};
-use crate::nat::rules::{Inside, KernelTables, Published, Rules, RulesError, Steering};
+use crate::nat::rules::{Inside, KernelTables, Look, Rules, RulesError, Steering};
 use crate::nat::tables;
 use crate::nat::xtables::tools::Tools;
 use crate::queue::nfq::NfqQueue;
@@ -131,7 +131,7 @@ impl Steered {
 
     /// What isn't in place of the rules that are ours to place, and which ports the user's own rules
     /// publish.
-    pub(super) fn look(&self) -> Result<(Vec<String>, Vec<Published>), RulesError> {
+    pub(super) fn look(&self) -> Result<Look, RulesError> {
         let steering = self.manage.then_some(&self.steering);
         self.host().rules.look(steering)
     }

@@ -4,6 +4,7 @@
 //! iptables-legacy tells nobody, but its tools open their lock file: inotify sees that, where they
 //! share our file system.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
+use crate::nat::rules::SetName;
 use crate::netlink::codec::Message;
 use crate::netlink::nftables::{attr, msg};
 use crate::netlink::socket::Socket;
@@ -34,6 +36,7 @@ const LOCK: &str = "/run/xtables.lock";
 pub struct Changes {
     nft: Option<Socket>,
     lock: Option<Inotify>,
+    sets: BTreeSet<SetName>,
 }
 
 impl Changes {
@@ -46,7 +49,13 @@ impl Changes {
         let lock = watch(&lock_file())
             .inspect_err(|e| log::debug!("the xtables lock can't be watched: {e}"))
             .ok();
-        Self { nft, lock }
+        let sets = BTreeSet::new();
+        Self { nft, lock, sets }
+    }
+
+    /// From now on, changed elements of these sets matter, too, and of no others.
+    pub fn follow(&mut self, sets: BTreeSet<SetName>) {
+        self.sets = sets;
     }
 
     /// Whether every change of nf_tables is noticed: then there is no need to look from time to
@@ -96,7 +105,7 @@ impl Changes {
         let mut changed = false;
         if let Some(socket) = &mut self.nft {
             for _ in 0..READ_AT_ONCE {
-                match socket.events(|message| changed |= matters(message)) {
+                match socket.events(|message| changed |= matters(message, &self.sets)) {
                     Ok(true) => {}
                     Ok(false) => break,
                     // Too many to be told (ENOBUFS), or too odd: look.
@@ -124,14 +133,24 @@ fn watch(path: &Path) -> io::Result<Inotify> {
 }
 
 /// Whether a notification may be about something of ours or in our way. Pinholes come and go all
-/// the time: elements of sets and rules in our own chains of pinholes don't count.
-fn matters(message: &Message<'_>) -> bool {
+/// the time: elements of other sets than these and rules in our own chains of pinholes don't count.
+fn matters(message: &Message<'_>, sets: &BTreeSet<SetName>) -> bool {
     let text = |kind| message.attrs().find(kind).and_then(|attr| attr.text());
     match message.kind {
         msg::NEW_TABLE | msg::DEL_TABLE | msg::NEW_CHAIN | msg::DEL_CHAIN => true,
         msg::NEW_RULE | msg::DEL_RULE => {
             let pinhole = |chain: &str| chain == "FTPALG-PRE" || chain == "FTPALG-POST";
             !text(attr::RULE_CHAIN).is_some_and(pinhole)
+        }
+        msg::NEW_ELEM | msg::DEL_ELEM if !sets.is_empty() => {
+            let set = |table: &str, name: &str| SetName {
+                family: message.family(),
+                table: table.to_owned(),
+                name: name.to_owned(),
+            };
+            text(attr::ELEMS_TABLE)
+                .zip(text(attr::ELEMS_SET))
+                .is_some_and(|(table, name)| sets.contains(&set(table, name)))
         }
         _ => false,
     }
@@ -148,7 +167,12 @@ mod tests {
             .text(attr::RULE_TABLE, table)
             .text(attr::RULE_CHAIN, chain);
         let bytes = b.finish().unwrap();
-        matters(&Messages::new(&bytes).next().unwrap())
+        let followed = SetName {
+            family: 2,
+            table: "nat".into(),
+            name: "web".into(),
+        };
+        matters(&Messages::new(&bytes).next().unwrap(), &[followed].into())
     }
 
     #[test]
@@ -161,6 +185,9 @@ mod tests {
         assert!(!judge(msg::DEL_RULE, "nat", "FTPALG-POST"));
         assert!(!judge(msg::NEW_ELEM, "ftpalg", "pinholes4"));
         assert!(!judge(msg::GET_GEN, "", ""));
+        assert!(!judge(msg::NEW_ELEM, "filter", "web"));
+        assert!(judge(msg::NEW_ELEM, "nat", "web"));
+        assert!(judge(msg::DEL_ELEM, "nat", "web"));
     }
 
     #[test]
@@ -170,6 +197,7 @@ mod tests {
         let mut changes = Changes {
             nft: None,
             lock: Some(watch(&path).unwrap()),
+            sets: BTreeSet::new(),
         };
         assert!(!changes.wait(Some(Duration::from_millis(10))).unwrap());
         drop(std::fs::File::open(&path).unwrap());

@@ -30,6 +30,8 @@ pub mod msg {
     pub const DEL_RULE: u16 = SUBSYSTEM | 8;
     /// Makes a set or map.
     pub const NEW_SET: u16 = SUBSYSTEM | 9;
+    /// Asks for sets and maps.
+    pub const GET_SET: u16 = SUBSYSTEM | 10;
     /// Adds elements.
     pub const NEW_ELEM: u16 = SUBSYSTEM | 12;
     /// Asks for elements.
@@ -116,8 +118,12 @@ pub mod attr {
     pub const ELEM_KEY: u16 = 1;
     /// What a map maps the key to.
     pub const ELEM_DATA: u16 = 2;
+    /// See [`super::ELEM_END`] and [`super::ELEM_REST`].
+    pub const ELEM_FLAGS: u16 = 3;
     /// Milliseconds.
     pub const ELEM_TIMEOUT: u16 = 4;
+    /// The last key of a range of concatenations.
+    pub const ELEM_KEY_END: u16 = 10;
     /// `NFTA_EXPR_*`
     pub const EXPR_NAME: u16 = 1;
     /// What the expression consists of.
@@ -143,12 +149,20 @@ pub mod attr {
 /// `NFT_TABLE_F_OWNER` (Linux 5.12): only the socket that made the table may change it, and the
 /// table goes when the socket is closed.
 pub const TABLE_OWNER: u32 = 0x2;
+/// `NFT_SET_INTERVAL`
+pub const SET_INTERVAL: u32 = 0x4;
 /// `NFT_SET_MAP`
 pub const SET_MAP: u32 = 0x8;
 /// `NFT_SET_TIMEOUT`: elements may have a timeout.
 pub const SET_TIMEOUT: u32 = 0x10;
 /// `NFT_SET_EVAL`: rules may change elements (`dynamic`).
 pub const SET_DYNAMIC: u32 = 0x20;
+/// `NFT_SET_CONCAT`: keys are concatenations, of which each part has a range of its own.
+pub const SET_CONCAT: u32 = 0x80;
+/// `NFT_SET_ELEM_INTERVAL_END`: the first key behind an interval.
+pub const ELEM_END: u32 = 0x1;
+/// `NFT_SET_ELEM_CATCHALL`: for all keys that have no element.
+pub const ELEM_REST: u32 = 0x2;
 /// Flag of a delete: fail with `EBUSY` if the object isn't empty (`NLM_F_NONREC`).
 pub const ONLY_IF_EMPTY: u16 = 0x100;
 

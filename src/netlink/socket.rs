@@ -176,12 +176,36 @@ impl Socket {
     pub fn dump<T>(
         &mut self,
         request: &Request<'_>,
-        mut read: impl FnMut(&Message<'_>) -> Option<T>,
+        read: impl FnMut(&Message<'_>) -> Option<T>,
     ) -> io::Result<Vec<T>> {
+        self.dump_some(request, usize::MAX, read)
+            .map(|(all, _)| all)
+    }
+
+    /// Like [`dump`](Self::dump), of an object any number of values, but at most `limit` of them in
+    /// all, and whether those are all. What is beyond isn't asked for.
+    ///
+    /// For sockets of [`Socket::open`], in the thread's network namespace.
+    ///
+    /// # Errors
+    /// As [`dump`](Self::dump).
+    pub fn dump_some<T, I: IntoIterator<Item = T>>(
+        &mut self,
+        request: &Request<'_>,
+        limit: usize,
+        mut read: impl FnMut(&Message<'_>) -> I,
+    ) -> io::Result<(Vec<T>, bool)> {
         for _ in 0..DUMP_ATTEMPTS {
-            if let Some(all) = self.dump_once(request, &mut read)? {
-                return Ok(all);
+            let Some(mut all) = self.dump_once(request, limit, &mut read)? else {
+                continue;
+            };
+            let complete = all.len() <= limit;
+            if !complete {
+                all.truncate(limit);
+                // The kernel still has more for this one.
+                *self = Self::open()?;
             }
+            return Ok((all, complete));
         }
         Err(io::Error::new(
             io::ErrorKind::Interrupted,
@@ -235,10 +259,12 @@ impl Socket {
         }
     }
 
-    fn dump_once<T>(
+    /// `None`: interrupted. More than `limit` values: there may be others.
+    fn dump_once<T, I: IntoIterator<Item = T>>(
         &mut self,
         request: &Request<'_>,
-        read: &mut impl FnMut(&Message<'_>) -> Option<T>,
+        limit: usize,
+        read: &mut impl FnMut(&Message<'_>) -> I,
     ) -> io::Result<Option<Vec<T>>> {
         let seq = self.send_one(request, codec::DUMP)?;
         let mut all = Vec::new();
@@ -260,6 +286,9 @@ impl Socket {
                     (codec::ERROR, None) => return Err(malformed()),
                     _ => all.extend(read(&message)),
                 }
+            }
+            if all.len() > limit {
+                return Ok(Some(all));
             }
         }
     }

@@ -15,6 +15,7 @@
 //!   Firewalls in tables of nft's own: see `native`.
 
 pub mod derive;
+mod dnat;
 pub mod host;
 pub mod kernel;
 mod native;
@@ -22,6 +23,7 @@ pub mod published;
 pub mod steering;
 pub mod template;
 
+use std::collections::BTreeSet;
 use std::io;
 
 use crate::nat::backend::Mark;
@@ -32,6 +34,7 @@ use crate::nat::xtables::tools::Tools;
 use crate::nat::xtables::{Family, Flavour};
 
 pub use derive::Derived;
+pub use dnat::SetName;
 pub use host::{At, TableStore, is_our_chain, is_ours};
 pub use kernel::KernelTables;
 pub use published::Published;
@@ -94,6 +97,19 @@ pub struct Installed {
     pub native: Vec<String>,
     /// What a person should know, a line each.
     pub notes: Vec<String>,
+}
+
+/// What [`Rules::look`] saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// What isn't in place, as [`Rules::verify`] says it.
+    pub missing: Vec<String>,
+    /// What the user's own rules publish.
+    pub published: Vec<Published>,
+    /// The sets and maps that this depends on: it is to be looked again when they change.
+    pub sets: BTreeSet<SetName>,
+    /// Whether the user's nft rules are more than are read, so that not all is known.
+    pub cut: bool,
 }
 
 /// The rules of the network namespace that the calling thread is in.
@@ -211,21 +227,29 @@ impl Rules {
         missing_in(&self.host.snapshot()?, steering)
     }
 
-    /// What isn't in place (as [`verify`](Self::verify) says it; not asked without `steering`), and
-    /// which ports the user's own rules publish.
+    /// What isn't in place (not asked without `steering`), and which ports the user's own rules
+    /// publish.
     ///
     /// # Errors
     /// If it couldn't be found out.
-    pub fn look(
-        &self,
-        steering: Option<&Steering>,
-    ) -> Result<(Vec<String>, Vec<Published>), RulesError> {
+    pub fn look(&self, steering: Option<&Steering>) -> Result<Look, RulesError> {
         let snapshot = self.host.snapshot()?;
         let missing = match steering {
             Some(steering) => missing_in(&snapshot, steering)?,
             None => Vec::new(),
         };
-        Ok((missing, published::published(&snapshot)))
+        let native = dnat::published(&snapshot).map_err(|source| RulesError::System {
+            what: "can't list the nft rules",
+            source,
+        })?;
+        let mut published = published::published(&snapshot);
+        published.extend(native.published);
+        Ok(Look {
+            missing,
+            published,
+            sets: native.sets,
+            cut: native.cut,
+        })
     }
 
     /// Whether anything of ours is in iptables-legacy; `false` if that can't be found out.

@@ -151,8 +151,8 @@ fn base_chains() -> io::Result<Option<(Socket, Vec<ChainInfo>)>> {
     Ok(Some((socket, chains)))
 }
 
-/// Whether iptables-nft shows the chain, so that our rules go there by iptables.
-fn is_iptables(snapshot: &Snapshot, chain: &ChainInfo) -> bool {
+/// Whether iptables-nft shows the chain, so that it is read and changed by iptables.
+pub(super) fn is_iptables(snapshot: &Snapshot, chain: &ChainInfo) -> bool {
     let family = match chain.family {
         2 => Family::V4,
         10 => Family::V6,

@@ -1,8 +1,10 @@
 //! What the user's own rules publish: ports of public addresses that lead to somebody already.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::derive::destination;
+use super::dnat::Span;
 use super::is_ours;
 use super::steering::Network;
 use crate::nat::ports::PortRange;
@@ -12,14 +14,14 @@ use crate::nat::xtables::snapshot::Snapshot;
 /// A rule that leads certain TCP ports of public addresses somewhere (DNAT, REDIRECT).
 ///
 /// Rules without ports (a DMZ host, 1:1 NAT) aren't among them: no port is free of those.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Published {
     /// The public addresses; `None`: any.
-    net: Option<Network>,
+    net: Option<Arc<[Span]>>,
     /// Whom it is for; `None`: everybody.
-    from: Option<Network>,
+    from: Option<Arc<[Span]>>,
     /// The public ports, both ends included.
-    ports: Vec<(u16, u16)>,
+    ports: Arc<[(u16, u16)]>,
     /// Where they lead; `None`: to this host, or somewhere that can't be told.
     to: Option<IpAddr>,
     /// The port there, where it isn't the public one.
@@ -30,7 +32,10 @@ impl Published {
     /// Whether the rule leads a connection from `from` to `to` elsewhere than to `land`.
     #[must_use]
     pub fn takes(&self, from: IpAddr, to: SocketAddr, land: SocketAddr) -> bool {
-        let covers = |net: &Option<Network>, ip| net.as_ref().is_none_or(|n| n.contains(ip));
+        let covers = |spans: &Option<Arc<[Span]>>, ip| {
+            let has = |(first, last): &Span| (*first..=*last).contains(&ip);
+            spans.as_ref().is_none_or(|spans| spans.iter().any(has))
+        };
         let (ip, port) = (to.ip(), to.port());
         let meant = covers(&self.net, ip)
             && covers(&self.from, from)
@@ -64,6 +69,23 @@ impl Published {
         })
     }
 
+    /// From what a rule says.
+    pub(super) fn new(
+        net: Option<Arc<[Span]>>,
+        from: Option<Arc<[Span]>>,
+        ports: Arc<[(u16, u16)]>,
+        to: Option<IpAddr>,
+        to_port: Option<u16>,
+    ) -> Self {
+        Self {
+            net,
+            from,
+            ports,
+            to,
+            to_port,
+        }
+    }
+
     /// Reads a rule; `None` if it publishes no certain TCP ports.
     fn read(rule: &Rule) -> Option<Self> {
         let target = rule
@@ -80,21 +102,24 @@ impl Published {
             "--destination-port",
             "--destination-ports",
         ])?;
-        let ports: Vec<_> = list.text.split(',').filter_map(range).collect();
-        let net = |names: &[&str]| plain(names).and_then(|v| v.text.parse().ok());
+        let ports = list.text.split(',').filter_map(range).collect();
+        let net = |names: &[&str]| {
+            let net: Network = plain(names)?.text.parse().ok()?;
+            Some(Arc::from([(net.addr(), net.last())]))
+        };
         let (to, to_port) = match target {
             "DNAT" => rule
                 .option(&["--to-destination"])
                 .map_or((None, None), |to| destination(to.text)),
             _ => (None, None),
         };
-        Some(Self {
-            net: net(&["-d", "--destination"]),
-            from: net(&["-s", "--source"]),
+        Some(Self::new(
+            net(&["-d", "--destination"]),
+            net(&["-s", "--source"]),
             ports,
             to,
             to_port,
-        })
+        ))
     }
 }
 
@@ -108,7 +133,7 @@ fn range(text: &str) -> Option<(u16, u16)> {
     Some((end(low, 0)?, end(high, u16::MAX)?))
 }
 
-/// All that a snapshot's rules publish; rules of ours left out.
+/// All that the rules of iptables publish; rules of ours left out.
 pub(crate) fn published(snapshot: &Snapshot) -> Vec<Published> {
     snapshot
         .views

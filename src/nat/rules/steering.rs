@@ -51,6 +51,22 @@ impl Network {
         self.addr
     }
 
+    /// The last address in it.
+    #[must_use]
+    pub fn last(&self) -> IpAddr {
+        let prefix = u32::from(self.prefix);
+        match self.addr {
+            IpAddr::V4(a) => {
+                let host = u32::MAX.checked_shr(prefix).unwrap_or(0);
+                IpAddr::from((u32::from(a) | host).to_be_bytes())
+            }
+            IpAddr::V6(a) => {
+                let host = u128::MAX.checked_shr(prefix).unwrap_or(0);
+                IpAddr::from((u128::from(a) | host).to_be_bytes())
+            }
+        }
+    }
+
     /// Its family.
     #[must_use]
     pub fn family(&self) -> Family {

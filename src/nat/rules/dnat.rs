@@ -1,0 +1,213 @@
+//! What DNAT and redirect rules publish that are written for nft itself, in tables of any name.
+//!
+//! From each base chain of type nat at the prerouting hook on, [`trace`](mod@trace) follows new
+//! connections through the rules and says which chains, sets and maps it needs to know besides:
+//! only these are asked for, until nothing more is needed. Tables that iptables-nft can show are
+//! left to `published`; ours is nobody's.
+
+mod expression;
+mod ports;
+#[cfg(test)]
+mod tests;
+mod trace;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use nix::errno::Errno;
+
+use super::is_our_chain;
+use super::native::is_iptables;
+use super::published::Published;
+use crate::nat::tables;
+use crate::nat::xtables::snapshot::Snapshot;
+use crate::netlink::nftables::{attr, msg};
+use crate::netlink::socket::{Request, Socket};
+
+use expression::{Expression, Set};
+use trace::Table;
+
+pub(crate) use ports::Span;
+
+/// The table of our own.
+const OURS: &str = "ftpalg";
+/// `NF_INET_PRE_ROUTING`
+const PREROUTING: u32 = 0;
+/// How many chains, rules and elements are read in all, and elements of one set.
+const CHAINS: usize = 1024;
+const RULES: usize = 8192;
+const ELEMENTS: usize = 65_536;
+const ELEMENTS_OF_SET: usize = 4096;
+
+/// A set or map of nf_tables.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SetName {
+    /// The family of its table, `NFPROTO_*`.
+    pub family: u8,
+    /// The name of its table.
+    pub table: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// What native rules publish.
+#[derive(Debug, Default)]
+pub(super) struct Native {
+    pub(super) published: Vec<Published>,
+    /// What it depends on besides the rules.
+    pub(super) sets: BTreeSet<SetName>,
+    /// Whether there was more than is read.
+    pub(super) cut: bool,
+}
+
+/// Reads what native rules publish; nothing on a kernel without nf_tables.
+pub(super) fn published(snapshot: &Snapshot) -> io::Result<Native> {
+    let mut native = Native::default();
+    if !tables::available() {
+        return Ok(native);
+    }
+    let mut socket = Socket::open()?;
+    let mut bases: BTreeMap<(u8, String), Vec<String>> = BTreeMap::new();
+    for chain in tables::chains_on(&mut socket)? {
+        let translates = |base: &tables::BaseChain| base.kind == "nat" && base.hook == PREROUTING;
+        if matches!(chain.family, 1 | 2 | 10)
+            && chain.base.as_ref().is_some_and(translates)
+            && chain.table != OURS
+            && !is_iptables(snapshot, &chain)
+        {
+            let of_table = bases.entry((chain.family, chain.table)).or_default();
+            of_table.push(chain.name);
+        }
+    }
+    let mut reader = Reader {
+        socket,
+        chains: CHAINS,
+        rules: RULES,
+        elements: ELEMENTS,
+        cut: false,
+    };
+    for ((family, name), bases) in bases {
+        reader.table(family, &name, &bases, &mut native)?;
+    }
+    native.cut |= reader.cut;
+    Ok(native)
+}
+
+/// Asks the kernel, as long as there is room.
+struct Reader {
+    socket: Socket,
+    /// How many are left.
+    chains: usize,
+    rules: usize,
+    elements: usize,
+    cut: bool,
+}
+
+impl Reader {
+    fn table(
+        &mut self,
+        family: u8,
+        name: &str,
+        bases: &[String],
+        native: &mut Native,
+    ) -> io::Result<()> {
+        let mut table = Table {
+            family,
+            ..Table::default()
+        };
+        // Ends: each time, there is a chain or set more that is known.
+        loop {
+            let found = trace::trace(&table, bases);
+            if found.chains.is_empty() && found.sets.is_empty() {
+                native.published.extend(found.published);
+                native.cut |= found.cut;
+                break;
+            }
+            for chain in found.chains {
+                let rules = self.rules(family, name, &chain)?;
+                table.chains.insert(chain, rules);
+            }
+            for set in found.sets {
+                let content = self.set(family, name, &set)?;
+                table.sets.insert(set, content);
+            }
+        }
+        native
+            .sets
+            .extend(table.sets.into_keys().map(|set| SetName {
+                family,
+                table: name.to_owned(),
+                name: set,
+            }));
+        Ok(())
+    }
+
+    /// The rules of a chain that lead somewhere.
+    fn rules(&mut self, family: u8, table: &str, chain: &str) -> io::Result<Vec<Vec<Expression>>> {
+        if is_our_chain(chain) {
+            return Ok(Vec::new());
+        }
+        if self.chains == 0 || self.rules == 0 {
+            self.cut = true;
+            return Ok(Vec::new());
+        }
+        let request = Request {
+            kind: msg::GET_RULE,
+            flags: 0,
+            family,
+            attrs: Box::new(move |b| {
+                b.text(attr::RULE_TABLE, table);
+                b.text(attr::RULE_CHAIN, chain);
+            }),
+        };
+        let (rules, complete) = self.socket.dump_some(&request, self.rules, |message| {
+            let is = |kind, name| message.attrs().find(kind).and_then(|a| a.text()) == Some(name);
+            // Old kernels show all chains.
+            let meant = message.family() == family
+                && is(attr::RULE_TABLE, table)
+                && is(attr::RULE_CHAIN, chain);
+            meant.then(|| expression::rule(message))
+        })?;
+        self.chains -= 1;
+        self.rules -= rules.len();
+        self.cut |= !complete;
+        Ok(rules.into_iter().flatten().collect())
+    }
+
+    /// A set or map; `None` if it can't be had.
+    fn set(&mut self, family: u8, table: &str, name: &str) -> io::Result<Option<Set>> {
+        let limit = self.elements.min(ELEMENTS_OF_SET);
+        if limit == 0 {
+            self.cut = true;
+            return Ok(None);
+        }
+        let about = |kind, table_attr, name_attr| Request {
+            kind,
+            flags: 0,
+            family,
+            attrs: Box::new(move |b| {
+                b.text(table_attr, table);
+                b.text(name_attr, name);
+            }),
+        };
+        let set = about(msg::GET_SET, attr::SET_TABLE, attr::SET_NAME);
+        let elements = about(msg::GET_ELEM, attr::ELEMS_TABLE, attr::ELEMS_SET);
+        let flags = self.socket.get(&set, expression::set_flags);
+        let content = flags.and_then(|flags| {
+            let content = self
+                .socket
+                .dump_some(&elements, limit, expression::elements)?;
+            Ok((flags, content))
+        });
+        match content {
+            Ok((flags, (elements, complete))) => {
+                self.elements -= elements.len();
+                self.cut |= !complete;
+                Ok(Some(Set::new(flags, elements, complete)))
+            }
+            // It went meanwhile: that will be told.
+            Err(e) if e.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+}
