@@ -147,6 +147,98 @@ fn ports_that_others_have_are_left_to_them() {
     }
 }
 
+/// The gateway's own `/etc/nftables.conf`.
+const NATIVE: &str = r#"
+table inet nat {
+    map hosts { type inet_service : ipv4_addr . inet_service; elements = { 50011 : 10.0.0.2 . 8000 } }
+    set web { type inet_service; flags interval; elements = { 50013-50014 } }
+    chain prerouting {
+        type nat hook prerouting priority dstnat; policy accept;
+        ip daddr 203.0.113.1 tcp dport 21 dnat to 10.0.0.2
+        dnat ip to tcp dport map @hosts
+        iifname "lo" accept
+        ip daddr 203.0.113.1 tcp dport vmap { 50012 : jump web, 50013-50020 : jump web }
+    }
+    chain web {
+        tcp dport 50012 dnat ip to 10.0.0.2:8000
+        tcp dport @web dnat ip to 10.0.0.2:8000
+    }
+}
+table ip more {
+    chain wan {
+        type nat hook prerouting priority dstnat + 5;
+        meta l4proto { tcp, udp } th dport { 50021, 50030-50039 } redirect to :8080
+    }
+}
+"#;
+
+/// Loads rules with `nft`.
+fn load(net: &Net, name: &str, rules: &str) {
+    let file = net.directory().join(name);
+    std::fs::write(&file, rules).unwrap();
+    let router = net.topology().router;
+    net.exec(router, &["nft", "-f", file.to_str().unwrap()])
+        .must();
+}
+
+#[test]
+fn ports_that_native_rules_publish_are_left_to_them() {
+    for (backend, flavour) in HOSTS {
+        let net = gateway(Policy::Accept, flavour);
+        let topology = net.topology();
+        // Also in a table named as that of iptables-nft, whose tools can't show it then.
+        let native = match flavour {
+            Flavour::Nft => NATIVE.to_owned(),
+            Flavour::Legacy => NATIVE.replace("table ip more", "table ip nat"),
+        };
+        load(&net, "native.nft", &native);
+        let ftp = listen(&net, topology.server, "10.0.0.2:21");
+        let web = listen(&net, topology.server, "10.0.0.2:8000");
+        let alg = run(&net, flavour, &["--backend", backend]);
+        let mut session = Session::new(&net, &ftp);
+        for port in [50011, 50012, 50013, 50014, 50021, 50035] {
+            let data = listen(&net, topology.server, &format!("10.0.0.2:{port}"));
+            let to = session.passive(port);
+            assert_ne!(to.port(), port, "{backend} beside {flavour:?}");
+            leads_to(&net, to, &data);
+        }
+        for port in [50011, 50012, 50013] {
+            let public = format!("203.0.113.1:{port}").parse().unwrap();
+            leads_to(&net, public, &web);
+        }
+        for port in [50010, 50015, 50040] {
+            assert_eq!(session.passive(port).port(), port);
+        }
+
+        // What is loaded, added to a set and taken away while the daemon runs.
+        let becomes = |session: &mut Session, port: u16, free: bool| {
+            let deadline = std::time::Instant::now() + LIMIT;
+            while (session.passive(port).port() == port) != free {
+                assert!(std::time::Instant::now() < deadline, "{port}");
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+        };
+        load(&net, "more.nft", "add element inet nat web { 50016 }");
+        becomes(&mut session, 50016, false);
+        load(&net, "less.nft", "delete element inet nat web { 50016 }");
+        becomes(&mut session, 50016, true);
+        load(
+            &net,
+            "rule.nft",
+            "add rule inet nat web tcp dport 50017 dnat ip to 10.0.0.2:8000",
+        );
+        becomes(&mut session, 50017, false);
+        let reload = format!(
+            "delete table inet nat\n{}",
+            NATIVE.split("table ip more").next().unwrap()
+        );
+        load(&net, "reload.nft", &reload);
+        becomes(&mut session, 50017, true);
+        assert_ne!(session.passive(50014).port(), 50014);
+        alg.stop();
+    }
+}
+
 /// Where there is no other port, a pinhole comes before the user's own DNAT: for this peer, once.
 #[test]
 fn the_only_port_is_taken_even_if_it_is_published() {
