@@ -3,6 +3,7 @@
 //! Contract: total and bounded by the message that is read. What isn't known becomes
 //! [`Expression::Other`]; a rule that can lead packets nowhere isn't kept.
 
+use super::ports::Ports;
 use crate::netlink::codec::{Attr, Attrs, Message};
 use crate::netlink::nftables::{ELEM_END, ELEM_REST, SET_CONCAT, SET_INTERVAL, attr};
 
@@ -57,8 +58,15 @@ pub(super) enum Expression {
     End,
     /// Changes the destination.
     Dnat(Dnat),
+    /// Changes it as a rule of iptables does: to an address (IPv4: its first bytes) and port.
+    Lead {
+        address: Option<[u8; 16]>,
+        port: Option<(u16, u16)>,
+    },
     /// Changes it to this host, or in a way that can't be told.
     Redirect,
+    /// Goes on for these destination ports.
+    Ports(Ports),
     /// May end the rule, and leaves the registers as they are.
     Condition,
     /// Isn't known: it may do anything to the registers.
@@ -91,7 +99,8 @@ pub(super) fn rule(message: &Message<'_>) -> Option<Vec<Expression>> {
     let list = message.attrs().find(attr::RULE_EXPRESSIONS)?;
     let all: Vec<_> = list.nested().filter_map(|one| expression(&one)).collect();
     let leads = |one: &Expression| match one {
-        Expression::Dnat(_) | Expression::Redirect | Expression::Jump(_) => true,
+        Expression::Dnat(_) | Expression::Lead { .. } | Expression::Redirect => true,
+        Expression::Jump(_) => true,
         Expression::Lookup { target, .. } => *target == Target::Verdict,
         _ => false,
     };
@@ -179,12 +188,69 @@ fn known(name: &str, parts: Attrs<'_>) -> Option<Expression> {
             })
         }
         "redir" => Expression::Redirect,
-        // Of iptables-nft, in a table that its tools can't show.
-        "target" if matches!(parts.find(1)?.text()?, "DNAT" | "REDIRECT") => Expression::Redirect,
-        "target" | "nat" | "masq" => Expression::End,
-        "match" => Expression::Condition,
+        // Of iptables-nft, in a table that its tools can't show for other rules in it.
+        "target" => match (parts.find(1)?.text()?, number(2)) {
+            ("DNAT", Some(2)) => lead(parts.find(3)?.value).unwrap_or(Expression::Redirect),
+            ("DNAT" | "REDIRECT", _) => Expression::Redirect,
+            _ => Expression::End,
+        },
+        "match" => match (parts.find(1)?.text()?, number(2)) {
+            ("multiport", Some(1)) => multiport(parts.find(3)?.value),
+            _ => Expression::Condition,
+        },
+        "nat" | "masq" => Expression::End,
         _ => return None,
     })
+}
+
+/// Decodes `struct nf_nat_range2`: flags, lowest and highest address, lowest and highest port, base.
+fn lead(range: &[u8]) -> Option<Expression> {
+    let flags = u32::from_ne_bytes(*range.first_chunk()?);
+    let address = |at: usize| range.get(at..)?.first_chunk::<16>().copied();
+    let port = |at: usize| {
+        let bytes = range.get(at..)?.first_chunk()?;
+        Some(u16::from_be_bytes(*bytes))
+    };
+    let (low, high) = (address(4)?, address(20)?);
+    let ports = (port(36)?, port(38)?);
+    let has = |flag| flags & flag != 0;
+    // NF_NAT_RANGE_PROTO_OFFSET.
+    let told = low == high && !has(NETMAP) && !has(0x20);
+    Some(Expression::Lead {
+        // NF_NAT_RANGE_MAP_IPS, NF_NAT_RANGE_PROTO_SPECIFIED.
+        address: Some(low).filter(|_| has(1) && told),
+        port: Some(ports).filter(|_| has(2)),
+    })
+}
+
+/// Decodes `struct xt_multiport_v1`: which ports, how many, 15 of them, whether each begins a range,
+/// and whether others are meant. What isn't certain ports is a condition as any other.
+fn multiport(info: &[u8]) -> Expression {
+    let decoded = || {
+        let [which, count, rest @ ..] = info else {
+            return None;
+        };
+        let (numbers, rest) = rest.split_at_checked(30)?;
+        let (begins, rest) = rest.split_at_checked(15)?;
+        if (*which, *rest.first()?) != (1, 0) {
+            return None;
+        }
+        let numbers = numbers.chunks_exact(2).filter_map(|n| n.first_chunk());
+        let mut ports = numbers
+            .map(|n| u16::from_ne_bytes(*n))
+            .zip(begins)
+            .take(usize::from(*count));
+        let mut all = Vec::new();
+        while let Some((first, begins)) = ports.next() {
+            let last = match begins {
+                0 => first,
+                _ => ports.next()?.0,
+            };
+            all.push((first, last));
+        }
+        Some(Expression::Ports(Ports::new(all)))
+    };
+    decoded().unwrap_or(Expression::Condition)
 }
 
 /// A comparison as a range of big-endian numbers.

@@ -1,4 +1,4 @@
-//! What the kernel said about a rule set (`captured.txt`), followed and mutated.
+//! What a kernel of a little-endian host said about rule sets (`captured.txt`), followed and mutated.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -285,6 +285,30 @@ fn tables_of_one_family_are_read() {
 }
 
 #[test]
+fn rules_of_iptables_that_its_tools_do_not_show_are_read() {
+    let tables = tables(&captured());
+    check(
+        &trace(&tables[&(2, "nat".to_owned())], &["PREROUTING".to_owned()]),
+        &[
+            ("203.0.113.1:6000", "10.0.0.2:80"),
+            ("203.0.0.1:6100", "10.0.0.3:6100"),
+            ("203.0.15.255:6109", "10.0.0.3:6109"),
+            ("203.0.16.1:6109", ""),
+            ("203.0.113.1:6200", "10.0.0.4:6200"),
+            ("203.0.113.1:6201", ""),
+            ("203.0.113.1:6210", "10.0.0.4:6210"),
+            ("203.0.113.1:6219", "10.0.0.4:6219"),
+            ("203.0.113.1:6220", ""),
+            ("203.0.113.1:6300", ""),
+            ("203.0.113.1:6400", ""),
+            ("203.0.113.1:6500", "*"),
+            ("203.0.113.1:6600", "*"),
+            ("203.0.113.1:6700", "10.0.0.5:6700"),
+        ],
+    );
+}
+
+#[test]
 fn what_is_needed_is_asked_for() {
     let mut all = tables(&captured());
     let table = all.get_mut(&(2, "mine".to_owned())).unwrap();
@@ -304,6 +328,27 @@ fn what_is_needed_is_asked_for() {
     assert!(third.sets.is_empty());
     assert_eq!(leads(&third, "203.0.113.1:4001"), None);
     assert!(leads(&third, "203.0.113.1:4000").is_some());
+}
+
+#[test]
+fn a_set_that_is_read_in_part_is_told_where_that_matters() {
+    let mut all = tables(&captured());
+    let table = all.get_mut(&(1, "nat".to_owned())).unwrap();
+    let base = ["pre".to_owned()];
+    for (name, cut) in [("blocked", false), ("web", true), ("hosts", true)] {
+        let set = table.sets.get_mut(name).unwrap();
+        let whole = set.clone();
+        set.as_mut().unwrap().complete = false;
+        let found = trace(table, &base);
+        assert_eq!(found.cut, cut, "{name}");
+        // Who is meant isn't known: anybody.
+        assert_eq!(
+            leads(&found, "203.0.113.1:1250").is_some(),
+            name == "blocked"
+        );
+        assert!(leads(&found, "203.0.113.1:8443").is_some());
+        table.sets.insert(name.to_owned(), whole);
+    }
 }
 
 #[test]
@@ -333,7 +378,7 @@ proptest! {
             messages[place].1 = bytes;
         }
         for (_, table) in tables(&messages) {
-            let found = trace(&table, &["pre".to_owned()]);
+            let found = trace(&table, &["pre".to_owned(), "PREROUTING".to_owned()]);
             prop_assert!(found.published.len() <= 4096);
         }
     }

@@ -234,6 +234,19 @@ impl<'a> Tracer<'a> {
                 }
                 return Vec::new();
             }
+            Expression::Ports(ports) => states.retain_mut(|state| state.kind.take_ports(ports)),
+            Expression::Lead { address, port } => {
+                for state in states {
+                    let size = if state.kind.family == Some(IPV4) {
+                        4
+                    } else {
+                        16
+                    };
+                    let address = address.and_then(|bytes| ip(bytes.get(..size)?.into(), size, 0));
+                    self.publish(state.kind.led(address, *port));
+                }
+                return Vec::new();
+            }
             Expression::Redirect => {
                 for state in states {
                     self.publish(state.kind.published(None, None));
@@ -281,7 +294,9 @@ impl<'a> Tracer<'a> {
             }
             let simple = |state: &State| {
                 let len = keys.first().map_or(0, |(first, _)| first.len());
-                state.fields(from, len).len() < 2
+                let fields = state.fields(from, len);
+                let whole = set.complete || !matches!(fields[..], [(Field::Port, ..)]);
+                fields.len() < 2 && whole
             };
             if set.rest.is_some() || (states.iter().all(simple) && !keys.is_empty()) {
                 states.retain_mut(|state| {
@@ -291,6 +306,8 @@ impl<'a> Tracer<'a> {
                 return states;
             }
         }
+        // Where the rest leads isn't known.
+        self.found.cut |= !set.complete;
         let mut all = Vec::new();
         for state in states {
             let rest = set.rest.as_ref().map(|data| (None, data));
@@ -502,20 +519,15 @@ impl State {
         let address = dnat
             .address
             .map(|(first, last)| (self.address(family, first), self.address(family, last)));
-        let mut to = match address {
+        let to = match address {
             Some((first, last)) if first == last && !dnat.netmap => first,
             _ => None,
         };
-        let mut to_port = None;
-        if let Some((first, last)) = dnat.port {
-            match (port(first), port(last)) {
-                (Some(first), Some(last)) if first == last => to_port = Some(first),
-                // Each port stays what it is.
-                (Some(first), Some(last)) if self.kind.ports.are_within(first, last) => {}
-                _ => to = None,
-            }
+        match dnat.port.map(|(first, last)| port(first).zip(port(last))) {
+            // Ports that can't be told.
+            Some(None) => self.kind.published(None, None),
+            ports => self.kind.led(to, ports.flatten()),
         }
-        self.kind.published(to, to_port.filter(|_| to.is_some()))
     }
 }
 
@@ -546,9 +558,7 @@ impl Kind {
             },
             Field::Port => {
                 let ports = ranges.iter().filter_map(|(a, b)| be16(a).zip(be16(b)));
-                self.ports = self.ports.and(&Ports::new(ports.collect()));
-                self.certain = true;
-                !self.ports.is_empty()
+                self.take_ports(&Ports::new(ports.collect()))
             }
             Field::Source | Field::Target => {
                 let size = match self.family {
@@ -579,6 +589,26 @@ impl Kind {
                 *old = Some(both.into());
                 any
             }
+        }
+    }
+
+    /// Takes those to these ports; whether there are any.
+    fn take_ports(&mut self, ports: &Ports) -> bool {
+        self.ports = self.ports.and(ports);
+        self.certain = true;
+        !self.ports.is_empty()
+    }
+
+    /// What a rule publishes that leads them to an address, if it can be told, and to one of a range
+    /// of ports.
+    fn led(&self, to: Option<IpAddr>, ports: Option<(u16, u16)>) -> Option<Published> {
+        match ports {
+            Some((first, last)) if first == last => self.published(to, Some(first)),
+            // Each port stays what it is.
+            Some((first, last)) if !self.ports.are_within(first, last) => {
+                self.published(None, None)
+            }
+            _ => self.published(to, None),
         }
     }
 
