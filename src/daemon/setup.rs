@@ -164,18 +164,13 @@ impl Steered {
 /// Binds all queues, or none.
 pub(super) fn open_queues(steering: &Steering) -> Result<Vec<NfqQueue>, OpenError> {
     let options = Options::default();
-    (0..steering.queues.count)
-        .map(|n| NfqQueue::open(steering.queues.first.saturating_add(n), &options))
-        .collect()
+    let numbers = steering.queues.numbers();
+    numbers.map(|n| NfqQueue::open(n, &options)).collect()
 }
 
 /// Waits until no packet waits for an answer, for at most `patience`.
 pub(super) fn drain(steering: &Steering, patience: Duration) {
-    let last = steering
-        .queues
-        .first
-        .saturating_add(steering.queues.count - 1);
-    let ours = steering.queues.first..=last;
+    let ours = steering.queues.numbers();
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
         let waiting = kernel::counters().map(|all| {

@@ -167,13 +167,9 @@ impl Status {
             lines.push("watching local servers and clients".into());
         }
         let ports: Vec<_> = steering.ports.iter().map(u16::to_string).collect();
-        let last = steering
-            .queues
-            .first
-            .saturating_add(steering.queues.count - 1);
-        let queues = match steering.queues.count {
-            1 => last.to_string(),
-            _ => format!("{}-{last}", steering.queues.first),
+        let queues = match steering.queues.numbers().into_inner() {
+            (one, last) if one == last => one.to_string(),
+            (first, last) => format!("{first}-{last}"),
         };
         lines.push(format!(
             "ftpalg ready: port {}, queue {queues}, backend {}, rules {}",
@@ -266,7 +262,8 @@ impl Status {
 
     fn queues(&self) -> Vec<Queue> {
         let kernel = kernel::counters().unwrap_or_default();
-        (self.steered.steering.queues.first..)
+        let numbers = self.steered.steering.queues.numbers();
+        numbers
             .zip(&self.workers)
             .map(|(queue, worker)| {
                 let counters = kernel.iter().find(|c| c.queue == queue);
