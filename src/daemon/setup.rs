@@ -303,6 +303,7 @@ fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
 /// What engines go by.
 pub(super) fn engine_config(config: &Config, advertised: &Advertised) -> engine::Config {
     engine::Config {
+        workers: config.steering.queues.count,
         policy: Arc::new(Policy {
             max_command: config.limits.command_line,
             max_reply: config.limits.reply_line,
