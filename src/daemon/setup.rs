@@ -275,28 +275,23 @@ pub(super) fn check_data_ports(config: &Config) {
 /// The backend that was chosen; by itself, nf_tables where the kernel has it, NAT included.
 fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
     let mark = config.steering.mark;
-    let nft = match config.backend {
-        BackendChoice::Auto => tables::available(),
-        BackendChoice::Nft => true,
-        BackendChoice::Iptables => false,
-    };
-    let mut iptables =
-        Iptables::new(Tools::find(), Box::new(KernelTables), mark).with_range(range(config));
-    if nft {
-        let mut nft = Nft::new(mark)?.with_range(range(config));
-        if config.backend == BackendChoice::Nft {
-            return Ok(Box::new(nft));
-        }
-        // What it makes now is made anew later, or goes with it.
-        match nft.install() {
-            Err(BackendError::Lacking(why)) => {
-                let tried = iptables.install().and_then(|()| iptables.remove());
-                tried.map_err(|e| BackendError::Lacking(format!("{why}; that fails, too: {e}")))?;
-                log::warn!("using the backend iptables: {why}");
-            }
-            _ => return Ok(Box::new(nft)),
-        }
+    let nft = || Ok::<_, BackendError>(Nft::new(mark)?.with_range(range(config)));
+    let iptables =
+        || Iptables::new(Tools::find(), Box::new(KernelTables), mark).with_range(range(config));
+    match config.backend {
+        BackendChoice::Nft => return Ok(Box::new(nft()?)),
+        BackendChoice::Auto if tables::available() => {}
+        BackendChoice::Auto | BackendChoice::Iptables => return Ok(Box::new(iptables())),
     }
+    let mut nft = nft()?;
+    // What it makes now is made anew later, or goes with it.
+    let Err(BackendError::Lacking(why)) = nft.install() else {
+        return Ok(Box::new(nft));
+    };
+    let mut iptables = iptables();
+    let tried = iptables.install().and_then(|()| iptables.remove());
+    tried.map_err(|e| BackendError::Lacking(format!("{why}; that fails, too: {e}")))?;
+    log::warn!("using the backend iptables: {why}");
     Ok(Box::new(iptables))
 }
 
