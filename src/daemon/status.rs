@@ -209,7 +209,9 @@ impl Status {
     fn report(&self) -> Report<'_> {
         let steering = &self.steered.steering;
         let missing = self.missing();
-        let pinholes = self.shared.with(|plane| plane.pinholes());
+        let (pinholes, backend, nat) = self
+            .shared
+            .with(|plane| (plane.pinholes(), plane.backend(), plane.counters()));
         let used = pinholes
             .iter()
             .filter(|p| p.state == plane::State::Used)
@@ -227,7 +229,7 @@ impl Status {
             implicit_ports: &self.config.implicit_ports,
             tls: self.config.tls.to_string(),
             tls_idle: self.config.tls_idle.as_secs(),
-            backend: self.shared.with(|plane| plane.backend()),
+            backend,
             rules: self.config.rules,
             fail: if steering.fail_open { "open" } else { "closed" },
             mark: steering.mark.bit(),
@@ -241,7 +243,7 @@ impl Status {
             data_connections: used,
             queues: self.queues(),
             counters: super::worker::sum(&self.workers),
-            nat: self.shared.with(|plane| plane.counters()),
+            nat,
             lines_lost: self.shared.output().lost(),
         }
     }
