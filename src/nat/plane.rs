@@ -115,8 +115,9 @@ impl Plane {
     /// # Errors
     /// As there.
     pub fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {
+        let now = self.now();
         self.clients
-            .admit(session, client, &self.config, &mut self.counters)
+            .admit(session, client, now, &self.config, &mut self.counters)
     }
 
     /// See [`Gateway::reserve`](crate::engine::gateway::Gateway::reserve).
