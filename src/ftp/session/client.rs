@@ -1,8 +1,8 @@
 //! What the client's lines do to a session.
 
 use super::super::command::{
-    Command, Guarded, argument, bare_verb, guarded, has_controls, is_before_login, name_of,
-    telnet_len,
+    Command, Guarded, argument, bare_verb, guarded, has_controls, is_before_login, is_long,
+    name_of, telnet_len,
 };
 use super::super::hostport::{may_be_extended, may_be_host_port, parse_extended, parse_host_port};
 use super::super::line::HEAD;
@@ -355,11 +355,6 @@ fn is_header_field(line: &[u8]) -> bool {
 /// Whether the first line of a client's may be this one.
 fn may_begin(line: &[u8], command: Command) -> bool {
     !matches!(command, Command::Unknown | Command::Blank) && printable(line)
-}
-
-/// RFC 1639's verbs are known, if not followed.
-fn is_long(verb: &[u8]) -> bool {
-    matches!(verb, b"LPRT" | b"LPSV")
 }
 
 fn printable(line: &[u8]) -> bool {
