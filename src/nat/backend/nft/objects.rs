@@ -17,7 +17,7 @@ pub(super) const TABLE: &str = "ftpalg";
 /// Names of the maps within the batch that makes them.
 const PINHOLES_ID: u32 = 1;
 const SOURCES_ID: u32 = 2;
-const MARKS_ID: u32 = 9;
+const MARKS_ID: u32 = 3;
 /// `NF_INET_*`
 const PREROUTING: u32 = 0;
 const INPUT: u32 = 1;
@@ -182,7 +182,6 @@ type RangeRule = fn(&Family, Mark, PortRange, &mut Expressions<'_>);
 /// A chain with its rules.
 pub(super) struct ChainSpec {
     pub(super) name: &'static str,
-    kind: &'static str,
     hook: u32,
     priority: i32,
     role: &'static str,
@@ -201,7 +200,6 @@ impl ChainSpec {
 pub(super) static CHAINS: [ChainSpec; 4] = [
     ChainSpec {
         name: "prerouting",
-        kind: "nat",
         hook: PREROUTING,
         priority: DNAT_PRIORITY,
         role: "ftpalg:dnat",
@@ -210,7 +208,6 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
     },
     ChainSpec {
         name: "output",
-        kind: "nat",
         hook: OUTPUT,
         priority: DNAT_PRIORITY,
         role: "ftpalg:dnat-local",
@@ -219,7 +216,6 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
     },
     ChainSpec {
         name: "postrouting",
-        kind: "nat",
         hook: POSTROUTING,
         priority: SNAT_PRIORITY,
         role: "ftpalg:snat",
@@ -228,7 +224,6 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
     },
     ChainSpec {
         name: "input",
-        kind: "nat",
         hook: INPUT,
         priority: SNAT_PRIORITY,
         role: "ftpalg:snat-local",
@@ -330,7 +325,7 @@ fn put_chain(b: &mut Builder, spec: &ChainSpec) {
     });
     // NF_ACCEPT
     b.be32(attr::CHAIN_POLICY, 1);
-    b.text(attr::CHAIN_TYPE, spec.kind);
+    b.text(attr::CHAIN_TYPE, "nat");
     b.bytes(attr::CHAIN_USERDATA, &comment(0, spec.role));
 }
 

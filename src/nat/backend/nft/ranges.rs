@@ -43,11 +43,11 @@ impl Map {
         }
     }
 
-    /// Its name within the batch that makes it: 1 and 2 are those of the pinholes.
+    /// Its name within the batch that makes it: 1 to 3 are those of the pinholes.
     const fn id(self) -> u32 {
         match self {
-            Self::Targets => 3,
-            Self::Sources => 4,
+            Self::Targets => 4,
+            Self::Sources => 5,
         }
     }
 
