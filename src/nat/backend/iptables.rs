@@ -24,8 +24,9 @@ use super::{Backend, BackendError, Closing, Mark};
 use crate::nat::pinhole::{Key, Pinhole, RangeHole, RangeKey};
 use crate::nat::ports::PortRange;
 use crate::nat::rules::host::{Host, holds, missing};
-use crate::nat::rules::{At, RulesError, TableStore, flavours, is_ours};
+use crate::nat::rules::{At, RulesError, TableStore, flavours, is_ours, ours};
 use crate::nat::xtables::save::{Ruleset, Table};
+use crate::nat::xtables::snapshot::Snapshot;
 use crate::nat::xtables::tools::{Tool, Tools};
 use crate::nat::xtables::{Family, Flavour};
 
@@ -163,7 +164,7 @@ impl Iptables {
                     }),
             );
         }
-        self.clear(&planned)?;
+        self.clear(&snapshot, &planned)?;
         for at in planned {
             if snapshot.is_hidden(at.family, at.flavour, "nat") {
                 let why = format!("{at}: it holds rules written for nft: use --backend nft");
@@ -188,11 +189,16 @@ impl Iptables {
         Ok(())
     }
 
-    /// Removes what is ours from all `nat` tables but these.
-    fn clear(&mut self, but: &[At]) -> Result<(), RulesError> {
+    /// Removes what is ours from all `nat` tables.
+    fn clear_all(&mut self) -> Result<(), RulesError> {
         let snapshot = self.host.snapshot()?;
-        let mut failed = self.host.out_of_reach(&snapshot, &["nat"]).err();
-        for (at, table) in crate::nat::rules::ours(&snapshot, &["nat"]) {
+        self.clear(&snapshot, &[])
+    }
+
+    /// Removes what is ours from all `nat` tables but these.
+    fn clear(&mut self, snapshot: &Snapshot, but: &[At]) -> Result<(), RulesError> {
+        let mut failed = self.host.out_of_reach(snapshot, &["nat"]).err();
+        for (at, table) in ours(snapshot, &["nat"]) {
             if !but.contains(&at)
                 && let Err(e) = self.host.clear(&at, table)
             {
@@ -200,7 +206,7 @@ impl Iptables {
             }
         }
         if but.is_empty() {
-            self.host.clear_made(&snapshot, &["nat"]);
+            self.host.clear_made(snapshot, &["nat"]);
         }
         failed.map_or(Ok(()), Err)
     }
@@ -215,7 +221,7 @@ impl Backend for Iptables {
         self.forget();
         if let Err(e) = self.install_all() {
             self.planes.clear();
-            if let Err(again) = self.clear(&[]) {
+            if let Err(again) = self.clear_all() {
                 log::warn!("rules that could not be removed again: {again}");
             }
             return Err(e.into());
@@ -345,7 +351,7 @@ impl Backend for Iptables {
 
     fn remove(&mut self) -> Result<(), BackendError> {
         self.forget();
-        Ok(self.clear(&[])?)
+        Ok(self.clear_all()?)
     }
 
     fn verify(&mut self) -> Result<bool, BackendError> {
