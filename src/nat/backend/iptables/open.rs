@@ -93,9 +93,11 @@ impl<K: HoleKey> Open<K> {
         let new = into.as_ref().map_or(&[][..], |(_, lines)| lines);
         let text = transaction(&old, new, first);
         let mut done = nat.restore(&text);
-        // iptables-nft says "before the rule that is the first now": it may be gone by then.
-        for _ in 0..if first { ATTEMPTS } else { 0 } {
-            done = done.or_else(|_| nat.restore(&text));
+        if first {
+            // iptables-nft says "before the rule that is the first now": it may be gone by then.
+            for _ in 0..ATTEMPTS {
+                done = done.or_else(|_| nat.restore(&text));
+            }
         }
         if done.is_err() && old.is_empty() {
             return done;
