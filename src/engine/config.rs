@@ -71,6 +71,11 @@ pub struct Advertise {
 }
 
 impl Config {
+    /// How many further names of flows, and of connections that others handle, are remembered.
+    pub(super) fn max_names(&self) -> usize {
+        self.max_flows.saturating_mul(2)
+    }
+
     /// The address to announce for `inside`, if one is configured.
     #[must_use]
     pub fn advertised(&self, inside: IpAddr) -> Option<IpAddr> {

@@ -94,6 +94,14 @@ impl Endpoints {
             },
         }
     }
+
+    /// The tuple of what the inside end sends.
+    fn outward(&self) -> Tuple {
+        Tuple {
+            src: self.inside,
+            dst: self.outside,
+        }
+    }
 }
 
 /// How often a full table is searched for connections that may go.
@@ -268,7 +276,7 @@ impl Engine {
 
     /// Passes the packets between these ends: the connection is edited at its other end.
     fn pass_elsewhere(&mut self, names: &[Endpoints], now: Duration) {
-        let max = self.config.max_flows.saturating_mul(2);
+        let max = self.config.max_names();
         for ends in names {
             let elsewhere = Meaning::Elsewhere { seen: now };
             self.names.insert(*ends, elsewhere, max);
@@ -346,8 +354,7 @@ impl Engine {
             // The same client port towards another address, some time ago.
             self.replace(&ingress, gateway);
             let flow = Meaning::Flow(ends);
-            let max = self.config.max_flows.saturating_mul(2);
-            self.names.insert(ingress, flow, max);
+            self.names.insert(ingress, flow, self.config.max_names());
         }
         self.names.remove(&ends);
         let mut cx = Context {
@@ -538,15 +545,10 @@ fn is_translation(gateway: &mut dyn Gateway, ends: Endpoints, ingress: Endpoints
     let Ok(entry) = gateway.conntrack(ends.inside, ends.outside) else {
         return false;
     };
-    let here = |t: &Tuple| t.src == ends.inside && t.dst == ends.outside;
-    let peer = if here(&entry.original) {
-        entry.reply.src
-    } else if here(&entry.reply) {
-        entry.original.src
-    } else {
-        return false;
-    };
-    ingress.inside == ends.inside && ingress.outside == peer
+    let directions = entry.from_sender(ends.outward());
+    directions.is_some_and(|(_, inward)| {
+        ingress.inside == ends.inside && ingress.outside == inward.src
+    })
 }
 
 fn pass(counter: &mut u64) -> Verdict<'static> {
