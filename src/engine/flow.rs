@@ -18,6 +18,7 @@ use super::{Endpoints, Side};
 use crate::ftp::session::Session;
 use crate::stream::{Emit, Half, Intake, Seq};
 use crate::wire::{Flags, Segment};
+pub(super) use dialogue::Unread;
 
 /// What the handshake said about one end.
 #[derive(Clone, Copy, Debug)]
@@ -357,11 +358,10 @@ impl Flow {
                 let rest = if fin { forward.pending().len() } else { 0 };
                 let passed = forward.pass(rest, &cx.config.limits);
                 if inspected.and(passed).is_err() {
-                    cx.stats.limit_reached = cx.stats.limit_reached.saturating_add(1);
                     self.reach_limit(side, cx);
                 }
             }
-            Intake::Missed => self.end_inspection("missed", cx),
+            Intake::Missed => self.end_inspection(Unread::Missed, cx),
             Intake::Old | Intake::Opaque => {}
         }
         self.give_up_waiting(side, cx);

@@ -546,9 +546,8 @@ fn is_translation(gateway: &mut dyn Gateway, ends: Endpoints, ingress: Endpoints
         return false;
     };
     let directions = entry.from_sender(ends.outward());
-    directions.is_some_and(|(_, inward)| {
-        ingress.inside == ends.inside && ingress.outside == inward.src
-    })
+    directions
+        .is_some_and(|(_, inward)| ingress.inside == ends.inside && ingress.outside == inward.src)
 }
 
 fn pass(counter: &mut u64) -> Verdict<'static> {
