@@ -68,7 +68,7 @@ impl Flow {
         cx: &mut Context<'_>,
     ) -> Result<(), Overflow> {
         let peer = self.peer(side);
-        let limits = cx.config.limits;
+        let limits = cx.limits(peer);
         let counted = self.session.counts();
         loop {
             let pending = pending(&self.halves, side);
@@ -154,7 +154,7 @@ impl Flow {
         cx: &mut Context<'_>,
     ) -> Result<(), Overflow> {
         let peer = self.peer(side);
-        let limits = cx.config.limits;
+        let limits = cx.limits(peer);
         let Address {
             at,
             len,
@@ -328,7 +328,7 @@ impl Flow {
     /// What waits of the client's goes on as something else: it may be the beginning of what is
     /// refused.
     fn refuse_waiting(&mut self, side: Side, cx: &mut Context<'_>) -> Result<(), Overflow> {
-        let limits = cx.config.limits;
+        let limits = cx.limits(self.peer(side));
         let step = self.session.give_up(pending(&self.halves, side));
         let [forward, _] = self.both(side);
         match step {
