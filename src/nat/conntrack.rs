@@ -43,6 +43,21 @@ pub struct Entry {
     pub mark: u32,
 }
 
+impl Entry {
+    /// The direction in which packets with this tuple go, and the opposite one; `None` if neither
+    /// direction has it.
+    #[must_use]
+    pub fn from_sender(&self, tuple: Tuple) -> Option<(Tuple, Tuple)> {
+        if self.original == tuple {
+            Some((self.original, self.reply))
+        } else if self.reply == tuple {
+            Some((self.reply, self.original))
+        } else {
+            None
+        }
+    }
+}
+
 /// Something that happened to a TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConntrackEvent {

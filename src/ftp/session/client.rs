@@ -7,7 +7,8 @@ use super::super::command::{
 use super::super::hostport::{may_be_extended, may_be_host_port, parse_extended, parse_host_port};
 use super::super::line::HEAD;
 use super::{
-    Active, Announcement, Form, Over, Refusal, Session, Step, User, count, first_line, length,
+    Active, Address, Announcement, Form, Over, Refusal, Session, Step, User, count, first_line,
+    length,
 };
 use crate::engine::gateway::Mode;
 
@@ -240,7 +241,7 @@ impl Session {
         }
         self.client.goes(piece.get(..start).unwrap_or_default());
         self.client.settle();
-        Ok(Some(Step::Address {
+        Ok(Some(Step::Address(Address {
             at: start,
             len: argument.len(),
             announcement,
@@ -248,7 +249,7 @@ impl Session {
                 at: verb_end,
                 with: replacement(line.get(verb_end..).unwrap_or_default(), 1),
             }),
-        }))
+        })))
     }
 
     /// Refuses a line: from `at` on, where `letters` of its verb (or more) are left, nothing of it
