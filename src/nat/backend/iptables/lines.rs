@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
+
+use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
 use crate::nat::backend::Mark;
 use crate::nat::xtables::save::{Rule, Ruleset};
 
 /// iptables' own limit for `--datestop`, 2038-01-19T03:14:07Z: later deadlines are left to us.
-const MAX_STAMP: u64 = i32::MAX as u64;
+const MAX_STAMP: i64 = i32::MAX as i64;
 
 /// A rule of a hole: its chain and its spec.
 pub(super) type Line = (&'static str, String);
@@ -118,39 +120,22 @@ pub(super) fn verb_lines<'a>(verb: &str, lines: impl IntoIterator<Item = &'a Lin
 /// The moment `timeout` from now in UTC, rounded up to a second, as `--datestop` takes it; `None`
 /// if it can't be written there.
 pub(super) fn deadline(timeout: Duration) -> Option<String> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-    let end = now.checked_add(timeout)?;
-    let stamp = end
-        .as_secs()
-        .checked_add(u64::from(end.subsec_nanos() > 0))?;
-    (stamp < MAX_STAMP).then(|| date(stamp))
+    let end = Timestamp::now()
+        .checked_add(timeout)
+        .and_then(|end| {
+            end.round(
+                TimestampRound::new()
+                    .smallest(Unit::Second)
+                    .mode(RoundMode::Ceil),
+            )
+        })
+        .ok()
+        .filter(|end| end.as_second() < MAX_STAMP)?;
+    Some(date(end))
 }
 
-/// Seconds since 1970 as `YYYY-MM-DDThh:mm:ss`.
-fn date(stamp: u64) -> String {
-    let (mut days, seconds) = (stamp / 86_400, stamp % 86_400);
-    let leap = |y: u64| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
-    let mut year = 1970;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(leap(year));
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    format!(
-        "{year:04}-{month:02}-{:02}T{:02}:{:02}:{:02}",
-        days + 1,
-        seconds / 3600,
-        seconds / 60 % 60,
-        seconds % 60
-    )
+fn date(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S").to_string()
 }
 
 #[cfg(test)]
@@ -162,11 +147,9 @@ mod tests {
 
     #[test]
     fn dates() {
+        let date = |stamp| date(Timestamp::from_second(stamp).unwrap());
         assert_eq!(date(0), "1970-01-01T00:00:00");
-        assert_eq!(date(951_782_399), "2000-02-28T23:59:59");
         assert_eq!(date(951_782_400), "2000-02-29T00:00:00");
-        assert_eq!(date(1_735_689_599), "2024-12-31T23:59:59");
-        assert_eq!(date(1_772_323_200), "2026-03-01T00:00:00");
         assert_eq!(date(2_147_483_647), "2038-01-19T03:14:07");
         assert_eq!(deadline(Duration::MAX), None);
         assert_eq!(deadline(Duration::from_secs(1 << 40)), None);
