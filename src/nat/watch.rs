@@ -134,6 +134,7 @@ fn watch(path: &Path) -> io::Result<Inotify> {
 
 /// Whether a notification may be about something of ours or in our way. Pinholes come and go all
 /// the time: elements of other sets than these and rules in our own chains of pinholes don't count.
+/// (Those of ranges do: they stay for long.)
 fn matters(message: &Message<'_>, sets: &BTreeSet<SetName>) -> bool {
     let text = |kind| message.attrs().find(kind).and_then(|attr| attr.text());
     match message.kind {
