@@ -6,8 +6,10 @@
 //! left to `published`; ours is nobody's.
 
 mod expression;
+mod packet;
 mod ports;
-#[cfg(all(test, target_endian = "little"))]
+#[cfg(test)]
+#[cfg(target_endian = "little")]
 mod tests;
 mod trace;
 
