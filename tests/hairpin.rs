@@ -72,13 +72,11 @@ fn network(v4: &[&str], ports: &[u16], arguments: &[&'static str]) -> Case {
                 ("y", "e0", &["10.0.3.2/24"]),
             ),
         ],
-        vec![Station {
-            host: "r",
-            v4: drop_by_default(&["FORWARD", "INPUT", "OUTPUT"], ports) + &nat(v4),
-            v6: String::new(),
-            arguments: arguments.to_vec(),
-            wrapper: Vec::new(),
-        }],
+        vec![Station::new(
+            "r",
+            drop_by_default(&["FORWARD", "INPUT", "OUTPUT"], ports) + &nat(v4),
+            arguments,
+        )],
     )
 }
 

@@ -5,12 +5,11 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::client::{Client, Done, Job, Mode};
+use super::client::{Client, Done, Job, Mode, each_of, limits};
 use super::net::Net;
 use super::process::{Process, run};
 use super::report;
@@ -18,12 +17,6 @@ use super::rules::{self, Flavour};
 use super::scenario::greeting;
 use super::server::{Config, Kind, Server, content};
 use super::topology::{End, Host, Link, Shape, Topology};
-
-/// The limit for one client that is expected to do its work.
-const WORKS: Duration = Duration::from_secs(20);
-
-/// How long a client that is expected to fail may try, before that counts as its failure.
-const FAILS: Duration = Duration::from_millis(2500);
 
 /// How long `ftpalg` may take to start, to stop and to answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -320,37 +313,20 @@ impl Case {
     ) -> Vec<(Result<Done, String>, Duration)> {
         let upload = content(3, 50_021);
         let pairs: Vec<_> = self.pairs().collect();
-        let next = Mutex::new(pairs.iter().enumerate());
-        let results = Mutex::new(vec![None; pairs.len()]);
-        std::thread::scope(|scope| {
-            for _ in 0..at_once.min(pairs.len()) {
-                scope.spawn(|| {
-                    while let Some((index, &(part, client))) = { next.lock().unwrap().next() } {
-                        let works = works(part, client);
-                        let place = (part.server, part.listen);
-                        let server = servers.iter().find(|(there, _)| *there == place);
-                        let job = Job {
-                            net: &self.cast(net, part),
-                            dial: part.dial,
-                            server: &server.expect("it was started").1,
-                            downloads: vec![Server::SMALL, Server::SECOND],
-                            upload: &upload,
-                            limit: if works { WORKS } else { FAILS },
-                            patience: if works {
-                                WORKS / 2
-                            } else {
-                                Duration::from_secs(1)
-                            },
-                        };
-                        let start = Instant::now();
-                        let result = client.run(&job);
-                        results.lock().unwrap()[index] = Some((result, start.elapsed()));
-                    }
-                });
-            }
-        });
-        let results = results.into_inner().unwrap();
-        results.into_iter().map(|r| r.expect("it ran")).collect()
+        each_of(&pairs, at_once, |&(part, client)| {
+            let place = (part.server, part.listen);
+            let server = servers.iter().find(|(there, _)| *there == place);
+            let (limit, patience) = limits(works(part, client));
+            client.run(&Job {
+                net: &self.cast(net, part),
+                dial: part.dial,
+                server: &server.expect("it was started").1,
+                downloads: vec![Server::SMALL, Server::SECOND],
+                upload: &upload,
+                limit,
+                patience,
+            })
+        })
     }
 
     fn pairs(&self) -> impl Iterator<Item = (&Part, Client)> {
@@ -412,6 +388,17 @@ impl Case {
 }
 
 impl Station {
+    /// One with rules for IPv4 alone, in the host's namespace.
+    pub fn new(host: &'static str, v4: String, arguments: &[&'static str]) -> Self {
+        Self {
+            host,
+            v4,
+            v6: String::new(),
+            arguments: arguments.to_vec(),
+            wrapper: Vec::new(),
+        }
+    }
+
     /// Starts `ftpalg`, if it is to run here; returns when it is in place.
     ///
     /// # Panics
