@@ -132,6 +132,8 @@ pub struct Done {
     pub downloads: usize,
     /// Files uploaded.
     pub uploads: usize,
+    /// Whether it took another session, as the first one met with [`NO_ADDRESS`].
+    pub again: bool,
 }
 
 impl Client {
@@ -198,7 +200,11 @@ impl Client {
         let start = Instant::now();
         match self.run_once(job) {
             Err(said) if said.contains(NO_ADDRESS) && start.elapsed() < SERVER_PATIENCE => {
-                self.run_once(job)
+                let done = self.run_once(job)?;
+                Ok(Done {
+                    again: true,
+                    ..done
+                })
             }
             result => result,
         }
@@ -356,11 +362,14 @@ impl Run<'_> {
 
     fn tnftp(&self) -> Result<Done, String> {
         let extended = matches!(self.client, Client::TnftpEpsv | Client::TnftpEprt);
-        let mut script = format!("user {} {}\nbinary\n", self.login.user, self.login.password);
+        const LISTED: &str = "Verbose mode off";
+        let Login { user, password } = self.login;
+        // Progress meters stay off, replies are shown.
+        let mut script = format!("verbose on\nuser {user} {password}\nbinary\n");
         if !extended {
             script += "epsv4\n";
         }
-        script += "ls\n";
+        script += "ls\nverbose off\nverbose on\n";
         for file in &self.job.downloads {
             script += &format!("get {file}\n");
         }
@@ -373,7 +382,9 @@ impl Run<'_> {
         command.arg(self.job.dial.ip().to_string());
         command.arg(self.job.dial.port().to_string());
         let finished = self.finish(Process::spawn_with_input(command, &script))?;
-        self.compare(&finished.stdout, &finished.log, true)
+        // What is said of downloads names the files, too.
+        let (listing, _) = finished.stdout.split_once(LISTED).unwrap_or_default();
+        self.compare(listing, &finished.log, true)
     }
 
     /// Three programs: a session for the listing, one for the downloads, one for the upload.
@@ -477,6 +488,7 @@ ftp.quit()
             listed: true,
             downloads: self.job.downloads.len(),
             uploads: usize::from(uploads),
+            again: false,
         })
     }
 }

@@ -101,6 +101,8 @@ pub struct Outcome {
     pub backend: &'static str,
     /// What `ftpalg` printed, by station.
     pub logs: Vec<String>,
+    /// How many clients needed a second session, for a reason of the server's.
+    pub again: usize,
     /// `ftpalg status --json` before it was stopped, by station.
     pub status: Vec<serde_json::Value>,
 }
@@ -262,7 +264,9 @@ impl Case {
             }
         }
         let mut cells = Vec::new();
+        let mut again = 0;
         for ((part, client), (result, took)) in self.pairs().zip(results) {
+            again += usize::from(matches!(&result, Ok(done) if done.again));
             cells.push(match result {
                 Ok(_) => format!("right, {} ms", took.as_millis()),
                 Err(why) => {
@@ -282,6 +286,7 @@ impl Case {
         let outcome = Outcome {
             backend,
             logs,
+            again,
             status,
         };
         (outcome, cells)
