@@ -16,7 +16,7 @@ use lab::server::{Config, Kind, Server};
 
 /// How long it may take until all is back. Where the lock of the legacy tools is seen, all of them
 /// come back at once; without it, legacy rules are looked at every 5 s.
-const BACK: Duration = Duration::from_secs(3);
+const BACK: Duration = Duration::from_secs(4);
 /// As long as Linux delays an acknowledgement at most, and some.
 ///
 /// While the nat chains are gone, nothing translates the control connection: the gateway itself

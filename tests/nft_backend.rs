@@ -553,8 +553,9 @@ fn emptied_chains_and_tables_are_listed_and_deleted() {
     });
 }
 
+/// Prints how long that takes: `cargo test --test nft_backend thousands -- --nocapture`.
 #[test]
-fn an_exchange_with_the_kernel_is_quick() {
+fn thousands_of_holes_come_and_go() {
     const ROUNDS: u32 = 5_000;
     let lab = Lab::new();
     let mut nft = lab.nft();
@@ -581,7 +582,7 @@ fn an_exchange_with_the_kernel_is_quick() {
             nft.close(&hole).unwrap();
         }
         println!("close: {:?}", per_round(start));
-        assert!(per_round(start) < Duration::from_millis(1));
+        assert!(nft.verify().unwrap());
     }
     // One public port for everybody: the same key again and again, faster than the kernel's sweep.
     let same = hole(from, to, land, Some(as_source));
@@ -603,6 +604,5 @@ fn an_exchange_with_the_kernel_is_quick() {
         conntrack.lookup(src, dst).unwrap().unwrap();
     }
     println!("conntrack get: {:?}", per_round(start));
-    assert!(per_round(start) < Duration::from_millis(1));
     drop(listener);
 }

@@ -15,6 +15,8 @@ use std::time::Duration;
 
 use ftpalg::nat::backend::iptables::Iptables;
 use ftpalg::nat::backend::{Backend, Mark};
+use ftpalg::nat::pinhole::RangeHole;
+use ftpalg::nat::ports::PortRange;
 use ftpalg::nat::rules::{Installed, KernelTables, Queues, Rules, Steering, print};
 use ftpalg::nat::xtables::tools::Tools;
 use ftpalg::nat::xtables::{Family, Flavour};
@@ -981,10 +983,7 @@ fn holes_survive_what_others_remove_from_our_chains() {
         let listener = listen(&lab.server, "10.0.0.2:40001");
         let _client = lab.connect("203.0.113.1:50002", ACCEPTED).expect("open");
         listener.accept().unwrap();
-        lab.gateway.sh(&format!(
-            "for c in PREROUTING OUTPUT INPUT POSTROUTING FTPALG-PRE FTPALG-POST; do iptables-{flavour} -t nat -F $c; done
-             iptables-{flavour} -t nat -X; iptables-{flavour} -t nat -A POSTROUTING -p tcp --dport 1 -j MASQUERADE"
-        ));
+        flush_nat(lab, flavour);
         lab.gateway.within(|| {
             backend.close(&two).unwrap();
             assert!(
@@ -994,6 +993,56 @@ fn holes_survive_what_others_remove_from_our_chains() {
             assert!(!backend.verify().unwrap());
             backend.install().unwrap();
             backend.open(&one, MINUTE).unwrap();
+            assert!(backend.verify().unwrap());
+        });
+    });
+}
+
+/// Removes all rules and chains of the table, but one rule keeps the table itself.
+fn flush_nat(lab: &Lab, flavour: Flavour) {
+    lab.gateway.sh(&format!(
+        "for c in $(iptables-{flavour}-save -t nat | sed -n 's/^:\\([^ ]*\\).*/\\1/p'); do iptables-{flavour} -t nat -F $c; done
+         iptables-{flavour} -t nat -X; iptables-{flavour} -t nat -A POSTROUTING -p tcp --dport 1 -j MASQUERADE"
+    ));
+}
+
+#[test]
+fn ranges_survive_what_others_remove_from_our_chains() {
+    for_each_flavour(|lab, flavour| {
+        let range = PortRange::new(50001, 50009).unwrap();
+        let mut backend = backend().with_range(Some(range));
+        let of = |client: &str| RangeHole {
+            from: client.parse().unwrap(),
+            to: "203.0.113.1".parse().unwrap(),
+            land: "10.0.0.2".parse().unwrap(),
+            as_source: None,
+        };
+        let (one, two) = (of("203.0.113.10"), of("203.0.113.11"));
+        lab.gateway.within(|| {
+            backend.install().unwrap();
+            backend.open_range(&one, MINUTE).unwrap();
+            backend.open_range(&two, MINUTE).unwrap();
+        });
+        lab.gateway
+            .sh(&format!("iptables-{flavour} -t nat -F FTPALG-RANGE-PRE"));
+        lab.gateway.within(|| {
+            assert!(!backend.verify().unwrap());
+            backend.open_range(&two, MINUTE).unwrap();
+            assert!(backend.verify().unwrap(), "{flavour}: the other is back");
+        });
+        let listener = listen(&lab.server, "10.0.0.2:50003");
+        let _client = lab.connect("203.0.113.1:50003", ACCEPTED).expect("open");
+        listener.accept().unwrap();
+        flush_nat(lab, flavour);
+        lab.gateway.within(|| {
+            backend.close_range(&one).unwrap();
+            assert!(
+                backend.open_range(&two, MINUTE).is_err(),
+                "{flavour}: its chains are gone"
+            );
+            assert!(!backend.verify().unwrap());
+            backend.install().unwrap();
+            backend.open_range(&two, MINUTE).unwrap();
             assert!(backend.verify().unwrap());
         });
     });

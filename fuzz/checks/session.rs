@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ftpalg::ftp::hostport::encode;
 use ftpalg::ftp::policy::{Policy, Strict};
-use ftpalg::ftp::session::{Form, Outcome, Peer, Session, Step};
+use ftpalg::ftp::session::{Address, Form, Outcome, Peer, Session, Step};
 
 use super::Bytes;
 
@@ -68,12 +68,12 @@ impl Talk {
                     );
                     return;
                 }
-                Step::Address {
+                Step::Address(Address {
                     at,
                     len,
                     announcement,
                     refusal,
-                } => {
+                }) => {
                     if let Some(refusal) = refusal {
                         assert_eq!(refusal.at + refusal.with.len(), at + len);
                     }
@@ -115,7 +115,7 @@ impl Talk {
             }
             // `at` depends on how much has gone out already, not on what is said.
             let said = match step {
-                Step::Address { announcement, .. } => format!("{announcement:?}"),
+                Step::Address(Address { announcement, .. }) => format!("{announcement:?}"),
                 Step::Refuse { verb, why, .. } => format!("{verb} {why}"),
                 other => format!("{other:?}"),
             };

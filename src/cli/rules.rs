@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::settings::Settings;
 use super::{Failure, print};
 use crate::daemon::control::{self, AskError, Request};
-use crate::nat::rules::{self, EXAMPLES, Inside, KernelTables, Rules, Steering};
+use crate::nat::rules::{self, EXAMPLES, KernelTables, Rules, Steering};
 use crate::nat::xtables::Family;
 use crate::nat::xtables::tools::Tools;
 
@@ -60,11 +60,6 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
             nobody_else_manages()?;
             let mut rules = host()?;
             let steering = steering(*settings, Some(&rules))?;
-            steering
-                .inside
-                .iter()
-                .try_for_each(Inside::check)
-                .map_err(Failure::usage)?;
             let installed = rules.install(&steering).map_err(Failure::usage)?;
             for place in installed.places {
                 print(&format!("installed in {place}\n"))?;

@@ -3,6 +3,7 @@
 //! One structure is both: a key in the file (TOML) is a flag's name. A flag on the command line
 //! wins over the file; a flag that can be repeated replaces the file's whole list.
 
+mod file;
 mod limits;
 mod session;
 
@@ -14,7 +15,6 @@ use std::{fs, io};
 
 use clap::Args;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 
 use crate::daemon::config::{self, Advertise, BackendChoice, Config, RulesMode, Tls};
 use crate::ftp::policy::Policy;
@@ -34,13 +34,13 @@ const DEFAULT_QUEUE: u16 = 2121;
 const MAX_QUEUES: u16 = 64;
 /// How long a pinhole waits, in seconds, where nothing is given.
 const DEFAULT_DEADLINE: u64 = 60;
+/// The longest that it can wait, in seconds.
+const MAX_DEADLINE: u64 = 3600;
 /// How long a range stays open while nothing comes from its client, in seconds, where nothing is
 /// given.
 const DEFAULT_TLS_IDLE: u64 = 300;
 /// The longest that it can do so, in seconds: a day.
 const MAX_TLS_IDLE: u64 = 86_400;
-/// The longest that it can wait, in seconds.
-const MAX_DEADLINE: u64 = 3600;
 /// The largest configuration file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
@@ -51,7 +51,7 @@ pub(crate) struct Settings {
     /// The private side: an interface, or the network behind one. May be repeated
     /// [default, without --local: what the host's DNAT and MASQUERADE rules tell]
     #[arg(long, value_name = "IFACE|CIDR")]
-    #[serde(deserialize_with = "many")]
+    #[serde(deserialize_with = "file::many")]
     inside: Vec<Inside>,
 
     /// Serve FTP servers and clients on this host itself, too [default: no]
@@ -60,7 +60,7 @@ pub(crate) struct Settings {
 
     /// A control port, as the inside sees it. May be repeated [default: 21]
     #[arg(long, value_name = "PORT", value_parser = config::port)]
-    #[serde(deserialize_with = "ports")]
+    #[serde(deserialize_with = "file::ports")]
     port: Vec<u16>,
 
     /// Read these settings from a file first: TOML, its keys are the names of these flags
@@ -72,48 +72,48 @@ pub(crate) struct Settings {
     /// Announce this address (or host name), where NAT further out hides it; with INSIDE= only for
     /// endpoints with that address. May be repeated [default: the address that conntrack knows]
     #[arg(long, value_name = "[INSIDE=]PUBLIC")]
-    #[serde(deserialize_with = "many")]
+    #[serde(deserialize_with = "file::many")]
     advertise: Vec<Advertise>,
 
     /// The public ports of data connections to published servers [default: those that the
     /// servers announce]
     #[arg(long, value_name = "A-B")]
-    #[serde(deserialize_with = "one")]
+    #[serde(deserialize_with = "file::one")]
     data_ports: Option<PortRange>,
 
     /// What opens the ports of data connections: auto, nft, iptables [default: auto]
     #[arg(long, value_name = "BACKEND")]
-    #[serde(deserialize_with = "one")]
+    #[serde(deserialize_with = "file::one")]
     backend: Option<BackendChoice>,
 
     /// Who puts the steering rules into place: manage (ftpalg does, while it runs) or external
     /// (you do: see `ftpalg rules print`) [default: manage]
     #[arg(long, value_name = "WHO")]
-    #[serde(deserialize_with = "one")]
+    #[serde(deserialize_with = "file::one")]
     rules: Option<RulesMode>,
 
     /// What happens to control packets while they can't be looked at: closed (they are dropped)
     /// or open (they pass) [default: closed]
     #[arg(long, value_name = "closed|open")]
-    #[serde(deserialize_with = "one")]
+    #[serde(deserialize_with = "file::one")]
     fail: Option<Fail>,
 
     /// What happens to sessions that turn to TLS: pass, deny, or range:A-B (pass, and open these
     /// ports of the server to their client, for as long as they live) [default: pass]
     #[arg(long, value_name = "MODE")]
-    #[serde(deserialize_with = "one")]
+    #[serde(deserialize_with = "file::one")]
     tls: Option<Tls>,
 
     /// How many seconds the range of --tls range:A-B stays open while nothing comes from the
     /// client: 1 to 86400. It opens again with the client's next command [default: 300]
     #[arg(long, value_name = "SECS", value_parser = number::<u64>)]
-    #[serde(deserialize_with = "one")]
+    #[serde(deserialize_with = "file::one")]
     tls_idle: Option<u64>,
 
     /// A control port on which TLS is spoken from the first byte (implicit FTPS), as the inside
     /// sees it. May be repeated [default: none]
     #[arg(long, value_name = "PORT", value_parser = config::port)]
-    #[serde(deserialize_with = "ports")]
+    #[serde(deserialize_with = "file::ports")]
     implicit_port: Vec<u16>,
 
     /// Refuse what isn't strictly FTP: everything, or by these rules: order, unknown-verbs,
@@ -130,13 +130,13 @@ pub(crate) struct Settings {
     /// A network whose addresses a client may name in PORT and EPRT besides its own (for transfers
     /// between two servers). May be repeated [default: none]
     #[arg(long, value_name = "CIDR")]
-    #[serde(deserialize_with = "many")]
+    #[serde(deserialize_with = "file::many")]
     allow_foreign: Vec<Network>,
 
     /// A port or range that a client may not name in PORT and EPRT; `default` stands for well-known
     /// services, `none` for no more than the ports below 1024. May be repeated [default: default]
     #[arg(long, value_name = "PORT|A-B")]
-    #[serde(deserialize_with = "some")]
+    #[serde(deserialize_with = "file::some")]
     deny_ports: Option<Vec<DenyPorts>>,
 
     /// A limit: sessions, sessions-per-client, pinholes, pinholes-per-client, pinholes-per-session,
@@ -153,23 +153,23 @@ pub(crate) struct Settings {
 
     /// How many queues, with a thread each, share the sessions: 1 to 64 [default: 1]
     #[arg(long, value_name = "N", value_parser = number::<u16>)]
-    #[serde(deserialize_with = "one")]
+    #[serde(deserialize_with = "file::one")]
     queues: Option<u16>,
 
     /// The number of the first queue [default: 2121]
     #[arg(long, value_name = "BASE", value_parser = number::<u16>)]
-    #[serde(deserialize_with = "one")]
+    #[serde(deserialize_with = "file::one")]
     queue_num: Option<u16>,
 
     /// The bit of the connection mark that data connections carry, as a mask
     /// [default: 0x40000000]
     #[arg(long, value_name = "BIT", value_parser = mark)]
-    #[serde(deserialize_with = "mark_in_file")]
+    #[serde(deserialize_with = "file::mark")]
     mark: Option<Mark>,
 
     /// How many seconds an announced data connection is waited for: 1 to 3600 [default: 60]
     #[arg(long, value_name = "SECS", value_parser = number::<u64>)]
-    #[serde(deserialize_with = "one")]
+    #[serde(deserialize_with = "file::one")]
     deadline: Option<u64>,
 }
 
@@ -225,37 +225,24 @@ impl Settings {
 
     /// These, with `base` where they say nothing.
     fn over(self, base: Self) -> Self {
-        let list = |own: Vec<_>, base| if own.is_empty() { base } else { own };
         Self {
-            inside: if self.inside.is_empty() {
-                base.inside
-            } else {
-                self.inside
-            },
+            inside: or(self.inside, base.inside),
             local: self.local || base.local,
-            port: list(self.port, base.port),
+            port: or(self.port, base.port),
             config: self.config,
-            advertise: if self.advertise.is_empty() {
-                base.advertise
-            } else {
-                self.advertise
-            },
+            advertise: or(self.advertise, base.advertise),
             data_ports: self.data_ports.or(base.data_ports),
             backend: self.backend.or(base.backend),
             rules: self.rules.or(base.rules),
             fail: self.fail.or(base.fail),
             tls: self.tls.or(base.tls),
             tls_idle: self.tls_idle.or(base.tls_idle),
-            implicit_port: list(self.implicit_port, base.implicit_port),
+            implicit_port: or(self.implicit_port, base.implicit_port),
             strict: match (self.strict, base.strict) {
                 (Some(own), Some(base)) => Some(own.over(base)),
                 (own, base) => own.or(base),
             },
-            allow_foreign: if self.allow_foreign.is_empty() {
-                base.allow_foreign
-            } else {
-                self.allow_foreign
-            },
+            allow_foreign: or(self.allow_foreign, base.allow_foreign),
             deny_ports: self.deny_ports.or(base.deny_ports),
             limits: [base.limits, self.limits].concat(),
             require_login: self.require_login.or(base.require_login),
@@ -272,34 +259,17 @@ impl Settings {
     /// One line: what is wrong and how to mend it.
     pub(crate) fn config(self) -> Result<Config, String> {
         let first = self.queue_num.unwrap_or(DEFAULT_QUEUE);
-        let count = self.queues.unwrap_or(1);
-        if !(1..=MAX_QUEUES).contains(&count) {
-            return Err(format!(
-                "--queues {count} is out of range; choose 1 to {MAX_QUEUES}"
-            ));
-        }
+        let count = within("--queues", self.queues.unwrap_or(1), MAX_QUEUES, "")?;
         if first.checked_add(count - 1).is_none() {
             return Err(format!(
                 "--queues {count} from --queue-num {first} on end above 65535; choose a lower --queue-num"
             ));
         }
         let deadline = self.deadline.unwrap_or(DEFAULT_DEADLINE);
-        if !(1..=MAX_DEADLINE).contains(&deadline) {
-            return Err(format!(
-                "--deadline {deadline} is out of range; choose 1 to {MAX_DEADLINE} seconds"
-            ));
-        }
+        let deadline = within("--deadline", deadline, MAX_DEADLINE, " seconds")?;
         let tls_idle = self.tls_idle.unwrap_or(DEFAULT_TLS_IDLE);
-        if !(1..=MAX_TLS_IDLE).contains(&tls_idle) {
-            return Err(format!(
-                "--tls-idle {tls_idle} is out of range; choose 1 to {MAX_TLS_IDLE} seconds"
-            ));
-        }
-        let plain = if self.port.is_empty() {
-            vec![DEFAULT_PORT]
-        } else {
-            self.port
-        };
+        let tls_idle = within("--tls-idle", tls_idle, MAX_TLS_IDLE, " seconds")?;
+        let plain = or(self.port, vec![DEFAULT_PORT]);
         let implicit_ports = unique(self.implicit_port);
         if let Some(port) = implicit_ports.iter().find(|port| plain.contains(port)) {
             return Err(format!(
@@ -354,6 +324,24 @@ fn read(path: &Path) -> io::Result<String> {
     fs::read_to_string(path)
 }
 
+/// A list that is given, or the other one.
+fn or<T>(own: Vec<T>, base: Vec<T>) -> Vec<T> {
+    if own.is_empty() { base } else { own }
+}
+
+/// A number from 1 on.
+fn within<T>(flag: &str, number: T, last: T, unit: &str) -> Result<T, String>
+where
+    T: Copy + PartialOrd + From<u8> + fmt::Display,
+{
+    if (T::from(1)..=last).contains(&number) {
+        return Ok(number);
+    }
+    Err(format!(
+        "{flag} {number} is out of range; choose 1 to {last}{unit}"
+    ))
+}
+
 /// Each once, in the order given.
 fn unique<T: PartialEq>(list: Vec<T>) -> Vec<T> {
     list.into_iter().fold(Vec::new(), |mut kept, one| {
@@ -402,105 +390,6 @@ fn mark(text: &str) -> Result<Mark, &'static str> {
     number
         .and_then(Mark::new)
         .ok_or("write a mask of exactly one bit, like 0x40000000")
-}
-
-/// The values of a key: one, or a list of them; text, or a number.
-struct Words(Vec<String>);
-
-impl<'de> Deserialize<'de> for Words {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Words;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("text, a number, or a list of them")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Words, E> {
-                Ok(Words(vec![text.to_owned()]))
-            }
-
-            fn visit_i64<E>(self, number: i64) -> Result<Words, E> {
-                Ok(Words(vec![number.to_string()]))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Words, A::Error> {
-                let mut all = Vec::new();
-                while let Some(Words(some)) = seq.next_element()? {
-                    all.extend(some);
-                }
-                Ok(Words(all))
-            }
-        }
-        deserializer.deserialize_any(Reader)
-    }
-}
-
-fn read_all<'de, D, T, E>(
-    deserializer: D,
-    parse: impl Fn(&str) -> Result<T, E>,
-) -> Result<Vec<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    E: fmt::Display,
-{
-    let Words(words) = Words::deserialize(deserializer)?;
-    words
-        .iter()
-        .map(|word| parse(word).map_err(|e| D::Error::custom(format!("{word:?}: {e}"))))
-        .collect()
-}
-
-fn read_one<'de, D, T, E>(
-    deserializer: D,
-    parse: impl Fn(&str) -> Result<T, E>,
-) -> Result<Option<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    E: fmt::Display,
-{
-    let mut all = read_all(deserializer, parse)?;
-    if all.len() > 1 {
-        return Err(D::Error::custom("only one value can be given"));
-    }
-    Ok(all.pop())
-}
-
-fn many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: FromStr,
-    T::Err: fmt::Display,
-{
-    read_all(deserializer, str::parse)
-}
-
-/// A list that may be empty on purpose.
-fn some<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: FromStr,
-    T::Err: fmt::Display,
-{
-    read_all(deserializer, str::parse).map(Some)
-}
-
-fn one<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: FromStr,
-    T::Err: fmt::Display,
-{
-    read_one(deserializer, str::parse)
-}
-
-fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u16>, D::Error> {
-    read_all(deserializer, config::port)
-}
-
-fn mark_in_file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Mark>, D::Error> {
-    read_one(deserializer, mark)
 }
 
 #[cfg(test)]

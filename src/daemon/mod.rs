@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::engine::{self, Engine};
+use crate::engine::Engine;
 use crate::nat::backend::{BackendError, Mark};
 use crate::nat::conntrack::Conntrack;
 use crate::nat::plane::Plane;
@@ -89,7 +89,6 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     setup::check_permission()?;
     setup::check_data_ports(config);
     let advertised = Advertised::find(&config.advertise)?;
-    let engines = setup::engine_config(config, &advertised);
     let socket = ControlSocket::bind()?;
     let steered = Arc::new(Steered::prepare(config)?);
     let queues = setup::open_queues(&steered.steering)?;
@@ -101,10 +100,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     })?;
     let (plane, events) = setup::plane(config, clock)?;
     let shared = Arc::new(Shared::new(plane, clock, output.clone()));
-    let engines = engine::Config {
-        workers: steered.steering.queues.count,
-        ..engines
-    };
+    let engines = setup::engine_config(config, &advertised);
     let workers: Vec<_> = (0..engines.workers)
         .map(|number| Worker::new(Engine::new(engines.clone(), number)))
         .collect();

@@ -164,18 +164,13 @@ impl Steered {
 /// Binds all queues, or none.
 pub(super) fn open_queues(steering: &Steering) -> Result<Vec<NfqQueue>, OpenError> {
     let options = Options::default();
-    (0..steering.queues.count)
-        .map(|n| NfqQueue::open(steering.queues.first.saturating_add(n), &options))
-        .collect()
+    let numbers = steering.queues.numbers();
+    numbers.map(|n| NfqQueue::open(n, &options)).collect()
 }
 
 /// Waits until no packet waits for an answer, for at most `patience`.
 pub(super) fn drain(steering: &Steering, patience: Duration) {
-    let last = steering
-        .queues
-        .first
-        .saturating_add(steering.queues.count - 1);
-    let ours = steering.queues.first..=last;
+    let ours = steering.queues.numbers();
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
         let waiting = kernel::counters().map(|all| {
@@ -280,34 +275,30 @@ pub(super) fn check_data_ports(config: &Config) {
 /// The backend that was chosen; by itself, nf_tables where the kernel has it, NAT included.
 fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
     let mark = config.steering.mark;
-    let nft = match config.backend {
-        BackendChoice::Auto => tables::available(),
-        BackendChoice::Nft => true,
-        BackendChoice::Iptables => false,
-    };
-    let mut iptables =
-        Iptables::new(Tools::find(), Box::new(KernelTables), mark).with_range(range(config));
-    if nft {
-        let mut nft = Nft::new(mark)?.with_range(range(config));
-        if config.backend == BackendChoice::Nft {
-            return Ok(Box::new(nft));
-        }
-        // What it makes now is made anew later, or goes with it.
-        match nft.install() {
-            Err(BackendError::Lacking(why)) => {
-                let tried = iptables.install().and_then(|()| iptables.remove());
-                tried.map_err(|e| BackendError::Lacking(format!("{why}; that fails, too: {e}")))?;
-                log::warn!("using the backend iptables: {why}");
-            }
-            _ => return Ok(Box::new(nft)),
-        }
+    let nft = || Ok::<_, BackendError>(Nft::new(mark)?.with_range(range(config)));
+    let iptables =
+        || Iptables::new(Tools::find(), Box::new(KernelTables), mark).with_range(range(config));
+    match config.backend {
+        BackendChoice::Nft => return Ok(Box::new(nft()?)),
+        BackendChoice::Auto if tables::available() => {}
+        BackendChoice::Auto | BackendChoice::Iptables => return Ok(Box::new(iptables())),
     }
+    let mut nft = nft()?;
+    // What it makes now is made anew later, or goes with it.
+    let Err(BackendError::Lacking(why)) = nft.install() else {
+        return Ok(Box::new(nft));
+    };
+    let mut iptables = iptables();
+    let tried = iptables.install().and_then(|()| iptables.remove());
+    tried.map_err(|e| BackendError::Lacking(format!("{why}; that fails, too: {e}")))?;
+    log::warn!("using the backend iptables: {why}");
     Ok(Box::new(iptables))
 }
 
 /// What engines go by.
 pub(super) fn engine_config(config: &Config, advertised: &Advertised) -> engine::Config {
     engine::Config {
+        workers: config.steering.queues.count,
         policy: Arc::new(Policy {
             max_command: config.limits.command_line,
             max_reply: config.limits.reply_line,

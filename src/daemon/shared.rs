@@ -124,6 +124,20 @@ impl Shared {
         result
     }
 
+    /// Has the plane put something into the kernel, unless that is to be empty from now on.
+    fn unless_closing(
+        &self,
+        open: impl FnOnce(&mut Plane) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut state = self.lock();
+        if state.closing {
+            return Err(Error::Kernel("ftpalg is being stopped".into()));
+        }
+        let opened = open(&mut state.plane);
+        self.settle(&mut state);
+        opened
+    }
+
     /// Opens no pinhole from here on, and removes what is there.
     ///
     /// # Errors
@@ -277,13 +291,7 @@ impl Gateway for Door<'_> {
     }
 
     fn open(&mut self, id: PinholeId) -> Result<(), Error> {
-        let mut state = self.0.lock();
-        if state.closing {
-            return Err(Error::Kernel("ftpalg is being stopped".into()));
-        }
-        let opened = state.plane.open(id);
-        self.0.settle(&mut state);
-        opened
+        self.0.unless_closing(|plane| plane.open(id))
     }
 
     fn release(&mut self, id: PinholeId) {
@@ -291,13 +299,7 @@ impl Gateway for Door<'_> {
     }
 
     fn open_range(&mut self, request: &RangeRequest) -> Result<(), Error> {
-        let mut state = self.0.lock();
-        if state.closing {
-            return Err(Error::Kernel("ftpalg is being stopped".into()));
-        }
-        let opened = state.plane.open_range(request);
-        self.0.settle(&mut state);
-        opened
+        self.0.unless_closing(|plane| plane.open_range(request))
     }
 
     fn session_ended(&mut self, session: SessionId) {

@@ -167,13 +167,9 @@ impl Status {
             lines.push("watching local servers and clients".into());
         }
         let ports: Vec<_> = steering.ports.iter().map(u16::to_string).collect();
-        let last = steering
-            .queues
-            .first
-            .saturating_add(steering.queues.count - 1);
-        let queues = match steering.queues.count {
-            1 => last.to_string(),
-            _ => format!("{}-{last}", steering.queues.first),
+        let queues = match steering.queues.numbers().into_inner() {
+            (one, last) if one == last => one.to_string(),
+            (first, last) => format!("{first}-{last}"),
         };
         lines.push(format!(
             "ftpalg ready: port {}, queue {queues}, backend {}, rules {}",
@@ -213,7 +209,9 @@ impl Status {
     fn report(&self) -> Report<'_> {
         let steering = &self.steered.steering;
         let missing = self.missing();
-        let pinholes = self.shared.with(|plane| plane.pinholes());
+        let (pinholes, backend, nat) = self
+            .shared
+            .with(|plane| (plane.pinholes(), plane.backend(), plane.counters()));
         let used = pinholes
             .iter()
             .filter(|p| p.state == plane::State::Used)
@@ -231,7 +229,7 @@ impl Status {
             implicit_ports: &self.config.implicit_ports,
             tls: self.config.tls.to_string(),
             tls_idle: self.config.tls_idle.as_secs(),
-            backend: self.shared.with(|plane| plane.backend()),
+            backend,
             rules: self.config.rules,
             fail: if steering.fail_open { "open" } else { "closed" },
             mark: steering.mark.bit(),
@@ -245,7 +243,7 @@ impl Status {
             data_connections: used,
             queues: self.queues(),
             counters: super::worker::sum(&self.workers),
-            nat: self.shared.with(|plane| plane.counters()),
+            nat,
             lines_lost: self.shared.output().lost(),
         }
     }
@@ -266,7 +264,8 @@ impl Status {
 
     fn queues(&self) -> Vec<Queue> {
         let kernel = kernel::counters().unwrap_or_default();
-        (self.steered.steering.queues.first..)
+        let numbers = self.steered.steering.queues.numbers();
+        numbers
             .zip(&self.workers)
             .map(|(queue, worker)| {
                 let counters = kernel.iter().find(|c| c.queue == queue);

@@ -42,12 +42,7 @@ struct Tuples {
 /// Asks conntrack, for the endpoint whose packets come through `side`'s hook.
 fn tuples(gateway: &mut dyn Gateway, ends: &Endpoints, side: Side) -> Result<Tuples, Error> {
     let entry = gateway.conntrack(ends.inside, ends.outside)?;
-    let here = |t: &Tuple| t.src == ends.inside && t.dst == ends.outside;
-    let (inward, outward) = if here(&entry.original) {
-        (entry.reply, entry.original)
-    } else if here(&entry.reply) {
-        (entry.original, entry.reply)
-    } else {
+    let Some((outward, inward)) = entry.from_sender(ends.outward()) else {
         let why = "conntrack's answer is about another connection";
         return Err(Error::Kernel(why.to_owned()));
     };
@@ -58,6 +53,13 @@ fn tuples(gateway: &mut dyn Gateway, ends: &Endpoints, side: Side) -> Result<Tup
     Ok(Tuples { entry, mine, peers })
 }
 
+impl Tuples {
+    /// The address under which that end knows its peer, where it isn't the peer's own.
+    fn as_source(&self) -> Option<IpAddr> {
+        Some(self.mine.dst.ip()).filter(|seen| *seen != self.peers.src.ip())
+    }
+}
+
 /// Lets the client reach the configured range of its server's ports; `server`: the hook that the
 /// server's packets come through.
 pub(super) fn open_range(
@@ -66,14 +68,15 @@ pub(super) fn open_range(
     ends: &Endpoints,
     server: Side,
 ) -> Result<(), Error> {
-    let Tuples { entry, mine, peers } = tuples(gateway, ends, server)?;
+    let tuples = tuples(gateway, ends, server)?;
+    let Tuples { entry, mine, peers } = &tuples;
     gateway.open_range(&RangeRequest {
         session,
         control: entry.original,
         from: peers.src.ip(),
         to: peers.dst.ip(),
         land: mine.src.ip(),
-        as_source: Some(mine.dst.ip()).filter(|seen| *seen != peers.src.ip()),
+        as_source: tuples.as_source(),
     })
 }
 
@@ -86,10 +89,11 @@ pub(super) fn decide(
     side: Side,
     said: &Announcement,
 ) -> Decision {
-    let Tuples { mine, peers, entry } = match tuples(gateway, ends, side) {
+    let tuples = match tuples(gateway, ends, side) {
         Ok(tuples) => tuples,
         Err(error) => return Decision::Leave(error.to_string()),
     };
+    let Tuples { entry, mine, peers } = &tuples;
     let (own, reachable) = (mine.src.ip(), peers.dst.ip());
     if said.mode == Mode::Active
         && let Err(why) = config
@@ -112,7 +116,7 @@ pub(super) fn decide(
         from: peers.src.ip(),
         to: foreign.unwrap_or(reachable),
         land,
-        as_source: Some(mine.dst.ip()).filter(|seen| *seen != peers.src.ip()),
+        as_source: tuples.as_source(),
         mark: entry.mark,
         published: foreign.is_none() && (reachable != own || advertised.is_some()),
         from_range: side == Side::Egress && foreign.is_none(),

@@ -21,6 +21,10 @@ pub struct Config {
     /// Control connections per worker (default 65,536), closed ones that linger included; more pass
     /// unmodified.
     pub max_flows: usize,
+    /// Bytes of replies that a client hasn't acknowledged, in each control connection, while less
+    /// than half of `max_buffered` is taken (default 1 MiB, [`Limits::unacked`] at least): a long
+    /// listing over a long way (`STAT`, RFC 959 §4.1.3) has a whole window in flight.
+    pub long_reply: usize,
     /// Bytes in all buffers of a worker together (default 64 MiB).
     pub max_buffered: usize,
     /// A control connection without a packet for so long is forgotten (default 5 days, as
@@ -50,6 +54,7 @@ impl Default for Config {
             limits: Limits::default(),
             workers: 1,
             max_flows: 65_536,
+            long_reply: 1 << 20,
             max_buffered: 64 << 20,
             idle: Duration::from_secs(5 * 24 * 3600),
             linger: Duration::from_secs(60),
@@ -71,6 +76,11 @@ pub struct Advertise {
 }
 
 impl Config {
+    /// How many further names of flows, and of connections that others handle, are remembered.
+    pub(super) fn max_names(&self) -> usize {
+        self.max_flows.saturating_mul(2)
+    }
+
     /// The address to announce for `inside`, if one is configured.
     #[must_use]
     pub fn advertised(&self, inside: IpAddr) -> Option<IpAddr> {

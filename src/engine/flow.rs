@@ -15,9 +15,10 @@ use super::second::Second;
 use super::stats::{SessionInfo, Stats};
 use super::tls::Tls;
 use super::{Endpoints, Side};
-use crate::ftp::session::Session;
-use crate::stream::{Emit, Half, Intake, Seq};
+use crate::ftp::session::{Peer, Session};
+use crate::stream::{Emit, Half, Intake, Limits, Seq};
 use crate::wire::{Flags, Segment};
+pub(super) use dialogue::Unread;
 
 /// What the handshake said about one end.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +70,17 @@ pub(super) struct Context<'a> {
     pub(super) now: Duration,
     /// Half of what all flows together may buffer is taken.
     pub(super) crowded: bool,
+}
+
+impl Context<'_> {
+    /// What may be kept of what `peer` sends.
+    fn limits(&self, peer: Peer) -> Limits {
+        let mut limits = self.config.limits;
+        if peer == Peer::Server && !self.crowded {
+            limits.unacked = limits.unacked.max(self.config.long_reply);
+        }
+        limits
+    }
 }
 
 /// What a direction may have in its buffers where all flows together have much, in bytes: no more than
@@ -321,13 +333,17 @@ impl Flow {
         let limit = self.limit(segment);
         let unread = self.next_records(side, segment, cx);
         let commands = side == self.client && unread == 0;
+        let limits = cx.limits(self.peer(side));
         let [forward, _] = self.both(side);
-        let mut limits = cx.config.limits;
-        if cx.crowded {
-            limits.unacked = limits.unacked.min(CROWDED);
-        }
-        let known = forward.known_if_full(seq, payload.len(), &limits);
-        let known = known.filter(|_| commands);
+        let known = if commands {
+            let mut limits = limits;
+            if cx.crowded {
+                limits.unacked = limits.unacked.min(CROWDED);
+            }
+            forward.known_if_full(seq, payload.len(), &limits)
+        } else {
+            None
+        };
         let (payload, fin) = match known {
             // Commands that aren't inspected must not go on: they wait at their sender.
             Some(known) => {
@@ -340,7 +356,7 @@ impl Flow {
             }
             None => (payload, fin),
         };
-        let intake = forward.take_in(seq, payload, fin, &cx.config.limits);
+        let intake = forward.take_in(seq, payload, fin, &limits);
         match intake {
             Intake::Gap => {
                 cx.stats.out_of_order = cx.stats.out_of_order.saturating_add(1);
@@ -349,19 +365,18 @@ impl Flow {
             Intake::New => {
                 if unread > 0 {
                     // Within bounds: no more than the segment has.
-                    let _ = forward.pass(unread, &cx.config.limits);
+                    let _ = forward.pass(unread, &limits);
                 }
                 let inspected = self.inspect(ends, side, cx);
                 let [forward, _] = self.both(side);
                 // At the end of the stream nothing can complete what still waits.
                 let rest = if fin { forward.pending().len() } else { 0 };
-                let passed = forward.pass(rest, &cx.config.limits);
+                let passed = forward.pass(rest, &limits);
                 if inspected.and(passed).is_err() {
-                    cx.stats.limit_reached = cx.stats.limit_reached.saturating_add(1);
                     self.reach_limit(side, cx);
                 }
             }
-            Intake::Missed => self.end_inspection("missed", cx),
+            Intake::Missed => self.end_inspection(Unread::Missed, cx),
             Intake::Old | Intake::Opaque => {}
         }
         self.give_up_waiting(side, cx);

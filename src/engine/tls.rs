@@ -7,7 +7,7 @@
 
 use super::Side;
 use super::event::Event;
-use super::flow::{Context, Flow};
+use super::flow::{Context, Flow, Unread};
 use crate::ftp::session::Peer;
 use crate::stream::{Half, Records, Seq};
 use crate::wire::{Flags, Segment};
@@ -66,7 +66,7 @@ impl Flow {
             // This direction is inspected again. The other one must not be lost meanwhile.
             let lost = tls.of(other).is_some_and(|records| records.is_lost());
             if lost {
-                self.end_inspection("TLS", cx);
+                self.end_inspection(Unread::TLS, cx);
             } else if tls.records.iter().any(Option::is_some) {
                 self.tls = Some(tls);
             }
@@ -105,7 +105,7 @@ impl Flow {
         }
         let Some(unread) = unread else {
             if !was_first {
-                self.end_inspection("TLS", cx);
+                self.end_inspection(Unread::TLS, cx);
             }
             return 0;
         };

@@ -41,10 +41,29 @@ const OTHERS: &[&[u8]] = &[
 ];
 
 /// The verbs that are told apart.
-const TOLD_APART: &[&[u8]] = &[
-    b"USER", b"PASS", b"ACCT", b"PASV", b"EPSV", b"PORT", b"EPRT", b"RETR", b"STOR", b"STOU",
-    b"APPE", b"LIST", b"NLST", b"MLSD", b"STAT", b"ABOR", b"REIN", b"AUTH", b"LPRT", b"LPSV",
+const TOLD_APART: &[(&[u8], Command)] = &[
+    (b"USER", Command::User),
+    (b"PASS", Command::Login),
+    (b"ACCT", Command::Login),
+    (b"PASV", Command::Pasv),
+    (b"EPSV", Command::Epsv),
+    (b"PORT", Command::Port),
+    (b"EPRT", Command::Port),
+    (b"RETR", Command::Transfer),
+    (b"STOR", Command::Transfer),
+    (b"STOU", Command::Transfer),
+    (b"APPE", Command::Transfer),
+    (b"LIST", Command::Transfer),
+    (b"NLST", Command::Transfer),
+    (b"MLSD", Command::Transfer),
+    (b"STAT", Command::Stat),
+    (b"ABOR", Command::Abor),
+    (b"REIN", Command::Rein),
+    (b"AUTH", Command::Auth),
 ];
+
+/// RFC 1639's verbs: known, if not followed, and refused.
+const LONG: [&[u8]; 2] = [b"LPRT", b"LPSV"];
 
 /// What a client may want to say before it is logged in (RFC 959 §5.4, 2228, 2389, 2577, 2640,
 /// 4217, 7151).
@@ -58,27 +77,14 @@ impl Command {
     /// The command of a line without its line end. Verbs are case-insensitive (RFC 959 §5.3).
     pub(super) fn of(line: &[u8]) -> Self {
         let (verb, argument) = split(line);
-        let is = |names: &[&[u8]]| names.iter().any(|name| verb.eq_ignore_ascii_case(name));
-        match verb.len() {
-            4 if is(&[b"USER"]) => Self::User,
-            4 if is(&[b"PASS", b"ACCT"]) => Self::Login,
-            4 if is(&[b"PASV"]) => Self::Pasv,
-            4 if is(&[b"EPSV"]) && argument.eq_ignore_ascii_case(b"ALL") => Self::EpsvAll,
-            4 if is(&[b"EPSV"]) => Self::Epsv,
-            4 if is(&[b"PORT", b"EPRT"]) => Self::Port,
-            4 if is(&[
-                b"RETR", b"STOR", b"STOU", b"APPE", b"LIST", b"NLST", b"MLSD",
-            ]) =>
-            {
-                Self::Transfer
-            }
-            4 if is(&[b"STAT"]) => Self::Stat,
-            4 if is(&[b"ABOR"]) => Self::Abor,
-            4 if is(&[b"REIN"]) => Self::Rein,
-            4 if is(&[b"AUTH"]) => Self::Auth,
-            0 if argument.is_empty() => Self::Blank,
-            _ if is(OTHERS) => Self::Other,
-            _ => Self::Unknown,
+        let is = |name: &[u8]| verb.eq_ignore_ascii_case(name);
+        let known = TOLD_APART.iter().find(|(name, _)| is(name));
+        match known.map(|(_, command)| *command) {
+            Some(Self::Epsv) if argument.eq_ignore_ascii_case(b"ALL") => Self::EpsvAll,
+            Some(command) => command,
+            None if verb.is_empty() && argument.is_empty() => Self::Blank,
+            None if OTHERS.iter().any(|name| is(name)) => Self::Other,
+            None => Self::Unknown,
         }
     }
 
@@ -138,10 +144,16 @@ pub(super) fn bare_verb(line: &[u8]) -> Vec<u8> {
 
 /// The name of a verb in upper case; `command` if nobody knows it.
 pub(super) fn name_of(verb: &[u8]) -> &'static str {
-    let mut known = TOLD_APART.iter().chain(OTHERS);
+    let told_apart = TOLD_APART.iter().map(|(name, _)| name);
+    let mut known = told_apart.chain(&LONG).chain(OTHERS);
     let name = known.find(|name| **name == verb).copied();
     name.and_then(|name| std::str::from_utf8(name).ok())
         .unwrap_or("command")
+}
+
+/// Whether a verb in upper case is one of RFC 1639's.
+pub(super) fn is_long(verb: &[u8]) -> bool {
+    LONG.contains(&verb)
 }
 
 /// Whether a verb in upper case may come before the login.

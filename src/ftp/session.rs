@@ -8,7 +8,7 @@ mod tls;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-pub use step::{Announcement, Form, Outcome, Peer, Refusal, Step};
+pub use step::{Address, Announcement, Form, Outcome, Over, Peer, Refusal, Step};
 use tls::Implicit;
 
 use super::line::Line;
@@ -33,24 +33,6 @@ enum Active {
     Early,
     /// Its hole was opened.
     Opened,
-}
-
-/// Why a session isn't looked at any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Over {
-    Tls,
-    NotFtp,
-    NotTls,
-}
-
-impl Over {
-    const fn why(self) -> &'static str {
-        match self {
-            Self::Tls => "TLS",
-            Self::NotFtp => "not FTP",
-            Self::NotTls => "not TLS",
-        }
-    }
 }
 
 /// What a session has counted; each stops at its greatest value.
@@ -168,7 +150,7 @@ impl Session {
     /// goes out at once. Nothing waits in a line that is complete.
     pub fn next(&mut self, from: Peer, pending: &[u8]) -> Step {
         if let Some(over) = self.over {
-            return Step::Opaque(over.why());
+            return Step::Opaque(over);
         }
         if pending.is_empty() {
             return Step::Wait;
@@ -287,7 +269,7 @@ impl Session {
         self.over = Some(over);
         self.client.end();
         self.server.end();
-        Step::Opaque(over.why())
+        Step::Opaque(over)
     }
 
     /// What a `PORT` prepared isn't wanted any more.

@@ -14,6 +14,7 @@ mod connections;
 mod ending;
 mod installing;
 mod ranges;
+mod stuck;
 mod types;
 
 pub use types::{
@@ -33,6 +34,7 @@ use super::ports::Listeners;
 use super::rules::Published;
 use crate::engine::gateway::{Error, Mode, PinholeId, Request, Reservation, SessionId};
 use ranges::Ranges;
+use stuck::Stuck;
 
 /// Reports that nobody takes are dropped beyond this number, oldest first.
 const MAX_REPORTS: usize = 10_000;
@@ -57,8 +59,7 @@ pub struct Plane {
     /// Holes that are being closed.
     closing: Vec<Pinhole>,
     /// Holes that the kernel refused to close.
-    stuck: HashMap<Key, Pinhole>,
-    retry_at: Duration,
+    stuck: Stuck<Key, Pinhole>,
     clients: Clients,
     listeners: Option<(Duration, Listeners)>,
     user_ports: Vec<Published>,
@@ -86,8 +87,7 @@ impl Plane {
             ranges: Ranges::default(),
             done: Vec::new(),
             closing: Vec::new(),
-            stuck: HashMap::new(),
-            retry_at: Duration::ZERO,
+            stuck: Stuck::default(),
             clients: Clients::default(),
             listeners: None,
             user_ports: Vec::new(),
@@ -115,8 +115,9 @@ impl Plane {
     /// # Errors
     /// As there.
     pub fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {
+        let now = self.now();
         self.clients
-            .admit(session, client, &self.config, &mut self.counters)
+            .admit(session, client, now, &self.config, &mut self.counters)
     }
 
     /// See [`Gateway::reserve`](crate::engine::gateway::Gateway::reserve).

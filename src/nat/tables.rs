@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::netlink::codec::Message;
+use crate::netlink::codec::{Builder, Message};
 use crate::netlink::nftables::{ONLY_IF_EMPTY, attr, msg};
 use crate::netlink::socket::{Request, Socket};
 
@@ -54,9 +54,8 @@ pub struct BaseChain {
 /// Whether the kernel has nf_tables and lets this process use it.
 #[must_use]
 pub fn available() -> bool {
-    let request = request(msg::GET_GEN, 0);
     Socket::open()
-        .and_then(|mut socket| socket.get(&request, |_| ()))
+        .and_then(|mut socket| socket.get(&question(msg::GET_GEN), |_| ()))
         .is_ok()
 }
 
@@ -70,7 +69,7 @@ pub fn tables() -> io::Result<Vec<TableInfo>> {
 
 /// All tables of the network namespace that a socket was opened in.
 pub(crate) fn tables_on(socket: &mut Socket) -> io::Result<Vec<TableInfo>> {
-    socket.dump(&request(msg::GET_TABLE, 0), parse_table)
+    socket.dump(&question(msg::GET_TABLE), parse_table)
 }
 
 /// All chains of this network namespace.
@@ -83,7 +82,7 @@ pub fn chains() -> io::Result<Vec<ChainInfo>> {
 
 /// All chains of the network namespace that a socket was opened in.
 pub(crate) fn chains_on(socket: &mut Socket) -> io::Result<Vec<ChainInfo>> {
-    socket.dump(&request(msg::GET_CHAIN, 0), parse_chain)
+    socket.dump(&question(msg::GET_CHAIN), parse_chain)
 }
 
 /// Deletes a chain without rules.
@@ -91,16 +90,10 @@ pub(crate) fn chains_on(socket: &mut Socket) -> io::Result<Vec<ChainInfo>> {
 /// # Errors
 /// `ENOENT` if there is none, `EBUSY` if it isn't empty, and what else the kernel says.
 pub fn delete_chain(family: u8, table: &str, chain: &str) -> io::Result<()> {
-    let delete = Request {
-        kind: msg::DEL_CHAIN,
-        flags: ONLY_IF_EMPTY,
-        family,
-        attrs: Box::new(move |b| {
-            b.text(attr::CHAIN_TABLE, table);
-            b.text(attr::CHAIN_NAME, chain);
-        }),
-    };
-    Ok(Socket::open()?.batch(&[delete])?)
+    delete_empty(msg::DEL_CHAIN, family, move |b| {
+        b.text(attr::CHAIN_TABLE, table);
+        b.text(attr::CHAIN_NAME, chain);
+    })
 }
 
 /// Deletes a table without chains, sets and other objects.
@@ -108,22 +101,27 @@ pub fn delete_chain(family: u8, table: &str, chain: &str) -> io::Result<()> {
 /// # Errors
 /// As [`delete_chain`].
 pub fn delete_table(family: u8, table: &str) -> io::Result<()> {
+    delete_empty(msg::DEL_TABLE, family, move |b| {
+        b.text(attr::TABLE_NAME, table);
+    })
+}
+
+fn delete_empty(kind: u16, family: u8, name: impl Fn(&mut Builder)) -> io::Result<()> {
     let delete = Request {
-        kind: msg::DEL_TABLE,
+        kind,
         flags: ONLY_IF_EMPTY,
         family,
-        attrs: Box::new(move |b| {
-            b.text(attr::TABLE_NAME, table);
-        }),
+        attrs: Box::new(name),
     };
     Ok(Socket::open()?.batch(&[delete])?)
 }
 
-fn request(kind: u16, family: u8) -> Request<'static> {
+/// About all families.
+fn question(kind: u16) -> Request<'static> {
     Request {
         kind,
         flags: 0,
-        family,
+        family: 0,
         attrs: Box::new(|_| {}),
     }
 }
@@ -167,7 +165,7 @@ fn parse_chain(message: &Message<'_>) -> Option<ChainInfo> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::codec::{Builder, Messages};
+    use crate::netlink::codec::Messages;
 
     #[test]
     fn a_base_chain_is_read() {

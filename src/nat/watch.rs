@@ -124,7 +124,8 @@ fn watch(path: &Path) -> io::Result<Inotify> {
 }
 
 /// Whether a notification may be about something of ours or in our way. Pinholes come and go all
-/// the time: elements of sets and rules in our own chains of pinholes don't count.
+/// the time: elements of sets and rules in our own chains of pinholes don't count. (Those of ranges
+/// do: they stay for long.)
 fn matters(message: &Message<'_>) -> bool {
     let text = |kind| message.attrs().find(kind).and_then(|attr| attr.text());
     match message.kind {

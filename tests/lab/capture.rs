@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ftpalg::wire::{Flags, Segment};
 use nix::sys::signal::Signal;
@@ -52,6 +52,7 @@ impl Capture {
     /// # Panics
     /// If tcpdump or its file isn't as expected.
     pub fn stop(self) -> Vec<Vec<u8>> {
+        self.wait_for_all();
         self.process.signal(Signal::SIGINT);
         let log = self.process.finish(LIMIT).must().log;
         assert!(log.contains("\n0 packets dropped by kernel"), "{log}");
@@ -67,6 +68,34 @@ impl Capture {
         }
         packets
     }
+
+    /// Waits until it has read all that came: what is left in its buffer when it ends is lost.
+    fn wait_for_all(&self) {
+        let deadline = Instant::now() + LIMIT;
+        let mut told = self.process.log().len();
+        while Instant::now() < deadline {
+            self.process.signal(Signal::SIGUSR1);
+            std::thread::sleep(Duration::from_millis(10));
+            let log = self.process.log();
+            let new = log.get(told..).unwrap_or_default();
+            if new.contains("dropped by kernel") {
+                if count(new, " packets captured") == count(new, " packets received by filter") {
+                    return;
+                }
+                told = log.len();
+            }
+        }
+        panic!(
+            "tcpdump doesn't read all that comes: {}",
+            self.process.log()
+        );
+    }
+}
+
+/// The number before the last of these words.
+fn count(log: &str, words: &str) -> Option<u64> {
+    let (before, _) = log.rsplit_once(words)?;
+    before.split_whitespace().next_back()?.parse().ok()
 }
 
 /// A place in the stream from a client to a server: the number of the connection (from 0), how many

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use ftpalg::ftp::hostport::encode;
 use ftpalg::ftp::policy::Policy;
-use ftpalg::ftp::session::{Form, Outcome, Peer, Session, Step};
+use ftpalg::ftp::session::{Address, Form, Outcome, Peer, Session, Step};
 
 /// The client's address and the server's, as each itself knows it; whatever is announced becomes
 /// one of [`PUBLIC`].
@@ -78,12 +78,12 @@ impl Machine {
                     );
                     break;
                 }
-                Step::Address {
+                Step::Address(Address {
                     at,
                     len,
                     announcement: said,
                     refusal,
-                } => {
+                }) => {
                     assert!(len > 0 && at + len <= pending.len());
                     let own = IpAddr::from(CLIENT);
                     let foreign = said.verb.starts_with(|c: char| c.is_alphabetic()).then(|| {
@@ -147,7 +147,7 @@ impl Machine {
                 }
                 Step::Opaque(why) => {
                     if !self.opaque {
-                        self.decide(format!("opaque {why}"));
+                        self.decide(format!("opaque {}", why.why()));
                     }
                     self.opaque = true;
                     for i in 0..2 {

@@ -1,6 +1,7 @@
 //! The limits: names and numbers, in the table `[limits]` or with `--limit`.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
@@ -8,61 +9,74 @@ use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use crate::daemon::config::Limits;
 
 /// One limit that is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Limit {
-    name: &'static str,
+    of: &'static Known,
     value: u32,
 }
 
-/// What can be limited, and from where to where.
-const NAMES: [(&str, u32, u32); 10] = [
-    ("sessions", 1, 1_000_000),
-    ("sessions-per-client", 1, 1_000_000),
-    ("pinholes", 1, 65_536),
-    ("pinholes-per-client", 1, 65_536),
-    ("pinholes-per-session", 1, 64),
-    ("pinholes-per-minute", 1, u32::MAX),
-    ("pinholes-per-client-per-minute", 1, u32::MAX),
-    ("command-line", 64, 4000),
-    ("reply-line", 64, 4000),
-    ("pipelined", 1, 10_000),
+/// Something that can be limited.
+#[derive(Debug)]
+struct Known {
+    name: &'static str,
+    range: RangeInclusive<u32>,
+    set: fn(&mut Limits, u32),
+}
+
+static ALL: [Known; 10] = [
+    known("sessions", 1..=1_000_000, |l, n| l.sessions = size(n)),
+    known("sessions-per-client", 1..=1_000_000, |l, n| {
+        l.sessions_per_client = size(n);
+    }),
+    known("pinholes", 1..=65_536, |l, n| l.pinholes = size(n)),
+    known("pinholes-per-client", 1..=65_536, |l, n| {
+        l.pinholes_per_client = size(n);
+    }),
+    known("pinholes-per-session", 1..=64, |l, n| {
+        l.pinholes_per_session = size(n);
+    }),
+    known("pinholes-per-minute", 1..=u32::MAX, |l, n| {
+        l.pinholes_per_minute = n;
+    }),
+    known("pinholes-per-client-per-minute", 1..=u32::MAX, |l, n| {
+        l.pinholes_per_client_per_minute = n;
+    }),
+    known("command-line", 64..=4000, |l, n| l.command_line = size(n)),
+    known("reply-line", 64..=4000, |l, n| l.reply_line = size(n)),
+    known("pipelined", 1..=10_000, |l, n| l.pipelined = size(n)),
 ];
+
+const fn known(name: &'static str, range: RangeInclusive<u32>, set: fn(&mut Limits, u32)) -> Known {
+    Known { name, range, set }
+}
+
+fn size(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
 
 impl Limit {
     fn new(name: &str, value: Option<u32>) -> Result<Self, String> {
-        let Some((name, first, last)) = NAMES.into_iter().find(|(known, ..)| *known == name) else {
-            let names: Vec<_> = NAMES.iter().map(|(known, ..)| *known).collect();
+        let Some(of) = ALL.iter().find(|known| known.name == name) else {
+            let names: Vec<_> = ALL.iter().map(|known| known.name).collect();
             return Err(format!(
                 "no limit {name:?}; write one of {}",
                 names.join(", ")
             ));
         };
-        match value.filter(|value| (first..=last).contains(value)) {
-            Some(value) => Ok(Self { name, value }),
-            None => Err(format!("{name} can be {first} to {last}")),
+        match value.filter(|value| of.range.contains(value)) {
+            Some(value) => Ok(Self { of, value }),
+            None => {
+                let (first, last) = (of.range.start(), of.range.end());
+                Err(format!("{name} can be {first} to {last}"))
+            }
         }
     }
 
     /// The defaults with these in their place; of several with one name the last counts.
     pub(super) fn apply(all: &[Self]) -> Limits {
         let mut limits = Limits::default();
-        for Self { name, value } in all {
-            let value = *value;
-            let number = usize::try_from(value).unwrap_or(usize::MAX);
-            match *name {
-                "sessions" => limits.sessions = number,
-                "sessions-per-client" => limits.sessions_per_client = number,
-                "pinholes" => limits.pinholes = number,
-                "pinholes-per-client" => limits.pinholes_per_client = number,
-                "pinholes-per-session" => limits.pinholes_per_session = number,
-                "pinholes-per-minute" => limits.pinholes_per_minute = value,
-                "pinholes-per-client-per-minute" => {
-                    limits.pinholes_per_client_per_minute = value;
-                }
-                "command-line" => limits.command_line = number,
-                "reply-line" => limits.reply_line = number,
-                _ => limits.pipelined = number,
-            }
+        for Self { of, value } in all {
+            (of.set)(&mut limits, *value);
         }
         limits
     }
@@ -107,7 +121,8 @@ mod tests {
 
     #[test]
     fn every_name_is_applied() {
-        for (name, first, _) in NAMES {
+        for Known { name, range, .. } in &ALL {
+            let first = range.start();
             let limit: Limit = format!("{name}={first}").parse().unwrap();
             assert_ne!(Limit::apply(&[limit]), Limits::default(), "{name}");
         }

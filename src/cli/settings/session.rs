@@ -44,11 +44,12 @@ impl StrictChoice {
     /// These, with the other's lists and numbers where they have none: a flag adds rules to those
     /// of the file.
     pub(super) fn over(self, base: Self) -> Self {
-        let either = |own: Option<bool>, base: Option<bool>| match (own, base) {
-            (None, base) if !self.all => base,
-            (own, _) => own,
-        };
+        // What the file leaves out counts no more when the flag asks for all.
+        let either = |own: Option<bool>, base: Option<bool>| own.or(base.filter(|_| !self.all));
         let (own, base_named) = (self.named, base.named);
+        // The flag has no number: it asks for one, unless that is the file's.
+        let asked = self.all || own.failed_logins.is_some();
+        let logins = base_named.failed_logins.filter(|n| !asked || *n > 0);
         Self {
             all: self.all || base.all,
             named: Named {
@@ -59,7 +60,7 @@ impl StrictChoice {
                 control_bytes: either(own.control_bytes, base_named.control_bytes),
                 before_greeting: either(own.before_greeting, base_named.before_greeting),
                 addresses: either(own.addresses, base_named.addresses),
-                failed_logins: base_named.failed_logins.or(own.failed_logins),
+                failed_logins: logins.or(own.failed_logins),
                 allow: own.allow.or(base_named.allow),
                 deny: own.deny.or(base_named.deny),
             },
@@ -332,6 +333,19 @@ mod tests {
             ..Strict::default()
         };
         assert_eq!(one.over(table(file).unwrap()).rules(), expected);
+    }
+
+    #[test]
+    fn the_flag_switches_the_limit_of_logins_on() {
+        let over = |flag: &str, file: &str| {
+            let flag = flag.parse::<StrictChoice>().unwrap();
+            flag.over(table(file).unwrap()).rules().failed_logins
+        };
+        for flag in ["all", "failed-logins"] {
+            assert_eq!(over(flag, "failed-logins = 0"), Some(3), "{flag}");
+            assert_eq!(over(flag, "failed-logins = 9"), Some(9), "{flag}");
+        }
+        assert_eq!(over("order", "all = true\nfailed-logins = 0"), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::engine::event::Event;
 use crate::engine::gateway::Mode;
 use crate::engine::second::Second;
 use crate::engine::{Endpoints, Side};
-use crate::ftp::session::{Announcement, Outcome, Peer, Refusal, Step};
+use crate::ftp::session::{Address, Outcome, Over, Peer, Step};
 use crate::stream::{Half, Overflow};
 
 /// Goes out in place of a `227` or `229` up to the end of its address, where no data connection can
@@ -16,12 +16,39 @@ const REFUSAL: &[u8] = b"425 Can't open data connection (no port is free";
 /// In place of the address alone: no client can read one from it.
 const NO_ADDRESS: &[u8] = b"no port is free";
 
-/// A [`Step::Address`]: what is pending of a stream announces an address.
-struct Said {
-    at: usize,
-    len: usize,
-    announcement: Announcement,
-    refusal: Option<Refusal>,
+/// Why a flow isn't read any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::engine) enum Unread {
+    /// The session machine says so.
+    Over(Over),
+    /// Packets went round the gateway.
+    Missed,
+    /// An address began and didn't end in time.
+    Unfinished,
+    /// A limit was reached.
+    Limit,
+}
+
+impl Unread {
+    pub(in crate::engine) const TLS: Self = Self::Over(Over::Tls);
+
+    const fn why(self) -> &'static str {
+        match self {
+            Self::Over(over) => over.why(),
+            Self::Missed => "missed",
+            Self::Unfinished => "an address that never ended",
+            Self::Limit => "limit",
+        }
+    }
+}
+
+/// What waits of a direction.
+fn pending(halves: &[Half; 2], side: Side) -> &[u8] {
+    let [egress, ingress] = halves;
+    match side {
+        Side::Egress => egress.pending(),
+        Side::Ingress => ingress.pending(),
+    }
 }
 
 impl Flow {
@@ -41,17 +68,13 @@ impl Flow {
         cx: &mut Context<'_>,
     ) -> Result<(), Overflow> {
         let peer = self.peer(side);
-        let limits = cx.config.limits;
+        let limits = cx.limits(peer);
         let counted = self.session.counts();
         loop {
-            let [forward, _] = self.both(side);
-            if forward.pending().is_empty() {
+            let pending = pending(&self.halves, side);
+            if pending.is_empty() {
                 break;
             }
-            let pending = match side {
-                Side::Egress => self.halves[0].pending(),
-                Side::Ingress => self.halves[1].pending(),
-            };
             let held = pending.len();
             let step = self.session.next(peer, pending);
             let since = self.waiting.get_mut(side.index());
@@ -69,20 +92,7 @@ impl Flow {
                     }
                     break;
                 }
-                Step::Address {
-                    at,
-                    len,
-                    announcement,
-                    refusal,
-                } => {
-                    let said = Said {
-                        at,
-                        len,
-                        announcement,
-                        refusal,
-                    };
-                    self.announce(ends, side, &said, cx)?;
-                }
+                Step::Address(said) => self.announce(ends, side, &said, cx)?,
                 Step::Refuse {
                     at,
                     with,
@@ -109,14 +119,14 @@ impl Flow {
                     });
                     self.session.active_opened(opened);
                 }
-                Step::Opaque(why) => {
-                    if why == "TLS" {
-                        self.follow_records(side);
-                    }
-                    self.end_inspection(why, cx);
-                    if why == "TLS" {
-                        self.tls_begins(ends, cx);
-                    }
+                Step::Opaque(Over::Tls) => {
+                    self.follow_records(side);
+                    self.end_inspection(Unread::TLS, cx);
+                    self.tls_begins(ends, cx);
+                    break;
+                }
+                Step::Opaque(over) => {
+                    self.end_inspection(Unread::Over(over), cx);
                     break;
                 }
             }
@@ -140,12 +150,12 @@ impl Flow {
         &mut self,
         ends: &Endpoints,
         side: Side,
-        said: &Said,
+        said: &Address,
         cx: &mut Context<'_>,
     ) -> Result<(), Overflow> {
         let peer = self.peer(side);
-        let limits = cx.config.limits;
-        let Said {
+        let limits = cx.limits(peer);
+        let Address {
             at,
             len,
             announcement: said,
@@ -265,7 +275,7 @@ impl Flow {
     /// commands stay under inspection: what is refused, stays refused.
     pub(in crate::engine) fn reach_limit(&mut self, side: Side, cx: &mut Context<'_>) {
         if side == self.client {
-            return self.end_inspection("limit", cx);
+            return self.end_inspection(Unread::Limit, cx);
         }
         let [forward, _] = self.both(side);
         forward.end_inspection();
@@ -273,13 +283,13 @@ impl Flow {
             *since = None;
         }
         cx.stats.limit_reached = cx.stats.limit_reached.saturating_add(1);
-        let (session, why) = (self.id, "limit");
+        let (session, why) = (self.id, Unread::Limit.why());
         cx.gateway.event(Event::Opaque { session, why });
     }
 
     /// From here on both directions pass under the numbers they have.
-    pub(in crate::engine) fn end_inspection(&mut self, why: &'static str, cx: &mut Context<'_>) {
-        if why != "TLS" {
+    pub(in crate::engine) fn end_inspection(&mut self, why: Unread, cx: &mut Context<'_>) {
+        if why != Unread::TLS {
             self.tls = None;
         }
         if self.halves.iter().all(Half::is_opaque) {
@@ -288,14 +298,14 @@ impl Flow {
         self.halves.iter_mut().for_each(Half::end_inspection);
         self.waiting = [None; 2];
         let counter = match why {
-            "TLS" => &mut cx.stats.tls,
-            "not FTP" | "not TLS" => &mut cx.stats.not_ftp,
-            _ => &mut cx.stats.limit_reached,
+            Unread::Over(Over::Tls) => &mut cx.stats.tls,
+            Unread::Over(Over::NotFtp | Over::NotTls) => &mut cx.stats.not_ftp,
+            Unread::Missed | Unread::Unfinished | Unread::Limit => &mut cx.stats.limit_reached,
         };
         *counter = counter.saturating_add(1);
         cx.gateway.event(Event::Opaque {
             session: self.id,
-            why,
+            why: why.why(),
         });
     }
 
@@ -309,21 +319,17 @@ impl Flow {
             return;
         }
         if self.peer(side) == Peer::Server {
-            self.end_inspection("an address that never ended", cx);
+            self.end_inspection(Unread::Unfinished, cx);
         } else if self.refuse_waiting(side, cx).is_err() {
-            self.end_inspection("limit", cx);
+            self.end_inspection(Unread::Limit, cx);
         }
     }
 
     /// What waits of the client's goes on as something else: it may be the beginning of what is
     /// refused.
     fn refuse_waiting(&mut self, side: Side, cx: &mut Context<'_>) -> Result<(), Overflow> {
-        let limits = cx.config.limits;
-        let pending = match side {
-            Side::Egress => self.halves[0].pending(),
-            Side::Ingress => self.halves[1].pending(),
-        };
-        let step = self.session.give_up(pending);
+        let limits = cx.limits(self.peer(side));
+        let step = self.session.give_up(pending(&self.halves, side));
         let [forward, _] = self.both(side);
         match step {
             Step::Refuse {

@@ -1,13 +1,14 @@
 //! What the client's lines do to a session.
 
 use super::super::command::{
-    Command, Guarded, argument, bare_verb, guarded, has_controls, is_before_login, name_of,
-    telnet_len,
+    Command, Guarded, argument, bare_verb, guarded, has_controls, is_before_login, is_long,
+    name_of, telnet_len,
 };
 use super::super::hostport::{may_be_extended, may_be_host_port, parse_extended, parse_host_port};
 use super::super::line::HEAD;
 use super::{
-    Active, Announcement, Form, Over, Refusal, Session, Step, User, count, first_line, length,
+    Active, Address, Announcement, Form, Over, Refusal, Session, Step, User, count, first_line,
+    length,
 };
 use crate::engine::gateway::Mode;
 
@@ -240,7 +241,7 @@ impl Session {
         }
         self.client.goes(piece.get(..start).unwrap_or_default());
         self.client.settle();
-        Ok(Some(Step::Address {
+        Ok(Some(Step::Address(Address {
             at: start,
             len: argument.len(),
             announcement,
@@ -248,7 +249,7 @@ impl Session {
                 at: verb_end,
                 with: replacement(line.get(verb_end..).unwrap_or_default(), 1),
             }),
-        }))
+        })))
     }
 
     /// Refuses a line: from `at` on, where `letters` of its verb (or more) are left, nothing of it
@@ -355,11 +356,6 @@ fn is_header_field(line: &[u8]) -> bool {
 /// Whether the first line of a client's may be this one.
 fn may_begin(line: &[u8], command: Command) -> bool {
     !matches!(command, Command::Unknown | Command::Blank) && printable(line)
-}
-
-/// RFC 1639's verbs are known, if not followed.
-fn is_long(verb: &[u8]) -> bool {
-    matches!(verb, b"LPRT" | b"LPSV")
 }
 
 fn printable(line: &[u8]) -> bool {

@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 use super::super::command::Command;
 use super::super::hostport::{Scan, scan_extended_port, scan_host_port};
 use super::super::reply::Start;
-use super::{Active, Announcement, Form, Over, Session, Step, count, first_line, length};
+use super::{Active, Address, Announcement, Form, Over, Session, Step, count, first_line, length};
 use crate::engine::gateway::Mode;
 
 impl Session {
@@ -146,7 +146,7 @@ impl Session {
                     self.server.goes(piece.get(..at)?);
                     let verb = if code == 227 { "227" } else { "229" };
                     let mode = Mode::Passive;
-                    return Some(Step::Address {
+                    return Some(Step::Address(Address {
                         at,
                         len,
                         announcement: Announcement {
@@ -157,7 +157,7 @@ impl Session {
                             port,
                         },
                         refusal: None,
-                    });
+                    }));
                 }
                 Scan::Partial if at == 0 => return Some(Step::Wait),
                 Scan::Partial => {

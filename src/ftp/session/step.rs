@@ -49,16 +49,7 @@ pub enum Step {
     /// `pending[..at]` passes as it is, `pending[at..at + len]` is an address. The caller decides
     /// and calls [`super::Session::announced`] with the outcome, then removes `at + len` bytes from
     /// pending.
-    Address {
-        /// Where the address text starts.
-        at: usize,
-        /// How many bytes it takes (≥ 1).
-        len: usize,
-        /// What it says.
-        announcement: Announcement,
-        /// How to refuse it in place; `None` for replies.
-        refusal: Option<Refusal>,
-    },
+    Address(Address),
     /// `pending[..at]` passes as it is, `pending[at..at + with.len()]` is replaced by `with`,
     /// a verb that no server knows, so that the receiver refuses it itself; both are removed from
     /// pending.
@@ -79,7 +70,43 @@ pub enum Step {
     /// bytes go out. Nothing is removed from pending; call [`super::Session::next`] again.
     OpenActive,
     /// Both streams are passed on without looking from here on. The pending bytes go out as they are.
-    Opaque(&'static str),
+    Opaque(Over),
+}
+
+/// Why a session isn't read any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// It went on under TLS (RFC 4217).
+    Tls,
+    /// It isn't FTP.
+    NotFtp,
+    /// It was to be under TLS from its first byte, and isn't.
+    NotTls,
+}
+
+impl Over {
+    /// In a few words.
+    #[must_use]
+    pub const fn why(self) -> &'static str {
+        match self {
+            Self::Tls => "TLS",
+            Self::NotFtp => "not FTP",
+            Self::NotTls => "not TLS",
+        }
+    }
+}
+
+/// Where an address is in `pending`, and what it says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// Where its text starts.
+    pub at: usize,
+    /// How many bytes it takes (≥ 1).
+    pub len: usize,
+    /// What it says.
+    pub announcement: Announcement,
+    /// How to refuse it in place; `None` for replies.
+    pub refusal: Option<Refusal>,
 }
 
 /// How a command that announces an address is refused: `pending[at..at + with.len()]`, which ends

@@ -82,14 +82,14 @@ mod tests {
             let rest = Step::Pass(HELLO.len() - cut);
             assert_eq!(session.next(Peer::Client, &HELLO[cut..]), rest);
             let answer = session.next(Peer::Server, &HELLO[..cut]);
-            assert_eq!(answer, Step::Opaque("TLS"));
+            assert_eq!(answer, Step::Opaque(Over::Tls));
             assert_eq!(session.state(), "tls");
         }
     }
 
     #[test]
     fn anything_else_is_not() {
-        let not = Step::Opaque("not TLS");
+        let not = Step::Opaque(Over::NotTls);
         assert_eq!(session().next(Peer::Client, b"USER a\r\n"), not);
         assert_eq!(session().next(Peer::Server, b"220 hi\r\n"), not);
         assert_eq!(session().next(Peer::Server, HELLO), not, "unasked");

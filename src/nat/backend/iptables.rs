@@ -12,25 +12,29 @@
 //! killed daemon doesn't stay open. Its clock is the wall clock, to the second; the daemon closes
 //! holes by its own clock.
 
+mod lines;
+mod open;
 mod ranges;
 
-use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
+use self::lines::{Line, Wording, deadline, rules, transaction};
+use self::open::{HoleKey, Nat, Open};
 use super::{Backend, BackendError, Closing, Mark};
 use crate::nat::pinhole::{Key, Pinhole, RangeHole, RangeKey};
 use crate::nat::ports::PortRange;
 use crate::nat::rules::host::{Host, holds, missing};
-use crate::nat::rules::{At, RulesError, TableStore, flavours, is_ours};
-use crate::nat::xtables::save::{Rule, Ruleset, Table};
+use crate::nat::rules::{At, RulesError, TableStore, flavours, is_ours, ours};
+use crate::nat::xtables::save::{Ruleset, Table};
+use crate::nat::xtables::snapshot::Snapshot;
 use crate::nat::xtables::tools::{Tool, Tools};
 use crate::nat::xtables::{Family, Flavour};
 
-const PRE: &str = "FTPALG-PRE";
-const POST: &str = "FTPALG-POST";
+/// The names of the chains.
+const PINHOLES: [&str; 2] = ["FTPALG-PRE", "FTPALG-POST"];
 
 /// What [`Backend::install`] loads.
-const CHAINS: &str = r#"*nat
+const RULES: &str = r#"*nat
 :FTPALG-PRE - [0:0]
 :FTPALG-POST - [0:0]
 -I PREROUTING -m comment --comment "ftpalg:pinholes" -j FTPALG-PRE
@@ -39,15 +43,6 @@ const CHAINS: &str = r#"*nat
 -I POSTROUTING -m comment --comment "ftpalg:pinholes" -j FTPALG-POST
 COMMIT
 "#;
-
-/// iptables' own limit for `--datestop`, 2038-01-19T03:14:07Z: later deadlines are left to us.
-const MAX_STAMP: u64 = i32::MAX as u64;
-
-/// How often a hole is tried again to be opened while others are being closed.
-const ATTEMPTS: usize = 3;
-
-/// A rule of a hole: its chain and its spec.
-type Line = (&'static str, String);
 
 /// The family's part: where its chains are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,14 +59,13 @@ pub struct Iptables {
     host: Host,
     mark: Mark,
     planes: Vec<Plane>,
-    open: BTreeMap<Key, Vec<Line>>,
+    pinholes: Open<Key>,
     /// The number of the last hole: no two have equal rules, so that `-D` finds its own.
     serial: u64,
     /// The rules that are being removed meanwhile.
     closing: Vec<(Key, Vec<Line>)>,
     range: Option<PortRange>,
-    /// The rules of open ranges.
-    ranges: BTreeMap<RangeKey, Vec<Line>>,
+    ranges: Open<RangeKey>,
 }
 
 impl Iptables {
@@ -82,11 +76,11 @@ impl Iptables {
             host: Host::new(tools, store),
             mark,
             planes: Vec::new(),
-            open: BTreeMap::new(),
+            pinholes: Open::new(PINHOLES),
             serial: 0,
             closing: Vec::new(),
             range: None,
-            ranges: BTreeMap::new(),
+            ranges: Open::new(ranges::CHAINS),
         }
     }
 
@@ -107,8 +101,8 @@ impl Iptables {
     fn chains(&self) -> Table {
         match self.range {
             // What is inserted last comes first: the pinholes' chains.
-            Some(_) => chains(&ranges::with_range(CHAINS)),
-            None => chains(CHAINS),
+            Some(_) => chains(&ranges::with_range(RULES)),
+            None => chains(RULES),
         }
     }
 
@@ -126,90 +120,17 @@ impl Iptables {
     }
 
     /// The rules of a hole, as no other hole has them.
-    fn lines(&mut self, plane: Plane, hole: &Pinhole, timeout: Duration) -> Vec<Line> {
+    fn rules_of(&mut self, plane: Plane, hole: Wording, timeout: Duration) -> Vec<Line> {
         let until = if plane.timed { deadline(timeout) } else { None };
         self.serial = self.serial.wrapping_add(1);
-        rules_of(hole, self.mark, until.as_deref(), self.serial)
-    }
-
-    /// Takes the rules of some holes out and puts those of another one in, all at once.
-    ///
-    /// If somebody else removed some of them meanwhile, fills the chains anew with all that should
-    /// be in there.
-    fn change(
-        &mut self,
-        plane: Plane,
-        out: &[Key],
-        into: Option<(Key, Vec<Line>)>,
-    ) -> Result<(), BackendError> {
-        let removed: Vec<(Key, Vec<Line>)> = out
-            .iter()
-            .filter_map(|key| self.open.remove_entry(key))
-            .collect();
-        let old: Vec<Line> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
-        let lines = into.as_ref().map_or(&[][..], |(_, lines)| lines);
-        // It must count even while an older one with the same key is being removed.
-        let first = self
-            .closing
-            .iter()
-            .any(|(closing, _)| into.as_ref().is_some_and(|(key, _)| key == closing));
-        let text = transaction(&old, lines, first);
-        let mut done = self.restore(plane, &text);
-        // iptables-nft says "before the rule that is the first now": it may be gone by then.
-        for _ in 0..if first { ATTEMPTS } else { 0 } {
-            done = done.or_else(|_| self.restore(plane, &text));
-        }
-        if done.is_err() && old.is_empty() {
-            return done;
-        }
-        let added = into.map(|(key, lines)| {
-            self.open.insert(key, lines);
-            key
-        });
-        done.or_else(|_| self.refill(plane)).inspect_err(|_| {
-            if let Some(key) = added {
-                self.open.remove(&key);
-            }
-            // They may still be there: to be tried again.
-            self.open.extend(removed);
-        })
-    }
-
-    /// Makes our chains hold exactly the holes that are open. Fails if the chains are gone.
-    fn refill(&self, plane: Plane) -> Result<(), BackendError> {
-        let lines: Vec<Line> = self
-            .open
-            .iter()
-            .filter(|(key, _)| Family::of(key.from) == plane.family)
-            .flat_map(|(_, lines)| lines.iter().cloned())
-            .collect();
-        let text = format!(
-            "*nat\n-F {PRE}\n-F {POST}\n{}COMMIT\n",
-            verb_lines("-A", &lines)
-        );
-        self.restore(plane, &text)
+        hole.rules(self.mark, until.as_deref(), self.serial)
     }
 
     /// The holes of a family that are open, out of these.
     fn open_of(&self, family: Family, holes: &[Pinhole]) -> Vec<Key> {
-        holes
-            .iter()
-            .map(Pinhole::key)
-            .filter(|key| Family::of(key.from) == family && self.open.contains_key(key))
+        let keys = holes.iter().map(Pinhole::key);
+        keys.filter(|key| key.family() == family && self.pinholes.contains(*key))
             .collect()
-    }
-
-    /// Whether none of our chains is there: then no hole is open.
-    fn is_gone(&self, plane: Plane) -> bool {
-        self.host.snapshot().is_ok_and(|snapshot| {
-            snapshot
-                .table(plane.family, plane.flavour, "nat")
-                .is_none_or(|t| t.chain(PRE).is_none())
-        })
-    }
-
-    fn restore(&self, plane: Plane, text: &str) -> Result<(), BackendError> {
-        Ok(self.host.restore(plane.family, plane.flavour, text)?)
     }
 
     /// Whether the kernel has the `time` match: tries it in a chain of its own.
@@ -217,6 +138,14 @@ impl Iptables {
         let text = "*nat\n:FTPALG-PROBE - [0:0]\n-A FTPALG-PROBE -m time --datestop 2037-01-01T00:00:00\nCOMMIT\n\
                     *nat\n-F FTPALG-PROBE\n-X FTPALG-PROBE\nCOMMIT\n";
         self.host.restore(family, flavour, text).is_ok()
+    }
+
+    /// Nothing is in the kernel.
+    fn forget(&mut self) {
+        self.planes.clear();
+        self.pinholes.clear();
+        self.ranges.clear();
+        self.closing.clear();
     }
 
     fn install_all(&mut self) -> Result<(), RulesError> {
@@ -235,7 +164,7 @@ impl Iptables {
                     }),
             );
         }
-        self.clear(&planned)?;
+        self.clear(&snapshot, &planned)?;
         for at in planned {
             if snapshot.is_hidden(at.family, at.flavour, "nat") {
                 let why = format!("{at}: it holds rules written for nft: use --backend nft");
@@ -260,11 +189,16 @@ impl Iptables {
         Ok(())
     }
 
-    /// Removes what is ours from all `nat` tables but these.
-    fn clear(&mut self, but: &[At]) -> Result<(), RulesError> {
+    /// Removes what is ours from all `nat` tables.
+    fn clear_all(&mut self) -> Result<(), RulesError> {
         let snapshot = self.host.snapshot()?;
-        let mut failed = self.host.out_of_reach(&snapshot, &["nat"]).err();
-        for (at, table) in crate::nat::rules::ours(&snapshot, &["nat"]) {
+        self.clear(&snapshot, &[])
+    }
+
+    /// Removes what is ours from all `nat` tables but these.
+    fn clear(&mut self, snapshot: &Snapshot, but: &[At]) -> Result<(), RulesError> {
+        let mut failed = self.host.out_of_reach(snapshot, &["nat"]).err();
+        for (at, table) in ours(snapshot, &["nat"]) {
             if !but.contains(&at)
                 && let Err(e) = self.host.clear(&at, table)
             {
@@ -272,7 +206,7 @@ impl Iptables {
             }
         }
         if but.is_empty() {
-            self.host.clear_made(&snapshot, &["nat"]);
+            self.host.clear_made(snapshot, &["nat"]);
         }
         failed.map_or(Ok(()), Err)
     }
@@ -284,13 +218,10 @@ impl Backend for Iptables {
     }
 
     fn install(&mut self) -> Result<(), BackendError> {
-        self.planes.clear();
-        self.open.clear();
-        self.ranges.clear();
-        self.closing.clear();
+        self.forget();
         if let Err(e) = self.install_all() {
             self.planes.clear();
-            if let Err(again) = self.clear(&[]) {
+            if let Err(again) = self.clear_all() {
                 log::warn!("rules that could not be removed again: {again}");
             }
             return Err(e.into());
@@ -300,9 +231,13 @@ impl Backend for Iptables {
 
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
         let plane = self.plane(Family::of(hole.from))?;
-        let lines = self.lines(plane, hole, timeout);
+        let lines = self.rules_of(plane, wording(hole), timeout);
         let key = hole.key();
-        self.change(plane, &[key], Some((key, lines)))
+        // It must count even while an older one with the same key is being removed.
+        let first = self.closing.iter().any(|(closing, _)| *closing == key);
+        let host = &self.host;
+        let nat = Nat { host, plane };
+        self.pinholes.change(nat, &[key], Some((key, lines)), first)
     }
 
     /// One run of the tool per family, however many holes there are.
@@ -311,13 +246,14 @@ impl Backend for Iptables {
             let of_plane = |hole: &Pinhole| Family::of(hole.from) == plane.family;
             let mut wanted = Vec::new();
             for (hole, timeout) in holes.iter().filter(|(hole, _)| of_plane(hole)) {
-                wanted.push((hole.key(), self.lines(plane, hole, *timeout)));
+                wanted.push((hole.key(), self.rules_of(plane, wording(hole), *timeout)));
             }
             let lines: Vec<Line> = wanted.iter().flat_map(|(_, l)| l.clone()).collect();
             if !lines.is_empty() {
-                self.restore(plane, &transaction(&[], &lines, false))?;
+                let host = &self.host;
+                Nat { host, plane }.restore(&transaction(&[], &lines, false))?;
             }
-            self.open.extend(wanted);
+            self.pinholes.extend(wanted);
         }
         Ok(())
     }
@@ -327,30 +263,40 @@ impl Backend for Iptables {
     }
 
     fn open_range(&mut self, hole: &RangeHole, timeout: Duration) -> Result<(), BackendError> {
-        self.change_range(hole, Some(timeout))
+        let plane = self.plane(Family::of(hole.from))?;
+        let Some(range) = self.range else {
+            return Err(BackendError::Unsupported(
+                "a hole for a range needs a range".into(),
+            ));
+        };
+        let lines = self.rules_of(plane, ranges::wording(hole, range), timeout);
+        let key = hole.key();
+        let host = &self.host;
+        let nat = Nat { host, plane };
+        self.ranges.change(nat, &[key], Some((key, lines)), false)
     }
 
     fn close_range(&mut self, hole: &RangeHole) -> Result<(), BackendError> {
-        self.change_range(hole, None)
+        let plane = self.plane(Family::of(hole.from))?;
+        let key = hole.key();
+        if !self.ranges.contains(key) {
+            return Ok(());
+        }
+        let host = &self.host;
+        self.ranges.change(Nat { host, plane }, &[key], None, false)
     }
 
     /// One run of the tool per family, however many holes there are.
     fn close_all(&mut self, holes: &[Pinhole]) -> Result<(), BackendError> {
         let mut result = Ok(());
-        for family in Family::ALL {
-            let keys = self.open_of(family, holes);
-            if keys.is_empty() {
-                continue;
+        for plane in self.planes.clone() {
+            let keys = self.open_of(plane.family, holes);
+            if !keys.is_empty() {
+                let host = &self.host;
+                let nat = Nat { host, plane };
+                let closed = self.pinholes.change(nat, &keys, None, false);
+                result = result.and(closed);
             }
-            let closed = self.plane(family).and_then(|plane| {
-                let closed = self.change(plane, &keys, None);
-                if closed.is_err() && self.is_gone(plane) {
-                    self.open.retain(|key, _| Family::of(key.from) != family);
-                    return Ok(());
-                }
-                closed
-            });
-            result = result.and(closed);
         }
         result
     }
@@ -361,17 +307,13 @@ impl Backend for Iptables {
 
     fn closing(&mut self, holes: Vec<Pinhole>) -> Result<Option<Closing>, BackendError> {
         let mut work = Vec::new();
-        for family in Family::ALL {
-            let keys = self.open_of(family, &holes);
+        for plane in self.planes.clone() {
+            let keys = self.open_of(plane.family, &holes);
             if keys.is_empty() {
                 continue;
             }
-            let plane = self.plane(family)?;
-            let tool = self.host.tool(family, plane.flavour)?.clone();
-            let removed: Vec<_> = keys
-                .iter()
-                .filter_map(|key| self.open.remove_entry(key))
-                .collect();
+            let tool = self.host.tool(plane.family, plane.flavour)?.clone();
+            let removed = self.pinholes.take(&keys);
             let lines: Vec<Line> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
             self.closing.extend(removed);
             work.push((tool, transaction(&lines, &[], false)));
@@ -390,38 +332,26 @@ impl Backend for Iptables {
 
     /// If somebody else removed some of the rules meanwhile, fills the chains anew.
     fn closed(&mut self, done: Result<(), BackendError>) -> Result<(), BackendError> {
-        let removed = std::mem::take(&mut self.closing);
+        let mut removed = std::mem::take(&mut self.closing);
         if done.is_ok() {
             return Ok(());
         }
         let mut result = Ok(());
         for plane in self.planes.clone() {
-            let of_plane = |key: &Key| Family::of(key.from) == plane.family;
-            if !removed.iter().any(|(key, _)| of_plane(key)) {
-                continue;
+            let of_plane = |(key, _): &mut (Key, _)| key.family() == plane.family;
+            let removed: Vec<_> = removed.extract_if(.., of_plane).collect();
+            if !removed.is_empty() {
+                let host = &self.host;
+                let mended = self.pinholes.mend(Nat { host, plane }, removed);
+                result = result.and(mended);
             }
-            let Err(error) = self.refill(plane) else {
-                continue;
-            };
-            if self.is_gone(plane) {
-                self.open.retain(|key, _| !of_plane(key));
-                continue;
-            }
-            // They may still be there: to be tried again.
-            for (key, lines) in removed.iter().filter(|(key, _)| of_plane(key)) {
-                self.open.entry(*key).or_default().extend(lines.clone());
-            }
-            result = Err(error);
         }
         result
     }
 
     fn remove(&mut self) -> Result<(), BackendError> {
-        self.planes.clear();
-        self.open.clear();
-        self.ranges.clear();
-        self.closing.clear();
-        Ok(self.clear(&[])?)
+        self.forget();
+        Ok(self.clear_all()?)
     }
 
     fn verify(&mut self) -> Result<bool, BackendError> {
@@ -430,30 +360,26 @@ impl Backend for Iptables {
         }
         let snapshot = self.host.snapshot()?;
         let whole = self.planes.iter().all(|plane| {
+            let Plane {
+                family, flavour, ..
+            } = *plane;
             let at = At {
-                flavour: plane.flavour,
-                family: plane.family,
+                flavour,
+                family,
                 table: "nat".into(),
             };
-            let current = snapshot.table(at.family, at.flavour, "nat");
+            let current = snapshot.table(family, flavour, "nat");
             let mut wanted = self.chains();
-            let of_plane = |key: &Key| Family::of(key.from) == plane.family;
-            let ranges = self.ranges.iter();
-            let ranges = ranges.filter(|(key, _)| Family::of(key.from) == plane.family);
-            wanted
-                .rules
-                .extend(ranges.flat_map(|(_, lines)| rules(lines)));
-            let open = self.open.iter().filter(|(key, _)| of_plane(key));
-            wanted
-                .rules
-                .extend(open.flat_map(|(_, lines)| rules(lines)));
+            let open = self.pinholes.lines(family).chain(self.ranges.lines(family));
+            wanted.rules.extend(rules(open));
             // They go at this moment: some may be there, some not.
-            let closing = self.closing.iter().filter(|(key, _)| of_plane(key));
-            wanted.rules.extend(
-                closing
-                    .flat_map(|(_, lines)| rules(lines))
-                    .filter(|rule| current.is_some_and(|table| holds(table, rule))),
-            );
+            let closing = self.closing.iter();
+            let closing = closing
+                .filter(|(key, _)| key.family() == family)
+                .flat_map(|(_, lines)| lines);
+            let mut closing = rules(closing);
+            closing.retain(|rule| current.is_some_and(|table| holds(table, rule)));
+            wanted.rules.extend(closing);
             missing(&at, current, &wanted).is_empty()
         });
         Ok(whole)
@@ -479,126 +405,24 @@ fn chains(text: &str) -> Table {
     set.tables.into_iter().next().unwrap_or_default()
 }
 
-/// The text that removes some rules and adds others at once, `first` before all that are there.
-fn transaction(remove: &[Line], add: &[Line], first: bool) -> String {
-    let mut text = format!("*nat\n{}", verb_lines("-D", remove));
-    if first {
-        for chain in [PRE, POST] {
-            let of_chain = add.iter().filter(|(of, _)| *of == chain);
-            for (at, (_, spec)) in of_chain.enumerate() {
-                text.push_str(&format!("-I {chain} {} {spec}\n", at + 1));
-            }
-        }
-    } else {
-        text.push_str(&verb_lines("-A", add));
+/// The hole as its rules say it.
+fn wording(hole: &Pinhole) -> Wording {
+    Wording {
+        chains: PINHOLES,
+        kind: "pinhole",
+        from: hole.from,
+        to: hole.to.ip(),
+        ports: hole.to.port().to_string(),
+        land: (hole.land != hole.to).then(|| hole.land.to_string()),
+        as_source: hole.as_source,
+        delivered: None,
+        carried: hole.mark,
     }
-    text.push_str("COMMIT\n");
-    text
-}
-
-/// Lines as rules that can be looked for.
-fn rules(lines: &[Line]) -> Vec<Rule> {
-    let set = Ruleset::parse(&format!("*nat\n{}COMMIT\n", verb_lines("-A", lines)));
-    set.tables.into_iter().flat_map(|t| t.rules).collect()
-}
-
-fn verb_lines(verb: &str, lines: &[Line]) -> String {
-    lines
-        .iter()
-        .map(|(chain, spec)| format!("{verb} {chain} {spec}\n"))
-        .collect()
-}
-
-/// The rules of a hole, in the words and the order in which the tools save them.
-fn rules_of(hole: &Pinhole, mark: Mark, until: Option<&str>, serial: u64) -> Vec<Line> {
-    let bit = mark.bit();
-    let (from, to, port) = (hole.from, hole.to.ip(), hole.to.port());
-    let bits = if from.is_ipv4() { 32 } else { 128 };
-    let until = until.map_or_else(String::new, |t| format!(" -m time --datestop {t}"));
-    let packet = format!(
-        "-s {from}/{bits} -d {to}/{bits} -p tcp -m tcp --dport {port}{until} -m comment --comment \"ftpalg:pinhole {serial}\""
-    );
-    // A hole that translates nothing still keeps the user's own translations away.
-    let deliver = if hole.land == hole.to {
-        "-j ACCEPT".to_owned()
-    } else {
-        format!("-j DNAT --to-destination {}", hole.land)
-    };
-    let mut lines = Vec::new();
-    if hole.mark != 0 {
-        // The user's own mark on the data connection comes first. The packet's mark is set, too:
-        // the next thing that happens to it is routing.
-        let carried = hole.mark;
-        lines.push((
-            PRE,
-            format!("{packet} -m connmark --mark 0x0 -j MARK --set-xmark {carried:#x}/0xffffffff"),
-        ));
-        lines.push((
-            PRE,
-            format!(
-                "{packet} -m connmark --mark 0x0 -j CONNMARK --set-xmark {carried:#x}/0xffffffff"
-            ),
-        ));
-    }
-    lines.extend([
-        (
-            PRE,
-            format!("{packet} -j CONNMARK --set-xmark {bit:#x}/{bit:#x}"),
-        ),
-        (PRE, format!("{packet} {deliver}")),
-    ]);
-    if let Some(source) = hole.as_source {
-        lines.push((
-            POST,
-            format!(
-                "-p tcp -m connmark --mark {bit:#x}/{bit:#x} -m conntrack --ctorigsrc {from} --ctorigdst {to} \
-                 --ctorigdstport {port} -m comment --comment \"ftpalg:pinhole {serial}\" -j SNAT --to-source {source}"
-            ),
-        ));
-    }
-    lines
-}
-
-/// The moment `timeout` from now in UTC, rounded up to a second, as `--datestop` takes it; `None`
-/// if it can't be written there.
-fn deadline(timeout: Duration) -> Option<String> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-    let end = now.checked_add(timeout)?;
-    let stamp = end
-        .as_secs()
-        .checked_add(u64::from(end.subsec_nanos() > 0))?;
-    (stamp < MAX_STAMP).then(|| date(stamp))
-}
-
-/// Seconds since 1970 as `YYYY-MM-DDThh:mm:ss`.
-fn date(stamp: u64) -> String {
-    let (mut days, seconds) = (stamp / 86_400, stamp % 86_400);
-    let leap = |y: u64| y.is_multiple_of(4) && (!y.is_multiple_of(100) || y.is_multiple_of(400));
-    let mut year = 1970;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(leap(year));
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    format!(
-        "{year:04}-{month:02}-{:02}T{:02}:{:02}:{:02}",
-        days + 1,
-        seconds / 3600,
-        seconds / 60 % 60,
-        seconds % 60
-    )
 }
 
 #[cfg(test)]
 mod tests {
+    use super::lines::verb_lines;
     use super::*;
 
     fn hole(from: &str, to: &str, land: &str, as_source: Option<&str>) -> Pinhole {
@@ -612,7 +436,7 @@ mod tests {
     }
 
     fn text(hole: &Pinhole, until: Option<&str>) -> String {
-        verb_lines("-A", &rules_of(hole, Mark::DEFAULT, until, 7))
+        verb_lines("-A", &wording(hole).rules(Mark::DEFAULT, until, 7))
     }
 
     #[test]
@@ -648,42 +472,9 @@ mod tests {
     }
 
     #[test]
-    fn dates() {
-        assert_eq!(date(0), "1970-01-01T00:00:00");
-        assert_eq!(date(951_782_399), "2000-02-28T23:59:59");
-        assert_eq!(date(951_782_400), "2000-02-29T00:00:00");
-        assert_eq!(date(1_735_689_599), "2024-12-31T23:59:59");
-        assert_eq!(date(1_772_323_200), "2026-03-01T00:00:00");
-        assert_eq!(date(2_147_483_647), "2038-01-19T03:14:07");
-        assert_eq!(deadline(Duration::MAX), None);
-        assert_eq!(deadline(Duration::from_secs(1 << 40)), None);
-        assert!(deadline(Duration::from_secs(60)).is_some());
-    }
-
-    #[test]
     fn the_chains_are_tagged() {
-        let table = chains(CHAINS);
+        let table = chains(RULES);
         assert_eq!((table.chains.len(), table.rules.len()), (2, 4));
         assert!(table.rules.iter().all(is_ours));
-    }
-
-    #[test]
-    fn one_commit_removes_and_adds() {
-        let lines = |chains: &[(&'static str, &str)]| -> Vec<Line> {
-            let line = |(chain, spec): &(&'static str, &str)| (*chain, (*spec).to_owned());
-            chains.iter().map(line).collect()
-        };
-        let old = lines(&[(PRE, "old")]);
-        let new = lines(&[(PRE, "mark"), (PRE, "dnat"), (POST, "snat")]);
-        assert_eq!(
-            transaction(&old, &new, false),
-            "*nat\n-D FTPALG-PRE old\n-A FTPALG-PRE mark\n-A FTPALG-PRE dnat\n\
-             -A FTPALG-POST snat\nCOMMIT\n"
-        );
-        assert_eq!(
-            transaction(&old, &new, true),
-            "*nat\n-D FTPALG-PRE old\n-I FTPALG-PRE 1 mark\n-I FTPALG-PRE 2 dnat\n\
-             -I FTPALG-POST 1 snat\nCOMMIT\n"
-        );
     }
 }

@@ -1,5 +1,5 @@
 //! Pinholes as elements of nf_tables maps: the rules are static, a hole is one acknowledged
-//! netlink message of two elements.
+//! netlink message of one to three elements.
 //!
 //! For each address family a table `ftpalg` of our own, here for IPv4 in the notation of `nft`:
 //!
@@ -24,6 +24,7 @@
 //! hook was tried: it lets a second connection in while the first one's packet is on its way, costs
 //! every forwarded packet a look, and deleted elements clog the map until the kernel sweeps it.)
 
+mod elements;
 mod objects;
 mod ranges;
 
@@ -33,19 +34,16 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use self::objects::{
-    Abilities, CHAINS, Family, IPV4, IPV6, MAPS, Step, TABLE, What, add_elem, del_table, elem,
-    endpoint, octets, plan,
-};
+use self::elements::{Element, of_pinhole};
+use self::objects::{Abilities, CHAINS, Family, IPV4, IPV6, Step, TABLE, What, del_table, plan};
 use super::{Backend, BackendError, Mark};
-use crate::nat::pinhole::{Key, Pinhole, RangeHole};
+use crate::nat::pinhole::{Pinhole, RangeHole};
 use crate::nat::ports::PortRange;
 use crate::nat::tables;
-use crate::netlink::nftables::msg;
 use crate::netlink::socket::{BatchError, Socket};
 
-/// How often a change is tried anew because an element expired or was used meanwhile: each of a
-/// hole's two elements can do so once.
+/// How often a change is tried, because an element may expire meanwhile: each of a hole's three can
+/// do so once.
 const ATTEMPTS: usize = 4;
 
 /// The backend over nf_tables.
@@ -64,10 +62,7 @@ impl Nft {
     /// # Errors
     /// If the kernel has no nf_tables or doesn't let us use it.
     pub fn new(mark: Mark) -> Result<Self, BackendError> {
-        let socket = Socket::open().map_err(|source| BackendError::System {
-            what: "open a netlink socket",
-            source,
-        })?;
+        let socket = Socket::open().map_err(failed("open a netlink socket"))?;
         if !tables::available() {
             return Err(BackendError::Unsupported(
                 "the kernel has no nf_tables, or CAP_NET_ADMIN is missing: use --backend iptables, \
@@ -122,84 +117,30 @@ impl Nft {
         }
     }
 
-    /// Which elements of a key are in the kernel, in the order of [`MAPS`].
+    /// Deletes a hole's elements, and adds them anew if they get a timeout, in one batch.
     ///
-    /// Asked before each change, because a batch that the kernel has to undo waits for all CPUs
-    /// (milliseconds), while a question takes about a microsecond.
-    fn present(&mut self, family: &'static Family, key: Key) -> io::Result<[bool; 3]> {
-        let mut present = [false; 3];
-        for (there, map) in present.iter_mut().zip(MAPS) {
-            let asked = self
-                .socket
-                .get(&elem(msg::GET_ELEM, family, map, key), |_| ());
-            *there = match asked {
-                Ok(()) => true,
-                Err(error) if is(&error, Errno::ENOENT) => false,
-                Err(error) => return Err(error),
-            };
-        }
-        Ok(present)
-    }
-
-    /// Deletes a key's elements and adds others, in one batch.
-    ///
-    /// An element may go between question and change, by its timeout or use: then asks again.
+    /// Asks before which of them are in the kernel, because a batch that it has to undo waits for
+    /// all CPUs (milliseconds), while a question takes about a microsecond. An element may go
+    /// between question and change, by its timeout or use: then asks again.
     fn replace(
         &mut self,
-        family: &'static Family,
-        key: Key,
-        data: [Option<&[u8]>; 3],
-        timeout: Duration,
+        family: &Family,
+        elements: &[Element],
+        timeout: Option<Duration>,
     ) -> io::Result<()> {
         for _ in 0..ATTEMPTS {
-            let present = self.present(family, key)?;
-            let deletes = present.iter().zip(MAPS).filter(|(p, _)| **p);
-            let adds = data
-                .iter()
-                .zip(MAPS)
-                .filter_map(|(data, map)| Some((map, (*data)?)));
-            let requests: Vec<_> = deletes
-                .map(|(_, map)| elem(msg::DEL_ELEM, family, map, key))
-                .chain(adds.map(|(map, data)| add_elem(family, map, key, data, timeout)))
-                .collect();
-            match self.socket.batch(&requests).map_err(io::Error::from) {
-                Err(error) if is(&error, Errno::ENOENT) || is(&error, Errno::EEXIST) => {}
-                result => return result,
-            }
-        }
-        Err(io::ErrorKind::Interrupted.into())
-    }
-
-    /// Deletes a range's elements and adds them anew if it has a timeout, in one batch.
-    fn replace_range(&mut self, hole: &RangeHole, timeout: Option<Duration>) -> io::Result<()> {
-        let Ok(family) = self.family(hole.from) else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
-        for _ in 0..ATTEMPTS {
             let mut requests = Vec::new();
-            for map in ranges::MAPS {
-                let asked = self
-                    .socket
-                    .get(&ranges::elem(msg::GET_ELEM, family, map, *hole), |_| ());
-                match asked {
-                    Ok(()) => requests.push(ranges::elem(msg::DEL_ELEM, family, map, *hole)),
+            for element in elements {
+                match self.socket.get(&element.question(family), |_| ()) {
+                    Ok(()) => requests.push(element.delete(family)),
                     Err(error) if is(&error, Errno::ENOENT) => {}
                     Err(error) => return Err(error),
                 }
             }
             if let Some(timeout) = timeout {
-                for map in ranges::MAPS {
-                    requests.extend(
-                        map.data(hole)
-                            .map(|data| ranges::add_elem(family, map, *hole, data, timeout)),
-                    );
-                }
-            }
-            if requests.is_empty() {
-                return Ok(());
+                requests.extend(elements.iter().filter_map(|e| e.add(family, timeout)));
             }
             match self.socket.batch(&requests).map_err(io::Error::from) {
-                // One of them expired meanwhile.
                 Err(error) if is(&error, Errno::ENOENT) || is(&error, Errno::EEXIST) => {}
                 result => return result,
             }
@@ -266,30 +207,16 @@ impl Backend for Nft {
                 "a pinhole's addresses must be of one family".into(),
             ));
         }
-        let land = endpoint(hole.land);
-        let source = hole.as_source.map(octets);
-        // Both at once: the rule that takes it over sets nothing else.
-        let mark = (hole.mark != 0).then(|| (hole.mark | self.mark.bit()).to_ne_bytes());
-        let mark = mark.as_ref().map(<[u8; 4]>::as_slice);
-        self.replace(
-            family,
-            hole.key(),
-            [Some(&land), source.as_deref(), mark],
-            timeout,
-        )
-        .map_err(|source| BackendError::System {
-            what: "open a pinhole",
-            source,
-        })
+        let elements = of_pinhole(family, hole, self.mark);
+        self.replace(family, &elements, Some(timeout))
+            .map_err(failed("open a pinhole"))
     }
 
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
         let family = self.family(hole.from)?;
-        self.replace(family, hole.key(), [None; 3], Duration::ZERO)
-            .map_err(|source| BackendError::System {
-                what: "close a pinhole",
-                source,
-            })
+        let elements = of_pinhole(family, hole, self.mark);
+        self.replace(family, &elements, None)
+            .map_err(failed("close a pinhole"))
     }
 
     fn open_range(&mut self, hole: &RangeHole, timeout: Duration) -> Result<(), BackendError> {
@@ -300,22 +227,17 @@ impl Backend for Nft {
                 "a hole for a range needs a range, and addresses of one family".into(),
             ));
         }
-        self.replace_range(hole, Some(timeout))
-            .map_err(|source| BackendError::System {
-                what: "open a range of ports",
-                source,
-            })
+        self.replace(family, &ranges::elements(family, hole), Some(timeout))
+            .map_err(failed("open a range of ports"))
     }
 
     fn close_range(&mut self, hole: &RangeHole) -> Result<(), BackendError> {
         if self.range.is_none() {
             return Ok(());
         }
-        self.replace_range(hole, None)
-            .map_err(|source| BackendError::System {
-                what: "close a range of ports",
-                source,
-            })
+        let family = self.family(hole.from)?;
+        self.replace(family, &ranges::elements(family, hole), None)
+            .map_err(failed("close a range of ports"))
     }
 
     fn remove(&mut self) -> Result<(), BackendError> {
@@ -332,10 +254,7 @@ impl Backend for Nft {
                 .map_err(io::Error::from)
             {
                 Err(source) if !is(&source, Errno::ENOENT) => {
-                    result = Err(BackendError::System {
-                        what: "remove table ftpalg",
-                        source,
-                    });
+                    result = Err(failed("remove table ftpalg")(source));
                 }
                 _ => {}
             }
@@ -344,11 +263,7 @@ impl Backend for Nft {
     }
 
     fn verify(&mut self) -> Result<bool, BackendError> {
-        let chains =
-            tables::chains_on(&mut self.socket).map_err(|source| BackendError::System {
-                what: "list chains",
-                source,
-            })?;
+        let chains = tables::chains_on(&mut self.socket).map_err(failed("list chains"))?;
         let range = self.range;
         let all = self.families.iter().all(|family| {
             CHAINS.iter().all(|spec| {
@@ -375,6 +290,10 @@ impl Drop for Nft {
     }
 }
 
+fn failed(what: &'static str) -> impl Fn(io::Error) -> BackendError {
+    move |source| BackendError::System { what, source }
+}
+
 fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error().map(Errno::from_raw) == Some(errno)
 }
@@ -398,9 +317,6 @@ fn explain(family: &Family, source: io::Error) -> BackendError {
              use --backend iptables",
             family.label
         )),
-        _ => BackendError::System {
-            what: "install table ftpalg",
-            source,
-        },
+        _ => failed("install table ftpalg")(source),
     }
 }

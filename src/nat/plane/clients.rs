@@ -65,6 +65,7 @@ impl Clients {
         &mut self,
         session: SessionId,
         client: IpAddr,
+        now: Duration,
         config: &Config,
         counters: &mut Counters,
     ) -> Result<(), Error> {
@@ -79,7 +80,7 @@ impl Clients {
             return Err(Error::Limit("sessions"));
         }
         if self.sessions.insert(session, client).is_none() {
-            self.client(client, Duration::ZERO).sessions += 1;
+            self.client(client, now).sessions += 1;
         }
         Ok(())
     }
@@ -197,7 +198,13 @@ mod tests {
         let mut counters = Counters::default();
         let mut admit = |clients: &mut Clients, n, client| {
             clients
-                .admit(SessionId(n), address(client), &config, &mut counters)
+                .admit(
+                    SessionId(n),
+                    address(client),
+                    Duration::ZERO,
+                    &config,
+                    &mut counters,
+                )
                 .is_ok()
         };
         let admitted: Vec<_> = (0..5).map(|n| admit(&mut clients, n, 1)).collect();
@@ -215,6 +222,34 @@ mod tests {
             clients.ended(SessionId(n));
         }
         assert!(clients.clients.is_empty() && clients.sessions.is_empty());
+    }
+
+    #[test]
+    fn a_session_that_needs_room_makes_old_rates_forgotten_only() {
+        let config = Config {
+            per_client_per_minute: 1,
+            ..Config::default()
+        };
+        let mut clients = Clients::default();
+        let mut counters = Counters::default();
+        let now = 2 * MINUTE;
+        let mut admit = |clients: &mut Clients, n| {
+            let client = address(MAX_REMEMBERED + n);
+            let session = SessionId(n as u64);
+            clients.admit(session, client, now, &config, &mut counters)
+        };
+        // As many as there may be while there is a session, and then there is none.
+        admit(&mut clients, 1).unwrap();
+        let old = (1..MAX_REMEMBERED).map(|n| (n, Duration::ZERO));
+        for (n, at) in old.chain([(0, now), (MAX_REMEMBERED + 1, now)]) {
+            clients.reserved(address(n), at);
+            clients.settled(address(n));
+        }
+        clients.ended(SessionId(1));
+        admit(&mut clients, 2).unwrap();
+        assert!(clients.clients.len() < MAX_REMEMBERED, "room was made");
+        let again = clients.check(address(0), false, now, &config, &mut counters);
+        assert!(again.is_err(), "its rate still counts");
     }
 
     #[test]

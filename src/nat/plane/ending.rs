@@ -7,8 +7,6 @@ use crate::engine::gateway::PinholeId;
 use crate::nat::backend::{BackendError, Closing};
 use crate::nat::pinhole::{Key, Pinhole};
 
-/// When a hole that the kernel refused to close is tried again.
-pub(super) const RETRY: Duration = Duration::from_secs(1);
 /// When an active pinhole that nobody used is looked after: before the server sends its SYN again
 /// (1 s, RFC 6298 §2.1).
 pub(super) const NEGLECTED: Duration = Duration::from_millis(500);
@@ -35,9 +33,12 @@ impl Plane {
             self.deadlines.remove(&(deadline, id));
         }
         self.close(holes);
-        if !self.stuck.is_empty() && now >= self.retry_at {
-            self.retry_stuck(now);
-        }
+        let (by_key, holes, backend) = (&self.by_key, &self.holes, &mut self.parts.backend);
+        self.stuck.retry(now, |key, pinhole| {
+            // Meanwhile replaced by another one.
+            let replaced = by_key.get(key).and_then(|id| holes.get(id));
+            replaced.is_some_and(|hole| hole.open) || backend.close(pinhole).is_ok()
+        });
         self.expire_ranges(now);
     }
 
@@ -45,12 +46,11 @@ impl Plane {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         let first = self.deadlines.first().map(|&(deadline, _)| deadline);
-        let retry = (!self.stuck.is_empty()).then_some(self.retry_at);
         let look = self.young.front().map(|&(at, _)| at.max(self.look_at));
         let range = self.ranges.next_deadline();
         first
             .into_iter()
-            .chain(retry)
+            .chain(self.stuck.next_deadline())
             .chain(look)
             .chain(range)
             .min()
@@ -142,23 +142,9 @@ impl Plane {
     fn stay_open(&mut self, holes: Vec<Pinhole>, error: &BackendError) {
         self.counters.kernel_errors += 1;
         log::warn!("{} pinholes stay open for now: {error}", holes.len());
-        if self.stuck.is_empty() {
-            self.retry_at = self.now() + RETRY;
-        }
+        let now = self.now();
         for hole in holes {
-            if self.stuck.len() < self.config.total {
-                self.stuck.insert(hole.key(), hole);
-            }
+            self.stuck.add(hole.key(), hole, self.config.total, now);
         }
-    }
-
-    fn retry_stuck(&mut self, now: Duration) {
-        let (by_key, holes, backend) = (&self.by_key, &self.holes, &mut self.parts.backend);
-        self.stuck.retain(|key, pinhole| {
-            // Meanwhile replaced by another one.
-            let replaced = by_key.get(key).and_then(|id| holes.get(id));
-            !replaced.is_some_and(|hole| hole.open) && backend.close(pinhole).is_err()
-        });
-        self.retry_at = now + RETRY;
     }
 }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::ending::RETRY;
+use super::stuck::Stuck;
 use super::{DataConnection, PinholeInfo, Plane, RangeEnd, Report, State, round_up};
 use crate::engine::gateway::{Error, Mode, PinholeId, RangeRequest, SessionId};
 use crate::nat::conntrack::Tuple;
@@ -29,8 +29,7 @@ pub(super) struct Ranges {
     controls: HashMap<Tuple, SessionId>,
     deadlines: BTreeSet<(Duration, SessionId)>,
     /// Ranges that the kernel refused to close.
-    stuck: BTreeMap<RangeKey, RangeHole>,
-    retry_at: Duration,
+    stuck: Stuck<RangeKey, RangeHole>,
     /// It was said that a range hides ports of the user's.
     warned: bool,
 }
@@ -56,8 +55,7 @@ impl Ranges {
     /// When there is something to do.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let first = self.deadlines.first().map(|&(deadline, _)| deadline);
-        let retry = (!self.stuck.is_empty()).then_some(self.retry_at);
-        first.into_iter().chain(retry).min()
+        first.into_iter().chain(self.stuck.next_deadline()).min()
     }
 
     fn at(&self, key: RangeKey) -> Option<&Range> {
@@ -203,10 +201,8 @@ impl Plane {
         if let Err(error) = self.parts.backend.close_range(&hole) {
             self.counters.kernel_errors += 1;
             log::warn!("the range of {} stays open for now: {error}", hole.from);
-            if self.ranges.stuck.is_empty() {
-                self.ranges.retry_at = now + RETRY;
-            }
-            self.ranges.stuck.insert(holder.key, hole);
+            let limit = self.config.ranges;
+            self.ranges.stuck.add(holder.key, hole, limit, now);
         }
         self.counters.ranges_idle += u64::from(why == RangeEnd::Idle);
         if let Some(ports) = self.config.tls_range {
@@ -225,13 +221,9 @@ impl Plane {
             // Whatever the maps say, this one is done with.
             self.ranges.deadlines.remove(&(deadline, session));
         }
-        if !self.ranges.stuck.is_empty() && now >= self.ranges.retry_at {
-            let (ranges, backend) = (&mut self.ranges, &mut self.parts.backend);
-            ranges
-                .stuck
-                .retain(|_, hole| backend.close_range(hole).is_err());
-            ranges.retry_at = now + RETRY;
-        }
+        let backend = &mut self.parts.backend;
+        let close = |_: &_, hole: &_| backend.close_range(hole).is_ok();
+        self.ranges.stuck.retry(now, close);
     }
 
     /// Conntrack forgot a connection: maybe a control connection with a range.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use nix::net::if_::if_nametoindex;
@@ -182,6 +183,15 @@ pub struct Queues {
     pub first: u16,
     /// How many, at least 1. More than one share the flows by a hash of their two addresses.
     pub count: u16,
+}
+
+impl Queues {
+    /// All numbers.
+    #[must_use]
+    pub fn numbers(self) -> RangeInclusive<u16> {
+        let others = self.count.saturating_sub(1);
+        self.first..=self.first.saturating_add(others)
+    }
 }
 
 /// What `rules install` puts in place.

@@ -166,14 +166,13 @@ fn ports(steering: &Steering, option: &str) -> Vec<String> {
 }
 
 fn queue(steering: &Steering) -> String {
-    let (first, count) = (steering.queues.first, steering.queues.count);
+    let (first, last) = steering.queues.numbers().into_inner();
     let bypass = if steering.fail_open {
         " --queue-bypass"
     } else {
         ""
     };
-    if count > 1 {
-        let last = first.saturating_add(count - 1);
+    if last > first {
         format!("--queue-balance {first}:{last}{bypass}")
     } else {
         format!("--queue-num {first}{bypass}")

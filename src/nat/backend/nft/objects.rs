@@ -1,12 +1,10 @@
-//! The objects of the nft backend as netlink requests: table, maps, chains, rules and elements.
+//! The objects of the nft backend as netlink requests: table, maps, chains and rules.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::Path;
-use std::time::Duration;
 
 use super::ranges;
 use crate::nat::backend::Mark;
-use crate::nat::pinhole::Key;
 use crate::nat::ports::PortRange;
 use crate::netlink::codec::{self, Builder};
 use crate::netlink::nftables::{
@@ -19,7 +17,7 @@ pub(super) const TABLE: &str = "ftpalg";
 /// Names of the maps within the batch that makes them.
 const PINHOLES_ID: u32 = 1;
 const SOURCES_ID: u32 = 2;
-const MARKS_ID: u32 = 9;
+const MARKS_ID: u32 = 3;
 /// `NF_INET_*`
 const PREROUTING: u32 = 0;
 const INPUT: u32 = 1;
@@ -31,6 +29,7 @@ const SNAT_PRIORITY: i32 = 99;
 /// First packets of a connection that a hole lets in per second: below the shortest time after which
 /// a SYN is sent again (1 s, RFC 6298 §2.1).
 const FIRST_PACKETS: u64 = 2;
+
 /// What the kernel takes; found out by trying.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Abilities {
@@ -105,7 +104,7 @@ impl Family {
         !self.optional || Path::new("/proc/sys/net/ipv6").exists()
     }
 
-    fn set(&self, map: Map) -> &'static str {
+    pub(super) fn set(&self, map: Map) -> &'static str {
         match map {
             Map::Pinholes => self.pinholes,
             Map::Sources => self.sources,
@@ -183,7 +182,6 @@ type RangeRule = fn(&Family, Mark, PortRange, &mut Expressions<'_>);
 /// A chain with its rules.
 pub(super) struct ChainSpec {
     pub(super) name: &'static str,
-    kind: &'static str,
     hook: u32,
     priority: i32,
     role: &'static str,
@@ -202,7 +200,6 @@ impl ChainSpec {
 pub(super) static CHAINS: [ChainSpec; 4] = [
     ChainSpec {
         name: "prerouting",
-        kind: "nat",
         hook: PREROUTING,
         priority: DNAT_PRIORITY,
         role: "ftpalg:dnat",
@@ -211,7 +208,6 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
     },
     ChainSpec {
         name: "output",
-        kind: "nat",
         hook: OUTPUT,
         priority: DNAT_PRIORITY,
         role: "ftpalg:dnat-local",
@@ -220,7 +216,6 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
     },
     ChainSpec {
         name: "postrouting",
-        kind: "nat",
         hook: POSTROUTING,
         priority: SNAT_PRIORITY,
         role: "ftpalg:snat",
@@ -229,7 +224,6 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
     },
     ChainSpec {
         name: "input",
-        kind: "nat",
         hook: INPUT,
         priority: SNAT_PRIORITY,
         role: "ftpalg:snat-local",
@@ -331,7 +325,7 @@ fn put_chain(b: &mut Builder, spec: &ChainSpec) {
     });
     // NF_ACCEPT
     b.be32(attr::CHAIN_POLICY, 1);
-    b.text(attr::CHAIN_TYPE, spec.kind);
+    b.text(attr::CHAIN_TYPE, "nat");
     b.bytes(attr::CHAIN_USERDATA, &comment(0, spec.role));
 }
 
@@ -431,42 +425,6 @@ fn snat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
         .nat(Nat::Source, family.number, family.data(), None);
 }
 
-pub(super) fn add_elem<'a>(
-    family: &'static Family,
-    map: Map,
-    key: Key,
-    data: &'a [u8],
-    timeout: Duration,
-) -> Request<'a> {
-    // 0 would mean: forever.
-    let millis = u64::try_from(timeout.as_millis())
-        .unwrap_or(u64::MAX)
-        .max(1);
-    Request {
-        kind: msg::NEW_ELEM,
-        flags: codec::CREATE | codec::EXCL,
-        family: family.number,
-        attrs: Box::new(move |b| {
-            put_elem(b, family.set(map), &octets_of(key), |b| {
-                b.nest(attr::ELEM_DATA, |b| {
-                    b.bytes(attr::DATA_VALUE, data);
-                });
-                b.be64(attr::ELEM_TIMEOUT, millis);
-            });
-        }),
-    }
-}
-
-/// Asks for an element, or deletes it.
-pub(super) fn elem(kind: u16, family: &'static Family, map: Map, key: Key) -> Request<'static> {
-    Request {
-        kind,
-        flags: 0,
-        family: family.number,
-        attrs: Box::new(move |b| put_elem(b, family.set(map), &octets_of(key), |_| {})),
-    }
-}
-
 pub(super) fn del_table(family: &'static Family) -> Request<'static> {
     Request {
         kind: msg::DEL_TABLE,
@@ -476,37 +434,4 @@ pub(super) fn del_table(family: &'static Family) -> Request<'static> {
             b.text(attr::TABLE_NAME, TABLE);
         }),
     }
-}
-
-pub(super) fn put_elem(b: &mut Builder, map: &str, key: &[u8], more: impl FnOnce(&mut Builder)) {
-    b.text(attr::ELEMS_TABLE, TABLE).text(attr::ELEMS_SET, map);
-    b.nest(attr::ELEMS_LIST, |b| {
-        b.nest(attr::LIST_ELEM, |b| {
-            b.nest(attr::ELEM_KEY, |b| {
-                b.bytes(attr::DATA_VALUE, key);
-            });
-            more(b);
-        });
-    });
-}
-
-fn octets_of(key: Key) -> Vec<u8> {
-    [octets(key.from), endpoint(key.to)].concat()
-}
-
-pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
-}
-
-/// Address and port, each field padded to 4 bytes.
-pub(super) fn endpoint(addr: SocketAddr) -> Vec<u8> {
-    [
-        octets(addr.ip()),
-        addr.port().to_be_bytes().to_vec(),
-        vec![0; 2],
-    ]
-    .concat()
 }

@@ -17,17 +17,14 @@
 //! server, keeps its own source.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
-use super::objects::{Family, TABLE, TCP, octets, put_elem, set_userdata};
+use super::elements::{Element, octets};
+use super::objects::{Family, TABLE, TCP, set_userdata};
 use crate::nat::backend::Mark;
 use crate::nat::pinhole::RangeHole;
 use crate::nat::ports::PortRange;
-use crate::netlink::codec::{self, Builder};
-use crate::netlink::nftables::{
-    Base, Ct, Expressions, Nat, SET_MAP, SET_TIMEOUT, attr, datatype, msg,
-};
-use crate::netlink::socket::Request;
+use crate::netlink::codec::Builder;
+use crate::netlink::nftables::{Base, Ct, Expressions, Nat, SET_MAP, SET_TIMEOUT, attr, datatype};
 
 /// Which of the two maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,11 +43,11 @@ impl Map {
         }
     }
 
-    /// Its name within the batch that makes it: 1 and 2 are those of the pinholes.
+    /// Its name within the batch that makes it: 1 to 3 are those of the pinholes.
     const fn id(self) -> u32 {
         match self {
-            Self::Targets => 3,
-            Self::Sources => 4,
+            Self::Targets => 4,
+            Self::Sources => 5,
         }
     }
 
@@ -61,22 +58,21 @@ impl Map {
             Self::Sources => 3,
         }
     }
+}
 
-    fn key(self, hole: &RangeHole) -> Vec<u8> {
-        let key = [octets(hole.from), octets(hole.to), octets(hole.land)];
-        match self {
-            Self::Targets => key[..2].concat(),
-            Self::Sources => key.concat(),
-        }
-    }
-
-    /// What a hole's key is mapped to; `None`: it has no element in this map.
-    pub(super) fn data(self, hole: &RangeHole) -> Option<IpAddr> {
-        match self {
-            Self::Targets => Some(hole.land),
-            Self::Sources => hole.as_source,
-        }
-    }
+/// The elements of a hole.
+pub(super) fn elements(family: &Family, hole: &RangeHole) -> [Element; MAPS.len()] {
+    let target = [octets(hole.from), octets(hole.to)].concat();
+    let source = [&target[..], &octets(hole.land)].concat();
+    let element = |map: Map, key, data: Option<IpAddr>| Element {
+        map: map.name(family),
+        key,
+        data: data.map(octets),
+    };
+    [
+        element(Map::Targets, target, Some(hole.land)),
+        element(Map::Sources, source, hole.as_source),
+    ]
 }
 
 pub(super) fn put_map(b: &mut Builder, family: &Family, map: Map) {
@@ -126,45 +122,4 @@ pub(super) fn snat_rule(family: &Family, mark: Mark, range: PortRange, rule: &mu
         .payload(2 * family.words, Base::Network, family.target_at, addr_len)
         .lookup(family.range_sources, Map::Sources.id(), 0, data)
         .nat(Nat::Source, family.number, data, None);
-}
-
-pub(super) fn add_elem(
-    family: &'static Family,
-    map: Map,
-    hole: RangeHole,
-    data: IpAddr,
-    timeout: Duration,
-) -> Request<'static> {
-    // 0 would mean: forever.
-    let millis = u64::try_from(timeout.as_millis())
-        .unwrap_or(u64::MAX)
-        .max(1);
-    Request {
-        kind: msg::NEW_ELEM,
-        flags: codec::CREATE | codec::EXCL,
-        family: family.number,
-        attrs: Box::new(move |b| {
-            put_elem(b, map.name(family), &map.key(&hole), |b| {
-                b.nest(attr::ELEM_DATA, |b| {
-                    b.bytes(attr::DATA_VALUE, &octets(data));
-                });
-                b.be64(attr::ELEM_TIMEOUT, millis);
-            });
-        }),
-    }
-}
-
-/// Asks for an element, or deletes it.
-pub(super) fn elem(
-    kind: u16,
-    family: &'static Family,
-    map: Map,
-    hole: RangeHole,
-) -> Request<'static> {
-    Request {
-        kind,
-        flags: 0,
-        family: family.number,
-        attrs: Box::new(move |b| put_elem(b, map.name(family), &map.key(&hole), |_| {})),
-    }
 }

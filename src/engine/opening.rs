@@ -1,0 +1,214 @@
+//! How flows begin: handshakes, and the room for new ones.
+
+use std::time::Duration;
+
+use super::event::Event;
+use super::flow::{Context, Flow, Hello, Known};
+use super::gateway::{Gateway, SessionId};
+use super::names::Meaning;
+use super::{Answer, Endpoints, Engine, Side, Syn, Unplaced};
+use crate::stream::Seq;
+use crate::wire::{Flags, Segment};
+
+/// How often a full table is searched for connections that may go.
+const CLEARING: Duration = Duration::from_secs(1);
+impl Engine {
+    /// A flow begins when a SYN-ACK answers a SYN that was seen: neither a forged SYN nor a reused
+    /// port disturbs a connection that is there.
+    pub(super) fn handshake(
+        &mut self,
+        ends: Endpoints,
+        side: Side,
+        segment: &Segment<'_>,
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) {
+        let hello = Hello::read(segment);
+        if !segment.flags().has(Flags::ACK) {
+            let syn = Syn::new(ends, side, hello, now);
+            let forgotten = self.half_open.insert(syn, self.config.max_flows);
+            let forgotten = u64::try_from(forgotten).unwrap_or(u64::MAX);
+            self.stats.table_full = self.stats.table_full.saturating_add(forgotten);
+            return;
+        }
+        let answer = Answer::new(ends, side, hello, Seq(segment.ack()));
+        let syn = self.syn(&answer);
+        let handled = self.handles(&answer);
+        // Where the names differ, so may the queues that packets of either end come through.
+        let ask = self.config.workers > 1 && !handled && (syn.is_none() || side == Side::Ingress);
+        if ask && !self.is_known(&answer) {
+            self.unplaced = Some(Unplaced::Answer(answer));
+        } else if let Some(syn) = syn {
+            self.begin(&answer, &syn, handled, now, gateway);
+        } else if handled {
+            self.pass_elsewhere(&[answer.ends], now);
+        }
+    }
+
+    /// Passes the packets between these ends: the connection is edited at its other end.
+    pub(super) fn pass_elsewhere(&mut self, names: &[Endpoints], now: Duration) {
+        let max = self.config.max_names();
+        for ends in names {
+            let elsewhere = Meaning::Elsewhere { seen: now };
+            self.names.insert(*ends, elsewhere, max);
+        }
+    }
+
+    /// The SYN that it answers.
+    pub(super) fn syn(&self, answer: &Answer) -> Option<Syn> {
+        let half_open = &self.half_open;
+        half_open
+            .direct(answer)
+            .or_else(|| half_open.translated(answer))
+    }
+
+    /// Whether the flow is there already: the SYN-ACK came again.
+    fn is_known(&self, answer: &Answer) -> bool {
+        let flow = self.flows.get(&self.names.flow(answer.ends));
+        flow.is_some_and(|flow| flow.began_with(answer.client(), answer.hello.isn))
+    }
+
+    /// Whether the connection is edited at its other end, the server's: both are inside.
+    pub(super) fn handles(&self, answer: &Answer) -> bool {
+        let flow = self.flows.get(&self.names.flow(answer.mirrored()));
+        answer.side == Side::Ingress
+            && flow.is_some_and(|flow| flow.began_with(answer.client(), answer.hello.isn))
+    }
+
+    /// A SYN was answered.
+    pub(super) fn begin(
+        &mut self,
+        answer: &Answer,
+        syn: &Syn,
+        handled: bool,
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) {
+        self.half_open.remove(&syn.ends);
+        if handled {
+            self.pass_elsewhere(&[syn.ends, answer.ends], now);
+            return;
+        }
+        let (ends, ingress) = match answer.side {
+            Side::Egress => (answer.ends, syn.ends),
+            Side::Ingress => (syn.ends, answer.ends),
+        };
+        if ends != ingress && !is_translation(gateway, ends, ingress) {
+            return;
+        }
+        if !self.make_room(ends, syn, &answer.hello, now, gateway) {
+            return;
+        }
+        let id = SessionId(self.next_id);
+        let step = u64::from(self.config.workers.max(1));
+        self.next_id = self.next_id.wrapping_add(step);
+        let (client, server) = match syn.side {
+            Side::Egress => (ends.inside, ends.outside),
+            Side::Ingress => (ends.outside, ends.inside),
+        };
+        let mut admitted = gateway.admit(id, client.ip());
+        if admitted.is_err() && self.clear(now, gateway) {
+            admitted = gateway.admit(id, client.ip());
+        }
+        if let Err(error) = admitted {
+            self.stats.not_admitted = self.stats.not_admitted.saturating_add(1);
+            gateway.event(Event::NotAdmitted {
+                session: id,
+                client,
+                server,
+                why: error.to_string(),
+            });
+            return;
+        }
+        self.stats.sessions = self.stats.sessions.saturating_add(1);
+        if ends != ingress {
+            // The same client port towards another address, some time ago.
+            self.replace(&ingress, gateway);
+            let flow = Meaning::Flow(ends);
+            self.names.insert(ingress, flow, self.config.max_names());
+        }
+        self.names.remove(&ends);
+        let mut cx = Context {
+            config: &self.config,
+            gateway,
+            stats: &mut self.stats,
+            now,
+            crowded: false,
+        };
+        let known = Known {
+            v6: ends.inside.is_ipv6(),
+            connects_early: self.early.contains(&server.ip()),
+            implicit: self.config.implicit_ports.contains(&server.port()),
+        };
+        let flow = Flow::new(id, syn.side, syn.hello, answer.hello, known, &mut cx);
+        gateway.event(Event::SessionOpened {
+            session: id,
+            client,
+            server,
+        });
+        self.flows.insert(ends, Box::new(flow));
+    }
+
+    /// Makes room for a flow; false if it is there already, or if there are too many.
+    fn make_room(
+        &mut self,
+        ends: Endpoints,
+        syn: &Syn,
+        hello: &Hello,
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) -> bool {
+        if let Some(old) = self.flows.get(&ends) {
+            if old.began_with(syn.hello.isn, hello.isn) {
+                return false;
+            }
+            self.replace(&ends, gateway);
+        }
+        if self.flows.len() >= self.config.max_flows {
+            self.clear(now, gateway);
+            if self.flows.len() >= self.config.max_flows {
+                self.stats.table_full = self.stats.table_full.saturating_add(1);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Forgets flows that may go where room is needed; whether there were any. It isn't done for each
+    /// connection of a flood.
+    fn clear(&mut self, now: Duration, gateway: &mut dyn Gateway) -> bool {
+        if self
+            .cleared
+            .is_some_and(|at| now.saturating_sub(at) < CLEARING)
+        {
+            return false;
+        }
+        self.cleared = Some(now);
+        let (before, patience) = (self.flows.len(), self.config.half_open);
+        self.forget(
+            |flow| flow.is_closed() || flow.is_idle_guest(now, patience),
+            gateway,
+        );
+        self.flows.len() < before
+    }
+
+    /// Forgets a flow whose name a new connection has.
+    fn replace(&mut self, ends: &Endpoints, gateway: &mut dyn Gateway) {
+        if let Some(mut old) = self.flows.remove(ends) {
+            old.close("replaced", gateway);
+            self.buffered = self.buffered.saturating_sub(old.buffered());
+            self.names.forget_flow(ends);
+        }
+    }
+}
+
+/// Whether conntrack says that `ingress` are the ends of the connection `ends` before the address of
+/// the outside one is translated for the inside one.
+fn is_translation(gateway: &mut dyn Gateway, ends: Endpoints, ingress: Endpoints) -> bool {
+    let Ok(entry) = gateway.conntrack(ends.inside, ends.outside) else {
+        return false;
+    };
+    let directions = entry.from_sender(ends.outward());
+    directions
+        .is_some_and(|(_, inward)| ingress.inside == ends.inside && ingress.outside == inward.src)
+}

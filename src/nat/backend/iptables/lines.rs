@@ -1,0 +1,178 @@
+//! Rules and transactions as text, in the words and the order in which the tools save them.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
+
+use crate::nat::backend::Mark;
+use crate::nat::xtables::save::{Rule, Ruleset};
+
+/// iptables' own limit for `--datestop`, 2038-01-19T03:14:07Z: later deadlines are left to us.
+const MAX_STAMP: i64 = i32::MAX as i64;
+
+/// A rule of a hole: its chain and its spec.
+pub(super) type Line = (&'static str, String);
+
+/// A hole of either kind, as its rules say it.
+pub(super) struct Wording {
+    /// The chains: before the translation of the destination, and before that of the source.
+    pub(super) chains: [&'static str; 2],
+    /// `pinhole` or `range`.
+    pub(super) kind: &'static str,
+    pub(super) from: IpAddr,
+    pub(super) to: IpAddr,
+    /// A port, or the first and the last one.
+    pub(super) ports: String,
+    /// Where connections are delivered; `None`: where they were sent to.
+    pub(super) land: Option<String>,
+    pub(super) as_source: Option<IpAddr>,
+    /// By which other address the second translation knows its connections, besides their mark and
+    /// where they were made to.
+    pub(super) delivered: Option<IpAddr>,
+    /// The user's bits of the mark.
+    pub(super) carried: u32,
+}
+
+impl Wording {
+    /// The rules; none is like those of a hole with another number.
+    pub(super) fn rules(self, mark: Mark, until: Option<&str>, serial: u64) -> Vec<Line> {
+        let bit = mark.bit();
+        let Self {
+            chains: [pre, post],
+            kind,
+            from,
+            to,
+            ports,
+            ..
+        } = self;
+        let bits = if from.is_ipv4() { 32 } else { 128 };
+        let until = until.map_or_else(String::new, |t| format!(" -m time --datestop {t}"));
+        let tag = format!("-m comment --comment \"ftpalg:{kind} {serial}\"");
+        let packet =
+            format!("-s {from}/{bits} -d {to}/{bits} -p tcp -m tcp --dport {ports}{until} {tag}");
+        let mut targets = Vec::new();
+        if self.carried != 0 {
+            // The user's own mark on the data connection comes first. The packet's mark is set,
+            // too: the next thing that happens to it is routing.
+            let carried = self.carried;
+            targets.extend(["MARK", "CONNMARK"].map(|target| {
+                format!("-m connmark --mark 0x0 -j {target} --set-xmark {carried:#x}/0xffffffff")
+            }));
+        }
+        targets.push(format!("-j CONNMARK --set-xmark {bit:#x}/{bit:#x}"));
+        targets.push(match self.land {
+            Some(land) => format!("-j DNAT --to-destination {land}"),
+            // A hole that translates nothing still keeps the user's own translations away.
+            None => "-j ACCEPT".to_owned(),
+        });
+        let mut lines: Vec<Line> = targets
+            .into_iter()
+            .map(|target| (pre, format!("{packet} {target}")))
+            .collect();
+        if let Some(source) = self.as_source {
+            let delivered = self
+                .delivered
+                .map_or_else(String::new, |ip| format!("-d {ip}/{bits} "));
+            lines.push((
+                post,
+                format!(
+                    "{delivered}-p tcp -m connmark --mark {bit:#x}/{bit:#x} -m conntrack --ctorigsrc {from} \
+                     --ctorigdst {to} --ctorigdstport {ports} {tag} -j SNAT --to-source {source}"
+                ),
+            ));
+        }
+        lines
+    }
+}
+
+/// The text that removes some rules and adds others at once, `first` before all that are there.
+pub(super) fn transaction(remove: &[Line], add: &[Line], first: bool) -> String {
+    let mut text = format!("*nat\n{}", verb_lines("-D", remove));
+    if first {
+        let mut places = BTreeMap::new();
+        for (chain, spec) in add {
+            let place = places.entry(chain).or_insert(0);
+            *place += 1;
+            text.push_str(&format!("-I {chain} {place} {spec}\n"));
+        }
+    } else {
+        text.push_str(&verb_lines("-A", add));
+    }
+    text.push_str("COMMIT\n");
+    text
+}
+
+/// Lines as rules that can be looked for.
+pub(super) fn rules<'a>(lines: impl IntoIterator<Item = &'a Line>) -> Vec<Rule> {
+    let set = Ruleset::parse(&format!("*nat\n{}COMMIT\n", verb_lines("-A", lines)));
+    set.tables.into_iter().flat_map(|t| t.rules).collect()
+}
+
+pub(super) fn verb_lines<'a>(verb: &str, lines: impl IntoIterator<Item = &'a Line>) -> String {
+    lines
+        .into_iter()
+        .map(|(chain, spec)| format!("{verb} {chain} {spec}\n"))
+        .collect()
+}
+
+/// The moment `timeout` from now in UTC, rounded up to a second, as `--datestop` takes it; `None`
+/// if it can't be written there.
+pub(super) fn deadline(timeout: Duration) -> Option<String> {
+    let end = Timestamp::now()
+        .checked_add(timeout)
+        .and_then(|end| {
+            end.round(
+                TimestampRound::new()
+                    .smallest(Unit::Second)
+                    .mode(RoundMode::Ceil),
+            )
+        })
+        .ok()
+        .filter(|end| end.as_second() < MAX_STAMP)?;
+    Some(date(end))
+}
+
+fn date(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S").to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PRE: &str = "FTPALG-PRE";
+    const POST: &str = "FTPALG-POST";
+
+    #[test]
+    fn dates() {
+        let date = |stamp| date(Timestamp::from_second(stamp).unwrap());
+        assert_eq!(date(0), "1970-01-01T00:00:00");
+        assert_eq!(date(951_782_400), "2000-02-29T00:00:00");
+        assert_eq!(date(2_147_483_647), "2038-01-19T03:14:07");
+        assert_eq!(deadline(Duration::MAX), None);
+        assert_eq!(deadline(Duration::from_secs(1 << 40)), None);
+        assert!(deadline(Duration::from_secs(60)).is_some());
+    }
+
+    #[test]
+    fn one_commit_removes_and_adds() {
+        let lines = |chains: &[(&'static str, &str)]| -> Vec<Line> {
+            let line = |(chain, spec): &(&'static str, &str)| (*chain, (*spec).to_owned());
+            chains.iter().map(line).collect()
+        };
+        let old = lines(&[(PRE, "old")]);
+        let new = lines(&[(PRE, "mark"), (PRE, "dnat"), (POST, "snat")]);
+        assert_eq!(
+            transaction(&old, &new, false),
+            "*nat\n-D FTPALG-PRE old\n-A FTPALG-PRE mark\n-A FTPALG-PRE dnat\n\
+             -A FTPALG-POST snat\nCOMMIT\n"
+        );
+        assert_eq!(
+            transaction(&old, &new, true),
+            "*nat\n-D FTPALG-PRE old\n-I FTPALG-PRE 1 mark\n-I FTPALG-PRE 2 dnat\n\
+             -I FTPALG-POST 1 snat\nCOMMIT\n"
+        );
+    }
+}

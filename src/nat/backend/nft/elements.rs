@@ -1,0 +1,106 @@
+//! The elements of the maps: what a hole is in the kernel.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::objects::{Family, MAPS, Map, TABLE};
+use crate::nat::backend::Mark;
+use crate::nat::pinhole::Pinhole;
+use crate::netlink::codec::{self, Builder};
+use crate::netlink::nftables::{attr, msg};
+use crate::netlink::socket::Request;
+
+/// A place in a map, and what a hole maps it to.
+#[derive(Debug)]
+pub(super) struct Element {
+    /// The map's name.
+    pub(super) map: &'static str,
+    pub(super) key: Vec<u8>,
+    /// `None`: nothing, but a hole that had the place before may have left something.
+    pub(super) data: Option<Vec<u8>>,
+}
+
+/// The elements of a pinhole.
+pub(super) fn of_pinhole(family: &Family, hole: &Pinhole, mark: Mark) -> [Element; MAPS.len()] {
+    MAPS.map(|map| Element {
+        map: family.set(map),
+        key: [octets(hole.from), endpoint(hole.to)].concat(),
+        data: match map {
+            Map::Pinholes => Some(endpoint(hole.land)),
+            Map::Sources => hole.as_source.map(octets),
+            // Both at once: the rule that takes it over sets nothing else.
+            Map::Marks => (hole.mark != 0).then(|| (hole.mark | mark.bit()).to_ne_bytes().to_vec()),
+        },
+    })
+}
+
+impl Element {
+    /// Asks whether there is something.
+    pub(super) fn question(&self, family: &Family) -> Request<'_> {
+        self.request(msg::GET_ELEM, 0, family, |_| {})
+    }
+
+    /// Deletes what is there.
+    pub(super) fn delete(&self, family: &Family) -> Request<'_> {
+        self.request(msg::DEL_ELEM, 0, family, |_| {})
+    }
+
+    /// Adds it where nothing is, if the hole has something there.
+    pub(super) fn add(&self, family: &Family, timeout: Duration) -> Option<Request<'_>> {
+        let data = self.data.as_deref()?;
+        // 0 would mean: forever.
+        let millis = u64::try_from(timeout.as_millis())
+            .unwrap_or(u64::MAX)
+            .max(1);
+        let flags = codec::CREATE | codec::EXCL;
+        Some(self.request(msg::NEW_ELEM, flags, family, move |b| {
+            b.nest(attr::ELEM_DATA, |b| {
+                b.bytes(attr::DATA_VALUE, data);
+            });
+            b.be64(attr::ELEM_TIMEOUT, millis);
+        }))
+    }
+
+    fn request<'a>(
+        &'a self,
+        kind: u16,
+        flags: u16,
+        family: &Family,
+        more: impl Fn(&mut Builder) + 'a,
+    ) -> Request<'a> {
+        Request {
+            kind,
+            flags,
+            family: family.number,
+            attrs: Box::new(move |b| {
+                b.text(attr::ELEMS_TABLE, TABLE);
+                b.text(attr::ELEMS_SET, self.map);
+                b.nest(attr::ELEMS_LIST, |b| {
+                    b.nest(attr::LIST_ELEM, |b| {
+                        b.nest(attr::ELEM_KEY, |b| {
+                            b.bytes(attr::DATA_VALUE, &self.key);
+                        });
+                        more(b);
+                    });
+                });
+            }),
+        }
+    }
+}
+
+pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+/// Address and port, each field padded to 4 bytes.
+fn endpoint(addr: SocketAddr) -> Vec<u8> {
+    [
+        octets(addr.ip()),
+        addr.port().to_be_bytes().to_vec(),
+        vec![0; 2],
+    ]
+    .concat()
+}
