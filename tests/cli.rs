@@ -3,6 +3,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests, too: a failure is a panic
 
+#[path = "lab/activity.rs"]
+#[allow(unreachable_pub, reason = "a part of the lab")]
+mod activity;
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
@@ -13,6 +17,8 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use activity::{activity, settled};
 
 const FTPALG: &str = env!("CARGO_BIN_EXE_ftpalg");
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -371,30 +377,6 @@ fn rules_by_themselves_come_and_go() {
     });
 }
 
-/// The processor time that a process has used, in clock ticks.
-fn ticks(pid: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<_> = stat
-        .rsplit(')')
-        .next()
-        .unwrap()
-        .split_whitespace()
-        .collect();
-    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-}
-
-/// How often the threads of a process went to sleep.
-fn sleeps(pid: u32) -> u64 {
-    fs::read_dir(format!("/proc/{pid}/task"))
-        .unwrap()
-        .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
-        .filter_map(|status| {
-            let line = status.lines().find(|l| l.starts_with("voluntary"))?;
-            line.split_whitespace().nth(1)?.parse::<u64>().ok()
-        })
-        .sum()
-}
-
 #[test]
 fn an_idle_daemon_sleeps() {
     in_namespace(|| {
@@ -404,9 +386,8 @@ fn an_idle_daemon_sleeps() {
         let daemon = Daemon::spawn(command.args(["run", "--local"]));
         let pid = daemon.child.id();
         // Its threads settle after the line that it is ready.
-        thread::sleep(Duration::from_secs(1));
-        let before = (ticks(pid), sleeps(pid));
+        let before = settled(pid);
         thread::sleep(Duration::from_secs(2));
-        assert_eq!((ticks(pid), sleeps(pid)), before, "nothing wakes it");
+        assert_eq!(activity(pid), before, "nothing wakes it");
     });
 }

@@ -12,7 +12,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ftpalg::engine::{Config, Engine, Side, Verdict};
-use world::{ACK, OUTSIDE, PSH, SYN, Seg, World, build, read};
+use world::{ACK, LOGIN, OUTSIDE, PSH, SYN, Seg, World, build, read};
 
 const INSIDE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 0, 0, 2), 21);
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 199);
@@ -113,15 +113,8 @@ impl Flooded {
     fn asks(&mut self, client: Client) -> String {
         let mut at = [0, 0];
         let mut last = String::new();
-        for (server, text) in [
-            (true, "220 x\r\n"),
-            (false, "USER a\r\n"),
-            (true, "331 x\r\n"),
-            (false, "PASS b\r\n"),
-            (true, "230 x\r\n"),
-            (false, "PASV\r\n"),
-            (true, "227 x (10,0,0,2,195,80).\r\n"),
-        ] {
+        let asked = [(false, "PASV\r\n"), (true, "227 x (10,0,0,2,195,80).\r\n")];
+        for (server, text) in LOGIN.into_iter().chain(asked) {
             let [mine, theirs] = [at[usize::from(server)], at[usize::from(!server)]];
             last = self.send(client, server, ACK | PSH, [mine, theirs], text);
             at[usize::from(server)] += u32::try_from(text.len()).unwrap();

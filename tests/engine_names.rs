@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use ftpalg::engine::{Config, Engine, Side, Verdict};
 use ftpalg::nat::conntrack::{Entry, Tuple};
-use world::{ACK, PSH, SYN, Seg, World, build, read};
+use world::{ACK, LOGIN, SYN, Seg, World, build, data, read, syn};
 
 const CLIENT: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 0, 0, 2), 40_000);
 const PUBLIC: (Ipv4Addr, u16) = (Ipv4Addr::new(203, 0, 113, 199), 21);
@@ -97,23 +97,12 @@ impl Lab {
     /// The handshake, the login, `PASV` and its reply; returns what the client reads.
     fn session(&mut self, client_inside: bool) -> Seg {
         for (who, flags) in [(Who::Client, SYN), (Who::Server, SYN | ACK)] {
-            let syn = Seg {
-                seq: u32::MAX,
-                flags,
-                window: 64_000,
-                ..Seg::default()
-            };
-            assert_eq!(self.through(client_inside, who, &syn), syn);
+            let seg = syn(flags);
+            assert_eq!(self.through(client_inside, who, &seg), seg);
         }
         let mut at = [0, 0];
-        for (who, text) in [
-            (Who::Server, "220 x\r\n"),
-            (Who::Client, "USER a\r\n"),
-            (Who::Server, "331 x\r\n"),
-            (Who::Client, "PASS b\r\n"),
-            (Who::Server, "230 x\r\n"),
-            (Who::Client, "PASV\r\n"),
-        ] {
+        for (by_server, text) in LOGIN.into_iter().chain([(false, "PASV\r\n")]) {
+            let who = if by_server { Who::Server } else { Who::Client };
             let seg = data(at[who as usize], at[1 - who as usize], text);
             assert_eq!(self.through(client_inside, who, &seg), seg, "{text}");
             at[who as usize] += text.len() as u32;
@@ -151,17 +140,6 @@ fn numbered(who: Who, seg: &Seg) -> Seg {
     }
 }
 
-fn data(seq: u32, ack: u32, text: &str) -> Seg {
-    Seg {
-        seq,
-        ack,
-        flags: ACK | PSH,
-        window: 64_000,
-        payload: text.as_bytes().to_vec(),
-        ..Seg::default()
-    }
-}
-
 fn tuple(src: (Ipv4Addr, u16), dst: (Ipv4Addr, u16)) -> Tuple {
     Tuple {
         src: SocketAddr::from(src),
@@ -190,12 +168,6 @@ fn both_ends_inside_are_one_session() {
 #[test]
 fn both_ends_inside_without_nat_are_one_session() {
     let mut lab = Lab::new();
-    let syn = |flags| Seg {
-        seq: u32::MAX,
-        flags,
-        window: 64_000,
-        ..Seg::default()
-    };
     for (who, from, to, flags) in [
         (Who::Client, CLIENT, SERVER, SYN),
         (Who::Server, SERVER, CLIENT, SYN | ACK),
@@ -226,12 +198,6 @@ fn conntrack_must_know_the_translation() {
 
 /// Somebody else's handshake, with the numbers of another.
 fn lab_reply(lab: &mut Lab) -> Option<Seg> {
-    let syn = |flags| Seg {
-        seq: u32::MAX,
-        flags,
-        window: 64_000,
-        ..Seg::default()
-    };
     lab.arrives(Who::Client, &syn(SYN));
     lab.leaves(Who::Server, &syn(SYN | ACK));
     lab.leaves(Who::Server, &data(0, 0, "220 x\r\n"))
@@ -255,12 +221,6 @@ fn names_go_with_their_flow() {
 #[test]
 fn a_name_that_another_connection_had() {
     let mut lab = Lab::new();
-    let syn = |flags| Seg {
-        seq: u32::MAX,
-        flags,
-        window: 64_000,
-        ..Seg::default()
-    };
     lab.arrives(Who::Client, &syn(SYN));
     let answer = numbered(Who::Server, &syn(SYN | ACK));
     lab.packet(Side::Egress, &build(SERVER, CLIENT, &answer), Who::Server);

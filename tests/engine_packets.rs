@@ -12,7 +12,7 @@ use std::time::Duration;
 use etherparse::PacketBuilder;
 use ftpalg::engine::{Config, Engine, Side, Verdict};
 use ftpalg::stream::Limits;
-use world::{ACK, FIN, OUTSIDE, PSH, RST, SYN, Seg, URG, World, build, read};
+use world::{ACK, FIN, LOGIN, OUTSIDE, RST, SYN, Seg, URG, World, build, data, read, syn};
 
 const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 199);
@@ -21,6 +21,7 @@ const CLIENT_PORT: u16 = 40_000;
 const OLD: &str = "10,0,0,2,195,80";
 const NEW: &str = "203,0,113,199,195,80";
 const GROWTH: u32 = 5;
+const PASV: (bool, &str) = (false, "PASV\r\n");
 
 use Who::{Client, Server};
 
@@ -72,11 +73,8 @@ impl Trace {
             now: Duration::ZERO,
         };
         let syn = Seg {
-            seq: u32::MAX,
-            flags: SYN,
-            window: 64_000,
             options: options.to_vec(),
-            ..Seg::default()
+            ..syn(SYN)
         };
         assert_eq!(trace.send(Client, syn.clone()), Out::Same);
         let syn = Seg {
@@ -89,16 +87,19 @@ impl Trace {
 
     /// Logged in; returns where client and server are.
     fn login(&mut self) -> [u32; 2] {
+        self.dialogue(64_000, &LOGIN)
+    }
+
+    /// These lines, in segments that offer such a window; returns where client and server are.
+    fn dialogue(&mut self, window: u16, lines: &[(bool, &str)]) -> [u32; 2] {
         let mut at = [0, 0];
-        for (who, text) in [
-            (Server, "220 x\r\n"),
-            (Client, "USER a\r\n"),
-            (Server, "331 x\r\n"),
-            (Client, "PASS b\r\n"),
-            (Server, "230 x\r\n"),
-        ] {
-            let out = self.send(who, data(at[who as usize], at[1 - who as usize], text));
-            assert_eq!(out, Out::Same, "{text}");
+        for &(by_server, text) in lines {
+            let who = if by_server { Server } else { Client };
+            let seg = Seg {
+                window,
+                ..data(at[who as usize], at[1 - who as usize], text)
+            };
+            assert_eq!(self.send(who, seg), Out::Same, "{text}");
             at[who as usize] += text.len() as u32;
         }
         at
@@ -162,17 +163,6 @@ fn pack(who: Who, seg: &Seg) -> Vec<u8> {
     match who {
         Client => build(client, server, seg),
         Server => build(server, client, seg),
-    }
-}
-
-fn data(seq: u32, ack: u32, text: &str) -> Seg {
-    Seg {
-        seq,
-        ack,
-        flags: ACK | PSH,
-        window: 64_000,
-        payload: text.as_bytes().to_vec(),
-        ..Seg::default()
     }
 }
 
@@ -427,21 +417,8 @@ impl Trace {
     /// As [`Trace::asked`], but the client never offered more than `window` bytes.
     fn asked_with_window(window: u16) -> (Self, u32, u32) {
         let mut t = Self::new();
-        let mut at = [0, 0];
-        for (who, text) in [
-            (Server, "220 x\r\n"),
-            (Client, "USER a\r\n"),
-            (Server, "331 x\r\n"),
-            (Client, "PASS b\r\n"),
-            (Server, "230 x\r\n"),
-            (Client, "PASV\r\n"),
-        ] {
-            let mut seg = data(at[who as usize], at[1 - who as usize], text);
-            seg.window = window;
-            assert_eq!(t.send(who, seg), Out::Same);
-            at[who as usize] += text.len() as u32;
-        }
-        (t, at[0], at[1])
+        let [client, server] = t.dialogue(window, &[&LOGIN[..], &[PASV]].concat());
+        (t, client, server)
     }
 }
 

@@ -261,7 +261,7 @@ fn a_flush_that_nobody_tells_of_is_found() {
     net.exec(router, &flush).must();
     let start = Instant::now();
     while !ftpalg(&net, &["status"]).ok() {
-        assert!(start.elapsed() < Duration::from_secs(8), "{}", alg.log());
+        assert!(start.elapsed() < LIMIT, "{}", alg.log());
         std::thread::sleep(Duration::from_millis(50));
     }
     download(&net, &server, &[]).must();

@@ -9,15 +9,16 @@ mod lab;
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lab::alg::{Alg, Running};
+use lab::client::equal;
 use lab::net::Net;
-use lab::process::{Process, require};
+use lab::process::Process;
 use lab::rules::{self, Flavour, Policy};
 use lab::scenario::greeting;
+use lab::scripted;
 use lab::server::{Config, Kind, Server, Tls, content};
 use lab::topology::{Shape, Topology};
 use serde_json::Value;
@@ -90,10 +91,6 @@ impl Client {
     }
 }
 
-fn equal(a: &Path, b: &Path) -> bool {
-    matches!((std::fs::read(a), std::fs::read(b)), (Ok(a), Ok(b)) if a == b)
-}
-
 /// What a client is to do.
 struct Job<'a> {
     net: &'a Net,
@@ -104,9 +101,11 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn command(&self, program: &str) -> Command {
-        require(program);
-        self.net.command(self.net.topology().client, program)
+    fn scheme(&self) -> &'static str {
+        match self.tls {
+            Tls::Explicit | Tls::Offered => "ftp",
+            Tls::Implicit => "ftps",
+        }
     }
 
     /// One session: connections are kept from one URL to the next.
@@ -129,12 +128,9 @@ impl Job<'_> {
             options,
         ]
         .concat();
-        let scheme = match self.tls {
-            Tls::Explicit | Tls::Offered => "ftp",
-            Tls::Implicit => "ftps",
-        };
+        let scheme = self.scheme();
         let url = |path: &str| format!("{scheme}://{}/{path}", self.dial);
-        let mut command = self.command("curl");
+        let mut command = self.net.client("curl");
         command.args(&common).args([&url(""), "-o", "listing"]);
         for file in [Server::SMALL, Server::SECOND] {
             command.args([&url(file), "-o", file]);
@@ -147,10 +143,7 @@ impl Job<'_> {
 
     fn lftp(&self, upload: &str) -> Command {
         let login = self.server.login();
-        let scheme = match self.tls {
-            Tls::Explicit | Tls::Offered => "ftp",
-            Tls::Implicit => "ftps",
-        };
+        let scheme = self.scheme();
         let script = format!(
             "set cmd:fail-exit yes; set ftp:ssl-force yes; set ftp:ssl-protect-data yes; \
              set ssl:verify-certificate no; set net:timeout {}; set net:max-retries 1; debug 9; \
@@ -163,7 +156,7 @@ impl Job<'_> {
             Server::SECOND,
             Server::UPLOADS,
         );
-        let mut command = self.command("lftp");
+        let mut command = self.net.client("lftp");
         command.args(["--norc", "-c", &script]);
         command
     }
@@ -198,7 +191,7 @@ with open(upload, "rb") as file:
 ftp.quit()
 "#;
         let login = self.server.login();
-        let mut command = self.command("python3");
+        let mut command = self.net.client("python3");
         command.args(["-u", "-c", CLIENT]);
         command.args([self.dial.ip().to_string(), self.dial.port().to_string()]);
         command.args([&(self.limit.as_secs() / 2).to_string(), login.user]);
@@ -364,13 +357,7 @@ impl Session {
 
     /// Closes the connection with a RST, not with a FIN.
     fn reset(self) {
-        let socket = self.stream.into_inner();
-        let linger = nix::libc::linger {
-            l_onoff: 1,
-            l_linger: 0,
-        };
-        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Linger, &linger)
-            .expect("SO_LINGER");
+        scripted::reset(self.stream.into_inner()).expect("SO_LINGER");
     }
 }
 

@@ -14,12 +14,12 @@ use lab::stations::{
 
 /// `o (198.51.100.2) — a — b — i (10.0.0.2)`: both gateways translate, and both run ftpalg.
 fn in_series(outer: &[&str], inner: &[&str]) -> Case {
-    let station = |name, rules| Station {
-        host: name,
-        v4: drop_by_default(&["FORWARD"], &[21]) + &nat(rules),
-        v6: String::new(),
-        arguments: vec!["--inside", "in0"],
-        wrapper: Vec::new(),
+    let station = |name, rules| {
+        Station::new(
+            name,
+            drop_by_default(&["FORWARD"], &[21]) + &nat(rules),
+            &["--inside", "in0"],
+        )
     };
     Case::new(
         vec![
@@ -125,15 +125,13 @@ fn crossroads() -> Case {
                 ("y", "e0", &["10.0.2.2/24"]),
             ),
         ],
-        vec![Station {
-            host: "r",
-            v4: drop_by_default(&["FORWARD"], &[21, 2121]) + &nat(&rules),
-            v6: String::new(),
-            arguments: vec![
+        vec![Station::new(
+            "r",
+            drop_by_default(&["FORWARD"], &[21, 2121]) + &nat(&rules),
+            &[
                 "--inside", "in0", "--inside", "in1", "--port", "21", "--port", "2121",
             ],
-            wrapper: Vec::new(),
-        }],
+        )],
     )
 }
 
@@ -239,13 +237,6 @@ fn multi_homed() {
         -A PREROUTING -j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff\nCOMMIT\n";
     let one_way = "*filter\n\
         -A INPUT -i w1 -s 203.0.113.2/32 -j DROP\n-A INPUT -i w2 -s 203.0.113.1/32 -j DROP\nCOMMIT\n";
-    let station = |name, v4, arguments| Station {
-        host: name,
-        v4,
-        v6: String::new(),
-        arguments,
-        wrapper: Vec::new(),
-    };
     let part = |name, public| Part {
         name,
         client: "o",
@@ -282,12 +273,12 @@ fn multi_homed() {
             ),
         ],
         vec![
-            station(
+            Station::new(
                 "r",
                 drop_by_default(&["FORWARD"], &[21]) + marks + &nat(&rules),
-                vec!["--inside", "in0"],
+                &["--inside", "in0"],
             ),
-            station("o", one_way.to_owned(), Vec::new()),
+            Station::new("o", one_way.to_owned(), &[]),
         ],
     )
     .part(part("multi-homed, default route", "203.0.113.1:21"))

@@ -6,10 +6,10 @@
 mod lab;
 
 use std::io::Read;
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use lab::gateway::{Control, HOSTS, LIMIT, download, ftpalg, gateway, start, status};
+use lab::gateway::{Control, HOSTS, LIMIT, address, download, ftpalg, gateway, start, status};
 use lab::net::Net;
 use lab::rules::{self, Flavour, Policy};
 use lab::server::{Config, Kind, Server};
@@ -46,19 +46,6 @@ fn back(net: &Net, since: Instant, restored: u64) -> Duration {
         assert!(since.elapsed() < BACK, "still missing: {all:#}");
         std::thread::sleep(Duration::from_millis(10));
     }
-}
-
-fn address(reply: &str) -> SocketAddr {
-    let numbers: Vec<u16> = reply[3..]
-        .split(|c: char| !c.is_ascii_digit())
-        .filter_map(|n| n.parse().ok())
-        .collect();
-    let [a, b, c, d, high, low] = numbers[..] else {
-        panic!("{reply:?}");
-    };
-    format!("{a}.{b}.{c}.{d}:{}", high << 8 | low)
-        .parse()
-        .unwrap()
 }
 
 #[test]

@@ -13,12 +13,14 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use lab::activity::{activity, settled};
 use lab::alg::Alg;
 use lab::gateway::{
     Control, FTPALG, HOSTS, LIMIT, download, ftpalg, gateway, refused, start, status,
 };
 use lab::net::Net;
 use lab::rules::{self, Flavour, Policy};
+use lab::scripted;
 use lab::server::{Config, Kind, Server, content};
 
 /// A server's connection attempt that passed before there was a pinhole stays in conntrack for two
@@ -377,45 +379,13 @@ fn a_reader_that_stalls_costs_lines_and_nothing_else() {
         for _ in 0..3200 {
             let stream = TcpStream::connect_timeout(&topology.dial, LIMIT).unwrap();
             // Closed with a reset, so that ports and the server's processes are free at once.
-            nix::sys::socket::setsockopt(
-                &stream,
-                nix::sys::socket::sockopt::Linger,
-                &nix::libc::linger {
-                    l_onoff: 1,
-                    l_linger: 0,
-                },
-            )
-            .unwrap();
+            scripted::reset(stream).unwrap();
         }
     });
     download(&net, &server, &[]).must();
     let status = status(&net);
     assert!(status["lines_lost"].as_u64() > Some(0), "{status:#}");
     ends_well(child);
-}
-
-/// The processor time of a process in clock ticks, and how often its threads went to sleep.
-fn activity(pid: u32) -> (u64, u64) {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let fields: Vec<_> = stat
-        .rsplit(')')
-        .next()
-        .unwrap()
-        .split_whitespace()
-        .collect();
-    let ticks = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-    let sleeps = std::fs::read_dir(format!("/proc/{pid}/task"))
-        .unwrap()
-        .filter_map(|task| {
-            let text = std::fs::read_to_string(task.unwrap().path().join("status")).ok()?;
-            let line = text
-                .lines()
-                .find(|l| l.starts_with("voluntary"))?
-                .to_owned();
-            line.split_whitespace().nth(1)?.parse::<u64>().ok()
-        })
-        .sum();
-    (ticks, sleeps)
 }
 
 #[test]
@@ -428,8 +398,7 @@ fn an_idle_session_wakes_nobody() {
     let pid = alg.process().unwrap().pid();
     // nsenter became the daemon: the last acknowledgement passes, and a data connection's end.
     drop(control.passive(&net));
-    std::thread::sleep(Duration::from_secs(1));
-    let before = activity(pid);
+    let before = settled(pid);
     std::thread::sleep(Duration::from_secs(6));
     assert_eq!(activity(pid), before, "(clock ticks, sleeps)");
     control.ask("NOOP\r\n", "200");

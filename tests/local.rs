@@ -105,23 +105,20 @@ fn published_by_others(arguments: &[&'static str]) -> Case {
             ),
         ],
         vec![
-            Station {
-                host: "h",
-                v4: drop_by_default(&["INPUT", "OUTPUT"], &[21]),
-                v6: String::new(),
-                arguments: arguments.to_vec(),
-                wrapper: Vec::new(),
-            },
-            Station {
-                host: "n",
-                v4: nat(&rules),
-                v6: String::new(),
-                arguments: Vec::new(),
-                wrapper: Vec::new(),
-            },
+            Station::new("h", drop_by_default(&["INPUT", "OUTPUT"], &[21]), arguments),
+            Station::new("n", nat(&rules), &[]),
         ],
     )
 }
+
+/// What the host is told where its NAT gives it one address and ten ports.
+const TOLD: [&str; 5] = [
+    "--local",
+    "--advertise",
+    "203.0.113.10",
+    "--data-ports",
+    "30000-30009",
+];
 
 fn upstream() -> Part {
     Part {
@@ -137,14 +134,7 @@ fn upstream() -> Part {
 
 #[test]
 fn nat_upstream() {
-    let arguments = [
-        "--local",
-        "--advertise",
-        "203.0.113.10",
-        "--data-ports",
-        "30000-30009",
-    ];
-    published_by_others(&arguments)
+    published_by_others(&TOLD)
         .part(upstream())
         .part(Part {
             name: "client behind NAT upstream",
@@ -182,14 +172,7 @@ fn nat_upstream_with_several_addresses() {
 /// Sixty clients, thirty at a time and from three addresses, share ten ports.
 #[test]
 fn nat_upstream_with_many_clients() {
-    let arguments = [
-        "--local",
-        "--advertise",
-        "203.0.113.10",
-        "--data-ports",
-        "30000-30009",
-    ];
-    let mut case = published_by_others(&arguments);
+    let mut case = published_by_others(&TOLD);
     let outside = ["198.51.100.2/24", "198.51.101.2/24", "198.51.102.2/24"];
     let routes = [
         "203.0.113.0/24 via 198.51.101.1",

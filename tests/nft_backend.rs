@@ -4,7 +4,8 @@
 // Helpers of tests may panic as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::io::{Read, Write};
+mod hole_support;
+
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 use ftpalg::nat::backend::nft::Nft;
 use ftpalg::nat::backend::{Backend, Mark};
 use ftpalg::nat::conntrack::{Completeness, Conntrack, ConntrackEvent, Events};
-use ftpalg::nat::pinhole::Pinhole;
 use ftpalg::nat::tables;
+use hole_support::{CASES, bind, hole, talk};
 use nix::sched::{CloneFlags, setns};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -161,14 +162,8 @@ fn connect(ns: &str, to: SocketAddr, timeout: Duration) -> Option<TcpStream> {
     within(ns, || TcpStream::connect_timeout(&to, timeout).ok())
 }
 
-fn pause() {
-    std::thread::sleep(Duration::from_millis(5));
-}
-
 fn listen(ns: &str, at: &str) -> TcpListener {
-    // A listener that was closed may still be held by a process that another thread has forked.
-    let retry = || (0..1000).find_map(|_| TcpListener::bind(at).map_err(|_| pause()).ok());
-    within(ns, || retry().unwrap())
+    within(ns, || bind(at))
 }
 
 fn addr(text: &str) -> SocketAddr {
@@ -178,44 +173,6 @@ fn addr(text: &str) -> SocketAddr {
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
-
-fn hole(from: &str, to: &str, land: &str, as_source: Option<&str>) -> Pinhole {
-    Pinhole {
-        from: ip(from),
-        to: addr(to),
-        land: addr(land),
-        as_source: as_source.map(ip),
-        mark: 0,
-    }
-}
-
-/// Sends a word each way.
-fn talk(client: &mut TcpStream, server: &mut TcpStream) {
-    let mut word = [0; 4];
-    client.set_read_timeout(Some(MINUTE)).unwrap();
-    server.set_read_timeout(Some(MINUTE)).unwrap();
-    client.write_all(b"ping").unwrap();
-    server.read_exact(&mut word).unwrap();
-    assert_eq!(&word, b"ping");
-    server.write_all(b"pong").unwrap();
-    client.read_exact(&mut word).unwrap();
-    assert_eq!(&word, b"pong");
-}
-
-const CASES: [(&str, &str, &str, &str); 2] = [
-    (
-        "203.0.113.10",
-        "203.0.113.1:50001",
-        "10.0.0.2:40001",
-        "10.0.0.1",
-    ),
-    (
-        "2001:db8:1::10",
-        "[2001:db8:1::1]:50001",
-        "[fd00::2]:40001",
-        "fd00::1",
-    ),
-];
 
 #[test]
 fn a_hole_lets_one_connection_through() {
@@ -314,34 +271,25 @@ fn a_hole_that_translates_nothing_sets_the_mark_only() {
     lab.on_gateway("nft add table inet user");
     lab.on_gateway("nft add chain inet user pre { type filter hook prerouting priority mangle; }");
     lab.on_gateway("nft add rule inet user pre ct mark set 0x11");
-    for (from, _, land, _) in CASES {
+    let mut entry = |from, land| {
         let listener = listen(&lab.server(), land);
         nft.open(&hole(from, land, land, None), MINUTE).unwrap();
         let client = lab.connect(land).expect("routed");
         listener.accept().unwrap();
-        let entry = within(&lab.gateway(), || {
+        within(&lab.gateway(), || {
             let mut conntrack = Conntrack::open().unwrap();
             conntrack
                 .lookup(client.local_addr().unwrap(), addr(land))
                 .unwrap()
-        });
+        })
+    };
+    for (from, _, land, _) in CASES {
         // Packets after the first one get the user's value again: only the bit is of interest.
-        assert!(entry.is_some());
-        drop(client);
+        assert!(entry(from, land).is_some());
     }
     lab.on_gateway("nft delete table inet user");
     for (from, _, land, _) in CASES {
-        let listener = listen(&lab.server(), land);
-        nft.open(&hole(from, land, land, None), MINUTE).unwrap();
-        let client = lab.connect(land).expect("routed");
-        listener.accept().unwrap();
-        let entry = within(&lab.gateway(), || {
-            let mut conntrack = Conntrack::open().unwrap();
-            conntrack
-                .lookup(client.local_addr().unwrap(), addr(land))
-                .unwrap()
-        });
-        assert_eq!(entry.unwrap().mark, Mark::DEFAULT.bit());
+        assert_eq!(entry(from, land).unwrap().mark, Mark::DEFAULT.bit());
     }
 }
 

@@ -9,6 +9,8 @@
 #[allow(dead_code)]
 mod world;
 
+mod line_support;
+
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -24,7 +26,7 @@ use ftpalg::nat::pinhole::{Key, Pinhole};
 use ftpalg::nat::plane::{self, EventSource, Parts, Plane, Tuples};
 use ftpalg::nat::ports::Listeners;
 use proptest::prelude::*;
-use world::{ACK, PSH, SYN, Seg, build, read};
+use world::{ACK, LOGIN, PSH, SYN, Seg, build, read};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 199);
@@ -248,13 +250,7 @@ impl Lab {
     }
 
     fn log_in(&mut self, session: usize) {
-        for (server, text) in [
-            (true, "220 x\r\n"),
-            (false, "USER a\r\n"),
-            (true, "331 x\r\n"),
-            (false, "PASS b\r\n"),
-            (true, "230 x\r\n"),
-        ] {
+        for (server, text) in LOGIN {
             self.say(session, server, text.as_bytes());
         }
     }
@@ -293,7 +289,7 @@ fn client_line() -> impl Strategy<Value = Vec<u8>> {
         "NOOP 227 (10,0,0,2,195,80)",
         "",
     ]);
-    line(known)
+    line_support::known(known, &["\r\n"])
 }
 
 fn server_line() -> impl Strategy<Value = Vec<u8>> {
@@ -318,19 +314,7 @@ fn server_line() -> impl Strategy<Value = Vec<u8>> {
         "421 bye",
         "text",
     ]);
-    line(known)
-}
-
-fn line(known: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Vec<u8>> {
-    let change = prop::option::weighted(0.1, (any::<prop::sample::Index>(), any::<u8>()));
-    (known, change).prop_map(|(text, change)| {
-        let mut bytes = [text.as_bytes(), b"\r\n"].concat();
-        if let Some((at, byte)) = change {
-            let at = at.index(bytes.len());
-            bytes[at] = byte;
-        }
-        bytes
-    })
+    line_support::known(known, &["\r\n"])
 }
 
 /// Who says what in which session, and how many seconds pass before.

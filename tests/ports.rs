@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use lab::alg::Alg;
-use lab::gateway::{Control, HOSTS, LIMIT, gateway, status};
+use lab::gateway::{Control, HOSTS, LIMIT, address, gateway, status};
 use lab::net::Net;
 use lab::rules::{self, Flavour, Policy};
 use lab::server::{Config, Kind, Server};
@@ -56,20 +56,6 @@ impl Session {
         let reply = format!("227 Entering Passive Mode (10,0,0,2,{high},{low}).\r\n");
         address(&self.ask("PASV\r\n", &reply))
     }
-}
-
-#[track_caller]
-fn address(reply: &str) -> SocketAddr {
-    let numbers: Vec<u16> = reply[3..]
-        .split(|c: char| !c.is_ascii_digit())
-        .filter_map(|n| n.parse().ok())
-        .collect();
-    let [a, b, c, d, high, low] = numbers[..] else {
-        panic!("{reply:?}");
-    };
-    format!("{a}.{b}.{c}.{d}:{}", high << 8 | low)
-        .parse()
-        .unwrap()
 }
 
 fn listen(net: &Net, host: &str, at: &str) -> TcpListener {

@@ -29,13 +29,11 @@ fn published() -> Case {
                 ("s", "e0", &["10.0.0.2/24"]),
             ),
         ],
-        vec![Station {
-            host: "r",
-            v4: drop_by_default(&["FORWARD"], &[21]) + &nat(&[rule]),
-            v6: String::new(),
-            arguments: vec!["--inside", "in0"],
-            wrapper: Vec::new(),
-        }],
+        vec![Station::new(
+            "r",
+            drop_by_default(&["FORWARD"], &[21]) + &nat(&[rule]),
+            &["--inside", "in0"],
+        )],
     )
     .part(Part {
         name: "CAP_NET_ADMIN alone",

@@ -69,6 +69,10 @@ impl Talk {
         format!("{a},{b},{c},{d},{},{}", port >> 8, port & 255)
     }
 
+    fn own(&self, inside: bool) -> Ipv4Addr {
+        if inside { self.private } else { OUTSIDE }
+    }
+
     /// The address and port that the other end must be told.
     fn seen(&self, inside: bool, port: u16) -> (Ipv4Addr, u16) {
         if inside {
@@ -102,11 +106,7 @@ impl Talk {
     }
 
     fn pasv_reply(&mut self, port: u16) {
-        let own = if self.server_inside {
-            self.private
-        } else {
-            OUTSIDE
-        };
+        let own = self.own(self.server_inside);
         let (ip, public) = self.seen(self.server_inside, port);
         self.lines.push(Line {
             who: Who::Server,
@@ -132,11 +132,7 @@ impl Talk {
     }
 
     fn port(&mut self, port: u16) {
-        let own = if self.server_inside {
-            OUTSIDE
-        } else {
-            self.private
-        };
+        let own = self.own(!self.server_inside);
         let (ip, public) = self.seen(!self.server_inside, port);
         self.lines.push(Line {
             who: Who::Client,
@@ -147,11 +143,7 @@ impl Talk {
     }
 
     fn eprt(&mut self, port: u16) {
-        let own = if self.server_inside {
-            OUTSIDE
-        } else {
-            self.private
-        };
+        let own = self.own(!self.server_inside);
         let (ip, public) = self.seen(!self.server_inside, port);
         self.lines.push(Line {
             who: Who::Client,

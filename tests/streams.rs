@@ -16,7 +16,7 @@ use lab::net::Net;
 use lab::report;
 use lab::rules::{self, Flavour, Policy};
 use lab::scripted::{
-    CONTENT, Control, LIMIT, Plan, Step, Verb, accept, connect, content, peers, session,
+    self, CONTENT, Control, LIMIT, Plan, Step, Verb, accept, connect, content, peers, session,
 };
 use lab::topology::{Shape, Topology};
 use nix::libc;
@@ -463,17 +463,6 @@ fn fin_on_the_segment_with_the_command() {
     });
 }
 
-/// Ends the connection with RST.
-fn reset(control: Control) -> Result<(), Error> {
-    let linger = libc::linger {
-        l_onoff: 1,
-        l_linger: 0,
-    };
-    setsockopt(&control.stream, sockopt::Linger, &linger)?;
-    drop(control);
-    Ok(())
-}
-
 /// How long it takes until a RST arrives.
 fn await_reset(mut control: Control) -> Result<Duration, Error> {
     let start = Instant::now();
@@ -502,7 +491,7 @@ fn reset_after_edits_and_while_an_address_is_held() {
                         }
                         // Not before the server has spoken.
                         control.stream.peek(&mut [0])?;
-                        reset(control)?;
+                        scripted::reset(control)?;
                         Ok(Duration::ZERO)
                     },
                     |mut control| {
@@ -520,7 +509,7 @@ fn reset_after_edits_and_while_an_address_is_held() {
                             return await_reset(control);
                         }
                         control.wait_acked()?;
-                        reset(control)?;
+                        scripted::reset(control)?;
                         Ok(Duration::ZERO)
                     },
                 );

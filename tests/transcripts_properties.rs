@@ -1,5 +1,6 @@
 //! What holds for the session machine whatever the two peers say.
 
+mod line_support;
 mod transcript_support;
 
 use ftpalg::ftp::policy::{Policy, Strict};
@@ -77,18 +78,9 @@ fn server_line() -> impl Strategy<Value = Vec<u8>> {
     line(known)
 }
 
-/// Mostly lines that mean something, some with a byte changed, some of anything.
+/// Mostly lines that mean something, some of anything.
 fn line(known: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Vec<u8>> {
-    let end = prop::sample::select(vec!["\r\n", "\r\n", "\r\n", "\n", " \r\r\n"]);
-    let change = prop::option::weighted(0.1, (any::<prop::sample::Index>(), any::<u8>()));
-    let known = (known, end, change).prop_map(|(text, end, change)| {
-        let mut bytes = [text.as_bytes(), end.as_bytes()].concat();
-        if let Some((at, byte)) = change {
-            let at = at.index(bytes.len());
-            bytes[at] = byte;
-        }
-        bytes
-    });
+    let known = line_support::known(known, &["\r\n", "\r\n", "\r\n", "\n", " \r\r\n"]);
     let any = prop::collection::vec(any::<u8>(), 1..200);
     prop_oneof![19 => known, 1 => any]
 }

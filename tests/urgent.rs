@@ -16,7 +16,7 @@ use std::time::Duration;
 use lab::alg::Alg;
 use lab::capture::{Capture, urgent_places};
 use lab::net::Net;
-use lab::process::{Finished, require, run};
+use lab::process::{Finished, run};
 use lab::report;
 use lab::rules::{self, Flavour, Policy};
 use lab::scripted::{Verb, peers};
@@ -138,15 +138,10 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    fn command(&self, program: &str) -> Command {
-        require(program);
-        self.net.command(self.net.topology().client, program)
-    }
-
     fn python(&self, program: &str, further: &[&str]) -> Finished {
         let Login { user, password } = self.server.login();
         let dial = self.net.topology().dial;
-        let mut command = self.command("python3");
+        let mut command = self.net.client("python3");
         command.args(["-u", "-c", program]);
         command.args([&dial.ip().to_string(), &dial.port().to_string()]);
         command.args([user, password]);
@@ -182,7 +177,7 @@ impl Place<'_> {
             script += &format!("cat {LONG_NAME} | head -c 1000 | wc -c\n");
         }
         script += &format!("get {} -o got3\nbye\n", Server::SMALL);
-        let mut command = self.command("lftp");
+        let mut command = self.net.client("lftp");
         command.args(["--norc", "-c", &script.replace('\n', ";")]);
         let finished = run(command, self.limit);
         let aborted = finished.log.matches("---> ABOR").count();

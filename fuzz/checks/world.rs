@@ -106,6 +106,15 @@ pub(crate) const PSH: u8 = 8;
 pub(crate) const ACK: u8 = 16;
 pub(crate) const URG: u8 = 32;
 
+/// A login: whether the server says it, and what.
+pub(crate) const LOGIN: [(bool, &str); 5] = [
+    (true, "220 x\r\n"),
+    (false, "USER a\r\n"),
+    (true, "331 x\r\n"),
+    (false, "PASS b\r\n"),
+    (true, "230 x\r\n"),
+];
+
 /// What a TCP segment says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seg {
@@ -116,6 +125,28 @@ pub(crate) struct Seg {
     pub(crate) urgent: u16,
     pub(crate) options: Vec<u8>,
     pub(crate) payload: Vec<u8>,
+}
+
+/// A SYN or a SYN-ACK whose sender's text begins at 0.
+pub(crate) fn syn(flags: u8) -> Seg {
+    Seg {
+        seq: u32::MAX,
+        flags,
+        window: 64_000,
+        ..Seg::default()
+    }
+}
+
+/// A segment with text.
+pub(crate) fn data(seq: u32, ack: u32, text: &str) -> Seg {
+    Seg {
+        seq,
+        ack,
+        flags: ACK | PSH,
+        window: 64_000,
+        payload: text.as_bytes().to_vec(),
+        ..Seg::default()
+    }
 }
 
 fn header(seg: &Seg, from: u16, to: u16) -> etherparse::TcpHeader {

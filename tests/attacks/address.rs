@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use super::arena::{Arena, Attack, Family, Helper, NEIGHBOUR, ONE, OUTSIDER, Result, USER, falls};
+use super::arena::{Arena, Family, Helper, NEIGHBOUR, ONE, OUTSIDER, Result, USER, attack, falls};
 use crate::lab::topology::Topology;
 
 /// Services that the ways to read the lines would lead to.
@@ -43,11 +43,7 @@ fn said(arena: &Arena, line: &[u8]) -> Result {
 
 macro_rules! attacks {
     ($($name:literal, $helper:ident, $line:expr;)*) => {
-        vec![$(Attack {
-            name: $name,
-            helper: Helper::$helper,
-            run: |arena| said(arena, $line),
-        },)*]
+        vec![$(attack($name, Helper::$helper, |arena| said(arena, $line)),)*]
     };
 }
 

@@ -5,6 +5,7 @@ use std::io::{Error, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -32,9 +33,10 @@ pub const STRANGER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 3);
 /// Where inside machines have something to hide that no list of service ports names.
 pub const SECRET: u16 = 7777;
 
-/// How long an end of a control connection waits for what must come.
-const PATIENCE: Duration = Duration::from_secs(3);
-/// The same with the kernel's helper, which cuts sessions off by dropping what it can't parse.
+/// How long anybody waits for what must come.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+/// The same with the kernel's helper where it isn't known to fall: it cuts sessions off by dropping
+/// what it can't parse.
 const KERNELS_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a connection that should fail may take: what the gateway doesn't know, it refuses at
 /// once, or drops.
@@ -101,6 +103,11 @@ pub struct Attack {
     pub helper: Helper,
     /// Tries.
     pub run: fn(&Arena) -> Result,
+}
+
+/// An attack of the table.
+pub fn attack(name: &'static str, helper: Helper, run: fn(&Arena) -> Result) -> Attack {
+    Attack { name, helper, run }
 }
 
 /// Attacks of one kind, in one network.
@@ -202,6 +209,8 @@ impl Family {
         }
         let arena = Arena::new(&net, gate);
         let results = self.attacks.iter().map(|attack| {
+            let falls = gate == Gate::Kernel && attack.helper == Helper::Falls;
+            arena.falls.store(falls, Ordering::Relaxed);
             let result = (attack.run)(&arena);
             match arena.foreign_hole() {
                 Some(hole) if result.is_ok() => Ok(Outcome::Falls(hole)),
@@ -231,6 +240,8 @@ pub struct Arena<'a> {
     pub gate: Gate,
     /// The gateway's address towards the outside.
     pub public: Ipv4Addr,
+    /// Whether it is asserted that somebody gets through.
+    falls: AtomicBool,
     running: Running<'a>,
     control: TcpListener,
 }
@@ -269,6 +280,7 @@ impl<'a> Arena<'a> {
             net,
             gate,
             public,
+            falls: AtomicBool::new(false),
             running: alg.start(net, Flavour::Nft),
             control: control.expect("the server's address is free"),
         }
@@ -324,8 +336,16 @@ impl<'a> Arena<'a> {
     /// How long an end of a control connection waits for what must come.
     pub fn patience(&self) -> Duration {
         match self.gate {
-            Gate::Kernel => KERNELS_PATIENCE,
+            Gate::Kernel if !self.falls.load(Ordering::Relaxed) => KERNELS_PATIENCE,
             _ => PATIENCE,
+        }
+    }
+
+    /// How long somebody tries to get through: not for long, unless it is asserted that he does.
+    pub fn attempt(&self) -> Duration {
+        match self.falls.load(Ordering::Relaxed) {
+            true => PATIENCE,
+            false => ATTEMPT,
         }
     }
 
@@ -356,6 +376,17 @@ impl<'a> Arena<'a> {
     /// Whether somebody outside gets through to a service by connecting to this port of the gateway,
     /// or to that of any pinhole there is.
     pub fn reaches(&self, from: Ipv4Addr, port: u16, service: &TcpListener) -> Result<bool> {
+        self.reaches_within(self.attempt(), from, port, service)
+    }
+
+    /// The same, with a limit for each connection.
+    pub fn reaches_within(
+        &self,
+        limit: Duration,
+        from: Ipv4Addr,
+        port: u16,
+        service: &TcpListener,
+    ) -> Result<bool> {
         let mut ports = vec![port];
         ports.extend(
             self.holes()
@@ -365,12 +396,11 @@ impl<'a> Arena<'a> {
         for port in ports {
             let to = SocketAddrV4::new(self.public, port);
             let connection = self.net.within(self.outer(), || {
-                connect_from(SocketAddrV4::new(from, 0), to, ATTEMPT)
+                connect_from(SocketAddrV4::new(from, 0), to, limit)
             });
-            if came(service)? {
+            if arrived(connection.is_ok(), service)? {
                 return Ok(true);
             }
-            drop(connection);
         }
         Ok(false)
     }
@@ -470,6 +500,19 @@ pub fn came(service: &TcpListener) -> Result<bool> {
         Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// The same, right after somebody tried. Whoever connected is there before the end of the handshake
+/// is, which is waited for.
+pub fn arrived(connected: bool, service: &TcpListener) -> Result<bool> {
+    let deadline = Instant::now() + PATIENCE;
+    while !came(service)? {
+        if !connected || Instant::now() > deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(true)
 }
 
 /// Connects from an address of the calling thread's namespace.

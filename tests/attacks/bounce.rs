@@ -4,7 +4,8 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::arena::{
-    ALL, Arena, Attack, Family, Helper, NEIGHBOUR, ONE, Outcome, Result, SECRET, USER, came, falls,
+    ALL, Arena, Family, Helper, NEIGHBOUR, ONE, Outcome, Result, SECRET, USER, arrived, attack,
+    connect_from, falls,
 };
 use crate::lab::topology::Topology;
 
@@ -33,16 +34,16 @@ fn bounced(arena: &Arena, line: &str, victim: Ipv4Addr, port: u16) -> Result {
     let told = naive(&read);
     pair.say("200 fine\r\n")?;
     pair.ask("LIST\r\n", "150 here it comes\r\n")?;
-    if let Some((ip, port)) = told {
-        let to = SocketAddrV4::new(ip, port);
-        let limit = std::time::Duration::from_millis(300);
-        let from = SocketAddrV4::new(USER, 0);
-        let _ = arena.net.within(arena.inner(), || {
-            super::arena::connect_from(from, to, limit)
-        });
-    }
+    let connects = |(ip, port)| {
+        let (from, to) = (SocketAddrV4::new(USER, 0), SocketAddrV4::new(ip, port));
+        let limit = arena.attempt();
+        arena
+            .net
+            .within(arena.inner(), || connect_from(from, to, limit))
+            .is_ok()
+    };
     Ok(falls(
-        came(&service)?,
+        arrived(told.is_some_and(connects), &service)?,
         &format!("the server connected to {victim}:{port}"),
     ))
 }
@@ -68,11 +69,7 @@ fn naive(line: &str) -> Option<(Ipv4Addr, u16)> {
 
 macro_rules! attacks {
     ($how:ident: $($name:literal, $helper:ident, $line:literal, $victim:ident, $port:expr;)*) => {
-        vec![$(Attack {
-            name: $name,
-            helper: Helper::$helper,
-            run: |arena| $how(arena, $line, $victim, $port),
-        },)*]
+        vec![$(attack($name, Helper::$helper, |arena| $how(arena, $line, $victim, $port)),)*]
     };
 }
 
@@ -145,26 +142,20 @@ fn a_port_that_nobody_granted() {
         drop_invalid: true,
         gates: ALL,
         attacks: vec![
-            Attack {
-                name: "PORT before the login",
-                helper: Helper::Falls,
-                run: |arena| port_then(arena, false, "530 log in first\r\n", true),
-            },
-            Attack {
-                name: "PORT before the login, granted",
-                helper: Helper::Falls,
-                run: |arena| port_then(arena, false, "200 fine\r\n", true),
-            },
-            Attack {
-                name: "PORT refused by the server",
-                helper: Helper::Falls,
-                run: |arena| port_then(arena, true, "500 no\r\n", true),
-            },
-            Attack {
-                name: "PORT granted, no transfer commanded",
-                helper: Helper::Falls,
-                run: |arena| port_then(arena, true, "200 fine\r\n", false),
-            },
+            attack("PORT before the login", Helper::Falls, |arena| {
+                port_then(arena, false, "530 log in first\r\n", true)
+            }),
+            attack("PORT before the login, granted", Helper::Falls, |arena| {
+                port_then(arena, false, "200 fine\r\n", true)
+            }),
+            attack("PORT refused by the server", Helper::Falls, |arena| {
+                port_then(arena, true, "500 no\r\n", true)
+            }),
+            attack(
+                "PORT granted, no transfer commanded",
+                Helper::Falls,
+                |arena| port_then(arena, true, "200 fine\r\n", false),
+            ),
         ],
     }
     .fight();

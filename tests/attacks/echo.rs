@@ -4,7 +4,7 @@
 //! machine that isn't published, and knows how to make the server write a line.
 
 use super::arena::{
-    ALL, Arena, Attack, Family, Helper, OUTSIDER, Pair, Result, SECRET, USER, falls,
+    ALL, Arena, Family, Helper, OUTSIDER, Pair, Result, SECRET, USER, attack, falls,
 };
 use crate::lab::topology::Topology;
 
@@ -26,11 +26,7 @@ fn echoed(arena: &Arena, say: impl Fn(&mut Pair) -> Result<()>) -> Result {
 
 macro_rules! attacks {
     ($($name:literal, $helper:ident, $command:expr => $answer:expr;)*) => {
-        vec![$(Attack {
-            name: $name,
-            helper: Helper::$helper,
-            run: |arena| echoed(arena, |pair| pair.ask($command, $answer).map(drop)),
-        },)*]
+        vec![$(attack($name, Helper::$helper, |arena| echoed(arena, |pair| pair.ask($command, $answer).map(drop))),)*]
     };
 }
 
@@ -71,58 +67,42 @@ fn an_echoed_227() {
         "PASV with port 22", Any, "PASV\r\n" => "227 Entering Passive Mode (10,0,0,2,0,22).\r\n";
     };
     attacks.extend([
-        Attack {
-            name: "banner",
-            helper: Helper::Falls,
-            run: |arena| {
-                let service = arena.service(USER, SECRET)?;
-                let mut pair = arena.pair()?;
-                pair.say(concat!("220-welcome\r\n", forged!(), "220 ready\r\n"))?;
-                let reached = arena.reaches(OUTSIDER, SECRET, &service)?;
-                Ok(falls(reached, "10.0.0.2:7777 reached"))
-            },
-        },
-        Attack {
-            name: "banner in one line",
-            helper: Helper::Any,
-            run: |arena| {
-                let service = arena.service(USER, SECRET)?;
-                let mut pair = arena.pair()?;
-                pair.say("220-227 Entering (10,0,0,2,30,97)\r\n220 227 (10,0,0,2,30,97)\r\n")?;
-                let reached = arena.reaches(OUTSIDER, SECRET, &service)?;
-                Ok(falls(reached, "10.0.0.2:7777 reached"))
-            },
-        },
-        Attack {
-            name: "message of the login",
-            helper: Helper::Falls,
-            run: |arena| {
-                let service = arena.service(USER, SECRET)?;
-                let mut pair = arena.pair()?;
-                pair.say("220 ready\r\n")?;
-                pair.ask("USER lab\r\n", "331 password, please\r\n")?;
-                let message = concat!("230-welcome\r\n", forged!(), "230 ready\r\n");
-                pair.ask("PASS lab\r\n", message)?;
-                let reached = arena.reaches(OUTSIDER, SECRET, &service)?;
-                Ok(falls(reached, "10.0.0.2:7777 reached"))
-            },
-        },
-        Attack {
-            name: "PASV before the login",
-            helper: Helper::Falls,
-            run: |arena| {
-                let service = arena.service(USER, SECRET)?;
-                let mut pair = arena.pair()?;
-                pair.say("220 ready\r\n")?;
-                pair.ask("PASV\r\n", forged!())?;
-                let reached = arena.reaches(OUTSIDER, SECRET, &service)?;
-                Ok(falls(reached, "10.0.0.2:7777 reached"))
-            },
-        },
-        Attack {
-            name: "STAT with PASV behind it, file name first",
-            helper: Helper::Any,
-            run: |arena| {
+        attack("banner", Helper::Falls, |arena| {
+            let service = arena.service(USER, SECRET)?;
+            let mut pair = arena.pair()?;
+            pair.say(concat!("220-welcome\r\n", forged!(), "220 ready\r\n"))?;
+            let reached = arena.reaches(OUTSIDER, SECRET, &service)?;
+            Ok(falls(reached, "10.0.0.2:7777 reached"))
+        }),
+        attack("banner in one line", Helper::Any, |arena| {
+            let service = arena.service(USER, SECRET)?;
+            let mut pair = arena.pair()?;
+            pair.say("220-227 Entering (10,0,0,2,30,97)\r\n220 227 (10,0,0,2,30,97)\r\n")?;
+            let reached = arena.reaches(OUTSIDER, SECRET, &service)?;
+            Ok(falls(reached, "10.0.0.2:7777 reached"))
+        }),
+        attack("message of the login", Helper::Falls, |arena| {
+            let service = arena.service(USER, SECRET)?;
+            let mut pair = arena.pair()?;
+            pair.say("220 ready\r\n")?;
+            pair.ask("USER lab\r\n", "331 password, please\r\n")?;
+            let message = concat!("230-welcome\r\n", forged!(), "230 ready\r\n");
+            pair.ask("PASS lab\r\n", message)?;
+            let reached = arena.reaches(OUTSIDER, SECRET, &service)?;
+            Ok(falls(reached, "10.0.0.2:7777 reached"))
+        }),
+        attack("PASV before the login", Helper::Falls, |arena| {
+            let service = arena.service(USER, SECRET)?;
+            let mut pair = arena.pair()?;
+            pair.say("220 ready\r\n")?;
+            pair.ask("PASV\r\n", forged!())?;
+            let reached = arena.reaches(OUTSIDER, SECRET, &service)?;
+            Ok(falls(reached, "10.0.0.2:7777 reached"))
+        }),
+        attack(
+            "STAT with PASV behind it, file name first",
+            Helper::Any,
+            |arena| {
                 echoed(arena, |pair| {
                     pair.client.send("STAT .\r\nPASV\r\n")?;
                     pair.server.expect("STAT")?;
@@ -132,11 +112,11 @@ fn an_echoed_227() {
                     Ok(())
                 })
             },
-        },
-        Attack {
-            name: "a 227 for each of two pipelined, for one PASV",
-            helper: Helper::Falls,
-            run: |arena| {
+        ),
+        attack(
+            "a 227 for each of two pipelined, for one PASV",
+            Helper::Falls,
+            |arena| {
                 echoed(arena, |pair| {
                     pair.client.send("PASV\r\nNOOP\r\n")?;
                     pair.server.expect("PASV")?;
@@ -146,19 +126,15 @@ fn an_echoed_227() {
                     Ok(())
                 })
             },
-        },
-        Attack {
-            name: "after a bare CR",
-            helper: Helper::Any,
-            run: |arena| {
-                echoed(arena, |pair| {
-                    pair.client.send("PASV\r\n")?;
-                    pair.server.expect("PASV")?;
-                    pair.say("200 x\r227 Entering Passive Mode (10,0,0,2,30,97).\r\n")?;
-                    Ok(())
-                })
-            },
-        },
+        ),
+        attack("after a bare CR", Helper::Any, |arena| {
+            echoed(arena, |pair| {
+                pair.client.send("PASV\r\n")?;
+                pair.server.expect("PASV")?;
+                pair.say("200 x\r227 Entering Passive Mode (10,0,0,2,30,97).\r\n")?;
+                Ok(())
+            })
+        }),
     ]);
     Family {
         name: "A 227 that answers no PASV",

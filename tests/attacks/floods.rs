@@ -2,9 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use super::arena::{Arena, Attack, Family, Gate, Helper, OUTSIDER, Result, bounded, falls};
+use super::arena::{Arena, Family, Gate, Helper, OUTSIDER, Result, USER, attack, bounded, falls};
 use super::pinhole::{memory, others_work};
 use crate::lab::craft::{ACK, Craft, SYN, Shot};
+use crate::lab::scripted::Verb;
 use crate::lab::topology::Topology;
 
 /// More than an engine's tables hold.
@@ -45,10 +46,9 @@ fn greedy(arena: &Arena) -> Result {
     for number in 0..SESSIONS {
         let mut pair = arena.session()?;
         for hole in 0..4 {
-            let [high, low] = (20_000 + number * 4 + hole).to_be_bytes();
-            let line = format!("227 Entering Passive Mode (10,0,0,2,{high},{low}).\r\n");
+            let at = (USER, 20_000 + number * 4 + hole).into();
             // Beyond the limit, another reply comes in its place.
-            pair.ask("PASV\r\n", &line)?;
+            pair.ask("PASV\r\n", &Verb::Pasv.line(at))?;
         }
         sessions.push(pair);
     }
@@ -66,24 +66,20 @@ fn greedy(arena: &Arena) -> Result {
 
 #[test]
 fn floods_of_connections() {
-    let attack = |name, run| Attack {
-        name,
-        helper: Helper::Any,
-        run,
-    };
+    use Helper::Any;
     Family {
         name: "Floods of connections",
         topology: Topology::published_server(),
         drop_invalid: true,
         gates: &[Gate::Nft],
         attacks: vec![
-            attack("100,000 SYNs from everywhere", |arena| {
+            attack("100,000 SYNs from everywhere", Any, |arena| {
                 half_open(arena, SYN)
             }),
-            attack("100,000 segments of no connection", |arena| {
+            attack("100,000 segments of no connection", Any, |arena| {
                 half_open(arena, ACK)
             }),
-            attack("all pinholes for one client", greedy),
+            attack("all pinholes for one client", Any, greedy),
         ],
     }
     .fight();

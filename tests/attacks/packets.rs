@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use super::arena::{
-    Arena, Attack, Family, Gate, Helper, ONE, OUTSIDER, Result, SECRET, USER, falls,
+    Arena, Family, Gate, Helper, ONE, OUTSIDER, PATIENCE, Result, SECRET, USER, attack, falls,
 };
 use crate::lab::craft::{ACK, Craft, FIN, PSH, RST, SYN, Shot, URG};
 use crate::lab::scripted::Control;
@@ -111,7 +111,7 @@ fn survives(arena: &Arena, does: impl FnOnce(&mut Craft)) -> Result {
     server.expect("PASV")?;
     server.send("227 Entering Passive Mode (10,0,0,2,156,187).\r\n")?;
     client.hear("227", before, LIMIT)?;
-    let works = arena.reaches(OUTSIDER, 40_123, &listener)?;
+    let works = arena.reaches_within(PATIENCE, OUTSIDER, 40_123, &listener)?;
     Ok(falls(!works, "the session is cut off"))
 }
 
@@ -119,11 +119,7 @@ fn survives(arena: &Arena, does: impl FnOnce(&mut Craft)) -> Result {
 fn decoys_from_outside() {
     macro_rules! attacks {
         ($($name:literal, $helper:ident, $does:expr;)*) => {
-            vec![$(Attack {
-                name: $name,
-                helper: Helper::$helper,
-                run: |arena| fools(arena, $does),
-            },)*]
+            vec![$(attack($name, Helper::$helper, |arena| fools(arena, $does)),)*]
         };
     }
     let attacks = attacks! {
@@ -271,11 +267,7 @@ fn forged(arena: &Arena) -> Result {
 fn resets_that_are_none() {
     macro_rules! attacks {
         ($($name:literal, $does:expr;)*) => {
-            vec![$(Attack {
-                name: $name,
-                helper: Helper::Any,
-                run: |arena| survives(arena, $does),
-            },)*]
+            vec![$(attack($name, Helper::Any, |arena| survives(arena, $does)),)*]
         };
     }
     let mut attacks = attacks! {
@@ -301,11 +293,11 @@ fn resets_that_are_none() {
             client.shoot(Shot::data(client.next.wrapping_add(30_000), DECOY).ttl(SHORT));
         };
     };
-    attacks.push(Attack {
-        name: "200 forged segments with numbers at random",
-        helper: Helper::Any,
-        run: forged,
-    });
+    attacks.push(attack(
+        "200 forged segments with numbers at random",
+        Helper::Any,
+        forged,
+    ));
     Family {
         name: "Sessions to be cut off",
         topology: Topology::published_server_with_hops(),
@@ -346,11 +338,7 @@ fn smuggles(arena: &Arena, does: impl FnOnce(&mut Craft, &[u8], &[u8])) -> Resul
 fn decoys_from_inside() {
     macro_rules! attacks {
         ($($name:literal, $helper:ident, $does:expr;)*) => {
-            vec![$(Attack {
-                name: $name,
-                helper: Helper::$helper,
-                run: |arena| smuggles(arena, $does),
-            },)*]
+            vec![$(attack($name, Helper::$helper, |arena| smuggles(arena, $does)),)*]
         };
     }
     Family {
@@ -436,7 +424,10 @@ fn hides(arena: &Arena, does: impl FnOnce(&mut Craft, &[u8], &[u8])) -> Result {
         });
         let (port, noop) = (b"PORT 10,0,0,3,0,22\r\n", b"NOOP xxxxxxxxxxxxx\r\n");
         does(&mut client, port, noop);
-        std::thread::sleep(quiet);
+        let deadline = Instant::now() + arena.attempt();
+        while !reads.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         done.store(true, Ordering::Relaxed);
         reads.join().expect("no panic")
     });
@@ -451,11 +442,7 @@ fn hides(arena: &Arena, does: impl FnOnce(&mut Craft, &[u8], &[u8])) -> Result {
 fn a_bounce_hidden_from_the_gateway() {
     macro_rules! attacks {
         ($($name:literal, $helper:ident, $does:expr;)*) => {
-            vec![$(Attack {
-                name: $name,
-                helper: Helper::$helper,
-                run: |arena| hides(arena, $does),
-            },)*]
+            vec![$(attack($name, Helper::$helper, |arena| hides(arena, $does)),)*]
         };
     }
     Family {

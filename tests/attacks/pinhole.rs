@@ -1,16 +1,17 @@
 //! Pinholes in the wrong hands: used twice, by others, too late, by many at once; and too many of them.
 
-use std::net::{SocketAddrV4, TcpListener, TcpStream};
+use std::io::Error;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::arena::{
-    ALL, Arena, Attack, Family, Gate, Helper, ONE, OUTSIDER, Outcome, Pair, Result, SECRET,
-    STRANGER, USER, bounded, came, connect_from, falls,
+    ALL, Arena, Family, Gate, Helper, ONE, OUTSIDER, Outcome, PATIENCE, Pair, Result, SECRET,
+    STRANGER, USER, arrived, attack, bounded, connect_from, falls,
 };
+use crate::lab::scripted::{self, Verb};
 use crate::lab::topology::Topology;
-
-const LIMIT: Duration = Duration::from_millis(400);
 
 /// A session with a listening server, and where its client was told to connect to.
 fn offered(arena: &Arena) -> Result<(Pair, TcpListener, SocketAddrV4)> {
@@ -22,52 +23,34 @@ fn offered(arena: &Arena) -> Result<(Pair, TcpListener, SocketAddrV4)> {
 /// The server announces a listener with this port (0: any).
 fn offer(arena: &Arena, pair: &mut Pair, port: u16) -> Result<(TcpListener, SocketAddrV4)> {
     let listener = arena.service(USER, port)?;
-    let port = listener.local_addr()?.port();
-    let [high, low] = port.to_be_bytes();
-    let line = format!("227 Entering Passive Mode (10,0,0,2,{high},{low}).\r\n");
-    let (_, read) = pair.ask("PASV\r\n", &line)?;
-    Ok((listener, told(&read)?))
-}
-
-fn told(reply: &str) -> Result<SocketAddrV4> {
-    let numbers: Vec<u8> = reply[3..]
-        .split(|c: char| !c.is_ascii_digit())
-        .filter_map(|n| n.parse().ok())
-        .collect();
-    match numbers[..] {
-        [a, b, c, d, high, low] => {
-            let port = u16::from_be_bytes([high, low]);
-            Ok(SocketAddrV4::new([a, b, c, d].into(), port))
-        }
-        _ => Err(std::io::Error::other(format!("no address: {reply:?}"))),
+    let at = listener.local_addr()?;
+    let (_, read) = pair.ask("PASV\r\n", &Verb::Pasv.line(at))?;
+    match Verb::Pasv.address(&read, at.ip())? {
+        SocketAddr::V4(to) => Ok((listener, to)),
+        SocketAddr::V6(_) => Err(Error::other("IPv4 only")),
     }
-}
-
-fn dial(arena: &Arena, from: std::net::Ipv4Addr, to: SocketAddrV4) -> Result<TcpStream> {
-    let from = SocketAddrV4::new(from, 0);
-    arena
-        .net
-        .within(arena.outer(), || connect_from(from, to, LIMIT))
 }
 
 /// Connects, and takes the connection off the listener.
 fn gets_in(
     arena: &Arena,
-    from: std::net::Ipv4Addr,
+    from: Ipv4Addr,
     to: SocketAddrV4,
     listener: &TcpListener,
+    limit: Duration,
 ) -> Result<bool> {
-    let stream = dial(arena, from, to);
-    let got = came(listener)?;
-    drop(stream);
-    Ok(got)
+    let from = SocketAddrV4::new(from, 0);
+    let stream = arena
+        .net
+        .within(arena.outer(), || connect_from(from, to, limit));
+    arrived(stream.is_ok(), listener)
 }
 
 /// What this is about works at all.
 fn must_get_in(arena: &Arena, to: SocketAddrV4, listener: &TcpListener) -> Result<()> {
-    match gets_in(arena, OUTSIDER, to, listener)? {
+    match gets_in(arena, OUTSIDER, to, listener, arena.patience())? {
         true => Ok(()),
-        false => Err(std::io::Error::other("the client itself doesn't get in")),
+        false => Err(Error::other("the client itself doesn't get in")),
     }
 }
 
@@ -76,15 +59,15 @@ pub fn others_work(arena: &Arena) -> Result<()> {
     let mut pair = arena.pair_from(SocketAddrV4::new(STRANGER, 0))?;
     pair.log_in()?;
     let (listener, to) = offer(arena, &mut pair, 0)?;
-    match gets_in(arena, STRANGER, to, &listener)? {
+    match gets_in(arena, STRANGER, to, &listener, arena.patience())? {
         true => Ok(()),
-        false => Err(std::io::Error::other("another client isn't served")),
+        false => Err(Error::other("another client isn't served")),
     }
 }
 
 /// Waits until `ftpalg` knows of no hole any more; false if that takes too long.
 fn no_holes(arena: &Arena) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + PATIENCE;
     while !arena.holes().is_empty() {
         if Instant::now() > deadline {
             return false;
@@ -103,12 +86,12 @@ fn twice(arena: &Arena) -> Result {
 /// Whether a hole is closed; with the iptables backend, it is within a moment.
 fn closed(arena: &Arena, to: SocketAddrV4, listener: &TcpListener, else_: &str) -> Result {
     let start = Instant::now();
-    if !gets_in(arena, OUTSIDER, to, listener)? {
+    if !gets_in(arena, OUTSIDER, to, listener, arena.attempt())? {
         return Ok(Outcome::Holds);
     }
-    while arena.gate == Gate::Iptables && start.elapsed() < Duration::from_secs(1) {
+    while arena.gate == Gate::Iptables && start.elapsed() < PATIENCE {
         let tried = start.elapsed();
-        if !gets_in(arena, OUTSIDER, to, listener)? {
+        if !gets_in(arena, OUTSIDER, to, listener, arena.attempt())? {
             return Ok(Outcome::Nearly(format!("{else_} within {tried:?}")));
         }
     }
@@ -117,7 +100,7 @@ fn closed(arena: &Arena, to: SocketAddrV4, listener: &TcpListener, else_: &str) 
 
 fn somebody_else(arena: &Arena) -> Result {
     let (_pair, listener, to) = offered(arena)?;
-    if gets_in(arena, STRANGER, to, &listener)? {
+    if gets_in(arena, STRANGER, to, &listener, arena.attempt())? {
         return Ok(Outcome::Falls("another address got in".to_owned()));
     }
     must_get_in(arena, to, &listener)?;
@@ -127,13 +110,7 @@ fn somebody_else(arena: &Arena) -> Result {
 fn after_the_end(arena: &Arena, reset: bool) -> Result {
     let (mut pair, listener, to) = offered(arena)?;
     if reset {
-        let linger = nix::libc::linger {
-            l_onoff: 1,
-            l_linger: 0,
-        };
-        let option = nix::sys::socket::sockopt::Linger;
-        nix::sys::socket::setsockopt(&pair.client.stream, option, &linger)?;
-        drop(pair.client);
+        scripted::reset(pair.client)?;
         // The server learns of it once it has passed the gateway.
         drop(pair.server.read());
     } else {
@@ -154,19 +131,23 @@ fn after_the_end(arena: &Arena, reset: bool) -> Result {
 fn eight_at_once(arena: &Arena) -> Result {
     let (_pair, listener, to) = offered(arena)?;
     let barrier = Barrier::new(8);
+    let connected = AtomicUsize::new(0);
     arena.net.within(arena.outer(), || {
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     barrier.wait();
                     let from = SocketAddrV4::new(OUTSIDER, 0);
-                    connect_from(from, to, LIMIT).map(drop)
+                    if connect_from(from, to, arena.patience()).is_ok() {
+                        connected.fetch_add(1, Ordering::Relaxed);
+                    }
                 });
             }
         });
     });
+    let connected = connected.into_inner();
     let mut visitors = 0;
-    while came(&listener)? {
+    while arrived(visitors < connected, &listener)? {
         visitors += 1;
     }
     let late = matches!(
@@ -174,7 +155,7 @@ fn eight_at_once(arena: &Arena) -> Result {
         Outcome::Falls(_)
     );
     match (arena.gate, visitors) {
-        (_, 0) => Err(std::io::Error::other("nobody got in")),
+        (_, 0) => Err(Error::other("nobody got in")),
         (Gate::Nft, 2..) => Ok(Outcome::Falls(format!("{visitors} got in"))),
         (Gate::Iptables, 2..) if !late => Ok(Outcome::Nearly(format!("{visitors} got in"))),
         _ => Ok(falls(late, "open after all")),
@@ -185,9 +166,7 @@ fn eight_at_once(arena: &Arena) -> Result {
 fn one_session_takes_all(arena: &Arena) -> Result {
     let mut pair = arena.session()?;
     for port in 20_001..20_100_u16 {
-        let [high, low] = port.to_be_bytes();
-        let line = format!("227 Entering Passive Mode (10,0,0,2,{high},{low}).\r\n");
-        pair.ask("PASV\r\n", &line)?;
+        pair.ask("PASV\r\n", &Verb::Pasv.line((USER, port).into()))?;
     }
     let waiting = arena.holes().len();
     others_work(arena)?;
@@ -209,22 +188,20 @@ fn flood_of_pasv(arena: &Arena) -> Result {
             for number in 0..COUNT {
                 server.expect("PASV")?;
                 let port = u16::try_from(20_000 + number % 10_000).expect("a port");
-                let [high, low] = port.to_be_bytes();
-                let reply = format!("227 Entering Passive Mode (10,0,0,2,{high},{low}).\r\n");
-                server.send(&reply)?;
+                server.send(&Verb::Pasv.line((USER, port).into()))?;
             }
-            Ok::<_, std::io::Error>(())
+            Ok::<_, Error>(())
         });
         let mut replies = 0;
         while replies < COUNT && pair.client.expect("227").is_ok() {
             replies += 1;
         }
         serves.join().expect("no panic")?;
-        Ok::<_, std::io::Error>(replies)
+        Ok::<_, Error>(replies)
     })?;
     sends.join().expect("no panic")?;
     if replies < COUNT {
-        return Err(std::io::Error::other(format!("{replies} replies came")));
+        return Err(Error::other(format!("{replies} replies came")));
     }
     let waiting = arena.holes().len();
     others_work(arena)?;
@@ -311,13 +288,7 @@ fn same_ports_again(arena: &Arena, reset: bool) -> Result {
     pair.client.send("PASV\r\n")?;
     pair.server.expect("PASV")?;
     if reset {
-        let linger = nix::libc::linger {
-            l_onoff: 1,
-            l_linger: 0,
-        };
-        let option = nix::sys::socket::sockopt::Linger;
-        nix::sys::socket::setsockopt(&pair.client.stream, option, &linger)?;
-        drop(pair.client);
+        scripted::reset(pair.client)?;
         drop(pair.server.read());
         drop(pair.server);
     } else {
@@ -340,7 +311,6 @@ fn same_ports_again(arena: &Arena, reset: bool) -> Result {
 
 #[test]
 fn a_pinhole_in_the_wrong_hands() {
-    let attack = |name, helper, run| Attack { name, helper, run };
     use Helper::{Any, Falls};
     Family {
         name: "A pinhole in the wrong hands",
@@ -370,7 +340,6 @@ fn a_pinhole_in_the_wrong_hands() {
 
 #[test]
 fn exhaustion() {
-    let attack = |name, helper, run| Attack { name, helper, run };
     use Helper::Any;
     Family {
         name: "Exhaustion",

@@ -5,7 +5,8 @@ use std::net::SocketAddrV4;
 use std::time::{Duration, Instant};
 
 use super::arena::{
-    ALL, Arena, Attack, Family, Helper, ONE, OUTSIDER, Pair, Result, SECRET, STRANGER, USER, falls,
+    ALL, Arena, Attack, Family, Helper, ONE, OUTSIDER, Pair, Result, SECRET, STRANGER, USER,
+    attack, falls,
 };
 use crate::lab::craft::Craft;
 use crate::lab::topology::Topology;
@@ -116,15 +117,11 @@ fn nat_slipstreaming() {
     let mut attacks: Vec<Attack> = Vec::new();
     macro_rules! posts {
         ($($name:literal, $helper:ident, $greets:literal, $pieces:expr;)*) => {
-            attacks.extend([$(Attack {
-                name: $name,
-                helper: Helper::$helper,
-                run: |arena| {
+            attacks.extend([$(attack($name, Helper::$helper, |arena| {
                     let pieces: Vec<String> = $pieces;
                     let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
                     posts(arena, $greets, &pieces)
-                },
-            },)*]);
+                }),)*]);
         };
     }
     posts! {
@@ -169,36 +166,34 @@ fn nat_slipstreaming_with_crafted_retransmissions() {
         drop_invalid: true,
         gates: ONE,
         attacks: vec![
-            Attack {
-                name: "a retransmission that begins with PORT",
-                helper: Helper::Any,
-                run: |arena| crafted(arena, b"", "POST", Trick::Partial),
-            },
-            Attack {
-                name: "the same, greeted before the request",
-                helper: Helper::Any,
-                run: |arena| crafted(arena, b"220 ready\r\n", "POST", Trick::Partial),
-            },
-            Attack {
-                name: "the same, method USER",
-                helper: Helper::Any,
-                run: |arena| crafted(arena, b"220 ready\r\n", "USER", Trick::Partial),
-            },
-            Attack {
-                name: "MSS and window that end before PORT",
-                helper: Helper::Falls,
-                run: |arena| crafted(arena, b"", "POST", Trick::Window),
-            },
-            Attack {
-                name: "the same, greeted before the request, method USER",
-                helper: Helper::Falls,
-                run: |arena| crafted(arena, b"220 ready\r\n", "USER", Trick::Window),
-            },
-            Attack {
-                name: "the same, PORT lost once and sent again",
-                helper: Helper::Falls,
-                run: |arena| crafted(arena, b"220 ready\r\n", "USER", Trick::Lost),
-            },
+            attack(
+                "a retransmission that begins with PORT",
+                Helper::Any,
+                |arena| crafted(arena, b"", "POST", Trick::Partial),
+            ),
+            attack(
+                "the same, greeted before the request",
+                Helper::Any,
+                |arena| crafted(arena, b"220 ready\r\n", "POST", Trick::Partial),
+            ),
+            attack("the same, method USER", Helper::Any, |arena| {
+                crafted(arena, b"220 ready\r\n", "USER", Trick::Partial)
+            }),
+            attack(
+                "MSS and window that end before PORT",
+                Helper::Falls,
+                |arena| crafted(arena, b"", "POST", Trick::Window),
+            ),
+            attack(
+                "the same, greeted before the request, method USER",
+                Helper::Falls,
+                |arena| crafted(arena, b"220 ready\r\n", "USER", Trick::Window),
+            ),
+            attack(
+                "the same, PORT lost once and sent again",
+                Helper::Falls,
+                |arena| crafted(arena, b"220 ready\r\n", "USER", Trick::Lost),
+            ),
         ],
     }
     .fight();

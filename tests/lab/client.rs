@@ -3,11 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::net::Net;
-use super::process::{Finished, Process, require};
+use super::process::{Finished, Process};
 use super::server::{Login, Server};
 
 /// vsftpd's words where its own `connect` from port 20 fails at once with EADDRNOTAVAIL, before
@@ -16,6 +17,46 @@ const NO_ADDRESS: &str = "425 Failed to establish connection.";
 /// The same words mean that the gateway is in the way when they come after this long (the lab's
 /// `connect_timeout` is 5 s).
 const SERVER_PATIENCE: Duration = Duration::from_secs(4);
+
+/// The limit for one client that is expected to do its work.
+const WORKS: Duration = Duration::from_secs(20);
+/// How long a client that is expected to fail may try, before that counts as its failure.
+const FAILS: Duration = Duration::from_millis(2500);
+
+/// [`Job::limit`] and [`Job::patience`] for a client that is, or isn't, expected to do its work.
+pub fn limits(works: bool) -> (Duration, Duration) {
+    match works {
+        true => (WORKS, WORKS / 2),
+        false => (FAILS, Duration::from_secs(1)),
+    }
+}
+
+/// Does this with each item, so many at a time; results in the order of the items, with the time
+/// that each took.
+pub fn each_of<T: Sync, R: Send>(
+    items: &[T],
+    at_once: usize,
+    what: impl Fn(&T) -> R + Sync,
+) -> Vec<(R, Duration)> {
+    let next = Mutex::new(items.iter().enumerate());
+    let results = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..at_once.min(items.len()) {
+            scope.spawn(|| {
+                while let Some((index, item)) = { next.lock().unwrap().next() } {
+                    let start = Instant::now();
+                    let result = what(item);
+                    let row = (index, (result, start.elapsed()));
+                    results.lock().unwrap().push(row);
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap();
+    results.sort_by_key(|(index, _)| *index);
+    assert_eq!(results.len(), items.len(), "each of them ran");
+    results.into_iter().map(|(_, result)| result).collect()
+}
 
 /// Who connects for the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +132,8 @@ pub struct Done {
     pub downloads: usize,
     /// Files uploaded.
     pub uploads: usize,
+    /// Whether it took another session, as the first one met with [`NO_ADDRESS`].
+    pub again: bool,
 }
 
 impl Client {
@@ -157,7 +200,11 @@ impl Client {
         let start = Instant::now();
         match self.run_once(job) {
             Err(said) if said.contains(NO_ADDRESS) && start.elapsed() < SERVER_PATIENCE => {
-                self.run_once(job)
+                let done = self.run_once(job)?;
+                Ok(Done {
+                    again: true,
+                    ..done
+                })
             }
             result => result,
         }
@@ -222,11 +269,7 @@ impl Run<'_> {
     }
 
     fn command(&self, program: &str) -> Command {
-        require(program);
-        let mut command = self
-            .job
-            .net
-            .command(self.job.net.topology().client, program);
+        let mut command = self.job.net.client(program);
         command
             .current_dir(&self.directory)
             .env("HOME", &self.directory);
@@ -319,11 +362,14 @@ impl Run<'_> {
 
     fn tnftp(&self) -> Result<Done, String> {
         let extended = matches!(self.client, Client::TnftpEpsv | Client::TnftpEprt);
-        let mut script = format!("user {} {}\nbinary\n", self.login.user, self.login.password);
+        const LISTED: &str = "Verbose mode off";
+        let Login { user, password } = self.login;
+        // Progress meters stay off, replies are shown.
+        let mut script = format!("verbose on\nuser {user} {password}\nbinary\n");
         if !extended {
             script += "epsv4\n";
         }
-        script += "ls\n";
+        script += "ls\nverbose off\nverbose on\n";
         for file in &self.job.downloads {
             script += &format!("get {file}\n");
         }
@@ -336,7 +382,9 @@ impl Run<'_> {
         command.arg(self.job.dial.ip().to_string());
         command.arg(self.job.dial.port().to_string());
         let finished = self.finish(Process::spawn_with_input(command, &script))?;
-        self.compare(&finished.stdout, &finished.log, true)
+        // What is said of downloads names the files, too.
+        let (listing, _) = finished.stdout.split_once(LISTED).unwrap_or_default();
+        self.compare(listing, &finished.log, true)
     }
 
     /// Three programs: a session for the listing, one for the downloads, one for the upload.
@@ -440,11 +488,13 @@ ftp.quit()
             listed: true,
             downloads: self.job.downloads.len(),
             uploads: usize::from(uploads),
+            again: false,
         })
     }
 }
 
-fn equal(a: &Path, b: &Path) -> bool {
+/// Whether these are files with the same content.
+pub fn equal(a: &Path, b: &Path) -> bool {
     match (std::fs::read(a), std::fs::read(b)) {
         (Ok(a), Ok(b)) => a == b,
         _ => false,

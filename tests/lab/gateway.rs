@@ -2,7 +2,7 @@
 //! connections spoken line by line.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -11,6 +11,7 @@ use super::alg::{Alg, Running};
 use super::net::Net;
 use super::process::{Finished, run};
 use super::rules::{self, Flavour, Policy};
+use super::scripted::Verb;
 use super::server::Server;
 use super::topology::Topology;
 
@@ -76,6 +77,13 @@ pub fn download(net: &Net, server: &Server, options: &[&str]) -> Finished {
         assert!(got == std::fs::read(server.path(Server::SECOND)).unwrap());
     }
     finished
+}
+
+/// The address in a `227`.
+#[track_caller]
+pub fn address(reply: &str) -> SocketAddr {
+    let peer = Ipv4Addr::UNSPECIFIED.into();
+    Verb::Pasv.address(reply, peer).unwrap()
 }
 
 /// One end of a control connection, line by line.
@@ -144,16 +152,7 @@ impl Control {
     /// Sends `PASV` and connects to what the reply says.
     pub fn passive(&mut self, net: &Net) -> TcpStream {
         let reply = self.ask("PASV\r\n", "227");
-        let numbers: Vec<u16> = reply[3..]
-            .split(|c: char| !c.is_ascii_digit())
-            .filter_map(|n| n.parse().ok())
-            .collect();
-        let [a, b, c, d, high, low] = numbers[..] else {
-            panic!("{reply:?}");
-        };
-        let to: SocketAddr = format!("{a}.{b}.{c}.{d}:{}", high << 8 | low)
-            .parse()
-            .unwrap();
+        let to = address(&reply);
         let data = net.within(net.topology().client, || {
             TcpStream::connect_timeout(&to, LIMIT).unwrap()
         });

@@ -6,6 +6,7 @@
 //! | [`topology`] | hosts, links and addresses as data; the stock networks |
 //! | [`net`] | a topology brought to life, and its removal however the test ends |
 //! | [`rules`] | the user's own firewall and NAT rules, snapshots of them, conntrack counters |
+//! | [`activity`] | what a process does while nothing happens |
 //! | [`alg`] | what stands on the gateway: nothing, the kernel's helper, `ftpalg` |
 //! | [`gateway`] | a published server behind `ftpalg`, sessions line by line |
 //! | [`capture`] | what passes an interface |
@@ -24,6 +25,7 @@
 #![allow(dead_code, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod activity;
 pub mod alg;
 pub mod capture;
 pub mod client;

@@ -128,6 +128,12 @@ impl Net {
         command
     }
 
+    /// A program on the host of the clients, which must be there.
+    pub fn client(&self, program: &str) -> Command {
+        require(program);
+        self.command(self.topology.client, program)
+    }
+
     /// Runs `words[0]` with the other words as its arguments on a host.
     pub fn exec(&self, host: &str, words: &[&str]) -> Finished {
         let mut command = self.command(host, words[0]);

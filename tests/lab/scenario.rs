@@ -2,22 +2,15 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::alg::Alg;
-use super::client::{Client, Done, Job, Mode};
+use super::client::{Client, Done, Job, Mode, each_of, limits};
 use super::net::Net;
 use super::rules::{self, Flavour, Policy};
 use super::server::{Config, Kind, Server, content};
 use super::topology::{Shape, Topology};
 use super::{process, report};
-
-/// The limit for one client that is expected to do its work.
-const WORKS: Duration = Duration::from_secs(20);
-
-/// How long a client that is expected to fail may try, before that counts as its failure.
-const FAILS: Duration = Duration::from_millis(2500);
 
 /// What one lab is for.
 #[derive(Clone, Debug)]
@@ -188,39 +181,23 @@ impl Scenario {
         } else {
             vec![Server::SMALL, Server::SECOND]
         };
-        let next = Mutex::new(self.clients.iter().copied().enumerate());
-        let results = Mutex::new(vec![None; self.clients.len()]);
         let at_once = if with {
             self.at_once
         } else {
             self.clients.len()
         };
-        std::thread::scope(|scope| {
-            for _ in 0..at_once {
-                scope.spawn(|| {
-                    while let Some((index, client)) = { next.lock().unwrap().next() } {
-                        let job = Job {
-                            net,
-                            dial: self.topology.dial,
-                            server,
-                            downloads: downloads.clone(),
-                            upload,
-                            limit: if works(client) { WORKS } else { FAILS },
-                            patience: if works(client) {
-                                WORKS / 2
-                            } else {
-                                Duration::from_secs(1)
-                            },
-                        };
-                        let start = Instant::now();
-                        let result = client.run(&job);
-                        results.lock().unwrap()[index] = Some((result, start.elapsed()));
-                    }
-                });
-            }
-        });
-        let results = results.into_inner().unwrap();
-        results.into_iter().map(|r| r.expect("it ran")).collect()
+        each_of(&self.clients, at_once, |client| {
+            let (limit, patience) = limits(works(*client));
+            client.run(&Job {
+                net,
+                dial: self.topology.dial,
+                server,
+                downloads: downloads.clone(),
+                upload,
+                limit,
+                patience,
+            })
+        })
     }
 
     /// One line per client, one column per server: what worked, without → with.

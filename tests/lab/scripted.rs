@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, BufReader, Error, ErrorKind, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -607,6 +608,26 @@ pub fn accept(listener: &TcpListener, limit: Duration) -> Result<TcpStream, Erro
             Err(error) => return Err(error),
         }
     }
+}
+
+impl AsFd for Control {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
+
+/// Ends a connection with RST; this is the only one who holds it.
+///
+/// # Errors
+/// If the system refuses.
+pub fn reset(connection: impl AsFd) -> Result<(), Error> {
+    let linger = nix::libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    nix::sys::socket::setsockopt(&connection, nix::sys::socket::sockopt::Linger, &linger)?;
+    drop(connection);
+    Ok(())
 }
 
 /// `h1,h2,h3,h4,p1,p2` (RFC 959 §4.1.2).

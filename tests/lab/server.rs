@@ -126,6 +126,17 @@ impl Server {
             Kind::PureFtpd => pure_ftpd(net, config, &directory),
             Kind::Pyftpdlib => pyftpdlib(net, config, &directory),
         };
+        // A server that was killed may still listen for a moment: its children die after it.
+        let deadline = Instant::now() + START;
+        let taken = || {
+            net.within(net.topology().server, || {
+                listens("/proc/thread-self/net", listen)
+            })
+        };
+        while taken() {
+            assert!(Instant::now() < deadline, "somebody listens on {listen}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let mut server = Self {
             kind: config.kind,
             process: Process::spawn(command),
@@ -173,21 +184,8 @@ impl Server {
     /// that no server counts or logs a visitor.
     fn wait_listening(&mut self, listen: SocketAddr) {
         let deadline = Instant::now() + START;
-        let entry = entry(listen);
-        let listening = |table: &str| {
-            std::fs::read_to_string(table).is_ok_and(|text| {
-                text.lines().any(|line| {
-                    let mut words = line.split_whitespace().skip(1);
-                    let local = words.next().unwrap_or_default();
-                    local == entry && words.nth(1) == Some("0A")
-                })
-            })
-        };
         let proc = format!("/proc/{}/net", self.process.pid());
-        loop {
-            if listening(&format!("{proc}/tcp")) || listening(&format!("{proc}/tcp6")) {
-                return;
-            }
+        while !listens(&proc, listen) {
             assert!(
                 self.process.running() && Instant::now() < deadline,
                 "{} doesn't listen on {listen}:\n{}",
@@ -205,6 +203,20 @@ impl Drop for Server {
             eprintln!("--- {}'s log\n{}---", self.kind.name(), self.log());
         }
     }
+}
+
+/// Whether these tables have a LISTEN entry with this address.
+fn listens(proc: &str, at: SocketAddr) -> bool {
+    let entry = entry(at);
+    ["tcp", "tcp6"].iter().any(|table| {
+        std::fs::read_to_string(format!("{proc}/{table}")).is_ok_and(|text| {
+            text.lines().any(|line| {
+                let mut words = line.split_whitespace().skip(1);
+                let local = words.next().unwrap_or_default();
+                local == entry && words.nth(1) == Some("0A")
+            })
+        })
+    })
 }
 
 /// An address as `/proc/net/tcp` and `tcp6` write it: words in host byte order.

@@ -5,12 +5,11 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::client::{Client, Done, Job, Mode};
+use super::client::{Client, Done, Job, Mode, each_of, limits};
 use super::net::Net;
 use super::process::{Process, run};
 use super::report;
@@ -18,12 +17,6 @@ use super::rules::{self, Flavour};
 use super::scenario::greeting;
 use super::server::{Config, Kind, Server, content};
 use super::topology::{End, Host, Link, Shape, Topology};
-
-/// The limit for one client that is expected to do its work.
-const WORKS: Duration = Duration::from_secs(20);
-
-/// How long a client that is expected to fail may try, before that counts as its failure.
-const FAILS: Duration = Duration::from_millis(2500);
 
 /// How long `ftpalg` may take to start, to stop and to answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -108,6 +101,8 @@ pub struct Outcome {
     pub backend: &'static str,
     /// What `ftpalg` printed, by station.
     pub logs: Vec<String>,
+    /// How many clients needed a second session, for a reason of the server's.
+    pub again: usize,
     /// `ftpalg status --json` before it was stopped, by station.
     pub status: Vec<serde_json::Value>,
 }
@@ -269,7 +264,9 @@ impl Case {
             }
         }
         let mut cells = Vec::new();
+        let mut again = 0;
         for ((part, client), (result, took)) in self.pairs().zip(results) {
+            again += usize::from(matches!(&result, Ok(done) if done.again));
             cells.push(match result {
                 Ok(_) => format!("right, {} ms", took.as_millis()),
                 Err(why) => {
@@ -289,6 +286,7 @@ impl Case {
         let outcome = Outcome {
             backend,
             logs,
+            again,
             status,
         };
         (outcome, cells)
@@ -320,37 +318,20 @@ impl Case {
     ) -> Vec<(Result<Done, String>, Duration)> {
         let upload = content(3, 50_021);
         let pairs: Vec<_> = self.pairs().collect();
-        let next = Mutex::new(pairs.iter().enumerate());
-        let results = Mutex::new(vec![None; pairs.len()]);
-        std::thread::scope(|scope| {
-            for _ in 0..at_once.min(pairs.len()) {
-                scope.spawn(|| {
-                    while let Some((index, &(part, client))) = { next.lock().unwrap().next() } {
-                        let works = works(part, client);
-                        let place = (part.server, part.listen);
-                        let server = servers.iter().find(|(there, _)| *there == place);
-                        let job = Job {
-                            net: &self.cast(net, part),
-                            dial: part.dial,
-                            server: &server.expect("it was started").1,
-                            downloads: vec![Server::SMALL, Server::SECOND],
-                            upload: &upload,
-                            limit: if works { WORKS } else { FAILS },
-                            patience: if works {
-                                WORKS / 2
-                            } else {
-                                Duration::from_secs(1)
-                            },
-                        };
-                        let start = Instant::now();
-                        let result = client.run(&job);
-                        results.lock().unwrap()[index] = Some((result, start.elapsed()));
-                    }
-                });
-            }
-        });
-        let results = results.into_inner().unwrap();
-        results.into_iter().map(|r| r.expect("it ran")).collect()
+        each_of(&pairs, at_once, |&(part, client)| {
+            let place = (part.server, part.listen);
+            let server = servers.iter().find(|(there, _)| *there == place);
+            let (limit, patience) = limits(works(part, client));
+            client.run(&Job {
+                net: &self.cast(net, part),
+                dial: part.dial,
+                server: &server.expect("it was started").1,
+                downloads: vec![Server::SMALL, Server::SECOND],
+                upload: &upload,
+                limit,
+                patience,
+            })
+        })
     }
 
     fn pairs(&self) -> impl Iterator<Item = (&Part, Client)> {
@@ -412,6 +393,17 @@ impl Case {
 }
 
 impl Station {
+    /// One with rules for IPv4 alone, in the host's namespace.
+    pub fn new(host: &'static str, v4: String, arguments: &[&'static str]) -> Self {
+        Self {
+            host,
+            v4,
+            v6: String::new(),
+            arguments: arguments.to_vec(),
+            wrapper: Vec::new(),
+        }
+    }
+
     /// Starts `ftpalg`, if it is to run here; returns when it is in place.
     ///
     /// # Panics
