@@ -132,6 +132,9 @@ impl Guard {
             let restored = self.restore(&missing);
             // Somebody was still at it: what was looked at is not what there is.
             let overtaken = restored.is_err() && self.changes.happened();
+            if restored == Ok(false) {
+                return true;
+            }
             if !overtaken || tries.next().is_none() {
                 break (missing, restored);
             }
@@ -154,15 +157,17 @@ impl Guard {
         restored.is_ok()
     }
 
-    fn restore(&self, missing: &Missing) -> Result<(), String> {
+    /// False where it was ftpalg itself that removed them, to end.
+    fn restore(&self, missing: &Missing) -> Result<bool, String> {
+        let mut wanted = true;
         // As at the start: what lets data connections in comes first.
         if missing.holes {
-            self.shared.restore().map_err(|e| e.to_string())?;
+            wanted &= self.shared.restore().map_err(|e| e.to_string())?;
         }
         if !missing.rules.is_empty() {
-            self.steered.restore().map_err(|e| e.to_string())?;
+            wanted &= self.steered.restore().map_err(|e| e.to_string())?;
         }
-        Ok(())
+        Ok(wanted)
     }
 
     fn missing(&mut self) -> Result<Missing, String> {

@@ -120,13 +120,13 @@ impl Steered {
     }
 
     /// Puts the rules back that somebody else removed. Nothing happens any more once they were
-    /// removed by [`remove`](Self::remove).
-    pub(super) fn restore(&self) -> Result<(), RulesError> {
+    /// removed by [`remove`](Self::remove): then false.
+    pub(super) fn restore(&self) -> Result<bool, RulesError> {
         let mut host = self.host();
         if self.manage && !host.closing {
             host.rules.restore(&self.steering)?;
         }
-        Ok(())
+        Ok(!host.closing)
     }
 
     /// What isn't in place of the rules that are ours to place, and which ports the user's own rules

@@ -154,18 +154,18 @@ impl Shared {
     }
 
     /// Puts the backend's objects back, which somebody else removed, and the pinholes that are
-    /// open. Nothing happens any more once the plane is closed.
+    /// open. Nothing happens any more once the plane is closed: then false.
     ///
     /// # Errors
     /// What the backend says.
-    pub fn restore(&self) -> Result<(), BackendError> {
+    pub fn restore(&self) -> Result<bool, BackendError> {
         let mut state = self.lock();
         if state.closing {
-            return Ok(());
+            return Ok(false);
         }
         let restored = state.plane.install();
         self.settle(&mut state);
-        restored
+        restored.map(|()| true)
     }
 
     /// Closes pinholes at their deadlines for as long as the process lives, and calls `also` every
