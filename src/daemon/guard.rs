@@ -129,16 +129,14 @@ impl Guard {
                 Ok(missing) => missing,
                 Err(_) => return false,
             };
-            let restored = self.restore(&missing);
-            // Somebody was still at it: what was looked at is not what there is.
-            let overtaken = restored.is_err() && self.changes.happened();
-            if restored == Ok(false) {
-                return true;
+            match self.restore(&missing) {
+                Ok(false) => return true,
+                // Somebody was still at it: what was looked at is not what there is.
+                Err(_) if self.changes.happened() && tries.next().is_some() => {
+                    thread::sleep(SETTLE);
+                }
+                restored => break (missing, restored),
             }
-            if !overtaken || tries.next().is_none() {
-                break (missing, restored);
-            }
-            thread::sleep(SETTLE);
         };
         let attempts = self.pace.attempt(self.shared.now());
         if let Err(e) = &restored {
