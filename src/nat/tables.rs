@@ -116,6 +116,21 @@ fn delete_empty(kind: u16, family: u8, name: impl Fn(&mut Builder)) -> io::Resul
     Ok(Socket::open()?.batch(&[delete])?)
 }
 
+/// Asks for the rules of a table, or of one of its chains. Old kernels answer with those of all.
+pub(crate) fn rules_of<'a>(family: u8, table: &'a str, chain: Option<&'a str>) -> Request<'a> {
+    Request {
+        kind: msg::GET_RULE,
+        flags: 0,
+        family,
+        attrs: Box::new(move |b| {
+            b.text(attr::RULE_TABLE, table);
+            if let Some(chain) = chain {
+                b.text(attr::RULE_CHAIN, chain);
+            }
+        }),
+    }
+}
+
 /// About all families.
 fn question(kind: u16) -> Request<'static> {
     Request {

@@ -19,7 +19,7 @@ use std::io;
 use nix::errno::Errno;
 
 use super::is_our_chain;
-use super::native::is_iptables;
+use super::native::{base_chains, is_iptables};
 use super::published::Published;
 use crate::nat::tables;
 use crate::nat::xtables::snapshot::Snapshot;
@@ -65,18 +65,13 @@ pub(super) struct Native {
 /// Reads what native rules publish; nothing on a kernel without nf_tables.
 pub(super) fn published(snapshot: &Snapshot) -> io::Result<Native> {
     let mut native = Native::default();
-    if !tables::available() {
+    let Some((socket, chains)) = base_chains("nat")? else {
         return Ok(native);
-    }
-    let mut socket = Socket::open()?;
+    };
     let mut bases: BTreeMap<(u8, String), Vec<String>> = BTreeMap::new();
-    for chain in tables::chains_on(&mut socket)? {
-        let translates = |base: &tables::BaseChain| base.kind == "nat" && base.hook == PREROUTING;
-        if matches!(chain.family, 1 | 2 | 10)
-            && chain.base.as_ref().is_some_and(translates)
-            && chain.table != OURS
-            && !is_iptables(snapshot, &chain)
-        {
+    for chain in chains {
+        let hook = chain.base.as_ref().map(|base| base.hook);
+        if hook == Some(PREROUTING) && chain.table != OURS && !is_iptables(snapshot, &chain) {
             let of_table = bases.entry((chain.family, chain.table)).or_default();
             of_table.push(chain.name);
         }
@@ -153,18 +148,9 @@ impl Reader {
             self.cut = true;
             return Ok(Vec::new());
         }
-        let request = Request {
-            kind: msg::GET_RULE,
-            flags: 0,
-            family,
-            attrs: Box::new(move |b| {
-                b.text(attr::RULE_TABLE, table);
-                b.text(attr::RULE_CHAIN, chain);
-            }),
-        };
+        let request = tables::rules_of(family, table, Some(chain));
         let (rules, complete) = self.socket.dump_some(&request, self.rules, |message| {
             let is = |kind, name| message.attrs().find(kind).and_then(|a| a.text()) == Some(name);
-            // Old kernels show all chains.
             let meant = message.family() == family
                 && is(attr::RULE_TABLE, table)
                 && is(attr::RULE_CHAIN, chain);

@@ -72,7 +72,7 @@ impl Place {
 
 /// The places where data connections need to be accepted; none on a kernel without nf_tables.
 pub(crate) fn places(snapshot: &Snapshot, local: bool) -> io::Result<Vec<Place>> {
-    let Some((mut socket, mut chains)) = base_chains()? else {
+    let Some((mut socket, mut chains)) = base_chains("filter")? else {
         return Ok(Vec::new());
     };
     chains.retain(|chain| {
@@ -103,7 +103,7 @@ pub(crate) fn install(places: &[Place], mark: Mark) -> io::Result<()> {
 
 /// Removes all of ours, wherever they are: how many there were.
 pub(crate) fn remove() -> io::Result<usize> {
-    let Some((mut socket, chains)) = base_chains()? else {
+    let Some((mut socket, chains)) = base_chains("filter")? else {
         return Ok(0);
     };
     let ours: Vec<_> = rules(&mut socket, &chains)?
@@ -134,8 +134,9 @@ pub(crate) fn remove() -> io::Result<usize> {
     result.map(|()| removed)
 }
 
-/// All base chains that filter, of the families that carry IP.
-fn base_chains() -> io::Result<Option<(Socket, Vec<ChainInfo>)>> {
+/// All base chains of this type (`filter`, `nat`), of the families that carry IP; `None` on a kernel
+/// without nf_tables.
+pub(super) fn base_chains(kind: &str) -> io::Result<Option<(Socket, Vec<ChainInfo>)>> {
     if !tables::available() {
         return Ok(None);
     }
@@ -143,10 +144,7 @@ fn base_chains() -> io::Result<Option<(Socket, Vec<ChainInfo>)>> {
     let mut chains = tables::chains_on(&mut socket)?;
     chains.retain(|chain| {
         matches!(chain.family, 1 | 2 | 10)
-            && chain
-                .base
-                .as_ref()
-                .is_some_and(|base| base.kind == "filter")
+            && chain.base.as_ref().is_some_and(|base| base.kind == kind)
     });
     Ok(Some((socket, chains)))
 }
@@ -246,19 +244,10 @@ fn rules(socket: &mut Socket, chains: &[ChainInfo]) -> io::Result<Vec<Rule>> {
         .collect();
     let mut all = Vec::new();
     for (family, table) in tables {
-        let request = Request {
-            kind: msg::GET_RULE,
-            flags: 0,
-            family,
-            attrs: Box::new(move |b| {
-                b.text(attr::RULE_TABLE, table);
-            }),
-        };
-        // Old kernels show all tables.
         let of_table = |message: &Message<'_>| {
             read(message).filter(|rule| rule.family == family && rule.table == table)
         };
-        all.extend(socket.dump(&request, of_table)?);
+        all.extend(socket.dump(&tables::rules_of(family, table, None), of_table)?);
     }
     Ok(all)
 }
