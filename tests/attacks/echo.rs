@@ -15,10 +15,23 @@ macro_rules! forged {
     };
 }
 
-/// Says it, and tries the port.
+/// Says it once logged in, and tries the port.
 fn echoed(arena: &Arena, say: impl Fn(&mut Pair) -> Result<()>) -> Result {
+    said(arena, |arena| arena.session(), say)
+}
+
+/// Says it from the first byte on, and tries the port.
+fn early(arena: &Arena, say: impl Fn(&mut Pair) -> Result<()>) -> Result {
+    said(arena, |arena| arena.pair(), say)
+}
+
+fn said(
+    arena: &Arena,
+    connect: impl Fn(&Arena) -> Result<Pair>,
+    say: impl Fn(&mut Pair) -> Result<()>,
+) -> Result {
     let service = arena.service(USER, SECRET)?;
-    let mut pair = arena.session()?;
+    let mut pair = connect(arena)?;
     say(&mut pair)?;
     let reached = arena.reaches(OUTSIDER, SECRET, &service)?;
     Ok(falls(reached, "10.0.0.2:7777 reached"))
@@ -68,36 +81,32 @@ fn an_echoed_227() {
     };
     attacks.extend([
         attack("banner", Helper::Falls, |arena| {
-            let service = arena.service(USER, SECRET)?;
-            let mut pair = arena.pair()?;
-            pair.say(concat!("220-welcome\r\n", forged!(), "220 ready\r\n"))?;
-            let reached = arena.reaches(OUTSIDER, SECRET, &service)?;
-            Ok(falls(reached, "10.0.0.2:7777 reached"))
+            early(arena, |pair| {
+                pair.say(concat!("220-welcome\r\n", forged!(), "220 ready\r\n"))?;
+                Ok(())
+            })
         }),
         attack("banner in one line", Helper::Any, |arena| {
-            let service = arena.service(USER, SECRET)?;
-            let mut pair = arena.pair()?;
-            pair.say("220-227 Entering (10,0,0,2,30,97)\r\n220 227 (10,0,0,2,30,97)\r\n")?;
-            let reached = arena.reaches(OUTSIDER, SECRET, &service)?;
-            Ok(falls(reached, "10.0.0.2:7777 reached"))
+            early(arena, |pair| {
+                pair.say("220-227 Entering (10,0,0,2,30,97)\r\n220 227 (10,0,0,2,30,97)\r\n")?;
+                Ok(())
+            })
         }),
         attack("message of the login", Helper::Falls, |arena| {
-            let service = arena.service(USER, SECRET)?;
-            let mut pair = arena.pair()?;
-            pair.say("220 ready\r\n")?;
-            pair.ask("USER lab\r\n", "331 password, please\r\n")?;
-            let message = concat!("230-welcome\r\n", forged!(), "230 ready\r\n");
-            pair.ask("PASS lab\r\n", message)?;
-            let reached = arena.reaches(OUTSIDER, SECRET, &service)?;
-            Ok(falls(reached, "10.0.0.2:7777 reached"))
+            early(arena, |pair| {
+                pair.say("220 ready\r\n")?;
+                pair.ask("USER lab\r\n", "331 password, please\r\n")?;
+                let message = concat!("230-welcome\r\n", forged!(), "230 ready\r\n");
+                pair.ask("PASS lab\r\n", message)?;
+                Ok(())
+            })
         }),
         attack("PASV before the login", Helper::Falls, |arena| {
-            let service = arena.service(USER, SECRET)?;
-            let mut pair = arena.pair()?;
-            pair.say("220 ready\r\n")?;
-            pair.ask("PASV\r\n", forged!())?;
-            let reached = arena.reaches(OUTSIDER, SECRET, &service)?;
-            Ok(falls(reached, "10.0.0.2:7777 reached"))
+            early(arena, |pair| {
+                pair.say("220 ready\r\n")?;
+                pair.ask("PASV\r\n", forged!())?;
+                Ok(())
+            })
         }),
         attack(
             "STAT with PASV behind it, file name first",
