@@ -11,8 +11,7 @@ use divan::counter::ItemsCount;
 use etherparse::PacketBuilder;
 use ftpalg::engine::event::Event;
 use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
-use ftpalg::engine::{Config, Engine, Side, Verdict};
-use ftpalg::nat::conntrack::{Entry, Tuple};
+use ftpalg::engine::{Config, Engine, Entry, Side, Tuple, Verdict};
 
 fn main() {
     divan::main();

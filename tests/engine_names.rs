@@ -11,8 +11,7 @@ mod world;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use ftpalg::engine::{Config, Engine, Side, Verdict};
-use ftpalg::nat::conntrack::{Entry, Tuple};
+use ftpalg::engine::{Config, Engine, Entry, Side, Tuple, Verdict};
 use world::{ACK, LOGIN, SYN, Seg, World, build, data, read, syn};
 
 const CLIENT: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 0, 0, 2), 40_000);

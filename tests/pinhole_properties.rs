@@ -19,9 +19,9 @@ use std::time::Duration;
 
 use ftpalg::engine::event::Event;
 use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
-use ftpalg::engine::{Config, Engine, Side, Verdict};
+use ftpalg::engine::{Config, Engine, Entry, Side, Tuple, Verdict};
 use ftpalg::nat::backend::{Backend, BackendError, Mark};
-use ftpalg::nat::conntrack::{Bytes, Completeness, ConntrackEvent, Entry, Tuple};
+use ftpalg::nat::conntrack::{Bytes, Completeness, ConntrackEvent};
 use ftpalg::nat::pinhole::{Key, Pinhole};
 use ftpalg::nat::plane::{self, EventSource, Parts, Plane, Tuples};
 use ftpalg::nat::ports::Listeners;

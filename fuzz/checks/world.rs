@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ftpalg::engine::event::Event;
 use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
-use ftpalg::nat::conntrack::{Entry, Tuple};
+use ftpalg::engine::{Entry, Tuple};
 
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::engine::event::Event;
-use crate::engine::gateway::Mode;
+use crate::ftp::Mode;
 use crate::nat::plane::{DataConnection, PinholeInfo, RangeEnd, Report};
 
 /// How many lines may wait for a slow reader.

@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::engine::Entry;
 use crate::engine::event::Event;
 use crate::engine::gateway::{
     Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId,
 };
 use crate::nat::backend::BackendError;
-use crate::nat::conntrack::Entry;
 use crate::nat::pinhole::Key;
 use crate::nat::plane::Plane;
 

@@ -7,11 +7,11 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::config::Config;
-use super::gateway::{Error, Gateway, Mode, PinholeId, RangeRequest, Request, SessionId};
-use super::{Endpoints, Side};
+use super::gateway::{Error, Gateway, PinholeId, RangeRequest, Request, SessionId};
+use super::{Endpoints, Entry, Side, Tuple};
+use crate::ftp::Mode;
 use crate::ftp::hostport;
 use crate::ftp::session::{Announcement, Form};
-use crate::nat::conntrack::{Entry, Tuple};
 
 /// What to do with an announcement.
 #[derive(Clone, Debug)]

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
-use super::gateway::{Mode, SessionId};
+use super::gateway::SessionId;
+use crate::ftp::Mode;
 
 /// Something that happened in a control connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

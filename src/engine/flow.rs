@@ -1,7 +1,9 @@
 //! One control connection: its two edited directions and its dialogue.
 
 mod dialogue;
+mod range;
 mod render;
+mod tls;
 
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
@@ -10,15 +12,15 @@ use std::time::Duration;
 use super::config::Config;
 use super::event::Event;
 use super::gateway::{Gateway, PinholeId, SessionId};
-use super::range::Range;
 use super::second::Second;
 use super::stats::{SessionInfo, Stats};
-use super::tls::Tls;
 use super::{Endpoints, Side};
 use crate::ftp::session::{Peer, Session};
 use crate::stream::{Emit, Half, Intake, Limits, Seq};
 use crate::wire::{Flags, Segment};
 pub(super) use dialogue::Unread;
+use range::Range;
+use tls::Tls;
 
 /// What the handshake said about one end.
 #[derive(Clone, Copy, Debug)]

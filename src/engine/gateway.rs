@@ -6,8 +6,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::engine::event::Event;
-use crate::nat::conntrack::{Entry, Tuple};
+use super::event::Event;
+use super::{Entry, Tuple};
+use crate::ftp::Mode;
 
 /// Identifies a control connection for as long as the daemon runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -18,16 +19,6 @@ pub struct SessionId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(transparent)]
 pub struct PinholeId(pub u64);
-
-/// How the data connection of an announcement is made (RFC 959 §3.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// The server listens, the client connects (`PASV`, `EPSV`).
-    Passive,
-    /// The client listens, the server connects (`PORT`, `EPRT`).
-    Active,
-}
 
 /// A data connection that an endpoint X announces to its peer Y.
 #[derive(Clone, Debug, PartialEq, Eq)]

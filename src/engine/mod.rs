@@ -7,14 +7,13 @@
 
 mod announce;
 mod config;
+mod connection;
 mod flow;
 mod handshake;
 mod names;
 mod opening;
-mod range;
 mod second;
 mod stats;
-mod tls;
 
 pub mod event;
 pub mod gateway;
@@ -24,6 +23,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 pub use config::{Advertise, Config};
+pub use connection::{Entry, Tuple};
 pub use stats::{SessionInfo, Stats};
 
 pub use handshake::{Answer, Syn};
@@ -33,7 +33,6 @@ use gateway::Gateway;
 use handshake::HalfOpen;
 use names::{Meaning, Names};
 
-use crate::nat::conntrack::Tuple;
 use crate::wire::{Flags, Reject, Segment};
 
 /// Which hook a packet came through: its direction, seen from the private side.

@@ -7,6 +7,7 @@
 //! | `hostport` | the ways an address is written, read strictly and written back |
 //! | `command`, `reply` | what a line of either peer is |
 //! | `line` | the line of a stream that isn't over yet |
+//! | `mode` | active or passive |
 //! | `waiting` | the commands that wait for their reply |
 //! | `policy` | what is allowed |
 //! | `session` | the machine: which bytes pass, wait or change; `session/client`, `session/server`: what either peer's lines do to it; `session/step`: its interface |
@@ -14,7 +15,10 @@
 mod command;
 pub mod hostport;
 mod line;
+mod mode;
 pub mod policy;
 mod reply;
 pub mod session;
 mod waiting;
+
+pub use mode::Mode;

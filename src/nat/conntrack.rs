@@ -13,6 +13,7 @@ use std::time::Duration;
 use self::message::{parse_bytes, parse_entry, parse_event};
 use super::backend::Mark;
 use super::pinhole::Key;
+use crate::engine::{Entry, Tuple};
 use crate::netlink::codec::Message;
 use crate::netlink::socket::Socket;
 
@@ -22,41 +23,6 @@ const GROUPS: u32 = 1 | 1 << 2;
 const READ_AT_ONCE: usize = 65_536;
 /// Receive buffer of [`Events`], in bytes: about 10,000 events.
 const EVENT_BUFFER: usize = 8 * 1024 * 1024;
-
-/// One direction of a connection, as its packets look on the side where they enter the gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Tuple {
-    /// Where packets of this direction come from (before any source NAT).
-    pub src: SocketAddr,
-    /// Where packets of this direction are sent to (before any destination NAT).
-    pub dst: SocketAddr,
-}
-
-/// A conntrack entry of a TCP connection: both directions, as each sender writes them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The direction of the first SYN: client to the address that the client dials.
-    pub original: Tuple,
-    /// The opposite direction: server to the address under which the server sees the client.
-    pub reply: Tuple,
-    /// The connection mark (`CTA_MARK`), 0 where the kernel keeps none.
-    pub mark: u32,
-}
-
-impl Entry {
-    /// The direction in which packets with this tuple go, and the opposite one; `None` if neither
-    /// direction has it.
-    #[must_use]
-    pub fn from_sender(&self, tuple: Tuple) -> Option<(Tuple, Tuple)> {
-        if self.original == tuple {
-            Some((self.original, self.reply))
-        } else if self.reply == tuple {
-            Some((self.reply, self.original))
-        } else {
-            None
-        }
-    }
-}
 
 /// Something that happened to a TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -28,11 +28,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::conntrack::{Entry, Tuple};
 use super::pinhole::{Key, Pinhole};
 use super::ports::Listeners;
 use super::rules::Published;
-use crate::engine::gateway::{Error, Mode, PinholeId, Request, Reservation, SessionId};
+use crate::engine::gateway::{Error, PinholeId, Request, Reservation, SessionId};
+use crate::engine::{Entry, Tuple};
+use crate::ftp::Mode;
 use ranges::Ranges;
 use stuck::Stuck;
 

@@ -15,8 +15,7 @@ use std::time::Duration;
 
 use ftpalg::engine::event::Event;
 use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
-use ftpalg::engine::{Config, Engine, Side, Verdict};
-use ftpalg::nat::conntrack::{Entry, Tuple};
+use ftpalg::engine::{Config, Engine, Entry, Side, Tuple, Verdict};
 use ftpalg::wire::{Flags, Segment, SegmentMut, for_each_sack};
 use smoltcp::iface::{Config as IfaceConfig, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};

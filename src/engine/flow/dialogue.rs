@@ -3,9 +3,9 @@
 use super::{Context, Flow, Hole};
 use crate::engine::announce::{self, Decision};
 use crate::engine::event::Event;
-use crate::engine::gateway::Mode;
 use crate::engine::second::Second;
 use crate::engine::{Endpoints, Side};
+use crate::ftp::Mode;
 use crate::ftp::session::{Address, Outcome, Over, Peer, Step};
 use crate::stream::{Half, Overflow};
 

@@ -10,7 +10,7 @@ use super::{
     Active, Address, Announcement, Form, Over, Refusal, Session, Step, User, count, first_line,
     length,
 };
-use crate::engine::gateway::Mode;
+use crate::ftp::Mode;
 
 impl Session {
     pub(super) fn next_command(&mut self, pending: &[u8]) -> Step {

@@ -6,7 +6,7 @@ use super::super::command::Command;
 use super::super::hostport::{Scan, scan_extended_port, scan_host_port};
 use super::super::reply::Start;
 use super::{Active, Address, Announcement, Form, Over, Session, Step, count, first_line, length};
-use crate::engine::gateway::Mode;
+use crate::ftp::Mode;
 
 impl Session {
     pub(super) fn next_reply(&mut self, pending: &[u8]) -> Step {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::engine::gateway::Mode;
+use crate::ftp::Mode;
 
 /// Who wrote a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

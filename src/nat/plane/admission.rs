@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::Plane;
-use crate::engine::gateway::{Error, Mode, PinholeId, Request, SessionId};
+use crate::engine::gateway::{Error, PinholeId, Request, SessionId};
+use crate::ftp::Mode;
 use crate::nat::pinhole::Key;
 use crate::nat::ports::{self, Holder};
 use crate::nat::rules::Published;

@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use super::stuck::Stuck;
 use super::{DataConnection, PinholeInfo, Plane, RangeEnd, Report, State, round_up};
-use crate::engine::gateway::{Error, Mode, PinholeId, RangeRequest, SessionId};
-use crate::nat::conntrack::Tuple;
+use crate::engine::Tuple;
+use crate::engine::gateway::{Error, PinholeId, RangeRequest, SessionId};
+use crate::ftp::Mode;
 use crate::nat::pinhole::{Key, RangeHole, RangeKey};
 use crate::nat::ports::PortRange;
 

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::engine::gateway::{Mode, PinholeId, SessionId};
+use crate::engine::gateway::{PinholeId, SessionId};
+use crate::engine::{Entry, Tuple};
+use crate::ftp::Mode;
 use crate::nat::backend::{Backend, Mark};
-use crate::nat::conntrack::{Bytes, Completeness, Conntrack, ConntrackEvent, Entry, Events, Tuple};
+use crate::nat::conntrack::{Bytes, Completeness, Conntrack, ConntrackEvent, Events};
 use crate::nat::ports::{Listeners, PortRange};
 
 /// Limits and choices of a [`Plane`](super::Plane).

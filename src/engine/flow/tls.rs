@@ -5,23 +5,23 @@
 //! inspection begins anew, in each direction at that byte. If the records couldn't be followed (a
 //! lost segment is enough), the session stays unread, and that is said when clear text shows.
 
-use super::Side;
-use super::event::Event;
-use super::flow::{Context, Flow, Unread};
+use super::{Context, Flow, Unread};
+use crate::engine::Side;
+use crate::engine::event::Event;
 use crate::ftp::session::Peer;
 use crate::stream::{Half, Records, Seq};
 use crate::wire::{Flags, Segment};
 
 /// The records of both directions, by [`Side`]; `None` where the stream is inspected again.
 #[derive(Debug)]
-pub(super) struct Tls {
+pub(in crate::engine) struct Tls {
     records: [Option<Records>; 2],
 }
 
 impl Flow {
     /// TLS begins: in the stream of `side`'s packets, the server's, behind the line that is pending
     /// (or with it), in the client's with the next byte. To be called while both are inspected.
-    pub(super) fn follow_records(&mut self, side: Side) {
+    pub(in crate::engine) fn follow_records(&mut self, side: Side) {
         let [server, client] = self.both(side);
         let pending = server.pending();
         let line = pending.iter().position(|b| *b == b'\n');
@@ -44,7 +44,7 @@ impl Flow {
 
     /// Follows a segment's records. If clear text begins in it, the direction is inspected again:
     /// returns how many bytes of it come before, and are to pass unread.
-    pub(super) fn next_records(
+    pub(in crate::engine) fn next_records(
         &mut self,
         side: Side,
         segment: &Segment<'_>,
@@ -123,7 +123,7 @@ impl Flow {
 
 impl Tls {
     /// Bytes in its buffers.
-    pub(super) fn buffered(&self) -> usize {
+    pub(in crate::engine) fn buffered(&self) -> usize {
         let records = self.records.iter().flatten();
         records.map(Records::buffered).sum()
     }

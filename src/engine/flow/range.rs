@@ -1,12 +1,12 @@
 //! Ranges of ports for sessions under TLS: when the gateway is asked to open one.
 
-use super::event::Event;
-use super::flow::{Context, FINS, Flow};
-use super::{Endpoints, announce};
+use super::{Context, FINS, Flow};
+use crate::engine::event::Event;
+use crate::engine::{Endpoints, announce};
 
 /// A session's range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Range {
+pub(in crate::engine) enum Range {
     /// It has none.
     None,
     /// It was opened or renewed when data last came from the client.
@@ -18,7 +18,7 @@ pub(super) enum Range {
 impl Flow {
     /// Nothing more can be read. To be called before the packet that makes it so goes on: what the
     /// two agree on from here on must find its way.
-    pub(super) fn tls_begins(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
+    pub(in crate::engine) fn tls_begins(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
         if cx.config.tls_range {
             self.open_range(ends, cx);
         } else {
@@ -30,7 +30,7 @@ impl Flow {
     }
 
     /// Data came from the client: its range stays open, or opens again.
-    pub(super) fn renew_range(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
+    pub(in crate::engine) fn renew_range(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
         if self.range != Range::None && self.signs & FINS == 0 && !self.is_closed() {
             self.open_range(ends, cx);
         }

@@ -1,0 +1,39 @@
+//! A control connection as connection tracking and NAT see it: what [`Gateway`](super::gateway::Gateway)
+//! answers.
+
+use std::net::SocketAddr;
+
+/// One direction of a connection, as its packets look on the side where they enter the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tuple {
+    /// Where packets of this direction come from (before any source NAT).
+    pub src: SocketAddr,
+    /// Where packets of this direction are sent to (before any destination NAT).
+    pub dst: SocketAddr,
+}
+
+/// A conntrack entry of a TCP connection: both directions, as each sender writes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The direction of the first SYN: client to the address that the client dials.
+    pub original: Tuple,
+    /// The opposite direction: server to the address under which the server sees the client.
+    pub reply: Tuple,
+    /// The connection mark (`CTA_MARK`), 0 where the kernel keeps none.
+    pub mark: u32,
+}
+
+impl Entry {
+    /// The direction in which packets with this tuple go, and the opposite one; `None` if neither
+    /// direction has it.
+    #[must_use]
+    pub fn from_sender(&self, tuple: Tuple) -> Option<(Tuple, Tuple)> {
+        if self.original == tuple {
+            Some((self.original, self.reply))
+        } else if self.reply == tuple {
+            Some((self.reply, self.original))
+        } else {
+            None
+        }
+    }
+}
