@@ -20,10 +20,12 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod conntrack;
 pub mod daemon;
 pub mod engine;
 pub mod ftp;
 pub mod nat;
+pub mod net;
 pub mod netlink;
 pub mod queue;
 pub mod stream;

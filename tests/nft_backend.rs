@@ -11,10 +11,11 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use ftpalg::conntrack::{Completeness, Conntrack, ConntrackEvent, Events};
+use ftpalg::nat::backend::Backend;
 use ftpalg::nat::backend::nft::Nft;
-use ftpalg::nat::backend::{Backend, Mark};
-use ftpalg::nat::conntrack::{Completeness, Conntrack, ConntrackEvent, Events};
 use ftpalg::nat::tables;
+use ftpalg::net::Mark;
 use hole_support::{CASES, bind, hole, talk};
 use nix::sched::{CloneFlags, setns};
 

@@ -17,14 +17,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ftpalg::conntrack::{Bytes, Completeness, ConntrackEvent};
 use ftpalg::engine::event::Event;
 use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
 use ftpalg::engine::{Config, Engine, Entry, Side, Tuple, Verdict};
-use ftpalg::nat::backend::{Backend, BackendError, Mark};
-use ftpalg::nat::conntrack::{Bytes, Completeness, ConntrackEvent};
+use ftpalg::nat::backend::{Backend, BackendError};
 use ftpalg::nat::pinhole::{Key, Pinhole};
 use ftpalg::nat::plane::{self, EventSource, Parts, Plane, Tuples};
 use ftpalg::nat::ports::Listeners;
+use ftpalg::net::Mark;
 use proptest::prelude::*;
 use world::{ACK, LOGIN, PSH, SYN, Seg, build, read};
 

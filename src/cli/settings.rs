@@ -18,10 +18,10 @@ use serde::Deserialize;
 
 use crate::daemon::config::{self, Advertise, BackendChoice, Config, RulesMode, Tls};
 use crate::ftp::policy::Policy;
-use crate::nat::backend::Mark;
-use crate::nat::ports::PortRange;
 use crate::nat::rules::{Inside, Network, Queues, Steering};
 use crate::nat::xtables::Family;
+use crate::net::Mark;
+use crate::net::PortRange;
 
 use limits::Limit;
 use session::{DenyPorts, StrictChoice, yes_or_no, yes_or_no_in_file};

@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use crate::ftp::policy::Policy;
 use crate::nat::plane;
-use crate::nat::ports::PortRange;
 use crate::nat::rules::{Inside, Steering};
+use crate::net::PortRange;
 
 /// All that the daemon goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]

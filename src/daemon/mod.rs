@@ -21,11 +21,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::conntrack::Conntrack;
 use crate::engine::Engine;
-use crate::nat::backend::{BackendError, Mark};
-use crate::nat::conntrack::Conntrack;
+use crate::nat::backend::BackendError;
 use crate::nat::plane::Plane;
 use crate::nat::rules::RulesError;
+use crate::net::Mark;
 use crate::queue::OpenError;
 use crate::queue::nfq::NfqQueue;
 

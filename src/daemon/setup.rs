@@ -9,18 +9,20 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Uid;
 
+use crate::conntrack::{Conntrack, Events};
 use crate::engine;
 use crate::ftp::policy::Policy;
 use crate::nat::backend::iptables::Iptables;
 use crate::nat::backend::nft::Nft;
-use crate::nat::backend::{Backend, BackendError, Mark};
-use crate::nat::conntrack::{Conntrack, Events};
+use crate::nat::backend::{Backend, BackendError};
 use crate::nat::pinhole::Key;
 use crate::nat::plane::{self, Parts, Plane};
-use crate::nat::ports::{Listeners, PortRange};
+use crate::nat::ports::Listeners;
 use crate::nat::rules::{Inside, KernelTables, Look, Rules, RulesError, Steering};
 use crate::nat::tables;
 use crate::nat::xtables::tools::Tools;
+use crate::net::Mark;
+use crate::net::PortRange;
 use crate::queue::nfq::NfqQueue;
 use crate::queue::{OpenError, Options, kernel};
 
@@ -233,7 +235,7 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
 
 /// Clears connection attempts out of a pinhole's way that were made before it was there.
 pub(super) fn unblock(conntrack: &mut Conntrack, hole: Key, mark: Mark) -> usize {
-    match conntrack.forget_unanswered(hole, mark) {
+    match conntrack.forget_unanswered(hole.from, hole.to, mark) {
         Ok(forgotten) => {
             if forgotten > 0 {
                 log::info!(

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::conntrack::Events;
 use crate::engine::{SessionInfo, Stats};
-use crate::nat::conntrack::Events;
 use crate::nat::plane;
 use crate::queue::kernel;
 

@@ -6,7 +6,6 @@
 //! [`watch`] notices that somebody changes rules.
 
 pub mod backend;
-pub mod conntrack;
 pub mod pinhole;
 pub mod plane;
 pub mod ports;

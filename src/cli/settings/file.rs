@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 
 use crate::daemon::config;
-use crate::nat::backend::Mark;
+use crate::net::Mark;
 
 /// A list.
 pub(super) fn many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>

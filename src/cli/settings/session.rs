@@ -9,7 +9,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
 use crate::ftp::policy::{SERVICE_PORTS, Strict};
-use crate::nat::ports::PortRange;
+use crate::net::PortRange;
 
 /// The rules of `--strict`, as far as they are chosen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -20,15 +20,16 @@ use std::time::Duration;
 
 use self::lines::{Line, Wording, deadline, rules, transaction};
 use self::open::{HoleKey, Nat, Open};
-use super::{Backend, BackendError, Closing, Mark};
+use super::{Backend, BackendError, Closing};
 use crate::nat::pinhole::{Key, Pinhole, RangeHole, RangeKey};
-use crate::nat::ports::PortRange;
 use crate::nat::rules::host::{Host, holds, missing};
 use crate::nat::rules::{At, RulesError, TableStore, flavours, is_ours, ours};
 use crate::nat::xtables::save::{Ruleset, Table};
 use crate::nat::xtables::snapshot::Snapshot;
 use crate::nat::xtables::tools::{Tool, Tools};
 use crate::nat::xtables::{Family, Flavour};
+use crate::net::Mark;
+use crate::net::PortRange;
 
 /// The names of the chains.
 const PINHOLES: [&str; 2] = ["FTPALG-PRE", "FTPALG-POST"];

@@ -5,7 +5,7 @@
 //!
 //! - is delivered to [`Pinhole::land`] (a hole whose `land` equals its `to` translates nothing,
 //!   but is there all the same, for the sake of the mark);
-//! - has the [`Mark`] set in its connection mark, the user's own bits left alone: the accept rules
+//! - has the [`Mark`](crate::net::Mark) set in its connection mark, the user's own bits left alone: the accept rules
 //!   for the user's filter chains go by it;
 //! - comes from [`Pinhole::as_source`] as the landing side sees it, its source port kept where free.
 //!
@@ -18,39 +18,6 @@ use std::io;
 use std::time::Duration;
 
 use super::pinhole::{Pinhole, RangeHole};
-
-/// The bit of the connection mark that says "data connection of a pinhole".
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark(u32);
-
-impl Mark {
-    /// The bit that is used where the user names no other: bit 30.
-    pub const DEFAULT: Self = Self(0x4000_0000);
-
-    /// A mark of exactly one bit; `None` for any other number.
-    #[must_use]
-    pub fn new(bit: u32) -> Option<Self> {
-        bit.is_power_of_two().then_some(Self(bit))
-    }
-
-    /// The mask: one bit.
-    #[must_use]
-    pub fn bit(self) -> u32 {
-        self.0
-    }
-
-    /// Whether a connection mark carries it.
-    #[must_use]
-    pub fn is_in(self, mark: u32) -> bool {
-        mark & self.0 != 0
-    }
-}
-
-impl Default for Mark {
-    fn default() -> Self {
-        Self::DEFAULT
-    }
-}
 
 /// Why a backend couldn't do what it was asked to.
 #[derive(Debug, thiserror::Error)]

@@ -36,10 +36,11 @@ use nix::errno::Errno;
 
 use self::elements::{Element, of_pinhole};
 use self::objects::{Abilities, CHAINS, Family, IPV4, IPV6, Step, TABLE, What, del_table, plan};
-use super::{Backend, BackendError, Mark};
+use super::{Backend, BackendError};
 use crate::nat::pinhole::{Pinhole, RangeHole};
-use crate::nat::ports::PortRange;
 use crate::nat::tables;
+use crate::net::Mark;
+use crate::net::PortRange;
 use crate::netlink::socket::{BatchError, Socket};
 
 /// How often a change is tried, because an element may expire meanwhile: each of a hole's three can

@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::{DataConnection, Finished, Plane, Report, Transferred};
+use crate::conntrack::{Bytes, Completeness, ConntrackEvent, TcpState};
 use crate::engine::Tuple;
 use crate::engine::gateway::SessionId;
-use crate::nat::conntrack::{Bytes, Completeness, ConntrackEvent, TcpState};
 use crate::nat::pinhole::{Key, Pinhole};
 
 /// By how much conntrack's clock, which ticks, and its time stamps may differ.

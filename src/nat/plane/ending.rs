@@ -57,7 +57,7 @@ impl Plane {
     }
 
     /// Active pinholes that should have been used by now: see
-    /// [`Conntrack::forget_unanswered`](crate::nat::conntrack::Conntrack::forget_unanswered). To be
+    /// [`Conntrack::forget_unanswered`](crate::conntrack::Conntrack::forget_unanswered). To be
     /// called at [`next_deadline`](Self::next_deadline); names each hole once, and only some of
     /// very many.
     pub fn neglected(&mut self) -> Vec<Key> {

@@ -16,7 +16,7 @@ use crate::engine::Tuple;
 use crate::engine::gateway::{Error, PinholeId, RangeRequest, SessionId};
 use crate::ftp::Mode;
 use crate::nat::pinhole::{Key, RangeHole, RangeKey};
-use crate::nat::ports::PortRange;
+use crate::net::PortRange;
 
 /// How many times the idle limit a range stays in the kernel by itself: that of a killed daemon
 /// closes in the end. Renewed when half of it is over.

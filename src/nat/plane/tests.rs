@@ -8,10 +8,11 @@ use proptest::prelude::*;
 
 use super::ending::{LOOK_AFTER, NEGLECTED};
 use super::*;
-use crate::nat::backend::{Backend, BackendError, Closing, Mark};
-use crate::nat::conntrack::{Bytes, Completeness, ConntrackEvent};
+use crate::conntrack::{Bytes, Completeness, ConntrackEvent};
+use crate::nat::backend::{Backend, BackendError, Closing};
 use crate::nat::pinhole::{RangeHole, RangeKey};
-use crate::nat::ports::PortRange;
+use crate::net::Mark;
+use crate::net::PortRange;
 use std::collections::HashSet;
 use std::io;
 

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::conntrack::{Bytes, Completeness, Conntrack, ConntrackEvent, Events};
 use crate::engine::gateway::{PinholeId, SessionId};
 use crate::engine::{Entry, Tuple};
 use crate::ftp::Mode;
-use crate::nat::backend::{Backend, Mark};
-use crate::nat::conntrack::{Bytes, Completeness, Conntrack, ConntrackEvent, Events};
-use crate::nat::ports::{Listeners, PortRange};
+use crate::nat::backend::Backend;
+use crate::nat::ports::Listeners;
+use crate::net::Mark;
+use crate::net::PortRange;
 
 /// Limits and choices of a [`Plane`](super::Plane).
 #[derive(Clone, Debug)]

@@ -26,12 +26,12 @@ pub mod template;
 use std::collections::BTreeSet;
 use std::io;
 
-use crate::nat::backend::Mark;
 use crate::nat::xtables::command::CommandError;
 use crate::nat::xtables::save::{Rule, Ruleset, Table};
 use crate::nat::xtables::snapshot::{Choice, Snapshot, SnapshotError};
 use crate::nat::xtables::tools::Tools;
 use crate::nat::xtables::{Family, Flavour};
+use crate::net::Mark;
 
 pub use derive::Derived;
 pub use dnat::SetName;

@@ -12,11 +12,11 @@ use std::io;
 
 use nix::errno::Errno;
 
-use crate::nat::backend::Mark;
 use crate::nat::tables::{self, ChainInfo, TableInfo};
 use crate::nat::xtables::Family;
 use crate::nat::xtables::Flavour;
 use crate::nat::xtables::snapshot::Snapshot;
+use crate::net::Mark;
 use crate::netlink::codec::{self, Attrs, Message};
 use crate::netlink::nftables::{Ct, Expressions, Verdict, attr, comment, msg};
 use crate::netlink::socket::{Request, Socket};

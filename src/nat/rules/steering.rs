@@ -8,8 +8,8 @@ use std::str::FromStr;
 use nix::net::if_::if_nametoindex;
 
 use super::RulesError;
-use crate::nat::backend::Mark;
 use crate::nat::xtables::Family;
+use crate::net::Mark;
 
 /// The longest name that an interface can have (`IFNAMSIZ` less its NUL).
 const MAX_INTERFACE: usize = 15;

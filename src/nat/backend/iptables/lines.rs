@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
-use crate::nat::backend::Mark;
 use crate::nat::xtables::save::{Rule, Ruleset};
+use crate::net::Mark;
 
 /// iptables' own limit for `--datestop`, 2038-01-19T03:14:07Z: later deadlines are left to us.
 const MAX_STAMP: i64 = i32::MAX as i64;

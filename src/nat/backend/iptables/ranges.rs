@@ -2,7 +2,7 @@
 
 use super::lines::Wording;
 use crate::nat::pinhole::RangeHole;
-use crate::nat::ports::PortRange;
+use crate::net::PortRange;
 
 /// The names of the chains.
 pub(super) const CHAINS: [&str; 2] = ["FTPALG-RANGE-PRE", "FTPALG-RANGE-POST"];
@@ -44,9 +44,9 @@ pub(super) fn wording(hole: &RangeHole, range: PortRange) -> Wording {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nat::backend::Mark;
     use crate::nat::backend::iptables::chains;
     use crate::nat::backend::iptables::lines::verb_lines;
+    use crate::net::Mark;
 
     #[test]
     fn a_translated_range() {

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::objects::{Family, MAPS, Map, TABLE};
-use crate::nat::backend::Mark;
 use crate::nat::pinhole::Pinhole;
+use crate::net::Mark;
 use crate::netlink::codec::{self, Builder};
 use crate::netlink::nftables::{attr, msg};
 use crate::netlink::socket::Request;

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use super::ranges;
-use crate::nat::backend::Mark;
-use crate::nat::ports::PortRange;
+use crate::net::Mark;
+use crate::net::PortRange;
 use crate::netlink::codec::{self, Builder};
 use crate::netlink::nftables::{
     self, Base, Ct, Expressions, Nat, SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, attr,

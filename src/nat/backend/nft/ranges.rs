@@ -20,9 +20,9 @@ use std::net::IpAddr;
 
 use super::elements::{Element, octets};
 use super::objects::{Family, TABLE, TCP, set_userdata};
-use crate::nat::backend::Mark;
 use crate::nat::pinhole::RangeHole;
-use crate::nat::ports::PortRange;
+use crate::net::Mark;
+use crate::net::PortRange;
 use crate::netlink::codec::Builder;
 use crate::netlink::nftables::{Base, Ct, Expressions, Nat, SET_MAP, SET_TIMEOUT, attr, datatype};
 

@@ -6,14 +6,13 @@ mod message;
 
 use std::collections::HashSet;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use self::message::{parse_bytes, parse_entry, parse_event};
-use super::backend::Mark;
-use super::pinhole::Key;
 use crate::engine::{Entry, Tuple};
+use crate::net::Mark;
 use crate::netlink::codec::Message;
 use crate::netlink::socket::Socket;
 
@@ -179,7 +178,7 @@ impl Conntrack {
         })
     }
 
-    /// Forgets the connection attempts from `key.from` to `key.to` that nobody has answered and
+    /// Forgets the connection attempts from `from` to `to` that nobody has answered and
     /// that don't carry the mark: how many there were.
     ///
     /// An attempt made before its pinhole was there was let through untranslated, or the answer
@@ -189,13 +188,20 @@ impl Conntrack {
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn forget_unanswered(&mut self, key: Key, mark: Mark) -> io::Result<usize> {
-        if key.from.is_ipv4() != key.to.is_ipv4() {
+    pub fn forget_unanswered(
+        &mut self,
+        from: IpAddr,
+        to: SocketAddr,
+        mark: Mark,
+    ) -> io::Result<usize> {
+        if from.is_ipv4() != to.is_ipv4() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let attempts = self.socket.dump(&message::ask_attempts(key), |message| {
-            message::parse_attempt(message, key, mark)
-        })?;
+        let attempts = self
+            .socket
+            .dump(&message::ask_attempts(from, to), |message| {
+                message::parse_attempt(message, from, to, mark)
+            })?;
         let mut forgotten = 0;
         for (tuple, id) in attempts {
             match self.socket.change(&message::forget(tuple, id)) {

@@ -7,8 +7,7 @@ use std::time::Duration;
 use nix::libc::{AF_INET, AF_INET6, IPPROTO_TCP};
 
 use super::{Bytes, ConntrackEvent, Entry, TcpState, Tuple};
-use crate::nat::backend::Mark;
-use crate::nat::pinhole::Key;
+use crate::net::Mark;
 use crate::netlink::codec::{Attrs, Builder, Message};
 use crate::netlink::socket::Request;
 
@@ -68,11 +67,11 @@ pub(super) fn ask_marked(mark: Mark) -> Request<'static> {
     })
 }
 
-/// Asks for all connections that were made from `key.from` to `key.to`. Kernels before 5.8 don't
+/// Asks for all connections that were made from `from` to `to`. Kernels before 5.8 don't
 /// know the filter and show all.
-pub(super) fn ask_attempts(key: Key) -> Request<'static> {
-    request(CT_GET, family(key.from), move |b| {
-        put_tuple(b, CTA_TUPLE_ORIG, SocketAddr::new(key.from, 0), key.to);
+pub(super) fn ask_attempts(from: IpAddr, to: SocketAddr) -> Request<'static> {
+    request(CT_GET, family(from), move |b| {
+        put_tuple(b, CTA_TUPLE_ORIG, SocketAddr::new(from, 0), to);
         b.nest(CTA_FILTER, |b| {
             b.bytes(CTA_FILTER_ORIG_FLAGS, &FILTER_TARGET.to_ne_bytes());
             b.bytes(CTA_FILTER_REPLY_FLAGS, &0u32.to_ne_bytes());
@@ -156,13 +155,18 @@ pub(super) fn parse_event(
     })
 }
 
-/// The direction and `CTA_ID` of a connection from `key.from` to `key.to` that nobody has answered
+/// The direction and `CTA_ID` of a connection from `from` to `to` that nobody has answered
 /// and that doesn't carry the mark.
-pub(super) fn parse_attempt(message: &Message<'_>, key: Key, mark: Mark) -> Option<(Tuple, u32)> {
+pub(super) fn parse_attempt(
+    message: &Message<'_>,
+    from: IpAddr,
+    to: SocketAddr,
+    mark: Mark,
+) -> Option<(Tuple, u32)> {
     let entry = parse_entry(message)?;
     let number = |kind| message.attrs().find(kind)?.be32();
     let waits = number(CTA_STATUS)? & SEEN_REPLY == 0 && !mark.is_in(entry.mark);
-    let there = entry.original.src.ip() == key.from && entry.original.dst == key.to;
+    let there = entry.original.src.ip() == from && entry.original.dst == to;
     (waits && there).then_some((entry.original, number(CTA_ID)?))
 }
 

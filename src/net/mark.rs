@@ -1,0 +1,34 @@
+//! The bit of the connection mark that is ours.
+
+/// The bit of the connection mark that says "data connection of a pinhole".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(u32);
+
+impl Mark {
+    /// The bit that is used where the user names no other: bit 30.
+    pub const DEFAULT: Self = Self(0x4000_0000);
+
+    /// A mark of exactly one bit; `None` for any other number.
+    #[must_use]
+    pub fn new(bit: u32) -> Option<Self> {
+        bit.is_power_of_two().then_some(Self(bit))
+    }
+
+    /// The mask: one bit.
+    #[must_use]
+    pub fn bit(self) -> u32 {
+        self.0
+    }
+
+    /// Whether a connection mark carries it.
+    #[must_use]
+    pub fn is_in(self, mark: u32) -> bool {
+        mark & self.0 != 0
+    }
+}
+
+impl Default for Mark {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
