@@ -27,6 +27,7 @@ pub mod ftp;
 pub mod nat;
 pub mod net;
 pub mod netlink;
+pub mod pinholes;
 pub mod queue;
 pub mod stream;
 pub mod wire;

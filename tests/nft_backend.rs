@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ftpalg::conntrack::{Completeness, Conntrack, ConntrackEvent, Events};
-use ftpalg::nat::backend::Backend;
-use ftpalg::nat::backend::nft::Nft;
 use ftpalg::nat::tables;
 use ftpalg::net::Mark;
+use ftpalg::pinholes::backend::Backend;
+use ftpalg::pinholes::backend::nft::Nft;
 use hole_support::{CASES, bind, hole, talk};
 use nix::sched::{CloneFlags, setns};
 

@@ -21,11 +21,11 @@ use ftpalg::conntrack::{Bytes, Completeness, ConntrackEvent};
 use ftpalg::engine::event::Event;
 use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
 use ftpalg::engine::{Config, Engine, Entry, Side, Tuple, Verdict};
-use ftpalg::nat::backend::{Backend, BackendError};
-use ftpalg::nat::pinhole::{Key, Pinhole};
-use ftpalg::nat::plane::{self, EventSource, Parts, Plane, Tuples};
-use ftpalg::nat::ports::Listeners;
 use ftpalg::net::Mark;
+use ftpalg::pinholes::backend::{Backend, BackendError};
+use ftpalg::pinholes::ports::Listeners;
+use ftpalg::pinholes::{self, EventSource, Parts, Plane, Tuples};
+use ftpalg::pinholes::{Key, Pinhole};
 use proptest::prelude::*;
 use world::{ACK, LOGIN, PSH, SYN, Seg, build, read};
 
@@ -149,11 +149,11 @@ impl Lab {
         let kernel = Kernel::default();
         let now = Arc::new(Mutex::new(Duration::ZERO));
         let clock = now.clone();
-        let config = plane::Config {
+        let config = pinholes::Config {
             per_session: PER_SESSION,
             per_client: PER_CLIENT,
             total: TOTAL,
-            ..plane::Config::default()
+            ..pinholes::Config::default()
         };
         let parts = Parts {
             backend: Box::new(kernel.clone()),

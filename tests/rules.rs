@@ -13,14 +13,14 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use ftpalg::nat::backend::Backend;
-use ftpalg::nat::backend::iptables::Iptables;
-use ftpalg::nat::pinhole::RangeHole;
 use ftpalg::nat::rules::{Installed, KernelTables, Queues, Rules, Steering, print};
 use ftpalg::nat::xtables::tools::Tools;
 use ftpalg::nat::xtables::{Family, Flavour};
 use ftpalg::net::Mark;
 use ftpalg::net::PortRange;
+use ftpalg::pinholes::RangeHole;
+use ftpalg::pinholes::backend::Backend;
+use ftpalg::pinholes::backend::iptables::Iptables;
 use hole_support::{CASES, bind, hole, talk};
 use nix::sched::{CloneFlags, setns};
 

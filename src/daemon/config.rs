@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::ftp::policy::Policy;
-use crate::nat::plane;
 use crate::nat::rules::{Inside, Steering};
 use crate::net::PortRange;
+use crate::pinholes;
 
 /// All that the daemon goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        let (policy, plane) = (Policy::default(), plane::Config::default());
+        let (policy, plane) = (Policy::default(), pinholes::Config::default());
         Self {
             sessions: plane.sessions,
             sessions_per_client: plane.sessions_per_client,

@@ -23,10 +23,10 @@ use std::time::Duration;
 
 use crate::conntrack::Conntrack;
 use crate::engine::Engine;
-use crate::nat::backend::BackendError;
-use crate::nat::plane::Plane;
 use crate::nat::rules::RulesError;
 use crate::net::Mark;
+use crate::pinholes::Plane;
+use crate::pinholes::backend::BackendError;
 use crate::queue::OpenError;
 use crate::queue::nfq::NfqQueue;
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::engine::event::Event;
 use crate::ftp::Mode;
-use crate::nat::plane::{DataConnection, PinholeInfo, RangeEnd, Report};
+use crate::pinholes::{DataConnection, PinholeInfo, RangeEnd, Report};
 
 /// How many lines may wait for a slow reader.
 const BACKLOG: usize = 4096;

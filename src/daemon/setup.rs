@@ -12,17 +12,17 @@ use nix::unistd::Uid;
 use crate::conntrack::{Conntrack, Events};
 use crate::engine;
 use crate::ftp::policy::Policy;
-use crate::nat::backend::iptables::Iptables;
-use crate::nat::backend::nft::Nft;
-use crate::nat::backend::{Backend, BackendError};
-use crate::nat::pinhole::Key;
-use crate::nat::plane::{self, Parts, Plane};
-use crate::nat::ports::Listeners;
 use crate::nat::rules::{Inside, KernelTables, Look, Rules, RulesError, Steering};
 use crate::nat::tables;
 use crate::nat::xtables::tools::Tools;
 use crate::net::Mark;
 use crate::net::PortRange;
+use crate::pinholes::Key;
+use crate::pinholes::backend::iptables::Iptables;
+use crate::pinholes::backend::nft::Nft;
+use crate::pinholes::backend::{Backend, BackendError};
+use crate::pinholes::ports::Listeners;
+use crate::pinholes::{self, Parts, Plane};
 use crate::queue::nfq::NfqQueue;
 use crate::queue::{OpenError, Options, kernel};
 
@@ -207,7 +207,7 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
         .try_clone_to_owned()
         .map_err(failed("watch conntrack"))?;
     let plane = Plane::new(
-        plane::Config {
+        pinholes::Config {
             data_ports: config.data_ports,
             deadline: config.deadline,
             per_session: config.limits.pinholes_per_session,
@@ -220,7 +220,7 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
             mark,
             tls_range: range(config),
             tls_idle: config.tls_idle,
-            ..plane::Config::default()
+            ..pinholes::Config::default()
         },
         Parts {
             backend: backend(config)?,

@@ -16,9 +16,9 @@ use crate::engine::event::Event;
 use crate::engine::gateway::{
     Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId,
 };
-use crate::nat::backend::BackendError;
-use crate::nat::pinhole::Key;
-use crate::nat::plane::Plane;
+use crate::pinholes::Key;
+use crate::pinholes::Plane;
+use crate::pinholes::backend::BackendError;
 
 use super::output::Output;
 

@@ -2,9 +2,9 @@
 //!
 //! | question | `--json` answer |
 //! |---|---|
-//! | `status` | one object: the fields of `Report` below; `queues` is a list of `Queue`, `counters` are those of [`engine::Stats`](crate::engine::Stats), `nat` those of [`plane::Counters`] |
-//! | `sessions` | a list of [`SessionInfo`] with [`Transferred`](plane::Transferred) and its `range`, ordered by `id` |
-//! | `pinholes` | a list of [`PinholeInfo`](plane::PinholeInfo): pending ones first, then ranges, then data connections, each ordered by `id` |
+//! | `status` | one object: the fields of `Report` below; `queues` is a list of `Queue`, `counters` are those of [`engine::Stats`](crate::engine::Stats), `nat` those of [`pinholes::Counters`] |
+//! | `sessions` | a list of [`SessionInfo`] with [`Transferred`](pinholes::Transferred) and its `range`, ordered by `id` |
+//! | `pinholes` | a list of [`PinholeInfo`](pinholes::PinholeInfo): pending ones first, then ranges, then data connections, each ordered by `id` |
 //!
 //! Times are whole seconds, addresses are text (`10.0.0.2:21`, `[fd00::2]:21`), counters start at 0
 //! with the daemon and never go back, and what isn't known or doesn't apply is `null`. An exit code
@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use crate::conntrack::Events;
 use crate::engine::{SessionInfo, Stats};
-use crate::nat::plane;
+use crate::pinholes;
 use crate::queue::kernel;
 
 use super::config::{Config, Limits, RulesMode};
@@ -80,7 +80,7 @@ struct Report<'a> {
     /// What the engines counted, summed up.
     counters: Stats,
     /// What the NAT plane counted.
-    nat: plane::Counters,
+    nat: pinholes::Counters,
     /// Lines that were not printed because the reader stalled.
     lines_lost: u64,
 }
@@ -91,7 +91,7 @@ struct SessionReport {
     #[serde(flatten)]
     session: SessionInfo,
     #[serde(flatten)]
-    transferred: plane::Transferred,
+    transferred: pinholes::Transferred,
     /// The ports of its server that its client reaches, while they are open to it.
     range: Option<String>,
 }
@@ -214,7 +214,7 @@ impl Status {
             .with(|plane| (plane.pinholes(), plane.backend(), plane.counters()));
         let used = pinholes
             .iter()
-            .filter(|p| p.state == plane::State::Used)
+            .filter(|p| p.state == pinholes::State::Used)
             .count();
         let ranges = pinholes.iter().filter(|p| p.ports.is_some()).count();
         Report {

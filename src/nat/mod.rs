@@ -5,10 +5,6 @@
 //! holes into the kernel; [`plane`] keeps track of them all. [`tables`] tells who else uses nf_tables;
 //! [`watch`] notices that somebody changes rules.
 
-pub mod backend;
-pub mod pinhole;
-pub mod plane;
-pub mod ports;
 pub mod rules;
 pub mod tables;
 pub mod watch;

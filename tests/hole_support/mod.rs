@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use ftpalg::nat::pinhole::Pinhole;
+use ftpalg::pinholes::Pinhole;
 
 /// The peer, what it dials, where that lands, and from which source: for each IP version.
 pub(crate) const CASES: [(&str, &str, &str, &str); 2] = [

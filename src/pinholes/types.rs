@@ -10,10 +10,10 @@ use crate::conntrack::{Bytes, Completeness, Conntrack, ConntrackEvent, Events};
 use crate::engine::gateway::{PinholeId, SessionId};
 use crate::engine::{Entry, Tuple};
 use crate::ftp::Mode;
-use crate::nat::backend::Backend;
-use crate::nat::ports::Listeners;
 use crate::net::Mark;
 use crate::net::PortRange;
+use crate::pinholes::backend::Backend;
+use crate::pinholes::ports::Listeners;
 
 /// Limits and choices of a [`Plane`](super::Plane).
 #[derive(Clone, Debug)]

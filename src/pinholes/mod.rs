@@ -9,14 +9,18 @@
 //! A connection that was made through it lives on by itself.
 
 mod admission;
+pub mod backend;
 mod clients;
 mod connections;
 mod ending;
 mod installing;
+mod pinhole;
+pub mod ports;
 mod ranges;
 mod stuck;
 mod types;
 
+pub use pinhole::{Key, Pinhole, RangeHole, RangeKey};
 pub use types::{
     Config, Counters, DataConnection, EventSource, Finished, Parts, PinholeInfo, RangeEnd, Report,
     State, Transferred, Tuples,
@@ -28,12 +32,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::pinhole::{Key, Pinhole};
-use super::ports::Listeners;
-use super::rules::Published;
 use crate::engine::gateway::{Error, PinholeId, Request, Reservation, SessionId};
 use crate::engine::{Entry, Tuple};
 use crate::ftp::Mode;
+use crate::nat::rules::Published;
+use ports::Listeners;
 use ranges::Ranges;
 use stuck::Stuck;
 

@@ -4,11 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::objects::{Family, MAPS, Map, TABLE};
-use crate::nat::pinhole::Pinhole;
 use crate::net::Mark;
 use crate::netlink::codec::{self, Builder};
 use crate::netlink::nftables::{attr, msg};
 use crate::netlink::socket::Request;
+use crate::pinholes::Pinhole;
 
 /// A place in a map, and what a hole maps it to.
 #[derive(Debug)]

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::lines::{Line, transaction, verb_lines};
 use super::{Family, Host, Plane};
-use crate::nat::backend::BackendError;
-use crate::nat::pinhole::{Key, RangeKey};
+use crate::pinholes::backend::BackendError;
+use crate::pinholes::{Key, RangeKey};
 
 /// How often a hole is tried again to be opened while others are being closed.
 const ATTEMPTS: usize = 3;

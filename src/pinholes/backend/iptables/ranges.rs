@@ -1,8 +1,8 @@
 //! Holes for ranges of ports, in chains of their own that come right after those of the pinholes.
 
 use super::lines::Wording;
-use crate::nat::pinhole::RangeHole;
 use crate::net::PortRange;
+use crate::pinholes::RangeHole;
 
 /// The names of the chains.
 pub(super) const CHAINS: [&str; 2] = ["FTPALG-RANGE-PRE", "FTPALG-RANGE-POST"];
@@ -44,9 +44,9 @@ pub(super) fn wording(hole: &RangeHole, range: PortRange) -> Wording {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nat::backend::iptables::chains;
-    use crate::nat::backend::iptables::lines::verb_lines;
     use crate::net::Mark;
+    use crate::pinholes::backend::iptables::chains;
+    use crate::pinholes::backend::iptables::lines::verb_lines;
 
     #[test]
     fn a_translated_range() {

@@ -21,7 +21,6 @@ use std::time::Duration;
 use self::lines::{Line, Wording, deadline, rules, transaction};
 use self::open::{HoleKey, Nat, Open};
 use super::{Backend, BackendError, Closing};
-use crate::nat::pinhole::{Key, Pinhole, RangeHole, RangeKey};
 use crate::nat::rules::host::{Host, holds, missing};
 use crate::nat::rules::{At, RulesError, TableStore, flavours, is_ours, ours};
 use crate::nat::xtables::save::{Ruleset, Table};
@@ -30,6 +29,7 @@ use crate::nat::xtables::tools::{Tool, Tools};
 use crate::nat::xtables::{Family, Flavour};
 use crate::net::Mark;
 use crate::net::PortRange;
+use crate::pinholes::{Key, Pinhole, RangeHole, RangeKey};
 
 /// The names of the chains.
 const PINHOLES: [&str; 2] = ["FTPALG-PRE", "FTPALG-POST"];

@@ -37,11 +37,11 @@ use nix::errno::Errno;
 use self::elements::{Element, of_pinhole};
 use self::objects::{Abilities, CHAINS, Family, IPV4, IPV6, Step, TABLE, What, del_table, plan};
 use super::{Backend, BackendError};
-use crate::nat::pinhole::{Pinhole, RangeHole};
 use crate::nat::tables;
 use crate::net::Mark;
 use crate::net::PortRange;
 use crate::netlink::socket::{BatchError, Socket};
+use crate::pinholes::{Pinhole, RangeHole};
 
 /// How often a change is tried, because an element may expire meanwhile: each of a hole's three can
 /// do so once.

@@ -20,11 +20,11 @@ use std::net::IpAddr;
 
 use super::elements::{Element, octets};
 use super::objects::{Family, TABLE, TCP, set_userdata};
-use crate::nat::pinhole::RangeHole;
 use crate::net::Mark;
 use crate::net::PortRange;
 use crate::netlink::codec::Builder;
 use crate::netlink::nftables::{Base, Ct, Expressions, Nat, SET_MAP, SET_TIMEOUT, attr, datatype};
+use crate::pinholes::RangeHole;
 
 /// Which of the two maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! The backend's objects: put into the kernel, put back, taken out.
 
 use super::{Hole, Plane, Report};
-use crate::nat::backend::BackendError;
+use crate::pinholes::backend::BackendError;
 
 impl Plane {
     /// Installs the backend's objects, and opens anew the holes that were open: at start-up, or

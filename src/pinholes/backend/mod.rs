@@ -17,7 +17,7 @@ pub mod nft;
 use std::io;
 use std::time::Duration;
 
-use super::pinhole::{Pinhole, RangeHole};
+use super::{Pinhole, RangeHole};
 
 /// Why a backend couldn't do what it was asked to.
 #[derive(Debug, thiserror::Error)]

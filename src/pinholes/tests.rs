@@ -9,10 +9,10 @@ use proptest::prelude::*;
 use super::ending::{LOOK_AFTER, NEGLECTED};
 use super::*;
 use crate::conntrack::{Bytes, Completeness, ConntrackEvent};
-use crate::nat::backend::{Backend, BackendError, Closing};
-use crate::nat::pinhole::{RangeHole, RangeKey};
 use crate::net::Mark;
 use crate::net::PortRange;
+use crate::pinholes::backend::{Backend, BackendError, Closing};
+use crate::pinholes::{RangeHole, RangeKey};
 use std::collections::HashSet;
 use std::io;
 

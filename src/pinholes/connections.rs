@@ -7,7 +7,7 @@ use super::{DataConnection, Finished, Plane, Report, Transferred};
 use crate::conntrack::{Bytes, Completeness, ConntrackEvent, TcpState};
 use crate::engine::Tuple;
 use crate::engine::gateway::SessionId;
-use crate::nat::pinhole::{Key, Pinhole};
+use crate::pinholes::{Key, Pinhole};
 
 /// By how much conntrack's clock, which ticks, and its time stamps may differ.
 const TICK: Duration = Duration::from_millis(50);

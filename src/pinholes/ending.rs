@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{Plane, Report, State};
 use crate::engine::gateway::PinholeId;
-use crate::nat::backend::{BackendError, Closing};
-use crate::nat::pinhole::{Key, Pinhole};
+use crate::pinholes::backend::{BackendError, Closing};
+use crate::pinholes::{Key, Pinhole};
 
 /// When an active pinhole that nobody used is looked after: before the server sends its SYN again
 /// (1 s, RFC 6298 §2.1).

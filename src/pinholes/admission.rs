@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::Plane;
 use crate::engine::gateway::{Error, PinholeId, Request, SessionId};
 use crate::ftp::Mode;
-use crate::nat::pinhole::Key;
-use crate::nat::ports::{self, Holder};
 use crate::nat::rules::Published;
+use crate::pinholes::Key;
+use crate::pinholes::ports::{self, Holder};
 
 /// How long the list of the gateway's own listening ports is believed.
 const LISTENERS_LIFE: Duration = Duration::from_secs(5);

@@ -15,8 +15,8 @@ use super::{DataConnection, PinholeInfo, Plane, RangeEnd, Report, State, round_u
 use crate::engine::Tuple;
 use crate::engine::gateway::{Error, PinholeId, RangeRequest, SessionId};
 use crate::ftp::Mode;
-use crate::nat::pinhole::{Key, RangeHole, RangeKey};
 use crate::net::PortRange;
+use crate::pinholes::{Key, RangeHole, RangeKey};
 
 /// How many times the idle limit a range stays in the kernel by itself: that of a killed daemon
 /// closes in the end. Renewed when half of it is over.
