@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ftpalg::conntrack::{Completeness, Conntrack, ConntrackEvent, Events};
-use ftpalg::nat::tables;
+use ftpalg::firewall::tables;
 use ftpalg::net::Mark;
 use ftpalg::pinholes::backend::Backend;
 use ftpalg::pinholes::backend::nft::Nft;

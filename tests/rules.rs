@@ -13,9 +13,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use ftpalg::nat::rules::{Installed, KernelTables, Queues, Rules, Steering, print};
-use ftpalg::nat::xtables::tools::Tools;
-use ftpalg::nat::xtables::{Family, Flavour};
+use ftpalg::firewall::xtables::tools::Tools;
+use ftpalg::firewall::xtables::{Family, Flavour};
+use ftpalg::firewall::{Installed, KernelTables, Queues, Rules, Steering, print};
 use ftpalg::net::Mark;
 use ftpalg::net::PortRange;
 use ftpalg::pinholes::RangeHole;
@@ -616,7 +616,7 @@ fn what_is_printed_can_be_loaded() {
             assert_eq!(in_place(&ns, &one), [""; 0], "{program}");
             assert!(remove(&ns) > 0);
             assert!(!ns.ruleset().to_lowercase().contains("ftpalg"));
-            for example in ftpalg::nat::rules::EXAMPLES {
+            for example in ftpalg::firewall::EXAMPLES {
                 let ns = Ns::gateway();
                 ns.load(program, &example.print(&steering, family).unwrap());
                 assert_eq!(in_place(&ns, &one), [""; 0], "{} {program}", example.name);
@@ -1271,7 +1271,7 @@ fn the_files_for_people_are_true_and_load() {
             Family::V4 => ("rules", "iptables"),
             Family::V6 => ("v6.rules", "ip6tables"),
         };
-        let examples = ftpalg::nat::rules::EXAMPLES;
+        let examples = ftpalg::firewall::EXAMPLES;
         let named = examples.iter().map(|example| {
             let local = matches!(example.name, "local-server" | "default-drop-host");
             (example.name, example.print(&plain(local), family).unwrap())

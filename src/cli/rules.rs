@@ -8,9 +8,9 @@ use serde_json::Value;
 use super::settings::Settings;
 use super::{Failure, print};
 use crate::daemon::control::{self, AskError, Request};
-use crate::nat::rules::{self, EXAMPLES, KernelTables, Rules, Steering};
-use crate::nat::xtables::Family;
-use crate::nat::xtables::tools::Tools;
+use crate::firewall::xtables::Family;
+use crate::firewall::xtables::tools::Tools;
+use crate::firewall::{self, EXAMPLES, KernelTables, Rules, Steering};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -52,7 +52,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
             let example = example.and_then(|name| EXAMPLES.into_iter().find(|e| e.name == name));
             let text = match example {
                 Some(example) => example.print(&steering, family),
-                None => rules::print(&steering, family),
+                None => firewall::print(&steering, family),
             };
             print(&text.map_err(Failure::usage)?)?;
         }

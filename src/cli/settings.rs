@@ -17,9 +17,9 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::daemon::config::{self, Advertise, BackendChoice, Config, RulesMode, Tls};
+use crate::firewall::xtables::Family;
+use crate::firewall::{Inside, Network, Queues, Steering};
 use crate::ftp::policy::Policy;
-use crate::nat::rules::{Inside, Network, Queues, Steering};
-use crate::nat::xtables::Family;
 use crate::net::Mark;
 use crate::net::PortRange;
 

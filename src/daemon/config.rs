@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::firewall::{Inside, Steering};
 use crate::ftp::policy::Policy;
-use crate::nat::rules::{Inside, Steering};
 use crate::net::PortRange;
 use crate::pinholes;
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use crate::nat::watch::Changes;
+use crate::firewall::watch::Changes;
 
 use super::setup::Steered;
 use super::shared::Shared;

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use crate::conntrack::Conntrack;
 use crate::engine::Engine;
-use crate::nat::rules::RulesError;
+use crate::firewall::RulesError;
 use crate::net::Mark;
 use crate::pinholes::Plane;
 use crate::pinholes::backend::BackendError;

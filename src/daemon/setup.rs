@@ -11,10 +11,10 @@ use nix::unistd::Uid;
 
 use crate::conntrack::{Conntrack, Events};
 use crate::engine;
+use crate::firewall::tables;
+use crate::firewall::xtables::tools::Tools;
+use crate::firewall::{Inside, KernelTables, Look, Rules, RulesError, Steering};
 use crate::ftp::policy::Policy;
-use crate::nat::rules::{Inside, KernelTables, Look, Rules, RulesError, Steering};
-use crate::nat::tables;
-use crate::nat::xtables::tools::Tools;
 use crate::net::Mark;
 use crate::net::PortRange;
 use crate::pinholes::Key;

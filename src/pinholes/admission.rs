@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::Plane;
 use crate::engine::gateway::{Error, PinholeId, Request, SessionId};
+use crate::firewall::Published;
 use crate::ftp::Mode;
-use crate::nat::rules::Published;
 use crate::pinholes::Key;
 use crate::pinholes::ports::{self, Holder};
 

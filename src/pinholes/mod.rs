@@ -34,8 +34,8 @@ use std::time::Duration;
 
 use crate::engine::gateway::{Error, PinholeId, Request, Reservation, SessionId};
 use crate::engine::{Entry, Tuple};
+use crate::firewall::Published;
 use crate::ftp::Mode;
-use crate::nat::rules::Published;
 use ports::Listeners;
 use ranges::Ranges;
 use stuck::Stuck;

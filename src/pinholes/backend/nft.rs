@@ -37,7 +37,7 @@ use nix::errno::Errno;
 use self::elements::{Element, of_pinhole};
 use self::objects::{Abilities, CHAINS, Family, IPV4, IPV6, Step, TABLE, What, del_table, plan};
 use super::{Backend, BackendError};
-use crate::nat::tables;
+use crate::firewall::tables;
 use crate::net::Mark;
 use crate::net::PortRange;
 use crate::netlink::socket::{BatchError, Socket};

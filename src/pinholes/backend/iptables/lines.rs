@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
-use crate::nat::xtables::save::{Rule, Ruleset};
+use crate::firewall::xtables::save::{Rule, Ruleset};
 use crate::net::Mark;
 
 /// iptables' own limit for `--datestop`, 2038-01-19T03:14:07Z: later deadlines are left to us.

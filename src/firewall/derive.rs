@@ -8,9 +8,9 @@ use nix::net::if_::InterfaceFlags;
 
 use super::steering::{Inside, Network};
 use super::{RulesError, is_ours};
-use crate::nat::xtables::Family;
-use crate::nat::xtables::save::Rule;
-use crate::nat::xtables::snapshot::{Snapshot, read_proc};
+use crate::firewall::xtables::Family;
+use crate::firewall::xtables::save::Rule;
+use crate::firewall::xtables::snapshot::{Snapshot, read_proc};
 
 /// What the rules tell about the inside.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -349,9 +349,9 @@ pub(super) fn destination(text: &str) -> (Option<IpAddr>, Option<u16>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nat::xtables::Flavour;
-    use crate::nat::xtables::save::Ruleset;
-    use crate::nat::xtables::snapshot::View;
+    use crate::firewall::xtables::Flavour;
+    use crate::firewall::xtables::save::Ruleset;
+    use crate::firewall::xtables::snapshot::View;
 
     fn around() -> Surroundings {
         let route = |net: &str, iface: &str| Route {

@@ -2,7 +2,9 @@
 //!
 //! [`steering`] is what a person asks for; [`template`] makes rule text from it and from the files
 //! in `sets/`; [`host`] puts our part of a table into place and takes it out; [`derive`](mod@derive) finds
-//! the inside from the rules that are there. Pinholes are not known here.
+//! the inside from the rules that are there; [`published`] and `dnat` say which ports those rules
+//! publish. [`xtables`] drives the tools of both flavours, [`tables`] tells who else uses nf_tables,
+//! [`watch`] notices that somebody changes rules. Pinholes are not known here.
 //!
 //! Where the rules go:
 //!
@@ -21,16 +23,19 @@ pub mod kernel;
 mod native;
 pub mod published;
 pub mod steering;
+pub mod tables;
 pub mod template;
+pub mod watch;
+pub mod xtables;
 
 use std::collections::BTreeSet;
 use std::io;
 
-use crate::nat::xtables::command::CommandError;
-use crate::nat::xtables::save::{Rule, Ruleset, Table};
-use crate::nat::xtables::snapshot::{Choice, Snapshot, SnapshotError};
-use crate::nat::xtables::tools::Tools;
-use crate::nat::xtables::{Family, Flavour};
+use crate::firewall::xtables::command::CommandError;
+use crate::firewall::xtables::save::{Rule, Ruleset, Table};
+use crate::firewall::xtables::snapshot::{Choice, Snapshot, SnapshotError};
+use crate::firewall::xtables::tools::Tools;
+use crate::firewall::xtables::{Family, Flavour};
 use crate::net::Mark;
 
 pub use derive::Derived;

@@ -9,10 +9,10 @@ use std::fmt::Write;
 use std::io;
 
 use super::RulesError;
-use crate::nat::xtables::save::{Place, Rule, Table};
-use crate::nat::xtables::snapshot::Snapshot;
-use crate::nat::xtables::tools::{Tool, Tools};
-use crate::nat::xtables::{Family, Flavour};
+use crate::firewall::xtables::save::{Place, Rule, Table};
+use crate::firewall::xtables::snapshot::Snapshot;
+use crate::firewall::xtables::tools::{Tool, Tools};
+use crate::firewall::xtables::{Family, Flavour};
 
 /// How the names of our chains start.
 const CHAIN: &str = "FTPALG";
@@ -451,7 +451,7 @@ fn is_tag_of(word: &str, wanted: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nat::xtables::save::Ruleset;
+    use crate::firewall::xtables::save::Ruleset;
 
     fn table(text: &str) -> Table {
         let set = Ruleset::parse(text);

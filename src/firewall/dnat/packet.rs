@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::expression::{Dnat, Register};
 use super::ports::{Ports, Span, common};
-use crate::nat::rules::published::Published;
+use crate::firewall::published::Published;
 
 /// How many ranges of addresses are kept of a kind of packets.
 const SPANS: usize = 1024;

@@ -15,7 +15,7 @@
 
 use super::RulesError;
 use super::steering::{Inside, Steering};
-use crate::nat::xtables::Family;
+use crate::firewall::xtables::Family;
 
 /// What `rules install` loads.
 const STEERING: &str = include_str!("sets/steering.rules");
@@ -182,8 +182,8 @@ fn queue(steering: &Steering) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nat::rules::steering::Queues;
-    use crate::nat::xtables::save::Ruleset;
+    use crate::firewall::steering::Queues;
+    use crate::firewall::xtables::save::Ruleset;
 
     fn steering(inside: &[&str], local: bool, ports: &[u16]) -> Steering {
         Steering {

@@ -21,8 +21,8 @@ use nix::errno::Errno;
 use super::is_our_chain;
 use super::native::{base_chains, is_iptables};
 use super::published::Published;
-use crate::nat::tables;
-use crate::nat::xtables::snapshot::Snapshot;
+use crate::firewall::tables;
+use crate::firewall::xtables::snapshot::Snapshot;
 use crate::netlink::nftables::{attr, msg};
 use crate::netlink::socket::{Request, Socket};
 

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use nix::net::if_::if_nametoindex;
 
 use super::RulesError;
-use crate::nat::xtables::Family;
+use crate::firewall::xtables::Family;
 use crate::net::Mark;
 
 /// The longest name that an interface can have (`IFNAMSIZ` less its NUL).

@@ -12,10 +12,10 @@ use std::io;
 
 use nix::errno::Errno;
 
-use crate::nat::tables::{self, ChainInfo, TableInfo};
-use crate::nat::xtables::Family;
-use crate::nat::xtables::Flavour;
-use crate::nat::xtables::snapshot::Snapshot;
+use crate::firewall::tables::{self, ChainInfo, TableInfo};
+use crate::firewall::xtables::Family;
+use crate::firewall::xtables::Flavour;
+use crate::firewall::xtables::snapshot::Snapshot;
 use crate::net::Mark;
 use crate::netlink::codec::{self, Attrs, Message};
 use crate::netlink::nftables::{Ct, Expressions, Verdict, attr, comment, msg};

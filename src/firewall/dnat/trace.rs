@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::expression::{Data, Element, Expression, Register, Set, Target};
 use super::packet::{Byte, Field, Keys, Kind, REGISTERS, State, one_byte, payload};
-use crate::nat::rules::is_our_chain;
-use crate::nat::rules::published::Published;
+use crate::firewall::is_our_chain;
+use crate::firewall::published::Published;
 
 /// How deep chains may be nested (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;

@@ -3,8 +3,8 @@
 use std::io;
 
 use super::host::TableStore;
-use crate::nat::tables;
-use crate::nat::xtables::Family;
+use crate::firewall::tables;
+use crate::firewall::xtables::Family;
 
 /// The kernel's own tables, of the calling thread's network namespace.
 #[derive(Clone, Copy, Debug, Default)]

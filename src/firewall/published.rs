@@ -7,8 +7,8 @@ use super::derive::destination;
 use super::dnat::Span;
 use super::is_ours;
 use super::steering::Network;
-use crate::nat::xtables::save::Rule;
-use crate::nat::xtables::snapshot::Snapshot;
+use crate::firewall::xtables::save::Rule;
+use crate::firewall::xtables::snapshot::Snapshot;
 use crate::net::PortRange;
 
 /// A rule that leads certain TCP ports of public addresses somewhere (DNAT, REDIRECT).

@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use crate::nat::rules::SetName;
+use crate::firewall::SetName;
 use crate::netlink::codec::Message;
 use crate::netlink::nftables::{attr, msg};
 use crate::netlink::socket::Socket;
