@@ -5,6 +5,9 @@
 //! through the session machine ([`crate::ftp`]) and its stream ([`crate::stream`]), and asks the
 //! [`gateway::Gateway`] for conntrack's answers and for pinholes while the packet waits.
 
+#![warn(clippy::indexing_slicing)]
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod announce;
 mod config;
 mod connection;

@@ -12,6 +12,9 @@
 //! | `policy` | what is allowed |
 //! | `session` | the machine: which bytes pass, wait or change; `session/client`, `session/server`: what either peer's lines do to it; `session/step`: its interface |
 
+#![warn(clippy::indexing_slicing)]
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod command;
 pub mod hostport;
 mod line;

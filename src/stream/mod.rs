@@ -14,6 +14,9 @@
 //! that leaves nothing to send on goes out as a one-byte repetition of the last byte, which the
 //! receiver answers at once (RFC 9293 §3.10.7.4); that answer carries the early acknowledgement.
 
+#![warn(clippy::indexing_slicing)]
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod edits;
 mod half;
 mod records;

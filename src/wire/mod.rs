@@ -3,6 +3,9 @@
 //! [`Layout::parse`] is the gate: what it accepts, every other function here can work on without
 //! a panic. Nothing here spans two packets.
 
+#![warn(clippy::indexing_slicing)]
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
 mod checksum;
 mod layout;
 mod options;
