@@ -497,7 +497,15 @@ fn an_address_that_never_ends_goes_out_after_a_while() {
             ..data(s + 7, c + 6, "10,0")
         }
     );
-    assert_eq!(t.world.opaque, Some("an address that never ended"));
+    // It was none, and the session goes on.
+    assert_eq!(t.world.opaque, None);
+    t.send(Client, data(c + 6, s + 11, "NOOP\r\nPASV\r\n"));
+    t.send(Server, data(s + 11, c + 18, ",0,2,195,80)\r\n200 ok\r\n"));
+    t.send(Client, ack(c + 18, s + 33));
+    assert_eq!(t.world.opened, 0);
+    let out = t.send(Server, data(s + 33, c + 18, &reply())).seg();
+    assert_eq!(out.payload, told().as_bytes());
+    assert_eq!(t.world.opened, 1);
 }
 
 /// Else whoever waits long enough could say what is refused.
@@ -508,10 +516,10 @@ fn a_command_that_never_ends_is_refused_after_a_while() {
     let line = "PORT 10,0,0,99,195,81\r\n";
     let (first, rest) = line.split_at(18);
     let out = t.send(Client, data(c, s, first)).seg();
-    assert_eq!(out.payload, b"POR");
+    assert_eq!(out.payload, b"PORT");
     t.now = Duration::from_secs(61);
     let out = t.send(Client, ack(c + 18, s)).seg();
-    assert_eq!(out.payload, b"X xxxxxxxxxxxxx");
+    assert_eq!(out.payload, b" xxxxxxxxxxxxx");
     let out = t.send(Client, data(c + 18, s, rest)).seg();
     assert_eq!(out.payload, b"xxx\r\n");
     assert_eq!(t.world.opaque, None);
@@ -894,7 +902,7 @@ fn clear_text_after_tls_is_read_again() {
     let port = data(c, seen, "PORT 9,9,9,9,200,1\r\n");
     assert_eq!(
         t.send(Client, port).seg().payload,
-        b"PORX xxxxxxxxxxxxx\r\n"
+        b"PORT xxxxxxxxxxxxx\r\n"
     );
 }
 
@@ -952,7 +960,7 @@ fn nothing_opens_after_a_reset() {
     assert_eq!(t.send(Server, data(s, c, &reply)), Out::Same);
     let port = data(c, s + reply.len() as u32, "PORT 10,0,0,3,0,22\r\n");
     let refused = t.send(Client, port).seg().payload;
-    assert!(!refused.starts_with(b"PORT"));
+    assert_eq!(refused, b"PORT xxxxxxxxxxxxx\r\n");
     assert_eq!(t.world.opened, 0);
     let stats = t.engine.stats();
     assert_eq!((stats.not_opened, stats.refused), (1, 1));
@@ -1014,7 +1022,7 @@ fn a_long_reply_in_flight_is_followed_to_its_end() {
 }
 
 #[test]
-fn commands_are_refused_where_replies_are_too_many() {
+fn replies_wait_at_their_sender_where_too_many_are_in_flight() {
     let config = Config {
         long_reply: 0,
         ..Config::default()
@@ -1024,18 +1032,28 @@ fn commands_are_refused_where_replies_are_too_many() {
     let reply = "200 x\r\n".repeat(200);
     let length = reply.len() as u32;
     // The client acknowledges nothing.
-    for n in 0..60 {
-        assert_eq!(t.send(Server, data(s + n * length, c, &reply)), Out::Same);
-    }
-    assert_eq!(t.engine.stats().limit_reached, 1);
+    let passed = (0..60).take_while(|n| {
+        let said = data(s + n * length, c, &reply);
+        t.send(Server, said) == Out::Same
+    });
+    let at = s + passed.count() as u32 * length;
+    assert!(
+        (32 * 1024 - length..64 * 1024).contains(&(at - s)),
+        "{}",
+        at - s
+    );
+    assert_eq!(t.engine.stats().waited, 1);
     let refused = t.send(Client, data(c, s, "PORT 10,0,0,3,0,22\r\n")).seg();
-    assert!(!refused.payload.starts_with(b"PORT"));
-    // No reply is followed any more.
-    t.send(Client, data(c + 20, s, "PASV\r\n"));
-    let at = s + 60 * length;
-    let said = data(at, c + 26, &self::reply());
-    assert_eq!(t.send(Server, said), Out::Same);
-    assert_eq!(t.world.opened, 0);
+    assert_eq!(refused.payload, b"PORT xxxxxxxxxxxxx\r\n");
+    // They go on with the acknowledgement, and the session with them.
+    assert_eq!(t.send(Client, ack(c + 20, at)), Out::Same);
+    assert_eq!(t.send(Server, data(at, c + 20, &reply)), Out::Same);
+    let at = at + length;
+    t.send(Client, data(c + 20, at, "PASV\r\n"));
+    let out = t.send(Server, data(at, c + 26, &self::reply())).seg();
+    assert_eq!(out.payload, told().as_bytes());
+    assert_eq!(t.world.opened, 1);
+    assert_eq!(t.engine.stats().limit_reached, 0);
 }
 
 #[test]
@@ -1057,7 +1075,7 @@ fn commands_wait_sooner_where_all_sessions_keep_much() {
 }
 
 #[test]
-fn limits_end_the_inspection_but_not_the_session() {
+fn edits_beyond_the_limit_wait_at_their_sender() {
     let limits = Limits {
         edits: 2,
         ..Limits::default()
@@ -1068,14 +1086,20 @@ fn limits_end_the_inspection_but_not_the_session() {
     };
     let mut t = Trace::with(config, [1000, 5000], &[]);
     let [c, s] = t.login();
-    t.send(Client, data(c, s, &"PASV\r\n".repeat(4)));
-    let c = c + 24;
-    let out = t.send(Server, data(s, c, &reply().repeat(4))).seg();
-    // Three edits were made, the last line passes as it is.
-    assert_eq!(out, data(s, c, &(told().repeat(3) + &reply())));
-    assert_eq!(t.engine.stats().limit_reached, 1);
-    let out = t.send(Client, ack(c, s + out.payload.len() as u32)).seg();
-    assert_eq!(out.ack, s + 4 * reply().len() as u32);
+    t.send(Client, data(c, s, &"PASV\r\n".repeat(6)));
+    let c = c + 36;
+    // A segment is taken in as a whole, and the next one waits.
+    let said = reply().repeat(4);
+    let out = t.send(Server, data(s, c, &said)).seg();
+    assert_eq!(out, data(s, c, &told().repeat(4)));
+    let next = data(s + said.len() as u32, c, &reply());
+    assert_eq!(t.send(Server, next.clone()), Out::Dropped);
+    assert_eq!(t.engine.stats().limit_reached, 0);
+    let heard = ack(c, s + out.payload.len() as u32);
+    let out = t.send(Client, heard.clone()).seg();
+    assert_eq!(out.ack, s + said.len() as u32);
+    let out = t.send(Server, next).seg();
+    assert_eq!((out.seq, out.payload), (heard.ack, told().into_bytes()));
 }
 
 #[test]

@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! # a comment
-//! ! early             the server is known to connect as soon as it reads a PORT
 //! ! deny-tls          AUTH is refused
 //! ! strict            all strict rules; or some: `! unknown-verbs`, `! deny SITE`, …
 //! C PASV              a line of the client's, ended by CR LF; \xNN, \r, \n, \t and \\ are escapes
@@ -28,7 +27,6 @@ use ftpalg::ftp::session::Peer;
 use transcript_support::{Machine, PUBLIC};
 
 struct Transcript {
-    early: bool,
     policy: Policy,
     /// A line and what it decides.
     turns: Vec<(Peer, Vec<u8>, Vec<String>)>,
@@ -40,7 +38,6 @@ impl Transcript {
         let (what, value) = what.split_once(' ').unwrap_or((what, ""));
         let verbs = || value.split(' ').map(str::to_owned).collect();
         match what {
-            "early" => self.early = true,
             "deny-tls" => self.policy.deny_tls = true,
             "strict" => *rules = Strict::all(),
             "order" => rules.order = true,
@@ -49,6 +46,7 @@ impl Transcript {
             "control-bytes" => rules.control_bytes = true,
             "before-greeting" => rules.before_greeting = true,
             "addresses" => rules.addresses = true,
+            "active-late" => rules.active_late = true,
             "allow" => rules.allow = verbs(),
             "deny" => rules.deny = verbs(),
             "failed-logins" => rules.failed_logins = Some(value.parse().expect("a number")),
@@ -86,7 +84,6 @@ fn unescape(text: &str) -> Vec<u8> {
 
 fn read(text: &str) -> Transcript {
     let mut transcript = Transcript {
-        early: false,
         policy: Policy::default(),
         turns: Vec::new(),
     };
@@ -122,7 +119,7 @@ fn read(text: &str) -> Transcript {
 type Result = (Vec<String>, [Vec<u8>; 2]);
 
 fn replay<'a>(how: &Transcript, pieces: impl IntoIterator<Item = (Peer, &'a [u8])>) -> Result {
-    let mut machine = Machine::new(how.policy.clone(), how.early);
+    let mut machine = Machine::new(how.policy.clone());
     for (peer, piece) in pieces {
         machine.feed(peer, piece);
     }
@@ -131,7 +128,7 @@ fn replay<'a>(how: &Transcript, pieces: impl IntoIterator<Item = (Peer, &'a [u8]
 
 fn check(name: &str, transcript: &Transcript) {
     let turns = &transcript.turns;
-    let mut machine = Machine::new(transcript.policy.clone(), transcript.early);
+    let mut machine = Machine::new(transcript.policy.clone());
     for (peer, bytes, expected) in turns {
         let before = machine.decisions.len();
         machine.feed(*peer, bytes);

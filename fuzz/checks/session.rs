@@ -26,9 +26,9 @@ struct Talk {
 }
 
 impl Talk {
-    fn new(policy: &Policy, early: bool) -> Self {
+    fn new(policy: &Policy) -> Self {
         Self {
-            session: Session::new(Arc::new(policy.clone()), early),
+            session: Session::new(Arc::new(policy.clone())),
             policy: policy.clone(),
             sides: [Stream::default(), Stream::default()],
             steps: Vec::new(),
@@ -73,6 +73,7 @@ impl Talk {
                     len,
                     announcement,
                     refusal,
+                    follow,
                 }) => {
                     if let Some(refusal) = refusal {
                         assert_eq!(refusal.at + refusal.with.len(), at + len);
@@ -81,6 +82,13 @@ impl Talk {
                     assert_ne!(announcement.port, 0);
                     side.out.extend(side.pending.drain(..*at));
                     let said: Vec<u8> = side.pending.drain(..*len).collect();
+                    if !follow {
+                        side.out.extend(said);
+                        self.session.announced(from, Outcome::PassedUnmodified);
+                        self.steps
+                            .push(format!("{from:?} {announcement:?} isn't followed"));
+                        continue;
+                    }
                     let addr = announcement.addr.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
                     let told = SocketAddr::new(addr, announcement.port);
                     // What was read is what its canonical form says.
@@ -92,7 +100,8 @@ impl Talk {
                         announcement.form,
                         SocketAddr::new(addr, announcement.port ^ 1 | 2),
                     ));
-                    self.session.announced(from, Outcome::Accepted(told));
+                    let open = self.session.opens_at_once();
+                    self.session.announced(from, Outcome::Accepted { open });
                 }
                 Step::Refuse { at, with, .. } => {
                     assert!(
@@ -111,6 +120,7 @@ impl Talk {
                     continue;
                 }
                 Step::OpenActive => self.session.active_opened(true),
+                Step::Unfollowed => {}
                 Step::Opaque(_) => self.over = true,
             }
             // `at` depends on how much has gone out already, not on what is said.
@@ -136,7 +146,7 @@ pub(crate) fn check(data: &[u8]) {
     if flags & 2 != 0 {
         (policy.max_command, policy.max_reply, policy.max_pipelined) = (24, 48, 3);
     }
-    let early = flags & 4 != 0;
+    policy.strict.active_late = flags & 4 != 0;
     policy.deny_tls = flags & 8 != 0;
     if flags & 16 != 0 {
         policy.strict = Strict::all();
@@ -150,8 +160,8 @@ pub(crate) fn check(data: &[u8]) {
             _ => rules.deny = vec!["PASV".to_owned(), "USER".to_owned()],
         }
     }
-    let mut whole = Talk::new(&policy, early);
-    let mut cut = Talk::new(&policy, early);
+    let mut whole = Talk::new(&policy);
+    let mut cut = Talk::new(&policy);
     while !bytes.over() {
         let head = bytes.byte();
         let from = if head & 0x80 == 0 {

@@ -117,7 +117,8 @@ pub(crate) struct Settings {
     implicit_port: Vec<u16>,
 
     /// Refuse what isn't strictly FTP: everything, or by these rules: order, unknown-verbs,
-    /// long-lines, control-bytes, before-greeting, addresses, failed-logins [default: none]
+    /// long-lines, control-bytes, before-greeting, addresses, active-late, failed-logins [default:
+    /// none]
     #[arg(
         long,
         value_name = "RULE,…",

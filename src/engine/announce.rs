@@ -25,10 +25,23 @@ pub(super) enum Decision {
         land: SocketAddr,
         hole: PinholeId,
     },
+    /// Nothing is against it, and nothing was asked for: it goes out as it is.
+    Pass,
     /// It goes out as it is and nothing is opened.
     Leave(String),
     /// It must be refused in place.
     Refuse(String),
+}
+
+/// What is to be done about an announcement that nothing is against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum How {
+    /// Nothing: it isn't followed.
+    Check,
+    /// A port is chosen; it opens later.
+    Reserve,
+    /// It opens before the announcement goes out.
+    Open,
 }
 
 /// A control connection as conntrack knows it, seen by one of its ends.
@@ -88,13 +101,14 @@ pub(super) fn decide(
     ends: &Endpoints,
     side: Side,
     said: &Announcement,
+    how: How,
 ) -> Decision {
-    let tuples = match tuples(gateway, ends, side) {
-        Ok(tuples) => tuples,
-        Err(error) => return Decision::Leave(error.to_string()),
+    let tuples = tuples(gateway, ends, side);
+    let (own, reachable) = match &tuples {
+        Ok(Tuples { mine, peers, .. }) => (mine.src.ip(), peers.dst.ip()),
+        // What is always refused doesn't depend on conntrack.
+        Err(_) => (ends.of_side(side).ip(), ends.of_side(side).ip()),
     };
-    let Tuples { entry, mine, peers } = &tuples;
-    let (own, reachable) = (mine.src.ip(), peers.dst.ip());
     if said.mode == Mode::Active
         && let Err(why) = config
             .policy
@@ -102,6 +116,14 @@ pub(super) fn decide(
     {
         return Decision::Refuse(why.to_owned());
     }
+    if how == How::Check {
+        return Decision::Pass;
+    }
+    let tuples = match tuples {
+        Ok(tuples) => tuples,
+        Err(error) => return Decision::Leave(error.to_string()),
+    };
+    let Tuples { entry, peers, .. } = &tuples;
     let advertised = if side == Side::Egress {
         config.advertised(own)
     } else {
@@ -134,7 +156,7 @@ pub(super) fn decide(
         }
         Err(error) => return Decision::Leave(error.to_string()),
     };
-    if said.mode == Mode::Passive
+    if how == How::Open
         && let Err(error) = gateway.open(reserved.id)
     {
         return Decision::Leave(error.to_string());

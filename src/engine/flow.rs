@@ -50,8 +50,9 @@ impl Hello {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Known {
     pub(super) v6: bool,
-    /// See [`Session::connects_early`].
-    pub(super) connects_early: bool,
+    /// Whether the gateway counts it as a session. If not, nothing opens for it; it is inspected all
+    /// the same, so that what is always refused stays refused.
+    pub(super) admitted: bool,
     /// See [`Session::expect_tls`].
     pub(super) implicit: bool,
 }
@@ -126,7 +127,7 @@ pub(super) struct Flow {
     shifts: [u8; 2],
     /// The largest segment for either end, in bytes, TCP options included (RFC 6691).
     mss: u16,
-    /// Bit per side: its FIN passed ([`FINS`]); and [`ANSWERED`].
+    /// Bit per side: its FIN passed ([`FINS`]); [`ANSWERED`], [`NOT_ADMITTED`].
     pub(super) signs: u8,
     end: End,
     opened: Second,
@@ -148,6 +149,8 @@ pub(super) struct Flow {
 pub(super) const FINS: u8 = 3;
 /// The client has answered the SYN-ACK: its address is its own.
 const ANSWERED: u8 = 4;
+/// See [`Known::admitted`].
+const NOT_ADMITTED: u8 = 8;
 /// How long a client has to answer the SYN-ACK, where room is needed for others.
 const UNANSWERED: Duration = Duration::from_secs(1);
 
@@ -176,7 +179,7 @@ impl Flow {
             halves.iter_mut().for_each(Half::end_inspection);
             cx.stats.untouchable = cx.stats.untouchable.saturating_add(1);
         }
-        let mut session = Session::new(cx.config.policy.clone(), known.connects_early);
+        let mut session = Session::new(cx.config.policy.clone());
         if known.implicit {
             session.expect_tls();
         }
@@ -191,7 +194,7 @@ impl Flow {
                 .unwrap_or(default)
                 .min(server.mss.unwrap_or(default))
                 .max(64),
-            signs: 0,
+            signs: if known.admitted { 0 } else { NOT_ADMITTED },
             end: End::Open,
             opened: Second::of(cx.now),
             seen: Second::of(cx.now),
@@ -215,12 +218,13 @@ impl Flow {
         self.seen.until(now)
     }
 
-    pub(super) fn connects_early(&self) -> bool {
-        self.session.connects_early()
-    }
-
     pub(super) fn is_closed(&self) -> bool {
         self.end == End::Closed
+    }
+
+    /// Whether the gateway counts it as a session.
+    pub(super) fn is_admitted(&self) -> bool {
+        self.signs & NOT_ADMITTED == 0
     }
 
     /// Whether it is over, or its last packet was a RST that its receiver may have heeded.
@@ -281,11 +285,13 @@ impl Flow {
             self.end = End::Closed;
             self.tls = None;
             self.active = None;
-            gateway.session_ended(self.id);
-            gateway.event(Event::SessionClosed {
-                session: self.id,
-                how,
-            });
+            if self.is_admitted() {
+                gateway.session_ended(self.id);
+                gateway.event(Event::SessionClosed {
+                    session: self.id,
+                    how,
+                });
+            }
         }
     }
 
@@ -334,20 +340,23 @@ impl Flow {
         let fin = flags.has(Flags::FIN);
         let limit = self.limit(segment);
         let unread = self.next_records(side, segment, cx);
-        let commands = side == self.client && unread == 0;
         let limits = cx.limits(self.peer(side));
+        let commands = side == self.client;
         let [forward, _] = self.both(side);
-        let known = if commands {
+        let known = if unread == 0 {
             let mut limits = limits;
-            if cx.crowded {
+            if cx.crowded && commands {
                 limits.unacked = limits.unacked.min(CROWDED);
+            } else if !commands {
+                // Half of it is left for what was kept from behind a gap: little beside a listing.
+                limits.unacked = limits.unacked.saturating_mul(2);
             }
             forward.known_if_full(seq, payload.len(), &limits)
         } else {
             None
         };
         let (payload, fin) = match known {
-            // Commands that aren't inspected must not go on: they wait at their sender.
+            // What isn't inspected must not go on: it waits at its sender.
             Some(known) => {
                 cx.stats.waited = cx.stats.waited.saturating_add(1);
                 // Else the packet carries what is left to send on.

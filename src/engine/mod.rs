@@ -21,8 +21,8 @@ mod stats;
 pub mod event;
 pub mod gateway;
 
-use std::collections::{HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use config::{Advertise, Config};
@@ -96,6 +96,14 @@ impl Endpoints {
         }
     }
 
+    /// The end whose packets come through `side`'s hook.
+    fn of_side(&self, side: Side) -> SocketAddr {
+        match side {
+            Side::Egress => self.inside,
+            Side::Ingress => self.outside,
+        }
+    }
+
     /// The tuple of what the inside end sends.
     fn outward(&self) -> Tuple {
         Tuple {
@@ -104,9 +112,6 @@ impl Endpoints {
         }
     }
 }
-
-/// How many servers with that habit are remembered.
-const EARLY_SERVERS: usize = 1024;
 
 /// What an engine couldn't place by itself, while others have engines, too.
 #[derive(Clone, Copy, Debug)]
@@ -135,8 +140,6 @@ pub struct Engine {
     unplaced: Option<Unplaced>,
     stats: Stats,
     next_id: u64,
-    /// Servers that connect as soon as they read a `PORT`.
-    early: HashSet<IpAddr>,
     /// Bytes in the buffers of all flows.
     buffered: usize,
     scratch: Vec<u8>,
@@ -158,7 +161,6 @@ impl Engine {
             unplaced: None,
             stats: Stats::default(),
             next_id: u64::from(worker).saturating_add(1),
-            early: HashSet::new(),
             buffered: 0,
             scratch: Vec::with_capacity(2048),
         }
@@ -228,9 +230,6 @@ impl Engine {
             after = flow.buffered();
         }
         self.buffered = self.buffered.saturating_add(after).saturating_sub(before);
-        if flow.connects_early() && self.early.len() < EARLY_SERVERS {
-            self.early.insert(flow.client_and_server(&ends).1.ip());
-        }
         match fate {
             Fate::Same => Verdict::Accept,
             Fate::Dropped => Verdict::Drop,
@@ -339,7 +338,7 @@ impl Engine {
     pub fn sessions(&self, now: Duration) -> impl Iterator<Item = SessionInfo> {
         self.flows
             .iter()
-            .filter(|(_, flow)| !flow.is_closed())
+            .filter(|(_, flow)| !flow.is_closed() && flow.is_admitted())
             .map(move |(ends, flow)| flow.info(ends, now))
     }
 

@@ -110,7 +110,7 @@ impl Engine {
         if admitted.is_err() && self.clear(now, gateway) {
             admitted = gateway.admit(id, client.ip());
         }
-        if let Err(error) = admitted {
+        if let Err(error) = &admitted {
             self.stats.not_admitted = self.stats.not_admitted.saturating_add(1);
             gateway.event(Event::NotAdmitted {
                 session: id,
@@ -118,9 +118,14 @@ impl Engine {
                 server,
                 why: error.to_string(),
             });
-            return;
+        } else {
+            self.stats.sessions = self.stats.sessions.saturating_add(1);
+            gateway.event(Event::SessionOpened {
+                session: id,
+                client,
+                server,
+            });
         }
-        self.stats.sessions = self.stats.sessions.saturating_add(1);
         if ends != ingress {
             // The same client port towards another address, some time ago.
             self.replace(&ingress, gateway);
@@ -137,15 +142,10 @@ impl Engine {
         };
         let known = Known {
             v6: ends.inside.is_ipv6(),
-            connects_early: self.early.contains(&server.ip()),
+            admitted: admitted.is_ok(),
             implicit: self.config.implicit_ports.contains(&server.port()),
         };
         let flow = Flow::new(id, syn.side, syn.hello, answer.hello, known, &mut cx);
-        gateway.event(Event::SessionOpened {
-            session: id,
-            client,
-            server,
-        });
         self.flows.insert(ends, Box::new(flow));
     }
 

@@ -17,6 +17,8 @@ pub(super) enum Command {
     Followed,
     /// `RETR STOR STOU APPE LIST NLST MLSD`: opens a data connection.
     Transfer,
+    /// The same, once its preliminary reply (`125`, `150`) has come.
+    Running,
     Stat,
     Abor,
     Rein,
@@ -88,22 +90,48 @@ impl Command {
         }
     }
 
-    /// Whether a final reply with this code can be this command's.
-    pub(super) fn may_answer(self, code: u16) -> bool {
+    /// Whether a final reply (200 or more) with this code can be this command's (RFC 959 §5.4 and
+    /// what servers say instead).
+    pub(super) fn may_be_answered_by(self, code: u16) -> bool {
+        let granted = (200..300).contains(&code);
+        let address = matches!(code, 227 | 229);
+        // Only a transfer ends with these.
+        let transfers_own = matches!(code, 225 | 226 | 425 | 426 | 450 | 452 | 551..=553);
         let refused = code >= 400;
         match self {
-            Self::Pasv => refused || code == 227,
-            Self::Epsv => refused || code == 229,
-            Self::Abor => refused || matches!(code, 225 | 226),
-            Self::Transfer | Self::Other | Self::Unknown | Self::Stat => !matches!(code, 227 | 229),
+            Self::Pasv => code == 227 || refused && (code == 425 || !transfers_own),
+            Self::Epsv => code == 229 || refused && (code == 425 || !transfers_own),
+            Self::Running => {
+                matches!(code, 225 | 226 | 250 | 400..=499 | 550..=559)
+            }
+            Self::Transfer => {
+                refused || granted && !address && !matches!(code, 211..=215 | 220 | 230 | 257)
+            }
+            Self::Stat => refused || matches!(code, 211..=213),
+            Self::Abor => matches!(code, 225 | 226 | 400..=499 | 500 | 502 | 503 | 530),
             Self::Blank => code >= 500,
-            _ => !matches!(code, 225..=227 | 229),
+            Self::User => refused || matches!(code, 331 | 332) || granted && !address,
+            // Not 331, which may be a second one to USER: then the login still has to come.
+            Self::Login => refused || code == 332 || granted && !address,
+            // pyftpdlib connects before it grants the PORT: 425 is its refusal.
+            Self::Port | Self::Followed => {
+                refused && (code == 425 || !transfers_own) || granted && !address && !transfers_own
+            }
+            Self::Auth | Self::Rein | Self::EpsvAll => !address && !matches!(code, 225 | 226 | 426),
+            Self::Other | Self::Unknown => {
+                !address && !matches!(code, 225 | 226 | 331 | 332 | 425 | 426)
+            }
         }
     }
 
+    /// Whether its reply names an address.
+    pub(super) fn is_question(self) -> bool {
+        matches!(self, Self::Pasv | Self::Epsv)
+    }
+
     /// Whether an address comes with it or its reply.
-    pub(super) fn is_address(self) -> bool {
-        matches!(self, Self::Pasv | Self::Epsv | Self::Followed)
+    pub(super) fn is_announcement(self) -> bool {
+        matches!(self, Self::Pasv | Self::Epsv | Self::Port | Self::Followed)
     }
 }
 

@@ -124,21 +124,43 @@ pub(super) fn parse_extended(argument: &[u8]) -> Option<(u8, IpAddr, u16)> {
 }
 
 /// Whether an argument of `PORT` that is no address might still be read as one by a lenient server:
-/// six numbers up to 255, whatever is between and behind them.
+/// six numbers between commas, with anything around or behind them that `scanf`, `int()` or `Number`
+/// step over. Five numbers, a dot in the place of a comma or letters in that of a number are no
+/// address for anybody.
 pub(super) fn may_be_host_port(argument: &[u8]) -> bool {
-    let numbers = argument.split(|b| !b.is_ascii_digit());
+    let bare: Vec<u8> = without_noise(argument);
+    let mut parts = bare.split(|b| *b == b',');
     let mut octets = [0u32; 6];
-    let mut count = 0usize;
-    let numbers = numbers.filter(|part| !part.is_empty());
-    for (slot, part) in octets.iter_mut().zip(numbers) {
-        let Some(octet) = lenient(part, 255) else {
+    for slot in &mut octets {
+        let number = parts.next().unwrap_or_default();
+        let digits = number.iter().take_while(|b| b.is_ascii_digit()).count();
+        let Some(octet) = lenient(number.get(..digits).unwrap_or_default(), 255) else {
             return false;
         };
         *slot = octet;
-        count = count.saturating_add(1);
     }
     let [_, _, _, _, high, low] = octets;
-    count == octets.len() && (high, low) != (0, 0)
+    (high, low) != (0, 0)
+}
+
+/// A text without what servers leave out of it: Telnet commands, control characters, blanks, signs,
+/// and underscores between digits.
+fn without_noise(text: &[u8]) -> Vec<u8> {
+    let mut bare = Vec::with_capacity(text.len());
+    let mut at = 0usize;
+    while let Some(byte) = text.get(at) {
+        let skip = match text.get(at..).unwrap_or_default() {
+            [255, 251..=254, _, ..] => 3,
+            [255, _, ..] => 2,
+            _ => 1,
+        };
+        let noise = byte.is_ascii_control() || matches!(byte, b' ' | b'+' | b'_' | b'"' | 255);
+        if !noise {
+            bare.push(*byte);
+        }
+        at = at.saturating_add(skip);
+    }
+    bare
 }
 
 /// The same for `EPRT`: an address and a port between delimiters.
@@ -307,7 +329,9 @@ mod tests {
             &b"1,2,3,4,5,6 x"[..],
             b"1,2,3,4,5,6,7",
             b"1,2,3\xff\xf1,4,5,6",
-            b"1.2.3.4,5,6",
+            b"+1,2,3,4,5,6",
+            b"1_0,2,3,4,5,6",
+            b"1,2,3,4,5,6x",
             b"1, 2, 3, 4, 5, 006",
             b"0001,2,3,4,5,6",
             b"|1|1.2.3.4|5",
@@ -324,6 +348,9 @@ mod tests {
             "1,2,3,4,5,256",
             "1,2,3,4,5",
             "1,2,3,4,0,0",
+            "1.2.3.4,5,6",
+            "a,2,3,4,5,6",
+            "1,2,3,4,5,x6",
             "|1|1.2.3.4|0|",
             "|1|1.2.3.4|65536|",
             "|1|1.2.3.400|5|",

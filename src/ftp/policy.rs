@@ -46,6 +46,9 @@ pub struct Strict {
     /// `PORT` and `EPRT` whose argument isn't an address, or that come before the login. (Otherwise
     /// they pass, and open nothing.)
     pub addresses: bool,
+    /// The data port of a `PORT` or `EPRT` opens when the server has granted it and a transfer was
+    /// commanded. (Otherwise as it passes: servers exist that connect before they answer.)
+    pub active_late: bool,
     /// The only verbs that may be used, in upper case; empty: all.
     pub allow: Vec<String>,
     /// Verbs that may not be used, in upper case.
@@ -68,6 +71,7 @@ impl Strict {
             control_bytes: true,
             before_greeting: true,
             addresses: true,
+            active_late: true,
             allow: Vec::new(),
             deny: Vec::new(),
             failed_logins: Some(Self::FAILED_LOGINS),
@@ -76,7 +80,11 @@ impl Strict {
 
     /// Whether lines must be complete before anything of them goes out.
     pub(super) fn holds_lines(&self) -> bool {
-        *self != Self::default()
+        let others = Self {
+            active_late: false,
+            ..self.clone()
+        };
+        others != Self::default()
     }
 
     /// Whether the lists leave a verb out, which is in upper case.

@@ -1,42 +1,86 @@
-//! What a reply line is (RFC 959 §4.2).
+//! What a reply line is (RFC 959 §4.2), as clients read it: more leniently than it is written there.
+
+use super::command::telnet_len;
 
 /// The start of a reply line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
-    /// `xyz` and a space (or the line's end): a reply's only or last line.
-    Last(u16),
+    /// Three digits and no more: a reply's only or last line.
+    Last(Code),
     /// `xyz-`: the first line of several.
-    First(u16),
+    First(Code),
     /// Something else: text within a multi-line reply.
     Text,
     /// Too short to tell.
     Unknown,
 }
 
+/// A reply code at the beginning of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Code {
+    /// Its value.
+    pub(super) value: u16,
+    /// How many bytes of the line it ends behind.
+    pub(super) end: usize,
+    /// As RFC 959 has it: nothing in front of it, and a blank or nothing behind it. Only such a line
+    /// ends a reply of several lines: others may be text in it.
+    pub(super) plain: bool,
+}
+
 impl Start {
     /// `ended`: the line is complete (its line end is left out).
+    ///
+    /// Telnet commands, NULs and blanks may come in front of the code (ProFTPD puts `IAC WONT x`
+    /// there), and anything but a digit behind it (`220Welcome`).
     pub(super) fn of(line: &[u8], ended: bool) -> Self {
-        let digits = line
-            .iter()
-            .take(3)
-            .take_while(|b| b.is_ascii_digit())
-            .count();
-        let code = || {
-            line.iter().take(3).fold(0u16, |code, digit| {
-                code.saturating_mul(10)
-                    .saturating_add(u16::from(digit.wrapping_sub(b'0')))
-            })
+        let Some(lead) = lead_len(line) else {
+            return if ended { Self::Text } else { Self::Unknown };
         };
-        match (digits, line.get(3)) {
-            (3, Some(b' ')) => Self::Last(code()),
-            (3, Some(b'-')) => Self::First(code()),
-            (3, None) if ended => Self::Last(code()),
+        let text = line.get(lead..).unwrap_or_default();
+        let digits = text.iter().take(3).take_while(|b| b.is_ascii_digit());
+        let (count, value) = digits.fold((0usize, 0u16), |(count, value), digit| {
+            let digit = u16::from(digit.wrapping_sub(b'0'));
+            (
+                count.saturating_add(1),
+                value.saturating_mul(10).saturating_add(digit),
+            )
+        });
+        let code = |plain| Code {
+            value,
+            end: lead.saturating_add(3),
+            plain: plain && lead == 0,
+        };
+        match (count, text.get(3)) {
+            (3, _) if !(100..700).contains(&value) => Self::Text,
+            (3, Some(b' ')) => Self::Last(code(true)),
+            (3, Some(b'-')) => Self::First(code(true)),
+            (3, Some(b'0'..=b'9')) => Self::Text,
+            (3, None) if ended => Self::Last(code(true)),
             (3, None) => Self::Unknown,
             // Blanks at the line's end don't count; more may follow.
-            (3, _) if !ended && blank_from(line, 3) => Self::Unknown,
-            (n, _) if n == line.len() && !ended => Self::Unknown,
+            (3, _) if !ended && blank_from(text, 3) => Self::Unknown,
+            (3, _) => Self::Last(code(false)),
+            (n, _) if n == text.len() && !ended => Self::Unknown,
             _ => Self::Text,
         }
+    }
+}
+
+/// How many bytes come in front of a line's text: Telnet commands, NULs, blanks. `None`: there is
+/// nothing else, or a Telnet command isn't complete.
+fn lead_len(line: &[u8]) -> Option<usize> {
+    let mut at = 0usize;
+    loop {
+        let rest = line.get(at..).unwrap_or_default();
+        let skip = match rest.first()? {
+            0 | b' ' | b'\t' => 1,
+            255 => match telnet_len(rest) {
+                0 => return (rest.len() > 2).then_some(at),
+                len => len,
+            },
+            _ => return Some(at),
+        };
+        at = at.saturating_add(skip);
     }
 }
 
@@ -46,20 +90,69 @@ fn blank_from(line: &[u8], at: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::Start;
+    use super::*;
+
+    fn plain(value: u16) -> Code {
+        Code {
+            value,
+            end: 3,
+            plain: true,
+        }
+    }
+
+    fn odd(value: u16, end: usize) -> Code {
+        Code {
+            value,
+            end,
+            plain: false,
+        }
+    }
 
     #[test]
     fn starts() {
-        assert_eq!(Start::of(b"227 x", false), Start::Last(227));
-        assert_eq!(Start::of(b"227-x", false), Start::First(227));
-        assert_eq!(Start::of(b"200", true), Start::Last(200));
+        assert_eq!(Start::of(b"227 x", false), Start::Last(plain(227)));
+        assert_eq!(Start::of(b"227-x", false), Start::First(plain(227)));
+        assert_eq!(Start::of(b"200", true), Start::Last(plain(200)));
         assert_eq!(Start::of(b"200", false), Start::Unknown);
         assert_eq!(Start::of(b"22", false), Start::Unknown);
         assert_eq!(Start::of(b"220\r", false), Start::Unknown);
-        assert_eq!(Start::of(b"220\rx", false), Start::Text);
         assert_eq!(Start::of(b"", false), Start::Unknown);
         assert_eq!(Start::of(b"", true), Start::Text);
-        assert_eq!(Start::of(b" 227 x", true), Start::Text);
-        assert_eq!(Start::of(b"2x7 x", true), Start::Text);
+        for text in [
+            &b"2x7 x"[..],
+            b"2270 x",
+            b"000 x",
+            b"719 x",
+            b"22",
+            b"+OK",
+            b"HTTP/1.1 200",
+        ] {
+            assert_eq!(
+                Start::of(text, true),
+                Start::Text,
+                "{}",
+                text.escape_ascii()
+            );
+        }
+    }
+
+    #[test]
+    fn lenient_starts() {
+        for (text, code) in [
+            (&b"220Welcome"[..], odd(220, 3)),
+            (b"220\rx", odd(220, 3)),
+            (b"227\tEntering", odd(227, 3)),
+            (b"227. Entering", odd(227, 3)),
+            (b" 227 x", odd(227, 4)),
+            (b"\0227 x", odd(227, 4)),
+            (b"\xff\xfc\x01200 ok", odd(200, 6)),
+            (b"\xff\xfc\xff\xff\xf1\0 200", odd(200, 10)),
+        ] {
+            let shown = text.escape_ascii();
+            assert_eq!(Start::of(text, true), Start::Last(code), "{shown}");
+        }
+        assert_eq!(Start::of(b"\xff\xfc", false), Start::Unknown);
+        assert_eq!(Start::of(b"  ", false), Start::Unknown);
+        assert_eq!(Start::of(b"\xff\xfc", true), Start::Text);
     }
 }

@@ -11,28 +11,29 @@ use std::sync::Arc;
 pub use step::{Address, Announcement, Form, Outcome, Over, Peer, Refusal, Step};
 use tls::Implicit;
 
+use super::command::Command;
 use super::line::Line;
 use super::policy::Policy;
 use super::waiting::Waiting;
 
-/// Where an active data connection stands. It is opened when a transfer is commanded, unless its
-/// `PORT` was refused by then; a refusal that comes later closes it. For servers that connect as
-/// soon as they read the `PORT`, and grant it only then (pyftpdlib), it is opened with the `PORT`.
+/// Where the data connection of the last `PORT` or `EPRT` that was followed stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 enum Active {
     #[default]
     None,
-    /// The address went out; the server hasn't answered.
-    Announced {
-        /// The transfer command has come already (pipelining).
-        transfer: bool,
+    /// Its hole has a port but isn't open: the login is still under way, or the strict rule
+    /// `active-late` holds.
+    Reserved {
+        /// The server answered the `PORT` with `2yz`.
+        granted: bool,
+        /// A transfer command followed it.
+        commanded: bool,
     },
-    /// The server answered `2yz`.
-    Granted,
-    /// The address went out to a server that connects at once: the hole must be open before.
-    Early,
-    /// Its hole was opened.
-    Opened,
+    /// Its hole is open.
+    Open {
+        /// A transfer command followed it.
+        commanded: bool,
+    },
 }
 
 /// What a session has counted; each stops at its greatest value.
@@ -44,7 +45,7 @@ pub struct Counts {
     pub unparsable: u16,
     /// Addresses in a reply that answers no `PASV`/`EPSV`, or before the login: passed as they were.
     pub unasked: u16,
-    /// Commands beyond the pipelining limit.
+    /// Commands that were forgotten because too many waited for their reply.
     pub overrun: u16,
 }
 
@@ -75,8 +76,8 @@ impl User {
 
 /// The state of one control connection's dialogue.
 ///
-/// Replies are matched to commands in order. A `227` or `229` counts only as the last (or only)
-/// line of the reply to a `PASV` or `EPSV`.
+/// A reply answers the first waiting command that it can answer. A `227` or `229` counts only as
+/// the last (or only) line of a reply, and only while a `PASV` or `EPSV` waits.
 #[derive(Debug)]
 pub struct Session {
     policy: Arc<Policy>,
@@ -85,25 +86,31 @@ pub struct Session {
     waiting: Waiting,
     /// Until the login.
     user: Option<Box<User>>,
-    /// Commands that weren't recorded because too many were waiting: they come after those.
-    unrecorded: u32,
     counts: Counts,
     /// The code of a multi-line reply whose last line hasn't come.
     multi: Option<NonZeroU16>,
+    /// The code of the first line within it that looked like the end of another reply.
+    other_end: Option<NonZeroU16>,
     active: Active,
     over: Option<Over>,
     implicit: Implicit,
+    /// Lines of text before the greeting.
+    preface: u8,
     greeted: bool,
-    /// The first command was one of FTP's.
+    /// A command of FTP's has come.
     spoken: bool,
+    /// What the client said isn't FTP: nothing opens any more. What is refused stays refused, since
+    /// the server may read it as FTP all the same.
+    unfollowed: bool,
     logged_in: bool,
     fresh_login: bool,
+    /// A login was tried that hasn't succeeded.
+    login_tried: bool,
     epsv_all: bool,
-    /// The address of the line that is under way went out with a pinhole reserved.
+    /// The address of the line that is under way went out with a pinhole.
     followed: bool,
-    transferring: bool,
-    /// The server connects as soon as it reads a `PORT`.
-    connects_early: bool,
+    /// An `AUTH` was forgotten when too many commands waited.
+    forgot_auth: bool,
     /// The reserved or open hole of a `PORT` won't be used.
     cancelled: bool,
     /// Since the last login that succeeded.
@@ -111,32 +118,31 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session that hasn't begun: the server speaks first.
-    ///
-    /// `connects_early`: the server is known to connect as soon as it reads a `PORT` (see
-    /// [`Session::connects_early`]).
+    /// A session that hasn't begun.
     #[must_use]
-    pub fn new(policy: Arc<Policy>, connects_early: bool) -> Self {
+    pub fn new(policy: Arc<Policy>) -> Self {
         Self {
             policy,
             client: Line::default(),
             server: Line::default(),
             waiting: Waiting::default(),
             user: None,
-            unrecorded: 0,
             counts: Counts::default(),
             multi: None,
+            other_end: None,
             active: Active::None,
             over: None,
             implicit: Implicit::default(),
+            preface: 0,
             greeted: false,
             spoken: false,
+            unfollowed: false,
             logged_in: false,
             fresh_login: false,
+            login_tried: false,
             epsv_all: false,
             followed: false,
-            transferring: false,
-            connects_early,
+            forgot_auth: false,
             cancelled: false,
             failed_logins: 0,
         }
@@ -170,44 +176,72 @@ impl Session {
         self.abandon_command(pending)
     }
 
+    /// Says what to do with bytes of the server's that have waited for too long for the rest of an
+    /// address: they are none. Never [`Step::Wait`].
+    pub fn give_up_reply(&mut self, pending: &[u8]) -> Step {
+        let (piece, ended) = first_line(pending);
+        if !ended {
+            self.server.settle();
+        }
+        self.server.goes(piece);
+        Step::Pass(piece.len().max(1))
+    }
+
     /// What became of the last [`Step::Address`] of `from`'s stream.
     pub fn announced(&mut self, from: Peer, outcome: Outcome) {
-        if from == Peer::Client {
-            self.followed = matches!(outcome, Outcome::Accepted(_));
-            // The caller replaces an older hole by the accepted one; else the older one must go.
-            self.cancelled = !self.followed && (self.cancelled || self.active != Active::None);
-            self.active = match outcome {
-                Outcome::Accepted(_) if self.connects_early && self.may_open() => Active::Early,
-                Outcome::Accepted(_) => Active::Announced { transfer: false },
-                Outcome::PassedUnmodified | Outcome::Refused => Active::None,
-            };
+        if from == Peer::Server {
+            return;
         }
+        self.followed = matches!(outcome, Outcome::Accepted { .. });
+        if let Outcome::Accepted { open } = outcome {
+            // The caller has given the older hole up, unless its transfer is under way.
+            self.cancelled = false;
+            self.active = match open {
+                true => Active::Open { commanded: false },
+                false => Active::Reserved {
+                    granted: false,
+                    commanded: false,
+                },
+            };
+        } else {
+            self.forget_active();
+        }
+    }
+
+    /// Whether the hole of an accepted `PORT` is to be open before the line goes out: servers exist
+    /// that connect as soon as they have read it (pyftpdlib, twisted, libunftp), or with their
+    /// own `200` (ftp-srv). Otherwise [`Step::OpenActive`] says when.
+    #[must_use]
+    pub fn opens_at_once(&self) -> bool {
+        self.may_open() && !self.policy.strict.active_late
     }
 
     /// What became of [`Step::OpenActive`].
     pub fn active_opened(&mut self, opened: bool) {
-        self.active = if opened { Active::Opened } else { Active::None };
+        self.active = match self.active {
+            Active::Reserved { commanded, .. } if opened => Active::Open { commanded },
+            _ => Active::None,
+        };
     }
 
-    /// Whether the hole of the last `PORT` is open: a transfer may be under way to it, so that a
-    /// later `PORT` doesn't take its place.
+    /// Whether a transfer was commanded that may use the hole of the last `PORT`: a later `PORT`
+    /// doesn't take its place.
     #[must_use]
-    pub fn active_is_open(&self) -> bool {
-        self.active == Active::Opened
+    pub fn active_is_commanded(&self) -> bool {
+        matches!(
+            self.active,
+            Active::Open { commanded: true }
+                | Active::Reserved {
+                    commanded: true,
+                    ..
+                }
+        )
     }
 
     /// Whether the hole of a `PORT` won't be used, once: it must go. The server refused it, or
     /// another command took its place.
     pub fn take_cancelled(&mut self) -> bool {
         std::mem::take(&mut self.cancelled)
-    }
-
-    /// Whether the server has shown that it connects as soon as it reads a `PORT`, before it
-    /// grants it: by its name in the greeting, or by complaining that it couldn't (`425`, which
-    /// answers transfer commands only, RFC 959 §5.4).
-    #[must_use]
-    pub fn connects_early(&self) -> bool {
-        self.connects_early
     }
 
     /// Whether the server's last line isn't one of several of a reply.
@@ -217,7 +251,7 @@ impl Session {
     }
 
     fn may_open(&self) -> bool {
-        self.logged_in || !self.policy.require_login
+        !self.unfollowed && (self.logged_in || !self.policy.require_login)
     }
 
     /// Whether the login succeeded.
@@ -230,7 +264,7 @@ impl Session {
     #[must_use]
     pub fn is_guest(&self) -> bool {
         match self.over {
-            None => !self.logged_in,
+            None => self.unfollowed || !self.logged_in,
             Some(Over::NotFtp | Over::NotTls) => true,
             Some(_) => false,
         }
@@ -252,9 +286,10 @@ impl Session {
             Some(Over::Tls) => "tls",
             Some(Over::NotFtp) => "not ftp",
             Some(Over::NotTls) => "not tls",
+            None if self.unfollowed => "not ftp",
             None if !self.greeted => "greeting",
             None if !self.logged_in => "login",
-            None if self.transferring => "transfer",
+            None if self.waiting.has(Command::Running) => "transfer",
             None => "ready",
         }
     }
@@ -272,9 +307,23 @@ impl Session {
         Step::Opaque(over)
     }
 
-    /// What a `PORT` prepared isn't wanted any more.
+    /// Nothing of this session is followed from here on.
+    fn unfollow(&mut self) -> Step {
+        self.unfollowed = true;
+        self.drop_active();
+        Step::Unfollowed
+    }
+
+    /// What a `PORT` prepared isn't wanted any more, unless a transfer that uses it was commanded.
     fn forget_active(&mut self) {
-        self.cancelled |= matches!(self.active, Active::Announced { .. } | Active::Granted);
+        if !self.active_is_commanded() {
+            self.drop_active();
+        }
+    }
+
+    /// What a `PORT` prepared must go.
+    fn drop_active(&mut self) {
+        self.cancelled |= self.active != Active::None;
         self.active = Active::None;
     }
 }

@@ -9,15 +9,16 @@ const NEAR: usize = 6;
 
 /// Commands in the order they were sent.
 ///
-/// Replies come in the same order, with these exceptions, each seen in common servers: `STAT` is
-/// answered during a transfer (RFC 959 §4.1.3); an `ABOR` has a reply of its own besides the
-/// transfer's, or not; an empty line has one (`500`) or none.
+/// Replies should come one per command and in order (RFC 959 §4.2, §5.4). Real servers answer some
+/// commands before a running transfer ends, some twice, some never, and split or join lines that
+/// hold a lone line feed. So the order is only the tie-breaker here: a reply answers the first
+/// command that it *can* answer. What was overtaken by that is forgotten, which brings both ends
+/// back into step, with two exceptions: a running transfer, whose reply comes when it ends, and a
+/// `PASV` or `EPSV`, whose reply nothing but a `227`, a `229` or a refusal can be.
 #[derive(Debug)]
 pub(super) struct Waiting {
     near: [Command; NEAR],
     len: u8,
-    /// A reply was taken for one of `ABOR` or an empty line that may have been the next command's.
-    doubt: bool,
     #[expect(
         clippy::box_collection,
         reason = "an idle flow pays for the pointer only"
@@ -30,21 +31,9 @@ impl Default for Waiting {
         Self {
             near: [Command::Unknown; NEAR],
             len: 0,
-            doubt: false,
             far: None,
         }
     }
-}
-
-/// Which command a reply answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
-    /// The command, and where it stands; `None`: no command that waits.
-    pub(super) command: Option<(usize, Command)>,
-    /// Commands before it that go without a reply.
-    unanswered: usize,
-    /// Whether the reply counts for a command that wasn't recorded.
-    pub(super) beyond: bool,
 }
 
 impl Waiting {
@@ -63,7 +52,16 @@ impl Waiting {
             .copied()
     }
 
+    pub(super) fn has(&self, command: Command) -> bool {
+        self.iter().any(|waits| waits == command)
+    }
+
+    /// Adds a command. Empty lines in a row count as one: some servers answer each of them, some
+    /// none.
     pub(super) fn push(&mut self, command: Command) {
+        if command == Command::Blank && self.iter().last() == Some(Command::Blank) {
+            return;
+        }
         match self.near.get_mut(usize::from(self.len)) {
             Some(slot) if self.far.is_none() => {
                 *slot = command;
@@ -73,92 +71,56 @@ impl Waiting {
         }
     }
 
-    /// Says which command a final reply (code 200 or more) answers.
-    pub(super) fn answer(&self, code: u16) -> Answer {
-        let none = Answer {
-            command: None,
-            unanswered: 0,
-            beyond: false,
-        };
-        let Some(front) = self.iter().next() else {
-            return Answer {
-                beyond: true,
-                ..none
+    /// Forgets the command that has waited longest, and says which that was.
+    pub(super) fn forget_first(&mut self) -> Option<Command> {
+        let first = self.iter().next()?;
+        self.remove(0);
+        Some(first)
+    }
+
+    /// Which command a final reply (code 200 or more) answers: its place and what it is. `None`:
+    /// none that waits.
+    pub(super) fn answered(&self, code: u16) -> Option<(usize, Command)> {
+        let mut waiting = self.iter().enumerate();
+        waiting.find(|(_, command)| command.may_be_answered_by(code))
+    }
+
+    /// Takes off the command at `at`, which a final reply answers, and those that it overtook.
+    pub(super) fn take(&mut self, at: usize) {
+        let answered = self.iter().nth(at);
+        // An empty line may be answered again: see `push`.
+        let keep_answered = answered == Some(Command::Blank);
+        // What opens a data connection settles what was announced for another one before.
+        let settles = answered.is_some_and(Command::is_announcement);
+        // Backwards, so that what goes doesn't move what is still to be looked at.
+        for place in (0..=at).rev() {
+            let keep = match self.iter().nth(place) {
+                _ if place == at => keep_answered,
+                Some(Command::Running) => true,
+                Some(command) => command.is_question() && !settles,
+                None => true,
             };
-        };
-        if front == Command::Transfer
-            && (211..=213).contains(&code)
-            && let Some(at) = self.iter().position(|command| command == Command::Stat)
-        {
-            return Answer {
-                command: Some((at, Command::Stat)),
-                ..none
-            };
-        }
-        let skippable = |command| match command {
-            Command::Blank => code < 500,
-            Command::Abor => !Command::Abor.may_answer(code),
-            _ => false,
-        };
-        let unanswered = self
-            .iter()
-            .take_while(|command| skippable(*command))
-            .count();
-        let Some(next) = self.iter().nth(unanswered) else {
-            return Answer { unanswered, ..none };
-        };
-        if next.may_answer(code) {
-            return Answer {
-                command: Some((unanswered, next)),
-                unanswered,
-                beyond: false,
-            };
-        }
-        let fitting = self
-            .iter()
-            .enumerate()
-            .skip(unanswered)
-            .find(|(_, command)| command.may_answer(code));
-        match fitting {
-            Some((at, command)) if self.doubt => Answer {
-                command: Some((at, command)),
-                unanswered: at,
-                beyond: false,
-            },
-            // A transfer that was aborted may end with one reply more than it should.
-            None if matches!(code, 225 | 226) => none,
-            _ => Answer {
-                command: Some((unanswered, next)),
-                unanswered,
-                beyond: false,
-            },
+            if !keep {
+                self.remove(place);
+            }
         }
     }
 
-    /// Takes off what [`Waiting::answer`] said.
-    pub(super) fn take(&mut self, answer: Answer, code: u16) {
-        let doubtful = matches!(
-            answer.command,
-            Some((_, Command::Abor | Command::Blank)) if code >= 400
-        );
-        if let Some((at, _)) = answer.command {
-            self.remove(at);
-        }
-        for _ in 0..answer.unanswered {
+    /// A transfer has begun (`125`, `150`): the first one that isn't running yet. One that still
+    /// runs is over then, whether its reply came or not, and so is what was asked before.
+    pub(super) fn transfer_begins(&mut self) {
+        let Some(at) = self.iter().position(|command| command == Command::Transfer) else {
+            return;
+        };
+        let mut place = 0usize;
+        self.each(|command| {
+            if place == at {
+                *command = Command::Running;
+            }
+            place = place.saturating_add(1);
+        });
+        for _ in 0..at {
             self.remove(0);
-        }
-        if answer.unanswered > 0 {
-            self.doubt = false;
-        }
-        let left = self.len();
-        self.doubt = (self.doubt || doubtful) && left > 0;
-        if doubtful && left > 0 {
-            // Whichever it was: no address is followed on a guess.
-            self.each(|command| {
-                if command.is_address() {
-                    *command = Command::Other;
-                }
-            });
         }
     }
 
@@ -197,6 +159,7 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Command::{Abor, Blank, Epsv, Followed, Login, Other, Pasv, Running, Stat, Transfer, User};
 
     fn waiting(commands: &[Command]) -> Waiting {
         let mut waiting = Waiting::default();
@@ -204,79 +167,134 @@ mod tests {
         waiting
     }
 
-    /// Which commands the replies are taken for.
+    /// Which commands the replies are taken for; `150` is the beginning of a transfer.
     fn answers(waiting: &mut Waiting, codes: &[u16]) -> Vec<Option<Command>> {
         let mut take = |code| {
-            let answer = waiting.answer(code);
-            waiting.take(answer, code);
-            answer.command.map(|(_, command)| command)
+            if code < 200 {
+                waiting.transfer_begins();
+                return None;
+            }
+            let (at, command) = waiting.answered(code)?;
+            waiting.take(at);
+            Some(command)
         };
         codes.iter().map(|code| take(*code)).collect()
     }
 
     #[test]
     fn any_number_in_order() {
-        let commands = [
-            Command::Pasv,
-            Command::Other,
-            Command::Port,
-            Command::Transfer,
-        ];
+        let commands = [Pasv, Other, Command::Port, Transfer];
         let mut all = Waiting::default();
         for n in 0..40 {
             all.push(commands[n % 4]);
         }
         for n in 0..40 {
             assert_eq!(all.len(), 40 - n);
-            let code = if n % 4 == 0 { 227 } else { 250 };
+            let code = [227, 250, 200, 550][n % 4];
             assert_eq!(answers(&mut all, &[code]), [Some(commands[n % 4])], "{n}");
         }
         assert!(all.far.is_none());
-        assert!(all.answer(200).beyond);
+        assert_eq!(all.answered(200), None);
     }
 
     #[test]
     fn an_abort_has_one_reply_or_two_or_three() {
-        use Command::{Abor, Pasv, Transfer};
         for (codes, taken) in [
-            (&[426, 226][..], &[Some(Transfer), Some(Abor)][..]),
-            (&[226][..], &[Some(Transfer)][..]),
-            (&[226, 225][..], &[Some(Transfer), Some(Abor)][..]),
-            (
-                &[426, 226, 225][..],
-                &[Some(Transfer), Some(Abor), None][..],
-            ),
+            (&[426, 226][..], &[Some(Running), Some(Abor)][..]),
+            (&[226][..], &[Some(Running)][..]),
+            (&[226, 225][..], &[Some(Running), Some(Abor)][..]),
+            (&[426, 226, 225][..], &[Some(Running), Some(Abor), None][..]),
         ] {
             let mut all = waiting(&[Transfer, Abor]);
+            assert_eq!(answers(&mut all, &[150]), [None]);
             assert_eq!(answers(&mut all, codes), taken);
             all.push(Pasv);
             assert_eq!(answers(&mut all, &[227]), [Some(Pasv)], "after {codes:?}");
             assert_eq!(all.len(), 0);
         }
         let mut late = waiting(&[Pasv]);
-        assert_eq!(answers(&mut late, &[226, 227]), [None, Some(Pasv)]);
+        assert_eq!(
+            answers(&mut late, &[226, 426, 227]),
+            [None, None, Some(Pasv)]
+        );
     }
 
     #[test]
-    fn in_step_again_after_an_abort_without_a_reply() {
-        use Command::{Abor, Other, Pasv};
-        let mut all = waiting(&[Abor, Other]);
-        assert_eq!(answers(&mut all, &[550]), [Some(Abor)]);
+    fn commands_answered_before_the_running_transfer_ends() {
+        for (command, code) in [
+            (Pasv, 227),
+            (Epsv, 229),
+            (Followed, 200),
+            (User, 331),
+            (Command::Rein, 230),
+            (Stat, 211),
+            (Other, 200),
+            (Pasv, 500),
+            (Followed, 500),
+            (Epsv, 500),
+        ] {
+            let mut all = waiting(&[Transfer]);
+            answers(&mut all, &[150]);
+            all.push(command);
+            let taken = answers(&mut all, &[code, 226]);
+            assert_eq!(taken, [Some(command), Some(Running)], "{code}");
+            assert_eq!(all.len(), 0);
+        }
+    }
+
+    #[test]
+    fn a_transfer_that_is_never_answered_ends_with_the_next_one() {
+        let mut all = waiting(&[Transfer]);
+        answers(&mut all, &[150]);
         all.push(Pasv);
-        assert_eq!(answers(&mut all, &[227]), [Some(Pasv)]);
+        all.push(Transfer);
+        assert_eq!(
+            answers(&mut all, &[227, 150, 226]),
+            [Some(Pasv), None, Some(Running)]
+        );
         assert_eq!(all.len(), 0);
     }
 
     #[test]
-    fn an_empty_line_is_answered_or_not() {
-        use Command::{Blank, Pasv};
-        let mut silent = waiting(&[Blank, Blank, Pasv]);
-        assert_eq!(answers(&mut silent, &[227]), [Some(Pasv)]);
-        let mut answered = waiting(&[Blank]);
-        assert_eq!(answers(&mut answered, &[500]), [Some(Blank)]);
-        // Whose the 500 is can't be told: the address isn't followed.
-        let mut unclear = waiting(&[Blank, Pasv]);
-        assert_eq!(answers(&mut unclear, &[500]), [Some(Blank)]);
-        assert_ne!(answers(&mut unclear, &[227]), [Some(Pasv)]);
+    fn commands_without_a_reply_are_forgotten_once_a_later_one_has_its_own() {
+        let mut all = waiting(&[Other, Abor, Stat, Pasv, Other]);
+        assert_eq!(answers(&mut all, &[227]), [Some(Pasv)]);
+        assert_eq!(all.len(), 1);
+        let mut all = waiting(&[User, Login]);
+        assert_eq!(answers(&mut all, &[230]), [Some(User)]);
+    }
+
+    #[test]
+    fn a_question_waits_for_its_answer_or_a_refusal() {
+        let mut all = waiting(&[Pasv, Other]);
+        assert_eq!(
+            answers(&mut all, &[200, 226, 331, 227]),
+            [Some(Other), None, None, Some(Pasv)]
+        );
+        let mut refused = waiting(&[Pasv]);
+        assert_eq!(answers(&mut refused, &[502, 227]), [Some(Pasv), None]);
+        let mut other = waiting(&[Epsv]);
+        assert_eq!(answers(&mut other, &[227, 229]), [None, Some(Epsv)]);
+    }
+
+    #[test]
+    fn an_empty_line_is_answered_any_number_of_times() {
+        for refusals in 0..3 {
+            let mut all = waiting(&[Blank, Blank, Pasv]);
+            assert_eq!(all.len(), 2);
+            for _ in 0..refusals {
+                assert_eq!(answers(&mut all, &[500]), [Some(Blank)]);
+            }
+            assert_eq!(answers(&mut all, &[227]), [Some(Pasv)]);
+            assert_eq!(all.len(), 0);
+        }
+    }
+
+    #[test]
+    fn the_first_one_is_forgotten() {
+        let mut all = waiting(&[Pasv, Other]);
+        assert_eq!(all.forget_first(), Some(Pasv));
+        assert_eq!(all.forget_first(), Some(Other));
+        assert_eq!(all.forget_first(), None);
     }
 }

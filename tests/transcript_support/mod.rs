@@ -29,6 +29,7 @@ pub(crate) struct Machine {
     /// One line per decision.
     pub(crate) decisions: Vec<String>,
     opaque: bool,
+    unfollowed: bool,
 }
 
 fn index(peer: Peer) -> usize {
@@ -36,15 +37,16 @@ fn index(peer: Peer) -> usize {
 }
 
 impl Machine {
-    pub(crate) fn new(policy: Policy, connects_early: bool) -> Self {
+    pub(crate) fn new(policy: Policy) -> Self {
         let policy = Arc::new(policy);
         Self {
-            session: Session::new(policy.clone(), connects_early),
+            session: Session::new(policy.clone()),
             policy,
             pending: Default::default(),
             out: Default::default(),
             decisions: Vec::new(),
             opaque: false,
+            unfollowed: false,
         }
     }
 
@@ -83,6 +85,7 @@ impl Machine {
                     len,
                     announcement: said,
                     refusal,
+                    follow,
                 }) => {
                     assert!(len > 0 && at + len <= pending.len());
                     let own = IpAddr::from(CLIENT);
@@ -106,6 +109,7 @@ impl Machine {
                             opened = false;
                             continue;
                         }
+                        _ if !follow => (Outcome::PassedUnmodified, pending[at..at + len].to_vec()),
                         _ if said.port == UNAVAILABLE => {
                             self.decide(format!("leave {what}"));
                             (Outcome::PassedUnmodified, pending[at..at + len].to_vec())
@@ -113,7 +117,11 @@ impl Machine {
                         _ => {
                             self.decide(format!("announce {what}"));
                             let new = SocketAddr::new(PUBLIC.into(), said.port);
-                            (Outcome::Accepted(new), encode(said.form, new))
+                            let open = foreign.is_none() || self.session.opens_at_once();
+                            if foreign.is_some() && open {
+                                self.decide("open".to_owned());
+                            }
+                            (Outcome::Accepted { open }, encode(said.form, new))
                         }
                     };
                     assert_eq!(
@@ -143,6 +151,12 @@ impl Machine {
                     opened = true;
                     self.decide("open".to_owned());
                     self.session.active_opened(true);
+                    continue;
+                }
+                Step::Unfollowed => {
+                    assert!(!self.unfollowed, "said twice");
+                    self.unfollowed = true;
+                    self.decide("not ftp".to_owned());
                     continue;
                 }
                 Step::Opaque(why) => {

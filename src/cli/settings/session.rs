@@ -30,6 +30,7 @@ struct Named {
     control_bytes: Option<bool>,
     before_greeting: Option<bool>,
     addresses: Option<bool>,
+    active_late: Option<bool>,
     #[serde(deserialize_with = "logins")]
     failed_logins: Option<u8>,
     allow: Option<Vec<Verb>>,
@@ -38,7 +39,7 @@ struct Named {
 
 /// The rules that can be named on the command line.
 const RULES: &str = "all, order, unknown-verbs, long-lines, control-bytes, before-greeting, \
-                     addresses, failed-logins";
+                     addresses, active-late, failed-logins";
 
 impl StrictChoice {
     /// These, with the other's lists and numbers where they have none: a flag adds rules to those
@@ -60,6 +61,7 @@ impl StrictChoice {
                 control_bytes: either(own.control_bytes, base_named.control_bytes),
                 before_greeting: either(own.before_greeting, base_named.before_greeting),
                 addresses: either(own.addresses, base_named.addresses),
+                active_late: either(own.active_late, base_named.active_late),
                 failed_logins: logins.or(own.failed_logins),
                 allow: own.allow.or(base_named.allow),
                 deny: own.deny.or(base_named.deny),
@@ -83,6 +85,7 @@ impl StrictChoice {
             control_bytes: on(named.control_bytes),
             before_greeting: on(named.before_greeting),
             addresses: on(named.addresses),
+            active_late: on(named.active_late),
             allow: verbs(named.allow),
             deny: verbs(named.deny),
             failed_logins: named.failed_logins.or(default).filter(|n| *n > 0),
@@ -113,6 +116,7 @@ impl FromStr for StrictChoice {
                 "control-bytes" => &mut named.control_bytes,
                 "before-greeting" => &mut named.before_greeting,
                 "addresses" => &mut named.addresses,
+                "active-late" => &mut named.active_late,
                 other => return Err(format!("no rule {other:?}; write some of {RULES}")),
             };
             *rule = Some(true);

@@ -1,13 +1,13 @@
 //! What the text of a control connection means for it: addresses, refusals, the end of inspection.
 
 use super::{Context, Flow, Hole};
-use crate::engine::announce::{self, Decision};
+use crate::engine::announce::{self, Decision, How};
 use crate::engine::event::Event;
 use crate::engine::second::Second;
 use crate::engine::{Endpoints, Side};
 use crate::ftp::Mode;
 use crate::ftp::session::{Address, Outcome, Over, Peer, Step};
-use crate::stream::{Half, Overflow};
+use crate::stream::{Half, Limits, Overflow};
 
 /// Goes out in place of a `227` or `229` up to the end of its address, where no data connection can
 /// be had; the rest of the server's line follows, a closing bracket as a rule. RFC 959 knows 425 as
@@ -23,8 +23,6 @@ pub(in crate::engine) enum Unread {
     Over(Over),
     /// Packets went round the gateway.
     Missed,
-    /// An address began and didn't end in time.
-    Unfinished,
     /// A limit was reached.
     Limit,
 }
@@ -36,7 +34,6 @@ impl Unread {
         match self {
             Self::Over(over) => over.why(),
             Self::Missed => "missed",
-            Self::Unfinished => "an address that never ended",
             Self::Limit => "limit",
         }
     }
@@ -68,7 +65,13 @@ impl Flow {
         cx: &mut Context<'_>,
     ) -> Result<(), Overflow> {
         let peer = self.peer(side);
-        let limits = cx.limits(peer);
+        // What is in flight is bounded by what is taken in (`Half::known_if_full`), not here: else a
+        // sender could have the rest of a segment pass unread.
+        let limits = Limits {
+            unacked: usize::MAX,
+            edits: usize::MAX,
+            ..cx.limits(peer)
+        };
         let counted = self.session.counts();
         loop {
             let pending = pending(&self.halves, side);
@@ -92,7 +95,7 @@ impl Flow {
                     }
                     break;
                 }
-                Step::Address(said) => self.announce(ends, side, &said, cx)?,
+                Step::Address(said) => self.announce(ends, side, &said, &limits, cx)?,
                 Step::Refuse {
                     at,
                     with,
@@ -118,6 +121,11 @@ impl Flow {
                         result.is_ok()
                     });
                     self.session.active_opened(opened);
+                }
+                Step::Unfollowed => {
+                    cx.stats.not_ftp = cx.stats.not_ftp.saturating_add(1);
+                    let (session, why) = (self.id, Over::NotFtp.why());
+                    cx.gateway.event(Event::Opaque { session, why });
                 }
                 Step::Opaque(Over::Tls) => {
                     self.follow_records(side);
@@ -151,18 +159,26 @@ impl Flow {
         ends: &Endpoints,
         side: Side,
         said: &Address,
+        limits: &Limits,
         cx: &mut Context<'_>,
     ) -> Result<(), Overflow> {
         let peer = self.peer(side);
-        let limits = cx.limits(peer);
         let Address {
             at,
             len,
             announcement: said,
             refusal,
+            follow,
         } = said;
         let (at, len) = (*at, *len);
-        let decision = if self.is_closed() {
+        let open = said.mode == Mode::Passive || self.session.opens_at_once();
+        let how = match (follow, open) {
+            (false, _) => How::Check,
+            _ if !self.is_admitted() => How::Check,
+            (true, false) => How::Reserve,
+            (true, true) => How::Open,
+        };
+        let decision = if self.is_closed() && *follow {
             // Its pinholes went when it ended: nothing would end another one in time.
             let why = "the control connection is over".to_owned();
             match said.mode {
@@ -170,7 +186,7 @@ impl Flow {
                 Mode::Passive => Decision::Leave(why),
             }
         } else {
-            announce::decide(cx.config, cx.gateway, self.id, ends, side, said)
+            announce::decide(cx.config, cx.gateway, self.id, ends, side, said, how)
         };
         let [forward, _] = self.both(side);
         match decision {
@@ -182,18 +198,18 @@ impl Flow {
                 land,
                 hole,
             } => {
-                forward.pass(at, &limits)?;
-                forward.replace(len, &text, &limits)?;
+                forward.pass(at, limits)?;
+                forward.replace(len, &text, limits)?;
                 if said.mode == Mode::Active {
                     let hole = Hole::from(hole);
                     let superseded = self.active.replace(hole).filter(|old| *old != hole);
                     if let Some(superseded) = superseded
-                        && !self.session.active_is_open()
+                        && !self.session.active_is_commanded()
                     {
                         cx.gateway.release(superseded.into());
                     }
                 }
-                self.session.announced(peer, Outcome::Accepted(new));
+                self.session.announced(peer, Outcome::Accepted { open });
                 self.announced = self.announced.saturating_add(1);
                 cx.stats.announced = cx.stats.announced.saturating_add(1);
                 if old != new {
@@ -210,8 +226,12 @@ impl Flow {
                     land,
                 });
             }
+            Decision::Pass => {
+                forward.pass(at.saturating_add(len), limits)?;
+                self.session.announced(peer, Outcome::PassedUnmodified);
+            }
             Decision::Leave(why) => {
-                forward.pass(at.saturating_add(len), &limits)?;
+                forward.pass(at.saturating_add(len), limits)?;
                 self.session.announced(peer, Outcome::PassedUnmodified);
                 self.count_refusal(said.verb, why, false, cx);
             }
@@ -224,21 +244,21 @@ impl Flow {
                     false => (at, len, NO_ADDRESS),
                 };
                 let [forward, _] = self.both(side);
-                forward.pass(at, &limits)?;
-                forward.replace(len, text, &limits)?;
+                forward.pass(at, limits)?;
+                forward.replace(len, text, limits)?;
                 self.session.announced(peer, Outcome::Refused);
                 self.count_refusal(said.verb, why, true, cx);
             }
             Decision::Refuse(why) => {
                 let Some(refusal) = refusal else {
                     // Only commands are refused.
-                    forward.pass(at.saturating_add(len), &limits)?;
+                    forward.pass(at.saturating_add(len), limits)?;
                     self.session.announced(peer, Outcome::PassedUnmodified);
                     self.count_refusal(said.verb, why, false, cx);
                     return Ok(());
                 };
-                forward.pass(refusal.at, &limits)?;
-                forward.replace(refusal.with.len().max(1), &refusal.with, &limits)?;
+                forward.pass(refusal.at, limits)?;
+                forward.replace(refusal.with.len().max(1), &refusal.with, limits)?;
                 self.session.announced(peer, Outcome::Refused);
                 self.count_refusal(said.verb, why, true, cx);
             }
@@ -271,13 +291,14 @@ impl Flow {
         });
     }
 
-    /// More is in flight than may be kept. Replies pass unread from here on, and none is followed;
-    /// commands stay under inspection: what is refused, stays refused.
+    /// All flows together keep too much: replies pass unread from here on, and none is followed.
+    /// Commands stay under inspection, and wait at their sender: what is refused, stays refused.
     pub(in crate::engine) fn reach_limit(&mut self, side: Side, cx: &mut Context<'_>) {
-        if side == self.client {
-            return self.end_inspection(Unread::Limit, cx);
-        }
+        let from_client = side == self.client;
         let [forward, _] = self.both(side);
+        if from_client || forward.is_opaque() {
+            return;
+        }
         forward.end_inspection();
         if let Some(since) = self.waiting.get_mut(side.index()) {
             *since = None;
@@ -300,7 +321,7 @@ impl Flow {
         let counter = match why {
             Unread::Over(Over::Tls) => &mut cx.stats.tls,
             Unread::Over(Over::NotFtp | Over::NotTls) => &mut cx.stats.not_ftp,
-            Unread::Missed | Unread::Unfinished | Unread::Limit => &mut cx.stats.limit_reached,
+            Unread::Missed | Unread::Limit => &mut cx.stats.limit_reached,
         };
         *counter = counter.saturating_add(1);
         cx.gateway.event(Event::Opaque {
@@ -318,11 +339,22 @@ impl Flow {
         if since.is_none_or(|since| since.until(cx.now) <= cx.config.hold) {
             return;
         }
-        if self.peer(side) == Peer::Server {
-            self.end_inspection(Unread::Unfinished, cx);
-        } else if self.refuse_waiting(side, cx).is_err() {
-            self.end_inspection(Unread::Limit, cx);
+        // Any bound that this reaches is reached by the next segment as well.
+        let _ = match self.peer(side) {
+            Peer::Server => self.pass_waiting(side, cx),
+            Peer::Client => self.refuse_waiting(side, cx),
+        };
+    }
+
+    /// What waits of the server's is no address: one that ends so late is of no use to anybody.
+    fn pass_waiting(&mut self, side: Side, cx: &mut Context<'_>) -> Result<(), Overflow> {
+        let limits = cx.limits(self.peer(side));
+        cx.stats.unparsable = cx.stats.unparsable.saturating_add(1);
+        if let Step::Pass(n) = self.session.give_up_reply(pending(&self.halves, side)) {
+            let [forward, _] = self.both(side);
+            forward.pass(n, &limits)?;
         }
+        Ok(())
     }
 
     /// What waits of the client's goes on as something else: it may be the beginning of what is

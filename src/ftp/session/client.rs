@@ -7,21 +7,16 @@ use super::super::command::{
 use super::super::hostport::{may_be_extended, may_be_host_port, parse_extended, parse_host_port};
 use super::super::line::HEAD;
 use super::{
-    Active, Address, Announcement, Form, Over, Refusal, Session, Step, User, count, first_line,
-    length,
+    Active, Address, Announcement, Form, Refusal, Session, Step, User, count, first_line, length,
 };
 use crate::ftp::Mode;
 
 impl Session {
     pub(super) fn next_command(&mut self, pending: &[u8]) -> Step {
-        if !self.greeted && !self.policy.strict.before_greeting {
-            // RFC 959 §5.4: a client waits for the greeting. Whoever doesn't, speaks another protocol.
-            return self.ends(Over::NotFtp);
-        }
-        if self.active == Active::Early {
-            return Step::OpenActive;
-        }
         let (piece, ended) = first_line(pending);
+        if ended {
+            self.lines_were_over();
+        }
         if self.client.is_refused() {
             return self.rest_of_refused(piece, ended);
         }
@@ -35,8 +30,6 @@ impl Session {
         }
         if !self.client.is_settled()
             && let Some(guarded) = guarded(&head, head.len() >= HEAD)
-            // Something in disguise may be no FTP at all.
-            && (self.spoken || guarded.plain)
             && let Some(step) = self.guarded(guarded, piece, ended, overlong)
         {
             return step;
@@ -47,37 +40,39 @@ impl Session {
         }
         let line = head.trim_ascii_end();
         let command = Command::of(line);
-        if !self.spoken && (overlong || !may_begin(line, command) || self.client.is_binary(piece)) {
-            return self.ends(Over::NotFtp);
-        }
-        // A page chooses its request's method, which may well be `USER`, but not that there are
-        // headers between the method and all else that it chooses.
-        if is_header_field(line) {
-            return self.ends(Over::NotFtp);
+        if !self.unfollowed && self.is_no_ftp(line, command, overlong, piece) {
+            return self.unfollow();
         }
         if overlong {
             count(&mut self.counts.overlong);
-        } else if command == Command::Transfer {
-            match self.active {
-                // A pipelined command comes before the reply to its `PORT`. Once the server has both
-                // it connects at once, faster than its reply gets here: the hole can't wait for
-                // that, and goes again if the reply is a refusal.
-                Active::Granted | Active::Announced { .. } if self.may_open() => {
-                    return Step::OpenActive;
-                }
-                Active::Announced { .. } => self.active = Active::Announced { transfer: true },
-                Active::Granted | Active::None | Active::Early | Active::Opened => {}
-            }
+        } else if command == Command::Transfer && self.opens_with_transfer() {
+            return Step::OpenActive;
         }
         self.command_passes(command, line, overlong);
         self.client.end();
         Step::Pass(piece.len())
     }
 
+    /// Whether a complete line shows that the client doesn't speak FTP.
+    ///
+    /// A page chooses its request's method, which may well be `USER`, but neither the protocol's
+    /// name at the line's end, nor that there are headers between the method and all else that it
+    /// chooses.
+    fn is_no_ftp(&self, line: &[u8], command: Command, overlong: bool, piece: &[u8]) -> bool {
+        let begins = || !overlong && may_begin(line, command) && !self.client.is_binary(piece);
+        is_header_field(line) || !self.spoken && !begins()
+    }
+
+    /// Whether the reserved hole of a `PORT` opens with the transfer command that comes now: the
+    /// strict rule `active-late`, once the server has granted it.
+    fn opens_with_transfer(&self) -> bool {
+        matches!(self.active, Active::Reserved { granted: true, .. }) && self.may_open()
+    }
+
     // ---- commands that may be refused ------------------------------------------------------
 
-    /// A line with a verb that may be refused. Its verb's last byte, and all behind it, wait until
-    /// that is known. `None`: it is no different from other lines.
+    /// A line with a verb that may be refused: what the refusal would replace waits until that is
+    /// known. `None`: it is no different from other lines.
     fn guarded(
         &mut self,
         guarded: Guarded,
@@ -85,7 +80,9 @@ impl Session {
         ended: bool,
         overlong: bool,
     ) -> Option<Step> {
-        let at = guarded.last.saturating_sub(self.client.gone());
+        let by_verb = !matches!(guarded.verb, "PORT" | "EPRT");
+        let behind = guarded.last.saturating_add(usize::from(!by_verb));
+        let at = behind.saturating_sub(self.client.gone());
         let why = match (guarded.ends, guarded.verb) {
             (Some(false), _) => return None,
             (_, "AUTH") if !self.policy.deny_tls => return None,
@@ -96,7 +93,7 @@ impl Session {
             // However long the line is: its server may look at its beginning only.
             _ if overlong => "a line over the limit",
             _ if !ended => return Some(self.wait_from(at, piece)),
-            (_, verb) => match self.address_command(verb, at, piece) {
+            (_, verb) => match self.address_command(verb, guarded.last, piece) {
                 Ok(step) => return step,
                 Err(why) => why,
             },
@@ -105,7 +102,12 @@ impl Session {
             // The line's end, or a CR that may become it, comes where disguise would be cut.
             return (!ended).then(|| self.wait_from(at, piece));
         }
-        Some(self.refuse(at, 1, guarded.verb, why, piece, ended))
+        let spoilt = if by_verb {
+            Spoilt::Verb(1)
+        } else {
+            Spoilt::Argument
+        };
+        Some(self.refuse(at, spoilt, guarded.verb, why, piece, ended))
     }
 
     /// With strict rules: a line waits until it is complete (or over the limit), and is judged. `None`:
@@ -131,10 +133,11 @@ impl Session {
             .trim_ascii_end();
         let verb = bare_verb(known);
         let why = self.breach(known, &verb, overlong)?;
-        // A refused command was FTP all the same.
-        self.spoken = true;
+        if !self.unfollowed && self.is_no_ftp(known, Command::of(known), overlong, piece) {
+            return Some(self.unfollow());
+        }
         // The limit may fall into the verb.
-        let letters = room.saturating_sub(start).min(4);
+        let letters = Spoilt::Verb(room.saturating_sub(start).min(4));
         Some(self.refuse(start, letters, name_of(&verb), why, piece, ended))
     }
 
@@ -142,12 +145,10 @@ impl Session {
     fn breach(&self, line: &[u8], verb: &[u8], overlong: bool) -> Option<&'static str> {
         let rules = &self.policy.strict;
         let command = Command::of(line);
-        let not_ftp = !self.spoken && (overlong || !may_begin(line, command));
-        if line.is_empty() || not_ftp || is_header_field(line) {
-            // No command, or what ends the session's being FTP.
+        if line.is_empty() {
             return None;
         }
-        if !self.greeted {
+        if rules.before_greeting && !self.greeted {
             return Some("before the greeting");
         }
         let is_login = |command| matches!(command, Command::User | Command::Login);
@@ -182,19 +183,19 @@ impl Session {
         Step::Pass(at)
     }
 
-    /// A complete `PORT` or `EPRT`, whose verb's last byte is at `verb_end`. No step: it is no
-    /// different from other lines.
+    /// A complete `PORT` or `EPRT`; `last`: where in the line its verb's last byte is. No step: it
+    /// is no different from other lines.
     ///
     /// # Errors
     /// Why it must be refused.
     fn address_command(
         &mut self,
         verb: &'static str,
-        verb_end: usize,
+        last: usize,
         piece: &[u8],
     ) -> Result<Option<Step>, &'static str> {
+        let blank = last.saturating_add(1).saturating_sub(self.client.gone());
         let line = content(piece, true).trim_ascii_end();
-        let blank = verb_end.saturating_add(1);
         let spaces = line.iter().skip(blank).take_while(|b| **b == b' ').count();
         let start = blank.saturating_add(spaces);
         let argument = line.get(start..).unwrap_or_default();
@@ -232,12 +233,15 @@ impl Session {
             // RFC 2428 §4: the server must refuse it.
             return Err("EPSV ALL was sent");
         }
-        if !self.may_announce() {
+        let follow = self.may_announce();
+        if !follow {
             count(&mut self.counts.unasked);
             if self.policy.strict.addresses {
-                return Err("before the login");
+                return Err(match self.unfollowed {
+                    true => "not FTP",
+                    false => "before the login",
+                });
             }
-            return Ok(None);
         }
         self.client.goes(piece.get(..start).unwrap_or_default());
         self.client.settle();
@@ -246,18 +250,18 @@ impl Session {
             len: argument.len(),
             announcement,
             refusal: Some(Refusal {
-                at: verb_end,
-                with: replacement(line.get(verb_end..).unwrap_or_default(), 1),
+                at: blank,
+                with: Spoilt::Argument.text(line.get(blank..).unwrap_or_default()),
             }),
+            follow,
         })))
     }
 
-    /// Refuses a line: from `at` on, where `letters` of its verb (or more) are left, nothing of it
-    /// goes out as it is. The verb in its place is one that no server knows.
+    /// Refuses a line: from `at` on nothing of it goes out as it is.
     fn refuse(
         &mut self,
         at: usize,
-        letters: usize,
+        spoilt: Spoilt,
         verb: &'static str,
         why: &'static str,
         piece: &[u8],
@@ -268,7 +272,7 @@ impl Session {
         self.client.refuse();
         Step::Refuse {
             at,
-            with: replacement(text.get(at..).unwrap_or_default(), letters),
+            with: spoilt.text(text.get(at..).unwrap_or_default()),
             verb,
             why,
         }
@@ -281,18 +285,21 @@ impl Session {
         if ended || refused || content(piece, ended).is_empty() {
             self.client.goes(piece);
             return match refused {
-                true => Step::Blank(replacement(piece, 0)),
+                true => Step::Blank(Spoilt::Rest.text(piece)),
                 false => Step::Pass(piece.len()),
             };
         }
-        let verb = name_of(&bare_verb(&self.client.head(piece)));
-        let letters = if self.policy.strict.holds_lines() {
-            4
-        } else {
-            1
+        let head = self.client.head(piece);
+        let spoilt = match guarded(&head, false) {
+            _ if self.policy.strict.holds_lines() => Spoilt::Verb(4),
+            Some(Guarded {
+                verb: "PORT" | "EPRT",
+                ..
+            }) => Spoilt::Argument,
+            _ => Spoilt::Verb(1),
         };
-        self.spoken = true;
-        self.refuse(0, letters, verb, "a line that never ended", piece, ended)
+        let verb = name_of(&bare_verb(&head));
+        self.refuse(0, spoilt, verb, "a line that never ended", piece, ended)
     }
 
     /// What follows in a line that is refused.
@@ -300,7 +307,7 @@ impl Session {
         let text = content(piece, ended);
         if !text.is_empty() {
             self.client.goes(text);
-            return Step::Blank(replacement(text, 0));
+            return Step::Blank(Spoilt::Rest.text(text));
         }
         if !ended {
             // A CR, which may belong to the line's end.
@@ -314,35 +321,45 @@ impl Session {
     /// Whether a data connection may be prepared: after the login, or while its reply is on the
     /// way (a pipelining client); nothing opens before the login succeeded in any case.
     fn may_announce(&self) -> bool {
-        !self.policy.require_login
-            || self.logged_in
-            || self
-                .waiting
-                .iter()
-                .any(|command| matches!(command, Command::User | Command::Login))
+        let asked = || self.waiting.has(Command::User) || self.waiting.has(Command::Login);
+        !self.unfollowed && (!self.policy.require_login || self.logged_in || asked())
     }
 
     /// A complete line goes out to the server.
     fn command_passes(&mut self, command: Command, line: &[u8], overlong: bool) {
-        self.spoken = true;
+        self.spoken |= !matches!(command, Command::Unknown | Command::Blank);
         match command {
-            // Kept only until the login: it is part of the explicit session output.
-            Command::User => self.user = Some(Box::new(User::new(argument(line)))),
+            Command::User => {
+                // Kept only until the login: it is part of the explicit session output.
+                self.user = Some(Box::new(User::new(argument(line))));
+                self.login_tried = true;
+            }
+            Command::Login => self.login_tried = true,
             Command::Pasv | Command::Epsv => self.forget_active(),
+            Command::Transfer if !overlong => match &mut self.active {
+                Active::Reserved { commanded, .. } | Active::Open { commanded } => {
+                    *commanded = true;
+                }
+                Active::None => {}
+            },
             _ => {}
         }
         let followed = std::mem::take(&mut self.followed);
         let command = match command {
             Command::Port if followed => Command::Followed,
-            command if overlong && command.is_address() => Command::Other,
+            command if overlong && command.is_announcement() => Command::Other,
             command => command,
         };
-        if self.unrecorded > 0 || self.waiting.len() >= self.policy.max_pipelined {
-            self.unrecorded = self.unrecorded.saturating_add(1);
+        while self.waiting.len() >= self.policy.max_pipelined.max(1) {
             count(&mut self.counts.overrun);
-        } else {
-            self.waiting.push(command);
+            match self.waiting.forget_first() {
+                Some(Command::Auth) => self.forgot_auth = true,
+                // Whether it is refused can't be told any more.
+                Some(Command::Followed) => self.drop_active(),
+                _ => {}
+            }
         }
+        self.waiting.push(command);
     }
 }
 
@@ -353,9 +370,29 @@ fn is_header_field(line: &[u8]) -> bool {
     name.iter().skip(1).any(|b| *b == b':')
 }
 
-/// Whether the first line of a client's may be this one.
+/// What clients of other protocols say first, in upper case. Their servers' greetings may well look
+/// like FTP's (RFC 5321 §4.2).
+const OTHER_PROTOCOLS: [&[u8]; 14] = [
+    b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH",
+    b"PRI", b"HELO", b"EHLO", b"LHLO", b"INVITE",
+];
+
+/// Whether the first command of a client's may be this line: one of FTP's verbs, or one that at
+/// least looks like it (`XAUT`).
 fn may_begin(line: &[u8], command: Command) -> bool {
-    !matches!(command, Command::Unknown | Command::Blank) && printable(line)
+    let verb = bare_verb(line);
+    let unknown = || {
+        (3..=7).contains(&verb.len())
+            && verb.iter().all(u8::is_ascii_alphabetic)
+            && !OTHER_PROTOCOLS.contains(&verb.as_slice())
+    };
+    let named = line.windows(6).any(|part| part == b" HTTP/");
+    let plausible = match command {
+        Command::Unknown => unknown(),
+        Command::Blank => true,
+        _ => true,
+    };
+    plausible && !named && printable(line)
 }
 
 fn printable(line: &[u8]) -> bool {
@@ -375,13 +412,27 @@ fn content(piece: &[u8], ended: bool) -> &[u8] {
     text.strip_suffix(b"\r").unwrap_or(text)
 }
 
-/// What goes out in the place of `text`, which begins with `verb` bytes of a verb: as many bytes,
-/// the same wherever the text was cut.
-fn replacement(text: &[u8], verb: usize) -> Vec<u8> {
-    let other = |(at, byte): (usize, &u8)| match byte {
-        b' ' => b' ',
-        _ if at < verb => b'X',
-        _ => b'x',
-    };
-    text.iter().enumerate().map(other).collect()
+/// How a line is refused: what of it becomes something else, byte for byte, so that it is the same
+/// wherever the text was cut.
+#[derive(Clone, Copy, Debug)]
+enum Spoilt {
+    /// So many bytes of the verb, and all behind it: no server knows the command (500).
+    Verb(usize),
+    /// The argument, with the blank before it: the server says 501.
+    Argument,
+    /// What follows in a line that is refused already.
+    Rest,
+}
+
+impl Spoilt {
+    /// As many bytes as `text` has.
+    fn text(self, text: &[u8]) -> Vec<u8> {
+        let other = |(at, byte): (usize, &u8)| match (self, byte) {
+            (Self::Argument, _) if at == 0 => b' ',
+            (_, b' ') => b' ',
+            (Self::Verb(letters), _) if at < letters => b'X',
+            _ => b'x',
+        };
+        text.iter().enumerate().map(other).collect()
+    }
 }

@@ -4,9 +4,17 @@ use std::num::NonZeroU16;
 
 use super::super::command::Command;
 use super::super::hostport::{Scan, scan_extended_port, scan_host_port};
-use super::super::reply::Start;
+use super::super::reply::{Code, Start};
 use super::{Active, Address, Announcement, Form, Over, Session, Step, count, first_line, length};
 use crate::ftp::Mode;
+
+/// How many lines of text may come before the greeting.
+const PREFACE: u8 = 64;
+
+/// What servers of other protocols say first.
+const OTHER_PROTOCOLS: [&[u8]; 9] = [
+    b"HTTP/", b"RTSP/", b"SIP/", b"ICY ", b"SSH-", b"RFB ", b"+OK", b"* OK", b"@RSYNCD",
+];
 
 impl Session {
     pub(super) fn next_reply(&mut self, pending: &[u8]) -> Step {
@@ -14,19 +22,17 @@ impl Session {
         let head = self.server.head(piece);
         let text = if ended { head.trim_ascii_end() } else { &head };
         let start = Start::of(text, ended);
-        if !self.greeted {
-            if self.multi.is_none() && start == Start::Text {
+        if !self.greeted && self.multi.is_none() && start == Start::Text {
+            if is_no_preface(text, piece) || self.preface >= PREFACE {
                 return self.ends(Over::NotFtp);
             }
-            self.connects_early |= ended && names_pyftpdlib(text);
+            self.preface = self.preface.saturating_add(u8::from(ended));
         }
-        let multi = self.multi.map(NonZeroU16::get);
-        let last = match start {
-            Start::Last(code) => multi.is_none_or(|first| first == code).then_some(code),
-            _ => None,
-        };
-        if let (Some(code @ (227 | 229)), false) = (last, self.server.is_settled()) {
-            if self.expects_address(code) {
+        let last = self.last_of_reply(start);
+        if let (Some(code), false) = (last, self.server.is_settled())
+            && matches!(code.value, 227 | 229)
+        {
+            if self.expects_address(code.value) {
                 if let Some(step) = self.address_reply(code, piece, ended) {
                     return step;
                 }
@@ -39,15 +45,14 @@ impl Session {
             return Step::Pass(piece.len());
         }
         if let Some(code) = last {
-            if self.opens_active(code) {
+            if self.opens_active(code.value) {
                 return Step::OpenActive;
             }
-            self.multi = None;
-            if self.reply_passes(code) {
+            if self.reply_passes(code.value) {
                 return self.ends(Over::Tls);
             }
-        } else if let (Start::First(code), None) = (start, self.multi) {
-            self.multi = NonZeroU16::new(code);
+        } else {
+            self.within_reply(start);
         }
         if length(self.server.gone(), piece, ended) > self.policy.max_reply {
             count(&mut self.counts.overlong);
@@ -56,12 +61,47 @@ impl Session {
         Step::Pass(piece.len())
     }
 
+    /// The code of a line, if it is its reply's last one.
+    fn last_of_reply(&self, start: Start) -> Option<Code> {
+        let Start::Last(code) = start else {
+            return None;
+        };
+        let ends = match self.multi {
+            Some(first) => first.get() == code.value && code.plain,
+            None => true,
+        };
+        ends.then_some(code)
+    }
+
+    /// A complete line that isn't its reply's last one.
+    fn within_reply(&mut self, start: Start) {
+        match start {
+            Start::First(code) if self.multi.is_none() => {
+                self.multi = NonZeroU16::new(code.value);
+            }
+            // The end for clients that don't compare codes: see `lines_were_over`.
+            Start::Last(code) if self.multi.is_some() && code.plain => {
+                self.other_end = self.other_end.or(NonZeroU16::new(code.value));
+            }
+            _ => {}
+        }
+    }
+
+    /// The client goes on although a reply of several lines is under way. If there was a line in it
+    /// that looked like the end of another reply, that was the end. Nothing in it was acted on.
+    pub(super) fn lines_were_over(&mut self) {
+        if let Some(code) = self.other_end.take() {
+            // What comes after a 234 is clear text, or the client wouldn't have sent a line.
+            self.reply_passes(code.get());
+        }
+    }
+
     /// Whether the reply with this code answers the command that asks for an address.
     fn expects_address(&self, code: u16) -> bool {
-        let asked = match self.waiting.answer(code).command {
+        let asked = match self.waiting.answered(code) {
             // RFC 2428 §4: after `EPSV ALL` there is no other way.
-            Some((_, Command::Pasv)) => code == 227 && !self.epsv_all,
-            Some((_, Command::Epsv)) => code == 229,
+            Some((_, Command::Pasv)) => !self.epsv_all,
+            Some((_, Command::Epsv)) => true,
             _ => false,
         };
         asked && self.may_open()
@@ -69,9 +109,10 @@ impl Session {
 
     /// Looks for the address in the last line of a `227` or `229`. `None`: there is none (any more),
     /// and the piece is like any other.
-    fn address_reply(&mut self, code: u16, piece: &[u8], ended: bool) -> Option<Step> {
+    fn address_reply(&mut self, code: Code, piece: &[u8], ended: bool) -> Option<Step> {
         // The code's digits are no address.
-        let mut at = 4usize.saturating_sub(self.server.gone());
+        let mut at = code.end.saturating_sub(self.server.gone());
+        let code = code.value;
         let limit = self.policy.max_reply.saturating_sub(self.server.gone());
         let mut in_run = self.server.is_in_run();
         loop {
@@ -157,6 +198,7 @@ impl Session {
                             port,
                         },
                         refusal: None,
+                        follow: true,
                     }));
                 }
                 Scan::Partial if at == 0 => return Some(Step::Wait),
@@ -174,91 +216,133 @@ impl Session {
         }
     }
 
-    /// Whether this reply grants a `PORT` whose transfer was commanded already.
+    /// Whether this reply says what the reserved hole of a `PORT` waited for.
     fn opens_active(&self, code: u16) -> bool {
-        (200..300).contains(&code)
-            && self.active == (Active::Announced { transfer: true })
-            && matches!(
-                self.waiting.answer(code).command,
-                Some((_, Command::Followed))
-            )
-            && self
-                .waiting
-                .iter()
-                .filter(|c| *c == Command::Followed)
-                .count()
-                == 1
-            && self.may_open()
+        let Active::Reserved { granted, commanded } = self.active else {
+            return false;
+        };
+        let answered = self.waiting.answered(code).map(|(_, command)| command);
+        let login = self.greeted && self.logs_in(code, answered);
+        let grants = (200..300).contains(&code) && answered == Some(Command::Followed);
+        let last = self.waiting.iter().filter(|c| *c == Command::Followed);
+        let granted = granted || grants && last.count() == 1;
+        let may = self.may_open() || login && !self.unfollowed;
+        may && (!self.policy.strict.active_late || granted && commanded) && (login || grants)
+    }
+
+    /// Whether a final reply completes a login: any `2yz` to `USER`, `PASS` or `ACCT` does (RFC 959
+    /// §6). A `230` says so even if the command it answers can't be told any more.
+    fn logs_in(&self, code: u16, answered: Option<Command>) -> bool {
+        match answered {
+            Some(Command::User | Command::Login) => (200..300).contains(&code),
+            Some(Command::Rein) => false,
+            _ => self.login_tried && matches!(code, 230 | 232),
+        }
     }
 
     /// A complete reply goes out to the client; returns whether TLS begins behind it.
     fn reply_passes(&mut self, code: u16) -> bool {
+        self.multi = None;
+        self.other_end = None;
         if !self.greeted {
-            // RFC 959 §5.4: 120 announces a delay, 220 follows.
+            // RFC 959 §5.4: 120 announces a delay, 220 follows. Some log in by their greeting.
             self.greeted = code >= 200;
+            if matches!(code, 230 | 232) {
+                self.login_succeeds();
+            }
             return false;
         }
         if code < 200 {
-            let next = self.waiting.iter().find(|c| *c != Command::Blank);
-            self.transferring |= next == Some(Command::Transfer);
+            // 110 is a restart marker within a transfer, 120 a delay.
+            if !matches!(code, 110 | 120) {
+                self.waiting.transfer_begins();
+            }
             return false;
         }
         // Nothing but TLS can follow (RFC 4217 §4), whichever command it is taken for.
-        if code == 234 && (self.unrecorded > 0 || self.waiting.iter().any(|c| c == Command::Auth)) {
+        if code == 234 && (self.forgot_auth || self.waiting.has(Command::Auth)) {
             return true;
         }
-        let answer = self.waiting.answer(code);
-        self.waiting.take(answer, code);
-        if answer.beyond {
-            self.unrecorded = self.unrecorded.saturating_sub(1);
+        let answered = self.waiting.answered(code);
+        if let Some((at, _)) = answered {
+            self.waiting.take(at);
         }
-        let Some((_, answered)) = answer.command else {
+        let answered = answered.map(|(_, command)| command);
+        if self.logs_in(code, answered) {
+            self.login_succeeds();
             return false;
-        };
+        }
         let granted = (200..300).contains(&code);
         match answered {
             // RFC 959 §4.1.1: a new USER flushes the login there was.
-            Command::User if matches!(code, 331 | 332) => self.logged_in = false,
-            Command::User | Command::Login => {
-                let success = matches!(code, 230 | 232);
-                self.fresh_login |= success && !self.logged_in;
-                self.logged_in |= success;
-                self.failed_logins = match code {
-                    // 530 is RFC 959's; some servers have 430.
-                    430 | 530 => self.failed_logins.saturating_add(1),
-                    _ if success => 0,
-                    _ => self.failed_logins,
-                };
-            }
-            Command::Rein if granted => {
+            Some(Command::User) if matches!(code, 331 | 332) => {
                 self.logged_in = false;
-                self.epsv_all = false;
-                self.forget_active();
+                self.login_tried = true;
             }
-            Command::EpsvAll if granted => {
+            Some(Command::User | Command::Login) if code >= 400 => self.login_fails(code),
+            Some(Command::Rein) if granted => {
+                self.logged_in = false;
+                self.login_tried = false;
+                self.epsv_all = false;
+                self.drop_active();
+            }
+            Some(Command::EpsvAll) if granted => {
                 self.epsv_all = true;
                 self.forget_active();
             }
             // Of several in a row the last one counts.
-            Command::Followed if !self.waiting.iter().any(|c| c == Command::Followed) => {
-                self.connects_early |= code == 425;
-                self.cancelled |= !granted && self.active != Active::None;
-                self.active = match self.active {
-                    Active::Announced { transfer: false } if granted => Active::Granted,
-                    Active::Opened if granted => Active::Opened,
-                    _ => Active::None,
-                };
-            }
-            Command::Transfer => self.transferring = false,
+            Some(Command::Followed) if !self.waiting.has(Command::Followed) => match self.active {
+                _ if !granted => self.drop_active(),
+                Active::Reserved { commanded, .. } => {
+                    self.active = Active::Reserved {
+                        granted: true,
+                        commanded,
+                    };
+                }
+                Active::Open { .. } | Active::None => {}
+            },
+            Some(Command::Transfer | Command::Running) => self.transfer_ends(code),
             _ => {}
         }
         false
     }
+
+    fn login_succeeds(&mut self) {
+        self.fresh_login |= !self.logged_in && !self.unfollowed;
+        self.logged_in = true;
+        self.login_tried = false;
+        self.failed_logins = 0;
+    }
+
+    fn login_fails(&mut self, code: u16) {
+        // 530 is RFC 959's; some servers have 430.
+        if matches!(code, 430 | 530) {
+            self.failed_logins = self.failed_logins.saturating_add(1);
+        }
+        let asked = self.waiting.has(Command::User) || self.waiting.has(Command::Login);
+        if !asked && !self.may_open() {
+            self.drop_active();
+        }
+    }
+
+    /// The reply that ends a transfer, or says that there is none.
+    fn transfer_ends(&mut self, code: u16) {
+        let more = self.waiting.has(Command::Transfer) || self.waiting.has(Command::Running);
+        if more || !self.active_is_commanded() {
+            return;
+        }
+        if code >= 400 {
+            self.drop_active();
+        } else {
+            // Its connection was made, and took the hole with it.
+            self.active = Active::None;
+        }
+    }
 }
 
-/// Whether a line of the greeting has the name of the server library that connects when it reads a
-/// `PORT` (`FTPHandler.ftp_PORT`); others that do are found out by [`Session::connects_early`].
-fn names_pyftpdlib(line: &[u8]) -> bool {
-    line.windows(9)
-        .any(|word| word.eq_ignore_ascii_case(b"pyftpdlib"))
+/// Whether a line before the greeting shows that the server speaks another protocol; `piece` is
+/// what has come of it just now. Terminal sequences are seen in banners.
+fn is_no_preface(head: &[u8], piece: &[u8]) -> bool {
+    let binary = |b: &u8| b.is_ascii_control() && !matches!(b, 0 | 8..=13 | 27);
+    OTHER_PROTOCOLS.iter().any(|start| head.starts_with(start)) || piece.iter().any(binary)
 }

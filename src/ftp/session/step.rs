@@ -1,7 +1,5 @@
 //! What the caller of a session and the session tell each other.
 
-use std::net::SocketAddr;
-
 use crate::ftp::Mode;
 
 /// Who wrote a stream.
@@ -46,13 +44,17 @@ pub enum Step {
     Pass(usize),
     /// All of the pending bytes may belong to an address: more is needed to tell.
     Wait,
+    /// What the client says isn't FTP. Nothing opens from here on; what is always refused stays
+    /// refused, since the server may read it as FTP all the same. Said once; nothing is removed
+    /// from pending, call [`super::Session::next`] again.
+    Unfollowed,
     /// `pending[..at]` passes as it is, `pending[at..at + len]` is an address. The caller decides
     /// and calls [`super::Session::announced`] with the outcome, then removes `at + len` bytes from
     /// pending.
     Address(Address),
-    /// `pending[..at]` passes as it is, `pending[at..at + with.len()]` is replaced by `with`,
-    /// a verb that no server knows, so that the receiver refuses it itself; both are removed from
-    /// pending.
+    /// `pending[..at]` passes as it is, `pending[at..at + with.len()]` is replaced by `with`, which
+    /// the server refuses itself: an argument that is no address, or a verb that no server knows.
+    /// Both are removed from pending.
     Refuse {
         /// Where the replaced text starts.
         at: usize,
@@ -107,13 +109,17 @@ pub struct Address {
     pub announcement: Announcement,
     /// How to refuse it in place; `None` for replies.
     pub refusal: Option<Refusal>,
+    /// Whether it may be followed. If not, nothing opens: it is refused if the policy is against
+    /// it, else it goes out as it is.
+    pub follow: bool,
 }
 
-/// How a command that announces an address is refused: `pending[at..at + with.len()]`, which ends
-/// with the address, becomes `with`, and the verb one that no server knows.
+/// How a command that announces an address is refused: `pending[at..at + with.len()]`, the whole
+/// argument with the blank before it, becomes `with`, which no server reads as an address. The verb
+/// stays, so that the server says 501 and not that it doesn't know the command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// Where the replaced text starts, in the verb.
+    /// Where the replaced text starts, behind the verb.
     pub at: usize,
     /// What goes out in its place.
     pub with: Vec<u8>,
@@ -122,8 +128,11 @@ pub struct Refusal {
 /// What became of an [`Announcement`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It goes out (rewritten or not), and its pinhole is open (passive) or reserved (active).
-    Accepted(SocketAddr),
+    /// It goes out, rewritten or not.
+    Accepted {
+        /// Its pinhole is open; else it is reserved.
+        open: bool,
+    },
     /// It goes out unmodified and there is no pinhole.
     PassedUnmodified,
     /// Its [`Refusal`] was carried out: its receiver will refuse it.

@@ -30,16 +30,16 @@ impl Session {
         self.client.end();
         self.server.end();
         self.waiting = Waiting::default();
-        self.unrecorded = 0;
+        self.forgot_auth = false;
         self.multi = None;
+        self.other_end = None;
         self.user = None;
-        self.forget_active();
+        self.drop_active();
         self.greeted = true;
         self.spoken = true;
         self.logged_in = true;
         self.epsv_all = false;
         self.followed = false;
-        self.transferring = false;
     }
 
     /// What the beginnings of the two streams are. It is TLS once the server has answered the
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     fn session() -> Session {
-        let mut session = Session::new(Default::default(), false);
+        let mut session = Session::new(Default::default());
         session.expect_tls();
         session
     }
