@@ -1,4 +1,4 @@
-//! Limits, reached: what is beyond them is refused or passes unread, and everybody else goes on.
+//! Limits, reached: what is beyond them is refused or isn't followed, and everybody else goes on.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
@@ -39,6 +39,8 @@ fn sessions_beyond_the_limit_pass_unread() {
     let reply = third.ask("PASV\r\n", "227");
     assert!(reply.contains("(10,0,0,2,"), "{reply}");
     third.ask("PORT 10,0,0,99,195,81\r\n", "500");
+    // What is always refused stays refused.
+    assert_eq!(status(&net)["counters"]["refused"], 1);
     let answer = status(&net);
     assert_eq!(answer["counters"]["not_admitted"], 1, "{answer:#}");
     assert_eq!(
@@ -90,7 +92,7 @@ fn pinholes_beyond_the_limit_are_refused() {
         // Nobody reads an address that leads nowhere, and the session goes on.
         third.ask("PASV\r\n", "425");
         third.ask("EPSV\r\n", "425");
-        third.ask("PORT 198,51,100,2,195,81\r\n", "500");
+        third.ask("PORT 198,51,100,2,195,81\r\n", "501");
         third.ask("NOOP\r\n", "200");
         let answer = status(&net);
         assert_eq!(answer["nat"][counter], 3, "{limit}: {answer:#}");

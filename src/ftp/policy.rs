@@ -71,7 +71,7 @@ impl Strict {
             control_bytes: true,
             before_greeting: true,
             addresses: true,
-            active_late: true,
+            active_late: false,
             allow: Vec::new(),
             deny: Vec::new(),
             failed_logins: Some(Self::FAILED_LOGINS),

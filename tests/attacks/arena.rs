@@ -51,6 +51,8 @@ pub enum Gate {
     Nft,
     /// `ftpalg` with the backend for iptables.
     Iptables,
+    /// `ftpalg` with the strict rule for active data connections.
+    ActiveLate,
 }
 
 /// What is known about the kernel's helper.
@@ -187,6 +189,7 @@ impl Family {
             Gate::Kernel => "kernel helper",
             Gate::Nft => "ftpalg, nft",
             Gate::Iptables => "ftpalg, iptables",
+            Gate::ActiveLate => "ftpalg --strict=active-late",
         });
         let head: Vec<_> = std::iter::once("attack").chain(head).collect();
         let text = format!("{}\n{}\n", self.name, report::table(&head, &rows));
@@ -260,6 +263,7 @@ impl<'a> Arena<'a> {
             Gate::Kernel => Alg::Kernel,
             Gate::Nft => Alg::Ftpalg(vec!["--backend".into(), "nft".into()]),
             Gate::Iptables => Alg::Ftpalg(vec!["--backend".into(), "iptables".into()]),
+            Gate::ActiveLate => Alg::Ftpalg(vec!["--strict=active-late".into()]),
         };
         let topology = net.topology();
         let (inner, outer) = hosts(topology);

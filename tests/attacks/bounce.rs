@@ -4,8 +4,8 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::arena::{
-    ALL, Arena, Family, Helper, NEIGHBOUR, ONE, Outcome, Result, SECRET, USER, arrived, attack,
-    connect_from, falls,
+    ALL, Arena, Family, Gate, Helper, NEIGHBOUR, ONE, Outcome, Result, SECRET, USER, arrived,
+    attack, connect_from, falls,
 };
 use crate::lab::topology::Topology;
 
@@ -152,11 +152,38 @@ fn a_port_that_nobody_granted() {
                 port_then(arena, true, "500 no\r\n", true)
             }),
             attack(
-                "PORT granted, no transfer commanded",
+                "PORT granted, another way taken",
                 Helper::Falls,
-                |arena| port_then(arena, true, "200 fine\r\n", false),
+                port_then_pasv,
             ),
         ],
+    }
+    .fight();
+}
+
+/// The client goes on without a transfer.
+fn port_then_pasv(arena: &Arena) -> Result {
+    let service = arena.service(USER, SECRET)?;
+    let mut pair = arena.session()?;
+    pair.ask("PORT 10,0,0,2,30,97\r\n", "200 fine\r\n")?;
+    pair.ask("PASV\r\n", "502 no\r\n")?;
+    let reached = arena.reaches(super::arena::OUTSIDER, SECRET, &service)?;
+    Ok(super::arena::falls(reached, "10.0.0.2:7777 reached"))
+}
+
+/// By default the port opens as the `PORT` passes, since there are servers that connect then.
+#[test]
+fn a_port_without_a_transfer() {
+    Family {
+        name: "PORT without a transfer",
+        topology: Topology::masqueraded_client(),
+        drop_invalid: true,
+        gates: &[Gate::Kernel, Gate::ActiveLate],
+        attacks: vec![attack(
+            "PORT granted, no transfer commanded",
+            Helper::Falls,
+            |arena| port_then(arena, true, "200 fine\r\n", false),
+        )],
     }
     .fight();
 }

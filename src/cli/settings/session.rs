@@ -85,7 +85,7 @@ impl StrictChoice {
             control_bytes: on(named.control_bytes),
             before_greeting: on(named.before_greeting),
             addresses: on(named.addresses),
-            active_late: on(named.active_late),
+            active_late: named.active_late.unwrap_or(false),
             allow: verbs(named.allow),
             deny: verbs(named.deny),
             failed_logins: named.failed_logins.or(default).filter(|n| *n > 0),
