@@ -134,3 +134,41 @@ remove_namespace() {
     done
     ip netns del "$1" 2>/dev/null || true
 }
+
+# summarize FILE: what `cargo test` said, in one line: `502 passed, 1 failed: urgent::vsftpd_inside`.
+# A test program that ended without a result is named, too.
+summarize() {
+    awk '
+    function ended() {
+        if (running != "") unfinished = unfinished ", " running " (no result)"
+    }
+    # Of `Running tests/x.rs (target/debug/deps/x-0123456789abcdef)`: x.
+    /^ +Running .*\(.*\)$/ {
+        ended()
+        running = $NF
+        sub(/.*\//, "", running)
+        sub(/(-[0-9a-f]+)?\)$/, "", running)
+    }
+    /^ +Doc-tests / { ended(); running = "doc" }
+    # The list of names comes behind what they printed, and has no empty line in it.
+    /^failures:$/ { names = ""; listing = 1; next }
+    /^$/ { listing = 0 }
+    listing && /^    / {
+        sub(/^ +/, "")
+        names = names ", " (running == "" ? "" : running "::") $0
+    }
+    /^test result: / {
+        for (i = 2; i <= NF; i++) {
+            if ($i == "passed;") passed += $(i - 1)
+            if ($i == "failed;") failed += $(i - 1)
+        }
+        if ($3 == "FAILED.") failures = failures names
+        names = running = ""
+    }
+    END {
+        ended()
+        failures = substr(failures unfinished, 3)
+        if (passed + failed == 0 && failures == "") print "no test ran"
+        else print passed + 0 " passed, " failed + 0 " failed" (failures == "" ? "" : ": " failures)
+    }' "$1"
+}

@@ -9,8 +9,10 @@
 mod lab;
 
 use std::io::{Error, Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lab::alg::Alg;
@@ -413,6 +415,63 @@ fn an_address_in_the_urgent_segment() {
         invalid,
         "INVALID packets"
     );
+}
+
+/// What the other tests see is all there was: a capture that starts while the interface is busy, with
+/// packets of other kinds in tcpdump's buffer before its filter is set, still knows when it has read
+/// everything.
+#[test]
+fn captures_of_a_busy_interface_are_complete() {
+    const CONNECTIONS: usize = 5;
+    let topology = Topology::routed();
+    let net = Net::new(&topology);
+    let listener = net.within(topology.server, || TcpListener::bind(topology.listen));
+    let listener = listener.expect("a free port");
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let end = Over(&over);
+        scope.spawn(|| {
+            net.within(topology.client, || {
+                let socket = UdpSocket::bind("198.51.100.2:0").expect("a datagram socket");
+                while !over.load(Ordering::Relaxed) {
+                    // The neighbour refuses some: no matter.
+                    drop(socket.send_to(b"not asked for", "198.51.100.1:9"));
+                }
+            });
+        });
+        for _ in 0..10 {
+            let capture = Capture::start(&net, topology.client, INTERFACE, topology.dial.port());
+            for number in 0..CONNECTIONS {
+                let mut client = net.within(topology.client, || {
+                    TcpStream::connect(topology.dial).unwrap()
+                });
+                let (mut server, _) = listener.accept().expect("the connection");
+                client
+                    .write_all(format!("line {number}\n").as_bytes())
+                    .unwrap();
+                drop(client);
+                let mut read = String::new();
+                server.read_to_string(&mut read).unwrap();
+                assert_eq!(read, format!("line {number}\n"));
+            }
+            let packets = capture.stop();
+            for number in 0..CONNECTIONS {
+                let line = format!("line {number}\n");
+                let there = packets.iter().filter(|p| p.ends_with(line.as_bytes()));
+                assert!(there.count() >= 1, "{line:?} of {}", packets.len());
+            }
+        }
+        drop(end);
+    });
+}
+
+/// Says that a test is over, however it ends.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 macro_rules! aborts {

@@ -1,37 +1,60 @@
 //! What passes an interface, by tcpdump, and where urgent pointers in it point to.
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ftpalg::wire::{Flags, Segment};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::net::Net;
 use super::process::{Process, require};
 
 /// How long tcpdump may take to start and to stop.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How often its file is looked at for the last packet.
+const POLL: Duration = Duration::from_millis(5);
 /// The header of a file and that of each packet in it, in bytes.
 const FILE_HEADER: usize = 24;
 const PACKET_HEADER: usize = 16;
 /// Ethernet's header, in bytes.
 const ETHERNET: usize = 14;
 
+/// Where the datagram goes that ends a capture: to a group that nobody is in, so that nobody answers
+/// (RFC 5771 §3: a router doesn't forward it), and to `discard`.
+const END_GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 253);
+const END_PORT: u16 = 9;
+/// What it says.
+const END: &[u8] = b"all that the capture is about was before this";
+
 /// A running tcpdump.
+///
+/// That it has read all that came is known by a last packet, sent when it is to stop: whatever passed
+/// before is before it in tcpdump's buffer, and so in its file. (Its own counters don't say so: what
+/// passes before its filter is set is captured, but wasn't received by the filter.)
 pub struct Capture {
     process: Process,
     file: PathBuf,
+    /// On the captured host and interface.
+    last: UdpSocket,
 }
 
 impl Capture {
     /// Starts to capture what passes an interface and is TCP from or to this port.
     ///
     /// # Panics
-    /// If tcpdump doesn't start.
+    /// If tcpdump doesn't start, or the interface has no IPv4 address.
     pub fn start(net: &Net, host: &str, interface: &str, port: u16) -> Self {
         require("tcpdump");
         let file = net.directory().join(format!("{host}-{interface}.pcap"));
+        drop(std::fs::remove_file(&file));
+        let last = net.within(host, || {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a datagram socket");
+            setsockopt(&socket, sockopt::BindToDevice, &interface.into()).expect("an interface");
+            socket
+        });
         let mut command = net.command(host, "/bin/sh");
         // It says on standard error when it listens.
         command.args(["-c", "exec tcpdump \"$@\" 2>&1", "tcpdump"]);
@@ -39,12 +62,18 @@ impl Capture {
         // Control packets are small; its buffer has as many places as packets of that size fit in.
         command.args(["-s", "2048", "-B", "8192"]);
         command.args(["-i", interface, "-w"]).arg(&file);
-        command.args(["tcp", "port", &port.to_string()]);
+        command.arg(format!(
+            "tcp port {port} or (udp dst port {END_PORT} and dst host {END_GROUP})"
+        ));
         let process = Process::spawn(command);
         if !process.wait_for("listening", LIMIT) {
             panic!("tcpdump doesn't listen: {}", process.finish(LIMIT));
         }
-        Self { process, file }
+        Self {
+            process,
+            file,
+            last,
+        }
     }
 
     /// Stops; the IP packets, in the order in which they passed.
@@ -52,50 +81,44 @@ impl Capture {
     /// # Panics
     /// If tcpdump or its file isn't as expected.
     pub fn stop(self) -> Vec<Vec<u8>> {
-        self.wait_for_all();
+        let sent = self.last.send_to(END, (END_GROUP, END_PORT));
+        assert_eq!(sent.expect("the last packet can be sent"), END.len());
+        let deadline = Instant::now() + LIMIT;
+        let packets = loop {
+            // Written packet by packet, so that the last one may be there in part.
+            let file = std::fs::read(&self.file).expect("tcpdump's file");
+            let mut packets = packets(&file);
+            if let Some(end) = packets.iter().position(|packet| packet.ends_with(END)) {
+                packets.truncate(end);
+                break packets;
+            }
+            if Instant::now() > deadline {
+                let log = self.process.finish(Duration::ZERO);
+                panic!("{} packets, but not the last one: {log}", packets.len());
+            }
+            std::thread::sleep(POLL);
+        };
         self.process.signal(Signal::SIGINT);
         let log = self.process.finish(LIMIT).must().log;
         assert!(log.contains("\n0 packets dropped by kernel"), "{log}");
-        let file = std::fs::read(&self.file).expect("tcpdump's file");
-        let mut rest = file.get(FILE_HEADER..).expect("a header");
-        let mut packets = Vec::new();
-        while !rest.is_empty() {
-            let length = rest[8..12].try_into().expect("four bytes");
-            let (packet, next) =
-                rest[PACKET_HEADER..].split_at(u32::from_ne_bytes(length) as usize);
-            packets.push(packet[ETHERNET..].to_vec());
-            rest = next;
-        }
         packets
-    }
-
-    /// Waits until it has read all that came: what is left in its buffer when it ends is lost.
-    fn wait_for_all(&self) {
-        let deadline = Instant::now() + LIMIT;
-        let mut told = self.process.log().len();
-        while Instant::now() < deadline {
-            self.process.signal(Signal::SIGUSR1);
-            std::thread::sleep(Duration::from_millis(10));
-            let log = self.process.log();
-            let new = log.get(told..).unwrap_or_default();
-            if new.contains("dropped by kernel") {
-                if count(new, " packets captured") == count(new, " packets received by filter") {
-                    return;
-                }
-                told = log.len();
-            }
-        }
-        panic!(
-            "tcpdump doesn't read all that comes: {}",
-            self.process.log()
-        );
     }
 }
 
-/// The number before the last of these words.
-fn count(log: &str, words: &str) -> Option<u64> {
-    let (before, _) = log.rsplit_once(words)?;
-    before.split_whitespace().next_back()?.parse().ok()
+/// The packets that a file holds whole, without their Ethernet headers.
+fn packets(file: &[u8]) -> Vec<Vec<u8>> {
+    let mut rest = file.get(FILE_HEADER..).unwrap_or_default();
+    let mut packets = Vec::new();
+    while let Some((header, behind)) = rest.split_at_checked(PACKET_HEADER) {
+        let length = header[8..12].try_into().expect("four bytes");
+        let length = usize::try_from(u32::from_ne_bytes(length)).expect("it fits");
+        let Some((packet, next)) = behind.split_at_checked(length) else {
+            break;
+        };
+        packets.push(packet.get(ETHERNET..).expect("Ethernet").to_vec());
+        rest = next;
+    }
+    packets
 }
 
 /// A place in the stream from a client to a server: the number of the connection (from 0), how many
