@@ -121,6 +121,7 @@ fn policy() -> impl Strategy<Value = Policy> {
         control_bytes: on[3],
         before_greeting: on[4],
         addresses: on[5],
+        passive_ports: false,
         allow: if allow { verbs.clone() } else { Vec::new() },
         deny: if allow { Vec::new() } else { verbs },
         failed_logins,

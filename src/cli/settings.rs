@@ -117,7 +117,8 @@ pub(crate) struct Settings {
     implicit_port: Vec<u16>,
 
     /// Refuse what isn't strictly FTP: everything, or by these rules: order, unknown-verbs,
-    /// long-lines, control-bytes, before-greeting, addresses, failed-logins [default: none]
+    /// long-lines, control-bytes, before-greeting, addresses, passive-ports (a server inside may not
+    /// announce what --deny-ports names), failed-logins [default: none]
     #[arg(
         long,
         value_name = "RULE,…",
@@ -138,6 +139,11 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "PORT|A-B")]
     #[serde(deserialize_with = "file::some")]
     deny_ports: Option<Vec<DenyPorts>>,
+
+    /// Let servers inside announce ports below 1024 for passive data connections, which otherwise are
+    /// refused: services live there [default: no]
+    #[arg(long)]
+    low_ports: bool,
 
     /// A limit: sessions, sessions-per-client, pinholes, pinholes-per-client, pinholes-per-session,
     /// pinholes-per-minute, pinholes-per-client-per-minute, command-line, reply-line or pipelined.
@@ -244,6 +250,7 @@ impl Settings {
             },
             allow_foreign: or(self.allow_foreign, base.allow_foreign),
             deny_ports: self.deny_ports.or(base.deny_ports),
+            low_ports: self.low_ports || base.low_ports,
             limits: [base.limits, self.limits].concat(),
             require_login: self.require_login.or(base.require_login),
             queues: self.queues.or(base.queues),
@@ -296,6 +303,7 @@ impl Settings {
             policy: Policy {
                 require_login: self.require_login.unwrap_or(true),
                 deny_ports: DenyPorts::ports(self.deny_ports),
+                low_ports: self.low_ports,
                 allow_foreign: self
                     .allow_foreign
                     .iter()
@@ -442,6 +450,7 @@ mod tests {
             strict = true
             allow-foreign = ["198.51.100.0/24", "2001:db8::1"]
             deny-ports = [3306, "8000-8080"]
+            low-ports = true
             require-login = false
             queues = 2
             queue-num = 7
@@ -463,6 +472,7 @@ mod tests {
         assert!(config.steering.fail_open && config.steering.local);
         assert_eq!(config.policy.strict, Strict::all());
         assert!(!config.policy.require_login && !config.policy.deny_tls);
+        assert!(config.policy.low_ports);
         assert_eq!(config.policy.allow_foreign.len(), 2);
         assert_eq!(
             config.policy.deny_ports,

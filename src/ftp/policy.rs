@@ -11,6 +11,9 @@ pub struct Policy {
     pub require_login: bool,
     /// Ports that a client may not name in `PORT`/`EPRT`. Default: [`SERVICE_PORTS`].
     pub deny_ports: Vec<RangeInclusive<u16>>,
+    /// A server inside may announce a system port (RFC 6335 §6) for a passive data connection.
+    /// Default: no.
+    pub low_ports: bool,
     /// Networks whose addresses a client may name besides its own (FXP): address and prefix
     /// length. Default: none.
     pub allow_foreign: Vec<(IpAddr, u8)>,
@@ -46,6 +49,8 @@ pub struct Strict {
     /// `PORT` and `EPRT` whose argument isn't an address, or that come before the login. (Otherwise
     /// they pass, and open nothing.)
     pub addresses: bool,
+    /// `227` and `229` of a server inside with a port of [`Policy::deny_ports`].
+    pub passive_ports: bool,
     /// The only verbs that may be used, in upper case; empty: all.
     pub allow: Vec<String>,
     /// Verbs that may not be used, in upper case.
@@ -68,6 +73,7 @@ impl Strict {
             control_bytes: true,
             before_greeting: true,
             addresses: true,
+            passive_ports: true,
             allow: Vec::new(),
             deny: Vec::new(),
             failed_logins: Some(Self::FAILED_LOGINS),
@@ -76,7 +82,12 @@ impl Strict {
 
     /// Whether lines must be complete before anything of them goes out.
     pub(super) fn holds_lines(&self) -> bool {
-        *self != Self::default()
+        // Replies aren't command lines.
+        let commands = Self {
+            passive_ports: false,
+            ..self.clone()
+        };
+        commands != Self::default()
     }
 
     /// Whether the lists leave a verb out, which is in upper case.
@@ -86,10 +97,13 @@ impl Strict {
     }
 }
 
+/// System ports (RFC 6335 §6).
+pub const SYSTEM_PORTS: RangeInclusive<u16> = 0..=1023;
+
 /// Where a server must not be made to connect to: system ports (RFC 6335 §6) and services that
 /// answer to whoever connects.
 pub const SERVICE_PORTS: [RangeInclusive<u16>; 14] = [
-    0..=1023,
+    SYSTEM_PORTS,
     1433..=1434,   // Microsoft SQL Server
     1521..=1521,   // Oracle
     2049..=2049,   // NFS
@@ -110,6 +124,7 @@ impl Default for Policy {
         Self {
             require_login: true,
             deny_ports: SERVICE_PORTS.to_vec(),
+            low_ports: false,
             allow_foreign: Vec::new(),
             deny_tls: false,
             strict: Strict::default(),
@@ -144,6 +159,26 @@ impl Policy {
         }
     }
 
+    /// Whether a server inside may announce this port for a passive data connection.
+    ///
+    /// # Errors
+    /// Why not, in a few words. Other services of the server's host are behind such ports: what
+    /// was made to announce them (a `227` of somebody else's making, a server in the wrong hands)
+    /// would publish them.
+    pub fn check_passive(&self, port: u16) -> Result<(), &'static str> {
+        if SYSTEM_PORTS.contains(&port) {
+            return match self.low_ports {
+                true => Ok(()),
+                false => Err("a port below 1024 (see --low-ports)"),
+            };
+        }
+        let denied = self.deny_ports.iter().any(|range| range.contains(&port));
+        match self.strict.passive_ports && denied {
+            true => Err("a service port"),
+            false => Ok(()),
+        }
+    }
+
     fn allows_foreign(&self, ip: IpAddr) -> bool {
         let nobodys = ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
         !nobodys
@@ -171,6 +206,28 @@ fn within(ip: IpAddr, net: IpAddr, prefix: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_inside_publishes_no_service() {
+        let mut policy = Policy::default();
+        for (port, low) in [
+            (1, true),
+            (22, true),
+            (1023, true),
+            (1024, false),
+            (3306, false),
+        ] {
+            assert_eq!(policy.check_passive(port).is_err(), low, "{port}");
+        }
+        policy.strict.passive_ports = true;
+        assert!(policy.check_passive(3306).is_err());
+        assert!(policy.check_passive(50_000).is_ok());
+        // What is below 1024 is for the other switch alone.
+        policy.low_ports = true;
+        assert!(policy.check_passive(22).is_ok());
+        assert!(policy.check_passive(3306).is_err());
+        assert!(!policy.strict.holds_lines(), "it is about replies");
+    }
 
     #[test]
     fn the_bounce_attack_is_refused() {
