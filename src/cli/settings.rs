@@ -6,12 +6,12 @@
 mod file;
 mod limits;
 mod session;
+mod text;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
-use std::{fs, io};
 
 use clap::Args;
 use serde::Deserialize;
@@ -41,8 +41,6 @@ const MAX_DEADLINE: u64 = 3600;
 const DEFAULT_TLS_IDLE: u64 = 300;
 /// The longest that it can do so, in seconds: a day.
 const MAX_TLS_IDLE: u64 = 86_400;
-/// The largest configuration file that is read, in bytes.
-const MAX_FILE: u64 = 1 << 20;
 
 /// Everything that can be chosen; nothing is filled in yet.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -63,8 +61,8 @@ pub(crate) struct Settings {
     #[serde(deserialize_with = "file::ports")]
     port: Vec<u16>,
 
-    /// Read these settings from a file first: TOML, its keys are the names of these flags
-    /// [default: none]
+    /// Read these settings from a file first (a pipe, or `-` for the standard input, will do): TOML, its
+    /// keys are the names of these flags [default: none]
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,
@@ -219,7 +217,7 @@ impl Settings {
     /// One line: where it is wrong, or that it can't be read.
     pub(crate) fn from_file(path: &Path) -> Result<Self, String> {
         let name = path.display();
-        let text = read(path)
+        let text = text::read(path)
             .map_err(|e| format!("can't read {name}: {e}; name a readable file with --config"))?;
         toml::from_str(&text).map_err(|e| {
             let before = e.span().and_then(|span| text.get(..span.start));
@@ -319,17 +317,6 @@ impl Settings {
         config.check()?;
         Ok(config)
     }
-}
-
-/// The text of a file of bounded size.
-fn read(path: &Path) -> io::Result<String> {
-    if fs::metadata(path)?.len() > MAX_FILE {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            "it is too large",
-        ));
-    }
-    fs::read_to_string(path)
 }
 
 /// A list that is given, or the other one.
