@@ -17,6 +17,7 @@ use clap::Args;
 use serde::Deserialize;
 
 use crate::daemon::config::{self, Advertise, BackendChoice, Config, RulesMode, Tls};
+use crate::daemon::lock;
 use crate::ftp::policy::Policy;
 use crate::nat::backend::Mark;
 use crate::nat::ports::PortRange;
@@ -270,6 +271,13 @@ impl Settings {
                 "--queues {count} from --queue-num {first} on end above 65535; choose a lower --queue-num"
             ));
         }
+        let queues = Queues { first, count };
+        if queues.numbers().contains(&lock::QUEUE) {
+            return Err(format!(
+                "queue {} is ftpalg's lock against a second one; choose another --queue-num",
+                lock::QUEUE
+            ));
+        }
         let deadline = self.deadline.unwrap_or(DEFAULT_DEADLINE);
         let deadline = within("--deadline", deadline, MAX_DEADLINE, " seconds")?;
         let tls_idle = self.tls_idle.unwrap_or(DEFAULT_TLS_IDLE);
@@ -286,7 +294,7 @@ impl Settings {
                 inside: separate(self.inside)?,
                 local: self.local,
                 ports: unique([plain, implicit_ports.clone()].concat()),
-                queues: Queues { first, count },
+                queues,
                 fail_open: self.fail.unwrap_or_default() == Fail::Open,
                 mark: self.mark.unwrap_or_default(),
                 families: Family::ALL.to_vec(),
@@ -533,6 +541,7 @@ mod tests {
             ("queues = 0", "1 to 64"),
             ("queues = 65", "1 to 64"),
             ("queues = 2\nqueue-num = 65535", "65535"),
+            ("queues = 4\nqueue-num = 63390", "lock"),
             ("deadline = 0", "seconds"),
             ("deadline = 3601", "seconds"),
             (
