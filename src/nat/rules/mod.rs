@@ -22,6 +22,7 @@ mod native;
 pub mod published;
 pub mod steering;
 pub mod template;
+mod used;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -225,6 +226,18 @@ impl Rules {
     /// If it couldn't be found out.
     pub fn verify(&self, steering: &Steering) -> Result<Vec<String>, RulesError> {
         missing_in(&self.host.snapshot()?, steering)
+    }
+
+    /// The same of rules that somebody else places: only in the families that are in use here.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub fn verify_used(&self, steering: &Steering) -> Result<Vec<String>, RulesError> {
+        let families = derive::Surroundings::read()?.families(steering);
+        self.verify(&Steering {
+            families,
+            ..steering.clone()
+        })
     }
 
     /// What isn't in place (not asked without `steering`), and which ports the user's own rules
