@@ -6,6 +6,14 @@
 #[path = "lab/activity.rs"]
 #[allow(unreachable_pub, reason = "a part of the lab")]
 mod activity;
+#[path = "cli/alone.rs"]
+mod alone;
+#[path = "cli/clients.rs"]
+mod clients;
+#[path = "cli/descriptors.rs"]
+mod descriptors;
+#[path = "cli/signals.rs"]
+mod signals;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -215,6 +223,10 @@ fn mistakes_are_one_line_and_install_nothing() {
                 "/nonexistent.toml",
             ),
             (&["check", "/nonexistent.toml"], "/nonexistent.toml"),
+            (&["check", "/dev/zero"], "it is a device"),
+            (&["run", "--config", "/dev/zero"], "it is a device"),
+            (&["check", "/run"], "it is a directory"),
+            (&["run", "--local", "--queue-num", "63393"], "lock"),
             (&["rules", "install", "--inside", "nosuch0"], "nosuch0"),
         ] {
             refused(&ftpalg(args), 2, part);
@@ -233,6 +245,41 @@ fn a_file_is_checked_and_its_mistake_located() {
     let output = ftpalg(&["check", name]);
     fs::remove_file(&path).unwrap();
     refused(&output, 2, &format!("{name}:3: unknown field `ports`"));
+}
+
+#[test]
+fn a_configuration_may_come_through_a_pipe() {
+    let piped = |script: &str| {
+        let script = script.replace("FTPALG", FTPALG);
+        Command::new("bash").args(["-c", &script]).output().unwrap()
+    };
+    let output = piped("FTPALG check <(echo 'port = 2121')");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let output = piped("echo 'port = 2121' | FTPALG check -");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    refused(
+        &piped("echo 'prot = 2121' | FTPALG check -"),
+        2,
+        "-:1: unknown field",
+    );
+    refused(&piped("FTPALG check - </dev/zero"), 2, "it is a device");
+    refused(
+        &piped("tr '\\0' '#' </dev/zero | FTPALG check -"),
+        2,
+        "larger than",
+    );
+}
+
+/// A FIFO that nobody writes to.
+#[test]
+fn a_configuration_that_never_comes_is_given_up() {
+    let path = std::env::temp_dir().join(format!("ftpalg-fifo-{}", std::process::id()));
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let started = Instant::now();
+    let output = ftpalg(&["check", path.to_str().unwrap()]);
+    fs::remove_file(&path).unwrap();
+    refused(&output, 2, "doesn't end");
+    assert!(started.elapsed() < PATIENCE);
 }
 
 #[test]

@@ -188,7 +188,13 @@ fn rules_of_somebody_else() {
         let printed = ftpalg(&net, &["rules", "print", "--inside", "in0"]).must();
         net.feed(router, &[restore, "--noflush", "-w", "10"], &printed.stdout)
             .must();
-        // IPv6 has no server here, but the daemon looks for those rules, too.
+        // Nothing inside has IPv6: no rules are missed there, until something has.
+        ftpalg(&net, &["status"]).must();
+        let address = ["ip", "address", "add", "fd00::1/64", "dev", "in0", "nodad"];
+        net.exec(router, &address).must();
+        let without = ftpalg(&net, &["status"]);
+        assert_eq!(without.status.and_then(|s| s.code()), Some(1), "{without}");
+        assert!(without.log.contains("ip6tables"), "{without}");
         let words = ["rules", "print", "--inside", "in0", "--family", "ipv6"];
         let printed = ftpalg(&net, &words).must();
         let words = [

@@ -260,7 +260,7 @@ fn where_no_port_is_left_the_dialogue_says_so() {
     let mut first = Session::new(&net, &ftp);
     let mut second = Session::new(&net, &ftp);
     assert_eq!(first.passive(50011).port(), 8080);
-    let refusal = "425 Can't open data connection (no port is free).\r\n";
+    let refusal = "425 Can't open data connection (no usable port).\r\n";
     assert_eq!(
         second.ask(
             "PASV\r\n",
@@ -284,12 +284,12 @@ fn where_no_port_is_left_the_dialogue_says_so() {
     }
     assert_eq!(
         second.reply("Passive Mode (10,0,0,2,195,92).\r\n"),
-        "227 Entering Passive Mode (no port is free).\r\n"
+        "227 Entering Passive Mode (no usable port).\r\n"
     );
     assert_eq!(second.ask("PASV\r\n", "227-here\r\n"), "227-here\r\n");
     assert_eq!(
         second.reply("227 (10,0,0,2,195,92)\r\n"),
-        "227 (no port is free)\r\n"
+        "227 (no usable port)\r\n"
     );
     // The session is in step.
     assert_eq!(second.ask("NOOP\r\n", "200 fine\r\n"), "200 fine\r\n");
@@ -321,5 +321,84 @@ fn a_client_inside_without_a_port_is_refused_by_the_server() {
     second.ask("NOOP\r\n", "200");
     first.ask("EPRT |1|10.0.0.2|50011|\r\n", "200");
     assert_eq!(status(&net)["nat"]["no_port"], 1);
+    alg.stop();
+}
+
+/// Services live below 1024: a server inside announces none of them, whether its address is
+/// translated or not, unless it is allowed to.
+#[test]
+fn a_server_inside_publishes_no_service() {
+    const LOW: [u16; 4] = [22, 25, 445, 1023];
+    let refusal = "425 Can't open data connection (no usable port).\r\n";
+    for topology in [Topology::published_server(), Topology::routed()] {
+        let translated = topology.name != "routed";
+        let net = Net::new(&topology);
+        rules::install(&net, Flavour::Nft, Policy::Drop, true);
+        let ftp = listen(&net, net.topology().server, "10.0.0.2:21");
+        let services =
+            LOW.map(|port| listen(&net, net.topology().server, &format!("10.0.0.2:{port}")));
+        let pasv = |port: u16| {
+            let [high, low] = port.to_be_bytes();
+            format!("227 Entering Passive Mode (10,0,0,2,{high},{low}).\r\n")
+        };
+        let epsv = |port: u16| format!("229 Entering Extended Passive Mode (|||{port}|).\r\n");
+
+        let alg = run(&net, Flavour::Nft, &[]);
+        let mut session = Session::new(&net, &ftp);
+        for port in LOW {
+            assert_eq!(session.ask("PASV\r\n", &pasv(port)), refusal, "{port}");
+            assert_eq!(session.ask("EPSV\r\n", &epsv(port)), refusal, "{port}");
+        }
+        let all = status(&net);
+        assert_eq!(all["nat"]["opened"], 0, "{all:#}");
+        assert_eq!(all["counters"]["refused"], 8, "{all:#}");
+        // The session goes on, and ports from 1024 on are as ever, services among them.
+        for port in [1024, 3306, 50_011] {
+            assert_eq!(session.passive(port).port(), port);
+        }
+        let log = alg.stop();
+        let why = "227 refused: a port below 1024 (see --low-ports)";
+        assert!(log.contains(why), "{log}");
+
+        let alg = run(&net, Flavour::Nft, &["--low-ports"]);
+        let mut session = Session::new(&net, &ftp);
+        for (port, service) in LOW.into_iter().zip(&services) {
+            let to = session.passive(port);
+            assert_eq!(to.port() >= 1024, translated, "{port}: {to}");
+            leads_to(&net, to, service);
+        }
+        alg.stop();
+
+        let alg = run(
+            &net,
+            Flavour::Nft,
+            &["--strict=passive-ports", "--deny-ports", "8080"],
+        );
+        let mut session = Session::new(&net, &ftp);
+        assert_eq!(session.ask("PASV\r\n", &pasv(8080)), refusal);
+        assert_eq!(session.ask("PASV\r\n", &pasv(22)), refusal);
+        assert_eq!(session.passive(3306).port(), 3306);
+        let log = alg.stop();
+        assert!(log.contains("227 refused: a service port"), "{log}");
+    }
+}
+
+/// A server outside is only reached itself: what it announces is its own affair.
+#[test]
+fn a_server_outside_may_announce_any_port() {
+    let net = Net::new(&Topology::masqueraded_client());
+    rules::install(&net, Flavour::Nft, Policy::Drop, true);
+    let topology = net.topology();
+    let ftp = listen(&net, topology.server, &topology.listen.to_string());
+    let data = listen(
+        &net,
+        topology.server,
+        &format!("{}:989", topology.listen.ip()),
+    );
+    let alg = run(&net, Flavour::Nft, &[]);
+    let mut session = Session::new(&net, &ftp);
+    let reply = "229 Entering Extended Passive Mode (|||989|).\r\n";
+    assert_eq!(session.ask("EPSV\r\n", reply), reply);
+    leads_to(&net, data.local_addr().unwrap(), &data);
     alg.stop();
 }

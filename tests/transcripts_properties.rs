@@ -122,6 +122,7 @@ fn policy() -> impl Strategy<Value = Policy> {
         before_greeting: on[4],
         addresses: on[5],
         active_late: on[6],
+        passive_ports: false,
         allow: if allow { verbs.clone() } else { Vec::new() },
         deny: if allow { Vec::new() } else { verbs },
         failed_logins,

@@ -10,7 +10,7 @@ use super::{Failure, print};
 
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
-    /// The configuration file: see `run --config`
+    /// The configuration file, or `-` for the standard input: see `run --config`
     file: PathBuf,
 }
 

@@ -82,7 +82,7 @@ impl Failure {
 impl From<AskError> for Failure {
     fn from(error: AskError) -> Self {
         let code = match error {
-            AskError::NotRunning => NOT_RUNNING,
+            AskError::NotRunning(_) => NOT_RUNNING,
             AskError::Refused(_) | AskError::Failed(_) => 1,
         };
         Self {

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::settings::Settings;
 use super::{Failure, print};
 use crate::daemon::control::{self, AskError, Request};
+use crate::daemon::lock::{Lock, LockError};
 use crate::firewall::xtables::Family;
 use crate::firewall::xtables::tools::Tools;
 use crate::firewall::{self, EXAMPLES, KernelTables, Rules, Steering};
@@ -57,7 +58,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
             print(&text.map_err(Failure::usage)?)?;
         }
         Command::Install(settings) => {
-            nobody_else_manages()?;
+            let _lock = nobody_else_manages()?;
             let mut rules = host()?;
             let steering = steering(*settings, Some(&rules))?;
             let installed = rules.install(&steering).map_err(Failure::usage)?;
@@ -72,7 +73,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
             }
         }
         Command::Remove => {
-            nobody_else_manages()?;
+            let _lock = nobody_else_manages()?;
             let removed = host()?.remove().map_err(Failure::usage)?;
             print(&format!("{removed} rules removed\n"))?;
         }
@@ -81,15 +82,24 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
 }
 
 /// Refuses to touch the rules of a running daemon: it couldn't work without them, and removes
-/// them itself when it ends. One with `--rules external` leaves them to us.
-fn nobody_else_manages() -> Result<(), Failure> {
+/// them itself when it ends. One with `--rules external` leaves them to us. While there is none,
+/// none can start as long as the lock is kept.
+fn nobody_else_manages() -> Result<Option<Lock>, Failure> {
+    match Lock::take() {
+        Ok(lock) => return Ok(Some(lock)),
+        // Rules need no queue that works.
+        Err(LockError::Unsupported) => return Ok(None),
+        Err(LockError::Held) => {}
+        Err(e) => return Err(Failure::usage(e)),
+    }
     let status = match control::ask(Request::Status) {
         Ok(status) => status,
-        Err(AskError::NotRunning) => return Ok(()),
+        // It starts or ends just now.
+        Err(AskError::NotRunning(_)) => return Err(Failure::usage(LockError::Held)),
         Err(e) => return Err(Failure::usage(e)),
     };
     if status.get("rules").and_then(Value::as_str) == Some("external") {
-        return Ok(());
+        return Ok(None);
     }
     let pid = status.get("pid").unwrap_or(&Value::Null);
     Err(Failure::usage(format!(

@@ -6,17 +6,18 @@
 mod file;
 mod limits;
 mod session;
+mod text;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
-use std::{fs, io};
 
 use clap::Args;
 use serde::Deserialize;
 
 use crate::daemon::config::{self, Advertise, BackendChoice, Config, RulesMode, Tls};
+use crate::daemon::lock;
 use crate::firewall::xtables::Family;
 use crate::firewall::{Inside, Network, Queues, Steering};
 use crate::ftp::policy::Policy;
@@ -41,8 +42,6 @@ const MAX_DEADLINE: u64 = 3600;
 const DEFAULT_TLS_IDLE: u64 = 300;
 /// The longest that it can do so, in seconds: a day.
 const MAX_TLS_IDLE: u64 = 86_400;
-/// The largest configuration file that is read, in bytes.
-const MAX_FILE: u64 = 1 << 20;
 
 /// Everything that can be chosen; nothing is filled in yet.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -63,8 +62,8 @@ pub(crate) struct Settings {
     #[serde(deserialize_with = "file::ports")]
     port: Vec<u16>,
 
-    /// Read these settings from a file first: TOML, its keys are the names of these flags
-    /// [default: none]
+    /// Read these settings from a file first (a pipe, or `-` for the standard input, will do): TOML, its
+    /// keys are the names of these flags [default: none]
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,
@@ -117,8 +116,9 @@ pub(crate) struct Settings {
     implicit_port: Vec<u16>,
 
     /// Refuse what isn't strictly FTP: everything, or by these rules: order, unknown-verbs,
-    /// long-lines, control-bytes, before-greeting, addresses, active-late, failed-logins [default:
-    /// none]
+    /// long-lines, control-bytes, before-greeting, addresses, passive-ports (a server inside may not
+    /// announce what --deny-ports names), failed-logins, and only if named active-late (a data port
+    /// opens with the transfer command) [default: none]
     #[arg(
         long,
         value_name = "RULE,…",
@@ -139,6 +139,11 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "PORT|A-B")]
     #[serde(deserialize_with = "file::some")]
     deny_ports: Option<Vec<DenyPorts>>,
+
+    /// Let servers inside announce ports below 1024 for passive data connections, which otherwise are
+    /// refused: services live there [default: no]
+    #[arg(long)]
+    low_ports: bool,
 
     /// A limit: sessions, sessions-per-client, pinholes, pinholes-per-client, pinholes-per-session,
     /// pinholes-per-minute, pinholes-per-client-per-minute, command-line, reply-line or pipelined.
@@ -214,7 +219,7 @@ impl Settings {
     /// One line: where it is wrong, or that it can't be read.
     pub(crate) fn from_file(path: &Path) -> Result<Self, String> {
         let name = path.display();
-        let text = read(path)
+        let text = text::read(path)
             .map_err(|e| format!("can't read {name}: {e}; name a readable file with --config"))?;
         toml::from_str(&text).map_err(|e| {
             let before = e.span().and_then(|span| text.get(..span.start));
@@ -245,6 +250,7 @@ impl Settings {
             },
             allow_foreign: or(self.allow_foreign, base.allow_foreign),
             deny_ports: self.deny_ports.or(base.deny_ports),
+            low_ports: self.low_ports || base.low_ports,
             limits: [base.limits, self.limits].concat(),
             require_login: self.require_login.or(base.require_login),
             queues: self.queues.or(base.queues),
@@ -266,6 +272,13 @@ impl Settings {
                 "--queues {count} from --queue-num {first} on end above 65535; choose a lower --queue-num"
             ));
         }
+        let queues = Queues { first, count };
+        if queues.numbers().contains(&lock::QUEUE) {
+            return Err(format!(
+                "queue {} is ftpalg's lock against a second one; choose another --queue-num",
+                lock::QUEUE
+            ));
+        }
         let deadline = self.deadline.unwrap_or(DEFAULT_DEADLINE);
         let deadline = within("--deadline", deadline, MAX_DEADLINE, " seconds")?;
         let tls_idle = self.tls_idle.unwrap_or(DEFAULT_TLS_IDLE);
@@ -282,7 +295,7 @@ impl Settings {
                 inside: separate(self.inside)?,
                 local: self.local,
                 ports: unique([plain, implicit_ports.clone()].concat()),
-                queues: Queues { first, count },
+                queues,
                 fail_open: self.fail.unwrap_or_default() == Fail::Open,
                 mark: self.mark.unwrap_or_default(),
                 families: Family::ALL.to_vec(),
@@ -297,6 +310,7 @@ impl Settings {
             policy: Policy {
                 require_login: self.require_login.unwrap_or(true),
                 deny_ports: DenyPorts::ports(self.deny_ports),
+                low_ports: self.low_ports,
                 allow_foreign: self
                     .allow_foreign
                     .iter()
@@ -312,17 +326,6 @@ impl Settings {
         config.check()?;
         Ok(config)
     }
-}
-
-/// The text of a file of bounded size.
-fn read(path: &Path) -> io::Result<String> {
-    if fs::metadata(path)?.len() > MAX_FILE {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            "it is too large",
-        ));
-    }
-    fs::read_to_string(path)
 }
 
 /// A list that is given, or the other one.
@@ -443,6 +446,7 @@ mod tests {
             strict = true
             allow-foreign = ["198.51.100.0/24", "2001:db8::1"]
             deny-ports = [3306, "8000-8080"]
+            low-ports = true
             require-login = false
             queues = 2
             queue-num = 7
@@ -464,6 +468,7 @@ mod tests {
         assert!(config.steering.fail_open && config.steering.local);
         assert_eq!(config.policy.strict, Strict::all());
         assert!(!config.policy.require_login && !config.policy.deny_tls);
+        assert!(config.policy.low_ports);
         assert_eq!(config.policy.allow_foreign.len(), 2);
         assert_eq!(
             config.policy.deny_ports,
@@ -537,6 +542,7 @@ mod tests {
             ("queues = 0", "1 to 64"),
             ("queues = 65", "1 to 64"),
             ("queues = 2\nqueue-num = 65535", "65535"),
+            ("queues = 4\nqueue-num = 63390", "lock"),
             ("deadline = 0", "seconds"),
             ("deadline = 3601", "seconds"),
             (

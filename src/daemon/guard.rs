@@ -52,6 +52,8 @@ pub(super) struct Guard {
     blind: bool,
     /// Whether the user's rules were more than are read.
     cut: bool,
+    /// Why it couldn't be looked the last time: it is said once.
+    blocked: Option<String>,
 }
 
 /// What isn't in place.
@@ -71,6 +73,7 @@ impl Guard {
             pace: Pace::default(),
             blind: false,
             cut: false,
+            blocked: None,
         }
     }
 
@@ -84,7 +87,11 @@ impl Guard {
             // What comes from here on is looked at next time.
             self.changes.happened();
             let started = self.shared.now();
-            let failed = match self.missing() {
+            let missing = self.missing();
+            if missing.is_ok() && self.blocked.take().is_some() {
+                log::warn!("whether all rules are in place can be told again");
+            }
+            let failed = match missing {
                 Ok(missing) if missing.is_none() => {
                     let often = started.saturating_sub(last) < OFTEN;
                     idle = if often { idle + 1 } else { 0 };
@@ -95,7 +102,10 @@ impl Guard {
                     !self.put_back()
                 }
                 Err(e) => {
-                    log::warn!("can't tell whether all rules are in place: {e}");
+                    if self.blocked.as_ref() != Some(&e) {
+                        log::warn!("can't tell whether all rules are in place: {e}");
+                        self.blocked = Some(e);
+                    }
                     self.pace.attempt(started);
                     true
                 }

@@ -9,6 +9,15 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::Error;
 
+/// The signals that ask for an end. After SIGXCPU, of a limit of CPU time, comes SIGKILL.
+const ENDS: [Signal; 5] = [
+    Signal::SIGINT,
+    Signal::SIGTERM,
+    Signal::SIGQUIT,
+    Signal::SIGABRT,
+    Signal::SIGXCPU,
+];
+
 /// Why the daemon ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
@@ -27,16 +36,16 @@ pub(super) struct Lifetime {
 }
 
 impl Lifetime {
-    /// Takes SIGINT, SIGTERM and SIGHUP over for this thread and all that it starts.
+    /// Takes all signals over for this thread and all that it starts: none ends or stops the process
+    /// before its rules are removed. Those that ask for an end are waited for, and SIGHUP; all others are
+    /// blocked for good. (What the kernel doesn't let a process block, a fault of its own above all, ends
+    /// it as ever; so do SIGKILL, and the two signals that the C library keeps to itself.)
     ///
     /// A signal that comes before [`wait`](Self::wait) is kept until then, so start-up is never
     /// left half done. Programs that are run get their signals back (the standard library sees to it).
     pub(super) fn begin() -> io::Result<Self> {
-        let mut signals = SigSet::empty();
-        signals.add(Signal::SIGINT);
-        signals.add(Signal::SIGTERM);
-        signals.add(Signal::SIGHUP);
-        signals.thread_block()?;
+        SigSet::all().thread_block()?;
+        let signals: SigSet = ENDS.into_iter().chain([Signal::SIGHUP]).collect();
         // Whoever comes first is heard; the others find the place taken, and nobody waits.
         let (endings, wait) = mpsc::sync_channel(1);
         let lifetime = Self {

@@ -6,12 +6,14 @@
 
 pub mod config;
 pub mod control;
+pub mod lock;
 pub mod output;
 pub mod shared;
 pub mod status;
 pub mod worker;
 
 mod advertised;
+mod descriptors;
 mod guard;
 mod lifetime;
 mod setup;
@@ -19,6 +21,7 @@ mod setup;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::conntrack::Conntrack;
@@ -33,8 +36,10 @@ use crate::queue::nfq::NfqQueue;
 use advertised::Advertised;
 use config::Config;
 use control::{Answerer, BindError, ControlSocket};
+use descriptors::Reserve;
 use guard::Guard;
 use lifetime::{Ending, Lifetime};
+use lock::{Lock, LockError};
 use output::Output;
 use setup::Steered;
 use shared::{Clock, Shared};
@@ -52,7 +57,10 @@ pub enum Error {
     /// The process may not change the network.
     #[error("no permission to change the network; run as root, or with CAP_NET_ADMIN")]
     NotPermitted,
-    /// There is one already, or the socket's name is taken.
+    /// The lock of the network namespace can't be had.
+    #[error(transparent)]
+    Lock(LockError),
+    /// There is a daemon already, or there can be no control socket.
     #[error(transparent)]
     Control(#[from] BindError),
     /// A queue couldn't be had.
@@ -82,12 +90,15 @@ pub enum Error {
 /// # Errors
 /// If it couldn't start.
 pub fn run(config: &Config) -> Result<ExitCode, Error> {
+    let reserve = Reserve::take(config.steering.queues.count).map_err(Error::Host)?;
     // Before there is any other thread, so that all of them inherit it.
     let lifetime = Lifetime::begin().map_err(|source| Error::System {
         what: "wait for signals",
         source,
     })?;
     setup::check_permission()?;
+    // The first netlink socket of the process: its port, which the kernel shows, is the process id.
+    let lock = Lock::take().map_err(setup::explain)?;
     setup::check_data_ports(config);
     let advertised = Advertised::find(&config.advertise)?;
     let socket = ControlSocket::bind()?;
@@ -112,6 +123,8 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     let mut installed = Installed {
         steered: Arc::clone(&steered),
         shared: Arc::clone(&shared),
+        reserve,
+        closing: socket.closing(),
         there: true,
     };
     let guard = Guard::new(&steered, &shared);
@@ -148,6 +161,8 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
         false => "ftpalg: not everything could be removed; run `ftpalg rules remove`".into(),
     });
     output.flush(DRAIN);
+    // A successor may come once nothing is left of this one.
+    drop(lock);
     Ok(match ending {
         Ending::Signal(_) if removed => ExitCode::SUCCESS,
         Ending::Signal(_) | Ending::Failed(_) => ExitCode::FAILURE,
@@ -192,6 +207,10 @@ fn start_threads(
 struct Installed {
     steered: Arc<Steered>,
     shared: Arc<Shared>,
+    /// What taking it back needs.
+    reserve: Reserve,
+    /// Set when that begins: from then on, clients get no descriptors.
+    closing: Arc<AtomicBool>,
     there: bool,
 }
 
@@ -200,6 +219,8 @@ impl Installed {
     /// Whether everything could be removed.
     fn remove(&mut self) -> bool {
         self.there = false;
+        self.closing.store(true, Ordering::Relaxed);
+        self.reserve.give_back();
         let rules = self.steered.remove();
         if let Err(e) = &rules {
             log::error!("rules can't be removed: {e}");

@@ -29,6 +29,8 @@ use crate::queue::{OpenError, Options, kernel};
 use super::Error;
 use super::advertised::Advertised;
 use super::config::{BackendChoice, Config, RulesMode, Tls};
+use super::control::{self, BindError};
+use super::lock::{self, LockError};
 use super::shared::Clock;
 
 /// The number of `CAP_NET_ADMIN`.
@@ -54,6 +56,27 @@ pub(super) fn check_permission() -> Result<(), Error> {
     }
 }
 
+/// Why there is no lock: with who has it, where that can be told.
+pub(super) fn explain(error: LockError) -> Error {
+    match error {
+        LockError::NotPermitted => Error::NotPermitted,
+        LockError::Held => {
+            // Another process may have that id in this process's view; then the socket's.
+            let named = kernel::holder(lock::QUEUE).filter(|(_, name)| name == "ftpalg");
+            let answers = || {
+                let (pid, _) = control::holder().filter(|(_, uid)| control::trusted(*uid))?;
+                u32::try_from(pid).ok()
+            };
+            let holder = named.map(|(pid, _)| pid).or_else(answers);
+            let who = holder
+                .map(|pid| format!(" (pid {pid})"))
+                .unwrap_or_default();
+            Error::Control(BindError::Running(who))
+        }
+        other => Error::Lock(other),
+    }
+}
+
 /// The steering rules: what they are, and the host's tools to place them.
 pub(super) struct Steered {
     pub(super) steering: Steering,
@@ -65,7 +88,8 @@ pub(super) struct Steered {
 
 struct Host {
     rules: Rules,
-    /// Nothing is installed any more.
+    /// Nothing is installed any more, and no tool is run: until it has begun, a tool has copies of all
+    /// descriptors, the lock's and the queues' among them, and would keep a successor from starting.
     closing: bool,
 }
 
@@ -135,12 +159,17 @@ impl Steered {
     /// publish.
     pub(super) fn look(&self) -> Result<Look, RulesError> {
         let steering = self.manage.then_some(&self.steering);
-        self.host().rules.look(steering)
+        let host = self.host();
+        match host.closing {
+            true => Ok(Look::default()),
+            false => host.rules.look(steering),
+        }
     }
 
     /// Whether anything of ours is in iptables-legacy.
     pub(super) fn in_legacy(&self) -> bool {
-        self.host().rules.in_legacy()
+        let host = self.host();
+        !host.closing && host.rules.in_legacy()
     }
 
     /// Removes the rules, unless somebody else does.
@@ -155,7 +184,12 @@ impl Steered {
 
     /// What isn't in place.
     pub(super) fn missing(&self) -> Result<Vec<String>, RulesError> {
-        self.host().rules.verify(&self.steering)
+        let host = self.host();
+        match host.closing {
+            true => Ok(vec!["ftpalg is ending, and removes its rules".into()]),
+            false if self.manage => host.rules.verify(&self.steering),
+            false => host.rules.verify_used(&self.steering),
+        }
     }
 
     fn host(&self) -> std::sync::MutexGuard<'_, Host> {

@@ -11,7 +11,8 @@
 //! other than 0 leaves the standard output empty, except for `status` with 1: not all is in place.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use serde::Serialize;
 
@@ -123,6 +124,8 @@ pub(super) struct Status {
     steered: Arc<Steered>,
     shared: Arc<Shared>,
     workers: Vec<Arc<Worker>>,
+    /// What wasn't in place, and when looking for it began.
+    looked: Mutex<Option<(Instant, Vec<String>)>>,
 }
 
 impl Status {
@@ -137,6 +140,7 @@ impl Status {
             steered: Arc::clone(steered),
             shared: Arc::clone(shared),
             workers: workers.to_vec(),
+            looked: Mutex::default(),
         }
     }
 
@@ -248,8 +252,23 @@ impl Status {
         }
     }
 
-    /// What isn't in place, or why that can't be told.
+    /// What isn't in place, or why that can't be told. Those who ask while somebody looks share the
+    /// next look: it takes several programs.
     fn missing(&self) -> Vec<String> {
+        let asked = Instant::now();
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((began, missing)) = &*looked
+            && *began >= asked
+        {
+            return missing.clone();
+        }
+        let began = Instant::now();
+        let missing = self.look();
+        *looked = Some((began, missing.clone()));
+        missing
+    }
+
+    fn look(&self) -> Vec<String> {
         let mut missing = self
             .steered
             .missing()

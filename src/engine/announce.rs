@@ -116,6 +116,13 @@ pub(super) fn decide(
     {
         return Decision::Refuse(why.to_owned());
     }
+    // A server outside is only reached itself, where any other port of its would do as well.
+    if said.mode == Mode::Passive
+        && side == Side::Egress
+        && let Err(why) = config.policy.check_passive(said.port)
+    {
+        return Decision::Refuse(why.to_owned());
+    }
     if how == How::Check {
         return Decision::Pass;
     }

@@ -25,17 +25,17 @@ pub struct Derived {
 
 /// A route: which networks are behind which interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Route {
-    net: Network,
-    iface: String,
+pub(super) struct Route {
+    pub(super) net: Network,
+    pub(super) iface: String,
 }
 
 /// The network as it is: routes, own addresses, interfaces that are up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Surroundings {
-    routes: Vec<Route>,
-    own: BTreeSet<IpAddr>,
-    up: BTreeSet<String>,
+    pub(super) routes: Vec<Route>,
+    pub(super) own: BTreeSet<IpAddr>,
+    pub(super) up: BTreeSet<String>,
 }
 
 impl Surroundings {

@@ -25,6 +25,7 @@ pub mod published;
 pub mod steering;
 pub mod tables;
 pub mod template;
+mod used;
 pub mod watch;
 pub mod xtables;
 
@@ -230,6 +231,18 @@ impl Rules {
     /// If it couldn't be found out.
     pub fn verify(&self, steering: &Steering) -> Result<Vec<String>, RulesError> {
         missing_in(&self.host.snapshot()?, steering)
+    }
+
+    /// The same of rules that somebody else places: only in the families that are in use here.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub fn verify_used(&self, steering: &Steering) -> Result<Vec<String>, RulesError> {
+        let families = derive::Surroundings::read()?.families(steering);
+        self.verify(&Steering {
+            families,
+            ..steering.clone()
+        })
     }
 
     /// What isn't in place (not asked without `steering`), and which ports the user's own rules

@@ -11,6 +11,9 @@ pub struct Policy {
     pub require_login: bool,
     /// Ports that a client may not name in `PORT`/`EPRT`. Default: [`SERVICE_PORTS`].
     pub deny_ports: Vec<RangeInclusive<u16>>,
+    /// A server inside may announce a system port (RFC 6335 §6) for a passive data connection.
+    /// Default: no.
+    pub low_ports: bool,
     /// Networks whose addresses a client may name besides its own (FXP): address and prefix
     /// length. Default: none.
     pub allow_foreign: Vec<(IpAddr, u8)>,
@@ -49,6 +52,8 @@ pub struct Strict {
     /// The data port of a `PORT` or `EPRT` opens when the server has granted it and a transfer was
     /// commanded. (Otherwise as it passes: servers exist that connect before they answer.)
     pub active_late: bool,
+    /// `227` and `229` of a server inside with a port of [`Policy::deny_ports`].
+    pub passive_ports: bool,
     /// The only verbs that may be used, in upper case; empty: all.
     pub allow: Vec<String>,
     /// Verbs that may not be used, in upper case.
@@ -72,6 +77,7 @@ impl Strict {
             before_greeting: true,
             addresses: true,
             active_late: false,
+            passive_ports: true,
             allow: Vec::new(),
             deny: Vec::new(),
             failed_logins: Some(Self::FAILED_LOGINS),
@@ -80,11 +86,13 @@ impl Strict {
 
     /// Whether lines must be complete before anything of them goes out.
     pub(super) fn holds_lines(&self) -> bool {
-        let others = Self {
+        // These aren't about command lines.
+        let commands = Self {
+            passive_ports: false,
             active_late: false,
             ..self.clone()
         };
-        others != Self::default()
+        commands != Self::default()
     }
 
     /// Whether the lists leave a verb out, which is in upper case.
@@ -94,10 +102,13 @@ impl Strict {
     }
 }
 
+/// System ports (RFC 6335 §6).
+pub const SYSTEM_PORTS: RangeInclusive<u16> = 0..=1023;
+
 /// Where a server must not be made to connect to: system ports (RFC 6335 §6) and services that
 /// answer to whoever connects.
 pub const SERVICE_PORTS: [RangeInclusive<u16>; 14] = [
-    0..=1023,
+    SYSTEM_PORTS,
     1433..=1434,   // Microsoft SQL Server
     1521..=1521,   // Oracle
     2049..=2049,   // NFS
@@ -118,6 +129,7 @@ impl Default for Policy {
         Self {
             require_login: true,
             deny_ports: SERVICE_PORTS.to_vec(),
+            low_ports: false,
             allow_foreign: Vec::new(),
             deny_tls: false,
             strict: Strict::default(),
@@ -152,6 +164,26 @@ impl Policy {
         }
     }
 
+    /// Whether a server inside may announce this port for a passive data connection.
+    ///
+    /// # Errors
+    /// Why not, in a few words. Other services of the server's host are behind such ports: what
+    /// was made to announce them (a `227` of somebody else's making, a server in the wrong hands)
+    /// would publish them.
+    pub fn check_passive(&self, port: u16) -> Result<(), &'static str> {
+        if SYSTEM_PORTS.contains(&port) {
+            return match self.low_ports {
+                true => Ok(()),
+                false => Err("a port below 1024 (see --low-ports)"),
+            };
+        }
+        let denied = self.deny_ports.iter().any(|range| range.contains(&port));
+        match self.strict.passive_ports && denied {
+            true => Err("a service port"),
+            false => Ok(()),
+        }
+    }
+
     fn allows_foreign(&self, ip: IpAddr) -> bool {
         let nobodys = ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
         !nobodys
@@ -179,6 +211,28 @@ fn within(ip: IpAddr, net: IpAddr, prefix: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_server_inside_publishes_no_service() {
+        let mut policy = Policy::default();
+        for (port, low) in [
+            (1, true),
+            (22, true),
+            (1023, true),
+            (1024, false),
+            (3306, false),
+        ] {
+            assert_eq!(policy.check_passive(port).is_err(), low, "{port}");
+        }
+        policy.strict.passive_ports = true;
+        assert!(policy.check_passive(3306).is_err());
+        assert!(policy.check_passive(50_000).is_ok());
+        // What is below 1024 is for the other switch alone.
+        policy.low_ports = true;
+        assert!(policy.check_passive(22).is_ok());
+        assert!(policy.check_passive(3306).is_err());
+        assert!(!policy.strict.holds_lines(), "it is about replies");
+    }
 
     #[test]
     fn the_bounce_attack_is_refused() {

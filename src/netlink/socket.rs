@@ -151,7 +151,15 @@ impl Socket {
     /// # Errors
     /// The kernel's error; `ENOENT` where there is nothing to change.
     pub fn change(&mut self, request: &Request<'_>) -> io::Result<()> {
-        let seq = self.send_one(request, codec::ACK)?;
+        self.change_of(0, request)
+    }
+
+    /// The same with the number of what it is about (`res_id`): of a queue, for example.
+    ///
+    /// # Errors
+    /// As [`Socket::change`].
+    pub fn change_of(&mut self, number: u16, request: &Request<'_>) -> io::Result<()> {
+        let seq = self.send_of(number, request, codec::ACK)?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
             let datagram = self.receive(deadline)?;
@@ -325,10 +333,14 @@ impl Socket {
     }
 
     fn send_one(&mut self, request: &Request<'_>, flags: u16) -> io::Result<u32> {
+        self.send_of(0, request, flags)
+    }
+
+    fn send_of(&mut self, number: u16, request: &Request<'_>, flags: u16) -> io::Result<u32> {
         let seq = self.next_seq();
         let mut builder = Builder::new();
         let flags = request.flags | flags | codec::REQUEST;
-        builder.message(request.kind, flags, seq, request.family, 0);
+        builder.message(request.kind, flags, seq, request.family, number);
         (request.attrs)(&mut builder);
         self.send(builder)?;
         Ok(seq)

@@ -56,21 +56,14 @@ pub fn counters() -> io::Result<Vec<Counters>> {
     Ok(text.lines().filter_map(Counters::parse).collect())
 }
 
-/// Who reads a queue, as ` (pid N, name)`; empty where that can't be told.
+/// Who reads a queue: process id and name; `None` where that can't be told.
 #[must_use]
-pub fn holder(queue: u16) -> String {
-    let Some(port) = counters()
-        .ok()
-        .and_then(|all| all.into_iter().find(|c| c.queue == queue))
-        .map(|c| c.port)
-    else {
-        return String::new();
-    };
+pub fn holder(queue: u16) -> Option<(u32, String)> {
+    let all = counters().ok()?;
+    let port = all.into_iter().find(|c| c.queue == queue)?.port;
     // Only a program's first netlink socket has its process id for a port.
-    match fs::read_to_string(format!("/proc/{port}/comm")) {
-        Ok(name) => format!(" (pid {port}, {})", name.trim_end().escape_default()),
-        Err(_) => String::new(),
-    }
+    let name = fs::read_to_string(format!("/proc/{port}/comm")).ok()?;
+    Some((port, name.trim_end().escape_default().to_string()))
 }
 
 #[cfg(test)]

@@ -112,7 +112,9 @@ fn bind_error(number: u16, source: io::Error) -> OpenError {
     match source.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM | Errno::EBUSY) => OpenError::InUse {
             number,
-            holder: kernel::holder(number),
+            holder: kernel::holder(number)
+                .map(|(pid, name)| format!(" (pid {pid}, {name})"))
+                .unwrap_or_default(),
         },
         // nfnetlink answers this where no subsystem "queue" is registered.
         Some(Errno::EINVAL | Errno::EOPNOTSUPP) => OpenError::Unsupported,

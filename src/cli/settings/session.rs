@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
-use crate::ftp::policy::{SERVICE_PORTS, Strict};
+use crate::ftp::policy::{SERVICE_PORTS, SYSTEM_PORTS, Strict};
 use crate::net::PortRange;
 
 /// The rules of `--strict`, as far as they are chosen.
@@ -31,6 +31,7 @@ struct Named {
     before_greeting: Option<bool>,
     addresses: Option<bool>,
     active_late: Option<bool>,
+    passive_ports: Option<bool>,
     #[serde(deserialize_with = "logins")]
     failed_logins: Option<u8>,
     allow: Option<Vec<Verb>>,
@@ -39,7 +40,7 @@ struct Named {
 
 /// The rules that can be named on the command line.
 const RULES: &str = "all, order, unknown-verbs, long-lines, control-bytes, before-greeting, \
-                     addresses, active-late, failed-logins";
+                     addresses, passive-ports, active-late, failed-logins";
 
 impl StrictChoice {
     /// These, with the other's lists and numbers where they have none: a flag adds rules to those
@@ -62,6 +63,7 @@ impl StrictChoice {
                 before_greeting: either(own.before_greeting, base_named.before_greeting),
                 addresses: either(own.addresses, base_named.addresses),
                 active_late: either(own.active_late, base_named.active_late),
+                passive_ports: either(own.passive_ports, base_named.passive_ports),
                 failed_logins: logins.or(own.failed_logins),
                 allow: own.allow.or(base_named.allow),
                 deny: own.deny.or(base_named.deny),
@@ -86,6 +88,7 @@ impl StrictChoice {
             before_greeting: on(named.before_greeting),
             addresses: on(named.addresses),
             active_late: named.active_late.unwrap_or(false),
+            passive_ports: on(named.passive_ports),
             allow: verbs(named.allow),
             deny: verbs(named.deny),
             failed_logins: named.failed_logins.or(default).filter(|n| *n > 0),
@@ -117,6 +120,7 @@ impl FromStr for StrictChoice {
                 "before-greeting" => &mut named.before_greeting,
                 "addresses" => &mut named.addresses,
                 "active-late" => &mut named.active_late,
+                "passive-ports" => &mut named.passive_ports,
                 other => return Err(format!("no rule {other:?}; write some of {RULES}")),
             };
             *rule = Some(true);
@@ -193,9 +197,6 @@ pub(super) enum DenyPorts {
     /// No more than system ports.
     None,
 }
-
-/// Always denied: system ports (RFC 6335 §6).
-const SYSTEM_PORTS: RangeInclusive<u16> = 0..=1023;
 
 impl DenyPorts {
     /// The ports that are denied.

@@ -12,9 +12,9 @@ use crate::stream::{Half, Limits, Overflow};
 /// Goes out in place of a `227` or `229` up to the end of its address, where no data connection can
 /// be had; the rest of the server's line follows, a closing bracket as a rule. RFC 959 knows 425 as
 /// an answer to transfer commands only, but clients go by the first digit (RFC 1123 §4.1.2.11).
-const REFUSAL: &[u8] = b"425 Can't open data connection (no port is free";
+const REFUSAL: &[u8] = b"425 Can't open data connection (no usable port";
 /// In place of the address alone: no client can read one from it.
-const NO_ADDRESS: &[u8] = b"no port is free";
+const NO_ADDRESS: &[u8] = b"no usable port";
 
 /// Why a flow isn't read any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,373 @@
+//! The daemon's end: clients come in, wait for their turn, and are answered.
+
+use std::collections::VecDeque;
+use std::collections::hash_map::RandomState;
+use std::hash::{BuildHasher, Hasher};
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::{getsockopt, sockopt};
+
+use super::ask::holder;
+use super::{NAME, PATIENCE, Reply, Request, read_line, remaining, trusted};
+
+/// The longest request, in bytes with its line feed.
+const MAX_REQUEST: usize = 4096;
+/// How many clients are answered at a time.
+pub(in super::super) const MAX_CLIENTS: usize = 8;
+/// How many more may be connected: those that haven't asked yet, or wait for their turn. Others
+/// wait in the kernel, for these to be answered or given up.
+pub(in super::super) const MAX_WAITING: usize = 32;
+/// How long nobody is let in after that failed.
+const REST: Duration = Duration::from_millis(200);
+/// How many names are tried.
+const TRIES: usize = 8;
+
+/// Why the socket couldn't be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// A daemon runs already: its process, as ` (pid N)`, where that is known.
+    #[error("ftpalg already runs in this network namespace{0}; stop that one first")]
+    Running(String),
+    /// Something else was refused.
+    #[error("the control socket @{NAME} can't be bound ({0}); see `ss -xl`")]
+    System(#[from] io::Error),
+}
+
+/// Answers requests; called from several threads.
+pub type Answerer = dyn Fn(Request) -> Reply + Send + Sync;
+
+/// The bound socket. Nobody is answered before [`serve`](Self::serve).
+pub struct ControlSocket {
+    listener: UnixListener,
+    /// Wakes the thread that lets clients in.
+    wake: Arc<EventFd>,
+    /// Nobody is let in any more.
+    closing: Arc<AtomicBool>,
+}
+
+impl ControlSocket {
+    /// Binds the socket of the calling thread's network namespace, for whoever has the
+    /// [`Lock`](super::super::lock::Lock). Where somebody else has its name, which anybody can take, it gets
+    /// one that nobody foresees.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn bind() -> Result<Self, BindError> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(io::Error::from)?;
+        let mut name = NAME.to_owned();
+        for _ in 0..TRIES {
+            match UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?) {
+                Ok(listener) => {
+                    listener.set_nonblocking(true)?;
+                    return Ok(Self {
+                        listener,
+                        wake: Arc::new(wake),
+                        closing: Arc::default(),
+                    });
+                }
+                Err(e) if e.kind() == ErrorKind::AddrInUse => {
+                    let who = holder().map(|(pid, uid)| format!(" (pid {pid}, uid {uid})"));
+                    log::warn!(
+                        "somebody else{} has the socket @{name}: using another one",
+                        who.unwrap_or_default()
+                    );
+                    let random = RandomState::new().build_hasher().finish();
+                    name = format!("{NAME}-{random:016x}");
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Err(io::Error::from(ErrorKind::AddrInUse).into())
+    }
+
+    /// When it is set, nobody is let in any more.
+    pub fn closing(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.closing)
+    }
+
+    /// Answers clients for as long as the process lives, a few at a time, each in a thread of its
+    /// own; sleeps while there are none. One that says nothing keeps nobody waiting.
+    pub fn serve(self, answer: &Arc<Answerer>) {
+        let places = Arc::new(Places {
+            taken: AtomicUsize::new(0),
+            wake: Arc::clone(&self.wake),
+        });
+        let mut waiting: VecDeque<Waiting> = VecDeque::new();
+        let mut entrance = Entrance::default();
+        loop {
+            let ready = self.wait(&waiting, places.is_free(), &entrance);
+            // Whoever wrote it: it has woken this thread.
+            let _ = self.wake.read();
+            if let Some(asked) = ready.clients {
+                let now = Instant::now();
+                for (client, asked) in std::mem::take(&mut waiting).into_iter().zip(asked) {
+                    match asked.then(|| Place::take(&places)).flatten() {
+                        Some(place) => client.be_answered(place, answer),
+                        None if asked || client.until > now => waiting.push_back(client),
+                        None => log::debug!("control client: said nothing"),
+                    }
+                }
+            }
+            if ready.listener {
+                entrance.let_in(&self.listener, &self.closing, &mut waiting);
+            }
+        }
+    }
+
+    /// Waits for something to do. Whether clients have asked is looked at while places are free;
+    /// until then they may take their time.
+    fn wait(&self, waiting: &VecDeque<Waiting>, free: bool, entrance: &Entrance) -> Ready {
+        let now = Instant::now();
+        let room = waiting.len() < MAX_WAITING && !self.closing.load(Ordering::Relaxed);
+        let reopens = entrance.closed_until.filter(|until| room && *until > now);
+        let open = room && reopens.is_none();
+        let mut fds = vec![PollFd::new(self.wake.as_fd(), PollFlags::POLLIN)];
+        if open {
+            fds.push(PollFd::new(self.listener.as_fd(), PollFlags::POLLIN));
+        }
+        let looked_at = if free { waiting.len() } else { 0 };
+        let clients = waiting.iter().take(looked_at);
+        let gives_up = clients.clone().map(|one| one.until).min();
+        fds.extend(clients.map(|one| PollFd::new(one.stream.as_fd(), PollFlags::POLLIN)));
+        let timeout = match gives_up.into_iter().chain(reopens).min() {
+            // A millisecond more, so as not to wake before it.
+            Some(at) => (at.saturating_duration_since(now) + Duration::from_millis(1))
+                .try_into()
+                .unwrap_or(PollTimeout::MAX),
+            None => PollTimeout::NONE,
+        };
+        if let Err(e) = poll(&mut fds, timeout) {
+            log::debug!("control socket: {e}");
+            thread::sleep(REST);
+        }
+        let mut events = fds.iter().map(|fd| fd.any() == Some(true)).skip(1);
+        Ready {
+            listener: open && events.next() == Some(true),
+            clients: free.then(|| events.collect()),
+        }
+    }
+}
+
+/// What there is to do.
+struct Ready {
+    /// Somebody wants in.
+    listener: bool,
+    /// Which of those who wait have asked, or gone; `None`: nobody looked.
+    clients: Option<Vec<bool>>,
+}
+
+/// Lets clients in, except for a while after that failed.
+#[derive(Default)]
+struct Entrance {
+    closed_until: Option<Instant>,
+    /// Why it failed the last time, until it succeeds.
+    failed: Option<Errno>,
+}
+
+impl Entrance {
+    fn let_in(
+        &mut self,
+        listener: &UnixListener,
+        closing: &AtomicBool,
+        waiting: &mut VecDeque<Waiting>,
+    ) {
+        while waiting.len() < MAX_WAITING && !closing.load(Ordering::Relaxed) {
+            let stream = match listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
+                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                Err(e) => {
+                    // Out of descriptors, most likely: it passes, and they wait.
+                    let errno = e.raw_os_error().map(Errno::from_raw);
+                    if errno != self.failed {
+                        log::warn!("control socket: nobody can be let in for now: {e}");
+                    }
+                    self.failed = errno;
+                    self.closed_until = Some(Instant::now() + REST);
+                    return;
+                }
+            };
+            *self = Self::default();
+            match getsockopt(&stream, sockopt::PeerCredentials) {
+                Ok(peer) if trusted(peer.uid()) => waiting.push_back(Waiting {
+                    stream,
+                    until: Instant::now() + PATIENCE,
+                }),
+                Ok(_) => {
+                    let why = "only root and the daemon's own user may ask; use sudo";
+                    // One small write to an empty buffer, which doesn't wait.
+                    note(reply(&stream, &Reply::Error(why.into())));
+                }
+                Err(e) => note(Err(e.into())),
+            }
+        }
+    }
+}
+
+/// A client that wasn't answered yet.
+struct Waiting {
+    stream: UnixStream,
+    /// When it must have asked.
+    until: Instant,
+}
+
+impl Waiting {
+    fn be_answered(self, place: Place, answer: &Arc<Answerer>) {
+        let answer = Arc::clone(answer);
+        let client = move || {
+            note(converse(&self.stream, &*answer));
+            drop(place);
+        };
+        let thread = thread::Builder::new().name("control-client".into());
+        if let Err(e) = thread.spawn(client) {
+            log::warn!("control socket: no thread for a client: {e}");
+        }
+    }
+}
+
+/// One client's request and its answer.
+fn converse(stream: &UnixStream, answer: &Answerer) -> io::Result<()> {
+    let line = read_line(stream, MAX_REQUEST, Instant::now() + PATIENCE)?;
+    let answered = match serde_json::from_slice(&line) {
+        Ok(request) => answer(request),
+        Err(_) => Reply::Error("unknown request; is this the daemon's own ftpalg?".into()),
+    };
+    reply(stream, &answered)
+}
+
+/// Sends an answer, within [`PATIENCE`] in all.
+fn reply(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    let deadline = Instant::now() + PATIENCE;
+    let mut rest = line.as_slice();
+    while !rest.is_empty() {
+        stream.set_write_timeout(Some(remaining(deadline)?))?;
+        match stream.write(rest) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(n) => rest = rest.get(n..).unwrap_or_default(),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// A client that went away is its own affair.
+fn note(result: io::Result<()>) {
+    if let Err(e) = result {
+        log::debug!("control client: {e}");
+    }
+}
+
+/// [`MAX_CLIENTS`] places.
+struct Places {
+    taken: AtomicUsize,
+    /// Told when one is given back.
+    wake: Arc<EventFd>,
+}
+
+impl Places {
+    fn is_free(&self) -> bool {
+        self.taken.load(Ordering::Acquire) < MAX_CLIENTS
+    }
+}
+
+/// A client's place among them, given back when dropped.
+struct Place(Arc<Places>);
+
+impl Place {
+    fn take(places: &Arc<Places>) -> Option<Self> {
+        let more = |n| (n < MAX_CLIENTS).then_some(n + 1);
+        places
+            .taken
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
+            .is_ok()
+            .then(|| Self(Arc::clone(places)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::AcqRel);
+        // It can't fail but by being full, and then it wakes all the same.
+        let _ = self.0.wake.write(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn served(send: &[u8]) -> Vec<u8> {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let server = thread::spawn(move || {
+            converse(&ours, &|request| Reply::Ok(format!("{request:?}").into()))
+        });
+        theirs.write_all(send).unwrap();
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut got = Vec::new();
+        // A server that closes with unread bytes resets the connection.
+        let _ = theirs.read_to_end(&mut got);
+        let _ = server.join().unwrap();
+        got
+    }
+
+    #[test]
+    fn a_request_is_answered_in_one_line() {
+        assert_eq!(served(b"{\"ask\":\"status\"}\n"), b"{\"ok\":\"Status\"}\n");
+        assert_eq!(
+            served(b"{\"ask\":\"pinholes\"}\n"),
+            b"{\"ok\":\"Pinholes\"}\n"
+        );
+    }
+
+    #[test]
+    fn nonsense_is_answered_with_an_error() {
+        for text in [
+            &b"\n"[..],
+            b"{}\n",
+            b"[[[[\n",
+            b"{\"ask\":\"shutdown\"}\n",
+            b"\xff\xfe\n",
+        ] {
+            let got = String::from_utf8(served(text)).unwrap();
+            assert!(got.starts_with("{\"error\":\"unknown request"), "{got}");
+        }
+    }
+
+    #[test]
+    fn a_request_without_end_is_dropped() {
+        assert_eq!(served(&vec![b'x'; 3 * MAX_REQUEST]), b"");
+        assert_eq!(served(b"{\"ask\":"), b"");
+    }
+
+    #[test]
+    fn places_are_limited_and_given_back() {
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        let places = Arc::new(Places {
+            taken: AtomicUsize::new(0),
+            wake: Arc::new(wake),
+        });
+        let all: Vec<_> = (0..MAX_CLIENTS).map(|_| Place::take(&places)).collect();
+        assert!(all.iter().all(Option::is_some));
+        assert!(Place::take(&places).is_none() && !places.is_free());
+        assert!(places.wake.read().is_err(), "nobody is woken yet");
+        drop(all);
+        assert!(Place::take(&places).is_some());
+        assert_eq!(places.wake.read(), Ok(MAX_CLIENTS as u64 + 1));
+    }
+}
