@@ -275,7 +275,7 @@ impl Engine {
     /// The SYN that it answers, if it came to this engine. It is another's from here on.
     pub fn take_syn(&mut self, answer: &Answer) -> Option<Syn> {
         let syn = self.syn(answer)?;
-        self.half_open.remove(&syn.ends);
+        self.half_open.remove(&syn);
         Some(syn)
     }
 

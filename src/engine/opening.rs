@@ -84,7 +84,7 @@ impl Engine {
         now: Duration,
         gateway: &mut dyn Gateway,
     ) {
-        self.half_open.remove(&syn.ends);
+        self.half_open.remove(syn);
         if handled {
             self.pass_elsewhere(&[syn.ends, answer.ends], now);
             return;
