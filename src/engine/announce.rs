@@ -80,7 +80,8 @@ pub(super) fn open_range(
     })
 }
 
-/// Decides about an announcement made by the endpoint whose packets come through `side`'s hook.
+/// Decides about an announcement made by the endpoint whose packets come through `side`'s hook;
+/// `no_pinholes`: why nothing may open for its connection.
 pub(super) fn decide(
     config: &Config,
     gateway: &mut dyn Gateway,
@@ -88,6 +89,7 @@ pub(super) fn decide(
     ends: &Endpoints,
     side: Side,
     said: &Announcement,
+    no_pinholes: Option<&'static str>,
 ) -> Decision {
     let tuples = match tuples(gateway, ends, side) {
         Ok(tuples) => tuples,
@@ -101,6 +103,9 @@ pub(super) fn decide(
             .check_active(said.addr, said.port, own, reachable)
     {
         return Decision::Refuse(why.to_owned());
+    }
+    if let Some(why) = no_pinholes {
+        return Decision::Leave(why.to_owned());
     }
     let advertised = if side == Side::Egress {
         config.advertised(own)

@@ -313,7 +313,7 @@ impl Engine {
         self.half_open.forget(now, self.config.half_open);
         let (linger, idle) = (self.config.linger, self.config.idle);
         self.forget(
-            |flow| flow.quiet(now) >= if flow.may_be_over() { linger } else { idle },
+            |flow| flow.quiet(now) >= flow.patience(idle, linger),
             gateway,
         );
         let flows = &self.flows;

@@ -170,7 +170,8 @@ impl Flow {
                 Mode::Passive => Decision::Leave(why),
             }
         } else {
-            announce::decide(cx.config, cx.gateway, self.id, ends, side, said)
+            let closed = self.no_pinholes();
+            announce::decide(cx.config, cx.gateway, self.id, ends, side, said, closed)
         };
         let [forward, _] = self.both(side);
         match decision {
