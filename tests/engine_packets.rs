@@ -1,192 +1,21 @@
 //! What becomes of single packets, as a packet trace reads.
 //!
-//! A server at 10.0.0.2 is published as 203.0.113.199: its `227 (10,0,0,2,…)` grows by four bytes.
+//! A server at 10.0.0.2 is published as 203.0.113.199: its `227 (10,0,0,2,…)` grows by five bytes.
 
-#[path = "../fuzz/checks/world.rs"]
-#[allow(dead_code)]
-mod world;
+mod trace_support;
 
-use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
 use ftpalg::engine::{Config, Engine, Side, Verdict};
 use ftpalg::stream::Limits;
-use world::{ACK, FIN, LOGIN, OUTSIDE, RST, SYN, Seg, URG, World, build, data, read, syn};
-
-const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
-const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 199);
-const CLIENT_PORT: u16 = 40_000;
-/// The address as written, and as read.
-const OLD: &str = "10,0,0,2,195,80";
-const NEW: &str = "203,0,113,199,195,80";
-const GROWTH: u32 = 5;
-const PASV: (bool, &str) = (false, "PASV\r\n");
-
-use Who::{Client, Server};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Who {
-    Client,
-    Server,
-}
-
-/// What became of a segment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Out {
-    /// It left as it came.
-    Same,
-    /// This left in its place.
-    Became(Seg),
-    Dropped,
-}
-
-impl Out {
-    #[track_caller]
-    fn seg(self) -> Seg {
-        match self {
-            Self::Became(seg) => seg,
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-/// A conversation. Sequence numbers in segments are offsets from the byte behind the SYN.
-struct Trace {
-    engine: Engine,
-    world: World,
-    isn: [u32; 2],
-    now: Duration,
-}
-
-impl Trace {
-    fn new() -> Self {
-        Self::with(Config::default(), [1000, 5000], &[])
-    }
-
-    /// `isn`: of client and server; `options`: of both SYNs.
-    fn with(config: Config, isn: [u32; 2], options: &[u8]) -> Self {
-        let mut trace = Self {
-            engine: Engine::new(config, 0),
-            world: World::new(true, INSIDE, PUBLIC, CLIENT_PORT, true),
-            isn,
-            now: Duration::ZERO,
-        };
-        let syn = Seg {
-            options: options.to_vec(),
-            ..syn(SYN)
-        };
-        assert_eq!(trace.send(Client, syn.clone()), Out::Same);
-        let syn = Seg {
-            flags: SYN | ACK,
-            ..syn
-        };
-        assert_eq!(trace.send(Server, syn), Out::Same);
-        trace
-    }
-
-    /// Logged in; returns where client and server are.
-    fn login(&mut self) -> [u32; 2] {
-        self.dialogue(64_000, &LOGIN)
-    }
-
-    /// These lines, in segments that offer such a window; returns where client and server are.
-    fn dialogue(&mut self, window: u16, lines: &[(bool, &str)]) -> [u32; 2] {
-        let mut at = [0, 0];
-        for &(by_server, text) in lines {
-            let who = if by_server { Server } else { Client };
-            let seg = Seg {
-                window,
-                ..data(at[who as usize], at[1 - who as usize], text)
-            };
-            assert_eq!(self.send(who, seg), Out::Same, "{text}");
-            at[who as usize] += text.len() as u32;
-        }
-        at
-    }
-
-    /// Logged in, and `PASV` sent.
-    fn asked() -> (Self, u32, u32) {
-        let mut trace = Self::new();
-        let (client, server) = trace.ask();
-        (trace, client, server)
-    }
-
-    fn ask(&mut self) -> (u32, u32) {
-        let [client, server] = self.login();
-        assert_eq!(
-            self.send(Client, data(client, server, "PASV\r\n")),
-            Out::Same
-        );
-        (client + 6, server)
-    }
-
-    fn wire(&self, who: Who, mut seg: Seg) -> Seg {
-        let base = |isn: u32| isn.wrapping_add(1);
-        seg.seq = seg.seq.wrapping_add(base(self.isn[who as usize]));
-        if seg.flags & ACK != 0 {
-            seg.ack = seg.ack.wrapping_add(base(self.isn[1 - who as usize]));
-        }
-        seg
-    }
-
-    fn send(&mut self, who: Who, seg: Seg) -> Out {
-        let packet = pack(who, &self.wire(who, seg));
-        match self.raw(who, &packet) {
-            Verdict::Accept => Out::Same,
-            Verdict::Drop => Out::Dropped,
-            Verdict::Replace(bytes) => {
-                let bytes = bytes.to_vec();
-                assert_ne!(bytes, packet, "a change that changes nothing");
-                let mut seg = read(&bytes);
-                let base = |isn: u32| isn.wrapping_add(1);
-                seg.seq = seg.seq.wrapping_sub(base(self.isn[who as usize]));
-                if seg.flags & ACK != 0 {
-                    seg.ack = seg.ack.wrapping_sub(base(self.isn[1 - who as usize]));
-                }
-                Out::Became(seg)
-            }
-        }
-    }
-
-    fn raw(&mut self, who: Who, packet: &[u8]) -> Verdict<'_> {
-        let side = match who {
-            Server => Side::Egress,
-            Client => Side::Ingress,
-        };
-        self.engine.packet(side, packet, self.now, &mut self.world)
-    }
-}
-
-fn pack(who: Who, seg: &Seg) -> Vec<u8> {
-    let (client, server) = ((OUTSIDE, CLIENT_PORT), (INSIDE, 21));
-    match who {
-        Client => build(client, server, seg),
-        Server => build(server, client, seg),
-    }
-}
-
-fn ack(seq: u32, ack: u32) -> Seg {
-    Seg {
-        flags: ACK,
-        ..data(seq, ack, "")
-    }
-}
-
-fn flagged(flags: u8, seg: Seg) -> Seg {
-    Seg {
-        flags: seg.flags | flags,
-        ..seg
-    }
-}
-
-fn reply() -> String {
-    format!("227 x ({OLD}).\r\n")
-}
-
-fn told() -> String {
-    format!("227 x ({NEW}).\r\n")
-}
+use trace_support::world::{
+    ACK, FIN, LOGIN, OUTSIDE, RST, SYN, Seg, URG, World, build, data, read, syn,
+};
+use trace_support::{
+    CLIENT_PORT, Client, GROWTH, INSIDE, NEW, OLD, Out, PASV, PUBLIC, Server, Trace, ack, flagged,
+    pack, reply, told,
+};
 
 fn sack(blocks: &[(u32, u32)]) -> Vec<u8> {
     let mut options = vec![1, 1, 5, 2 + 8 * blocks.len() as u8];
@@ -413,10 +242,14 @@ fn a_bare_segment_carries_no_more_than_the_window() {
     assert_eq!(out.payload, &told().as_bytes()[7..17]);
 }
 
+fn syn_of(window: u16) -> Seg {
+    Seg { window, ..syn(SYN) }
+}
+
 impl Trace {
     /// As [`Trace::asked`], but the client never offered more than `window` bytes.
     fn asked_with_window(window: u16) -> (Self, u32, u32) {
-        let mut t = Self::new();
+        let mut t = Self::begun(Config::default(), [1000, 5000], &syn_of(window));
         let [client, server] = t.dialogue(window, &[&LOGIN[..], &[PASV]].concat());
         (t, client, server)
     }
@@ -740,31 +573,6 @@ fn a_forged_reset_is_not_made_exact() {
     };
     assert_eq!(t.send(Server, reset).seg().seq, s + 7);
     assert_eq!(t.world.ended, 1);
-}
-
-#[test]
-fn data_in_the_syn_passes_unmodified() {
-    let mut t = Trace {
-        engine: Engine::new(Config::default(), 0),
-        world: World::new(true, INSIDE, PUBLIC, CLIENT_PORT, true),
-        isn: [1, 2],
-        now: Duration::ZERO,
-    };
-    let syn = Seg {
-        flags: SYN,
-        seq: u32::MAX,
-        ..data(0, 0, "USER a\r\n")
-    };
-    assert_eq!(t.send(Client, syn), Out::Same);
-    let answer = Seg {
-        flags: SYN | ACK,
-        seq: u32::MAX,
-        ..ack(0, 8)
-    };
-    assert_eq!(t.send(Server, answer), Out::Same);
-    assert_eq!(t.send(Server, data(0, 8, "220 x\r\n")), Out::Same);
-    assert_eq!(t.send(Server, data(7, 8, &reply())), Out::Same);
-    assert_eq!(t.engine.stats().untouchable, 1);
 }
 
 // ---- urgent data, opaque streams, limits ---------------------------------------------------------

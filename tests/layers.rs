@@ -30,6 +30,7 @@ const LAYERS: [(&str, &[&str]); 12] = [
             "ftp",
             "engine",
             "net",
+            "netlink",
             "queue",
             "conntrack",
             "firewall",

@@ -225,6 +225,7 @@ struct Case {
     weather: [Weather; 4],
     isn: [Option<u32>; 2],
     transparent: bool,
+    forged: u64,
 }
 
 impl Case {
@@ -238,6 +239,7 @@ impl Case {
             weather: fine(),
             isn: [None; 2],
             transparent: false,
+            forged: 0,
         }
     }
 }
@@ -334,6 +336,7 @@ fn play(case: &Case, talk: &Talk) -> sim::Outcome {
         delayed_ack: case.delayed_ack,
         isn: case.isn,
         transparent: case.transparent,
+        forged: case.forged,
     };
     let outcome = sim::run(&setup, &expect);
     let reference = |who: Who| -> String {
@@ -631,8 +634,32 @@ proptest! {
             talk.lines.truncate(talk.lines.len() - 2);
             talk.tls();
         }
-        let outcome = play(&Case { seed, cut, nagle, delayed_ack, mtu, weather, isn, transparent: false }, &talk);
+        let outcome = play(&Case { seed, cut, nagle, delayed_ack, mtu, weather, isn, transparent: false, forged: 0 }, &talk);
         prop_assert_eq!(outcome.stats.tls, u64::from(tls));
+    }
+
+    /// Packets that no receiver accepts change nothing: both ends read the same, everything is still
+    /// rewritten, and the session is followed to its end.
+    #[test]
+    fn forged_packets_change_nothing(
+        seed: u64, cut in cut(), nagle: bool, delayed_ack: bool, mtu in 120usize..1500, tls: bool,
+        weather in [splitting(), splitting(), splitting(), splitting()],
+        isn in [wrapping(), wrapping()], forged in 100u64..900,
+    ) {
+        let rng = &mut Rng::new(seed);
+        let mut talk = talk(rng);
+        // What follows TLS is lost where packets are, but not by forged ones.
+        let weather = if tls { fine() } else { weather };
+        if tls {
+            talk.lines.truncate(talk.lines.len() - 2);
+            talk.under_tls(rng);
+            talk.pasv(free_port(rng));
+            talk.transfer();
+            talk.quit();
+        }
+        let outcome = play(&Case { seed, cut, nagle, delayed_ack, mtu, weather, isn, transparent: false, forged }, &talk);
+        prop_assert_eq!(outcome.stats.clear_again, u64::from(tls));
+        prop_assert_eq!(outcome.opened.len() as u64, outcome.stats.announced);
     }
 
     /// Back in clear text, everything is rewritten as before, whatever becomes of packets behind us.
@@ -653,7 +680,7 @@ proptest! {
         talk.quit();
         let before = Weather { duplicate, ..Weather::default() };
         let weather = [before, behind[0], before, behind[1]];
-        let outcome = play(&Case { seed, cut, nagle, delayed_ack, mtu, weather, isn, transparent: false }, &talk);
+        let outcome = play(&Case { seed, cut, nagle, delayed_ack, mtu, weather, isn, transparent: false, forged: 0 }, &talk);
         prop_assert_eq!(outcome.stats.clear_again, 1);
     }
 
@@ -669,7 +696,7 @@ proptest! {
         talk.quit();
         let before = Weather { duplicate, ..Weather::default() };
         let weather = [before, behind[0], before, behind[1]];
-        let outcome = play(&Case { seed, cut, nagle, delayed_ack, mtu, weather, isn, transparent: false }, &talk);
+        let outcome = play(&Case { seed, cut, nagle, delayed_ack, mtu, weather, isn, transparent: false, forged: 0 }, &talk);
         prop_assert_eq!(outcome.changed, 0);
     }
 }

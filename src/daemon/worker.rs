@@ -150,10 +150,12 @@ impl Handler for Packets<'_> {
         // Never two engines at a time: another worker may want them the other way round.
         drop(engine);
         self.ask_others(unplaced, side, packet, now, out)
+            .unwrap_or(answer)
     }
 }
 
 impl Packets<'_> {
+    /// What another engine says to the packet, if it is one's.
     fn ask_others(
         &self,
         unplaced: Unplaced,
@@ -161,7 +163,7 @@ impl Packets<'_> {
         packet: &[u8],
         now: Duration,
         out: &mut Vec<u8>,
-    ) -> Answer {
+    ) -> Option<Answer> {
         let mut door = Door(self.shared);
         let named = |worker: &&Arc<Worker>| worker.names.load(Ordering::Acquire);
         match unplaced {
@@ -169,7 +171,7 @@ impl Packets<'_> {
                 for other in self.others.iter().filter(named) {
                     let mut engine = other.engine();
                     if engine.knows(&unplaced) {
-                        return answer(engine.packet(side, packet, now, &mut door), out);
+                        return Some(answer(engine.packet(side, packet, now, &mut door), out));
                     }
                 }
                 self.worker.engine().nobodys();
@@ -184,7 +186,7 @@ impl Packets<'_> {
                 self.worker.tell_names(&engine);
             }
         }
-        Answer::Accept
+        None
     }
 }
 

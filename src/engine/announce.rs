@@ -38,6 +38,8 @@ pub(super) enum Decision {
 pub(super) enum How {
     /// Nothing: it isn't followed.
     Check,
+    /// Nothing, and that is said: nothing may open for its connection, for this reason.
+    Leave(&'static str),
     /// A port is chosen; it opens later.
     Reserve,
     /// It opens before the announcement goes out.
@@ -93,7 +95,8 @@ pub(super) fn open_range(
     })
 }
 
-/// Decides about an announcement made by the endpoint whose packets come through `side`'s hook.
+/// Decides about an announcement made by the endpoint whose packets come through `side`'s hook;
+/// `no_pinholes`: why nothing may open for its connection.
 pub(super) fn decide(
     config: &Config,
     gateway: &mut dyn Gateway,
@@ -123,8 +126,10 @@ pub(super) fn decide(
     {
         return Decision::Refuse(why.to_owned());
     }
-    if how == How::Check {
-        return Decision::Pass;
+    match how {
+        How::Check => return Decision::Pass,
+        How::Leave(why) => return Decision::Leave(why.to_owned()),
+        How::Reserve | How::Open => {}
     }
     let tuples = match tuples {
         Ok(tuples) => tuples,

@@ -1,6 +1,7 @@
 //! One control connection: its two edited directions and its dialogue.
 
 mod dialogue;
+mod numbers;
 mod range;
 mod render;
 mod tls;
@@ -28,9 +29,10 @@ pub(super) struct Hello {
     pub(super) isn: Seq,
     pub(super) mss: Option<u16>,
     pub(super) shift: Option<u8>,
-    /// The connection must not be edited: signed segments, MPTCP, or data in the SYN.
-    pub(super) untouchable: bool,
-    pub(super) multipath: bool,
+    /// The window that it offers to the other end; never scaled here (RFC 7323 §2.2).
+    pub(super) window: u16,
+    /// It has an option that signs it (TCP-MD5, TCP-AO).
+    pub(super) signed: bool,
 }
 
 impl Hello {
@@ -40,8 +42,8 @@ impl Hello {
             isn: Seq(segment.seq()),
             mss: options.mss,
             shift: options.window_scale,
-            untouchable: options.signed || !segment.payload().is_empty(),
-            multipath: options.multipath,
+            window: segment.window(),
+            signed: options.signed,
         }
     }
 }
@@ -110,10 +112,19 @@ impl From<Hole> for PinholeId {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Open,
-    /// A RST that wasn't exact was the last packet: what comes next tells whether it was one.
+    /// A RST came that lies in the receiver's window, but isn't exact, and the receiver hasn't shown
+    /// since that it is there.
+    Doubted {
+        by: Side,
+    },
+    /// A RST came that may have been exact: a packet of either end tells that it wasn't.
     Reset,
     Closed,
 }
+
+/// How long a connection that may be over is kept at least: as long as any NAT must keep one of which
+/// it doesn't know whether its ends are still there (RFC 5382 REQ-5).
+const DOUBT: Duration = Duration::from_secs(2 * 3600 + 4 * 60);
 
 #[derive(Debug)]
 pub(super) struct Flow {
@@ -127,7 +138,8 @@ pub(super) struct Flow {
     shifts: [u8; 2],
     /// The largest segment for either end, in bytes, TCP options included (RFC 6691).
     mss: u16,
-    /// Bit per side: its FIN passed ([`FINS`]); [`ANSWERED`], [`NOT_ADMITTED`].
+    /// Bit per side: its FIN passed ([`FINS`]), it asked back at a RST; and [`ANSWERED`], [`SIGNED`],
+    /// [`NOT_ADMITTED`].
     pub(super) signs: u8,
     end: End,
     opened: Second,
@@ -150,7 +162,9 @@ pub(super) const FINS: u8 = 3;
 /// The client has answered the SYN-ACK: its address is its own.
 const ANSWERED: u8 = 4;
 /// See [`Known::admitted`].
-const NOT_ADMITTED: u8 = 8;
+const NOT_ADMITTED: u8 = 64;
+/// Both ends sign their segments (TCP-MD5, TCP-AO): a segment goes on as it came, or not at all.
+const SIGNED: u8 = 32;
 /// How long a client has to answer the SYN-ACK, where room is needed for others.
 const UNANSWERED: Duration = Duration::from_secs(1);
 
@@ -166,6 +180,9 @@ impl Flow {
     ) -> Self {
         let default = if known.v6 { 1220 } else { 536 };
         let mut halves = [Half::new(client.isn), Half::new(server.isn)];
+        for (half, receiver) in halves.iter_mut().zip([server, client]) {
+            half.offered(receiver.window);
+        }
         // RFC 7323 §2.2: scaling holds only if both ends offer it.
         let scaled = client.shift.is_some() && server.shift.is_some();
         let mut shifts = [client.shift, server.shift].map(|s| s.filter(|_| scaled).unwrap_or(0));
@@ -173,12 +190,12 @@ impl Flow {
             halves.swap(0, 1);
             shifts.swap(0, 1);
         }
-        let untouchable =
-            client.untouchable || server.untouchable || (client.multipath && server.multipath);
-        if untouchable {
-            halves.iter_mut().for_each(Half::end_inspection);
+        // Where the server doesn't sign its SYN-ACK, it ignores the signatures, and so may we.
+        let signed = client.signed && server.signed;
+        if signed {
             cx.stats.untouchable = cx.stats.untouchable.saturating_add(1);
         }
+        let signs = if signed { SIGNED } else { 0 } | if known.admitted { 0 } else { NOT_ADMITTED };
         let mut session = Session::new(cx.config.policy.clone());
         if known.implicit {
             session.expect_tls();
@@ -194,7 +211,7 @@ impl Flow {
                 .unwrap_or(default)
                 .min(server.mss.unwrap_or(default))
                 .max(64),
-            signs: if known.admitted { 0 } else { NOT_ADMITTED },
+            signs,
             end: End::Open,
             opened: Second::of(cx.now),
             seen: Second::of(cx.now),
@@ -227,9 +244,23 @@ impl Flow {
         self.signs & NOT_ADMITTED == 0
     }
 
-    /// Whether it is over, or its last packet was a RST that its receiver may have heeded.
-    pub(super) fn may_be_over(&self) -> bool {
-        self.end != End::Open
+    /// How long it may be without a packet before it is forgotten.
+    pub(super) fn patience(&self, idle: Duration, linger: Duration) -> Duration {
+        match self.end {
+            End::Open => idle,
+            End::Doubted { .. } => idle.min(DOUBT),
+            End::Reset | End::Closed => linger,
+        }
+    }
+
+    /// Why nothing opens for this connection, whatever is announced in it, and nothing is rewritten:
+    /// only what is refused is.
+    pub(super) fn no_pinholes(&self) -> Option<&'static str> {
+        self.is_signed().then_some("its segments are signed")
+    }
+
+    fn is_signed(&self) -> bool {
+        self.signs & SIGNED != 0
     }
 
     /// Whether it may go where room is needed: nobody has logged in, or it isn't FTP; it was silent for
@@ -304,41 +335,30 @@ impl Flow {
         packet: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Fate {
-        self.seen = Second::of(cx.now);
         let flags = segment.flags();
         let seq = Seq(segment.seq());
-        let reset = flags.has(Flags::RST);
-        if !self.is_closed() {
-            self.end = if reset { End::Reset } else { End::Open };
+        if flags.has(Flags::RST) {
+            return self.reset(side, segment, packet, cx);
         }
-        if reset {
-            let [forward, _] = self.both(side);
-            let emit = Emit::Own(forward.header_seq(seq));
-            let exact = forward.expects(seq);
-            let fate = self.render(side, segment, packet, emit);
-            if exact {
-                self.close("RST", cx.gateway);
-            }
-            return fate;
+        if !self.believes(side, segment) {
+            return self.disbelieve(side, segment, packet, cx);
         }
-        if flags.has(Flags::ACK) {
-            let shift = self.shifts.get(side.index()).copied().unwrap_or(0);
-            let ack = Seq(segment.ack());
-            let edge = ack.plus(u32::from(segment.window()) << shift);
-            let [forward, reverse] = self.both(side);
-            let exact = forward.expects(seq);
-            let answered = reverse.may_be_acknowledged(ack);
-            reverse.acknowledged(ack, edge, exact);
-            if answered && side == self.client {
-                self.signs |= ANSWERED;
-            }
+        self.is_alive(side, cx);
+        let shift = self.shifts.get(side.index()).copied().unwrap_or(0);
+        let ack = Seq(segment.ack());
+        let edge = ack.plus(u32::from(segment.window()) << shift);
+        let [_, reverse] = self.both(side);
+        let answered = reverse.is_new_acknowledgement(ack);
+        reverse.acknowledged(ack, edge);
+        if answered && side == self.client {
+            self.signs |= ANSWERED;
         }
         let payload = segment.payload();
         if side == self.client && !payload.is_empty() {
             self.renew_range(ends, cx);
         }
         let fin = flags.has(Flags::FIN);
-        let limit = self.limit(segment);
+        let signed = self.is_signed();
         let unread = self.next_records(side, segment, cx);
         let limits = cx.limits(self.peer(side));
         let commands = side == self.client;
@@ -360,7 +380,7 @@ impl Flow {
             Some(known) => {
                 cx.stats.waited = cx.stats.waited.saturating_add(1);
                 // Else the packet carries what is left to send on.
-                if known == 0 && forward.is_sent() {
+                if signed || (known == 0 && forward.is_sent()) {
                     return Fate::Dropped;
                 }
                 (payload.get(..known).unwrap_or_default(), false)
@@ -380,8 +400,10 @@ impl Flow {
                 }
                 let inspected = self.inspect(ends, side, cx);
                 let [forward, _] = self.both(side);
-                // At the end of the stream nothing can complete what still waits.
-                let rest = if fin { forward.pending().len() } else { 0 };
+                // At the end of the stream nothing can complete what still waits; and in replies that
+                // stay as they are, nothing need wait.
+                let all = fin || (signed && !commands);
+                let rest = if all { forward.pending().len() } else { 0 };
                 let passed = forward.pass(rest, &limits);
                 if inspected.and(passed).is_err() {
                     self.reach_limit(side, cx);
@@ -391,22 +413,34 @@ impl Flow {
             Intake::Old | Intake::Opaque => {}
         }
         self.give_up_waiting(side, cx);
+        let limit = self.limit(side, segment, intake);
         let [forward, _] = self.both(side);
-        let emit = match forward.emit(seq, payload, fin, intake, limit) {
-            Emit::Own(_) if known.is_some() => forward.probe(),
-            emit => emit,
+        let fate = if signed {
+            let bare = payload.is_empty() && !fin;
+            if !bare && !forward.clears(seq, payload, fin) {
+                cx.stats.held = cx.stats.held.saturating_add(1);
+                return Fate::Dropped;
+            }
+            Fate::Same
+        } else {
+            let emit = match forward.emit(seq, payload, fin, intake, limit) {
+                Emit::Own(_) if known.is_some() => forward.probe(),
+                emit => emit,
+            };
+            if matches!(emit, Emit::Probe { .. }) {
+                cx.stats.held = cx.stats.held.saturating_add(1);
+            }
+            if intake == Intake::Old
+                && known.is_none()
+                && !payload.is_empty()
+                && render::contradicts(forward, &emit, payload)
+            {
+                cx.stats.contradicted = cx.stats.contradicted.saturating_add(1);
+            }
+            let [_, reverse] = self.both(side);
+            reverse.guarantee(ack);
+            self.render(side, segment, packet, emit)
         };
-        if matches!(emit, Emit::Probe { .. }) {
-            cx.stats.held = cx.stats.held.saturating_add(1);
-        }
-        if intake == Intake::Old
-            && known.is_none()
-            && !payload.is_empty()
-            && render::contradicts(forward, &emit, payload)
-        {
-            cx.stats.contradicted = cx.stats.contradicted.saturating_add(1);
-        }
-        let fate = self.render(side, segment, packet, emit);
         let [forward, _] = self.both(side);
         if fin && forward.ends_at(seq, payload.len()) {
             self.signs |= 1 << side.index();
@@ -429,14 +463,27 @@ impl Flow {
         }
     }
 
-    /// The largest payload that may leave in this packet, in bytes (RFC 6691: the MSS counts
-    /// neither IP nor TCP options).
-    fn limit(&self, segment: &Segment<'_>) -> usize {
+    /// The largest payload that may leave in this packet, in bytes.
+    ///
+    /// Both SYNs' MSS is a bound (RFC 6691: it counts neither IP nor TCP options), but the path between
+    /// may take less, and what its sender has learned of that (RFC 1191, RFC 8201) isn't told to us: a
+    /// packet that is larger than any that its sender would make may never arrive, however often it is
+    /// repeated. So none gets larger than the largest of its sender's, but for packets that every path
+    /// takes: 576 bytes, which TCP sends to whoever doesn't say that more will do (RFC 9293 §3.7.1), or
+    /// 1,280 (RFC 8200 §5). What had to be repeated may have been lost for its size: then only the sizes
+    /// seen from there on count.
+    fn limit(&mut self, side: Side, segment: &Segment<'_>, intake: Intake) -> usize {
         let layout = segment.layout();
-        let plain = if layout.v6 { 60 } else { 40 };
+        let (plain, least) = if layout.v6 { (60, 1280) } else { (40, 576) };
+        let size = match segment.payload() {
+            [] => 0,
+            _ => u16::try_from(layout.end).unwrap_or(u16::MAX),
+        };
+        let [forward, _] = self.both(side);
+        let known = usize::from(forward.largest(size, intake));
         let options = layout.payload.saturating_sub(plain);
-        let length = usize::from(u16::MAX).saturating_sub(layout.payload);
-        usize::from(self.mss).saturating_sub(options).min(length)
+        let path = known.max(least).saturating_sub(layout.payload);
+        usize::from(self.mss).saturating_sub(options).min(path)
     }
 }
 

@@ -28,10 +28,18 @@ impl Syn {
         }
     }
 
+    fn key(&self) -> Key {
+        (self.ends, self.hello.isn)
+    }
+
     fn start(&self) -> Start {
         (self.ends.inside, self.hello.isn)
     }
 }
+
+/// What tells SYNs apart. Two of the same name may wait: then one is forged, or from an earlier attempt,
+/// and the answer says by its number which of them the server means.
+type Key = (Endpoints, Seq);
 
 /// The inside end, which no NAT changes on its own side, and the number that the client begins with.
 type Start = (SocketAddr, Seq);
@@ -42,7 +50,7 @@ pub struct Answer {
     pub(super) ends: Endpoints,
     pub(super) side: Side,
     pub(super) hello: Hello,
-    /// The number that it acknowledges: behind that of the SYN, and behind data in the SYN.
+    /// The number that it acknowledges: the one behind the SYN's, since no data goes on with a SYN.
     acknowledged: Seq,
 }
 
@@ -56,7 +64,7 @@ impl Answer {
         }
     }
 
-    /// The client's initial sequence number, if there was no data in the SYN.
+    /// The client's initial sequence number.
     pub(super) fn client(&self) -> Seq {
         self.acknowledged.plus(u32::MAX)
     }
@@ -70,8 +78,7 @@ impl Answer {
     }
 
     fn answers(&self, syn: &Syn) -> bool {
-        // Data in the SYN makes the connection untouchable, whatever of it is acknowledged.
-        syn.side != self.side && (syn.hello.isn == self.client() || syn.hello.untouchable)
+        syn.side != self.side && syn.hello.isn == self.client()
     }
 }
 
@@ -86,15 +93,16 @@ pub(super) struct HalfOpen {
 
 #[derive(Debug, Default)]
 struct Generation {
-    syns: HashMap<Endpoints, Syn>,
+    syns: HashMap<Key, Syn>,
     by_start: HashMap<Start, Endpoints>,
 }
 
 impl HalfOpen {
     /// Remembers a SYN; returns how many others are forgotten for it, so that there are no more than
-    /// `max` (at least two). The last one between two ends counts.
+    /// `max` (at least two). Of those with the same number between the same ends, which are
+    /// repetitions, the last one counts.
     pub(super) fn insert(&mut self, syn: Syn, max: usize) -> usize {
-        self.remove(&syn.ends);
+        self.remove(&syn);
         let mut forgotten = 0;
         if self.young.syns.len() >= (max / 2).max(1) {
             forgotten = self.old.syns.len();
@@ -106,7 +114,8 @@ impl HalfOpen {
 
     /// The SYN between the same ends.
     pub(super) fn direct(&self, answer: &Answer) -> Option<Syn> {
-        let syn = self.generations().find_map(|g| g.syns.get(&answer.ends))?;
+        let key = (answer.ends, answer.client());
+        let syn = self.generations().find_map(|g| g.syns.get(&key))?;
         answer.answers(syn).then_some(*syn)
     }
 
@@ -114,14 +123,17 @@ impl HalfOpen {
     /// in it. Whoever takes it for one must make sure with conntrack.
     pub(super) fn translated(&self, answer: &Answer) -> Option<Syn> {
         let start = (answer.ends.inside, answer.client());
-        let find = |g: &Generation| g.syns.get(g.by_start.get(&start)?).copied();
+        let find = |g: &Generation| {
+            let ends = g.by_start.get(&start)?;
+            g.syns.get(&(*ends, start.1)).copied()
+        };
         let syn = self.generations().find_map(find)?;
         answer.answers(&syn).then_some(syn)
     }
 
-    pub(super) fn remove(&mut self, ends: &Endpoints) {
-        self.young.remove(ends);
-        self.old.remove(ends);
+    pub(super) fn remove(&mut self, syn: &Syn) {
+        self.young.remove(syn);
+        self.old.remove(syn);
     }
 
     pub(super) fn forget(&mut self, now: Duration, life: Duration) {
@@ -137,11 +149,11 @@ impl HalfOpen {
 impl Generation {
     fn insert(&mut self, syn: Syn) {
         self.by_start.insert(syn.start(), syn.ends);
-        self.syns.insert(syn.ends, syn);
+        self.syns.insert(syn.key(), syn);
     }
 
-    fn remove(&mut self, ends: &Endpoints) {
-        if let Some(syn) = self.syns.remove(ends) {
+    fn remove(&mut self, syn: &Syn) {
+        if self.syns.remove(&syn.key()).is_some() {
             self.by_start.remove(&syn.start());
         }
     }
@@ -150,6 +162,7 @@ impl Generation {
         let young = |syn: &Syn| now.saturating_sub(syn.at) < life;
         self.syns.retain(|_, syn| young(syn));
         let syns = &self.syns;
-        self.by_start.retain(|_, ends| syns.contains_key(ends));
+        self.by_start
+            .retain(|(_, isn), ends| syns.contains_key(&(*ends, *isn)));
     }
 }

@@ -195,7 +195,14 @@ impl Engine {
         let mut ends = Endpoints::of(&segment, side);
         if segment.flags().has(Flags::SYN) {
             self.handshake(ends, side, &segment, now, gateway);
-            return Verdict::Accept;
+            self.scratch.clear();
+            self.scratch.extend_from_slice(packet);
+            if !Self::strip(&segment, &mut self.scratch) {
+                return Verdict::Accept;
+            }
+            self.stats.stripped = self.stats.stripped.saturating_add(1);
+            self.stats.changed = self.stats.changed.saturating_add(1);
+            return Verdict::Replace(&self.scratch);
         }
         if !self.names.is_empty() && !self.flows.contains_key(&ends) {
             match self.names.meaning(&ends, now) {
@@ -242,13 +249,13 @@ impl Engine {
 
     // ---- several engines -------------------------------------------------------------------
 
-    /// What the last packet was, if it was accepted because this engine couldn't place it: to be
-    /// asked for after each packet where there are several engines ([`Config::workers`]).
+    /// What the last packet was, if this engine couldn't place it: to be asked for after each packet
+    /// where there are several engines ([`Config::workers`]).
     ///
     /// The two directions of a connection can come through different queues where NAT shows the
     /// inside end another address than the outside end has. Then ask the other engines: for a
-    /// segment, the one that [`knows`](Self::knows) it handles the packet; if there is none,
-    /// [`nobodys`](Self::nobodys) counts it. For a SYN-ACK, ask them whether one knows it and for
+    /// segment, which was accepted, the one that [`knows`](Self::knows) it handles the packet; if there is
+    /// none, [`nobodys`](Self::nobodys) counts it. For a SYN-ACK, whose verdict stands, ask them whether one knows it and for
     /// its [SYN](Self::take_syn), and tell this one with [`answered`](Self::answered).
     pub fn take_unplaced(&mut self) -> Option<Unplaced> {
         self.unplaced.take()
@@ -276,7 +283,7 @@ impl Engine {
     /// The SYN that it answers, if it came to this engine. It is another's from here on.
     pub fn take_syn(&mut self, answer: &Answer) -> Option<Syn> {
         let syn = self.syn(answer)?;
-        self.half_open.remove(&syn.ends);
+        self.half_open.remove(&syn);
         Some(syn)
     }
 
@@ -307,7 +314,7 @@ impl Engine {
         self.half_open.forget(now, self.config.half_open);
         let (linger, idle) = (self.config.linger, self.config.idle);
         self.forget(
-            |flow| flow.quiet(now) >= if flow.may_be_over() { linger } else { idle },
+            |flow| flow.quiet(now) >= flow.patience(idle, linger),
             gateway,
         );
         let flows = &self.flows;

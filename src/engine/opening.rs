@@ -8,10 +8,11 @@ use super::gateway::{Gateway, SessionId};
 use super::names::Meaning;
 use super::{Answer, Endpoints, Engine, Side, Syn, Unplaced};
 use crate::stream::Seq;
-use crate::wire::{Flags, Segment};
+use crate::wire::{Flags, Segment, SegmentMut, blank_multipath};
 
 /// How often a full table is searched for connections that may go.
 const CLEARING: Duration = Duration::from_secs(1);
+
 impl Engine {
     /// A flow begins when a SYN-ACK answers a SYN that was seen: neither a forged SYN nor a reused
     /// port disturbs a connection that is there.
@@ -43,6 +44,31 @@ impl Engine {
         } else if handled {
             self.pass_elsewhere(&[answer.ends], now);
         }
+    }
+
+    /// Takes from a SYN what would keep the connection from being read; whether there was such. `packet`
+    /// is a copy of it that may be changed.
+    ///
+    /// Data in it (TCP Fast Open): it would be taken before anybody knows what the server makes of it. It
+    /// may get lost on any path: then only the SYN is acknowledged, and the sender sends its data
+    /// again in a segment of its own (RFC 7413 §4.2.2). Multipath TCP: its second sequence space and its
+    /// checksums don't bear edits, and further subflows may take another way. Where the option doesn't
+    /// arrive, both ends speak plain TCP (RFC 8684 §3.7).
+    pub(super) fn strip(segment: &Segment<'_>, packet: &mut Vec<u8>) -> bool {
+        let data = !segment.payload().is_empty();
+        let multipath = segment.options().multipath;
+        let mut out = SegmentMut::new(packet, segment.layout());
+        if multipath {
+            out.edit_options(blank_multipath);
+        }
+        if data {
+            // Its place would be behind the data.
+            if segment.flags().has(Flags::FIN) {
+                out.clear_flags(Flags::FIN);
+            }
+            out.set_payload(&[]);
+        }
+        data || multipath
     }
 
     /// Passes the packets between these ends: the connection is edited at its other end.
@@ -84,7 +110,7 @@ impl Engine {
         now: Duration,
         gateway: &mut dyn Gateway,
     ) {
-        self.half_open.remove(&syn.ends);
+        self.half_open.remove(syn);
         if handled {
             self.pass_elsewhere(&[syn.ends, answer.ends], now);
             return;

@@ -22,6 +22,9 @@ pub struct Stats {
     pub bad_checksum: u64,
     /// Segments of connections whose start wasn't seen; passed.
     pub mid_stream: u64,
+    /// Segments with numbers that their receiver doesn't accept (RFC 9293 §3.10.7.4, RFC 5961), forged
+    /// ones as a rule: they change nothing.
+    pub unacceptable: u64,
     /// Segments held back because bytes before them were missing.
     pub out_of_order: u64,
     /// Segments that left nothing to send on yet (the rest of an address is missing).
@@ -46,7 +49,9 @@ pub struct Stats {
     pub tls_denied: u64,
     /// Connections that aren't FTP.
     pub not_ftp: u64,
-    /// Connections with MPTCP, TCP-MD5 or TCP-AO, or with data in the SYN: passed unmodified.
+    /// SYNs and SYN-ACKs from which data or the option of Multipath TCP was taken.
+    pub stripped: u64,
+    /// Connections with TCP-MD5 or TCP-AO at both ends: read, but nothing is changed and nothing opens.
     pub untouchable: u64,
     /// Addresses announced and let through.
     pub announced: u64,
@@ -83,13 +88,14 @@ impl Stats {
 
     /// Adds another worker's counts.
     pub fn add(&mut self, other: &Self) {
-        let pairs: [(&mut u64, u64); 27] = [
+        let pairs: [(&mut u64, u64); 29] = [
             (&mut self.packets, other.packets),
             (&mut self.changed, other.changed),
             (&mut self.malformed, other.malformed),
             (&mut self.fragments, other.fragments),
             (&mut self.bad_checksum, other.bad_checksum),
             (&mut self.mid_stream, other.mid_stream),
+            (&mut self.unacceptable, other.unacceptable),
             (&mut self.out_of_order, other.out_of_order),
             (&mut self.held, other.held),
             (&mut self.contradicted, other.contradicted),
@@ -102,6 +108,7 @@ impl Stats {
             (&mut self.clear_again, other.clear_again),
             (&mut self.tls_denied, other.tls_denied),
             (&mut self.not_ftp, other.not_ftp),
+            (&mut self.stripped, other.stripped),
             (&mut self.untouchable, other.untouchable),
             (&mut self.announced, other.announced),
             (&mut self.rewritten, other.rewritten),

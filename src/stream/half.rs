@@ -2,9 +2,11 @@
 
 mod acks;
 mod emit;
+mod numbers;
 
 use super::edits::{Edit, Edits, Point, Round};
 use super::seq::Seq;
+pub use numbers::Reset;
 
 /// Bounds of one direction's buffers, in bytes unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,14 +93,15 @@ pub struct Half {
     acked: Seq,
     /// The end of the receiver's window, in edited space.
     edge: Seq,
-    /// The first edited byte that was never sent on.
+    /// The first edited byte that was never sent on. It stays where it is in what passes unread behind
+    /// the edits.
     emitted: Seq,
+    /// Behind all that was sent on, FIN and unread bytes included, or that the receiver says it has, though
+    /// it didn't come by here: what it expects next is no later than this, and no earlier than `acked`.
+    sent: Seq,
     /// Original bytes before this one were acknowledged to the sender, whether the receiver has
     /// them or not. Matters while it is after `una`.
     guaranteed: Seq,
-    /// The receiver said that it has everything before, although that was never sent on. Matters
-    /// while it is after `emitted`.
-    claimed: Seq,
     /// Where the sender's FIN is, once everything before it was taken in.
     fin: Option<Seq>,
     /// The FIN went on to the receiver.
@@ -107,6 +110,8 @@ pub struct Half {
     opaque: bool,
     /// The last byte that the receiver acknowledged, for probes.
     last: Option<u8>,
+    /// The sender's largest packet with data, in bytes of IP, since it last had to repeat itself.
+    largest: u16,
     /// Present only while something is in flight: an idle direction needs no buffers.
     work: Option<Box<Work>>,
 }
@@ -153,12 +158,13 @@ impl Half {
             acked: first,
             edge: first,
             emitted: first,
+            sent: first,
             guaranteed: first,
-            claimed: first,
             fin: None,
             fin_sent: false,
             opaque: false,
             last: None,
+            largest: 0,
             work: None,
         }
     }
@@ -222,11 +228,14 @@ impl Half {
         (work.released > 0 && (much || many)).then(|| len.saturating_sub(fresh))
     }
 
-    /// Whether an acknowledgement is one that its receiver can give: of what was sent on, and not
-    /// acknowledged before.
-    #[must_use]
-    pub fn may_be_acknowledged(&self, ack: Seq) -> bool {
-        !ack.before(self.acked) && !ack.after(self.emitted)
+    /// Notes the size of a packet, in bytes of IP (0: it has no data); returns the largest since its sender
+    /// last had to repeat itself.
+    pub fn largest(&mut self, size: u16, intake: Intake) -> u16 {
+        self.largest = match intake {
+            Intake::Old if size > 0 => size,
+            _ => self.largest.max(size),
+        };
+        self.largest
     }
 
     /// Whether all that may go on was sent on once.
@@ -239,11 +248,11 @@ impl Half {
     /// full queue that fails open lets packets pass).
     fn went_round(&self, seq: Seq) -> bool {
         let released = self.released();
-        self.claimed.after(self.emitted)
+        self.sent.after(self.emitted)
             && self.emitted == released.edited
             && self.pending().is_empty()
             && self.fin.is_none()
-            && self.claimed.since(released.edited) >= seq.since(released.original)
+            && self.sent.since(released.edited) >= seq.since(released.original)
     }
 
     fn append(&mut self, bytes: &[u8]) {
@@ -370,10 +379,10 @@ impl Half {
             edited,
         };
         self.acked = edited;
-        self.edge = edited;
+        self.edge = self.edge.max(edited);
         self.emitted = edited.plus_len(sent.len());
+        self.sent = self.emitted;
         self.guaranteed = from;
-        self.claimed = edited;
         self.fin = None;
         self.fin_sent = false;
         self.last = None;
@@ -435,13 +444,6 @@ impl Half {
             let ahead: usize = work.ahead.iter().map(|(_, bytes)| bytes.len()).sum();
             work.buffer.len().saturating_add(ahead)
         })
-    }
-
-    /// Whether a segment at `seq` is exactly what the receiver expects next: only then it takes a
-    /// RST as such (RFC 5961 §3).
-    #[must_use]
-    pub fn expects(&self, seq: Seq) -> bool {
-        seq == self.next || self.fin.is_some_and(|fin| seq == fin.plus(1))
     }
 
     /// Whether a segment with FIN that starts at `seq` and has `len` bytes ends the stream.

@@ -13,5 +13,5 @@ mod segment;
 
 pub use checksum::{Sum, adjust};
 pub use layout::{Layout, Reject};
-pub use options::{Options, SackBlock, for_each_sack};
+pub use options::{Options, SackBlock, blank_multipath, for_each_sack};
 pub use segment::{Flags, Segment, SegmentMut};

@@ -1,5 +1,7 @@
 //! TCP options (RFC 9293 §3.1): one walk that never stops at an option it doesn't know.
 
+use std::ops::Range;
+
 /// What the options of a segment say, as far as stream editing cares.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -30,36 +32,49 @@ impl Options {
     #[must_use]
     pub fn parse(options: &[u8]) -> Self {
         let mut found = Self::default();
-        let mut at = 0usize;
-        while let Some(&kind) = options.get(at) {
-            match kind {
-                0 => break,
-                1 => {
-                    at = at.saturating_add(1);
-                    continue;
-                }
-                _ => {}
-            }
-            let len = options
-                .get(at.saturating_add(1))
-                .map_or(0, |len| usize::from(*len));
-            let end = at.saturating_add(len);
-            let Some(body) = options.get(at.saturating_add(2)..end) else {
-                break;
-            };
+        let mut from = 0;
+        while let Some((kind, at)) = next(options, from) {
+            let start = at.start.saturating_add(2);
+            let body = options.get(start..at.end).unwrap_or_default();
             match (kind, body) {
                 (2, [hi, lo]) => found.mss = Some(u16::from_be_bytes([*hi, *lo])),
                 (3, [shift]) => found.window_scale = Some((*shift).min(14)),
                 (5, blocks) if blocks.len() >= 8 && blocks.len() % 8 == 0 => {
-                    found.sack = Some((at.saturating_add(2), blocks.len() / 8));
+                    found.sack = Some((start, blocks.len() / 8));
                 }
                 (19 | 29, _) => found.signed = true,
-                (30, _) => found.multipath = true,
+                (MULTIPATH, _) => found.multipath = true,
                 _ => {}
             }
-            at = end;
+            from = at.end;
         }
         found
+    }
+}
+
+/// Multipath TCP's kind (RFC 8684 §3).
+const MULTIPATH: u8 = 30;
+
+/// The first option of more than one byte at or behind `from`: its kind, and where it is.
+fn next(options: &[u8], from: usize) -> Option<(u8, Range<usize>)> {
+    let padding = options.get(from..)?.iter().take_while(|kind| **kind == 1);
+    let at = from.saturating_add(padding.count());
+    let kind = options.get(at).copied().filter(|kind| *kind != 0)?;
+    let end = at.saturating_add(usize::from(*options.get(at.saturating_add(1))?));
+    options.get(at.saturating_add(2)..end)?;
+    Some((kind, at..end))
+}
+
+/// Replaces the options of Multipath TCP by no-operations.
+pub fn blank_multipath(options: &mut [u8]) {
+    let mut from = 0;
+    while let Some((kind, at)) = next(options, from) {
+        from = at.end;
+        if kind == MULTIPATH
+            && let Some(option) = options.get_mut(at)
+        {
+            option.fill(1);
+        }
     }
 }
 
@@ -133,6 +148,22 @@ mod tests {
     }
 
     #[test]
+    fn multipath_is_blanked_and_nothing_else() {
+        let mut options = vec![2, 4, 5, 0xb4, 1, 30, 4, 1, 0x81, 30, 3, 9, 8, 10];
+        options.extend([30; 8]);
+        let mut due = options.clone();
+        due[5..12].fill(1);
+        blank_multipath(&mut options);
+        assert_eq!(options, due);
+        // Lengths that lie end the walk, as they do at the receiver.
+        for broken in [&[30, 1, 30, 4, 0, 0][..], &[30], &[30, 9, 0], &[0, 30, 2]] {
+            let mut options = broken.to_vec();
+            blank_multipath(&mut options);
+            assert_eq!(options, broken);
+        }
+    }
+
+    #[test]
     fn a_vanished_block_repeats_a_kept_one() {
         let mut blocks = Vec::new();
         for (left, right) in [(1u32, 2u32), (5, 9)] {
@@ -147,9 +178,13 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..44)) {
-            if let Some((at, blocks)) = Options::parse(&bytes).sack {
+            let found = Options::parse(&bytes);
+            if let Some((at, blocks)) = found.sack {
                 prop_assert!(at + blocks * 8 <= bytes.len());
             }
+            let mut blanked = bytes.clone();
+            blank_multipath(&mut blanked);
+            prop_assert_eq!(Options::parse(&blanked), Options { multipath: false, ..found });
         }
     }
 }

@@ -417,6 +417,9 @@ pub struct Setup {
     pub isn: [Option<u32>; 2],
     /// Nothing stands between the links: what the endpoints do by themselves.
     pub transparent: bool,
+    /// Somebody who doesn't see the session sends a packet in the name of its ends, after one of theirs,
+    /// per mille.
+    pub forged: u64,
 }
 
 /// What came out of it.
@@ -524,6 +527,8 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
     };
     let mut engine = Engine::new(Config::default(), 0);
     let mut links = setup.weather.map(Link::new);
+    // Forgeries have a source of chance of their own: the weather is the same with and without them.
+    let mut forger = Rng::new(setup.seed ^ 0xF0_6E);
     let mut shifts = setup.isn.map(|isn| Shift { isn, by: 0 });
     let mut now = 0u64;
     let mut turn = 0usize;
@@ -583,6 +588,26 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
         let clock = Duration::from_micros(now);
         for (from, to, side) in [(0, 1, Side::Egress), (2, 3, Side::Ingress)] {
             while let Some(packet) = links[from].due(now) {
+                let forge = turn > 2 && !finished && forger.chance(setup.forged);
+                if forge && let Some(packet) = forged(&packet, &mut forger) {
+                    if trace {
+                        println!("{now} {side:?} forged {}", show(&packet));
+                    }
+                    let verdict = if setup.transparent {
+                        Verdict::Accept
+                    } else {
+                        engine.packet(side, &packet, clock, &mut world)
+                    };
+                    let out = match verdict {
+                        Verdict::Accept => packet,
+                        Verdict::Replace(bytes) => bytes.to_vec(),
+                        Verdict::Drop => Vec::new(),
+                    };
+                    if !out.is_empty() {
+                        check_packet(&out, setup.mtu);
+                        links[to].send(now, out, &mut forger);
+                    }
+                }
                 if trace {
                     println!("{now} {side:?} {}", show(&packet));
                 }
@@ -678,6 +703,53 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
         stats: *engine.stats(),
         changed,
     }
+}
+
+/// A packet between the ends of a true one, with numbers that their receiver doesn't accept: a sequence
+/// number far from its window (RFC 9293 §3.10.7.4), or an acknowledgement far from all that it sent
+/// (RFC 5961 §5). Everything else is as it comes.
+fn forged(like: &[u8], rng: &mut Rng) -> Option<Vec<u8>> {
+    let sliced = etherparse::SlicedPacket::from_ip(like).unwrap();
+    let (Some(etherparse::NetSlice::Ipv4(ip)), Some(etherparse::TransportSlice::Tcp(tcp))) =
+        (sliced.net, sliced.transport)
+    else {
+        return None;
+    };
+    let (ip, mut tcp) = (ip.header().to_header(), tcp.to_header());
+    if tcp.syn || tcp.rst {
+        return None;
+    }
+    tcp.set_options_raw(&[]).unwrap();
+    // Neither windows nor what is in flight are as large here.
+    let mut far = || (1 << 21) + rng.below((1 << 32) - (1 << 22)) as u32;
+    let (seq, ack) = (far(), far());
+    let near = |rng: &mut Rng| (rng.below(3000) as u32).wrapping_sub(1500);
+    let reset = rng.chance(250);
+    // An acknowledgement doesn't matter to a RST or a SYN.
+    tcp.rst = reset;
+    tcp.syn = !reset && rng.chance(150);
+    tcp.fin = rng.chance(250);
+    tcp.psh = rng.chance(500);
+    if tcp.rst || tcp.syn || rng.chance(600) {
+        tcp.ack = rng.chance(850);
+        tcp.sequence_number = tcp.sequence_number.wrapping_add(seq);
+        if rng.chance(500) {
+            tcp.acknowledgment_number = tcp.acknowledgment_number.wrapping_add(ack);
+        }
+    } else {
+        // In the window, or what is expected.
+        tcp.ack = rng.chance(850);
+        let off = if rng.chance(500) { 0 } else { near(rng) };
+        tcp.sequence_number = tcp.sequence_number.wrapping_add(off);
+        tcp.acknowledgment_number = tcp.acknowledgment_number.wrapping_add(ack);
+    }
+    tcp.window_size = rng.next() as u16;
+    let text = "227 x (6,6,6,6,6,6)\r\nPASV\r\nPORT 6,6,6,6,6,6\r\nQUIT\r\n";
+    let text = &text.as_bytes()[..rng.below(text.len() as u64 + 1) as usize];
+    let builder = etherparse::PacketBuilder::ipv4(ip.source, ip.destination, 64).tcp_header(tcp);
+    let mut packet = Vec::new();
+    builder.write(&mut packet, text).unwrap();
+    Some(packet)
 }
 
 /// Checksums, lengths and size of a packet that left the engine, by an independent implementation.

@@ -172,11 +172,11 @@ impl Flow {
         } = said;
         let (at, len) = (*at, *len);
         let open = said.mode == Mode::Passive || self.session.opens_at_once();
-        let how = match (follow, open) {
-            (false, _) => How::Check,
-            _ if !self.is_admitted() => How::Check,
-            (true, false) => How::Reserve,
-            (true, true) => How::Open,
+        let how = match self.no_pinholes() {
+            _ if !follow || !self.is_admitted() => How::Check,
+            Some(why) => How::Leave(why),
+            None if open => How::Open,
+            None => How::Reserve,
         };
         let decision = if self.is_closed() && *follow {
             // Its pinholes went when it ended: nothing would end another one in time.

@@ -13,6 +13,9 @@ impl Flow {
         packet: &mut Vec<u8>,
         emit: Emit,
     ) -> Fate {
+        if self.is_signed() {
+            return Fate::Same;
+        }
         let flags = segment.flags();
         let options = segment.options();
         let shift = self.shifts.get(side.index()).copied().unwrap_or(0);

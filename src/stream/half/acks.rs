@@ -2,17 +2,15 @@
 
 use super::{Half, Point, Round, Seq};
 
-/// How far beyond what was sent on an acknowledgement is believed to be about bytes that went
-/// round us, in bytes.
-const FAR: u32 = 1 << 20;
-
 impl Half {
     /// Notes that the receiver acknowledged everything before `ack` (in edited space), and takes
-    /// data up to `edge` (its window's right end). `exact`: the segment that says so has the
-    /// number that is expected of the receiver's own stream.
-    pub fn acknowledged(&mut self, ack: Seq, edge: Seq, exact: bool) {
+    /// data up to `edge` (its window's right end). To be called for segments that the sender takes, and
+    /// whose acknowledgement is [possible](Self::can_acknowledge), or
+    /// [of what went round us](Self::may_have_missed).
+    pub fn acknowledged(&mut self, ack: Seq, edge: Seq) {
         let released = self.released();
-        if !ack.before(self.acked) && !ack.after(self.emitted) {
+        self.sent = self.sent.max(ack);
+        if self.is_new_acknowledgement(ack) {
             self.edge = self.edge.max(edge);
         }
         if !ack.after(self.acked) {
@@ -31,13 +29,13 @@ impl Half {
             self.acked = ack;
             self.next = fin.plus(1);
         } else if ack.after(self.emitted) {
-            // It acknowledges what was never sent on: its own business, unless the stream is
-            // opaque, where that is normal.
+            // It acknowledges what was never sent on as a part of the stream: in what isn't read any more
+            // that is normal.
             if self.opaque && self.emitted == released.edited {
-                self.trim(released);
-                self.acked = released.edited;
-            } else if exact && ack.since(self.emitted) <= FAR {
-                self.claimed = self.claimed.max(ack);
+                if !self.is_settled() {
+                    self.trim(released);
+                }
+                self.acked = ack;
             }
         } else {
             self.acked = ack;
@@ -69,21 +67,28 @@ impl Half {
         self.una = to;
         // Sequence numbers are compared within half their space: none may stay behind for ever.
         self.guaranteed = self.guaranteed.max(to.original);
-        self.claimed = self.claimed.max(to.edited);
     }
 
-    /// The acknowledgement that the sender is given for the receiver's `ack`. Bytes held may be
-    /// acknowledged by this: see the module's documentation.
-    pub fn ack_to_sender(&mut self, ack: Seq) -> Seq {
-        let released = self.released();
+    /// The receiver acknowledges `ack`. If that is all that may go on, the bytes held are acknowledged to
+    /// the sender as well: see the module's documentation.
+    pub fn guarantee(&mut self, ack: Seq) {
         if !self.opaque
             && self.fin.is_none()
-            && ack == released.edited
+            && ack == self.released().edited
             && self.emitted == ack
             && !self.pending().is_empty()
         {
             self.guaranteed = self.next;
         }
+    }
+
+    /// The acknowledgement that the sender is given for the receiver's `ack`.
+    #[must_use]
+    pub fn ack_to_sender(&self, ack: Seq) -> Seq {
+        if self.is_settled() {
+            return ack.plus(self.una.original.since(self.una.edited));
+        }
+        let released = self.released();
         // While something is left to send on, more than was sent can't have been received.
         let ahead = self.emitted != released.edited || !self.pending().is_empty();
         let ack = if ahead { ack.min(self.emitted) } else { ack };

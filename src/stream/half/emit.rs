@@ -6,8 +6,37 @@ impl Half {
     /// Says what the packet that carries `seq` and `payload` must carry on. To be called after
     /// [`Half::take_in`] and after what is pending was dealt with; not for RST.
     ///
-    /// `limit`: the largest payload the path to the receiver takes, in bytes.
+    /// `limit`: the largest payload the path to the receiver is known to take, in bytes; what came in one
+    /// packet may always leave in one.
     pub fn emit(
+        &mut self,
+        seq: Seq,
+        payload: &[u8],
+        fin: bool,
+        intake: Intake,
+        limit: usize,
+    ) -> Emit {
+        let emit = self.choose(seq, payload, fin, intake, limit);
+        let end = match emit {
+            Emit::Own(seq) if !payload.is_empty() || fin => {
+                seq.plus_len(payload.len()).plus(u32::from(fin))
+            }
+            Emit::Stream {
+                seq,
+                len,
+                tail,
+                fin,
+            } => {
+                let own = tail.map_or(0, |at| payload.len().saturating_sub(at));
+                seq.plus_len(len.saturating_add(own)).plus(u32::from(fin))
+            }
+            Emit::Own(_) | Emit::Probe { .. } => return emit,
+        };
+        self.sent = self.sent.max(end);
+        emit
+    }
+
+    fn choose(
         &mut self,
         seq: Seq,
         payload: &[u8],
@@ -92,6 +121,25 @@ impl Half {
             tail,
             fin: with_fin,
         }
+    }
+
+    /// Whether a segment says just what is to go on, and all of it was inspected: for connections whose
+    /// segments bear no change. It is noted as sent on then.
+    pub fn clears(&mut self, seq: Seq, payload: &[u8], fin: bool) -> bool {
+        let end = seq.plus_len(payload.len());
+        let behind = self.una.original.max(seq);
+        let own = payload.get(behind.len_since(seq)..).unwrap_or_default();
+        let clear = self.opaque
+            || (!end.after(self.released().original)
+                && (!fin || self.fin == Some(end))
+                && self.edited(self.shifted(behind), own.len()) == own);
+        if clear {
+            if !self.opaque {
+                self.note(end, fin);
+            }
+            self.sent = self.sent.max(self.shifted(end).plus(u32::from(fin)));
+        }
+        clear
     }
 
     /// A packet that carries nothing new, and asks for an acknowledgement.

@@ -1,0 +1,198 @@
+//! A conversation through the engine, packet by packet.
+//!
+//! A server at 10.0.0.2 is published as 203.0.113.199: its `227 (10,0,0,2,…)` grows by five bytes.
+#![allow(dead_code)]
+
+#[path = "../../fuzz/checks/world.rs"]
+#[allow(dead_code)]
+pub(crate) mod world;
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use ftpalg::engine::{Config, Engine, Side, Verdict};
+use world::{ACK, LOGIN, OUTSIDE, SYN, Seg, World, build, data, read, syn};
+
+pub(crate) const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+pub(crate) const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 199);
+pub(crate) const CLIENT_PORT: u16 = 40_000;
+/// The address as written, and as read.
+pub(crate) const OLD: &str = "10,0,0,2,195,80";
+pub(crate) const NEW: &str = "203,0,113,199,195,80";
+pub(crate) const GROWTH: u32 = 5;
+pub(crate) const PASV: (bool, &str) = (false, "PASV\r\n");
+
+pub(crate) use Who::{Client, Server};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    Client,
+    Server,
+}
+
+/// What became of a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Out {
+    /// It left as it came.
+    Same,
+    /// This left in its place.
+    Became(Seg),
+    Dropped,
+}
+
+impl Out {
+    #[track_caller]
+    pub(crate) fn seg(self) -> Seg {
+        match self {
+            Self::Became(seg) => seg,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A conversation. Sequence numbers in segments are offsets from the byte behind the SYN.
+pub(crate) struct Trace {
+    pub(crate) engine: Engine,
+    pub(crate) world: World,
+    pub(crate) isn: [u32; 2],
+    pub(crate) now: Duration,
+}
+
+impl Trace {
+    pub(crate) fn new() -> Self {
+        Self::with(Config::default(), [1000, 5000], &[])
+    }
+
+    /// `isn`: of client and server; `options`: of both SYNs.
+    pub(crate) fn with(config: Config, isn: [u32; 2], options: &[u8]) -> Self {
+        let syn = Seg {
+            options: options.to_vec(),
+            ..syn(SYN)
+        };
+        Self::begun(config, isn, &syn)
+    }
+
+    /// Nobody has said anything.
+    pub(crate) fn unborn(config: Config, isn: [u32; 2]) -> Self {
+        Self {
+            engine: Engine::new(config, 0),
+            world: World::new(true, INSIDE, PUBLIC, CLIENT_PORT, true),
+            isn,
+            now: Duration::ZERO,
+        }
+    }
+
+    /// `syn`: the client's, and that of the server's answer.
+    pub(crate) fn begun(config: Config, isn: [u32; 2], syn: &Seg) -> Self {
+        let mut trace = Self::unborn(config, isn);
+        assert_eq!(trace.send(Client, syn.clone()), Out::Same);
+        let syn = Seg {
+            flags: SYN | ACK,
+            ..syn.clone()
+        };
+        assert_eq!(trace.send(Server, syn), Out::Same);
+        trace
+    }
+
+    /// Logged in; returns where client and server are.
+    pub(crate) fn login(&mut self) -> [u32; 2] {
+        self.dialogue(64_000, &LOGIN)
+    }
+
+    /// These lines, in segments that offer such a window; returns where client and server are.
+    pub(crate) fn dialogue(&mut self, window: u16, lines: &[(bool, &str)]) -> [u32; 2] {
+        let mut at = [0, 0];
+        for &(by_server, text) in lines {
+            let who = if by_server { Server } else { Client };
+            let seg = Seg {
+                window,
+                ..data(at[who as usize], at[1 - who as usize], text)
+            };
+            assert_eq!(self.send(who, seg), Out::Same, "{text}");
+            at[who as usize] += text.len() as u32;
+        }
+        at
+    }
+
+    /// Logged in, and `PASV` sent.
+    pub(crate) fn asked() -> (Self, u32, u32) {
+        let mut trace = Self::new();
+        let (client, server) = trace.ask();
+        (trace, client, server)
+    }
+
+    pub(crate) fn ask(&mut self) -> (u32, u32) {
+        let [client, server] = self.login();
+        assert_eq!(
+            self.send(Client, data(client, server, "PASV\r\n")),
+            Out::Same
+        );
+        (client + 6, server)
+    }
+
+    pub(crate) fn wire(&self, who: Who, mut seg: Seg) -> Seg {
+        let base = |isn: u32| isn.wrapping_add(1);
+        seg.seq = seg.seq.wrapping_add(base(self.isn[who as usize]));
+        if seg.flags & ACK != 0 {
+            seg.ack = seg.ack.wrapping_add(base(self.isn[1 - who as usize]));
+        }
+        seg
+    }
+
+    pub(crate) fn send(&mut self, who: Who, seg: Seg) -> Out {
+        let packet = pack(who, &self.wire(who, seg));
+        match self.raw(who, &packet) {
+            Verdict::Accept => Out::Same,
+            Verdict::Drop => Out::Dropped,
+            Verdict::Replace(bytes) => {
+                let bytes = bytes.to_vec();
+                assert_ne!(bytes, packet, "a change that changes nothing");
+                let mut seg = read(&bytes);
+                let base = |isn: u32| isn.wrapping_add(1);
+                seg.seq = seg.seq.wrapping_sub(base(self.isn[who as usize]));
+                if seg.flags & ACK != 0 {
+                    seg.ack = seg.ack.wrapping_sub(base(self.isn[1 - who as usize]));
+                }
+                Out::Became(seg)
+            }
+        }
+    }
+
+    pub(crate) fn raw(&mut self, who: Who, packet: &[u8]) -> Verdict<'_> {
+        let side = match who {
+            Server => Side::Egress,
+            Client => Side::Ingress,
+        };
+        self.engine.packet(side, packet, self.now, &mut self.world)
+    }
+}
+
+pub(crate) fn pack(who: Who, seg: &Seg) -> Vec<u8> {
+    let (client, server) = ((OUTSIDE, CLIENT_PORT), (INSIDE, 21));
+    match who {
+        Client => build(client, server, seg),
+        Server => build(server, client, seg),
+    }
+}
+
+pub(crate) fn ack(seq: u32, ack: u32) -> Seg {
+    Seg {
+        flags: ACK,
+        ..data(seq, ack, "")
+    }
+}
+
+pub(crate) fn flagged(flags: u8, seg: Seg) -> Seg {
+    Seg {
+        flags: seg.flags | flags,
+        ..seg
+    }
+}
+
+pub(crate) fn reply() -> String {
+    format!("227 x ({OLD}).\r\n")
+}
+
+pub(crate) fn told() -> String {
+    format!("227 x ({NEW}).\r\n")
+}
