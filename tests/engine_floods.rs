@@ -143,6 +143,27 @@ fn syns_that_nobody_answers_make_way() {
     assert!((99_900..=100_000).contains(&forgotten), "{forgotten}");
 }
 
+/// The same in the name of the honest client, before its own SYN and behind it.
+#[test]
+fn forged_syns_of_one_client_make_way() {
+    let mut flooded = Flooded::new(100);
+    let forged = |number: u32| Client {
+        isn: number.wrapping_mul(2_654_435_761) | 1 << 20,
+        ..Client::honest()
+    };
+    for number in 0..10_000 {
+        flooded.syn(forged(number));
+    }
+    flooded.syn(Client::honest());
+    for number in 0..49 {
+        flooded.syn(forged(number));
+    }
+    flooded.syn_ack(Client::honest());
+    assert_eq!(flooded.asks(Client::honest()), TOLD);
+    let forgotten = flooded.engine.stats().table_full;
+    assert!((9_900..=10_000).contains(&forgotten), "{forgotten}");
+}
+
 #[test]
 fn silent_guests_make_way() {
     let mut flooded = Flooded::new(100);

@@ -92,6 +92,20 @@ fn what_is_repeated_does_not_grow_again() {
     assert_eq!(out.payload.len(), 1360);
 }
 
+/// The same where nothing is read any more.
+#[test]
+fn what_is_repeated_behind_the_inspection_does_not_grow_again() {
+    let (mut t, c, s) = asked_after(1500);
+    let (line, due) = sized(1400);
+    let out = t.send(Server, data(s, c, &line)).seg();
+    assert_eq!(out.payload, due.as_bytes());
+    t.send(Client, data(c, s, "AUTH TLS\r\n"));
+    t.send(Server, data(s + line.len() as u32, c + 10, "234 x\r\n"));
+    assert_eq!(t.world.opaque, Some("TLS"));
+    let out = t.send(Server, data(s, c + 10, &line)).seg();
+    assert_eq!(out.payload, &due.as_bytes()[..1360]);
+}
+
 /// Small ones are repeated whole: only the size may have been what was wrong.
 #[test]
 fn a_small_reply_is_repeated_whole() {

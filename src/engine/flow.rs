@@ -475,12 +475,15 @@ impl Flow {
     fn limit(&mut self, side: Side, segment: &Segment<'_>, intake: Intake) -> usize {
         let layout = segment.layout();
         let (plain, least) = if layout.v6 { (60, 1280) } else { (40, 576) };
-        let size = match segment.payload() {
-            [] => 0,
-            _ => u16::try_from(layout.end).unwrap_or(u16::MAX),
-        };
+        let data = segment.payload().len();
         let [forward, _] = self.both(side);
-        let known = usize::from(forward.largest(size, intake));
+        // A bare segment says nothing of sizes.
+        let (size, intake) = match data {
+            0 => (0, Intake::New),
+            _ => (u16::try_from(layout.end).unwrap_or(u16::MAX), intake),
+        };
+        let end = Seq(segment.seq()).plus_len(data);
+        let known = usize::from(forward.largest(size, end, intake));
         let options = layout.payload.saturating_sub(plain);
         let path = known.max(least).saturating_sub(layout.payload);
         usize::from(self.mss).saturating_sub(options).min(path)

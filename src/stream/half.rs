@@ -228,12 +228,18 @@ impl Half {
         (work.released > 0 && (much || many)).then(|| len.saturating_sub(fresh))
     }
 
-    /// Notes the size of a packet, in bytes of IP (0: it has no data); returns the largest since its sender
-    /// last had to repeat itself.
-    pub fn largest(&mut self, size: u16, intake: Intake) -> u16 {
-        self.largest = match intake {
-            Intake::Old if size > 0 => size,
-            _ => self.largest.max(size),
+    /// Notes the size of a packet, in bytes of IP, whose data ends before `end`; returns the largest since
+    /// its sender last had to repeat itself. To be called behind [`Half::take_in`].
+    pub fn largest(&mut self, size: u16, end: Seq, intake: Intake) -> u16 {
+        let repeated = match intake {
+            Intake::Old => true,
+            Intake::Opaque => !self.is_settled() && !end.after(self.next),
+            Intake::New | Intake::Gap | Intake::Missed => false,
+        };
+        self.largest = if repeated {
+            size
+        } else {
+            self.largest.max(size)
         };
         self.largest
     }
