@@ -17,7 +17,7 @@ use ftpalg::nat::backend::iptables::Iptables;
 use ftpalg::nat::backend::{Backend, Mark};
 use ftpalg::nat::pinhole::RangeHole;
 use ftpalg::nat::ports::PortRange;
-use ftpalg::nat::rules::{Installed, KernelTables, Queues, Rules, Steering, print};
+use ftpalg::nat::rules::{Around, Installed, KernelTables, Queues, Rules, Steering, print};
 use ftpalg::nat::xtables::tools::Tools;
 use ftpalg::nat::xtables::{Family, Flavour};
 use hole_support::{CASES, bind, hole, talk};
@@ -617,7 +617,14 @@ fn what_is_printed_can_be_loaded() {
             assert!(!ns.ruleset().to_lowercase().contains("ftpalg"));
             for example in ftpalg::nat::rules::EXAMPLES {
                 let ns = Ns::gateway();
-                ns.load(program, &example.print(&steering, family).unwrap());
+                ns.load(
+                    program,
+                    &example
+                        .print(&steering, &Around::default(), family)
+                        .unwrap(),
+                );
+                let mut one = one.clone();
+                one.local |= example.is_local();
                 assert_eq!(in_place(&ns, &one), [""; 0], "{} {program}", example.name);
             }
         }
@@ -1273,7 +1280,8 @@ fn the_files_for_people_are_true_and_load() {
         let examples = ftpalg::nat::rules::EXAMPLES;
         let named = examples.iter().map(|example| {
             let local = matches!(example.name, "local-server" | "default-drop-host");
-            (example.name, example.print(&plain(local), family).unwrap())
+            let text = example.print(&plain(local), &Around::default(), family);
+            (example.name, text.unwrap())
         });
         let steering = ("steering", print(&plain(false), family).unwrap());
         for (name, text) in named.chain([steering]) {
