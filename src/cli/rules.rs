@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
+use nix::sys::signal::SigSet;
 use serde_json::Value;
 
 use super::settings::Settings;
@@ -71,6 +72,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
             print(&text.map_err(Failure::usage)?)?;
         }
         Command::Install(settings) => {
+            all_or_none()?;
             let _lock = nobody_else_manages()?;
             let mut rules = host()?;
             let steering = steering(*settings, Some(&rules))?;
@@ -86,12 +88,22 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
             }
         }
         Command::Remove => {
+            all_or_none()?;
             let _lock = nobody_else_manages()?;
             let removed = host()?.remove().map_err(Failure::usage)?;
             print(&format!("{removed} rules removed\n"))?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// From here on no signal stops halfway what changes rules; the tools that it runs hear them.
+fn all_or_none() -> Result<(), Failure> {
+    SigSet::all().thread_block().map_err(|e| {
+        Failure::usage(format!(
+            "signals can't be held back: {e}; nothing was changed"
+        ))
+    })
 }
 
 /// What an example is written around.
