@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
+#[path = "lifecycle/examples.rs"]
+mod examples;
 mod lab;
 
 use std::io::Read;

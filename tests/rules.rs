@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use ftpalg::firewall::xtables::tools::Tools;
 use ftpalg::firewall::xtables::{Family, Flavour};
-use ftpalg::firewall::{Installed, KernelTables, Queues, Rules, Steering, print};
+use ftpalg::firewall::{Around, Installed, KernelTables, Queues, Rules, Steering, print};
 use ftpalg::net::Mark;
 use ftpalg::net::PortRange;
 use ftpalg::pinholes::RangeHole;
@@ -618,7 +618,14 @@ fn what_is_printed_can_be_loaded() {
             assert!(!ns.ruleset().to_lowercase().contains("ftpalg"));
             for example in ftpalg::firewall::EXAMPLES {
                 let ns = Ns::gateway();
-                ns.load(program, &example.print(&steering, family).unwrap());
+                ns.load(
+                    program,
+                    &example
+                        .print(&steering, &Around::default(), family)
+                        .unwrap(),
+                );
+                let mut one = one.clone();
+                one.local |= example.is_local();
                 assert_eq!(in_place(&ns, &one), [""; 0], "{} {program}", example.name);
             }
         }
@@ -1274,7 +1281,8 @@ fn the_files_for_people_are_true_and_load() {
         let examples = ftpalg::firewall::EXAMPLES;
         let named = examples.iter().map(|example| {
             let local = matches!(example.name, "local-server" | "default-drop-host");
-            (example.name, example.print(&plain(local), family).unwrap())
+            let text = example.print(&plain(local), &Around::default(), family);
+            (example.name, text.unwrap())
         });
         let steering = ("steering", print(&plain(false), family).unwrap());
         for (name, text) in named.chain([steering]) {

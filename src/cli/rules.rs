@@ -1,8 +1,10 @@
 //! `ftpalg rules`: the steering rules by themselves, without the daemon.
 
+use std::net::IpAddr;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand, ValueEnum};
+use nix::sys::signal::SigSet;
 use serde_json::Value;
 
 use super::settings::Settings;
@@ -11,7 +13,7 @@ use crate::daemon::control::{self, AskError, Request};
 use crate::daemon::lock::{Lock, LockError};
 use crate::firewall::xtables::Family;
 use crate::firewall::xtables::tools::Tools;
-use crate::firewall::{self, EXAMPLES, KernelTables, Rules, Steering};
+use crate::firewall::{self, Around, EXAMPLES, Inside, KernelTables, Rules, Steering};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -31,6 +33,13 @@ pub(super) struct Print {
     /// A whole rule set to start from, with a firewall around the rules
     #[arg(long, value_name = "NAME", value_parser = EXAMPLES.map(|e| e.name))]
     example: Option<String>,
+    /// The outside interface of the examples gateway and client-firewall [default: eth0]
+    #[arg(long, value_name = "IFACE", requires = "example", value_parser = interface)]
+    outside: Option<String>,
+    /// The server inside of the example gateway: an address of --family
+    /// [default: 192.168.1.2 or 2001:db8:1::2]
+    #[arg(long, value_name = "ADDRESS", requires = "example")]
+    server: Option<IpAddr>,
     #[command(flatten)]
     settings: Settings,
 }
@@ -48,16 +57,22 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
                 Choice::Ipv4 => Family::V4,
                 Choice::Ipv6 => Family::V6,
             };
-            let steering = steering(arguments.settings, None)?;
-            let example = arguments.example;
+            let around = around(&arguments, family)?;
+            let example = arguments.example.as_deref();
             let example = example.and_then(|name| EXAMPLES.into_iter().find(|e| e.name == name));
+            let mut settings = arguments.settings;
+            if example.is_some_and(|e| e.is_local()) {
+                settings = settings.with_local();
+            }
+            let steering = steering(settings, None)?;
             let text = match example {
-                Some(example) => example.print(&steering, family),
+                Some(example) => example.print(&steering, &around, family),
                 None => firewall::print(&steering, family),
             };
             print(&text.map_err(Failure::usage)?)?;
         }
         Command::Install(settings) => {
+            all_or_none()?;
             let _lock = nobody_else_manages()?;
             let mut rules = host()?;
             let steering = steering(*settings, Some(&rules))?;
@@ -73,12 +88,50 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
             }
         }
         Command::Remove => {
+            all_or_none()?;
             let _lock = nobody_else_manages()?;
             let removed = host()?.remove().map_err(Failure::usage)?;
             print(&format!("{removed} rules removed\n"))?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// From here on no signal stops halfway what changes rules; the tools that it runs hear them.
+fn all_or_none() -> Result<(), Failure> {
+    SigSet::all().thread_block().map_err(|e| {
+        Failure::usage(format!(
+            "signals can't be held back: {e}; nothing was changed"
+        ))
+    })
+}
+
+/// What an example is written around.
+fn around(arguments: &Print, family: Family) -> Result<Around, Failure> {
+    let mut around = Around::default();
+    if let Some(outside) = &arguments.outside {
+        around.outside.clone_from(outside);
+    }
+    match (arguments.server, family) {
+        (None, _) => {}
+        (Some(IpAddr::V4(server)), Family::V4) => around.server.0 = server,
+        (Some(IpAddr::V6(server)), Family::V6) => around.server.1 = server,
+        (Some(server), _) => {
+            return Err(Failure::usage(format!(
+                "--server {server} isn't of --family; give an address of the same family"
+            )));
+        }
+    }
+    Ok(around)
+}
+
+/// The name of an interface.
+fn interface(text: &str) -> Result<String, String> {
+    match text.parse() {
+        Ok(Inside::Iface(name)) => Ok(name),
+        Ok(Inside::Net(_)) => Err("name an interface, not a network".into()),
+        Err(e) => Err(e.to_string()),
+    }
 }
 
 /// Refuses to touch the rules of a running daemon: it couldn't work without them, and removes

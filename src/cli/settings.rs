@@ -229,6 +229,14 @@ impl Settings {
         })
     }
 
+    /// These, and this host itself is served.
+    pub(crate) fn with_local(self) -> Self {
+        Self {
+            local: true,
+            ..self
+        }
+    }
+
     /// These, with `base` where they say nothing.
     fn over(self, base: Self) -> Self {
         Self {

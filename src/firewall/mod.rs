@@ -45,7 +45,7 @@ pub use host::{At, TableStore, is_our_chain, is_ours};
 pub use kernel::KernelTables;
 pub use published::Published;
 pub use steering::{Inside, Network, Queues, Steering};
-pub use template::{EXAMPLES, Example, print};
+pub use template::{Around, EXAMPLES, Example, print};
 
 use host::Host;
 

@@ -7,11 +7,14 @@
 //! |---|---|
 //! | `{from-inside}`, `{to-inside}` | `-i IFACE` or `-s NET`, `-o IFACE` or `-d NET`: the line once for each inside, none if there is none |
 //! | `{sports}`, `{dports}` | the match for the control ports as source or destination: the line once per 15 ports |
+//! | `{outside}`, `{server}` | what an example takes for the outside interface and for the server inside |
 //! | `{queue}` | `--queue-num N` or `--queue-balance A:B`, and `--queue-bypass` if unseen packets shall pass |
 //! | `{mark}` | `BIT/BIT` |
 //! | `{restore}`, in comments | `iptables-restore` or `ip6tables-restore` |
 //! | `{local}`, `{ipv4}`, `{ipv6}` in front | the line, if this host itself is served, or for that family only |
 //! | `{steering}` alone | the template that `rules install` loads |
+
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::RulesError;
 use super::steering::{Inside, Steering};
@@ -29,6 +32,30 @@ pub struct Example {
     /// The name of its files in `iptables/`, without `.rules`.
     pub name: &'static str,
     text: &'static str,
+    /// Whether it is about this host itself, or about what is inside.
+    local: bool,
+}
+
+/// What an example is written around, besides what is steered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Around {
+    /// The interface towards the rest of the world.
+    pub outside: String,
+    /// The server inside: an address of each family.
+    pub server: (Ipv4Addr, Ipv6Addr),
+}
+
+impl Default for Around {
+    /// `eth0`, `192.168.1.2` and `2001:db8:1::2`.
+    fn default() -> Self {
+        Self {
+            outside: "eth0".to_owned(),
+            server: (
+                Ipv4Addr::new(192, 168, 1, 2),
+                Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2),
+            ),
+        }
+    }
 }
 
 /// All examples.
@@ -36,29 +63,59 @@ pub const EXAMPLES: [Example; 4] = [
     Example {
         name: "gateway",
         text: include_str!("sets/gateway.rules"),
+        local: false,
     },
     Example {
         name: "local-server",
         text: include_str!("sets/local-server.rules"),
+        local: true,
     },
     Example {
         name: "client-firewall",
         text: include_str!("sets/client-firewall.rules"),
+        local: false,
     },
     Example {
         name: "default-drop-host",
         text: include_str!("sets/default-drop-host.rules"),
+        local: true,
     },
 ];
 
 impl Example {
+    /// Whether it is about servers and clients on this host itself, which are steered then.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.local
+    }
+
     /// The rule set, filled in.
     ///
     /// # Errors
-    /// [`RulesError::Input`] if the steering makes no sense.
-    pub fn print(&self, steering: &Steering, family: Family) -> Result<String, RulesError> {
+    /// [`RulesError::Input`] if the steering makes no sense, or not for this example.
+    pub fn print(
+        &self,
+        steering: &Steering,
+        around: &Around,
+        family: Family,
+    ) -> Result<String, RulesError> {
+        let mut steering = steering.clone();
+        steering.local |= self.local;
         steering.check()?;
-        Ok(expand(self.text, steering, family))
+        let name = self.name;
+        if !self.local && steering.inside.is_empty() {
+            return Err(RulesError::Input(format!(
+                "the example {name} is about an inside: name it with --inside"
+            )));
+        }
+        let outside = Inside::Iface(around.outside.clone());
+        if !self.local && steering.inside.contains(&outside) {
+            return Err(RulesError::Input(format!(
+                "{outside} can't be the inside and the outside of the example {name}: name the other \
+                 with --outside"
+            )));
+        }
+        Ok(expand(self.text, &steering, around, family))
     }
 }
 
@@ -69,14 +126,14 @@ impl Example {
 /// [`RulesError::Input`] if the steering makes no sense.
 pub fn print(steering: &Steering, family: Family) -> Result<String, RulesError> {
     steering.check()?;
-    Ok(expand(STEERING, steering, family))
+    Ok(expand(STEERING, steering, &Around::default(), family))
 }
 
-fn expand(template: &str, steering: &Steering, family: Family) -> String {
+fn expand(template: &str, steering: &Steering, around: &Around, family: Family) -> String {
     let mut out = String::with_capacity(template.len() * 2);
     for line in template.lines() {
         if line == "{steering}" {
-            out.push_str(&expand(STEERING, steering, family));
+            out.push_str(&expand(STEERING, steering, around, family));
             continue;
         }
         let Some(line) = wanted(line, steering, family) else {
@@ -84,11 +141,11 @@ fn expand(template: &str, steering: &Steering, family: Family) -> String {
         };
         if line.starts_with('#') {
             let restore = format!("{}-restore", family.program());
-            out.push_str(&line.replace("{restore}", &restore));
+            out.push_str(&fill(line, around, family).replace("{restore}", &restore));
             out.push('\n');
             continue;
         }
-        let mut lines = vec![line.to_owned()];
+        let mut lines = vec![fill(line, around, family)];
         for (name, values) in values(steering, family) {
             lines = lines
                 .iter()
@@ -101,6 +158,17 @@ fn expand(template: &str, steering: &Steering, family: Family) -> String {
         }
     }
     out
+}
+
+/// Puts in what has one value only.
+fn fill(line: &str, around: &Around, family: Family) -> String {
+    let (v4, v6) = around.server;
+    let server = match family {
+        Family::V4 => v4.to_string(),
+        Family::V6 => v6.to_string(),
+    };
+    line.replace("{outside}", &around.outside)
+        .replace("{server}", &server)
 }
 
 /// Takes the conditions off the front of a line; `None` if one of them isn't met.
@@ -255,7 +323,7 @@ mod tests {
             let steering = steering(&["eth1", "10.0.0.0/8", "fd00::/8"], true, &[21, 2121]);
             for text in EXAMPLES
                 .iter()
-                .map(|e| e.print(&steering, family))
+                .map(|e| e.print(&steering, &Around::default(), family))
                 .chain([print(&steering, family)])
             {
                 let text = text.unwrap();
@@ -279,8 +347,28 @@ mod tests {
         assert!(print(&steering(&[], false, &[21]), Family::V4).is_err());
         assert!(
             EXAMPLES[0]
-                .print(&steering(&["eth1"], false, &[]), Family::V4)
+                .print(
+                    &steering(&["eth1"], false, &[]),
+                    &Around::default(),
+                    Family::V4
+                )
                 .is_err()
+        );
+        let printed = |example: usize, inside: &[&str], local| {
+            EXAMPLES[example].print(
+                &steering(inside, local, &[21]),
+                &Around::default(),
+                Family::V4,
+            )
+        };
+        let why = |e: RulesError| e.to_string();
+        assert!(why(printed(0, &[], true).unwrap_err()).contains("--inside"));
+        assert!(why(printed(2, &["eth0"], false).unwrap_err()).contains("--outside"));
+        // One about this host steers it, whatever else is steered.
+        assert!(
+            printed(1, &["eth1"], false)
+                .unwrap()
+                .contains("-A OUTPUT ! -o lo")
         );
     }
 }

@@ -41,3 +41,54 @@ fn every_signal_ends_it_cleanly_or_not_at_all() {
         assert_eq!(ruleset(), before);
     });
 }
+
+/// A signal while rules are put into place by hand: all of them are there afterwards, or none.
+#[test]
+fn rules_by_hand_are_all_there_or_none() {
+    in_namespace(|| {
+        shell(
+            "for t in raw mangle nat filter; do iptables-legacy -t $t -S; ip6tables-legacy -t $t -S; done",
+        );
+        shell("iptables-legacy -A FORWARD -j ACCEPT");
+        let before = ruleset();
+        let path = std::env::temp_dir().join(format!("ftpalg-lock-{}", std::process::id()));
+        let file = fs::File::create(&path).unwrap();
+        let held = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
+            .map_err(|(_, e)| e)
+            .unwrap();
+        let mut command = Command::new(FTPALG);
+        command.args(["rules", "install", "--inside", "in0"]);
+        command.env("XTABLES_LOCKFILE", &path).stdout(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let pid = child.id();
+        let deadline = Instant::now() + PATIENCE;
+        // A tool of its waits for the lock.
+        let tool = || fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let waits = || {
+            let children = tool().unwrap_or_default();
+            children.split_whitespace().any(|child| {
+                let name = fs::read_to_string(format!("/proc/{child}/cmdline"));
+                name.is_ok_and(|name| name.contains("legacy-restore"))
+            })
+        };
+        while !waits() {
+            assert!(Instant::now() < deadline, "it never gets to the lock");
+            thread::sleep(Duration::from_millis(2));
+        }
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).unwrap();
+        drop(held);
+        assert_eq!(child.wait().unwrap().code(), Some(0));
+        fs::remove_file(&path).unwrap();
+        let installed = ruleset();
+        assert_ne!(installed, before);
+        assert_eq!(
+            ftpalg(&["rules", "install", "--inside", "in0"])
+                .status
+                .code(),
+            Some(0)
+        );
+        assert_eq!(ruleset(), installed, "nothing was missing");
+        assert_eq!(ftpalg(&["rules", "remove"]).status.code(), Some(0));
+        assert_eq!(ruleset(), before);
+    });
+}
