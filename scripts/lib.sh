@@ -2,6 +2,7 @@
 # Shared by the scripts beside it. To be sourced from the repository's root, under `set -eu`.
 
 SERVERS=.cache/servers
+PROGRAMS=.cache/programs
 
 say() {
     printf '==> %s\n' "$*"
@@ -76,7 +77,7 @@ install_tools() {
 # Unpacks the FTP servers without installing them: their packages exclude each other and start
 # services. Only the libraries that they need are installed.
 unpack_servers() {
-    for package in vsftpd proftpd-core pure-ftpd; do
+    for package in vsftpd proftpd-core pure-ftpd $(said_by unpack tests/programs/*/*); do
         [ -e "$SERVERS/$package/.complete" ] && libraries_there "$SERVERS/$package" && continue
         say "unpacking $package into $SERVERS"
         apt_update
@@ -94,9 +95,60 @@ unpack_servers() {
     done
 }
 
+# said_by KEY SCRIPT…: what is behind `KEY: ` at the scripts' tops (see tests/lab/programs.rs).
+said_by() {
+    key=$1
+    shift
+    sed -n "s/^\(#\|\/\/\) $key: //p" "$@" | tr ' ' '\n' | sort -u
+}
+
+# Installs what the scripts in tests/programs need. A program that can't be had here is left out; the
+# tests say so.
+install_programs() {
+    wanted=
+    for script in tests/programs/*/*.*; do
+        there=yes
+        for program in $(said_by program "$script"); do
+            have "$program" || there=
+        done
+        for module in $(said_by python "$script"); do
+            # Not in the scripts' own directory.
+            have python3 && (cd / && /usr/bin/python3 -c "import $module" 2>/dev/null) || there=
+        done
+        [ -n "$there" ] || wanted="$wanted $(said_by package "$script" | tr '\n' ' ')"
+    done
+    have npm || wanted="$wanted nodejs npm"
+    [ -z "$wanted" ] || apt_update
+    available=
+    for package in $wanted; do
+        if apt-cache show "$package" >/dev/null 2>&1; then
+            available="$available $package"
+        else
+            say "left out, since the distribution hasn't got it: $package"
+        fi
+    done
+    if [ -n "$available" ]; then
+        say "installing$available"
+        # shellcheck disable=SC2086 # a list of words
+        apt_install $available || for package in $available; do
+            apt_install "$package" || say "left out, since it can't be installed: $package"
+        done
+    fi
+    if have npm && ! cmp -s tests/programs/package-lock.json "$PROGRAMS/package-lock.json"; then
+        say "installing what tests/programs/package.json lists into $PROGRAMS"
+        mkdir -p "$PROGRAMS"
+        cp tests/programs/package.json "$PROGRAMS"
+        cp tests/programs/package-lock.json "$PROGRAMS/package-lock.json"
+        if ! npm ci --prefix "$PROGRAMS" --no-audit --no-fund --ignore-scripts --silent; then
+            say "left out, since npm can't install them: the programs of tests/programs/package.json"
+            rm "$PROGRAMS/package-lock.json"
+        fi
+    fi
+}
+
 # libraries_there DIRECTORY: whether the programs below it find their shared libraries.
 libraries_there() {
-    for program in "$1"/usr/sbin/*ftpd; do
+    for program in "$1"/usr/sbin/*; do
         if ldd "$program" 2>/dev/null | grep -q 'not found'; then
             return 1
         fi

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::net::Net;
 use super::process::{Finished, Process};
+use super::programs::{self, Program};
 use super::server::{Login, Server};
 
 /// vsftpd's words where its own `connect` from port 20 fails at once with EADDRNOTAVAIL, before
@@ -102,6 +103,8 @@ pub enum Client {
     FtplibPasv,
     /// Python's ftplib with `PORT`.
     FtplibPort,
+    /// One with a script, in one of its modes.
+    Scripted(&'static Program, &'static programs::Mode),
 }
 
 /// What a client is to do: list, download some files, upload one.
@@ -137,7 +140,7 @@ pub struct Done {
 }
 
 impl Client {
-    /// All of them.
+    /// Those that most tests use.
     pub const ALL: [Self; 16] = [
         Self::CurlPasv,
         Self::CurlEpsv,
@@ -176,6 +179,7 @@ impl Client {
             Self::NcftpPort => "ncftp PORT",
             Self::FtplibPasv => "ftplib PASV",
             Self::FtplibPort => "ftplib PORT",
+            Self::Scripted(_, mode) => &mode.name,
         }
     }
 
@@ -230,6 +234,7 @@ impl Client {
             Self::TnftpPasv | Self::TnftpEpsv | Self::TnftpPort | Self::TnftpEprt => run.tnftp(),
             Self::NcftpPasv | Self::NcftpPort => run.ncftp(),
             Self::FtplibPasv | Self::FtplibPort => run.ftplib(),
+            Self::Scripted(program, mode) => run.scripted(program, mode),
         }
     }
 }
@@ -444,6 +449,34 @@ ftp.quit()
         self.compare(&finished.stdout, &finished.log, true)
     }
 
+    /// Not every program shows what it says: `tests/programs.rs` looks for that on the wire.
+    fn scripted(&self, program: &Program, mode: &programs::Mode) -> Result<Done, String> {
+        let Login { user, password } = self.login;
+        let dial = self.job.dial;
+        let mut command = self.command("env");
+        command.arg(&program.path);
+        Program::surroundings(&mut command);
+        command
+            .env("HOST", dial.ip().to_string())
+            .env("PORT", dial.port().to_string())
+            .env("LOGIN", user)
+            .env("PASSWORD", password)
+            .env("URL", format!("ftp://{dial}"))
+            // An `@` would end it.
+            .env(
+                "URL_WITH_LOGIN",
+                format!("ftp://{user}:{}@{dial}", password.replace('@', "%40")),
+            )
+            .env("VERB", &mode.verb)
+            .env("PATIENCE", self.patience())
+            .env("UPLOAD", &self.upload)
+            .env("TARGET", self.upload_path());
+        let finished = self.finish(Process::spawn(command))?;
+        let listing = self.file("listing").unwrap_or(finished.stdout);
+        let [lists, gets, puts] = program.does;
+        self.compare_what(lists.then_some(&listing), gets, puts, &finished.log)
+    }
+
     fn file(&self, name: &str) -> Result<String, String> {
         std::fs::read(self.directory.join(name))
             .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
@@ -468,12 +501,28 @@ ftp.quit()
         if !log.lines().any(said) {
             return wrong(format!("it never said {verb}"));
         }
+        self.compare_what(Some(listing), true, uploads, log)
+    }
+
+    fn compare_what(
+        &self,
+        listing: Option<&str>,
+        downloads: bool,
+        uploads: bool,
+        log: &str,
+    ) -> Result<Done, String> {
+        let wrong = |what: String| Err(format!("{what}; the client said:\n{}", log.trim_end()));
         for name in [Server::SMALL, Server::SECOND] {
-            if !listing.contains(name) {
+            if listing.is_some_and(|listing| !listing.contains(name)) {
                 return wrong(format!("the listing doesn't name {name}: {listing:?}"));
             }
         }
-        for name in &self.job.downloads {
+        let wanted = if downloads {
+            &self.job.downloads[..]
+        } else {
+            &[]
+        };
+        for name in wanted {
             if !equal(&self.directory.join(name), &self.job.server.path(name)) {
                 return wrong(format!("{name} isn't what the server holds"));
             }
@@ -485,8 +534,8 @@ ftp.quit()
         drop(std::fs::remove_dir_all(&self.directory));
         drop(std::fs::remove_file(self.uploaded()));
         Ok(Done {
-            listed: true,
-            downloads: self.job.downloads.len(),
+            listed: listing.is_some(),
+            downloads: wanted.len(),
             uploads: usize::from(uploads),
             again: false,
         })

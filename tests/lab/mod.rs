@@ -13,6 +13,7 @@
 //! | [`craft`] | one end of a connection made of raw packets |
 //! | [`counters`] | what a host's TCP has counted |
 //! | [`server`], [`client`] | real FTP programs, each with its own way of being told what to do |
+//! | [`programs`] | more of them, each told what to do by a script |
 //! | [`scripted`] | a client and a server that cut their lines as they are told |
 //! | [`scenario`] | all of it together, and what is expected with and without an ALG |
 //! | [`stations`] | networks with any gateways, clients and servers, run with each backend |
@@ -34,6 +35,7 @@ pub mod craft;
 pub mod gateway;
 pub mod net;
 pub mod process;
+pub mod programs;
 pub mod report;
 pub mod rules;
 pub mod scenario;

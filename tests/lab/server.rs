@@ -1,6 +1,6 @@
 //! Real FTP servers, each started on a lab host with a configuration of its own.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::net::Net;
 use super::process::{PATH, Process, require, run};
+use super::programs::Program;
 
 /// How long a server may take to listen.
 const START: Duration = Duration::from_secs(10);
@@ -26,10 +27,12 @@ pub enum Kind {
     PureFtpd,
     /// Python's pyftpdlib with a virtual user.
     Pyftpdlib,
+    /// One with a script.
+    Scripted(&'static Program),
 }
 
 impl Kind {
-    /// All of them.
+    /// Those that most tests use.
     pub const ALL: [Self; 4] = [Self::Vsftpd, Self::Proftpd, Self::PureFtpd, Self::Pyftpdlib];
 
     /// For reports.
@@ -39,6 +42,7 @@ impl Kind {
             Self::Proftpd => "proftpd",
             Self::PureFtpd => "pure-ftpd",
             Self::Pyftpdlib => "pyftpdlib",
+            Self::Scripted(program) => &program.name,
         }
     }
 }
@@ -125,6 +129,7 @@ impl Server {
             Kind::Proftpd => proftpd(net, config, &directory),
             Kind::PureFtpd => pure_ftpd(net, config, &directory),
             Kind::Pyftpdlib => pyftpdlib(net, config, &directory),
+            Kind::Scripted(program) => scripted(net, config, &directory, program),
         };
         // A server that was killed may still listen for a moment: its children die after it.
         let deadline = Instant::now() + START;
@@ -152,6 +157,10 @@ impl Server {
             Kind::Vsftpd => Login {
                 user: "anonymous",
                 password: "lab@lab",
+            },
+            Kind::Scripted(program) => Login {
+                user: &program.login.0,
+                password: &program.login.1,
             },
             _ => Login {
                 user: "lab",
@@ -205,15 +214,21 @@ impl Drop for Server {
     }
 }
 
-/// Whether these tables have a LISTEN entry with this address.
+/// Whether these tables have a LISTEN entry for this address.
 fn listens(proc: &str, at: SocketAddr) -> bool {
-    let entry = entry(at);
+    let any: IpAddr = match at {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    // Some servers listen on all addresses, or on those of both families.
+    let both = Ipv6Addr::UNSPECIFIED.into();
+    let entries = [at.ip(), any, both].map(|ip| entry(SocketAddr::new(ip, at.port())));
     ["tcp", "tcp6"].iter().any(|table| {
         std::fs::read_to_string(format!("{proc}/{table}")).is_ok_and(|text| {
             text.lines().any(|line| {
                 let mut words = line.split_whitespace().skip(1);
                 let local = words.next().unwrap_or_default();
-                local == entry && words.nth(1) == Some("0A")
+                entries.iter().any(|e| e == local) && words.nth(1) == Some("0A")
             })
         })
     })
@@ -478,6 +493,24 @@ MultiprocessFTPServer((host, int(port)), FTPHandler).serve_forever()
         .args([low.to_string(), high.to_string()])
         .arg(config.announce.map(|a| a.to_string()).unwrap_or_default())
         .arg(config.tls.map(|tls| format!("{tls:?}")).unwrap_or_default())
+        .current_dir(directory);
+    command
+}
+
+fn scripted(net: &Net, config: &Config, directory: &Path, program: &Program) -> Command {
+    assert_eq!(
+        program.missing, None,
+        "{}: run ./scripts/test",
+        program.name
+    );
+    assert!(config.announce.is_none() && config.passive_ports.is_none() && config.tls.is_none());
+    let listen = net.topology().listen;
+    let mut command = net.command(net.topology().server, &program.path.to_string_lossy());
+    Program::surroundings(&mut command);
+    command
+        .env("HOST", listen.ip().to_string())
+        .env("PORT", listen.port().to_string())
+        .env("ROOT", directory.join("root"))
         .current_dir(directory);
     command
 }

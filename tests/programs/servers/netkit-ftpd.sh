@@ -1,0 +1,19 @@
+#!/bin/sh
+# unpack: ftpd-ssl
+# login: anonymous lab@lab
+set -eu
+# It knows only the host's users, by PAM: in a mount namespace of its own, these are the lab's.
+mkdir -p etc/pam.d
+printf 'root:x:0:0::/:/bin/sh\nftp:x:65534:65534::%s:/bin/sh\n' "$ROOT" >etc/passwd
+printf 'root:x:0:\nnogroup:x:65534:\n' >etc/group
+printf '%s %s\n' "$HOST" "$(uname -n)" >etc/hosts
+printf '/bin/sh\n' >etc/shells
+printf 'ftp %s/tcp\nftp-data 20/tcp\n' "$PORT" >etc/services
+printf '%s required pam_permit.so\n' auth account session >etc/pam.d/ftp
+printf 'auth required pam_ftp.so\n' >>etc/pam.d/ftp
+# It lists by the `ls` of its root.
+for file in /bin/ls $(ldd /bin/ls | grep -o '/[^ ]*'); do
+    cp -L --parents "$file" "$ROOT"
+done
+export ETC="$PWD/etc" FTPD="$UNPACKED/ftpd-ssl/usr/sbin/in.ftpd"
+exec unshare -m sh -c 'mount --bind "$ETC" /etc && exec "$PROGRAMS/inetd.py" "$FTPD" -n'
