@@ -455,13 +455,15 @@ impl Flow {
     /// Both SYNs' MSS is a bound (RFC 6691: it counts neither IP nor TCP options), but the path between
     /// may take less, and what its sender has learned of that (RFC 1191, RFC 8201) isn't told to us: a
     /// packet that is larger than any that its sender would make may never arrive, however often it is
-    /// repeated. So none gets larger than the largest of its sender's, but for packets that every path
-    /// takes: 576 bytes, which TCP sends to whoever doesn't say that more will do (RFC 9293 §3.7.1), or
-    /// 1,280 (RFC 8200 §5). What had to be repeated may have been lost for its size: then only the sizes
-    /// seen from there on count.
+    /// repeated. So none gets larger than the largest of its sender's, but for packets that nearly every
+    /// path takes: 1,280 bytes, which IPv6 asks of all links (RFC 8200 §5).
+    ///
+    /// A repetition may have been lost for its size. It, and what follows, goes by the sizes seen from there
+    /// on, and by what every path takes: with IPv4 576 bytes, which TCP sends to whoever doesn't say that
+    /// more will do (RFC 9293 §3.7.1).
     fn limit(&mut self, side: Side, segment: &Segment<'_>, intake: Intake) -> usize {
         let layout = segment.layout();
-        let (plain, least) = if layout.v6 { (60, 1280) } else { (40, 576) };
+        let plain = if layout.v6 { 60 } else { 40 };
         let data = segment.payload().len();
         let [forward, _] = self.both(side);
         // A bare segment says nothing of sizes.
@@ -471,6 +473,11 @@ impl Flow {
         };
         let end = Seq(segment.seq()).plus_len(data);
         let known = usize::from(forward.largest(size, end, intake));
+        let least = if layout.v6 || !forward.is_repeated(end, intake) {
+            1280
+        } else {
+            576
+        };
         let options = layout.payload.saturating_sub(plain);
         let path = known.max(least).saturating_sub(layout.payload);
         usize::from(self.mss).saturating_sub(options).min(path)

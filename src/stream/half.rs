@@ -231,17 +231,23 @@ impl Half {
     /// Notes the size of a packet, in bytes of IP, whose data ends before `end`; returns the largest since
     /// its sender last had to repeat itself. To be called behind [`Half::take_in`].
     pub fn largest(&mut self, size: u16, end: Seq, intake: Intake) -> u16 {
-        let repeated = match intake {
-            Intake::Old => true,
-            Intake::Opaque => !self.is_settled() && !end.after(self.next),
-            Intake::New | Intake::Gap | Intake::Missed => false,
-        };
-        self.largest = if repeated {
+        self.largest = if self.is_repeated(end, intake) {
             size
         } else {
             self.largest.max(size)
         };
         self.largest
+    }
+
+    /// Whether a segment whose data ends before `end` says nothing that wasn't sent on before, and that the
+    /// receiver hasn't acknowledged. To be asked behind [`Half::take_in`].
+    #[must_use]
+    pub fn is_repeated(&self, end: Seq, intake: Intake) -> bool {
+        match intake {
+            Intake::Old => true,
+            Intake::Opaque => !self.is_settled() && !end.after(self.next),
+            Intake::New | Intake::Gap | Intake::Missed => false,
+        }
     }
 
     /// Whether all that may go on was sent on once.
