@@ -68,7 +68,7 @@ fn a_small_packet_grows_at_once() {
     }
 }
 
-/// Nothing larger than what came was acknowledged: nor does what is told of it.
+/// Silence may mean that the packet was too large.
 #[test]
 fn what_is_repeated_does_not_grow_again() {
     // The way took 1,500 bytes, once.
@@ -105,7 +105,19 @@ fn a_path_that_takes_little() {
     }
 }
 
-/// The same where nothing is read any more.
+/// Where the receiver answers, it isn't the size: it may have had no room.
+#[test]
+fn what_was_answered_is_repeated_whole() {
+    let (mut t, c, s) = asked_after(1500);
+    let (line, due) = sized(1400);
+    for _ in 0..3 {
+        let out = t.send(Server, data(s, c, &line)).seg();
+        assert_eq!(out.payload, due.as_bytes());
+        t.send(Client, ack(c, s));
+    }
+}
+
+/// What went on before nothing was read any more is repeated by the same rule.
 #[test]
 fn what_is_repeated_behind_the_inspection_does_not_grow_again() {
     let (mut t, c, s) = asked_after(1500);

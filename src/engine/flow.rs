@@ -458,8 +458,8 @@ impl Flow {
     /// repeated. So none gets larger than the largest of its sender's, but for packets that nearly every
     /// path takes: 1,280 bytes, which IPv6 asks of all links (RFC 8200 §5).
     ///
-    /// A repetition may have been lost for its size. It, and what follows, goes by the sizes seen from there
-    /// on, and by what every path takes: with IPv4 576 bytes, which TCP sends to whoever doesn't say that
+    /// What is repeated may have been lost for its size. It goes by its own size, what follows by the sizes
+    /// seen from there on; or by what every path takes: with IPv4 576 bytes, which TCP sends to whoever doesn't say that
     /// more will do (RFC 9293 §3.7.1).
     fn limit(&mut self, side: Side, segment: &Segment<'_>, intake: Intake) -> usize {
         let layout = segment.layout();
@@ -473,7 +473,7 @@ impl Flow {
         };
         let end = Seq(segment.seq()).plus_len(data);
         let known = usize::from(forward.largest(size, end, intake));
-        let least = if layout.v6 || !forward.is_repeated(end, intake) {
+        let least = if layout.v6 || !forward.was_too_large(end, intake) {
             1280
         } else {
             576

@@ -110,8 +110,10 @@ pub struct Half {
     opaque: bool,
     /// The last byte that the receiver acknowledged, for probes.
     last: Option<u8>,
-    /// The sender's largest packet with data, in bytes of IP, since it last had to repeat itself.
+    /// The sender's largest packet with data, in bytes of IP, since the receiver last left one unanswered.
     largest: u16,
+    /// The receiver has spoken since data was last sent on.
+    heard: bool,
     /// Present only while something is in flight: an idle direction needs no buffers.
     work: Option<Box<Work>>,
 }
@@ -165,6 +167,7 @@ impl Half {
             opaque: false,
             last: None,
             largest: 0,
+            heard: false,
             work: None,
         }
     }
@@ -229,9 +232,9 @@ impl Half {
     }
 
     /// Notes the size of a packet, in bytes of IP, whose data ends before `end`; returns the largest since
-    /// its sender last had to repeat itself. To be called behind [`Half::take_in`].
+    /// one may have been [too large](Self::was_too_large). To be called behind [`Half::take_in`].
     pub fn largest(&mut self, size: u16, end: Seq, intake: Intake) -> u16 {
-        self.largest = if self.is_repeated(end, intake) {
+        self.largest = if self.was_too_large(end, intake) {
             size
         } else {
             self.largest.max(size)
@@ -239,10 +242,14 @@ impl Half {
         self.largest
     }
 
-    /// Whether a segment whose data ends before `end` says nothing that wasn't sent on before, and that the
-    /// receiver hasn't acknowledged. To be asked behind [`Half::take_in`].
+    /// Whether the data that ends before `end` is a repetition because the packet that it went on with may have
+    /// been too large for the path: the receiver hasn't spoken since. One that got it and had no room
+    /// for it would have said so. To be asked behind [`Half::take_in`].
     #[must_use]
-    pub fn is_repeated(&self, end: Seq, intake: Intake) -> bool {
+    pub fn was_too_large(&self, end: Seq, intake: Intake) -> bool {
+        if self.heard {
+            return false;
+        }
         match intake {
             Intake::Old => true,
             Intake::Opaque => !self.is_settled() && !end.after(self.next),

@@ -33,6 +33,7 @@ impl Half {
             Emit::Own(_) | Emit::Probe { .. } => return emit,
         };
         self.sent = self.sent.max(end);
+        self.heard = false;
         emit
     }
 
