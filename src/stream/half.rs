@@ -231,32 +231,6 @@ impl Half {
         (work.released > 0 && (much || many)).then(|| len.saturating_sub(fresh))
     }
 
-    /// Notes the size of a packet, in bytes of IP, whose data ends before `end`; returns the largest since
-    /// one may have been [too large](Self::was_too_large). To be called behind [`Half::take_in`].
-    pub fn largest(&mut self, size: u16, end: Seq, intake: Intake) -> u16 {
-        self.largest = if self.was_too_large(end, intake) {
-            size
-        } else {
-            self.largest.max(size)
-        };
-        self.largest
-    }
-
-    /// Whether the data that ends before `end` is a repetition because the packet that it went on with may have
-    /// been too large for the path: the receiver hasn't spoken since. One that got it and had no room
-    /// for it would have said so. To be asked behind [`Half::take_in`].
-    #[must_use]
-    pub fn was_too_large(&self, end: Seq, intake: Intake) -> bool {
-        if self.heard {
-            return false;
-        }
-        match intake {
-            Intake::Old => true,
-            Intake::Opaque => !self.is_settled() && !end.after(self.next),
-            Intake::New | Intake::Gap | Intake::Missed => false,
-        }
-    }
-
     /// Whether all that may go on was sent on once.
     #[must_use]
     pub fn is_sent(&self) -> bool {
