@@ -132,9 +132,13 @@ fn signatures_that_the_server_ignores() {
 
 /// Both sign: what goes on is as it came, to the bit, and nothing opens.
 fn signed() -> Trace {
+    signed_with(Config::default())
+}
+
+fn signed_with(config: Config) -> Trace {
     let options = MD5.to_vec();
     let mut t = Trace::begun(
-        Config::default(),
+        config,
         [1000, 5000],
         &Seg {
             options,
@@ -223,4 +227,24 @@ fn pieces_of_a_signed_session() {
     assert_eq!(t.send(Client, flagged(FIN, ack(end + 6, s + 8))), Out::Same);
     assert_eq!(t.world.ended, 1);
     assert_eq!(t.engine.stats().changed, 0);
+}
+
+/// No range either, and nothing is kept of it.
+#[test]
+fn a_signed_session_under_tls() {
+    let config = Config {
+        tls_range: true,
+        ..Config::default()
+    };
+    let mut t = signed_with(config);
+    let [c, s] = t.dialogue(64_000, &LOGIN);
+    assert_eq!(t.send(Client, data(c, s, "AUTH TLS\r\n")), Out::Same);
+    assert_eq!(t.send(Server, data(s, c + 10, "234 x\r\n")), Out::Same);
+    assert_eq!(t.world.opaque, Some("TLS"));
+    assert_eq!(t.engine.stats().not_opened, 0);
+    let (c, s) = (c + 10, s + 7);
+    assert_eq!(t.send(Client, data(c, s, "\x16\x03\x01")), Out::Same);
+    assert_eq!(t.send(Server, data(s, c + 3, "\x16\x03\x01")), Out::Same);
+    assert_eq!(t.send(Client, ack(c + 3, s + 3)), Out::Same);
+    assert_eq!(t.engine.buffered(), 0);
 }

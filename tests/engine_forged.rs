@@ -309,6 +309,47 @@ fn forged_bytes_do_not_lose_the_thread_of_tls() {
     assert_eq!(t.engine.stats().clear_again, 1);
 }
 
+// ---- what went round a full queue ----------------------------------------------------------------
+
+/// The client's command is lost behind us, what the server says meanwhile doesn't come by, and the client
+/// repeats itself.
+#[test]
+fn a_repetition_may_acknowledge_what_went_round() {
+    let (mut t, c, s) = Trace::asked();
+    let again = data(c - 6, s + 20, "PASV\r\n");
+    assert_eq!(t.send(Client, again), Out::Same);
+    assert_eq!(t.send(Server, data(s + 20, c, "200 x\r\n")), Out::Same);
+    assert_eq!(t.world.opaque, Some("missed"));
+}
+
+#[test]
+fn the_end_is_seen_behind_what_went_round() {
+    let begun = || {
+        let (mut t, c, s) = Trace::idle();
+        t.send(Client, data(c, s + GROWTH, "AUTH TLS\r\n"));
+        t.send(Server, data(s, c + 10, "234 x\r\n"));
+        let (mut c, mut s) = (c + 10, s + 7);
+        t.send(Client, ack(c, s + GROWTH));
+        // Of each turn, one segment of each doesn't come by.
+        for _ in 0..50 {
+            c += 5000;
+            s += 9000;
+            t.send(Client, data(c, s + GROWTH, "x"));
+            t.send(Server, data(s, c + 1, "y"));
+            (c, s) = (c + 1, s + 1);
+        }
+        t.send(Client, ack(c, s + GROWTH));
+        (t, c, s)
+    };
+    let (mut t, _, s) = begun();
+    t.send(Server, rst(s));
+    assert_eq!(t.world.ended, 1);
+    let (mut t, c, s) = begun();
+    t.send(Server, flagged(FIN, ack(s, c)));
+    t.send(Client, flagged(FIN, ack(c, s + GROWTH + 1)));
+    assert_eq!(t.world.ended, 1);
+}
+
 // ---- SYN ---------------------------------------------------------------------------------------
 
 /// Of several SYNs the answer says which one the server means.

@@ -256,7 +256,15 @@ impl Flow {
     /// Why nothing opens for this connection, whatever is announced in it, and nothing is rewritten:
     /// only what is refused is.
     pub(super) fn no_pinholes(&self) -> Option<&'static str> {
-        self.is_signed().then_some("its segments are signed")
+        if self.is_signed() {
+            Some("its segments are signed")
+        } else if !self.is_admitted() {
+            Some("a limit on sessions is reached")
+        } else if self.session.is_unfollowed() {
+            Some("not FTP")
+        } else {
+            None
+        }
     }
 
     fn is_signed(&self) -> bool {
@@ -461,32 +469,6 @@ impl Flow {
             Side::Egress => [egress, ingress],
             Side::Ingress => [ingress, egress],
         }
-    }
-
-    /// The largest payload that may leave in this packet, in bytes.
-    ///
-    /// Both SYNs' MSS is a bound (RFC 6691: it counts neither IP nor TCP options), but the path between
-    /// may take less, and what its sender has learned of that (RFC 1191, RFC 8201) isn't told to us: a
-    /// packet that is larger than any that its sender would make may never arrive, however often it is
-    /// repeated. So none gets larger than the largest of its sender's, but for packets that every path
-    /// takes: 576 bytes, which TCP sends to whoever doesn't say that more will do (RFC 9293 §3.7.1), or
-    /// 1,280 (RFC 8200 §5). What had to be repeated may have been lost for its size: then only the sizes
-    /// seen from there on count.
-    fn limit(&mut self, side: Side, segment: &Segment<'_>, intake: Intake) -> usize {
-        let layout = segment.layout();
-        let (plain, least) = if layout.v6 { (60, 1280) } else { (40, 576) };
-        let data = segment.payload().len();
-        let [forward, _] = self.both(side);
-        // A bare segment says nothing of sizes.
-        let (size, intake) = match data {
-            0 => (0, Intake::New),
-            _ => (u16::try_from(layout.end).unwrap_or(u16::MAX), intake),
-        };
-        let end = Seq(segment.seq()).plus_len(data);
-        let known = usize::from(forward.largest(size, end, intake));
-        let options = layout.payload.saturating_sub(plain);
-        let path = known.max(least).saturating_sub(layout.payload);
-        usize::from(self.mss).saturating_sub(options).min(path)
     }
 }
 

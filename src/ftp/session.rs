@@ -270,6 +270,12 @@ impl Session {
         }
     }
 
+    /// Whether what the client said isn't FTP: nothing may open any more.
+    #[must_use]
+    pub fn is_unfollowed(&self) -> bool {
+        self.unfollowed
+    }
+
     /// The user's name, once, when the login has just succeeded.
     pub fn take_login(&mut self) -> Option<String> {
         if !self.fresh_login {

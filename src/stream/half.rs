@@ -110,8 +110,10 @@ pub struct Half {
     opaque: bool,
     /// The last byte that the receiver acknowledged, for probes.
     last: Option<u8>,
-    /// The sender's largest packet with data, in bytes of IP, since it last had to repeat itself.
+    /// The sender's largest packet with data, in bytes of IP, since the receiver last left one unanswered.
     largest: u16,
+    /// The receiver has spoken since data was last sent on.
+    heard: bool,
     /// Present only while something is in flight: an idle direction needs no buffers.
     work: Option<Box<Work>>,
 }
@@ -165,6 +167,7 @@ impl Half {
             opaque: false,
             last: None,
             largest: 0,
+            heard: false,
             work: None,
         }
     }
@@ -226,22 +229,6 @@ impl Half {
         let much = work.buffer.len().saturating_add(fresh) > limits.unacked / 2;
         let many = work.edits.len() > limits.edits / 2;
         (work.released > 0 && (much || many)).then(|| len.saturating_sub(fresh))
-    }
-
-    /// Notes the size of a packet, in bytes of IP, whose data ends before `end`; returns the largest since
-    /// its sender last had to repeat itself. To be called behind [`Half::take_in`].
-    pub fn largest(&mut self, size: u16, end: Seq, intake: Intake) -> u16 {
-        let repeated = match intake {
-            Intake::Old => true,
-            Intake::Opaque => !self.is_settled() && !end.after(self.next),
-            Intake::New | Intake::Gap | Intake::Missed => false,
-        };
-        self.largest = if repeated {
-            size
-        } else {
-            self.largest.max(size)
-        };
-        self.largest
     }
 
     /// Whether all that may go on was sent on once.

@@ -19,7 +19,7 @@ impl Flow {
     /// Nothing more can be read. To be called before the packet that makes it so goes on: what the
     /// two agree on from here on must find its way.
     pub(in crate::engine) fn tls_begins(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
-        if cx.config.tls_range {
+        if cx.config.tls_range && self.no_pinholes().is_none() {
             self.open_range(ends, cx);
         } else {
             cx.gateway.event(Event::TlsPassed {

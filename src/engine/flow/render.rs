@@ -2,10 +2,43 @@
 
 use super::{Fate, Flow};
 use crate::engine::Side;
-use crate::stream::{Emit, Half, Seq};
+use crate::stream::{Emit, Half, Intake, Seq};
 use crate::wire::{Flags, SackBlock, Segment, SegmentMut, for_each_sack};
 
 impl Flow {
+    /// The largest payload that may leave in this packet, in bytes.
+    ///
+    /// Both SYNs' MSS is a bound (RFC 6691: it counts neither IP nor TCP options), but the path between
+    /// may take less, and what its sender has learned of that (RFC 1191, RFC 8201) isn't told to us: a
+    /// packet that is larger than any that its sender would make may never arrive, however often it is
+    /// repeated. So none gets larger than the largest of its sender's, but for packets that nearly every
+    /// path takes: 1,280 bytes, which IPv6 asks of all links (RFC 8200 §5).
+    ///
+    /// What is repeated may have been lost for its size. It goes by its own size, what follows by the sizes
+    /// seen from there on; or by what every path takes: with IPv4 576 bytes, which TCP sends to whoever doesn't say that
+    /// more will do (RFC 9293 §3.7.1).
+    pub(super) fn limit(&mut self, side: Side, segment: &Segment<'_>, intake: Intake) -> usize {
+        let layout = segment.layout();
+        let plain = if layout.v6 { 60 } else { 40 };
+        let data = segment.payload().len();
+        let [forward, _] = self.both(side);
+        // A bare segment says nothing of sizes.
+        let (size, intake) = match data {
+            0 => (0, Intake::New),
+            _ => (u16::try_from(layout.end).unwrap_or(u16::MAX), intake),
+        };
+        let end = Seq(segment.seq()).plus_len(data);
+        let known = usize::from(forward.largest(size, end, intake));
+        let least = if layout.v6 || !forward.was_too_large(end, intake) {
+            1280
+        } else {
+            576
+        };
+        let options = layout.payload.saturating_sub(plain);
+        let path = known.max(least).saturating_sub(layout.payload);
+        usize::from(self.mss).saturating_sub(options).min(path)
+    }
+
     pub(super) fn render(
         &mut self,
         side: Side,

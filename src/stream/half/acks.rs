@@ -9,6 +9,7 @@ impl Half {
     /// [of what went round us](Self::may_have_missed).
     pub fn acknowledged(&mut self, ack: Seq, edge: Seq) {
         let released = self.released();
+        self.heard = true;
         self.sent = self.sent.max(ack);
         if self.is_new_acknowledgement(ack) {
             self.edge = self.edge.max(edge);

@@ -33,6 +33,7 @@ impl Half {
             Emit::Own(_) | Emit::Probe { .. } => return emit,
         };
         self.sent = self.sent.max(end);
+        self.heard = false;
         emit
     }
 
@@ -123,6 +124,32 @@ impl Half {
         }
     }
 
+    /// Notes the size of a packet, in bytes of IP, whose data ends before `end`; returns the largest since
+    /// one may have been [too large](Self::was_too_large). To be called behind [`Half::take_in`].
+    pub fn largest(&mut self, size: u16, end: Seq, intake: Intake) -> u16 {
+        self.largest = if self.was_too_large(end, intake) {
+            size
+        } else {
+            self.largest.max(size)
+        };
+        self.largest
+    }
+
+    /// Whether the data that ends before `end` is a repetition because the packet that it went on with may have
+    /// been too large for the path: the receiver hasn't spoken since. One that got it and had no room
+    /// for it would have said so. To be asked behind [`Half::take_in`].
+    #[must_use]
+    pub fn was_too_large(&self, end: Seq, intake: Intake) -> bool {
+        if self.heard {
+            return false;
+        }
+        match intake {
+            Intake::Old => true,
+            Intake::Opaque => !self.is_settled() && !end.after(self.next),
+            Intake::New | Intake::Gap | Intake::Missed => false,
+        }
+    }
+
     /// Whether a segment says just what is to go on, and all of it was inspected: for connections whose
     /// segments bear no change. It is noted as sent on then.
     pub fn clears(&mut self, seq: Seq, payload: &[u8], fin: bool) -> bool {
@@ -134,10 +161,9 @@ impl Half {
                 && (!fin || self.fin == Some(end))
                 && self.edited(self.shifted(behind), own.len()) == own);
         if clear {
-            if !self.opaque {
-                self.note(end, fin);
-            }
-            self.sent = self.sent.max(self.shifted(end).plus(u32::from(fin)));
+            let end = self.shifted(end);
+            self.note(end.min(self.released().edited), fin);
+            self.sent = self.sent.max(end.plus(u32::from(fin)));
         }
         clear
     }

@@ -72,7 +72,7 @@ impl Half {
     }
 
     /// Whether it acknowledges what may have gone round us (a full queue that fails open lets packets
-    /// pass). To be believed only of a segment that is [exact](Self::is_exact).
+    /// pass). To be believed only of a segment that [begins](Self::may_begin) where an honest one does.
     #[must_use]
     pub fn may_have_missed(&self, ack: Seq) -> bool {
         ack.after(self.sent) && ack.since(self.sent) <= FAR
@@ -92,6 +92,13 @@ impl Half {
         } else {
             seq == self.next || self.fin.is_some_and(|fin| seq == fin.plus(1))
         }
+    }
+
+    /// Whether an honest segment may well begin at `seq`: behind all that was sent before, or where the
+    /// receiver, or its sender, thinks that the receiver is. Nobody hits that who doesn't see the connection.
+    #[must_use]
+    pub fn may_begin(&self, seq: Seq) -> bool {
+        self.is_exact(seq) || seq == self.una.original || seq == self.guaranteed
     }
 
     /// What a RST of the sender's is for the receiver.
