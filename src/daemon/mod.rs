@@ -13,9 +13,9 @@ pub mod status;
 pub mod worker;
 
 mod advertised;
-mod descriptors;
 mod guard;
 mod lifetime;
+mod reserve;
 mod setup;
 
 use std::os::fd::OwnedFd;
@@ -36,11 +36,11 @@ use crate::queue::nfq::NfqQueue;
 use advertised::Advertised;
 use config::Config;
 use control::{Answerer, BindError, ControlSocket};
-use descriptors::Reserve;
 use guard::Guard;
 use lifetime::{Ending, Lifetime};
 use lock::{Lock, LockError};
 use output::Output;
+use reserve::Reserve;
 use setup::Steered;
 use shared::{Clock, Shared};
 use status::Status;
@@ -90,10 +90,14 @@ pub enum Error {
 /// # Errors
 /// If it couldn't start.
 pub fn run(config: &Config) -> Result<ExitCode, Error> {
-    let reserve = Reserve::take(config.steering.queues.count).map_err(Error::Host)?;
+    let mut reserve = Reserve::take(config.steering.queues.count).map_err(Error::Host)?;
     // Before there is any other thread, so that all of them inherit it.
     let lifetime = Lifetime::begin().map_err(|source| Error::System {
         what: "wait for signals",
+        source,
+    })?;
+    reserve.park().map_err(|source| Error::System {
+        what: "start a thread",
         source,
     })?;
     setup::check_permission()?;
@@ -135,9 +139,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
         Err(e) => log::info!("ports that your own rules publish aren't avoided: {e}"),
     }
     let status = Arc::new(Status::new(config, &steered, &shared, &workers));
-    for line in placed.into_iter().chain(status.greeting()) {
-        output.line(line);
-    }
+    let greeting = placed.into_iter().chain(status.greeting());
     lifetime.thread("control", move || {
         socket.serve(&(Arc::new(move |request| status.answer(request)) as Arc<Answerer>));
     })?;
@@ -146,6 +148,10 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
         let (workers, asked) = (workers.clone(), lifetime.hangups());
         let output = output.clone();
         lifetime.thread("names", move || advertised.keep(&workers, &output, &asked))?;
+    }
+    // Nothing can fail any more.
+    for line in greeting {
+        output.line(line);
     }
     output.flush(DRAIN);
     notify(sd_notify::NotifyState::Ready);

@@ -1,4 +1,5 @@
-//! Few file descriptors: it says how many it needs, or works; and what it installed goes in any case.
+//! Few file descriptors, few processes: it says what it needs, or works; and what it installed goes in
+//! any case.
 
 use super::*;
 
@@ -66,12 +67,19 @@ fn running_out_of_descriptors_passes() {
             limit(20);
             let mut asks = Command::new(FTPALG);
             let mut asks = asks.arg("status").stdout(Stdio::null()).spawn().unwrap();
-            let line = log_lines.recv_timeout(PATIENCE).unwrap();
-            assert!(line.contains("nobody can be let in for now"), "{line}");
             // Somebody else's change makes it look, which it can't just now.
             shell("iptables -t raw -F");
-            let line = log_lines.recv_timeout(PATIENCE).unwrap();
-            assert!(line.contains("can't tell whether all rules"), "{line}");
+            let mut said = Vec::new();
+            let expected = [
+                "nobody can be let in for now",
+                "can't tell whether all rules",
+            ];
+            while !expected
+                .iter()
+                .all(|part| said.iter().any(|line: &String| line.contains(part)))
+            {
+                said.push(log_lines.recv_timeout(PATIENCE).unwrap());
+            }
             assert!(asks.try_wait().unwrap().is_none(), "it waits");
             limit(1024);
             asks.wait().unwrap();
@@ -79,13 +87,11 @@ fn running_out_of_descriptors_passes() {
             while ftpalg(&["status"]).status.code() != Some(0) {
                 assert!(Instant::now() < deadline, "not put back");
             }
-            let said: Vec<_> = log_lines.try_iter().collect();
-            let told = |part: &str| said.iter().filter(|line| line.contains(part)).count();
-            assert_eq!(
-                told("let in") + told("can't tell"),
-                0,
-                "said once: {said:?}"
-            );
+            said.extend(log_lines.try_iter());
+            for part in expected {
+                let times = said.iter().filter(|line| line.contains(part)).count();
+                assert_eq!(times, 1, "said once: {said:?}");
+            }
 
             limit(20);
             daemon.signal(Signal::SIGTERM);
@@ -93,5 +99,56 @@ fn running_out_of_descriptors_passes() {
             daemon.expect("rules removed");
             assert_eq!(ruleset(), before, "{backend}");
         }
+    });
+}
+
+/// Wherever starting another thread or tool fails: what is there already goes.
+#[test]
+fn too_few_processes_leave_nothing_behind() {
+    in_namespace(|| {
+        shell("iptables -A FORWARD -j ACCEPT");
+        let before = ruleset();
+        // A user of its own, so that its processes aren't counted with others', may read it here.
+        let user = 100_000 + std::process::id();
+        let program = std::env::temp_dir().join(format!("ftpalg-{user}"));
+        fs::copy(FTPALG, &program).unwrap();
+        let mut started = 0;
+        for (limit, backend) in (1..=16).flat_map(|n| [(n, "nft"), (n, "iptables")]) {
+            let mut command = Command::new("prlimit");
+            command.arg(format!("--nproc={limit}:{limit}"));
+            command.args(["setpriv", "--clear-groups"]);
+            command.args([&format!("--reuid={user}"), &format!("--regid={user}")]);
+            command.args([
+                "--inh-caps=+net_admin,+net_raw",
+                "--ambient-caps=+net_admin,+net_raw",
+            ]);
+            command
+                .args(["--bounding-set=-sys_resource,-sys_admin"])
+                .arg(&program);
+            command.args(["run", "--inside", "in0", "--backend", backend]);
+            let mut child = command
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            if lines.any(|line| line.is_ok_and(|line| line.contains("ready"))) {
+                kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+                assert_eq!(child.wait().unwrap().code(), Some(0), "{limit} {backend}");
+                started += 1;
+            } else {
+                let output = child.wait_with_output().unwrap();
+                assert_eq!(
+                    output.status.code(),
+                    Some(2),
+                    "{limit} {backend}: {output:?}"
+                );
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(said.contains("temporarily unavailable"), "{limit}: {said}");
+            }
+            assert_eq!(ruleset(), before, "{limit} {backend}");
+        }
+        fs::remove_file(&program).unwrap();
+        assert!(started > 0, "sixteen are enough");
     });
 }

@@ -109,6 +109,10 @@ impl ControlSocket {
             let ready = self.wait(&waiting, places.is_free(), &entrance);
             // Whoever wrote it: it has woken this thread.
             let _ = self.wake.read();
+            // The rules go: what is left of processes and descriptors is for that.
+            while self.closing.load(Ordering::Relaxed) {
+                thread::park();
+            }
             if let Some(asked) = ready.clients {
                 let now = Instant::now();
                 for (client, asked) in std::mem::take(&mut waiting).into_iter().zip(asked) {

@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -53,6 +54,19 @@ impl CommandError {
             Self::Io { program, .. }
             | Self::Failed { program, .. }
             | Self::TimedOut { program, .. } => program,
+        }
+    }
+
+    /// Whether it may go well the next time: it says nothing about what the host has.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => matches!(
+                source.raw_os_error().map(Errno::from_raw),
+                Some(Errno::EAGAIN | Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)
+            ),
+            Self::TimedOut { .. } => true,
+            Self::Failed { .. } => false,
         }
     }
 

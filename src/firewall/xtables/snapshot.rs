@@ -66,7 +66,8 @@ impl Snapshot {
     /// A family or flavour that the kernel or the host lacks is left out.
     ///
     /// # Errors
-    /// If nothing could be had for IPv4.
+    /// If nothing could be had for IPv4, or a tool failed for a reason that is of this moment: what it
+    /// would have shown would be taken not to be there, and left behind.
     pub fn take(tools: &Tools) -> Result<Self, SnapshotError> {
         if tools.is_empty() {
             return Err(SnapshotError::NoTools);
@@ -84,6 +85,7 @@ impl Snapshot {
                 let nft_works = snapshot.view(family, Flavour::Nft).is_some();
                 match view(tools, family, flavour, nft_works) {
                     Ok(view) => snapshot.views.extend(view),
+                    Err(ViewError::Tool(e)) if e.is_passing() => return Err(e.into()),
                     Err(ViewError::Tool(e)) if family == Family::V4 => {
                         failed.get_or_insert(e);
                     }

@@ -1,10 +1,14 @@
-//! File descriptors: enough of them from the start, and some kept back for the end.
+//! Enough file descriptors from the start, and what removing the rules takes kept back for the end.
 //!
 //! All that the daemon opens while it runs is bounded, so one look at the limit is enough, unless
-//! somebody lowers it later (`prlimit`). Even then the rules can be removed.
+//! somebody lowers it later (`prlimit`). How many processes there may be isn't the daemon's alone to
+//! know: others of the user or the control group have their part of them. In any case the rules can be
+//! removed.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::{self, Sender};
+use std::thread::{self, JoinHandle};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -16,10 +20,19 @@ const BASE: u64 = 64;
 /// What removing rules and pinholes takes: a tool with its three pipes, and sockets.
 const RESERVE: usize = 16;
 
-/// Descriptors that are kept back. They are the lowest free ones, so that they are below even a limit
-/// that was lowered meanwhile.
+/// How many tools run at a time: one for the rules, one for pinholes. A thread counts as a process.
+const TOOLS: usize = 2;
+/// Enough for a thread that does nothing, in bytes.
+const STACK: usize = 64 * 1024;
+
+/// What is kept back.
 #[derive(Debug)]
-pub(super) struct Reserve(Vec<OwnedFd>);
+pub(super) struct Reserve {
+    /// The lowest free ones, so that they are below even a limit that was lowered meanwhile.
+    descriptors: Vec<OwnedFd>,
+    /// Threads that wait for their senders to be dropped.
+    threads: Vec<(Sender<()>, JoinHandle<()>)>,
+}
 
 impl Reserve {
     /// Makes sure that there may be as many descriptors as `queues` queues need, and keeps some back.
@@ -44,15 +57,41 @@ impl Reserve {
         let kept: io::Result<Vec<_>> = (0..RESERVE)
             .map(|_| io::stderr().as_fd().try_clone_to_owned())
             .collect();
-        kept.map(Self).map_err(|e| {
+        let descriptors = kept.map_err(|e| {
             format!(
                 "no file descriptors can be kept back ({e}); raise the limit (`ulimit -n {needed}`)"
             )
+        })?;
+        Ok(Self {
+            descriptors,
+            threads: Vec::new(),
         })
     }
 
-    /// Gives them back, for what removing rules takes.
+    /// Keeps room for tools as well. To be called once signals are taken care of.
+    ///
+    /// # Errors
+    /// If there is no such room.
+    pub(super) fn park(&mut self) -> io::Result<()> {
+        for _ in 0..TOOLS {
+            let (sender, wait) = mpsc::channel();
+            let thread = thread::Builder::new()
+                .name("reserve".into())
+                .stack_size(STACK)
+                // It ends when the sender does.
+                .spawn(move || _ = wait.recv())?;
+            self.threads.push((sender, thread));
+        }
+        Ok(())
+    }
+
+    /// Gives all back, for what removing rules takes.
     pub(super) fn give_back(&mut self) {
-        self.0.clear();
+        self.descriptors.clear();
+        for (sender, thread) in self.threads.drain(..) {
+            drop(sender);
+            // It can't have panicked.
+            let _ = thread.join();
+        }
     }
 }
