@@ -29,11 +29,11 @@ use lab::server::{Config, Kind, Server, content};
 use lab::topology::Topology;
 
 /// When a client is killed, and when it is to give up by itself.
-const LIMIT: Duration = Duration::from_secs(20);
-const PATIENCE: Duration = Duration::from_secs(6);
+const LIMIT: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How many clients work at the same time for one server.
 const AT_ONCE: usize = 4;
-/// How many lines of a failed client's output are shown.
+/// How many lines of a failed program's output are shown.
 const SHOWN: usize = 40;
 
 /// All clients in all their modes.
@@ -113,14 +113,23 @@ fn column(place: &Place, kind: Kind, clients: &[Client]) -> (Column, String) {
         .collect();
     let mut said = String::new();
     let log = alg.stop();
+    if column.iter().any(Result::is_err) {
+        said += &format!("the server's log ends with\n{}\n", end(&server.log()));
+    }
     let invalid = rules::invalid(&net, place.topology.router) - invalid;
     if invalid != 0 && place.alg != Alg::Kernel {
         said += &format!("conntrack found {invalid} packets INVALID\n");
     }
-    if std::env::var_os("FTPALG_LAB_LOGS").is_some() {
-        report::write(&format!("log-{}-{}", place.name, kind.name()), &log);
+    if column.iter().any(Result::is_err) && !log.is_empty() {
+        report::write(&format!("programs-{}-{}", kind.name(), place.name), &log);
     }
     (column, said)
+}
+
+/// The last lines of what a program said.
+fn end(text: &str) -> String {
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(SHOWN)..].join("\n")
 }
 
 /// The gateways to look at.
@@ -194,10 +203,8 @@ fn server(kind: Kind, iptables: bool) {
             }
             for (client, result) in clients.iter().zip(&column) {
                 if let Err(why) = result {
-                    let lines: Vec<_> = why.lines().collect();
-                    let shown = lines[lines.len().saturating_sub(SHOWN)..].join("\n");
                     let name = client.name();
-                    problems.push(format!("{name}, {}: {shown}", place.name));
+                    problems.push(format!("{name}, {}: {}", place.name, end(why)));
                 }
             }
         }

@@ -441,16 +441,22 @@ fn pyftpdlib(net: &Net, config: &Config, directory: &Path) -> Command {
     const SERVER: &str = r#"
 import logging, sys
 from pyftpdlib.authorizers import DummyAuthorizer
-from pyftpdlib.handlers import FTPHandler
+from pyftpdlib.handlers import DTPHandler, FTPHandler
 from pyftpdlib.servers import MultiprocessFTPServer
 
 host, port, root, low, high, announce, tls = sys.argv[1:]
+
+class Data(DTPHandler):
+    # The original closes a connection on which data comes before its transfer command.
+    def readable(self):
+        return self.receive
+
+FTPHandler.dtp_handler = Data
 if tls:
     from pyftpdlib.handlers import TLS_DTPHandler, TLS_FTPHandler
 
     class Data(TLS_DTPHandler):
-        # The original closes a connection on which the client's handshake comes before its
-        # transfer command, as curl's does.
+        # The same with the client's handshake, of which curl's comes early.
         def readable(self):
             return self._ssl_want_read or self.receive
 
