@@ -174,10 +174,14 @@ fn of_several_at_once_one_starts() {
 fn what_changes_rules_by_hand_keeps_daemons_out() {
     in_namespace(|| {
         let lock = ftpalg::daemon::lock::Lock::take().unwrap();
-        for args in [&["rules", "remove"][..], &["run", "--local"]] {
-            let who = "already runs in this network namespace";
-            refused(&ftpalg(args), 2, who);
-        }
+        let who = "already runs in this network namespace";
+        refused(&ftpalg(&["rules", "remove"]), 2, who);
+        // This program isn't called ftpalg.
+        let who = format!(
+            "ftpalg's lock in this network namespace, is bound by pid {}",
+            std::process::id()
+        );
+        refused(&ftpalg(&["run", "--local"]), 2, &who);
         drop(lock);
         assert_eq!(ftpalg(&["rules", "remove"]).status.code(), Some(0));
     });
