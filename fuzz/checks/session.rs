@@ -37,6 +37,13 @@ impl Talk {
     }
 
     fn feed(&mut self, from: Peer, bytes: &[u8]) {
+        self.one_side(from, bytes);
+        if self.session.resumes() {
+            self.one_side(Peer::Client, b"");
+        }
+    }
+
+    fn one_side(&mut self, from: Peer, bytes: &[u8]) {
         let side = &mut self.sides[from as usize];
         side.pending.extend_from_slice(bytes);
         // Each step takes at least one byte, save for one opening before a byte and for each wait.
@@ -59,6 +66,11 @@ impl Talk {
                     side.out.extend(side.pending.drain(..*n));
                     continue;
                 }
+                Step::Wait if side.pending.len() > 4096 && self.session.awaits_login() => {
+                    self.session.lose_patience();
+                    continue;
+                }
+                Step::Wait if self.session.awaits_login() => return,
                 Step::Wait => {
                     let most = 2 * self.policy.max_command.max(self.policy.max_reply) + 64;
                     assert!(

@@ -61,14 +61,22 @@ pub(super) fn explain(error: LockError) -> Error {
     match error {
         LockError::NotPermitted => Error::NotPermitted,
         LockError::Held => {
-            // Another process may have that id in this process's view; then the socket's.
-            let named = kernel::holder(lock::QUEUE).filter(|(_, name)| name == "ftpalg");
             let answers = || {
                 let (pid, _) = control::holder().filter(|(_, uid)| control::trusted(*uid))?;
                 u32::try_from(pid).ok()
             };
-            let holder = named.map(|(pid, _)| pid).or_else(answers);
-            let who = holder
+            // Another process may have that id in this process's view; then the socket's.
+            let named = kernel::holder(lock::QUEUE);
+            let daemon = named.clone().filter(|(_, name)| name == "ftpalg");
+            let daemon = daemon.map(|(pid, _)| pid).or_else(answers);
+            if let (None, Some((pid, name))) = (daemon, named) {
+                return Error::Host(format!(
+                    "queue {}, ftpalg's lock in this network namespace, is bound by pid {pid} ({name}); \
+                     stop it",
+                    lock::QUEUE
+                ));
+            }
+            let who = daemon
                 .map(|pid| format!(" (pid {pid})"))
                 .unwrap_or_default();
             Error::Control(BindError::Running(who))

@@ -200,6 +200,10 @@ impl Flow {
         if known.implicit {
             session.expect_tls();
         }
+        if signed {
+            // Its segments go on as they came: none can carry what another brought.
+            session.lose_patience();
+        }
         Self {
             id,
             client: side,
@@ -406,7 +410,10 @@ impl Flow {
                     // Within bounds: no more than the segment has.
                     let _ = forward.pass(unread, &limits);
                 }
-                let inspected = self.inspect(ends, side, cx);
+                let mut inspected = self.inspect(ends, side, cx);
+                if fin && commands && self.session.awaits_login() {
+                    inspected = inspected.and(self.stop_waiting(ends, side, cx));
+                }
                 let [forward, _] = self.both(side);
                 // At the end of the stream nothing can complete what still waits; and in replies that
                 // stay as they are, nothing need wait.
@@ -418,9 +425,13 @@ impl Flow {
                 }
             }
             Intake::Missed => self.end_inspection(Unread::Missed, cx),
+            Intake::Old if commands && self.session.resumes() => {
+                // Nothing new is kept for it.
+                let _ = self.inspect(ends, side, cx);
+            }
             Intake::Old | Intake::Opaque => {}
         }
-        self.give_up_waiting(side, cx);
+        self.give_up_waiting(ends, side, cx);
         let limit = self.limit(side, segment, intake);
         let [forward, _] = self.both(side);
         let fate = if signed {

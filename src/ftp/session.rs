@@ -106,6 +106,10 @@ pub struct Session {
     fresh_login: bool,
     /// A login was tried that hasn't succeeded.
     login_tried: bool,
+    /// A `PORT` waits for the reply to the login.
+    awaits_login: bool,
+    /// Whether one may.
+    patient: bool,
     epsv_all: bool,
     /// The address of the line that is under way went out with a pinhole.
     followed: bool,
@@ -140,6 +144,8 @@ impl Session {
             logged_in: false,
             fresh_login: false,
             login_tried: false,
+            awaits_login: false,
+            patient: true,
             epsv_all: false,
             followed: false,
             forgot_auth: false,
@@ -174,6 +180,30 @@ impl Session {
     /// their line: it is refused, since what it says may come later. Never [`Step::Wait`].
     pub fn give_up(&mut self, pending: &[u8]) -> Step {
         self.abandon_command(pending)
+    }
+
+    /// Whether the client's bytes wait for something that has come since, in the server's stream: call
+    /// [`Session::next`] for them again.
+    #[must_use]
+    pub fn resumes(&self) -> bool {
+        self.awaits_login && !(self.patient && self.login_is_under_way())
+    }
+
+    /// Whether the client's bytes wait for a reply to its login. Whole lines may wait then.
+    #[must_use]
+    pub fn awaits_login(&self) -> bool {
+        self.awaits_login
+    }
+
+    /// Lets no command wait for a login (any more): its bytes can't be kept, or kept any longer. What
+    /// was to be open before the command went on then opens with the login.
+    pub fn lose_patience(&mut self) {
+        self.patient = false;
+    }
+
+    fn login_is_under_way(&self) -> bool {
+        let asked = self.waiting.has(Command::User) || self.waiting.has(Command::Login);
+        asked && !self.unfollowed && !self.logged_in && self.policy.require_login
     }
 
     /// Says what to do with bytes of the server's that have waited for too long for the rest of an

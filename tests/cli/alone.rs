@@ -108,6 +108,17 @@ fn nobody_stands_in_for_the_daemon() {
     }
 }
 
+/// Processes that a test which fails doesn't leave behind.
+struct Stopped(Vec<u32>);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        for pid in self.0.iter().filter(|_| thread::panicking()) {
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+        }
+    }
+}
+
 /// Whoever comes second is told who was first, however close they are.
 #[test]
 fn of_several_at_once_one_starts() {
@@ -128,6 +139,7 @@ fn of_several_at_once_one_starts() {
                     command.spawn().unwrap()
                 })
                 .collect();
+            let _all = Stopped(all.iter().map(Child::id).collect());
             let (sender, outcomes) = mpsc::channel();
             for mut child in all {
                 let sender = sender.clone();
@@ -174,10 +186,14 @@ fn of_several_at_once_one_starts() {
 fn what_changes_rules_by_hand_keeps_daemons_out() {
     in_namespace(|| {
         let lock = ftpalg::daemon::lock::Lock::take().unwrap();
-        for args in [&["rules", "remove"][..], &["run", "--local"]] {
-            let who = "already runs in this network namespace";
-            refused(&ftpalg(args), 2, who);
-        }
+        let who = "already runs in this network namespace";
+        refused(&ftpalg(&["rules", "remove"]), 2, who);
+        // This program isn't called ftpalg.
+        let who = format!(
+            "ftpalg's lock in this network namespace, is bound by pid {}",
+            std::process::id()
+        );
+        refused(&ftpalg(&["run", "--local"]), 2, &who);
         drop(lock);
         assert_eq!(ftpalg(&["rules", "remove"]).status.code(), Some(0));
     });

@@ -81,3 +81,21 @@ fn those_who_say_nothing_keep_nobody_waiting() {
         assert_eq!(ftpalg(&["status"]).status.code(), Some(0));
     });
 }
+
+#[test]
+fn a_daemon_that_stands_still_is_told_in_time() {
+    in_namespace(|| {
+        let daemon = Daemon::start(&["--inside", "in0"]);
+        daemon.signal(Signal::SIGSTOP);
+        let started = Instant::now();
+        refused(&ftpalg(&["status"]), 1, "not within 10 s");
+        assert!(started.elapsed() < PATIENCE);
+        let who = format!(
+            "already runs in this network namespace (pid {})",
+            daemon.child.id()
+        );
+        refused(&ftpalg(&["run", "--local"]), 2, &who);
+        daemon.signal(Signal::SIGCONT);
+        assert_eq!(ftpalg(&["status"]).status.code(), Some(0));
+    });
+}

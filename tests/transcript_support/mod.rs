@@ -19,6 +19,9 @@ pub(crate) const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 /// A port for which there is no pinhole to be had.
 pub(crate) const UNAVAILABLE: u16 = 4242;
 
+/// How many bytes may wait for a login.
+pub(crate) const MOST: usize = 4096;
+
 /// A session machine, its streams and its decisions.
 pub(crate) struct Machine {
     pub(crate) session: Session,
@@ -57,6 +60,13 @@ impl Machine {
 
     /// New bytes of one peer's arrive. Checks what every step must keep to.
     pub(crate) fn feed(&mut self, peer: Peer, bytes: &[u8]) {
+        self.one_side(peer, bytes);
+        if self.session.resumes() {
+            self.one_side(Peer::Client, b"");
+        }
+    }
+
+    fn one_side(&mut self, peer: Peer, bytes: &[u8]) {
         let i = index(peer);
         self.pending[i].extend_from_slice(bytes);
         let mut opened = false;
@@ -72,9 +82,13 @@ impl Machine {
                     );
                     self.goes(i, n, None);
                 }
+                Step::Wait if pending.len() > MOST && self.session.awaits_login() => {
+                    self.session.lose_patience();
+                }
                 Step::Wait => {
                     assert!(
-                        !pending.contains(&b'\n'),
+                        !pending.contains(&b'\n')
+                            || peer == Peer::Client && self.session.awaits_login(),
                         "waits in {:?}",
                         pending.escape_ascii().to_string()
                     );

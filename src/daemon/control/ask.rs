@@ -52,7 +52,7 @@ pub fn ask(request: Request) -> Result<Value, AskError> {
         Err(e) if e.kind() == ErrorKind::BrokenPipe => {}
         other => other?,
     }
-    let text = read_line(&stream, MAX_REPLY, Instant::now() + ANSWER)?;
+    let text = read_line(&stream, MAX_REPLY, Instant::now() + ANSWER).map_err(late)?;
     match serde_json::from_slice(&text).map_err(io::Error::from)? {
         Reply::Ok(value) => Ok(value),
         Reply::Error(why) => Err(AskError::Refused(why)),
@@ -120,7 +120,7 @@ impl Search {
         let runs = lock::is_held();
         match self.stranger {
             None if self.full.is_empty() => AskError::NotRunning(String::new()),
-            None => io::Error::from(ErrorKind::TimedOut).into(),
+            None => late(ErrorKind::TimedOut.into()).into(),
             // Root knows whether anybody has the lock.
             Some(peer) if runs == Some(false) => AskError::NotRunning(format!(
                 " (the socket @{NAME} is that of pid {}, uid {}, who isn't believed)",
@@ -133,6 +133,17 @@ impl Search {
                 peer.pid()
             )),
         }
+    }
+}
+
+/// A socket's time limit is an error of its own words.
+fn late(error: io::Error) -> io::Error {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            let what = format!("not within {} s", ANSWER.as_secs());
+            io::Error::new(ErrorKind::TimedOut, what)
+        }
+        _ => error,
     }
 }
 

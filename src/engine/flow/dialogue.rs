@@ -91,7 +91,11 @@ impl Flow {
                 }
                 Step::Wait => {
                     if held > limits.held {
-                        return Err(Overflow);
+                        if !self.session.awaits_login() || peer == Peer::Server {
+                            return Err(Overflow);
+                        }
+                        self.session.lose_patience();
+                        continue;
                     }
                     break;
                 }
@@ -330,7 +334,12 @@ impl Flow {
         });
     }
 
-    pub(in crate::engine) fn give_up_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
+    pub(in crate::engine) fn give_up_waiting(
+        &mut self,
+        ends: &Endpoints,
+        side: Side,
+        cx: &mut Context<'_>,
+    ) {
         let [forward, _] = self.both(side);
         if forward.pending().is_empty() {
             return;
@@ -342,8 +351,20 @@ impl Flow {
         // Any bound that this reaches is reached by the next segment as well.
         let _ = match self.peer(side) {
             Peer::Server => self.pass_waiting(side, cx),
+            Peer::Client if self.session.awaits_login() => self.stop_waiting(ends, side, cx),
             Peer::Client => self.refuse_waiting(side, cx),
         };
+    }
+
+    /// Commands that wait for a login go on without it.
+    pub(in crate::engine) fn stop_waiting(
+        &mut self,
+        ends: &Endpoints,
+        side: Side,
+        cx: &mut Context<'_>,
+    ) -> Result<(), Overflow> {
+        self.session.lose_patience();
+        self.inspect(ends, side, cx)
     }
 
     /// What waits of the server's is no address: one that ends so late is of no use to anybody.

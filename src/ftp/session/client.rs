@@ -14,7 +14,7 @@ use crate::ftp::Mode;
 impl Session {
     pub(super) fn next_command(&mut self, pending: &[u8]) -> Step {
         let (piece, ended) = first_line(pending);
-        if ended {
+        if self.client.gone() == 0 {
             self.lines_were_over();
         }
         if self.client.is_refused() {
@@ -233,6 +233,13 @@ impl Session {
             // RFC 2428 §4: the server must refuse it.
             return Err("EPSV ALL was sent");
         }
+        // Its hole must be open before a server that takes everything at once (pipelining) reads it,
+        // and may not be open before the login.
+        let waits = self.patient && !self.policy.strict.active_late;
+        self.awaits_login = waits && self.login_is_under_way();
+        if self.awaits_login {
+            return Ok(Some(self.wait_from(blank, piece)));
+        }
         let follow = self.may_announce();
         if !follow {
             count(&mut self.counts.unasked);
@@ -321,8 +328,7 @@ impl Session {
     /// Whether a data connection may be prepared: after the login, or while its reply is on the
     /// way (a pipelining client); nothing opens before the login succeeded in any case.
     fn may_announce(&self) -> bool {
-        let asked = || self.waiting.has(Command::User) || self.waiting.has(Command::Login);
-        !self.unfollowed && (!self.policy.require_login || self.logged_in || asked())
+        self.may_open() || self.login_is_under_way()
     }
 
     /// A complete line goes out to the server.
