@@ -1,16 +1,16 @@
 #!/bin/sh
 # program: erl
 # package: erlang-ftp erlang-ssl
-# verbs: PASV EPSV PORT EPRT
+# verbs: PASV EPSV
 set -eu
+# Active, it loses what comes before it expects it, now and then.
 exec erl -noinput -eval '
 Env = fun(Name) -> os:getenv(Name) end,
 Verb = Env("VERB"),
-Mode = case Verb of "PASV" -> passive; "EPSV" -> passive; _ -> active end,
 Extended = lists:prefix("E", Verb),
 {ok, _} = application:ensure_all_started(ftp),
 {ok, Host} = inet:parse_address(Env("HOST")),
-{ok, Ftp} = ftp:open(Host, [{port, list_to_integer(Env("PORT"))}, {mode, Mode}, {ipfamily, inet},
+{ok, Ftp} = ftp:open(Host, [{port, list_to_integer(Env("PORT"))}, {mode, passive}, {ipfamily, inet},
     {ftp_extension, Extended}, {timeout, 1000 * list_to_integer(Env("PATIENCE"))}]),
 ok = ftp:user(Ftp, Env("LOGIN"), Env("PASSWORD")),
 ok = ftp:type(Ftp, binary),
