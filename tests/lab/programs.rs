@@ -5,7 +5,7 @@
 //!
 //! | line | says |
 //! |---|---|
-//! | `program: NAME` | it needs this program of the system's |
+//! | `program: NAME…` | it needs these programs of the system's (one may stand for its package's modules) |
 //! | `package: NAME…` | the packages that `scripts/test` installs for it |
 //! | `unpack: PACKAGE` | it needs this package, which `scripts/test` unpacks |
 //! | `npm: NAME` | it needs this package of `tests/programs/package.json` |

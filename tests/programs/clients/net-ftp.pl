@@ -1,5 +1,5 @@
 #!/usr/bin/perl
-# program: perl
+# program: perl corelist
 # package: perl
 # verbs: PASV PORT
 use strict;

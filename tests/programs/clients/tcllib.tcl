@@ -1,5 +1,5 @@
 #!/usr/bin/tclsh
-# program: tclsh
+# program: tclsh dtplite
 # package: tcl tcllib
 # verbs: PASV PORT
 package require ftp
