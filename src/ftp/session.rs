@@ -58,6 +58,8 @@ fn count(counter: &mut u16) {
 struct User {
     name: [u8; 64],
     len: u8,
+    /// The login succeeded; the name is kept until somebody asks for it.
+    logged_in: bool,
 }
 
 impl User {
@@ -65,7 +67,11 @@ impl User {
         let mut kept = [0; 64];
         kept.iter_mut().zip(name).for_each(|(to, from)| *to = *from);
         let len = u8::try_from(name.len().min(kept.len())).unwrap_or(0);
-        Self { name: kept, len }
+        Self {
+            name: kept,
+            len,
+            logged_in: false,
+        }
     }
 
     fn name(&self) -> String {
@@ -312,7 +318,9 @@ impl Session {
             return None;
         }
         self.fresh_login = false;
-        Some(self.user.take().map(|user| user.name()).unwrap_or_default())
+        // A `USER` that came since is another one's.
+        let user = self.user.take_if(|user| user.logged_in);
+        Some(user.map(|user| user.name()).unwrap_or_default())
     }
 
     /// Where the dialogue stands, in a word or two.

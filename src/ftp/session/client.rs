@@ -167,11 +167,16 @@ impl Session {
             Some("too many failed logins")
         } else if rules.order && !self.logged_in && !is_before_login(verb) && !asked() {
             Some("before the login")
-        } else if rules.order && command == Command::Login && self.user.is_none() {
+        } else if rules.order && command == Command::Login && !self.user_is_given() {
             Some("no USER before it")
         } else {
             None
         }
+    }
+
+    /// Whether a `USER` has come that nobody is logged in by.
+    fn user_is_given(&self) -> bool {
+        self.user.as_ref().is_some_and(|user| !user.logged_in)
     }
 
     /// What comes before `at` goes; the rest waits.

@@ -311,6 +311,9 @@ impl Session {
         self.fresh_login |= !self.logged_in && !self.unfollowed;
         self.logged_in = true;
         self.login_tried = false;
+        if let Some(user) = &mut self.user {
+            user.logged_in = true;
+        }
         self.failed_logins = 0;
     }
 
