@@ -13,11 +13,10 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use ftpalg::firewall::xtables::Flavour;
 use ftpalg::firewall::xtables::tools::Tools;
-use ftpalg::firewall::xtables::{Family, Flavour};
-use ftpalg::firewall::{Installed, KernelTables, Queues, Rules, Steering, print};
-use ftpalg::net::Mark;
-use ftpalg::net::PortRange;
+use ftpalg::firewall::{Installed, Queues, Rules, Steering, print};
+use ftpalg::net::{Family, Mark, PortRange};
 use ftpalg::pinholes::RangeHole;
 use ftpalg::pinholes::backend::Backend;
 use ftpalg::pinholes::backend::iptables::Iptables;
@@ -129,7 +128,7 @@ fn run(command: &mut Command) -> String {
 }
 
 fn rules() -> Rules {
-    Rules::new(Tools::find(), Box::new(KernelTables))
+    Rules::new(Tools::find())
 }
 
 fn steering() -> Steering {
@@ -471,7 +470,7 @@ impl Broken {
 
     fn rules(&self) -> Rules {
         let tools = Tools::find_in(std::slice::from_ref(&self.0));
-        Rules::new(tools, Box::new(KernelTables))
+        Rules::new(tools)
     }
 }
 
@@ -578,10 +577,7 @@ fn wrong_input_installs_nothing() {
         .to_string();
     assert!(e.contains("nosuch0") && !e.contains('\n'), "{e}");
     assert!(ns.within(|| rules().install(&Steering::default())).is_err());
-    let no_tools = Rules::new(
-        Tools::find_in(&[PathBuf::from("/nonexistent")]),
-        Box::new(KernelTables),
-    );
+    let no_tools = Rules::new(Tools::find_in(&[PathBuf::from("/nonexistent")]));
     let e = no_tools.flavour().unwrap_err().to_string();
     assert!(e.contains("install the iptables package"), "{e}");
     assert_eq!(ns.ruleset(), before);
@@ -666,7 +662,7 @@ fn the_inside_is_derived_from_the_users_rules() {
 }
 
 fn backend() -> Iptables {
-    Iptables::new(Tools::find(), Box::new(KernelTables), Mark::DEFAULT)
+    Iptables::new(Tools::find(), Mark::DEFAULT)
 }
 
 /// Client 203.0.113.10, another 203.0.113.11 — gateway — server 10.0.0.2; IPv6 alike.

@@ -13,7 +13,7 @@ use crate::conntrack::{Conntrack, Events};
 use crate::engine;
 use crate::firewall::tables;
 use crate::firewall::xtables::tools::Tools;
-use crate::firewall::{Inside, KernelTables, Look, Rules, RulesError, Steering};
+use crate::firewall::{Inside, Look, Rules, RulesError, Steering};
 use crate::ftp::policy::Policy;
 use crate::net::Mark;
 use crate::net::PortRange;
@@ -81,7 +81,7 @@ impl Steered {
                     .into(),
             ));
         }
-        let rules = Rules::new(tools, Box::new(KernelTables));
+        let rules = Rules::new(tools);
         let mut steering = config.steering.clone();
         let mut found = Vec::new();
         if steering.inside.is_empty() && !steering.local {
@@ -278,8 +278,7 @@ pub(super) fn check_data_ports(config: &Config) {
 fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
     let mark = config.steering.mark;
     let nft = || Ok::<_, BackendError>(Nft::new(mark)?.with_range(range(config)));
-    let iptables =
-        || Iptables::new(Tools::find(), Box::new(KernelTables), mark).with_range(range(config));
+    let iptables = || Iptables::new(Tools::find(), mark).with_range(range(config));
     match config.backend {
         BackendChoice::Nft => return Ok(Box::new(nft()?)),
         BackendChoice::Auto if tables::available() => {}

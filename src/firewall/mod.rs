@@ -19,8 +19,9 @@
 pub mod derive;
 mod dnat;
 pub mod host;
-pub mod kernel;
+mod nat_rule;
 mod native;
+mod port_set;
 pub mod published;
 pub mod steering;
 pub mod tables;
@@ -31,19 +32,19 @@ pub mod xtables;
 use std::collections::BTreeSet;
 use std::io;
 
+use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::command::CommandError;
 use crate::firewall::xtables::save::{Rule, Ruleset, Table};
 use crate::firewall::xtables::snapshot::{Choice, Snapshot, SnapshotError};
 use crate::firewall::xtables::tools::Tools;
-use crate::firewall::xtables::{Family, Flavour};
-use crate::net::Mark;
+use crate::net::{Family, Mark};
 
 pub use derive::Derived;
 pub use dnat::SetName;
-pub use host::{At, TableStore, is_our_chain, is_ours};
-pub use kernel::KernelTables;
+pub(crate) use host::PINHOLE_CHAINS;
+pub use host::{At, is_our_chain, is_ours};
 pub use published::Published;
-pub use steering::{Inside, Network, Queues, Steering};
+pub use steering::{Inside, Queues, Steering};
 pub use template::{EXAMPLES, Example, print};
 
 use host::Host;
@@ -124,11 +125,11 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Takes the host's tools, and the kernel's tables.
+    /// Works with these tools.
     #[must_use]
-    pub fn new(tools: Tools, store: Box<dyn TableStore>) -> Self {
+    pub fn new(tools: Tools) -> Self {
         Self {
-            host: Host::new(tools, store),
+            host: Host::new(tools),
         }
     }
 
@@ -341,7 +342,7 @@ struct Plan {
     choice: Choice,
     tables: Vec<(At, Table)>,
     /// Chains of nft's own firewalls.
-    native: Vec<native::Place>,
+    native: Vec<native::DroppingChain>,
     mark: Mark,
     notes: Vec<String>,
 }

@@ -15,7 +15,7 @@
 
 use super::RulesError;
 use super::steering::{Inside, Steering};
-use crate::firewall::xtables::Family;
+use crate::net::Family;
 
 /// What `rules install` loads.
 const STEERING: &str = include_str!("sets/steering.rules");

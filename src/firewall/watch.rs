@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use crate::firewall::SetName;
+use crate::firewall::{PINHOLE_CHAINS, SetName};
 use crate::netlink::codec::Message;
 use crate::netlink::nftables::{attr, msg};
 use crate::netlink::socket::Socket;
@@ -140,8 +140,8 @@ fn matters(message: &Message<'_>, sets: &BTreeSet<SetName>) -> bool {
     match message.kind {
         msg::NEW_TABLE | msg::DEL_TABLE | msg::NEW_CHAIN | msg::DEL_CHAIN => true,
         msg::NEW_RULE | msg::DEL_RULE => {
-            let pinhole = |chain: &str| chain == "FTPALG-PRE" || chain == "FTPALG-POST";
-            !text(attr::RULE_CHAIN).is_some_and(pinhole)
+            let chain = text(attr::RULE_CHAIN);
+            !chain.is_some_and(|chain| PINHOLE_CHAINS.contains(&chain))
         }
         msg::NEW_ELEM | msg::DEL_ELEM if !sets.is_empty() => {
             let set = |table: &str, name: &str| SetName {

@@ -4,10 +4,11 @@
 use std::fs;
 use std::io;
 
+use super::Flavour;
 use super::command::CommandError;
 use super::save::{Rule, Ruleset, Table};
 use super::tools::Tools;
-use super::{Family, Flavour};
+use crate::net::Family;
 
 /// The rule set of one family and flavour.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -35,7 +35,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use self::elements::{Element, of_pinhole};
-use self::objects::{Abilities, CHAINS, Family, IPV4, IPV6, Step, TABLE, What, del_table, plan};
+use self::objects::{Abilities, CHAINS, Change, IPV4, IPV6, Layout, TABLE, What, del_table, plan};
 use super::{Backend, BackendError};
 use crate::firewall::tables;
 use crate::net::Mark;
@@ -53,7 +53,7 @@ pub struct Nft {
     socket: Socket,
     mark: Mark,
     range: Option<PortRange>,
-    families: Vec<&'static Family>,
+    families: Vec<&'static Layout>,
     abilities: Abilities,
 }
 
@@ -91,11 +91,11 @@ impl Nft {
     }
 
     /// Makes the objects of one family, trying what the kernel takes.
-    fn install_family(&mut self, family: &'static Family) -> Result<(), BatchError> {
+    fn install_family(&mut self, family: &'static Layout) -> Result<(), BatchError> {
         let leftover = self.has_table(family).map_err(BatchError::Io)?;
         loop {
             let plan = plan(family, self.mark, self.abilities, self.range, leftover);
-            let requests: Vec<_> = plan.iter().map(Step::request).collect();
+            let requests: Vec<_> = plan.iter().map(Change::request).collect();
             let error = match self.socket.batch(&requests) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
@@ -125,7 +125,7 @@ impl Nft {
     /// between question and change, by its timeout or use: then asks again.
     fn replace(
         &mut self,
-        family: &Family,
+        family: &Layout,
         elements: &[Element],
         timeout: Option<Duration>,
     ) -> io::Result<()> {
@@ -149,14 +149,14 @@ impl Nft {
         Err(io::ErrorKind::Interrupted.into())
     }
 
-    fn has_table(&mut self, family: &Family) -> io::Result<bool> {
+    fn has_table(&mut self, family: &Layout) -> io::Result<bool> {
         let tables = tables::tables_on(&mut self.socket)?;
         Ok(tables
             .iter()
             .any(|table| table.family == family.number && table.name == TABLE))
     }
 
-    fn family(&self, ip: IpAddr) -> Result<&'static Family, BackendError> {
+    fn family(&self, ip: IpAddr) -> Result<&'static Layout, BackendError> {
         self.families
             .iter()
             .copied()
@@ -306,7 +306,7 @@ fn lacks_support(error: &io::Error) -> bool {
     )
 }
 
-fn explain(family: &Family, source: io::Error) -> BackendError {
+fn explain(family: &Layout, source: io::Error) -> BackendError {
     match source.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM) => BackendError::Unsupported(format!(
             "can't make the {} table ftpalg: it belongs to another running ftpalg (stop that one), \

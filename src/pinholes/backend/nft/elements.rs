@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::objects::{Family, MAPS, Map, TABLE};
+use super::objects::{Layout, MAPS, Map, TABLE};
 use crate::net::Mark;
 use crate::netlink::codec::{self, Builder};
 use crate::netlink::nftables::{attr, msg};
@@ -21,7 +21,7 @@ pub(super) struct Element {
 }
 
 /// The elements of a pinhole.
-pub(super) fn of_pinhole(family: &Family, hole: &Pinhole, mark: Mark) -> [Element; MAPS.len()] {
+pub(super) fn of_pinhole(family: &Layout, hole: &Pinhole, mark: Mark) -> [Element; MAPS.len()] {
     MAPS.map(|map| Element {
         map: family.set(map),
         key: [octets(hole.from), endpoint(hole.to)].concat(),
@@ -36,17 +36,17 @@ pub(super) fn of_pinhole(family: &Family, hole: &Pinhole, mark: Mark) -> [Elemen
 
 impl Element {
     /// Asks whether there is something.
-    pub(super) fn question(&self, family: &Family) -> Request<'_> {
+    pub(super) fn question(&self, family: &Layout) -> Request<'_> {
         self.request(msg::GET_ELEM, 0, family, |_| {})
     }
 
     /// Deletes what is there.
-    pub(super) fn delete(&self, family: &Family) -> Request<'_> {
+    pub(super) fn delete(&self, family: &Layout) -> Request<'_> {
         self.request(msg::DEL_ELEM, 0, family, |_| {})
     }
 
     /// Adds it where nothing is, if the hole has something there.
-    pub(super) fn add(&self, family: &Family, timeout: Duration) -> Option<Request<'_>> {
+    pub(super) fn add(&self, family: &Layout, timeout: Duration) -> Option<Request<'_>> {
         let data = self.data.as_deref()?;
         // 0 would mean: forever.
         let millis = u64::try_from(timeout.as_millis())
@@ -65,7 +65,7 @@ impl Element {
         &'a self,
         kind: u16,
         flags: u16,
-        family: &Family,
+        family: &Layout,
         more: impl Fn(&mut Builder) + 'a,
     ) -> Request<'a> {
         Request {

@@ -7,9 +7,10 @@ use super::ranges;
 use crate::net::Mark;
 use crate::net::PortRange;
 use crate::netlink::codec::{self, Builder};
+use crate::netlink::nftables::expression::{Base, Ct, Expressions, Translate, put_limit};
 use crate::netlink::nftables::{
-    self, Base, Ct, Expressions, Nat, SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, attr,
-    comment, datatype, msg,
+    SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, attr, comment, datatype, family, hook, msg,
+    policy,
 };
 use crate::netlink::socket::Request;
 
@@ -18,11 +19,6 @@ pub(super) const TABLE: &str = "ftpalg";
 const PINHOLES_ID: u32 = 1;
 const SOURCES_ID: u32 = 2;
 const MARKS_ID: u32 = 3;
-/// `NF_INET_*`
-const PREROUTING: u32 = 0;
-const INPUT: u32 = 1;
-const OUTPUT: u32 = 3;
-const POSTROUTING: u32 = 4;
 /// Just before `dstnat` (−100) and `srcnat` (100) of the user's rules.
 const DNAT_PRIORITY: i32 = -101;
 const SNAT_PRIORITY: i32 = 99;
@@ -39,9 +35,9 @@ pub(super) struct Abilities {
     pub(super) limit: bool,
 }
 
-/// What differs between IPv4 and IPv6.
+/// What differs between IPv4 and IPv6: names, and where things are.
 #[derive(Debug)]
-pub(super) struct Family {
+pub(super) struct Layout {
     pub(super) label: &'static str,
     /// `NFPROTO_*`
     pub(super) number: u8,
@@ -61,9 +57,9 @@ pub(super) struct Family {
     pub(super) optional: bool,
 }
 
-pub(super) static IPV4: Family = Family {
+pub(super) static IPV4: Layout = Layout {
     label: "IPv4",
-    number: 2,
+    number: family::IPV4,
     pinholes: "pinholes4",
     sources: "sources4",
     marks: "marks4",
@@ -78,9 +74,9 @@ pub(super) static IPV4: Family = Family {
     optional: false,
 };
 
-pub(super) static IPV6: Family = Family {
+pub(super) static IPV6: Layout = Layout {
     label: "IPv6",
-    number: 10,
+    number: family::IPV6,
     pinholes: "pinholes6",
     sources: "sources6",
     marks: "marks6",
@@ -95,7 +91,7 @@ pub(super) static IPV6: Family = Family {
     optional: true,
 };
 
-impl Family {
+impl Layout {
     pub(super) fn is_of(&self, ip: IpAddr) -> bool {
         ip.is_ipv4() == (self.number == IPV4.number)
     }
@@ -147,8 +143,8 @@ pub(super) enum Map {
 /// All of them.
 pub(super) const MAPS: [Map; 3] = [Map::Pinholes, Map::Sources, Map::Marks];
 
-/// One request of an installation, and what it is about.
-pub(super) struct Step {
+/// One change of an installation, and what it is about.
+pub(super) struct Change {
     pub(super) what: What,
     kind: u16,
     flags: u16,
@@ -165,7 +161,7 @@ pub(super) enum What {
     Chain,
 }
 
-impl Step {
+impl Change {
     pub(super) fn request(&self) -> Request<'_> {
         Request {
             kind: self.kind,
@@ -176,8 +172,8 @@ impl Step {
     }
 }
 
-type Rule = fn(&Family, Mark, &mut Expressions<'_>);
-type RangeRule = fn(&Family, Mark, PortRange, &mut Expressions<'_>);
+type WriteRule = fn(&Layout, Mark, &mut Expressions<'_>);
+type WriteRangeRule = fn(&Layout, Mark, PortRange, &mut Expressions<'_>);
 
 /// A chain with its rules.
 pub(super) struct ChainSpec {
@@ -185,9 +181,9 @@ pub(super) struct ChainSpec {
     hook: u32,
     priority: i32,
     role: &'static str,
-    rules: &'static [Rule],
+    rules: &'static [WriteRule],
     /// The last rule, where a range of ports is configured: pinholes come first.
-    range_rule: RangeRule,
+    range_rule: WriteRangeRule,
 }
 
 impl ChainSpec {
@@ -200,7 +196,7 @@ impl ChainSpec {
 pub(super) static CHAINS: [ChainSpec; 4] = [
     ChainSpec {
         name: "prerouting",
-        hook: PREROUTING,
+        hook: hook::PREROUTING,
         priority: DNAT_PRIORITY,
         role: "ftpalg:dnat",
         rules: &[marked_dnat_rule, dnat_rule],
@@ -208,7 +204,7 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
     },
     ChainSpec {
         name: "output",
-        hook: OUTPUT,
+        hook: hook::OUTPUT,
         priority: DNAT_PRIORITY,
         role: "ftpalg:dnat-local",
         rules: &[marked_dnat_rule, dnat_rule],
@@ -216,7 +212,7 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
     },
     ChainSpec {
         name: "postrouting",
-        hook: POSTROUTING,
+        hook: hook::POSTROUTING,
         priority: SNAT_PRIORITY,
         role: "ftpalg:snat",
         rules: &[snat_rule],
@@ -224,7 +220,7 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
     },
     ChainSpec {
         name: "input",
-        hook: INPUT,
+        hook: hook::INPUT,
         priority: SNAT_PRIORITY,
         role: "ftpalg:snat-local",
         rules: &[snat_rule],
@@ -234,13 +230,13 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
 
 /// Everything of one family in one batch: it replaces a leftover and is there at once, or not at all.
 pub(super) fn plan(
-    family: &'static Family,
+    family: &'static Layout,
     mark: Mark,
     abilities: Abilities,
     range: Option<PortRange>,
     leftover: bool,
-) -> Vec<Step> {
-    let step = |what, kind, flags, attrs| Step {
+) -> Vec<Change> {
+    let step = |what, kind, flags, attrs| Change {
         what,
         kind,
         flags,
@@ -323,8 +319,7 @@ fn put_chain(b: &mut Builder, spec: &ChainSpec) {
         b.be32(attr::HOOK_NUM, spec.hook);
         b.be32(attr::HOOK_PRIORITY, spec.priority.cast_unsigned());
     });
-    // NF_ACCEPT
-    b.be32(attr::CHAIN_POLICY, 1);
+    b.be32(attr::CHAIN_POLICY, policy::ACCEPT);
     b.text(attr::CHAIN_TYPE, "nat");
     b.bytes(attr::CHAIN_USERDATA, &comment(0, spec.role));
 }
@@ -336,7 +331,7 @@ fn put_rule(b: &mut Builder, spec: &ChainSpec, rule: impl FnOnce(&mut Expression
     b.bytes(attr::RULE_USERDATA, &comment(0, spec.role));
 }
 
-fn put_map(b: &mut Builder, family: &Family, map: Map, limit: bool) {
+fn put_map(b: &mut Builder, family: &Layout, map: Map, limit: bool) {
     let addr = family.datatype;
     let addr_len = 4 * family.words;
     let (id, data_type, data_len, role) = match map {
@@ -359,7 +354,7 @@ fn put_map(b: &mut Builder, family: &Family, map: Map, limit: bool) {
     let host_order = map == Map::Marks;
     b.bytes(attr::SET_USERDATA, &set_userdata(role, host_order));
     if map == Map::Pinholes && limit {
-        b.nest(attr::SET_EXPR, |b| nftables::limit(b, FIRST_PACKETS));
+        b.nest(attr::SET_EXPR, |b| put_limit(b, FIRST_PACKETS));
     }
 }
 
@@ -374,7 +369,7 @@ pub(super) const TCP: u8 = 6;
 
 /// For control connections that the user has marked. The user's own mark on the data connection
 /// comes first. The packet's mark is set, too: the next thing that happens to it is routing.
-fn marked_dnat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
+fn marked_dnat_rule(family: &Layout, mark: Mark, rule: &mut Expressions<'_>) {
     rule.ct(family.mark(), Ct::Mark)
         .compare(family.mark(), true, &[0; 4]);
     load_key(family, rule)
@@ -384,14 +379,14 @@ fn marked_dnat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
         .bits(family.carried(), !mark.bit(), 0)
         .set_packet_mark(family.carried())
         .nat(
-            Nat::Destination,
+            Translate::Destination,
             family.number,
             family.data(),
             Some(family.data_port()),
         );
 }
 
-fn load_key<'a, 'b>(family: &Family, rule: &'a mut Expressions<'b>) -> &'a mut Expressions<'b> {
+fn load_key<'a, 'b>(family: &Layout, rule: &'a mut Expressions<'b>) -> &'a mut Expressions<'b> {
     let addr_len = 4 * family.words;
     rule.protocol(0, TCP)
         .payload(0, Base::Network, family.source_at, addr_len)
@@ -399,21 +394,21 @@ fn load_key<'a, 'b>(family: &Family, rule: &'a mut Expressions<'b>) -> &'a mut E
         .payload(family.port(), Base::Transport, 2, 2)
 }
 
-fn dnat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
+fn dnat_rule(family: &Layout, mark: Mark, rule: &mut Expressions<'_>) {
     load_key(family, rule)
         .lookup(family.pinholes, PINHOLES_ID, 0, family.data())
         .ct(family.mark(), Ct::Mark)
         .bits(family.mark(), !mark.bit(), mark.bit())
         .set_mark(family.mark())
         .nat(
-            Nat::Destination,
+            Translate::Destination,
             family.number,
             family.data(),
             Some(family.data_port()),
         );
 }
 
-fn snat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
+fn snat_rule(family: &Layout, mark: Mark, rule: &mut Expressions<'_>) {
     rule.ct(0, Ct::Mark)
         .bits(0, mark.bit(), 0)
         .compare(0, false, &[0; 4])
@@ -422,10 +417,10 @@ fn snat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
         .ct(family.target(), family.ct_target)
         .ct(family.port(), Ct::OriginalPort)
         .lookup(family.sources, SOURCES_ID, 0, family.data())
-        .nat(Nat::Source, family.number, family.data(), None);
+        .nat(Translate::Source, family.number, family.data(), None);
 }
 
-pub(super) fn del_table(family: &'static Family) -> Request<'static> {
+pub(super) fn del_table(family: &'static Layout) -> Request<'static> {
     Request {
         kind: msg::DEL_TABLE,
         flags: 0,

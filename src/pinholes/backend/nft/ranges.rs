@@ -19,24 +19,25 @@
 use std::net::IpAddr;
 
 use super::elements::{Element, octets};
-use super::objects::{Family, TABLE, TCP, set_userdata};
+use super::objects::{Layout, TABLE, TCP, set_userdata};
 use crate::net::Mark;
 use crate::net::PortRange;
 use crate::netlink::codec::Builder;
-use crate::netlink::nftables::{Base, Ct, Expressions, Nat, SET_MAP, SET_TIMEOUT, attr, datatype};
+use crate::netlink::nftables::expression::{Base, Ct, Expressions, Translate};
+use crate::netlink::nftables::{SET_MAP, SET_TIMEOUT, attr, datatype};
 use crate::pinholes::RangeHole;
 
 /// Which of the two maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Map {
+pub(super) enum RangeMap {
     Targets,
     Sources,
 }
 
-pub(super) const MAPS: [Map; 2] = [Map::Targets, Map::Sources];
+pub(super) const MAPS: [RangeMap; 2] = [RangeMap::Targets, RangeMap::Sources];
 
-impl Map {
-    fn name(self, family: &Family) -> &'static str {
+impl RangeMap {
+    fn name(self, family: &Layout) -> &'static str {
         match self {
             Self::Targets => family.ranges,
             Self::Sources => family.range_sources,
@@ -61,26 +62,26 @@ impl Map {
 }
 
 /// The elements of a hole.
-pub(super) fn elements(family: &Family, hole: &RangeHole) -> [Element; MAPS.len()] {
+pub(super) fn elements(family: &Layout, hole: &RangeHole) -> [Element; MAPS.len()] {
     let target = [octets(hole.from), octets(hole.to)].concat();
     let source = [&target[..], &octets(hole.land)].concat();
-    let element = |map: Map, key, data: Option<IpAddr>| Element {
+    let element = |map: RangeMap, key, data: Option<IpAddr>| Element {
         map: map.name(family),
         key,
         data: data.map(octets),
     };
     [
-        element(Map::Targets, target, Some(hole.land)),
-        element(Map::Sources, source, hole.as_source),
+        element(RangeMap::Targets, target, Some(hole.land)),
+        element(RangeMap::Sources, source, hole.as_source),
     ]
 }
 
-pub(super) fn put_map(b: &mut Builder, family: &Family, map: Map) {
+pub(super) fn put_map(b: &mut Builder, family: &Layout, map: RangeMap) {
     let addr_len = 4 * family.words;
     let key = [family.datatype; 3];
     let role = match map {
-        Map::Targets => "ftpalg:ranges",
-        Map::Sources => "ftpalg:range-sources",
+        RangeMap::Targets => "ftpalg:ranges",
+        RangeMap::Sources => "ftpalg:range-sources",
     };
     let key = &key[..map.addresses() as usize];
     b.text(attr::SET_TABLE, TABLE);
@@ -94,7 +95,7 @@ pub(super) fn put_map(b: &mut Builder, family: &Family, map: Map) {
     b.bytes(attr::SET_USERDATA, &set_userdata(role, false));
 }
 
-pub(super) fn dnat_rule(family: &Family, mark: Mark, range: PortRange, rule: &mut Expressions<'_>) {
+pub(super) fn dnat_rule(family: &Layout, mark: Mark, range: PortRange, rule: &mut Expressions<'_>) {
     let (addr_len, data) = (4 * family.words, 2 * family.words);
     let bits = 3 * family.words;
     rule.protocol(0, TCP)
@@ -102,14 +103,14 @@ pub(super) fn dnat_rule(family: &Family, mark: Mark, range: PortRange, rule: &mu
         .port_within(0, range.first(), range.last())
         .payload(0, Base::Network, family.source_at, addr_len)
         .payload(family.words, Base::Network, family.target_at, addr_len)
-        .lookup(family.ranges, Map::Targets.id(), 0, data)
+        .lookup(family.ranges, RangeMap::Targets.id(), 0, data)
         .ct(bits, Ct::Mark)
         .bits(bits, !mark.bit(), mark.bit())
         .set_mark(bits)
-        .nat(Nat::Destination, family.number, data, None);
+        .nat(Translate::Destination, family.number, data, None);
 }
 
-pub(super) fn snat_rule(family: &Family, mark: Mark, range: PortRange, rule: &mut Expressions<'_>) {
+pub(super) fn snat_rule(family: &Layout, mark: Mark, range: PortRange, rule: &mut Expressions<'_>) {
     let (addr_len, data) = (4 * family.words, 3 * family.words);
     rule.ct(0, Ct::Mark)
         .bits(0, mark.bit(), 0)
@@ -120,6 +121,6 @@ pub(super) fn snat_rule(family: &Family, mark: Mark, range: PortRange, rule: &mu
         .ct(0, family.ct_source)
         .ct(family.words, family.ct_target)
         .payload(2 * family.words, Base::Network, family.target_at, addr_len)
-        .lookup(family.range_sources, Map::Sources.id(), 0, data)
-        .nat(Nat::Source, family.number, data, None);
+        .lookup(family.range_sources, RangeMap::Sources.id(), 0, data)
+        .nat(Translate::Source, family.number, data, None);
 }
