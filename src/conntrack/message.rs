@@ -4,10 +4,8 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use nix::libc::IPPROTO_TCP;
-
 use super::{Bytes, ConntrackEvent, Entry, TcpState, Tuple};
-use crate::net::{Family, Mark};
+use crate::net::{Family, Mark, TCP};
 use crate::netlink::codec::{Attrs, Builder, Message};
 use crate::netlink::socket::Request;
 
@@ -49,8 +47,6 @@ const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_TIMESTAMP_START: u16 = 1;
 const CTA_TIMESTAMP_STOP: u16 = 2;
-
-const TCP: u8 = IPPROTO_TCP as u8;
 
 /// Asks for the connection that has this direction.
 pub(super) fn ask(src: SocketAddr, dst: SocketAddr) -> Request<'static> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Uid;
 
-use crate::conntrack::{Conntrack, Events};
+use crate::conntrack::{Conntrack, Events, Timeouts};
 use crate::engine;
 use crate::firewall::tables;
 use crate::firewall::xtables::tools::Tools;
@@ -24,7 +24,7 @@ use crate::pinholes::backend::{Backend, BackendError};
 use crate::pinholes::ports::Listeners;
 use crate::pinholes::{self, Parts, Plane};
 use crate::queue::nfq::NfqQueue;
-use crate::queue::{OpenError, Options, kernel};
+use crate::queue::{OpenError, kernel};
 
 use super::Error;
 use super::advertised::Advertised;
@@ -165,9 +165,7 @@ impl Steered {
 
 /// Binds all queues, or none.
 pub(super) fn open_queues(steering: &Steering) -> Result<Vec<NfqQueue>, OpenError> {
-    let options = Options::default();
-    let numbers = steering.queues.numbers();
-    numbers.map(|n| NfqQueue::open(n, &options)).collect()
+    steering.queues.numbers().map(NfqQueue::open).collect()
 }
 
 /// Waits until no packet waits for an answer, for at most `patience`.
@@ -200,7 +198,7 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
     }
     let failed = |what| move |source| Error::System { what, source };
     let mark = config.steering.mark;
-    let tuples = Conntrack::open().map_err(failed("open a netlink socket"))?;
+    let lookups = Conntrack::open().map_err(failed("open a netlink socket"))?;
     let events = Events::open(mark).map_err(failed("watch conntrack"))?;
     let readable = events
         .as_fd()
@@ -224,8 +222,9 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
         },
         Parts {
             backend: backend(config)?,
-            tuples: Box::new(tuples),
+            lookups: Box::new(lookups),
             events: Box::new(events),
+            timeouts: Timeouts::read(),
             clock: Box::new(move || clock.now()),
             listeners: Box::new(Listeners::read),
         },

@@ -14,9 +14,9 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::is_our_chain;
 use super::native::{base_chains, is_iptables};
 use super::published::Published;
+use super::{PINHOLE_TABLE, is_our_chain};
 use crate::firewall::tables;
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::netlink::codec::Message;
@@ -24,10 +24,8 @@ use crate::netlink::nftables::set::{self, Set};
 use crate::netlink::nftables::{attr, hook, msg};
 use crate::netlink::socket::{Request, Socket};
 
-use collect::Table;
+use collect::NftTable;
 
-/// The table of our own.
-const OURS: &str = "ftpalg";
 /// How many chains, rules and elements are read in all, and elements of one set.
 const CHAINS: usize = 1024;
 const RULES: usize = 8192;
@@ -64,13 +62,15 @@ pub(super) fn published(snapshot: &Snapshot) -> io::Result<Native> {
     let mut bases: BTreeMap<(u8, String), Vec<String>> = BTreeMap::new();
     for chain in chains {
         let hooked = chain.base.as_ref().map(|base| base.hook);
-        if hooked == Some(hook::PREROUTING) && chain.table != OURS && !is_iptables(snapshot, &chain)
+        if hooked == Some(hook::PREROUTING)
+            && chain.table != PINHOLE_TABLE
+            && !is_iptables(snapshot, &chain)
         {
             let of_table = bases.entry((chain.family, chain.table)).or_default();
             of_table.push(chain.name);
         }
     }
-    let mut reader = Reader {
+    let mut reader = RuleReader {
         socket,
         chains: CHAINS,
         rules: RULES,
@@ -85,7 +85,7 @@ pub(super) fn published(snapshot: &Snapshot) -> io::Result<Native> {
 }
 
 /// Asks the kernel, as long as there is room.
-struct Reader {
+struct RuleReader {
     socket: Socket,
     /// How many are left.
     chains: usize,
@@ -94,7 +94,7 @@ struct Reader {
     cut: bool,
 }
 
-impl Reader {
+impl RuleReader {
     fn table(
         &mut self,
         family: u8,
@@ -102,7 +102,7 @@ impl Reader {
         bases: &[String],
         native: &mut Native,
     ) -> io::Result<()> {
-        let mut table = Table::default();
+        let mut table = NftTable::default();
         // Ends: each time, there is a chain or set more that is known.
         loop {
             let found = collect::collect(&table, bases);

@@ -21,6 +21,9 @@ const CHAIN: &str = "FTPALG";
 /// How the comments of our rules start.
 const TAG: &str = "ftpalg:";
 
+/// The tables of the nft backend, one of each family.
+pub(crate) const PINHOLE_TABLE: &str = "ftpalg";
+
 /// The chains of the iptables backend, whose rules come and go with each pinhole.
 pub(crate) const PINHOLE_CHAINS: [&str; 2] = ["FTPALG-PRE", "FTPALG-POST"];
 

@@ -13,9 +13,9 @@ use std::io;
 use nix::errno::Errno;
 
 use crate::firewall::tables::{self, ChainInfo, TableInfo};
-use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::snapshot::Snapshot;
-use crate::net::{Family, Mark};
+use crate::firewall::xtables::{self, Flavour};
+use crate::net::{Family, Mark, TCP};
 use crate::netlink::codec::{self, Message};
 use crate::netlink::nftables::expression::{self, Ct, Expression, Expressions, MapValue, Verdict};
 use crate::netlink::nftables::{attr, comment, family, hook, msg};
@@ -23,12 +23,10 @@ use crate::netlink::socket::{Request, Socket};
 
 /// The comment of our rules.
 const TAG: &str = "ftpalg:accept";
-/// The tables of iptables, and its chains in them.
-const XTABLES: [&str; 5] = ["filter", "mangle", "nat", "raw", "security"];
+/// The chains of iptables' tables.
 const BUILTIN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
-const TCP: u8 = 6;
 
-/// A chain that drops packets, and where ours goes in it.
+/// A chain that drops packets, and where our rule goes in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DroppingChain {
     family: u8,
@@ -144,7 +142,7 @@ pub(super) fn is_iptables(snapshot: &Snapshot, chain: &ChainInfo) -> bool {
     let Some(family) = Family::from_number(chain.family) else {
         return false;
     };
-    XTABLES.contains(&chain.table.as_str())
+    xtables::TABLES.contains(&chain.table.as_str())
         && BUILTIN.contains(&chain.name.as_str())
         && snapshot.view(family, Flavour::Nft).is_some()
         && !snapshot.is_hidden(family, Flavour::Nft, &chain.table)

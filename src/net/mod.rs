@@ -9,3 +9,6 @@ pub use family::Family;
 pub use mark::Mark;
 pub use network::{is_private, parse_network};
 pub use ports::PortRange;
+
+/// `IPPROTO_TCP`
+pub const TCP: u8 = 6;

@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use crate::firewall::is_our_chain;
 use crate::firewall::port_set::PortSet;
 use crate::firewall::published::Published;
+use crate::net::TCP;
 use crate::netlink::nftables::expression::{
     self, Expression, Extension, MapValue, Register, Verdict,
 };
@@ -25,7 +26,6 @@ const STEPS: usize = 1 << 18;
 const VISITS: usize = 8192;
 /// How many results a table may have.
 const RESULTS: usize = 4096;
-const TCP: u8 = 6;
 /// Where the destination port is in the TCP header.
 const PORT: std::ops::Range<usize> = 2..4;
 /// The most that is loaded at once into registers, where its size isn't told.
@@ -35,7 +35,7 @@ const REGISTERS: usize = 64;
 
 /// What is known of a table.
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub(super) struct NftTable {
     /// The rules of chains, by name: lists of expressions.
     pub(super) chains: BTreeMap<String, Vec<Vec<u8>>>,
     /// Sets and maps by name; `None`: they can't be had.
@@ -58,7 +58,7 @@ pub(super) struct Found {
 type Way = Option<PortSet>;
 
 /// Collects from these chains on.
-pub(super) fn collect(table: &Table, bases: &[String]) -> Found {
+pub(super) fn collect(table: &NftTable, bases: &[String]) -> Found {
     let mut collector = Collector {
         table,
         found: Found::default(),
@@ -70,18 +70,23 @@ pub(super) fn collect(table: &Table, bases: &[String]) -> Found {
         collector.enter(base, None);
     }
     while let Some((chain, way)) = collector.ahead.pop_front() {
-        match table.chains.get(chain) {
-            Some(rules) => rules.iter().for_each(|rule| collector.rule(rule, &way)),
-            None => {
-                collector.found.chains.insert(chain.to_owned());
+        let Some(rules) = table.chains.get(chain) else {
+            collector.found.chains.insert(chain.to_owned());
+            continue;
+        };
+        for rule in rules {
+            if collector.steps == 0 {
+                collector.found.cut = true;
+                return collector.found;
             }
+            collector.rule(rule, &way);
         }
     }
     collector.found
 }
 
 struct Collector<'a> {
-    table: &'a Table,
+    table: &'a NftTable,
     found: Found,
     /// How many are left.
     steps: usize,

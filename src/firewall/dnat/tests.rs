@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use proptest::prelude::*;
 
-use super::collect::{Found, Table, collect};
+use super::collect::{Found, NftTable, collect};
 use super::*;
 use crate::netlink::codec::{Builder, Message, Messages};
 use crate::netlink::nftables::expression::{self, Base, Expressions};
@@ -30,8 +30,8 @@ fn captured() -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// The tables that messages tell of.
-fn tables(messages: &[(&str, Vec<u8>)]) -> BTreeMap<(u8, String), Table> {
-    let mut all: BTreeMap<_, Table> = BTreeMap::new();
+fn tables(messages: &[(&str, Vec<u8>)]) -> BTreeMap<(u8, String), NftTable> {
+    let mut all: BTreeMap<_, NftTable> = BTreeMap::new();
     let text = |message: &Message<'_>, kind| {
         let found = message.attrs().find(kind).and_then(|a| a.text());
         found.unwrap_or_default().to_owned()
@@ -294,7 +294,7 @@ fn redirect_behind(put: impl FnOnce(&mut Expressions<'_>)) -> Vec<u8> {
 }
 
 fn ports_of(rule: Vec<u8>) -> Vec<u16> {
-    let mut table = Table::default();
+    let mut table = NftTable::default();
     table.chains.insert("pre".into(), vec![rule]);
     let found = collect(&table, &["pre".to_owned()]);
     (1..=u16::MAX)
@@ -413,7 +413,7 @@ fn jump(to: &str, ports: Option<(u16, u16)>) -> Vec<u8> {
 
 #[test]
 fn an_endless_or_growing_path_ends() {
-    let mut table = Table::default();
+    let mut table = NftTable::default();
     table
         .chains
         .insert("pre".into(), vec![jump("pre", None); 100]);

@@ -12,6 +12,9 @@ pub mod tools;
 
 use std::fmt;
 
+/// All tables of iptables.
+pub const TABLES: [&str; 5] = ["raw", "mangle", "nat", "filter", "security"];
+
 /// Which of the two packet filters of the kernel a tool drives: they exist side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -6,7 +6,7 @@
 pub mod expression;
 pub mod set;
 
-const SUBSYSTEM: u16 = 10 << 8;
+const SUBSYSTEM: u16 = super::socket::SUBSYS_NFTABLES << 8;
 
 /// `NFT_MSG_*` with the subsystem in the upper byte.
 pub mod msg {

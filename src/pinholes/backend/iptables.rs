@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use self::lines::{RuleLine, Wording, deadline, rules, transaction};
 use self::open::{HoleKey, Nat, Open};
-use super::{Backend, BackendError, Closing};
+use super::{Backend, BackendError, Closed, Work};
 use crate::firewall::host::{Host, holds, missing};
 use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::save::{Ruleset, Table};
@@ -256,7 +256,14 @@ impl Backend for Iptables {
     }
 
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
-        self.close_all(std::slice::from_ref(hole))
+        let key = hole.key();
+        if !self.pinholes.contains(key) {
+            return Ok(());
+        }
+        let table = self.table(Family::of(hole.from))?;
+        let host = &self.host;
+        self.pinholes
+            .change(Nat { host, table }, &[key], None, false)
     }
 
     fn open_range(&mut self, hole: &RangeHole, timeout: Duration) -> Result<(), BackendError> {
@@ -283,29 +290,16 @@ impl Backend for Iptables {
         self.ranges.change(Nat { host, table }, &[key], None, false)
     }
 
+    /// Removing rules takes long.
+    fn close_all(&mut self, _holes: &[Pinhole]) -> Result<Closed, BackendError> {
+        Ok(Closed::Later)
+    }
+
     /// One run of the tool per family, however many holes there are.
-    fn close_all(&mut self, holes: &[Pinhole]) -> Result<(), BackendError> {
-        let mut result = Ok(());
+    fn closing(&mut self, holes: &[Pinhole]) -> Result<Option<Work>, BackendError> {
+        let mut runs = Vec::new();
         for table in self.tables.clone() {
             let keys = self.open_of(table.family, holes);
-            if !keys.is_empty() {
-                let host = &self.host;
-                let nat = Nat { host, table };
-                let closed = self.pinholes.change(nat, &keys, None, false);
-                result = result.and(closed);
-            }
-        }
-        result
-    }
-
-    fn closes_slowly(&self) -> bool {
-        true
-    }
-
-    fn closing(&mut self, holes: Vec<Pinhole>) -> Result<Option<Closing>, BackendError> {
-        let mut work = Vec::new();
-        for table in self.tables.clone() {
-            let keys = self.open_of(table.family, &holes);
             if keys.is_empty() {
                 continue;
             }
@@ -313,18 +307,18 @@ impl Backend for Iptables {
             let removed = self.pinholes.take(&keys);
             let lines: Vec<RuleLine> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
             self.closing.extend(removed);
-            work.push((tool, transaction(&lines, &[], false)));
+            runs.push((tool, transaction(&lines, &[], false)));
         }
-        let restore = move |(tool, text): &(Tool, String)| tool.restore(text);
-        Ok((!work.is_empty()).then(|| Closing {
-            holes,
-            work: Box::new(move || {
-                Ok(work
-                    .iter()
-                    .try_for_each(restore)
-                    .map_err(RulesError::from)?)
-            }),
-        }))
+        if runs.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(move || {
+            let restore = |(tool, text): &(Tool, String)| tool.restore(text);
+            Ok(runs
+                .iter()
+                .try_for_each(restore)
+                .map_err(RulesError::from)?)
+        })))
     }
 
     /// If somebody else removed some of the rules meanwhile, fills the chains anew.

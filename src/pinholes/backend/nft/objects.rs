@@ -4,17 +4,15 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use super::ranges;
-use crate::net::Mark;
-use crate::net::PortRange;
+use crate::firewall::PINHOLE_TABLE;
+use crate::net::{Family, Mark, PortRange, TCP};
 use crate::netlink::codec::{self, Builder};
 use crate::netlink::nftables::expression::{Base, Ct, Expressions, Translate, put_limit};
 use crate::netlink::nftables::{
-    SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, attr, comment, datatype, family, hook, msg,
-    policy,
+    SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, attr, comment, datatype, hook, msg, policy,
 };
 use crate::netlink::socket::Request;
 
-pub(super) const TABLE: &str = "ftpalg";
 /// Names of the maps within the batch that makes them.
 const PINHOLES_ID: u32 = 1;
 const SOURCES_ID: u32 = 2;
@@ -38,9 +36,7 @@ pub(super) struct Abilities {
 /// What differs between IPv4 and IPv6: names, and where things are.
 #[derive(Debug)]
 pub(super) struct Layout {
-    pub(super) label: &'static str,
-    /// `NFPROTO_*`
-    pub(super) number: u8,
+    pub(super) family: Family,
     pinholes: &'static str,
     sources: &'static str,
     marks: &'static str,
@@ -58,8 +54,7 @@ pub(super) struct Layout {
 }
 
 pub(super) static IPV4: Layout = Layout {
-    label: "IPv4",
-    number: family::IPV4,
+    family: Family::V4,
     pinholes: "pinholes4",
     sources: "sources4",
     marks: "marks4",
@@ -75,8 +70,7 @@ pub(super) static IPV4: Layout = Layout {
 };
 
 pub(super) static IPV6: Layout = Layout {
-    label: "IPv6",
-    number: family::IPV6,
+    family: Family::V6,
     pinholes: "pinholes6",
     sources: "sources6",
     marks: "marks6",
@@ -93,7 +87,7 @@ pub(super) static IPV6: Layout = Layout {
 
 impl Layout {
     pub(super) fn is_of(&self, ip: IpAddr) -> bool {
-        ip.is_ipv4() == (self.number == IPV4.number)
+        Family::of(ip) == self.family
     }
 
     pub(super) fn is_here(&self) -> bool {
@@ -230,7 +224,7 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
 
 /// Everything of one family in one batch: it replaces a leftover and is there at once, or not at all.
 pub(super) fn plan(
-    family: &'static Layout,
+    layout: &'static Layout,
     mark: Mark,
     abilities: Abilities,
     range: Option<PortRange>,
@@ -240,7 +234,7 @@ pub(super) fn plan(
         what,
         kind,
         flags,
-        family: family.number,
+        family: layout.family.number(),
         attrs,
     };
     let mut steps = Vec::new();
@@ -250,7 +244,7 @@ pub(super) fn plan(
             msg::DEL_TABLE,
             0,
             Box::new(|b| {
-                b.text(attr::TABLE_NAME, TABLE);
+                b.text(attr::TABLE_NAME, PINHOLE_TABLE);
             }),
         ));
     }
@@ -259,7 +253,7 @@ pub(super) fn plan(
         msg::NEW_TABLE,
         codec::CREATE | codec::EXCL,
         Box::new(move |b| {
-            b.text(attr::TABLE_NAME, TABLE);
+            b.text(attr::TABLE_NAME, PINHOLE_TABLE);
             if abilities.owner {
                 b.be32(attr::TABLE_FLAGS, TABLE_OWNER);
             }
@@ -271,7 +265,7 @@ pub(super) fn plan(
             What::Map,
             msg::NEW_SET,
             codec::CREATE,
-            Box::new(move |b| put_map(b, family, map, abilities.limit)),
+            Box::new(move |b| put_map(b, layout, map, abilities.limit)),
         ));
     }
     if range.is_some() {
@@ -280,7 +274,7 @@ pub(super) fn plan(
                 What::RangeMap,
                 msg::NEW_SET,
                 codec::CREATE,
-                Box::new(move |b| ranges::put_map(b, family, map)),
+                Box::new(move |b| ranges::put_map(b, layout, map)),
             ));
         }
     }
@@ -296,7 +290,7 @@ pub(super) fn plan(
                 What::Chain,
                 msg::NEW_RULE,
                 codec::CREATE | codec::APPEND,
-                Box::new(move |b| put_rule(b, spec, |list| rule(family, mark, list))),
+                Box::new(move |b| put_rule(b, spec, |list| rule(layout, mark, list))),
             ));
         }
         if let Some(range) = range {
@@ -305,7 +299,7 @@ pub(super) fn plan(
                 What::Chain,
                 msg::NEW_RULE,
                 codec::CREATE | codec::APPEND,
-                Box::new(move |b| put_rule(b, spec, |list| rule(family, mark, range, list))),
+                Box::new(move |b| put_rule(b, spec, |list| rule(layout, mark, range, list))),
             ));
         }
     }
@@ -313,7 +307,7 @@ pub(super) fn plan(
 }
 
 fn put_chain(b: &mut Builder, spec: &ChainSpec) {
-    b.text(attr::CHAIN_TABLE, TABLE);
+    b.text(attr::CHAIN_TABLE, PINHOLE_TABLE);
     b.text(attr::CHAIN_NAME, spec.name);
     b.nest(attr::CHAIN_HOOK, |b| {
         b.be32(attr::HOOK_NUM, spec.hook);
@@ -325,15 +319,15 @@ fn put_chain(b: &mut Builder, spec: &ChainSpec) {
 }
 
 fn put_rule(b: &mut Builder, spec: &ChainSpec, rule: impl FnOnce(&mut Expressions<'_>)) {
-    b.text(attr::RULE_TABLE, TABLE);
+    b.text(attr::RULE_TABLE, PINHOLE_TABLE);
     b.text(attr::RULE_CHAIN, spec.name);
     b.nest(attr::RULE_EXPRESSIONS, |b| rule(&mut Expressions::new(b)));
     b.bytes(attr::RULE_USERDATA, &comment(0, spec.role));
 }
 
-fn put_map(b: &mut Builder, family: &Layout, map: Map, limit: bool) {
-    let addr = family.datatype;
-    let addr_len = 4 * family.words;
+fn put_map(b: &mut Builder, layout: &Layout, map: Map, limit: bool) {
+    let addr = layout.datatype;
+    let addr_len = 4 * layout.words;
     let (id, data_type, data_len, role) = match map {
         Map::Pinholes => {
             let data = datatype::concat(&[addr, datatype::PORT]);
@@ -343,8 +337,8 @@ fn put_map(b: &mut Builder, family: &Layout, map: Map, limit: bool) {
         Map::Marks => (MARKS_ID, datatype::MARK, 4, "ftpalg:marks"),
     };
     let key_type = datatype::concat(&[addr, addr, datatype::PORT]);
-    b.text(attr::SET_TABLE, TABLE);
-    b.text(attr::SET_NAME, family.set(map));
+    b.text(attr::SET_TABLE, PINHOLE_TABLE);
+    b.text(attr::SET_NAME, layout.set(map));
     b.be32(attr::SET_FLAGS, SET_MAP | SET_TIMEOUT | SET_DYNAMIC);
     b.be32(attr::SET_KEY_TYPE, key_type);
     b.be32(attr::SET_KEY_LEN, 2 * addr_len + 4);
@@ -365,68 +359,71 @@ pub(super) fn set_userdata(role: &str, host_order: bool) -> Vec<u8> {
     [order(0, 2), order(1, data), comment(7, role)].concat()
 }
 
-pub(super) const TCP: u8 = 6;
-
 /// For control connections that the user has marked. The user's own mark on the data connection
 /// comes first. The packet's mark is set, too: the next thing that happens to it is routing.
-fn marked_dnat_rule(family: &Layout, mark: Mark, rule: &mut Expressions<'_>) {
-    rule.ct(family.mark(), Ct::Mark)
-        .compare(family.mark(), true, &[0; 4]);
-    load_key(family, rule)
-        .lookup(family.marks, MARKS_ID, 0, family.carried())
-        .lookup(family.pinholes, PINHOLES_ID, 0, family.data())
-        .set_mark(family.carried())
-        .bits(family.carried(), !mark.bit(), 0)
-        .set_packet_mark(family.carried())
+fn marked_dnat_rule(layout: &Layout, mark: Mark, rule: &mut Expressions<'_>) {
+    rule.ct(layout.mark(), Ct::Mark)
+        .compare(layout.mark(), true, &[0; 4]);
+    load_key(layout, rule)
+        .lookup(layout.marks, MARKS_ID, 0, layout.carried())
+        .lookup(layout.pinholes, PINHOLES_ID, 0, layout.data())
+        .set_mark(layout.carried())
+        .bits(layout.carried(), !mark.bit(), 0)
+        .set_packet_mark(layout.carried())
         .nat(
             Translate::Destination,
-            family.number,
-            family.data(),
-            Some(family.data_port()),
+            layout.family.number(),
+            layout.data(),
+            Some(layout.data_port()),
         );
 }
 
-fn load_key<'a, 'b>(family: &Layout, rule: &'a mut Expressions<'b>) -> &'a mut Expressions<'b> {
-    let addr_len = 4 * family.words;
+fn load_key<'a, 'b>(layout: &Layout, rule: &'a mut Expressions<'b>) -> &'a mut Expressions<'b> {
+    let addr_len = 4 * layout.words;
     rule.protocol(0, TCP)
-        .payload(0, Base::Network, family.source_at, addr_len)
-        .payload(family.target(), Base::Network, family.target_at, addr_len)
-        .payload(family.port(), Base::Transport, 2, 2)
+        .payload(0, Base::Network, layout.source_at, addr_len)
+        .payload(layout.target(), Base::Network, layout.target_at, addr_len)
+        .payload(layout.port(), Base::Transport, 2, 2)
 }
 
-fn dnat_rule(family: &Layout, mark: Mark, rule: &mut Expressions<'_>) {
-    load_key(family, rule)
-        .lookup(family.pinholes, PINHOLES_ID, 0, family.data())
-        .ct(family.mark(), Ct::Mark)
-        .bits(family.mark(), !mark.bit(), mark.bit())
-        .set_mark(family.mark())
+fn dnat_rule(layout: &Layout, mark: Mark, rule: &mut Expressions<'_>) {
+    load_key(layout, rule)
+        .lookup(layout.pinholes, PINHOLES_ID, 0, layout.data())
+        .ct(layout.mark(), Ct::Mark)
+        .bits(layout.mark(), !mark.bit(), mark.bit())
+        .set_mark(layout.mark())
         .nat(
             Translate::Destination,
-            family.number,
-            family.data(),
-            Some(family.data_port()),
+            layout.family.number(),
+            layout.data(),
+            Some(layout.data_port()),
         );
 }
 
-fn snat_rule(family: &Layout, mark: Mark, rule: &mut Expressions<'_>) {
+fn snat_rule(layout: &Layout, mark: Mark, rule: &mut Expressions<'_>) {
     rule.ct(0, Ct::Mark)
         .bits(0, mark.bit(), 0)
         .compare(0, false, &[0; 4])
         .protocol(0, TCP)
-        .ct(0, family.ct_source)
-        .ct(family.target(), family.ct_target)
-        .ct(family.port(), Ct::OriginalPort)
-        .lookup(family.sources, SOURCES_ID, 0, family.data())
-        .nat(Translate::Source, family.number, family.data(), None);
+        .ct(0, layout.ct_source)
+        .ct(layout.target(), layout.ct_target)
+        .ct(layout.port(), Ct::OriginalPort)
+        .lookup(layout.sources, SOURCES_ID, 0, layout.data())
+        .nat(
+            Translate::Source,
+            layout.family.number(),
+            layout.data(),
+            None,
+        );
 }
 
-pub(super) fn del_table(family: &'static Layout) -> Request<'static> {
+pub(super) fn del_table(layout: &'static Layout) -> Request<'static> {
     Request {
         kind: msg::DEL_TABLE,
         flags: 0,
-        family: family.number,
+        family: layout.family.number(),
         attrs: Box::new(|b| {
-            b.text(attr::TABLE_NAME, TABLE);
+            b.text(attr::TABLE_NAME, PINHOLE_TABLE);
         }),
     }
 }

@@ -19,9 +19,9 @@
 use std::net::IpAddr;
 
 use super::elements::{Element, octets};
-use super::objects::{Layout, TABLE, TCP, set_userdata};
-use crate::net::Mark;
-use crate::net::PortRange;
+use super::objects::{Layout, set_userdata};
+use crate::firewall::PINHOLE_TABLE;
+use crate::net::{Mark, PortRange, TCP};
 use crate::netlink::codec::Builder;
 use crate::netlink::nftables::expression::{Base, Ct, Expressions, Translate};
 use crate::netlink::nftables::{SET_MAP, SET_TIMEOUT, attr, datatype};
@@ -37,10 +37,10 @@ pub(super) enum RangeMap {
 pub(super) const MAPS: [RangeMap; 2] = [RangeMap::Targets, RangeMap::Sources];
 
 impl RangeMap {
-    fn name(self, family: &Layout) -> &'static str {
+    fn name(self, layout: &Layout) -> &'static str {
         match self {
-            Self::Targets => family.ranges,
-            Self::Sources => family.range_sources,
+            Self::Targets => layout.ranges,
+            Self::Sources => layout.range_sources,
         }
     }
 
@@ -62,11 +62,11 @@ impl RangeMap {
 }
 
 /// The elements of a hole.
-pub(super) fn elements(family: &Layout, hole: &RangeHole) -> [Element; MAPS.len()] {
+pub(super) fn elements(layout: &Layout, hole: &RangeHole) -> [Element; MAPS.len()] {
     let target = [octets(hole.from), octets(hole.to)].concat();
     let source = [&target[..], &octets(hole.land)].concat();
     let element = |map: RangeMap, key, data: Option<IpAddr>| Element {
-        map: map.name(family),
+        map: map.name(layout),
         key,
         data: data.map(octets),
     };
@@ -76,51 +76,51 @@ pub(super) fn elements(family: &Layout, hole: &RangeHole) -> [Element; MAPS.len(
     ]
 }
 
-pub(super) fn put_map(b: &mut Builder, family: &Layout, map: RangeMap) {
-    let addr_len = 4 * family.words;
-    let key = [family.datatype; 3];
+pub(super) fn put_map(b: &mut Builder, layout: &Layout, map: RangeMap) {
+    let addr_len = 4 * layout.words;
+    let key = [layout.datatype; 3];
     let role = match map {
         RangeMap::Targets => "ftpalg:ranges",
         RangeMap::Sources => "ftpalg:range-sources",
     };
     let key = &key[..map.addresses() as usize];
-    b.text(attr::SET_TABLE, TABLE);
-    b.text(attr::SET_NAME, map.name(family));
+    b.text(attr::SET_TABLE, PINHOLE_TABLE);
+    b.text(attr::SET_NAME, map.name(layout));
     b.be32(attr::SET_FLAGS, SET_MAP | SET_TIMEOUT);
     b.be32(attr::SET_KEY_TYPE, datatype::concat(key));
     b.be32(attr::SET_KEY_LEN, map.addresses() * addr_len);
-    b.be32(attr::SET_DATA_TYPE, family.datatype);
+    b.be32(attr::SET_DATA_TYPE, layout.datatype);
     b.be32(attr::SET_DATA_LEN, addr_len);
     b.be32(attr::SET_ID, map.id());
     b.bytes(attr::SET_USERDATA, &set_userdata(role, false));
 }
 
-pub(super) fn dnat_rule(family: &Layout, mark: Mark, range: PortRange, rule: &mut Expressions<'_>) {
-    let (addr_len, data) = (4 * family.words, 2 * family.words);
-    let bits = 3 * family.words;
+pub(super) fn dnat_rule(layout: &Layout, mark: Mark, range: PortRange, rule: &mut Expressions<'_>) {
+    let (addr_len, data) = (4 * layout.words, 2 * layout.words);
+    let bits = 3 * layout.words;
     rule.protocol(0, TCP)
         .payload(0, Base::Transport, 2, 2)
         .port_within(0, range.first(), range.last())
-        .payload(0, Base::Network, family.source_at, addr_len)
-        .payload(family.words, Base::Network, family.target_at, addr_len)
-        .lookup(family.ranges, RangeMap::Targets.id(), 0, data)
+        .payload(0, Base::Network, layout.source_at, addr_len)
+        .payload(layout.words, Base::Network, layout.target_at, addr_len)
+        .lookup(layout.ranges, RangeMap::Targets.id(), 0, data)
         .ct(bits, Ct::Mark)
         .bits(bits, !mark.bit(), mark.bit())
         .set_mark(bits)
-        .nat(Translate::Destination, family.number, data, None);
+        .nat(Translate::Destination, layout.family.number(), data, None);
 }
 
-pub(super) fn snat_rule(family: &Layout, mark: Mark, range: PortRange, rule: &mut Expressions<'_>) {
-    let (addr_len, data) = (4 * family.words, 3 * family.words);
+pub(super) fn snat_rule(layout: &Layout, mark: Mark, range: PortRange, rule: &mut Expressions<'_>) {
+    let (addr_len, data) = (4 * layout.words, 3 * layout.words);
     rule.ct(0, Ct::Mark)
         .bits(0, mark.bit(), 0)
         .compare(0, false, &[0; 4])
         .protocol(0, TCP)
         .ct(0, Ct::OriginalPort)
         .port_within(0, range.first(), range.last())
-        .ct(0, family.ct_source)
-        .ct(family.words, family.ct_target)
-        .payload(2 * family.words, Base::Network, family.target_at, addr_len)
-        .lookup(family.range_sources, RangeMap::Sources.id(), 0, data)
-        .nat(Translate::Source, family.number, data, None);
+        .ct(0, layout.ct_source)
+        .ct(layout.words, layout.ct_target)
+        .payload(2 * layout.words, Base::Network, layout.target_at, addr_len)
+        .lookup(layout.range_sources, RangeMap::Sources.id(), 0, data)
+        .nat(Translate::Source, layout.family.number(), data, None);
 }
