@@ -103,7 +103,7 @@ impl RuleReader {
         native: &mut Native,
     ) -> io::Result<()> {
         let mut table = NftTable::default();
-        // Ends: each time, there is a chain or set more that is known.
+        // Each round reads chains or sets that weren't known: it ends.
         loop {
             let found = collect::collect(&table, bases);
             if found.chains.is_empty() && found.sets.is_empty() {
@@ -181,7 +181,7 @@ impl RuleReader {
                 self.elements -= elements.len();
                 Ok(Some(Set::new(flags, elements, complete)))
             }
-            // It went meanwhile: that will be told.
+            // It was deleted meanwhile: a notification follows.
             Err(e) if e.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(None),
             Err(e) => Err(e),
         }

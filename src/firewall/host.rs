@@ -71,7 +71,7 @@ impl std::fmt::Display for At {
 #[derive(Debug)]
 pub(crate) struct Host {
     tools: Tools,
-    /// What was made for our rules: a flush takes the comments away that say so.
+    /// What was made for our rules, by handle: a flush removes the comments that say so.
     made: BTreeMap<At, Handles>,
 }
 
@@ -219,7 +219,7 @@ impl Host {
         Ok(())
     }
 
-    /// Adds what this process made there before, and is still there.
+    /// Adds what this process made there earlier, if it still exists.
     fn recall(&mut self, at: &At, made: &mut Made) {
         let Some(handles) = self.made.get(at) else {
             return;

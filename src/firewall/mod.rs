@@ -113,7 +113,7 @@ pub struct Look {
     pub missing: Vec<String>,
     /// What the user's own rules publish.
     pub published: Vec<Published>,
-    /// The sets and maps that this depends on: it is to be looked again when they change.
+    /// The sets and maps that this depends on: look again when they change.
     pub sets: BTreeSet<SetName>,
     /// Whether the user's nft rules are more than are read, so that not all is known.
     pub cut: bool,
@@ -423,7 +423,7 @@ pub(crate) fn flavours(
 ) -> Vec<Flavour> {
     let there = |flavour| snapshot.table(family, flavour, table).is_some();
     let works = |flavour| snapshot.view(family, flavour).is_some();
-    // Ours are made where they are needed, and by nft only if that works: it can unmake them.
+    // A table that has to be made is made by nft where that works: only nft can delete it again.
     if table == "filter" {
         return Flavour::ALL
             .into_iter()

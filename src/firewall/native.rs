@@ -186,7 +186,7 @@ fn find(
     Ok(places)
 }
 
-/// Whether a packet that a rule matches may be dropped by it, or where it leads to.
+/// Whether a rule may drop packets, itself or in a chain that it jumps to.
 fn drops<'a>(
     rule: &'a NftRule,
     of_chain: &BTreeMap<(u8, &'a str, &'a str), Vec<&'a NftRule>>,
@@ -196,7 +196,7 @@ fn drops<'a>(
         Effect::None => false,
         Effect::Drop => true,
         Effect::Jump(to) => {
-            // A loop can't be: the kernel sees to it. Each chain is looked at once.
+            // The kernel refuses loops. Each chain is looked at once.
             seen.insert(to)
                 && of_chain
                     .get(&(rule.family, rule.table.as_str(), to.as_str()))

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::collect::{Found, NftTable, collect};
 use super::*;
 use crate::netlink::codec::{Builder, Message, Messages};
-use crate::netlink::nftables::expression::{self, Base, Expressions};
+use crate::netlink::nftables::expression::{self, Base, Ct, Expressions};
 use crate::netlink::nftables::{SET_INTERVAL, family};
 
 const CAPTURED: &str = include_str!("captured.txt");
@@ -342,7 +342,14 @@ fn only_what_is_loaded_last_is_compared() {
             .compare(0, true, &[203, 0]);
     }));
     assert_eq!(address, [80, 81]);
-    // The source port isn't asked for.
+    // Beside the port, in the same key, is a mark.
+    let beside = ports_of(redirect_behind(|rule| {
+        rule.payload(0, Base::Transport, 2, 2)
+            .ct(1, Ct::Mark)
+            .compare(0, true, &[0x12, 0x34, 0, 0, 0, 0, 0, 1]);
+    }));
+    assert_eq!(beside, [0x1234]);
+    // The source port says nothing.
     let source = ports_of(redirect_behind(|rule| {
         rule.payload(0, Base::Transport, 0, 2)
             .compare(0, true, &[0, 80]);
