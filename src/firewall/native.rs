@@ -17,7 +17,9 @@ use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::{self, Flavour};
 use crate::net::{Family, Mark, TCP};
 use crate::netlink::codec::{self, Message};
-use crate::netlink::nftables::expression::{self, Ct, Expression, Expressions, MapValue, Verdict};
+use crate::netlink::nftables::expression::{
+    self, Ct, Expression, Expressions, MapValue, RuleVerdict,
+};
 use crate::netlink::nftables::{attr, comment, family, hook, msg};
 use crate::netlink::socket::{Request, Socket};
 
@@ -260,8 +262,8 @@ fn read(message: &Message<'_>) -> Option<NftRule> {
 fn effect(expressions: &[u8]) -> Effect {
     for expression in expression::read(expressions) {
         return match expression {
-            Expression::Verdict(Verdict::Accept | Verdict::Continue) => Effect::None,
-            Expression::Verdict(Verdict::Jump(chain)) => Effect::Jump(chain.to_owned()),
+            Expression::Verdict(RuleVerdict::Accept | RuleVerdict::Continue) => Effect::None,
+            Expression::Verdict(RuleVerdict::Jump(chain)) => Effect::Jump(chain.to_owned()),
             // A verdict map: its elements may be anything.
             Expression::Verdict(_)
             | Expression::Lookup {

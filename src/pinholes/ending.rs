@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{PinholeState, Plane, Report};
 use crate::engine::gateway::PinholeId;
-use crate::pinholes::backend::{BackendError, Closed, Work};
+use crate::pinholes::backend::{BackendError, Closed, ClosingWork};
 use crate::pinholes::{Key, Pinhole};
 
 impl Plane {
@@ -58,7 +58,7 @@ impl Plane {
 
     /// Work that closes holes, to be run without holding the plane; then call
     /// [`closed`](Self::closed). `None` if there is nothing to close, or such work is running.
-    pub fn take_closing(&mut self) -> Option<Work> {
+    pub fn take_closing(&mut self) -> Option<ClosingWork> {
         if !self.has_closing() {
             return None;
         }

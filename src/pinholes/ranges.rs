@@ -26,7 +26,7 @@ const KERNEL_LIFE: u32 = 4;
 /// All ranges.
 #[derive(Default)]
 pub(super) struct Ranges {
-    open: BTreeMap<RangeKey, Range>,
+    open: BTreeMap<RangeKey, OpenRange>,
     sessions: HashMap<SessionId, Share>,
     controls: HashMap<Tuple, SessionId>,
     deadlines: BTreeSet<(Duration, SessionId)>,
@@ -37,7 +37,7 @@ pub(super) struct Ranges {
 }
 
 /// A range that is open.
-struct Range {
+struct OpenRange {
     hole: RangeHole,
     /// When the kernel closes it by itself.
     lasts: Duration,
@@ -60,7 +60,7 @@ impl Ranges {
         first.into_iter().chain(self.stuck.next_deadline()).min()
     }
 
-    fn at(&self, key: RangeKey) -> Option<&Range> {
+    fn at(&self, key: RangeKey) -> Option<&OpenRange> {
         self.open.get(&key)
     }
 }
@@ -174,7 +174,7 @@ impl Plane {
             .open
             .entry(key)
             .and_modify(|range| range.lasts = lasts)
-            .or_insert_with(|| Range {
+            .or_insert_with(|| OpenRange {
                 hole,
                 lasts,
                 sessions: BTreeSet::new(),

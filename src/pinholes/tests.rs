@@ -13,7 +13,7 @@ use crate::engine::Entry;
 use crate::ftp::Mode;
 use crate::net::Mark;
 use crate::net::PortRange;
-use crate::pinholes::backend::{Backend, BackendError, Closed, Work};
+use crate::pinholes::backend::{Backend, BackendError, Closed, ClosingWork};
 use crate::pinholes::{RangeHole, RangeKey};
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -42,9 +42,9 @@ struct World {
 }
 
 #[derive(Clone, Default)]
-struct Shared(Arc<Mutex<World>>);
+struct FakeKernel(Arc<Mutex<World>>);
 
-impl Shared {
+impl FakeKernel {
     fn with<T>(&self, what: impl FnOnce(&mut World) -> T) -> T {
         what(&mut self.0.lock().unwrap())
     }
@@ -72,7 +72,7 @@ fn refused(what: &'static str) -> BackendError {
     }
 }
 
-impl Backend for Shared {
+impl Backend for FakeKernel {
     fn name(&self) -> &'static str {
         "fake"
     }
@@ -127,7 +127,7 @@ impl Backend for Shared {
         }
         self.close_now(holes).map(|()| Closed::Now)
     }
-    fn closing(&mut self, holes: &[Pinhole]) -> Result<Option<Work>, BackendError> {
+    fn closing(&mut self, holes: &[Pinhole]) -> Result<Option<ClosingWork>, BackendError> {
         let (mut world, holes) = (self.clone(), holes.to_vec());
         Ok(Some(Box::new(move || world.close_now(&holes))))
     }
@@ -144,7 +144,7 @@ impl Backend for Shared {
     }
 }
 
-impl Lookups for Shared {
+impl Lookups for FakeKernel {
     fn lookup(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Entry>> {
         let wanted = Tuple { src, dst };
         Ok(self.with(|w| {
@@ -169,7 +169,7 @@ impl Lookups for Shared {
     }
 }
 
-impl EventSource for Shared {
+impl EventSource for FakeKernel {
     fn watch(&mut self, original: Tuple, watched: bool) {
         self.with(|w| {
             if watched {
@@ -191,8 +191,8 @@ impl EventSource for Shared {
     }
 }
 
-fn plane(config: Config) -> (Plane, Shared) {
-    let world = Shared::default();
+fn plane(config: Config) -> (Plane, FakeKernel) {
+    let world = FakeKernel::default();
     let (clock, listeners) = (world.clone(), world.clone());
     let plane = Plane::new(
         config,

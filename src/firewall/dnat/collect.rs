@@ -16,7 +16,7 @@ use crate::firewall::port_set::PortSet;
 use crate::firewall::published::Published;
 use crate::net::TCP;
 use crate::netlink::nftables::expression::{
-    self, Expression, Extension, MapValue, Register, Verdict,
+    self, Expression, Extension, MapValue, Register, RuleVerdict,
 };
 use crate::netlink::nftables::set::Set;
 
@@ -149,7 +149,7 @@ impl<'a> Collector<'a> {
                     }
                     goes_on
                 }
-                Expression::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => {
+                Expression::Verdict(RuleVerdict::Jump(chain) | RuleVerdict::Goto(chain)) => {
                     self.enter(chain, way.clone());
                     false
                 }

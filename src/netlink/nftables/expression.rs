@@ -8,7 +8,7 @@ mod read;
 use super::attr;
 use crate::netlink::codec::Builder;
 
-pub(crate) use read::{Expression, Extension, MapValue, Register, Verdict, read};
+pub(crate) use read::{Expression, Extension, MapValue, Register, RuleVerdict, read};
 
 /// The names of expressions.
 mod name {

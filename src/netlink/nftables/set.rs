@@ -2,7 +2,7 @@
 //!
 //! Contract: reading is total, and bounded by the bytes that are read.
 
-use super::expression::Verdict;
+use super::expression::RuleVerdict;
 use super::{ELEM_CATCHALL, ELEM_INTERVAL_END, SET_CONCAT, SET_INTERVAL, attr};
 use crate::netlink::codec::{Attrs, Message};
 
@@ -88,8 +88,8 @@ impl RawElement {
             last: value(attr::ELEM_KEY_END),
             end: has(ELEM_INTERVAL_END),
             catchall: has(ELEM_CATCHALL),
-            jump: match data.and_then(|data| Verdict::read(&data)) {
-                Some(Verdict::Jump(chain) | Verdict::Goto(chain)) => Some(chain.to_owned()),
+            jump: match data.and_then(|data| RuleVerdict::read(&data)) {
+                Some(RuleVerdict::Jump(chain) | RuleVerdict::Goto(chain)) => Some(chain.to_owned()),
                 _ => None,
             },
         })

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use self::lines::{RuleLine, Wording, deadline, rules, transaction};
 use self::open::{HoleKey, Nat, Open};
-use super::{Backend, BackendError, Closed, Work};
+use super::{Backend, BackendError, Closed, ClosingWork};
 use crate::firewall::host::{Host, holds, missing};
 use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::save::{Ruleset, Table};
@@ -296,7 +296,7 @@ impl Backend for Iptables {
     }
 
     /// One run of the tool per family, however many holes there are.
-    fn closing(&mut self, holes: &[Pinhole]) -> Result<Option<Work>, BackendError> {
+    fn closing(&mut self, holes: &[Pinhole]) -> Result<Option<ClosingWork>, BackendError> {
         let mut runs = Vec::new();
         for table in self.tables.clone() {
             let keys = self.open_of(table.family, holes);

@@ -48,7 +48,7 @@ pub enum BackendError {
 
 /// Closes holes. May take long, needs nothing of the backend meanwhile, and is to be run in the
 /// backend's network namespace.
-pub type Work = Box<dyn FnOnce() -> Result<(), BackendError> + Send>;
+pub type ClosingWork = Box<dyn FnOnce() -> Result<(), BackendError> + Send>;
 
 /// Whether [`Backend::close_all`] did it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ pub trait Backend: Send {
     ///
     /// # Errors
     /// As [`close_all`](Self::close_all).
-    fn closing(&mut self, holes: &[Pinhole]) -> Result<Option<Work>, BackendError> {
+    fn closing(&mut self, holes: &[Pinhole]) -> Result<Option<ClosingWork>, BackendError> {
         self.close_all(holes).map(|_| None)
     }
 

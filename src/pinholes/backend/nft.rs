@@ -34,8 +34,8 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use self::elements::{Element, of_pinhole};
-use self::objects::{Abilities, CHAINS, Change, IPV4, IPV6, Layout, What, del_table, plan};
+use self::elements::{MapElement, of_pinhole};
+use self::objects::{Abilities, CHAINS, Change, FamilyLayout, IPV4, IPV6, What, del_table, plan};
 use super::{Backend, BackendError};
 use crate::firewall::{PINHOLE_TABLE, tables};
 use crate::net::{Mark, PortRange};
@@ -52,7 +52,7 @@ pub struct Nft {
     socket: Socket,
     mark: Mark,
     range: Option<PortRange>,
-    layouts: Vec<&'static Layout>,
+    layouts: Vec<&'static FamilyLayout>,
     abilities: Abilities,
 }
 
@@ -90,7 +90,7 @@ impl Nft {
     }
 
     /// Makes the objects of one family, trying what the kernel takes.
-    fn install_family(&mut self, layout: &'static Layout) -> Result<(), BatchError> {
+    fn install_family(&mut self, layout: &'static FamilyLayout) -> Result<(), BatchError> {
         let leftover = self.has_table(layout).map_err(BatchError::Io)?;
         loop {
             let plan = plan(layout, self.mark, self.abilities, self.range, leftover);
@@ -124,8 +124,8 @@ impl Nft {
     /// between question and change, by its timeout or use: then asks again.
     fn replace(
         &mut self,
-        layout: &Layout,
-        elements: &[Element],
+        layout: &FamilyLayout,
+        elements: &[MapElement],
         timeout: Option<Duration>,
     ) -> io::Result<()> {
         for _ in 0..ATTEMPTS {
@@ -148,14 +148,14 @@ impl Nft {
         Err(io::ErrorKind::Interrupted.into())
     }
 
-    fn has_table(&mut self, layout: &Layout) -> io::Result<bool> {
+    fn has_table(&mut self, layout: &FamilyLayout) -> io::Result<bool> {
         let tables = tables::tables_on(&mut self.socket)?;
         Ok(tables
             .iter()
             .any(|table| table.family == layout.family.number() && table.name == PINHOLE_TABLE))
     }
 
-    fn layout(&self, ip: IpAddr) -> Result<&'static Layout, BackendError> {
+    fn layout(&self, ip: IpAddr) -> Result<&'static FamilyLayout, BackendError> {
         self.layouts
             .iter()
             .copied()
@@ -305,7 +305,7 @@ fn lacks_support(error: &io::Error) -> bool {
     )
 }
 
-fn explain(layout: &Layout, source: io::Error) -> BackendError {
+fn explain(layout: &FamilyLayout, source: io::Error) -> BackendError {
     match source.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM) => BackendError::Unsupported(format!(
             "can't make the {} table ftpalg: it belongs to another running ftpalg (stop that one), \

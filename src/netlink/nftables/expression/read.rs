@@ -52,7 +52,7 @@ pub(crate) enum Expression<'a> {
         value: MapValue,
     },
     /// Ends the rule.
-    Verdict(Verdict<'a>),
+    Verdict(RuleVerdict<'a>),
     /// Translates the destination.
     Dnat {
         /// `None`: it stays, or there are several.
@@ -87,7 +87,7 @@ pub(crate) enum MapValue {
 
 /// A verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict<'a> {
+pub(crate) enum RuleVerdict<'a> {
     /// `accept`
     Accept,
     /// `continue`, `return`
@@ -149,7 +149,7 @@ impl<'a> Expression<'a> {
                 to: register(META_TO)?,
             },
             name::IMMEDIATE if number(IMMEDIATE_TO)? == VERDICT_REGISTER => {
-                Self::Verdict(Verdict::read(&parts.find(IMMEDIATE_VALUE)?)?)
+                Self::Verdict(RuleVerdict::read(&parts.find(IMMEDIATE_VALUE)?)?)
             }
             name::IMMEDIATE => Self::Constant {
                 to: register(IMMEDIATE_TO)?,
@@ -238,7 +238,7 @@ impl<'a> Extension<'a> {
     }
 }
 
-impl<'a> Verdict<'a> {
+impl<'a> RuleVerdict<'a> {
     /// Reads `NFTA_DATA_VERDICT` out of a rule's or an element's data.
     pub(in crate::netlink::nftables) fn read(data: &Attr<'a>) -> Option<Self> {
         let verdict = data.nested().find(attr::DATA_VERDICT)?.nested();

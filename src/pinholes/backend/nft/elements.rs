@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::objects::{Layout, MAPS, Map};
+use super::objects::{FamilyLayout, MAPS, Map};
 use crate::firewall::PINHOLE_TABLE;
 use crate::net::Mark;
 use crate::netlink::codec::{self, Builder};
@@ -13,7 +13,7 @@ use crate::pinholes::Pinhole;
 
 /// A place in a map, and what a hole maps it to.
 #[derive(Debug)]
-pub(super) struct Element {
+pub(super) struct MapElement {
     /// The map's name.
     pub(super) map: &'static str,
     pub(super) key: Vec<u8>,
@@ -22,8 +22,12 @@ pub(super) struct Element {
 }
 
 /// The elements of a pinhole.
-pub(super) fn of_pinhole(layout: &Layout, hole: &Pinhole, mark: Mark) -> [Element; MAPS.len()] {
-    MAPS.map(|map| Element {
+pub(super) fn of_pinhole(
+    layout: &FamilyLayout,
+    hole: &Pinhole,
+    mark: Mark,
+) -> [MapElement; MAPS.len()] {
+    MAPS.map(|map| MapElement {
         map: layout.set(map),
         key: [octets(hole.from), endpoint(hole.to)].concat(),
         data: match map {
@@ -35,19 +39,19 @@ pub(super) fn of_pinhole(layout: &Layout, hole: &Pinhole, mark: Mark) -> [Elemen
     })
 }
 
-impl Element {
+impl MapElement {
     /// Asks whether there is something.
-    pub(super) fn question(&self, layout: &Layout) -> Request<'_> {
+    pub(super) fn question(&self, layout: &FamilyLayout) -> Request<'_> {
         self.request(msg::GET_ELEM, 0, layout, |_| {})
     }
 
     /// Deletes what is there.
-    pub(super) fn delete(&self, layout: &Layout) -> Request<'_> {
+    pub(super) fn delete(&self, layout: &FamilyLayout) -> Request<'_> {
         self.request(msg::DEL_ELEM, 0, layout, |_| {})
     }
 
     /// Adds it where nothing is, if the hole has something there.
-    pub(super) fn add(&self, layout: &Layout, timeout: Duration) -> Option<Request<'_>> {
+    pub(super) fn add(&self, layout: &FamilyLayout, timeout: Duration) -> Option<Request<'_>> {
         let data = self.data.as_deref()?;
         // 0 would mean: forever.
         let millis = u64::try_from(timeout.as_millis())
@@ -66,7 +70,7 @@ impl Element {
         &'a self,
         kind: u16,
         flags: u16,
-        layout: &Layout,
+        layout: &FamilyLayout,
         more: impl Fn(&mut Builder) + 'a,
     ) -> Request<'a> {
         Request {

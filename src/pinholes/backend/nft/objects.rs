@@ -35,7 +35,7 @@ pub(super) struct Abilities {
 
 /// What differs between IPv4 and IPv6: names, and where things are.
 #[derive(Debug)]
-pub(super) struct Layout {
+pub(super) struct FamilyLayout {
     pub(super) family: Family,
     pinholes: &'static str,
     sources: &'static str,
@@ -53,7 +53,7 @@ pub(super) struct Layout {
     pub(super) optional: bool,
 }
 
-pub(super) static IPV4: Layout = Layout {
+pub(super) static IPV4: FamilyLayout = FamilyLayout {
     family: Family::V4,
     pinholes: "pinholes4",
     sources: "sources4",
@@ -69,7 +69,7 @@ pub(super) static IPV4: Layout = Layout {
     optional: false,
 };
 
-pub(super) static IPV6: Layout = Layout {
+pub(super) static IPV6: FamilyLayout = FamilyLayout {
     family: Family::V6,
     pinholes: "pinholes6",
     sources: "sources6",
@@ -85,7 +85,7 @@ pub(super) static IPV6: Layout = Layout {
     optional: true,
 };
 
-impl Layout {
+impl FamilyLayout {
     pub(super) fn is_of(&self, ip: IpAddr) -> bool {
         Family::of(ip) == self.family
     }
@@ -166,8 +166,8 @@ impl Change {
     }
 }
 
-type WriteRule = fn(&Layout, Mark, &mut Expressions<'_>);
-type WriteRangeRule = fn(&Layout, Mark, PortRange, &mut Expressions<'_>);
+type WriteRule = fn(&FamilyLayout, Mark, &mut Expressions<'_>);
+type WriteRangeRule = fn(&FamilyLayout, Mark, PortRange, &mut Expressions<'_>);
 
 /// A chain with its rules.
 pub(super) struct ChainSpec {
@@ -224,7 +224,7 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
 
 /// Everything of one family in one batch: it replaces a leftover and is there at once, or not at all.
 pub(super) fn plan(
-    layout: &'static Layout,
+    layout: &'static FamilyLayout,
     mark: Mark,
     abilities: Abilities,
     range: Option<PortRange>,
@@ -325,7 +325,7 @@ fn put_rule(b: &mut Builder, spec: &ChainSpec, rule: impl FnOnce(&mut Expression
     b.bytes(attr::RULE_USERDATA, &comment(0, spec.role));
 }
 
-fn put_map(b: &mut Builder, layout: &Layout, map: Map, limit: bool) {
+fn put_map(b: &mut Builder, layout: &FamilyLayout, map: Map, limit: bool) {
     let addr = layout.datatype;
     let addr_len = 4 * layout.words;
     let (id, data_type, data_len, role) = match map {
@@ -361,7 +361,7 @@ pub(super) fn set_userdata(role: &str, host_order: bool) -> Vec<u8> {
 
 /// For control connections that the user has marked. The user's own mark on the data connection
 /// comes first. The packet's mark is set, too: the next thing that happens to it is routing.
-fn marked_dnat_rule(layout: &Layout, mark: Mark, rule: &mut Expressions<'_>) {
+fn marked_dnat_rule(layout: &FamilyLayout, mark: Mark, rule: &mut Expressions<'_>) {
     rule.ct(layout.mark(), Ct::Mark)
         .compare(layout.mark(), true, &[0; 4]);
     load_key(layout, rule)
@@ -378,7 +378,10 @@ fn marked_dnat_rule(layout: &Layout, mark: Mark, rule: &mut Expressions<'_>) {
         );
 }
 
-fn load_key<'a, 'b>(layout: &Layout, rule: &'a mut Expressions<'b>) -> &'a mut Expressions<'b> {
+fn load_key<'a, 'b>(
+    layout: &FamilyLayout,
+    rule: &'a mut Expressions<'b>,
+) -> &'a mut Expressions<'b> {
     let addr_len = 4 * layout.words;
     rule.protocol(0, TCP)
         .payload(0, Base::Network, layout.source_at, addr_len)
@@ -386,7 +389,7 @@ fn load_key<'a, 'b>(layout: &Layout, rule: &'a mut Expressions<'b>) -> &'a mut E
         .payload(layout.port(), Base::Transport, 2, 2)
 }
 
-fn dnat_rule(layout: &Layout, mark: Mark, rule: &mut Expressions<'_>) {
+fn dnat_rule(layout: &FamilyLayout, mark: Mark, rule: &mut Expressions<'_>) {
     load_key(layout, rule)
         .lookup(layout.pinholes, PINHOLES_ID, 0, layout.data())
         .ct(layout.mark(), Ct::Mark)
@@ -400,7 +403,7 @@ fn dnat_rule(layout: &Layout, mark: Mark, rule: &mut Expressions<'_>) {
         );
 }
 
-fn snat_rule(layout: &Layout, mark: Mark, rule: &mut Expressions<'_>) {
+fn snat_rule(layout: &FamilyLayout, mark: Mark, rule: &mut Expressions<'_>) {
     rule.ct(0, Ct::Mark)
         .bits(0, mark.bit(), 0)
         .compare(0, false, &[0; 4])
@@ -417,7 +420,7 @@ fn snat_rule(layout: &Layout, mark: Mark, rule: &mut Expressions<'_>) {
         );
 }
 
-pub(super) fn del_table(layout: &'static Layout) -> Request<'static> {
+pub(super) fn del_table(layout: &'static FamilyLayout) -> Request<'static> {
     Request {
         kind: msg::DEL_TABLE,
         flags: 0,

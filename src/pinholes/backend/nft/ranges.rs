@@ -18,8 +18,8 @@
 
 use std::net::IpAddr;
 
-use super::elements::{Element, octets};
-use super::objects::{Layout, set_userdata};
+use super::elements::{MapElement, octets};
+use super::objects::{FamilyLayout, set_userdata};
 use crate::firewall::PINHOLE_TABLE;
 use crate::net::{Mark, PortRange, TCP};
 use crate::netlink::codec::Builder;
@@ -37,7 +37,7 @@ pub(super) enum RangeMap {
 pub(super) const MAPS: [RangeMap; 2] = [RangeMap::Targets, RangeMap::Sources];
 
 impl RangeMap {
-    fn name(self, layout: &Layout) -> &'static str {
+    fn name(self, layout: &FamilyLayout) -> &'static str {
         match self {
             Self::Targets => layout.ranges,
             Self::Sources => layout.range_sources,
@@ -62,10 +62,10 @@ impl RangeMap {
 }
 
 /// The elements of a hole.
-pub(super) fn elements(layout: &Layout, hole: &RangeHole) -> [Element; MAPS.len()] {
+pub(super) fn elements(layout: &FamilyLayout, hole: &RangeHole) -> [MapElement; MAPS.len()] {
     let target = [octets(hole.from), octets(hole.to)].concat();
     let source = [&target[..], &octets(hole.land)].concat();
-    let element = |map: RangeMap, key, data: Option<IpAddr>| Element {
+    let element = |map: RangeMap, key, data: Option<IpAddr>| MapElement {
         map: map.name(layout),
         key,
         data: data.map(octets),
@@ -76,7 +76,7 @@ pub(super) fn elements(layout: &Layout, hole: &RangeHole) -> [Element; MAPS.len(
     ]
 }
 
-pub(super) fn put_map(b: &mut Builder, layout: &Layout, map: RangeMap) {
+pub(super) fn put_map(b: &mut Builder, layout: &FamilyLayout, map: RangeMap) {
     let addr_len = 4 * layout.words;
     let key = [layout.datatype; 3];
     let role = match map {
@@ -95,7 +95,12 @@ pub(super) fn put_map(b: &mut Builder, layout: &Layout, map: RangeMap) {
     b.bytes(attr::SET_USERDATA, &set_userdata(role, false));
 }
 
-pub(super) fn dnat_rule(layout: &Layout, mark: Mark, range: PortRange, rule: &mut Expressions<'_>) {
+pub(super) fn dnat_rule(
+    layout: &FamilyLayout,
+    mark: Mark,
+    range: PortRange,
+    rule: &mut Expressions<'_>,
+) {
     let (addr_len, data) = (4 * layout.words, 2 * layout.words);
     let bits = 3 * layout.words;
     rule.protocol(0, TCP)
@@ -110,7 +115,12 @@ pub(super) fn dnat_rule(layout: &Layout, mark: Mark, range: PortRange, rule: &mu
         .nat(Translate::Destination, layout.family.number(), data, None);
 }
 
-pub(super) fn snat_rule(layout: &Layout, mark: Mark, range: PortRange, rule: &mut Expressions<'_>) {
+pub(super) fn snat_rule(
+    layout: &FamilyLayout,
+    mark: Mark,
+    range: PortRange,
+    rule: &mut Expressions<'_>,
+) {
     let (addr_len, data) = (4 * layout.words, 3 * layout.words);
     rule.ct(0, Ct::Mark)
         .bits(0, mark.bit(), 0)
