@@ -17,14 +17,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ftpalg::conntrack::{Bytes, Completeness, ConntrackEvent};
+use ftpalg::conntrack::{Bytes, Completeness, ConntrackEvent, Timeouts};
 use ftpalg::engine::event::Event;
 use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
 use ftpalg::engine::{Config, Engine, Entry, Side, Tuple, Verdict};
 use ftpalg::net::Mark;
 use ftpalg::pinholes::backend::{Backend, BackendError};
 use ftpalg::pinholes::ports::Listeners;
-use ftpalg::pinholes::{self, EventSource, Parts, Plane, Tuples};
+use ftpalg::pinholes::{self, EventSource, Lookups, Parts, Plane};
 use ftpalg::pinholes::{Key, Pinhole};
 use proptest::prelude::*;
 use world::{ACK, LOGIN, PSH, SYN, Seg, build, read};
@@ -76,7 +76,7 @@ fn at(ip: Ipv4Addr, port: u16) -> SocketAddr {
     SocketAddr::new(ip.into(), port)
 }
 
-impl Tuples for Kernel {
+impl Lookups for Kernel {
     fn lookup(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Entry>> {
         assert_eq!(src, at(SERVER, 21));
         Ok(Some(Entry {
@@ -106,7 +106,8 @@ struct Door(Plane);
 
 impl Gateway for Door {
     fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
-        self.0.conntrack(src, dst)
+        let found = Kernel::default().lookup(src, dst);
+        found.unwrap().ok_or(Error::NoConntrack)
     }
     fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {
         self.0.admit(session, client)
@@ -157,8 +158,9 @@ impl Lab {
         };
         let parts = Parts {
             backend: Box::new(kernel.clone()),
-            tuples: Box::new(kernel.clone()),
+            lookups: Box::new(kernel.clone()),
             events: Box::new(kernel.clone()),
+            timeouts: Timeouts::default(),
             clock: Box::new(move || *clock.lock().unwrap()),
             listeners: Box::new(Listeners::default),
         };

@@ -13,14 +13,13 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use ftpalg::firewall::xtables::Flavour;
 use ftpalg::firewall::xtables::tools::Tools;
-use ftpalg::firewall::xtables::{Family, Flavour};
-use ftpalg::firewall::{Around, Installed, KernelTables, Queues, Rules, Steering, print};
-use ftpalg::net::Mark;
-use ftpalg::net::PortRange;
-use ftpalg::pinholes::RangeHole;
-use ftpalg::pinholes::backend::Backend;
+use ftpalg::firewall::{Around, Installed, Queues, Rules, Steering, print};
+use ftpalg::net::{Family, Mark, PortRange};
 use ftpalg::pinholes::backend::iptables::Iptables;
+use ftpalg::pinholes::backend::{Backend, BackendError, Closed};
+use ftpalg::pinholes::{Pinhole, RangeHole};
 use hole_support::{CASES, bind, hole, talk};
 use nix::sched::{CloneFlags, setns};
 
@@ -129,7 +128,7 @@ fn run(command: &mut Command) -> String {
 }
 
 fn rules() -> Rules {
-    Rules::new(Tools::find(), Box::new(KernelTables))
+    Rules::new(Tools::find())
 }
 
 fn steering() -> Steering {
@@ -471,7 +470,7 @@ impl Broken {
 
     fn rules(&self) -> Rules {
         let tools = Tools::find_in(std::slice::from_ref(&self.0));
-        Rules::new(tools, Box::new(KernelTables))
+        Rules::new(tools)
     }
 }
 
@@ -578,10 +577,7 @@ fn wrong_input_installs_nothing() {
         .to_string();
     assert!(e.contains("nosuch0") && !e.contains('\n'), "{e}");
     assert!(ns.within(|| rules().install(&Steering::default())).is_err());
-    let no_tools = Rules::new(
-        Tools::find_in(&[PathBuf::from("/nonexistent")]),
-        Box::new(KernelTables),
-    );
+    let no_tools = Rules::new(Tools::find_in(&[PathBuf::from("/nonexistent")]));
     let e = no_tools.flavour().unwrap_err().to_string();
     assert!(e.contains("install the iptables package"), "{e}");
     assert_eq!(ns.ruleset(), before);
@@ -673,7 +669,14 @@ fn the_inside_is_derived_from_the_users_rules() {
 }
 
 fn backend() -> Iptables {
-    Iptables::new(Tools::find(), Box::new(KernelTables), Mark::DEFAULT)
+    Iptables::new(Tools::find(), Mark::DEFAULT)
+}
+
+/// Closes holes as the daemon does: the tool runs while the backend is free for others.
+fn close_together(backend: &mut Iptables, holes: &[Pinhole]) -> Result<(), BackendError> {
+    assert_eq!(backend.close_all(holes).unwrap(), Closed::Later);
+    let work = backend.closing(holes)?.unwrap();
+    backend.closed(work())
 }
 
 /// Client 203.0.113.10, another 203.0.113.11 — gateway — server 10.0.0.2; IPv6 alike.
@@ -907,7 +910,7 @@ fn holes_are_closed_together_or_tried_again() {
         };
         rename("FTPALG-POST", "FTPALG-ELSE");
         lab.gateway.within(|| {
-            assert!(backend.close_all(&holes[..2]).is_err());
+            assert!(close_together(&mut backend, &holes[..2]).is_err());
             let another = hole(
                 "203.0.113.10",
                 "203.0.113.1:9",
@@ -919,7 +922,7 @@ fn holes_are_closed_together_or_tried_again() {
         assert_eq!(rules(), 9, "{flavour}: all or nothing");
         rename("FTPALG-ELSE", "FTPALG-POST");
         lab.gateway.within(|| {
-            backend.close_all(&holes[..2]).unwrap();
+            close_together(&mut backend, &holes[..2]).unwrap();
             assert!(backend.verify().unwrap());
         });
         assert_eq!(rules(), 3, "{flavour}: one is left");
@@ -946,17 +949,23 @@ fn a_hole_that_opens_while_another_on_its_port_closes_comes_first_and_whole() {
         lab.gateway.within(|| {
             backend.install().unwrap();
             backend.open(&old, MINUTE).unwrap();
-            let closing = backend.closing(vec![old.clone()]).unwrap().unwrap();
+            let closing = backend
+                .closing(std::slice::from_ref(&old))
+                .unwrap()
+                .unwrap();
             backend.open(&new, MINUTE).unwrap();
             assert_eq!(rules(), [mark, to_new, mark, to_old], "{flavour}");
-            backend.closed((closing.work)()).unwrap();
+            backend.closed(closing()).unwrap();
             assert_eq!(rules(), [mark, to_new], "{flavour}");
             // Whatever is in the way of the work, the chains hold what is open in the end.
-            let closing = backend.closing(vec![new.clone()]).unwrap().unwrap();
+            let closing = backend
+                .closing(std::slice::from_ref(&new))
+                .unwrap()
+                .unwrap();
             backend.open(&old, MINUTE).unwrap();
             lab.gateway
                 .sh(&format!("iptables-{flavour} -t nat -D FTPALG-PRE 3"));
-            let done = (closing.work)();
+            let done = closing();
             assert!(done.is_err());
             backend.closed(done).unwrap();
             assert_eq!(rules(), [mark, to_old], "{flavour}");

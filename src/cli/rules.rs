@@ -11,9 +11,9 @@ use super::settings::Settings;
 use super::{Failure, print};
 use crate::daemon::control::{self, AskError, Request};
 use crate::daemon::lock::{Lock, LockError};
-use crate::firewall::xtables::Family;
 use crate::firewall::xtables::tools::Tools;
-use crate::firewall::{self, Around, EXAMPLES, Inside, KernelTables, Rules, Steering};
+use crate::firewall::{self, Around, EXAMPLES, Inside, Rules, Steering};
+use crate::net::Family;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -168,7 +168,7 @@ fn host() -> Result<Rules, Failure> {
             "no iptables found; install the iptables package",
         ));
     }
-    Ok(Rules::new(tools, Box::new(KernelTables)))
+    Ok(Rules::new(tools))
 }
 
 /// What is to be steered; found in the host's rules where the flags don't say.

@@ -14,15 +14,14 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::daemon::config::{self, Advertise, BackendChoice, Config, RulesMode, Tls};
 use crate::daemon::lock;
-use crate::firewall::xtables::Family;
-use crate::firewall::{Inside, Network, Queues, Steering};
+use crate::firewall::{Inside, Queues, Steering};
 use crate::ftp::policy::Policy;
-use crate::net::Mark;
-use crate::net::PortRange;
+use crate::net::{Family, Mark, PortRange, parse_network};
 
 use limits::Limit;
 use session::{DenyPorts, StrictChoice, yes_or_no, yes_or_no_in_file};
@@ -130,9 +129,9 @@ pub(crate) struct Settings {
 
     /// A network whose addresses a client may name in PORT and EPRT besides its own (for transfers
     /// between two servers). May be repeated [default: none]
-    #[arg(long, value_name = "CIDR")]
-    #[serde(deserialize_with = "file::many")]
-    allow_foreign: Vec<Network>,
+    #[arg(long, value_name = "CIDR", value_parser = parse_network)]
+    #[serde(deserialize_with = "file::networks")]
+    allow_foreign: Vec<IpNet>,
 
     /// A port or range that a client may not name in PORT and EPRT; `default` stands for well-known
     /// services, `none` for no more than the ports below 1024. May be repeated [default: default]
@@ -319,11 +318,7 @@ impl Settings {
                 require_login: self.require_login.unwrap_or(true),
                 deny_ports: DenyPorts::ports(self.deny_ports),
                 low_ports: self.low_ports,
-                allow_foreign: self
-                    .allow_foreign
-                    .iter()
-                    .map(|net| (net.addr(), net.prefix()))
-                    .collect(),
+                allow_foreign: self.allow_foreign,
                 deny_tls: self.tls == Some(Tls::Deny),
                 strict: self.strict.unwrap_or_default().rules(),
                 ..Policy::default()
@@ -370,7 +365,7 @@ fn separate(inside: Vec<Inside>) -> Result<Vec<Inside>, String> {
     for (i, one) in inside.iter().enumerate() {
         for other in inside.iter().skip(i + 1) {
             if let (Inside::Net(a), Inside::Net(b)) = (one, other)
-                && (a.contains(b.addr()) || b.contains(a.addr()))
+                && (a.contains(b) || b.contains(a))
             {
                 return Err(format!(
                     "--inside {a} and --inside {b} overlap; give the wider one only"

@@ -4,10 +4,8 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use nix::libc::{AF_INET, AF_INET6, IPPROTO_TCP};
-
 use super::{Bytes, ConntrackEvent, Entry, TcpState, Tuple};
-use crate::net::Mark;
+use crate::net::{Family, Mark, TCP};
 use crate::netlink::codec::{Attrs, Builder, Message};
 use crate::netlink::socket::Request;
 
@@ -49,8 +47,6 @@ const CTA_PROTOINFO_TCP: u16 = 1;
 const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_TIMESTAMP_START: u16 = 1;
 const CTA_TIMESTAMP_STOP: u16 = 2;
-
-const TCP: u8 = IPPROTO_TCP as u8;
 
 /// Asks for the connection that has this direction.
 pub(super) fn ask(src: SocketAddr, dst: SocketAddr) -> Request<'static> {
@@ -97,8 +93,7 @@ fn request(kind: u16, family: u8, attrs: impl Fn(&mut Builder) + 'static) -> Req
 }
 
 fn family(ip: IpAddr) -> u8 {
-    let family = if ip.is_ipv4() { AF_INET } else { AF_INET6 };
-    u8::try_from(family).unwrap_or(0)
+    Family::of(ip).number()
 }
 
 fn put_tuple(b: &mut Builder, kind: u16, src: SocketAddr, dst: SocketAddr) {

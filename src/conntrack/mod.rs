@@ -54,22 +54,41 @@ pub enum ConntrackEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpState(pub u8);
 
-impl TcpState {
-    /// For how long conntrack still remembers a connection that came so far and no further: the
-    /// sysctl of the calling thread's network namespace. `None` for one that hadn't begun to end.
+/// For how long conntrack remembers connections that end: `nf_conntrack_tcp_timeout_*`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts(Vec<(TcpState, Duration)>);
+
+impl Timeouts {
+    /// Reads the sysctls of the calling thread's network namespace.
     #[must_use]
-    pub fn remembered(self) -> Option<Duration> {
-        let name = match self.0 {
-            4 => "fin_wait",
-            5 => "close_wait",
-            6 => "last_ack",
-            7 => "time_wait",
-            8 => "close",
-            _ => return None,
-        };
-        let path = format!("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{name}");
-        let seconds = std::fs::read_to_string(path).ok()?.trim().parse().ok()?;
-        Some(Duration::from_secs(seconds))
+    pub fn read() -> Self {
+        let ending = [
+            (4, "fin_wait"),
+            (5, "close_wait"),
+            (6, "last_ack"),
+            (7, "time_wait"),
+            (8, "close"),
+        ];
+        let timeouts = ending.into_iter().filter_map(|(state, name)| {
+            let path = format!("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_{name}");
+            let seconds = std::fs::read_to_string(path).ok()?.trim().parse().ok()?;
+            Some((TcpState(state), Duration::from_secs(seconds)))
+        });
+        timeouts.collect()
+    }
+
+    /// For how long a connection is remembered that came so far and no further. `None` for one
+    /// that hadn't begun to end.
+    #[must_use]
+    pub fn after(&self, state: TcpState) -> Option<Duration> {
+        let (_, timeout) = self.0.iter().find(|(ending, _)| *ending == state)?;
+        Some(*timeout)
+    }
+}
+
+impl FromIterator<(TcpState, Duration)> for Timeouts {
+    fn from_iter<I: IntoIterator<Item = (TcpState, Duration)>>(timeouts: I) -> Self {
+        Self(timeouts.into_iter().collect())
     }
 }
 

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Uid;
 
-use crate::conntrack::{Conntrack, Events};
+use crate::conntrack::{Conntrack, Events, Timeouts};
 use crate::engine;
 use crate::firewall::tables;
 use crate::firewall::xtables::tools::Tools;
-use crate::firewall::{Inside, KernelTables, Look, Rules, RulesError, Steering};
+use crate::firewall::{Inside, Look, Rules, RulesError, Steering};
 use crate::ftp::policy::Policy;
 use crate::net::Mark;
 use crate::net::PortRange;
@@ -24,7 +24,7 @@ use crate::pinholes::backend::{Backend, BackendError};
 use crate::pinholes::ports::Listeners;
 use crate::pinholes::{self, Parts, Plane};
 use crate::queue::nfq::NfqQueue;
-use crate::queue::{OpenError, Options, kernel};
+use crate::queue::{OpenError, kernel};
 
 use super::Error;
 use super::advertised::Advertised;
@@ -113,7 +113,7 @@ impl Steered {
                     .into(),
             ));
         }
-        let rules = Rules::new(tools, Box::new(KernelTables));
+        let rules = Rules::new(tools);
         let mut steering = config.steering.clone();
         let mut found = Vec::new();
         if steering.inside.is_empty() && !steering.local {
@@ -207,9 +207,7 @@ impl Steered {
 
 /// Binds all queues, or none.
 pub(super) fn open_queues(steering: &Steering) -> Result<Vec<NfqQueue>, OpenError> {
-    let options = Options::default();
-    let numbers = steering.queues.numbers();
-    numbers.map(|n| NfqQueue::open(n, &options)).collect()
+    steering.queues.numbers().map(NfqQueue::open).collect()
 }
 
 /// Waits until no packet waits for an answer, for at most `patience`.
@@ -242,7 +240,7 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
     }
     let failed = |what| move |source| Error::System { what, source };
     let mark = config.steering.mark;
-    let tuples = Conntrack::open().map_err(failed("open a netlink socket"))?;
+    let lookups = Conntrack::open().map_err(failed("open a netlink socket"))?;
     let events = Events::open(mark).map_err(failed("watch conntrack"))?;
     let readable = events
         .as_fd()
@@ -266,8 +264,9 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
         },
         Parts {
             backend: backend(config)?,
-            tuples: Box::new(tuples),
+            lookups: Box::new(lookups),
             events: Box::new(events),
+            timeouts: Timeouts::read(),
             clock: Box::new(move || clock.now()),
             listeners: Box::new(Listeners::read),
         },
@@ -320,8 +319,7 @@ pub(super) fn check_data_ports(config: &Config) {
 fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
     let mark = config.steering.mark;
     let nft = || Ok::<_, BackendError>(Nft::new(mark)?.with_range(range(config)));
-    let iptables =
-        || Iptables::new(Tools::find(), Box::new(KernelTables), mark).with_range(range(config));
+    let iptables = || Iptables::new(Tools::find(), mark).with_range(range(config));
     match config.backend {
         BackendChoice::Nft => return Ok(Box::new(nft()?)),
         BackendChoice::Auto if tables::available() => {}

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+use crate::conntrack::Conntrack;
 use crate::engine::Entry;
 use crate::engine::event::Event;
 use crate::engine::gateway::{
@@ -57,6 +58,8 @@ pub struct Shared {
     state: Mutex<State>,
     /// Told when the housekeeping has to look earlier than it wanted to.
     changed: Condvar,
+    /// Sockets for questions to conntrack that nobody uses now.
+    lookups: Mutex<Vec<Conntrack>>,
     clock: Clock,
     output: Output,
 }
@@ -99,6 +102,7 @@ impl Shared {
                 under_tls: HashSet::new(),
             }),
             changed: Condvar::new(),
+            lookups: Mutex::default(),
             clock,
             output,
         }
@@ -122,6 +126,21 @@ impl Shared {
         let result = f(&mut state.plane);
         self.settle(&mut state);
         result
+    }
+
+    /// Asks conntrack. Each worker that asks at the same time has a socket of its own, and none waits
+    /// for the plane.
+    fn look_up(&self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
+        let failed = |error| Error::Kernel(format!("ask conntrack: {error}"));
+        let idle = || self.lookups.lock().unwrap_or_else(PoisonError::into_inner);
+        let unused = idle().pop();
+        let mut conntrack = match unused {
+            Some(conntrack) => conntrack,
+            None => Conntrack::open().map_err(failed)?,
+        };
+        let found = conntrack.lookup(src, dst).map_err(failed)?;
+        idle().push(conntrack);
+        found.ok_or(Error::NoConntrack)
     }
 
     /// Has the plane put something into the kernel, unless that is to be empty from now on.
@@ -279,7 +298,7 @@ pub struct Door<'a>(pub &'a Shared);
 
 impl Gateway for Door<'_> {
     fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
-        self.0.with(|plane| plane.conntrack(src, dst))
+        self.0.look_up(src, dst)
     }
 
     fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {

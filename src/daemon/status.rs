@@ -218,7 +218,7 @@ impl Status {
             .with(|plane| (plane.pinholes(), plane.backend(), plane.counters()));
         let used = pinholes
             .iter()
-            .filter(|p| p.state == pinholes::State::Used)
+            .filter(|p| p.state == pinholes::PinholeState::Used)
             .count();
         let ranges = pinholes.iter().filter(|p| p.ports.is_some()).count();
         Report {

@@ -1,16 +1,17 @@
 //! Finds the inside from the user's own NAT rules, where nobody named it.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
-use super::steering::{Inside, Network};
-use super::{RulesError, is_ours};
-use crate::firewall::xtables::Family;
-use crate::firewall::xtables::save::Rule;
+use super::RulesError;
+use super::nat_rule::{Action, NatRule, nat_rules};
+use super::steering::Inside;
 use crate::firewall::xtables::snapshot::{Snapshot, read_proc};
+use crate::net::{Family, is_private};
 
 /// What the rules tell about the inside.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,7 +27,7 @@ pub struct Derived {
 /// A route: which networks are behind which interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Route {
-    pub(super) net: Network,
+    pub(super) net: IpNet,
     pub(super) iface: String,
 }
 
@@ -75,8 +76,8 @@ impl Surroundings {
     fn iface_to(&self, addr: IpAddr) -> Option<&str> {
         self.routes
             .iter()
-            .filter(|r| r.net.contains(addr))
-            .max_by_key(|r| r.net.prefix())
+            .filter(|r| r.net.contains(&addr))
+            .max_by_key(|r| r.net.prefix_len())
             .map(|r| r.iface.as_str())
     }
 
@@ -84,7 +85,7 @@ impl Surroundings {
     fn private_but(&self, outside: &[Outside<'_>]) -> BTreeSet<&str> {
         self.routes
             .iter()
-            .filter(|r| r.net.is_private() && self.up.contains(&r.iface))
+            .filter(|r| is_private(&r.net) && self.up.contains(&r.iface))
             .map(|r| r.iface.as_str())
             .filter(|iface| !outside.iter().any(|o| o.is(iface)))
             .collect()
@@ -102,7 +103,9 @@ fn route_v4(line: &str) -> Option<Route> {
     let mask = u32::from_be_bytes(octets(7)?);
     let prefix = u8::try_from(mask.leading_ones()).ok()?;
     Some(Route {
-        net: Network::new(Ipv4Addr::from(octets(1)?).into(), prefix)?,
+        net: Ipv4Net::new(Ipv4Addr::from(octets(1)?), prefix)
+            .ok()?
+            .into(),
         iface: (*words.first()?).to_owned(),
     })
 }
@@ -114,7 +117,7 @@ fn route_v6(line: &str) -> Option<Route> {
     let addr = u128::from_str_radix(words.first()?, 16).ok()?;
     let prefix = u8::from_str_radix(words.get(1)?, 16).ok()?;
     Some(Route {
-        net: Network::new(Ipv6Addr::from(addr).into(), prefix)?,
+        net: Ipv6Net::new(Ipv6Addr::from(addr), prefix).ok()?.into(),
         iface: (*words.get(9)?).to_owned(),
     })
 }
@@ -138,27 +141,22 @@ pub(crate) fn derive(
     ports: &[u16],
 ) -> Result<Derived, RulesError> {
     let mut found = Derived::default();
-    let rules = || {
-        snapshot.views.iter().flat_map(|view| {
-            let nat = view.rules.table("nat");
-            nat.into_iter()
-                .flat_map(|t| &t.rules)
-                .filter(|r| !is_ours(r) && may_be_control(r, ports))
-                .map(|r| (view.family, r))
-        })
-    };
-    let outside: Vec<Outside<'_>> = rules()
-        .filter(|(_, r)| hides_sources(r))
-        .filter_map(|(_, r)| r.option(OUT))
-        .filter(|o| !o.negated)
-        .map(|o| Outside(o.text))
+    let rules: Vec<_> = nat_rules(snapshot)
+        .filter(|(_, rule)| may_be_control(rule, ports))
         .collect();
-    for (family, rule) in rules() {
-        match rule.target() {
-            Some("DNAT") => found.published(rule, around, ports),
-            Some("REDIRECT") => found.serve_local(rule, "REDIRECT leads to this host: serving it"),
-            Some("MASQUERADE" | "SNAT") => found.hidden(family, rule, around, &outside),
-            _ => {}
+    let outside: Vec<Outside<'_>> = rules
+        .iter()
+        .filter(|(_, rule)| matches!(rule.action, Action::Snat | Action::Masquerade))
+        .filter_map(|(_, rule)| rule.out)
+        .filter(|out| !out.negated)
+        .map(|out| Outside(out.text))
+        .collect();
+    for (family, rule) in &rules {
+        match rule.action {
+            Action::Dnat => found.published(rule, around, ports),
+            Action::Redirect => found.serve_local("REDIRECT leads to this host: serving it"),
+            Action::Masquerade => found.hidden("MASQUERADE", *family, rule, around, &outside),
+            Action::Snat => found.hidden("SNAT", *family, rule, around, &outside),
         }
     }
     found.simplify(around);
@@ -178,25 +176,17 @@ pub(crate) fn derive(
     Ok(found)
 }
 
-const OUT: &[&str] = &["-o", "--out-interface"];
-const SOURCE: &[&str] = &["-s", "--source"];
-
-fn hides_sources(rule: &Rule) -> bool {
-    matches!(rule.target(), Some("MASQUERADE" | "SNAT"))
-}
-
 impl Derived {
     /// A server that a DNAT rule publishes.
-    fn published(&mut self, rule: &Rule, around: &Surroundings, ports: &[u16]) {
-        let Some(to) = rule.option(&["--to-destination"]) else {
+    fn published(&mut self, rule: &NatRule<'_>, around: &Surroundings, ports: &[u16]) {
+        if rule.to.is_none() && rule.to_port.is_none() {
+            return;
+        }
+        let Some(addr) = rule.to.filter(|a| !around.is_own(*a)) else {
+            self.serve_local("DNAT leads to this host: serving it");
             return;
         };
-        let (addr, port) = destination(to.text);
-        let Some(addr) = addr.filter(|a| !around.is_own(*a)) else {
-            self.serve_local(rule, "DNAT leads to this host: serving it");
-            return;
-        };
-        if let Some(port) = port.filter(|p| !ports.contains(p)) {
+        if let Some(port) = rule.to_port.filter(|p| !ports.contains(p)) {
             self.note(format!(
                 "DNAT leads to port {port} of {addr}: give --port {port}, too"
             ));
@@ -215,19 +205,18 @@ impl Derived {
     /// Clients that a MASQUERADE or SNAT rule hides.
     fn hidden(
         &mut self,
+        target: &str,
         family: Family,
-        rule: &Rule,
+        rule: &NatRule<'_>,
         around: &Surroundings,
         outside: &[Outside<'_>],
     ) {
-        let target = rule.target().unwrap_or_default();
-        let source = rule.option(SOURCE).filter(|s| !s.negated);
-        if let Some(net) = source.and_then(|s| s.text.parse::<Network>().ok()) {
+        if let Some(net) = rule.source {
             self.note(format!("{target} hides {net}: inside is {net}"));
             self.inside.push(Inside::Net(net));
             return;
         }
-        match rule.option(OUT) {
+        match rule.out {
             Some(out) if out.negated => {
                 self.note(format!(
                     "{target} hides what leaves by other than {0}: inside is {0}",
@@ -255,7 +244,7 @@ impl Derived {
         }
     }
 
-    fn serve_local(&mut self, _rule: &Rule, why: &str) {
+    fn serve_local(&mut self, why: &str) {
         self.local = true;
         self.note(why.to_owned());
     }
@@ -295,55 +284,10 @@ impl Derived {
     }
 }
 
-/// Whether a NAT rule can apply to a control connection: TCP, and the port before or after.
-fn may_be_control(rule: &Rule, ports: &[u16]) -> bool {
-    if let Some(protocol) = rule.option(&["-p", "--protocol"]) {
-        let tcp = matches!(protocol.text, "tcp" | "6" | "all" | "0");
-        if tcp == protocol.negated {
-            return false;
-        }
-    }
-    let Some(list) = rule.option(&["--dport", "--dports", "--ports", "--destination-port"]) else {
-        return true;
-    };
-    let named = |port: u16| list.text.split(',').any(|range| holds(range, port));
-    let before = ports.iter().any(|p| named(*p) != list.negated);
-    let after = rule
-        .option(&["--to-destination"])
-        .and_then(|to| destination(to.text).1)
-        .is_some_and(|port| ports.contains(&port));
-    before || after
-}
-
-/// Whether `port` is in `21` or `1024:2048`.
-fn holds(range: &str, port: u16) -> bool {
-    let (low, high) = range.split_once(':').unwrap_or((range, range));
-    let low = if low.is_empty() { Ok(0) } else { low.parse() };
-    let high = if high.is_empty() {
-        Ok(u16::MAX)
-    } else {
-        high.parse()
-    };
-    matches!((low, high), (Ok(low), Ok(high)) if (low..=high).contains(&port))
-}
-
-/// Reads DNAT's `ADDR[-ADDR][:PORT[-PORT]]`, with IPv6 addresses in brackets where a port follows:
-/// the first address, the first port.
-pub(super) fn destination(text: &str) -> (Option<IpAddr>, Option<u16>) {
-    let first = |s: &str| s.split('-').next().unwrap_or_default().to_owned();
-    if let Ok(both) = text.parse::<SocketAddr>() {
-        return (Some(both.ip()), Some(both.port()));
-    }
-    if let Some(rest) = text.strip_prefix('[') {
-        let (addrs, port) = rest.split_once(']').unwrap_or((rest, ""));
-        let port = first(port.trim_start_matches(':')).parse().ok();
-        return (first(addrs).parse().ok(), port);
-    }
-    if let Ok(addr) = first(text).parse() {
-        return (Some(addr), None);
-    }
-    let (addrs, port) = text.split_once(':').unwrap_or((text, ""));
-    (first(addrs).parse().ok(), first(port).parse().ok())
+/// Whether a NAT rule can apply to a control connection: the port before or after it.
+fn may_be_control(rule: &NatRule<'_>, ports: &[u16]) -> bool {
+    let before = ports.iter().any(|port| rule.may_be_for(*port));
+    before || rule.to_port.is_some_and(|port| ports.contains(&port))
 }
 
 #[cfg(test)]

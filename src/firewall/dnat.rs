@@ -1,40 +1,31 @@
 //! What DNAT and redirect rules publish that are written for nft itself, in tables of any name.
 //!
-//! From each base chain of type nat at the prerouting hook on, [`trace`](mod@trace) follows new
-//! connections through the rules and says which chains, sets and maps it needs to know besides:
-//! only these are asked for, until nothing more is needed. Tables that iptables-nft can show are
-//! left to `published`; ours is nobody's.
+//! A base chain of type nat at the prerouting hook is where it starts. [`collect`](mod@collect)
+//! says which chains, sets and maps it needs to know besides. Only these are asked for, until
+//! nothing more is needed. Tables that iptables-nft can show are left to `published`.
 
-mod expression;
-mod packet;
-mod ports;
+mod collect;
 #[cfg(test)]
 #[cfg(target_endian = "little")]
 mod tests;
-mod trace;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use nix::errno::Errno;
 
-use super::is_our_chain;
 use super::native::{base_chains, is_iptables};
 use super::published::Published;
+use super::{PINHOLE_TABLE, is_our_chain};
 use crate::firewall::tables;
 use crate::firewall::xtables::snapshot::Snapshot;
-use crate::netlink::nftables::{attr, msg};
+use crate::netlink::codec::Message;
+use crate::netlink::nftables::set::{self, Set};
+use crate::netlink::nftables::{attr, hook, msg};
 use crate::netlink::socket::{Request, Socket};
 
-use expression::{Expression, Set};
-use trace::Table;
+use collect::NftTable;
 
-pub(crate) use ports::Span;
-
-/// The table of our own.
-const OURS: &str = "ftpalg";
-/// `NF_INET_PRE_ROUTING`
-const PREROUTING: u32 = 0;
 /// How many chains, rules and elements are read in all, and elements of one set.
 const CHAINS: usize = 1024;
 const RULES: usize = 8192;
@@ -70,13 +61,16 @@ pub(super) fn published(snapshot: &Snapshot) -> io::Result<Native> {
     };
     let mut bases: BTreeMap<(u8, String), Vec<String>> = BTreeMap::new();
     for chain in chains {
-        let hook = chain.base.as_ref().map(|base| base.hook);
-        if hook == Some(PREROUTING) && chain.table != OURS && !is_iptables(snapshot, &chain) {
+        let hooked = chain.base.as_ref().map(|base| base.hook);
+        if hooked == Some(hook::PREROUTING)
+            && chain.table != PINHOLE_TABLE
+            && !is_iptables(snapshot, &chain)
+        {
             let of_table = bases.entry((chain.family, chain.table)).or_default();
             of_table.push(chain.name);
         }
     }
-    let mut reader = Reader {
+    let mut reader = RuleReader {
         socket,
         chains: CHAINS,
         rules: RULES,
@@ -91,7 +85,7 @@ pub(super) fn published(snapshot: &Snapshot) -> io::Result<Native> {
 }
 
 /// Asks the kernel, as long as there is room.
-struct Reader {
+struct RuleReader {
     socket: Socket,
     /// How many are left.
     chains: usize,
@@ -100,7 +94,7 @@ struct Reader {
     cut: bool,
 }
 
-impl Reader {
+impl RuleReader {
     fn table(
         &mut self,
         family: u8,
@@ -108,13 +102,10 @@ impl Reader {
         bases: &[String],
         native: &mut Native,
     ) -> io::Result<()> {
-        let mut table = Table {
-            family,
-            ..Table::default()
-        };
-        // Ends: each time, there is a chain or set more that is known.
+        let mut table = NftTable::default();
+        // Each round reads chains or sets that weren't known: it ends.
         loop {
-            let found = trace::trace(&table, bases);
+            let found = collect::collect(&table, bases);
             if found.chains.is_empty() && found.sets.is_empty() {
                 native.published.extend(found.published);
                 native.cut |= found.cut;
@@ -139,8 +130,8 @@ impl Reader {
         Ok(())
     }
 
-    /// The rules of a chain that lead somewhere.
-    fn rules(&mut self, family: u8, table: &str, chain: &str) -> io::Result<Vec<Vec<Expression>>> {
+    /// The rules of a chain.
+    fn rules(&mut self, family: u8, table: &str, chain: &str) -> io::Result<Vec<Vec<u8>>> {
         if is_our_chain(chain) {
             return Ok(Vec::new());
         }
@@ -154,12 +145,12 @@ impl Reader {
             let meant = message.family() == family
                 && is(attr::RULE_TABLE, table)
                 && is(attr::RULE_CHAIN, chain);
-            meant.then(|| expression::rule(message))
+            meant.then(|| expressions(message))
         })?;
         self.chains -= 1;
         self.rules -= rules.len();
         self.cut |= !complete;
-        Ok(rules.into_iter().flatten().collect())
+        Ok(rules)
     }
 
     /// A set or map; `None` if it can't be had.
@@ -180,11 +171,9 @@ impl Reader {
         };
         let set = about(msg::GET_SET, attr::SET_TABLE, attr::SET_NAME);
         let elements = about(msg::GET_ELEM, attr::ELEMS_TABLE, attr::ELEMS_SET);
-        let flags = self.socket.get(&set, expression::set_flags);
+        let flags = self.socket.get(&set, set::flags);
         let content = flags.and_then(|flags| {
-            let content = self
-                .socket
-                .dump_some(&elements, limit, expression::elements)?;
+            let content = self.socket.dump_some(&elements, limit, set::elements)?;
             Ok((flags, content))
         });
         match content {
@@ -192,9 +181,15 @@ impl Reader {
                 self.elements -= elements.len();
                 Ok(Some(Set::new(flags, elements, complete)))
             }
-            // It went meanwhile: that will be told.
+            // It was deleted meanwhile: a notification follows.
             Err(e) if e.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(None),
             Err(e) => Err(e),
         }
     }
+}
+
+/// The expressions of a rule.
+fn expressions(message: &Message<'_>) -> Vec<u8> {
+    let list = message.attrs().find(attr::RULE_EXPRESSIONS);
+    list.map_or_else(Vec::new, |list| list.value.to_vec())
 }

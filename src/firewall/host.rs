@@ -8,17 +8,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::io;
 
-use super::RulesError;
-use crate::firewall::xtables::save::{Place, Rule, Table};
+use super::{RulesError, tables};
+use crate::firewall::xtables::Flavour;
+use crate::firewall::xtables::save::{Position, Rule, Table};
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::tools::{Tool, Tools};
-use crate::firewall::xtables::{Family, Flavour};
+use crate::net::Family;
 
 /// How the names of our chains start.
 const CHAIN: &str = "FTPALG";
 
 /// How the comments of our rules start.
 const TAG: &str = "ftpalg:";
+
+/// The tables of the nft backend, one of each family.
+pub(crate) const PINHOLE_TABLE: &str = "ftpalg";
+
+/// The chains of the iptables backend, whose rules come and go with each pinhole.
+pub(crate) const PINHOLE_CHAINS: [&str; 2] = ["FTPALG-PRE", "FTPALG-POST"];
 
 const NEW_TABLE: &str = "new-table";
 const NEW_CHAIN: &str = "new-chain";
@@ -35,36 +42,6 @@ pub fn is_ours(rule: &Rule) -> bool {
     is_our_chain(&rule.chain)
         || rule.comment().is_some_and(|c| c.starts_with(TAG))
         || rule.target().is_some_and(is_our_chain)
-}
-
-/// The tables and chains of nf_tables, in the calling thread's network namespace.
-///
-/// `iptables-nft-save` doesn't tell a builtin chain that is there from one that isn't, and can't
-/// delete a table.
-pub trait TableStore: Send {
-    /// The names of the family's tables, with handles that are never used again.
-    ///
-    /// # Errors
-    /// If the kernel could not be asked; [`io::ErrorKind::Unsupported`] if it has no nf_tables.
-    fn tables(&mut self, family: Family) -> io::Result<Vec<(String, u64)>>;
-
-    /// The names of a table's chains, with handles that are never used again.
-    ///
-    /// # Errors
-    /// As [`tables`](Self::tables).
-    fn chains(&mut self, family: Family, table: &str) -> io::Result<Vec<(String, u64)>>;
-
-    /// Deletes a chain that has no rules.
-    ///
-    /// # Errors
-    /// If there is none, or it is in use.
-    fn delete_chain(&mut self, family: Family, table: &str, chain: &str) -> io::Result<()>;
-
-    /// Deletes a table that holds nothing.
-    ///
-    /// # Errors
-    /// If there is none, or it is in use.
-    fn delete_table(&mut self, family: Family, table: &str) -> io::Result<()>;
 }
 
 /// One table of one family and flavour.
@@ -90,11 +67,11 @@ impl std::fmt::Display for At {
     }
 }
 
-/// The host's tools, and the kernel's tables behind them.
+/// The host's tools.
+#[derive(Debug)]
 pub(crate) struct Host {
     tools: Tools,
-    store: Box<dyn TableStore>,
-    /// What was made for our rules: a flush takes the comments away that say so.
+    /// What was made for our rules, by handle: a flush removes the comments that say so.
     made: BTreeMap<At, Handles>,
 }
 
@@ -105,19 +82,10 @@ struct Handles {
     chains: BTreeSet<u64>,
 }
 
-impl std::fmt::Debug for Host {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Host")
-            .field("tools", &self.tools)
-            .finish_non_exhaustive()
-    }
-}
-
 impl Host {
-    pub(crate) fn new(tools: Tools, store: Box<dyn TableStore>) -> Self {
+    pub(crate) fn new(tools: Tools) -> Self {
         Self {
             tools,
-            store,
             made: BTreeMap::new(),
         }
     }
@@ -215,7 +183,7 @@ impl Host {
                 .iter()
                 .filter(|t| tables.contains(&t.as_str()))
             {
-                let chains = self.store.chains(view.family, table).unwrap_or_default();
+                let chains = kernel_chains(view.family, table).unwrap_or_default();
                 if chains.iter().any(|(c, _)| is_our_chain(c)) {
                     let program = view.family.program();
                     return Err(RulesError::Input(format!(
@@ -236,9 +204,9 @@ impl Host {
             source,
         };
         self.recall(at, made);
-        let tables = self.store.tables(at.family).map_err(failed)?;
+        let tables = kernel_tables(at.family).map_err(failed)?;
         let chains = if tables.iter().any(|(name, _)| *name == at.table) {
-            self.store.chains(at.family, &at.table).map_err(failed)?
+            kernel_chains(at.family, &at.table).map_err(failed)?
         } else {
             made.table = true;
             Vec::new()
@@ -251,13 +219,13 @@ impl Host {
         Ok(())
     }
 
-    /// Adds what this process made there before, and is still there.
+    /// Adds what this process made there earlier, if it still exists.
     fn recall(&mut self, at: &At, made: &mut Made) {
         let Some(handles) = self.made.get(at) else {
             return;
         };
-        let tables = self.store.tables(at.family).unwrap_or_default();
-        let chains = self.store.chains(at.family, &at.table).unwrap_or_default();
+        let tables = kernel_tables(at.family).unwrap_or_default();
+        let chains = kernel_chains(at.family, &at.table).unwrap_or_default();
         made.table |= tables
             .iter()
             .any(|(name, handle)| *name == at.table && handles.table == Some(*handle));
@@ -269,10 +237,10 @@ impl Host {
 
     /// Remembers what was made for our rules, as long as it is the same.
     fn remember(&mut self, at: &At, made: &Made) {
-        let tables = self.store.tables(at.family).unwrap_or_default();
+        let tables = kernel_tables(at.family).unwrap_or_default();
         let chains = match made.chains.is_empty() {
             true => Vec::new(),
-            false => self.store.chains(at.family, &at.table).unwrap_or_default(),
+            false => kernel_chains(at.family, &at.table).unwrap_or_default(),
         };
         let table = tables
             .iter()
@@ -304,21 +272,33 @@ impl Host {
                 continue;
             }
             // The kernel refuses if a rule came in meanwhile: then it is somebody else's by now.
-            if let Err(e) = self.store.delete_chain(at.family, &at.table, chain) {
+            if let Err(e) = tables::delete_chain(at.family.number(), &at.table, chain) {
                 log::debug!("{at}: chain {chain} stays: {e}");
             }
         }
         if !made.table {
             return;
         }
-        let empty = self
-            .store
-            .chains(at.family, &at.table)
-            .is_ok_and(|chains| chains.is_empty());
-        if empty && let Err(e) = self.store.delete_table(at.family, &at.table) {
+        let empty = kernel_chains(at.family, &at.table).is_ok_and(|chains| chains.is_empty());
+        if empty && let Err(e) = tables::delete_table(at.family.number(), &at.table) {
             log::debug!("{at}: the table stays: {e}");
         }
     }
+}
+
+/// The names and handles of a family's tables in nf_tables. `iptables-nft-save` doesn't tell a
+/// builtin chain that is there from one that isn't, and can't delete a table.
+fn kernel_tables(family: Family) -> io::Result<Vec<(String, u64)>> {
+    let all = tables::tables()?.into_iter();
+    let all = all.filter(|table| table.family == family.number());
+    Ok(all.map(|table| (table.name, table.handle)).collect())
+}
+
+/// The names and handles of a table's chains.
+fn kernel_chains(family: Family, table: &str) -> io::Result<Vec<(String, u64)>> {
+    let all = tables::chains()?.into_iter();
+    let all = all.filter(|chain| chain.family == family.number() && chain.table == table);
+    Ok(all.map(|chain| (chain.name, chain.handle)).collect())
 }
 
 /// What was not there before our rules came.
@@ -393,9 +373,9 @@ fn commit(name: &str, current: Option<&Table>, wanted: Option<&Table>, made: &Ma
         old().for_each(|c| line(format_args!("-X {}", c.name)));
     }
     for rule in wanted.map_or(&[][..], |t| &t.rules) {
-        let verb = match rule.place {
-            Place::Top => "-I",
-            Place::End => "-A",
+        let verb = match rule.position {
+            Position::Top => "-I",
+            Position::End => "-A",
         };
         line(format_args!("{verb} {} {}", rule.chain, made.tagged(rule)));
     }

@@ -1,9 +1,10 @@
 //! Steering and accept rules: prints, installs, removes and verifies them.
 //!
 //! [`steering`] is what a person asks for; [`template`] makes rule text from it and from the files
-//! in `sets/`; [`host`] puts our part of a table into place and takes it out; [`derive`](mod@derive) finds
-//! the inside from the rules that are there; [`published`] and `dnat` say which ports those rules
-//! publish. [`xtables`] drives the tools of both flavours, [`tables`] tells who else uses nf_tables,
+//! in `sets/`; [`host`] puts our part of a table into place and takes it out. `nat_rule` reads the
+//! user's NAT rules: [`derive`](mod@derive) finds the inside from them, [`published`] the ports that they publish.
+//! `dnat` does the latter for rules of nft's own, `native` accepts data connections in chains of
+//! nft's own that drop. [`xtables`] drives the tools of both flavours, [`tables`] tells who else uses nf_tables,
 //! [`watch`] notices that somebody changes rules. Pinholes are not known here.
 //!
 //! Where the rules go:
@@ -19,8 +20,9 @@
 pub mod derive;
 mod dnat;
 pub mod host;
-pub mod kernel;
+mod nat_rule;
 mod native;
+mod port_set;
 pub mod published;
 pub mod steering;
 pub mod tables;
@@ -32,19 +34,19 @@ pub mod xtables;
 use std::collections::BTreeSet;
 use std::io;
 
+use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::command::CommandError;
 use crate::firewall::xtables::save::{Rule, Ruleset, Table};
-use crate::firewall::xtables::snapshot::{Choice, Snapshot, SnapshotError};
+use crate::firewall::xtables::snapshot::{FlavourChoice, Snapshot, SnapshotError};
 use crate::firewall::xtables::tools::Tools;
-use crate::firewall::xtables::{Family, Flavour};
-use crate::net::Mark;
+use crate::net::{Family, Mark};
 
 pub use derive::Derived;
 pub use dnat::SetName;
-pub use host::{At, TableStore, is_our_chain, is_ours};
-pub use kernel::KernelTables;
+pub use host::{At, is_our_chain, is_ours};
+pub(crate) use host::{PINHOLE_CHAINS, PINHOLE_TABLE};
 pub use published::Published;
-pub use steering::{Inside, Network, Queues, Steering};
+pub use steering::{Inside, Queues, Steering};
 pub use template::{Around, EXAMPLES, Example, print};
 
 use host::Host;
@@ -96,7 +98,7 @@ impl RulesError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Installed {
     /// Which flavour holds the user's rules, and why.
-    pub choice: Choice,
+    pub choice: FlavourChoice,
     /// The tables that hold our rules now.
     pub places: Vec<At>,
     /// The chains of nft's own firewalls that hold an accept rule now, in words.
@@ -112,7 +114,7 @@ pub struct Look {
     pub missing: Vec<String>,
     /// What the user's own rules publish.
     pub published: Vec<Published>,
-    /// The sets and maps that this depends on: it is to be looked again when they change.
+    /// The sets and maps that this depends on: look again when they change.
     pub sets: BTreeSet<SetName>,
     /// Whether the user's nft rules are more than are read, so that not all is known.
     pub cut: bool,
@@ -125,11 +127,11 @@ pub struct Rules {
 }
 
 impl Rules {
-    /// Takes the host's tools, and the kernel's tables.
+    /// Works with these tools.
     #[must_use]
-    pub fn new(tools: Tools, store: Box<dyn TableStore>) -> Self {
+    pub fn new(tools: Tools) -> Self {
         Self {
-            host: Host::new(tools, store),
+            host: Host::new(tools),
         }
     }
 
@@ -137,7 +139,7 @@ impl Rules {
     ///
     /// # Errors
     /// If the tools can't tell.
-    pub fn flavour(&self) -> Result<Choice, RulesError> {
+    pub fn flavour(&self) -> Result<FlavourChoice, RulesError> {
         Ok(self.host.snapshot()?.choose(is_ours))
     }
 
@@ -205,7 +207,7 @@ impl Rules {
     /// The first thing that could not be removed; all else is.
     pub fn remove(&mut self) -> Result<usize, RulesError> {
         let native = remove_native();
-        let removed = self.clear(&["raw", "mangle", "nat", "filter", "security"])?;
+        let removed = self.clear(&xtables::TABLES)?;
         Ok(removed.saturating_add(native?))
     }
 
@@ -273,9 +275,8 @@ impl Rules {
     /// Whether anything of ours is in iptables-legacy; `false` if that can't be found out.
     #[must_use]
     pub fn in_legacy(&self) -> bool {
-        const ALL: [&str; 4] = ["raw", "mangle", "nat", "filter"];
         self.host.snapshot().is_ok_and(|snapshot| {
-            ours(&snapshot, &ALL)
+            ours(&snapshot, &xtables::TABLES)
                 .iter()
                 .any(|(at, _)| at.flavour == Flavour::Legacy)
         })
@@ -351,10 +352,10 @@ pub(crate) fn ours<'a>(snapshot: &'a Snapshot, tables: &[&str]) -> Vec<(At, &'a 
 
 /// Which rules go where.
 struct Plan {
-    choice: Choice,
+    choice: FlavourChoice,
     tables: Vec<(At, Table)>,
     /// Chains of nft's own firewalls.
-    native: Vec<native::Place>,
+    native: Vec<native::DroppingChain>,
     mark: Mark,
     notes: Vec<String>,
 }
@@ -435,7 +436,7 @@ pub(crate) fn flavours(
 ) -> Vec<Flavour> {
     let there = |flavour| snapshot.table(family, flavour, table).is_some();
     let works = |flavour| snapshot.view(family, flavour).is_some();
-    // Ours are made where they are needed, and by nft only if that works: it can unmake them.
+    // A table that has to be made is made by nft where that works: only nft can delete it again.
     if table == "filter" {
         return Flavour::ALL
             .into_iter()

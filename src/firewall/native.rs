@@ -13,28 +13,24 @@ use std::io;
 use nix::errno::Errno;
 
 use crate::firewall::tables::{self, ChainInfo, TableInfo};
-use crate::firewall::xtables::Family;
-use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::snapshot::Snapshot;
-use crate::net::Mark;
-use crate::netlink::codec::{self, Attrs, Message};
-use crate::netlink::nftables::{Ct, Expressions, Verdict, attr, comment, msg};
+use crate::firewall::xtables::{self, Flavour};
+use crate::net::{Family, Mark, TCP};
+use crate::netlink::codec::{self, Message};
+use crate::netlink::nftables::expression::{
+    self, Ct, Expression, Expressions, MapValue, RuleVerdict,
+};
+use crate::netlink::nftables::{attr, comment, family, hook, msg};
 use crate::netlink::socket::{Request, Socket};
 
 /// The comment of our rules.
 const TAG: &str = "ftpalg:accept";
-/// `NF_INET_*`
-const INPUT: u32 = 1;
-const FORWARD: u32 = 2;
-const OUTPUT: u32 = 3;
-/// The tables of iptables, and its chains in them.
-const XTABLES: [&str; 5] = ["filter", "mangle", "nat", "raw", "security"];
+/// The chains of iptables' tables.
 const BUILTIN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
-const TCP: u8 = 6;
 
-/// A chain that drops packets, and where ours goes in it.
+/// A chain that drops packets, and where our rule goes in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct DroppingChain {
     family: u8,
     table: String,
     chain: String,
@@ -46,19 +42,14 @@ pub(crate) struct Place {
     owned: bool,
 }
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for DroppingChain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let family = match self.family {
-            1 => "inet",
-            2 => "ip",
-            10 => "ip6",
-            _ => "other",
-        };
+        let family = family::name(self.family);
         write!(f, "nft {family} {} {}", self.table, self.chain)
     }
 }
 
-impl Place {
+impl DroppingChain {
     /// Whether ours is there.
     pub(crate) fn is_taken(&self) -> bool {
         !self.ours.is_empty()
@@ -71,15 +62,14 @@ impl Place {
 }
 
 /// The places where data connections need to be accepted; none on a kernel without nf_tables.
-pub(crate) fn places(snapshot: &Snapshot, local: bool) -> io::Result<Vec<Place>> {
+pub(crate) fn places(snapshot: &Snapshot, local: bool) -> io::Result<Vec<DroppingChain>> {
     let Some((mut socket, mut chains)) = base_chains("filter")? else {
         return Ok(Vec::new());
     };
     chains.retain(|chain| {
-        let hook = chain.base.as_ref().map(|base| base.hook);
-        let hooked = match hook {
-            Some(FORWARD) => true,
-            Some(INPUT | OUTPUT) => local,
+        let hooked = match chain.base.as_ref().map(|base| base.hook) {
+            Some(hook::FORWARD) => true,
+            Some(hook::INPUT | hook::OUTPUT) => local,
             _ => false,
         };
         hooked && !is_iptables(snapshot, chain)
@@ -89,7 +79,7 @@ pub(crate) fn places(snapshot: &Snapshot, local: bool) -> io::Result<Vec<Place>>
 }
 
 /// Puts our rule into each place, replacing those that are there: all or none.
-pub(crate) fn install(places: &[Place], mark: Mark) -> io::Result<()> {
+pub(crate) fn install(places: &[DroppingChain], mark: Mark) -> io::Result<()> {
     let mut requests = Vec::new();
     for place in places.iter().filter(|place| !place.owned) {
         requests.extend(place.ours.iter().map(|handle| delete(place, *handle)));
@@ -113,7 +103,7 @@ pub(crate) fn remove() -> io::Result<usize> {
     let mut removed = 0;
     let mut result = Ok(());
     for rule in &ours {
-        let place = Place {
+        let place = DroppingChain {
             family: rule.family,
             table: rule.table.clone(),
             chain: rule.chain.clone(),
@@ -143,7 +133,7 @@ pub(super) fn base_chains(kind: &str) -> io::Result<Option<(Socket, Vec<ChainInf
     let mut socket = Socket::open()?;
     let mut chains = tables::chains_on(&mut socket)?;
     chains.retain(|chain| {
-        matches!(chain.family, 1 | 2 | 10)
+        matches!(chain.family, family::INET | family::IPV4 | family::IPV6)
             && chain.base.as_ref().is_some_and(|base| base.kind == kind)
     });
     Ok(Some((socket, chains)))
@@ -151,20 +141,22 @@ pub(super) fn base_chains(kind: &str) -> io::Result<Option<(Socket, Vec<ChainInf
 
 /// Whether iptables-nft shows the chain, so that it is read and changed by iptables.
 pub(super) fn is_iptables(snapshot: &Snapshot, chain: &ChainInfo) -> bool {
-    let family = match chain.family {
-        2 => Family::V4,
-        10 => Family::V6,
-        _ => return false,
+    let Some(family) = Family::from_number(chain.family) else {
+        return false;
     };
-    XTABLES.contains(&chain.table.as_str())
+    xtables::TABLES.contains(&chain.table.as_str())
         && BUILTIN.contains(&chain.name.as_str())
         && snapshot.view(family, Flavour::Nft).is_some()
         && !snapshot.is_hidden(family, Flavour::Nft, &chain.table)
 }
 
-fn find(socket: &mut Socket, chains: &[ChainInfo], all: &[TableInfo]) -> io::Result<Vec<Place>> {
+fn find(
+    socket: &mut Socket,
+    chains: &[ChainInfo],
+    all: &[TableInfo],
+) -> io::Result<Vec<DroppingChain>> {
     let rules = rules(socket, chains)?;
-    let mut of_chain: BTreeMap<(u8, &str, &str), Vec<&Rule>> = BTreeMap::new();
+    let mut of_chain: BTreeMap<(u8, &str, &str), Vec<&NftRule>> = BTreeMap::new();
     for rule in &rules {
         let key = (rule.family, rule.table.as_str(), rule.chain.as_str());
         of_chain.entry(key).or_default().push(rule);
@@ -184,7 +176,7 @@ fn find(socket: &mut Socket, chains: &[ChainInfo], all: &[TableInfo]) -> io::Res
         let table = all
             .iter()
             .find(|table| table.family == chain.family && table.name == chain.table);
-        places.push(Place {
+        places.push(DroppingChain {
             family: chain.family,
             table: chain.table.clone(),
             chain: chain.name.clone(),
@@ -196,17 +188,17 @@ fn find(socket: &mut Socket, chains: &[ChainInfo], all: &[TableInfo]) -> io::Res
     Ok(places)
 }
 
-/// Whether a packet that a rule matches may be dropped by it, or where it leads to.
+/// Whether a rule may drop packets, itself or in a chain that it jumps to.
 fn drops<'a>(
-    rule: &'a Rule,
-    of_chain: &BTreeMap<(u8, &'a str, &'a str), Vec<&'a Rule>>,
+    rule: &'a NftRule,
+    of_chain: &BTreeMap<(u8, &'a str, &'a str), Vec<&'a NftRule>>,
     seen: &mut BTreeSet<&'a str>,
 ) -> bool {
     match &rule.effect {
         Effect::None => false,
         Effect::Drop => true,
         Effect::Jump(to) => {
-            // A loop can't be: the kernel sees to it. Each chain is looked at once.
+            // The kernel refuses loops. Each chain is looked at once.
             seen.insert(to)
                 && of_chain
                     .get(&(rule.family, rule.table.as_str(), to.as_str()))
@@ -217,7 +209,7 @@ fn drops<'a>(
 
 /// What is to be known of a rule.
 #[derive(Debug, PartialEq, Eq)]
-struct Rule {
+struct NftRule {
     family: u8,
     table: String,
     chain: String,
@@ -237,7 +229,7 @@ enum Effect {
 }
 
 /// All rules of the tables that these chains are in, in order.
-fn rules(socket: &mut Socket, chains: &[ChainInfo]) -> io::Result<Vec<Rule>> {
+fn rules(socket: &mut Socket, chains: &[ChainInfo]) -> io::Result<Vec<NftRule>> {
     let tables: BTreeSet<_> = chains
         .iter()
         .map(|c| (c.family, c.table.as_str()))
@@ -252,71 +244,41 @@ fn rules(socket: &mut Socket, chains: &[ChainInfo]) -> io::Result<Vec<Rule>> {
     Ok(all)
 }
 
-fn read(message: &Message<'_>) -> Option<Rule> {
+fn read(message: &Message<'_>) -> Option<NftRule> {
     let find = |kind| message.attrs().find(kind);
     let text = |kind| Some(find(kind)?.text()?.to_owned());
     let userdata = find(attr::RULE_USERDATA).map_or(&[][..], |data| data.value);
-    Some(Rule {
+    Some(NftRule {
         family: message.family(),
         table: text(attr::RULE_TABLE)?,
         chain: text(attr::RULE_CHAIN)?,
         handle: find(attr::RULE_HANDLE)?.be64()?,
         ours: userdata == comment(0, TAG),
-        effect: find(attr::RULE_EXPRESSIONS).map_or(Effect::None, |list| effect(list.nested())),
+        effect: find(attr::RULE_EXPRESSIONS).map_or(Effect::None, |list| effect(list.value)),
     })
 }
 
 /// What a rule does to packets, going by its expressions.
-fn effect(expressions: Attrs<'_>) -> Effect {
-    for expression in expressions {
-        let parts = expression.nested();
-        let data = parts.find(attr::EXPR_DATA);
-        match parts.find(attr::EXPR_NAME).and_then(|name| name.text()) {
-            Some("immediate") => {
-                let verdict = data
-                    .and_then(|data| data.nested().find(attr::IMMEDIATE_DATA))
-                    .and_then(|data| data.nested().find(attr::DATA_VERDICT));
-                let Some(verdict) = verdict else {
-                    continue;
-                };
-                let code = verdict
-                    .nested()
-                    .find(attr::VERDICT_CODE)
-                    .and_then(|c| c.be32());
-                let chain = verdict
-                    .nested()
-                    .find(attr::VERDICT_CHAIN)
-                    .and_then(|c| c.text());
-                return match (code.map(u32::cast_signed), chain) {
-                    (Some(ACCEPT | CONTINUE | RETURN), _) => Effect::None,
-                    (Some(JUMP), Some(chain)) => Effect::Jump(chain.to_owned()),
-                    _ => Effect::Drop,
-                };
-            }
+fn effect(expressions: &[u8]) -> Effect {
+    for expression in expression::read(expressions) {
+        return match expression {
+            Expression::Verdict(RuleVerdict::Accept | RuleVerdict::Continue) => Effect::None,
+            Expression::Verdict(RuleVerdict::Jump(chain)) => Effect::Jump(chain.to_owned()),
             // A verdict map: its elements may be anything.
-            Some("lookup") => {
-                let target = data
-                    .and_then(|data| data.nested().find(attr::LOOKUP_TARGET))
-                    .and_then(|target| target.be32());
-                if target == Some(VERDICT_REGISTER) {
-                    return Effect::Drop;
-                }
+            Expression::Verdict(_)
+            | Expression::Lookup {
+                value: MapValue::Verdict,
+                ..
             }
-            Some("reject" | "queue" | "target" | "synproxy" | "tproxy") => return Effect::Drop,
-            _ => {}
-        }
+            | Expression::XtTarget(_)
+            | Expression::Other("reject" | "queue" | "synproxy" | "tproxy") => Effect::Drop,
+            _ => continue,
+        };
     }
     Effect::None
 }
 
-/// `NF_ACCEPT`, `NFT_CONTINUE`, `NFT_JUMP`, `NFT_RETURN`; `NFT_REG_VERDICT`.
-const ACCEPT: i32 = 1;
-const CONTINUE: i32 = -1;
-const JUMP: i32 = -3;
-const RETURN: i32 = -5;
-const VERDICT_REGISTER: u32 = 0;
-
-fn insert(place: &Place, mark: Mark) -> Request<'_> {
+fn insert(place: &DroppingChain, mark: Mark) -> Request<'_> {
     let bit = mark.bit();
     Request {
         kind: msg::NEW_RULE,
@@ -335,7 +297,7 @@ fn insert(place: &Place, mark: Mark) -> Request<'_> {
                     .ct(0, Ct::Mark)
                     .bits(0, bit, 0)
                     .compare(0, true, &bit.to_ne_bytes())
-                    .verdict(Verdict::Accept);
+                    .accept();
             });
             if let Some(handle) = place.before {
                 b.be64(attr::RULE_POSITION, handle);
@@ -345,7 +307,7 @@ fn insert(place: &Place, mark: Mark) -> Request<'_> {
     }
 }
 
-fn delete(place: &Place, handle: u64) -> Request<'static> {
+fn delete(place: &DroppingChain, handle: u64) -> Request<'static> {
     let (family, table, chain) = (place.family, place.table.clone(), place.chain.clone());
     Request {
         kind: msg::DEL_RULE,

@@ -1,13 +1,11 @@
 //! What the user's own rules publish: ports of public addresses that lead to somebody already.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
-use super::derive::destination;
-use super::dnat::Span;
-use super::is_ours;
-use super::steering::Network;
-use crate::firewall::xtables::save::Rule;
+use ipnet::IpNet;
+
+use super::nat_rule::{Action, NatRule, nat_rules};
+use super::port_set::PortSet;
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::net::PortRange;
 
@@ -17,11 +15,11 @@ use crate::net::PortRange;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Published {
     /// The public addresses; `None`: any.
-    net: Option<Arc<[Span]>>,
+    net: Option<IpNet>,
     /// Whom it is for; `None`: everybody.
-    from: Option<Arc<[Span]>>,
-    /// The public ports, both ends included.
-    ports: Arc<[(u16, u16)]>,
+    from: Option<IpNet>,
+    /// The public ports.
+    ports: PortSet,
     /// Where they lead; `None`: to this host, or somewhere that can't be told.
     to: Option<IpAddr>,
     /// The port there, where it isn't the public one.
@@ -29,18 +27,25 @@ pub struct Published {
 }
 
 impl Published {
+    /// Ports of any address, for everybody.
+    pub(super) fn of_ports(ports: PortSet, to: Option<IpAddr>, to_port: Option<u16>) -> Self {
+        Self {
+            net: None,
+            from: None,
+            ports,
+            to,
+            to_port,
+        }
+    }
+
     /// Whether the rule leads a connection from `from` to `to` elsewhere than to `land`.
     #[must_use]
     pub fn takes(&self, from: IpAddr, to: SocketAddr, land: SocketAddr) -> bool {
-        let covers = |spans: &Option<Arc<[Span]>>, ip| {
-            let has = |(first, last): &Span| (*first..=*last).contains(&ip);
-            spans.as_ref().is_none_or(|spans| spans.iter().any(has))
-        };
         let (ip, port) = (to.ip(), to.port());
-        let meant = covers(&self.net, ip)
-            && covers(&self.from, from)
+        let meant = self.net.is_none_or(|net| net.contains(&ip))
+            && self.from.is_none_or(|net| net.contains(&from))
             && (self.to.is_none_or(|t| t.is_ipv4() == ip.is_ipv4()))
-            && self.ports.iter().any(|(a, b)| (*a..=*b).contains(&port));
+            && self.ports.contains(port);
         let there = self.to == Some(land.ip()) && self.to_port.unwrap_or(port) == land.port();
         meant && !there
     }
@@ -59,8 +64,9 @@ impl Published {
             let at = |ip| SocketAddr::new(ip, *port);
             self.takes(from, at(to), at(land))
         };
-        self.ports.iter().find_map(|&(first, last)| {
-            let (first, last) = (first.max(range.first()), last.min(range.last()));
+        self.ports.ranges().find_map(|ports| {
+            let first = ports.first().max(range.first());
+            let last = ports.last().min(range.last());
             // At most one port may lead to where the range leads it: that isn't both of them.
             [first, last]
                 .into_iter()
@@ -69,91 +75,41 @@ impl Published {
         })
     }
 
-    /// From what a rule says.
-    pub(super) fn new(
-        net: Option<Arc<[Span]>>,
-        from: Option<Arc<[Span]>>,
-        ports: Arc<[(u16, u16)]>,
-        to: Option<IpAddr>,
-        to_port: Option<u16>,
-    ) -> Self {
-        Self {
-            net,
-            from,
-            ports,
-            to,
-            to_port,
-        }
-    }
-
-    /// Reads a rule; `None` if it publishes no certain TCP ports.
-    fn read(rule: &Rule) -> Option<Self> {
-        let target = rule
-            .target()
-            .filter(|t| matches!(*t, "DNAT" | "REDIRECT"))?;
-        let plain = |names: &[&str]| rule.option(names).filter(|v| !v.negated);
-        let protocol = plain(&["-p", "--protocol"])?;
-        if !matches!(protocol.text, "tcp" | "6") {
+    /// `None` if the rule publishes no certain TCP ports.
+    fn of_rule(rule: NatRule<'_>) -> Option<Self> {
+        if !matches!(rule.action, Action::Dnat | Action::Redirect) || rule.ports_negated {
             return None;
         }
-        let list = plain(&[
-            "--dport",
-            "--dports",
-            "--destination-port",
-            "--destination-ports",
-        ])?;
-        let ports = list.text.split(',').filter_map(range).collect();
-        let net = |names: &[&str]| {
-            let net: Network = plain(names)?.text.parse().ok()?;
-            Some(Arc::from([(net.addr(), net.last())]))
-        };
-        let (to, to_port) = match target {
-            "DNAT" => rule
-                .option(&["--to-destination"])
-                .map_or((None, None), |to| destination(to.text)),
-            _ => (None, None),
-        };
-        Some(Self::new(
-            net(&["-d", "--destination"]),
-            net(&["-s", "--source"]),
-            ports,
-            to,
-            to_port,
-        ))
+        Some(Self {
+            net: rule.destination,
+            from: rule.source,
+            ports: rule.ports?,
+            to: rule.to,
+            to_port: rule.to_port,
+        })
     }
-}
-
-/// `21` or `1024:2048`.
-fn range(text: &str) -> Option<(u16, u16)> {
-    let (low, high) = text.split_once(':').unwrap_or((text, text));
-    let end = |text: &str, open| match text {
-        "" => Some(open),
-        _ => text.parse().ok(),
-    };
-    Some((end(low, 0)?, end(high, u16::MAX)?))
 }
 
 /// All that the rules of iptables publish; rules of ours left out.
 pub(crate) fn published(snapshot: &Snapshot) -> Vec<Published> {
-    snapshot
-        .views
-        .iter()
-        .filter_map(|view| view.rules.table("nat"))
-        .flat_map(|table| &table.rules)
-        .filter(|rule| !is_ours(rule))
-        .filter_map(Published::read)
+    nat_rules(snapshot)
+        .filter_map(|(_, rule)| Published::of_rule(rule))
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::firewall::xtables::save::Rule;
+
+    fn read(rule: &str) -> Option<Published> {
+        let rule = Rule::parse(rule).unwrap();
+        Published::of_rule(NatRule::read(&rule)?)
+    }
 
     fn takes(rule: &str, to: &str, land: &str) -> bool {
-        let rule = Rule::parse(rule).unwrap();
         let peer = "198.51.100.7".parse().unwrap();
-        Published::read(&rule)
-            .is_some_and(|p| p.takes(peer, to.parse().unwrap(), land.parse().unwrap()))
+        read(rule).is_some_and(|p| p.takes(peer, to.parse().unwrap(), land.parse().unwrap()))
     }
 
     #[test]
@@ -179,7 +135,7 @@ mod tests {
     fn a_rule_in_a_range_is_found() {
         let of = |rule: &str, range: &str| {
             let ip = |text: &str| text.parse().unwrap();
-            let rule = Published::read(&Rule::parse(rule).unwrap()).unwrap();
+            let rule = read(rule).unwrap();
             let (from, to, land) = (ip("198.51.100.7"), ip("203.0.113.1"), ip("10.0.0.2"));
             rule.takes_of(from, to, range.parse().unwrap(), land)
         };

@@ -3,13 +3,13 @@
 use std::io;
 
 use crate::netlink::codec::{Builder, Message};
-use crate::netlink::nftables::{ONLY_IF_EMPTY, attr, msg};
+use crate::netlink::nftables::{ONLY_IF_EMPTY, attr, msg, policy};
 use crate::netlink::socket::{Request, Socket};
 
 /// An nf_tables table. `iptables-nft` keeps its rules in tables named as those of iptables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableInfo {
-    /// `NFPROTO_*`: 1 inet, 2 IPv4, 3 ARP, 5 netdev, 7 bridge, 10 IPv6.
+    /// `NFPROTO_*`: see [`family`](crate::netlink::nftables::family).
     pub family: u8,
     /// Its name.
     pub name: String,
@@ -43,7 +43,7 @@ pub struct ChainInfo {
 pub struct BaseChain {
     /// `filter`, `nat` or `route`.
     pub kind: String,
-    /// `NF_INET_*`: 0 prerouting, 1 input, 2 forward, 3 output, 4 postrouting.
+    /// `NF_INET_*`: see [`hook`](crate::netlink::nftables::hook).
     pub hook: u32,
     /// Its place among the chains of that hook.
     pub priority: i32,
@@ -164,7 +164,7 @@ fn parse_chain(message: &Message<'_>) -> Option<ChainInfo> {
                 .find(attr::HOOK_PRIORITY)?
                 .be32()?
                 .cast_signed(),
-            drops: find(attr::CHAIN_POLICY)?.be32()? == 0,
+            drops: find(attr::CHAIN_POLICY)?.be32()? == policy::DROP,
         })
     });
     Some(ChainInfo {

@@ -18,7 +18,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::RulesError;
 use super::steering::{Inside, Steering};
-use crate::firewall::xtables::Family;
+use crate::net::Family;
 
 /// What `rules install` loads.
 const STEERING: &str = include_str!("sets/steering.rules");

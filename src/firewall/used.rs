@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 
 use super::derive::Surroundings;
-use super::steering::{Inside, Network, Steering};
-use super::xtables::Family;
+use ipnet::IpNet;
+
+use super::steering::{Inside, Steering};
+use crate::net::Family;
 
 impl Surroundings {
     /// The families in which control connections may pass.
@@ -15,7 +17,7 @@ impl Surroundings {
     /// have IPv6 switched on by themselves, so the rest means nothing. IPv4 is in use unless IPv6
     /// alone has addresses here.
     pub(super) fn families(&self, steering: &Steering) -> Vec<Family> {
-        let reaches = |route: fn(&Network) -> bool| {
+        let reaches = |route: fn(&IpNet) -> bool| {
             self.routes.iter().any(|r| {
                 route(&r.net)
                     && (steering.local && r.iface != "lo"
@@ -27,7 +29,7 @@ impl Surroundings {
         };
         let named = |family| {
             let mut nets = steering.inside.iter();
-            nets.any(|i| matches!(i, Inside::Net(net) if net.family() == family))
+            nets.any(|i| matches!(i, Inside::Net(net) if Family::of(net.addr()) == family))
         };
         let v6 = named(Family::V6) || reaches(is_wide_v6);
         let own_v4 = self.own.iter().any(|ip| ip.is_ipv4() && !ip.is_loopback());
@@ -39,12 +41,12 @@ impl Surroundings {
 }
 
 /// Whether it is of IPv6 and neither link-local nor multicast.
-fn is_wide_v6(net: &Network) -> bool {
+fn is_wide_v6(net: &IpNet) -> bool {
     match net.addr() {
         IpAddr::V4(_) => false,
         IpAddr::V6(addr) => {
-            let link_local = addr.is_unicast_link_local() && net.prefix() >= 10;
-            let multicast = addr.is_multicast() && net.prefix() >= 8;
+            let link_local = addr.is_unicast_link_local() && net.prefix_len() >= 10;
+            let multicast = addr.is_multicast() && net.prefix_len() >= 8;
             !link_local && !multicast
         }
     }

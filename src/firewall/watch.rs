@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use crate::firewall::SetName;
+use crate::firewall::{PINHOLE_CHAINS, SetName};
 use crate::netlink::codec::Message;
 use crate::netlink::nftables::{attr, msg};
 use crate::netlink::socket::Socket;
@@ -74,7 +74,7 @@ impl Changes {
         let end = patience.map(|time| Instant::now() + time);
         loop {
             let left = match end.map(|end| end.saturating_duration_since(Instant::now())) {
-                // Rounded up: not a moment too early, over and over.
+                // Rounded up: cut to whole milliseconds, it would end early, again and again.
                 Some(time) => PollTimeout::try_from(time + Duration::from_millis(1))
                     .unwrap_or(PollTimeout::MAX),
                 None => PollTimeout::NONE,
@@ -108,7 +108,7 @@ impl Changes {
                 match socket.events(|message| changed |= matters(message, &self.sets)) {
                     Ok(true) => {}
                     Ok(false) => break,
-                    // Too many to be told (ENOBUFS), or too odd: look.
+                    // Notifications were lost (ENOBUFS), or can't be read: look.
                     Err(_) => changed = true,
                 }
             }
@@ -132,16 +132,16 @@ fn watch(path: &Path) -> io::Result<Inotify> {
     Ok(inotify)
 }
 
-/// Whether a notification may be about something of ours or in our way. Pinholes come and go all
-/// the time: elements of other sets than these and rules in our own chains of pinholes don't count.
-/// (Those of ranges do: they stay for long.)
+/// Whether a notification may concern our rules, or what the user's rules publish. Rules in the chains
+/// of pinholes and elements of sets that aren't followed change all the time, and don't count. Rules
+/// of ranges do: they stay for long.
 fn matters(message: &Message<'_>, sets: &BTreeSet<SetName>) -> bool {
     let text = |kind| message.attrs().find(kind).and_then(|attr| attr.text());
     match message.kind {
         msg::NEW_TABLE | msg::DEL_TABLE | msg::NEW_CHAIN | msg::DEL_CHAIN => true,
         msg::NEW_RULE | msg::DEL_RULE => {
-            let pinhole = |chain: &str| chain == "FTPALG-PRE" || chain == "FTPALG-POST";
-            !text(attr::RULE_CHAIN).is_some_and(pinhole)
+            let chain = text(attr::RULE_CHAIN);
+            !chain.is_some_and(|chain| PINHOLE_CHAINS.contains(&chain))
         }
         msg::NEW_ELEM | msg::DEL_ELEM if !sets.is_empty() => {
             let set = |table: &str, name: &str| SetName {

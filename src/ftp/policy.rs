@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use ipnet::IpNet;
+
 /// The rules that sessions are held to. The defaults are what a careful administrator would choose
 /// without breaking any client that is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +18,7 @@ pub struct Policy {
     pub low_ports: bool,
     /// Networks whose addresses a client may name besides its own (FXP): address and prefix
     /// length. Default: none.
-    pub allow_foreign: Vec<(IpAddr, u8)>,
+    pub allow_foreign: Vec<IpNet>,
     /// `AUTH` is refused in place, so that clients which may do so go on in clear text. Default: no.
     pub deny_tls: bool,
     /// Rules that clients in good order keep, and that ftpalg works without. Default: none.
@@ -186,26 +188,8 @@ impl Policy {
 
     fn allows_foreign(&self, ip: IpAddr) -> bool {
         let nobodys = ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
-        !nobodys
-            && self
-                .allow_foreign
-                .iter()
-                .any(|(net, prefix)| within(ip, *net, *prefix))
+        !nobodys && self.allow_foreign.iter().any(|net| net.contains(&ip))
     }
-}
-
-fn within(ip: IpAddr, net: IpAddr, prefix: u8) -> bool {
-    let (ip, net, width) = match (ip, net) {
-        (IpAddr::V4(ip), IpAddr::V4(net)) => {
-            (u128::from(ip.to_bits()), u128::from(net.to_bits()), 32)
-        }
-        (IpAddr::V6(ip), IpAddr::V6(net)) => (ip.to_bits(), net.to_bits(), 128),
-        _ => return false,
-    };
-    let host_bits = 128u32
-        .min(width)
-        .saturating_sub(u32::from(prefix).min(width));
-    (ip ^ net).checked_shr(host_bits).unwrap_or(0) == 0
 }
 
 #[cfg(test)]
@@ -250,7 +234,7 @@ mod tests {
                 .is_err()
         );
         let fxp = Policy {
-            allow_foreign: vec![(ip("192.168.0.0"), 16)],
+            allow_foreign: vec!["192.168.0.0/16".parse().unwrap()],
             ..policy
         };
         assert!(
@@ -262,7 +246,7 @@ mod tests {
                 .is_err()
         );
         let all = Policy {
-            allow_foreign: vec![(ip("0.0.0.0"), 0), (ip("::"), 0)],
+            allow_foreign: ["0.0.0.0/0", "::/0"].map(|net| net.parse().unwrap()).into(),
             ..fxp
         };
         for (text, allowed) in [

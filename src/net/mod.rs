@@ -1,7 +1,14 @@
-//! What firewalls and networks are described by: marks and ports.
+//! What firewalls and networks are described by: families, networks, marks and ports.
 
+mod family;
 mod mark;
+mod network;
 mod ports;
 
+pub use family::Family;
 pub use mark::Mark;
+pub use network::{is_private, parse_network};
 pub use ports::PortRange;
+
+/// `IPPROTO_TCP`
+pub const TCP: u8 = 6;

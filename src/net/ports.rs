@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// A range of ports, both ends included; never empty and never with port 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortRange {
     first: u16,
     last: u16,
@@ -35,7 +35,7 @@ impl PortRange {
         self.last
     }
 
-    /// Whether both hold a port.
+    /// Whether some port is in both.
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {
         self.first <= other.last && other.first <= self.last

@@ -23,8 +23,8 @@ const DUMP_ATTEMPTS: usize = 5;
 /// Opens and closes a batch (`NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`).
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
-/// The subsystem that a batch is for (`NFNL_SUBSYS_NFTABLES`).
-const SUBSYS_NFTABLES: u16 = 10;
+/// `NFNL_SUBSYS_NFTABLES`: what a batch is for.
+pub(super) const SUBSYS_NFTABLES: u16 = 10;
 
 /// A request: a message type of a subsystem, its flags (without `REQUEST` and `ACK`), the address
 /// family and its attributes.

@@ -1,6 +1,5 @@
 //! Which port a pinhole gets, and whether it may be there at all.
 
-use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -41,14 +40,14 @@ impl Plane {
                 from: request.from,
                 to,
             };
-            let hole = self.by_key.get(&key).and_then(|id| self.holes.get(id));
+            let hole = self.holes.at(key).map(|(_, hole)| hole);
             let elsewhere = self.is_in_range_of_other(key, request.land.ip());
             let published = || {
                 let takes = |user: &Published| user.takes(request.from, to, request.land);
                 request.published && self.user_ports.iter().any(takes)
             };
-            // The same announcement anew, of whichever session: nobody listens there any more for the
-            // sake of the old one.
+            // The same endpoint is announced again, by this session or another one: it listens once,
+            // so the old hole is void.
             let hole = hole.filter(|hole| hole.pinhole.land != request.land);
             match hole {
                 _ if listening || elsewhere => Holder::Other,
@@ -76,11 +75,8 @@ impl Plane {
         key: Key,
         now: Duration,
     ) -> Result<(), Error> {
-        let own = self
-            .by_session
-            .get(&request.session)
-            .map_or(0, VecDeque::len);
-        let replaces = self.by_key.contains_key(&key) || own >= self.config.per_session;
+        let own = self.holes.count(request.session);
+        let replaces = self.holes.at(key).is_some() || own >= self.config.per_session;
         let client = client(request);
         self.clients
             .check(client, replaces, now, &self.config, &mut self.counters)?;
@@ -96,26 +92,24 @@ impl Plane {
         Ok(())
     }
 
-    /// The oldest hole of the client that has the most, if it has more than another one would have with
-    /// one more: nobody is kept out by what somebody else takes.
+    /// The hole to evict where there are too many: the oldest one of the client with the most. Only if
+    /// that client has more than `other` will have: each gets an equal share.
     fn greediest(&self, other: IpAddr) -> Option<PinholeId> {
         let (client, count) = self.clients.greediest()?;
         let oldest = self.holes.iter().find(|(_, hole)| hole.client == client);
-        let (&id, _) = oldest?;
+        let (id, _) = oldest?;
         (count > self.clients.pending(other).saturating_add(1)).then_some(id)
     }
 
     /// Drops the session's own hole on the key, and its oldest ones beyond the limit.
     pub(super) fn make_room(&mut self, session: SessionId, key: Key) {
-        if let Some(&id) = self.by_key.get(&key) {
+        if let Some((id, _)) = self.holes.at(key) {
             self.counters.superseded += 1;
             self.drop_hole(id);
         }
-        let count = |plane: &Self| plane.by_session.get(&session).map_or(0, VecDeque::len);
-        while count(self) > 0 && count(self) >= self.config.per_session {
-            let Some(id) = self.oldest(session) else {
-                return;
-            };
+        while self.holes.count(session) >= self.config.per_session
+            && let Some(id) = self.holes.oldest_of(session)
+        {
             self.counters.superseded += 1;
             self.drop_hole(id);
         }

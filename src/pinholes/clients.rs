@@ -1,5 +1,5 @@
-//! What each client has, and may have: sessions, pending pinholes, pinholes per minute. A client is
-//! an IPv4 address, or an IPv6 network.
+//! The limits of each client: sessions, pending pinholes, pinholes per minute. A client is an IPv4
+//! address, or an IPv6 network.
 //!
 //! Shared by all workers, so the limits hold for the daemon as a whole. One client's excess takes
 //! nothing from others as long as its own limits are below the totals.
@@ -14,7 +14,7 @@ use crate::engine::gateway::{Error, SessionId};
 
 /// The time over which the rates count.
 const MINUTE: Duration = Duration::from_secs(60);
-/// Clients whose rate is remembered though they have nothing now; beyond this, it is forgotten.
+/// How many clients without sessions and pinholes are remembered for their rate.
 const MAX_REMEMBERED: usize = 65_536;
 
 /// All clients that have something, or had lately.
@@ -95,8 +95,8 @@ impl Clients {
         }
     }
 
-    /// Whether a client may have another pinhole now, as far as it goes by what it has, and by what
-    /// there was lately. `replaces`: it takes the place of another one of the client's.
+    /// Whether a client may have another pinhole now: how many are pending, and how many there were
+    /// in this minute. `replaces`: it takes the place of one that is pending.
     ///
     /// # Errors
     /// [`Error::Limit`]: there are too many.

@@ -9,12 +9,12 @@ use crate::engine::Tuple;
 use crate::engine::gateway::SessionId;
 use crate::pinholes::{Key, Pinhole};
 
-/// By how much conntrack's clock, which ticks, and its time stamps may differ.
+/// Conntrack's timeouts go by jiffies: by how much they may differ from its time stamps.
 const TICK: Duration = Duration::from_millis(50);
 
 impl Plane {
-    /// Learns what conntrack has reported. To be called when its events are readable; every call
-    /// that looks at holes does so as well. Whether they could be read.
+    /// Reads conntrack's events, and acts on them; false if they could not be read. To be called when
+    /// they are readable. Calls that look at pending holes do it by themselves.
     pub fn catch_up(&mut self) -> bool {
         let mut events = Vec::new();
         let completeness = match self.parts.events.read(&mut events) {
@@ -56,16 +56,14 @@ impl Plane {
         Some(connection)
     }
 
-    /// A connection with the mark exists: its hole, which is to be closed, is forgotten. One that
-    /// came through a range closes nothing.
+    /// A connection with the mark exists. The hole that it came through is pending no longer, and is
+    /// the caller's to close. A connection through a range has none.
     fn connected(&mut self, original: Tuple) -> Option<(DataConnection, Option<Pinhole>)> {
         let key = Key {
             from: original.src.ip(),
             to: original.dst,
         };
-        let id = self.by_key.get(&key).copied();
-        let hole = id.and_then(|id| self.holes.get(&id)).filter(|h| h.open);
-        let (Some(id), Some(hole)) = (id, hole) else {
+        let Some((id, hole)) = self.holes.at(key).filter(|(_, hole)| hole.open) else {
             let Some(connection) = self.range_connection(original) else {
                 self.counters.unattributed += 1;
                 return None;
@@ -111,7 +109,8 @@ impl Plane {
         let connection = self.connections.remove(&original)?;
         let known = self.now().saturating_sub(connection.started);
         let lifetime = lifetime.unwrap_or(known);
-        let remembered = state.and_then(TcpState::remembered).unwrap_or_default();
+        let remembered = state.and_then(|state| self.parts.timeouts.after(state));
+        let remembered = remembered.unwrap_or_default();
         let finished = Finished {
             connection,
             bytes,
@@ -128,13 +127,13 @@ impl Plane {
         Some(finished)
     }
 
-    /// What the data connections of the sessions that are there carried; sessions without any are
-    /// left out. Asks conntrack about those that exist now.
+    /// What the data connections of each session carried so far. Sessions without any are left out.
+    /// Asks conntrack for the bytes of connections that exist now.
     pub fn transferred(&mut self) -> HashMap<SessionId, Transferred> {
         let mut all = self.transferred.clone();
         for (tuple, connection) in &self.connections {
             if let Some(total) = all.get_mut(&connection.session) {
-                let bytes = self.parts.tuples.bytes(tuple.src, tuple.dst);
+                let bytes = self.parts.lookups.bytes(tuple.src, tuple.dst);
                 total.bytes = add(total.bytes, bytes.ok().flatten());
             }
         }
@@ -145,7 +144,7 @@ impl Plane {
     fn resync(&mut self) {
         self.counters.missed_events += 1;
         self.report(Report::MissedEvents);
-        let entries = match self.parts.tuples.marked(self.config.mark) {
+        let entries = match self.parts.lookups.marked(self.config.mark) {
             Ok(entries) => entries,
             Err(error) => {
                 log::warn!("can't list conntrack entries: {error}");

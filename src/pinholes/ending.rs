@@ -2,42 +2,31 @@
 
 use std::time::Duration;
 
-use super::{Plane, Report, State};
+use super::{PinholeState, Plane, Report};
 use crate::engine::gateway::PinholeId;
-use crate::pinholes::backend::{BackendError, Closing};
+use crate::pinholes::backend::{BackendError, Closed, ClosingWork};
 use crate::pinholes::{Key, Pinhole};
-
-/// When an active pinhole that nobody used is looked after: before the server sends its SYN again
-/// (1 s, RFC 6298 §2.1).
-pub(super) const NEGLECTED: Duration = Duration::from_millis(500);
-/// How many of them, at most, in that time: each costs a walk through conntrack's table.
-pub(super) const LOOK_AFTER: usize = 8;
 
 impl Plane {
     /// Closes holes whose deadline has passed. To be called at [`next_deadline`](Self::next_deadline).
     pub fn expire(&mut self) {
         let now = self.now();
         let mut holes = Vec::new();
-        while let Some(&(deadline, id)) = self.deadlines.first() {
-            if deadline > now {
-                break;
-            }
-            if let Some(hole) = self.forget(id) {
-                let mut info = hole.info(id, now);
-                info.state = State::Expired;
-                self.counters.expired += 1;
-                self.report(Report::Expired(info));
-                holes.extend(hole.open.then_some(hole.pinhole));
-            }
-            // Whatever the maps say, this one is done with.
-            self.deadlines.remove(&(deadline, id));
+        while let Some(id) = self.holes.expired(now)
+            && let Some(hole) = self.forget(id)
+        {
+            let mut info = hole.info(id, now);
+            info.state = PinholeState::Expired;
+            self.counters.expired += 1;
+            self.report(Report::Expired(info));
+            holes.extend(hole.open.then_some(hole.pinhole));
         }
         self.close(holes);
-        let (by_key, holes, backend) = (&self.by_key, &self.holes, &mut self.parts.backend);
+        let (holes, backend) = (&self.holes, &mut self.parts.backend);
         self.stuck.retry(now, |key, pinhole| {
             // Meanwhile replaced by another one.
-            let replaced = by_key.get(key).and_then(|id| holes.get(id));
-            replaced.is_some_and(|hole| hole.open) || backend.close(pinhole).is_ok()
+            let replaced = holes.at(*key).is_some_and(|(_, hole)| hole.open);
+            replaced || backend.close(pinhole).is_ok()
         });
         self.expire_ranges(now);
     }
@@ -45,39 +34,20 @@ impl Plane {
     /// When [`expire`](Self::expire) has something to do, on the plane's clock.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        let first = self.deadlines.first().map(|&(deadline, _)| deadline);
-        let look = self.young.front().map(|&(at, _)| at.max(self.look_at));
-        let range = self.ranges.next_deadline();
-        first
-            .into_iter()
+        let holes = self.holes.next_deadline().into_iter();
+        holes
             .chain(self.stuck.next_deadline())
-            .chain(look)
-            .chain(range)
+            .chain(self.ranges.next_deadline())
             .min()
     }
 
-    /// Active pinholes that should have been used by now: see
-    /// [`Conntrack::forget_unanswered`](crate::conntrack::Conntrack::forget_unanswered). To be
-    /// called at [`next_deadline`](Self::next_deadline); names each hole once, and only some of
-    /// very many.
+    /// Active pinholes that should have been used by now. A SYN that came before them may be in their
+    /// way: see [`Conntrack::forget_unanswered`](crate::conntrack::Conntrack::forget_unanswered).
+    /// To be called at [`next_deadline`](Self::next_deadline). Names each hole once, and only a few
+    /// at a time.
     pub fn neglected(&mut self) -> Vec<Key> {
         let now = self.now();
-        if now < self.look_at {
-            return Vec::new();
-        }
-        let mut keys = Vec::new();
-        while let Some(&(at, id)) = self.young.front() {
-            if at > now {
-                break;
-            }
-            self.young.pop_front();
-            let hole = self.holes.get(&id).filter(|_| keys.len() < LOOK_AFTER);
-            keys.extend(hole.map(|hole| hole.pinhole.key()));
-        }
-        if !keys.is_empty() {
-            self.look_at = now + NEGLECTED;
-        }
-        keys
+        self.holes.neglected(now)
     }
 
     /// Whether holes wait to be closed by [`take_closing`](Self::take_closing).
@@ -86,15 +56,15 @@ impl Plane {
         !self.done.is_empty() && self.closing.is_empty()
     }
 
-    /// Work that closes holes and takes long, to be done while others use the plane; then call
-    /// [`closed`](Self::closed). `None` if there is none, or some is being done already.
-    pub fn take_closing(&mut self) -> Option<Box<dyn FnOnce() -> Result<(), BackendError> + Send>> {
+    /// Work that closes holes, to be run without holding the plane; then call
+    /// [`closed`](Self::closed). `None` if there is nothing to close, or such work is running.
+    pub fn take_closing(&mut self) -> Option<ClosingWork> {
         if !self.has_closing() {
             return None;
         }
         let holes = std::mem::take(&mut self.done);
-        match self.parts.backend.closing(holes.clone()) {
-            Ok(Some(Closing { holes, work })) => {
+        match self.parts.backend.closing(&holes) {
+            Ok(Some(work)) => {
                 self.closing = holes;
                 Some(work)
             }
@@ -127,15 +97,16 @@ impl Plane {
         }
     }
 
-    /// Closes holes in the kernel, at once; what it refuses to close is tried again later.
+    /// Closes holes in the kernel, or leaves that to [`take_closing`](Self::take_closing) where the
+    /// backend takes long. What the kernel refuses is tried again.
     pub(super) fn close(&mut self, holes: Vec<Pinhole>) {
         if holes.is_empty() {
             return;
         }
-        if self.parts.backend.closes_slowly() {
-            self.done.extend(holes);
-        } else if let Err(error) = self.parts.backend.close_all(&holes) {
-            self.stay_open(holes, &error);
+        match self.parts.backend.close_all(&holes) {
+            Ok(Closed::Now) => {}
+            Ok(Closed::Later) => self.done.extend(holes),
+            Err(error) => self.stay_open(holes, &error),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The backend's objects: put into the kernel, put back, taken out.
 
-use super::{Hole, Plane, Report};
+use super::{PendingHole, Plane, Report};
 use crate::pinholes::backend::BackendError;
 
 impl Plane {
@@ -17,7 +17,7 @@ impl Plane {
         let now = self.now();
         self.reopen_ranges(now);
         let open = self.holes.iter().filter(|(_, hole)| hole.open);
-        let left = |hole: &Hole| hole.deadline.saturating_sub(now);
+        let left = |hole: &PendingHole| hole.deadline.saturating_sub(now);
         let all: Vec<_> = open
             .clone()
             .map(|(_, hole)| (hole.pinhole.clone(), left(hole)))
@@ -27,7 +27,7 @@ impl Plane {
         }
         // Those that can be.
         let mut lost = Vec::new();
-        for (&id, hole) in open {
+        for (id, hole) in open {
             if let Err(error) = self.parts.backend.open(&hole.pinhole, left(hole)) {
                 log::warn!("pinhole {} is lost: {error}", id.0);
                 lost.push(id);
@@ -66,10 +66,6 @@ impl Plane {
     /// What the backend says.
     pub fn remove(&mut self) -> Result<(), BackendError> {
         self.holes.clear();
-        self.by_key.clear();
-        self.by_session.clear();
-        self.deadlines.clear();
-        self.young.clear();
         self.done.clear();
         self.stuck.clear();
         self.forget_ranges();

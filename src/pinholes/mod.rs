@@ -1,18 +1,22 @@
 //! The NAT plane: all pinholes and data connections, and everything that ends them.
 //!
-//! Shared by the queue workers, the thread that watches conntrack, and the control socket (behind
-//! a mutex: no call waits for anything but the kernel's acknowledgement). Answers everything of
-//! [`Gateway`](crate::engine::gateway::Gateway) but its events.
+//! Shared by the queue workers, the thread that watches conntrack, and the control socket, behind
+//! a mutex. No call waits for anything but the kernel's acknowledgement. It answers everything of
+//! [`Gateway`](crate::engine::gateway::Gateway) but its events and its questions to conntrack.
 //!
-//! A pinhole is *reserved* (it has a port), then *open* (it is in the kernel), and goes at the first
+//! A pinhole is *reserved* (it has a port), then *open* (it is in the kernel). It goes at the first
 //! connection, at its deadline, with its session, or when the session announces too many others.
 //! A connection that was made through it lives on by itself.
+//!
+//! [`ports`] chooses the port, `admission` applies the limits, `holes` keeps what is pending,
+//! `connections` goes by conntrack's events, `ending` closes. [`backend`] puts it into the kernel.
 
 mod admission;
 pub mod backend;
 mod clients;
 mod connections;
 mod ending;
+mod holes;
 mod installing;
 mod pinhole;
 pub mod ports;
@@ -22,20 +26,20 @@ mod types;
 
 pub use pinhole::{Key, Pinhole, RangeHole, RangeKey};
 pub use types::{
-    Config, Counters, DataConnection, EventSource, Finished, Parts, PinholeInfo, RangeEnd, Report,
-    State, Transferred, Tuples,
+    Config, Counters, DataConnection, EventSource, Finished, Lookups, Parts, PinholeInfo,
+    PinholeState, RangeEnd, Report, Transferred,
 };
 
 use clients::Clients;
+use holes::{Holes, PendingHole};
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::engine::Tuple;
 use crate::engine::gateway::{Error, PinholeId, Request, Reservation, SessionId};
-use crate::engine::{Entry, Tuple};
 use crate::firewall::Published;
-use crate::ftp::Mode;
 use ports::Listeners;
 use ranges::Ranges;
 use stuck::Stuck;
@@ -47,20 +51,14 @@ const MAX_REPORTS: usize = 10_000;
 pub struct Plane {
     config: Config,
     parts: Parts,
-    holes: BTreeMap<PinholeId, Hole>,
-    by_key: HashMap<Key, PinholeId>,
-    by_session: HashMap<SessionId, VecDeque<PinholeId>>,
-    deadlines: BTreeSet<(Duration, PinholeId)>,
-    /// Active holes since they opened, oldest first, until they are looked after.
-    young: VecDeque<(Duration, PinholeId)>,
-    look_at: Duration,
+    holes: Holes,
     connections: HashMap<Tuple, DataConnection>,
     /// Of sessions that had data connections and are still there.
     transferred: HashMap<SessionId, Transferred>,
     ranges: Ranges,
-    /// Holes that are done with, where closing takes long.
+    /// Used or given up, but not closed yet: the backend takes long to close.
     done: Vec<Pinhole>,
-    /// Holes that are being closed.
+    /// Being closed, by a thread that doesn't hold the plane.
     closing: Vec<Pinhole>,
     /// Holes that the kernel refused to close.
     stuck: Stuck<Key, Pinhole>,
@@ -80,12 +78,7 @@ impl Plane {
         Self {
             config,
             parts,
-            holes: BTreeMap::new(),
-            by_key: HashMap::new(),
-            by_session: HashMap::new(),
-            deadlines: BTreeSet::new(),
-            young: VecDeque::new(),
-            look_at: Duration::ZERO,
+            holes: Holes::default(),
             connections: HashMap::new(),
             transferred: HashMap::new(),
             ranges: Ranges::default(),
@@ -99,18 +92,6 @@ impl Plane {
             counters: Counters::default(),
             last_id: 0,
             next_port: 0,
-        }
-    }
-
-    /// See [`Gateway::conntrack`](crate::engine::gateway::Gateway::conntrack).
-    ///
-    /// # Errors
-    /// As there.
-    pub fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
-        match self.parts.tuples.lookup(src, dst) {
-            Ok(Some(entry)) => Ok(entry),
-            Ok(None) => Err(Error::NoConntrack),
-            Err(error) => Err(Error::Kernel(format!("ask conntrack: {error}"))),
         }
     }
 
@@ -150,15 +131,9 @@ impl Plane {
         self.last_id += 1;
         let id = PinholeId(self.last_id);
         let deadline = now + self.config.deadline;
-        self.by_key.insert(key, id);
-        self.by_session
-            .entry(request.session)
-            .or_default()
-            .push_back(id);
-        self.deadlines.insert((deadline, id));
         self.holes.insert(
             id,
-            Hole {
+            PendingHole {
                 session: request.session,
                 client,
                 mode: request.mode,
@@ -182,7 +157,7 @@ impl Plane {
     /// As there; also if the reservation is gone.
     pub fn open(&mut self, id: PinholeId) -> Result<(), Error> {
         let now = self.now();
-        let Some(hole) = self.holes.get_mut(&id) else {
+        let Some(hole) = self.holes.get(id) else {
             let gone = "the pinhole expired or was superseded before it could open";
             return Err(Error::Kernel(gone.into()));
         };
@@ -190,18 +165,12 @@ impl Plane {
             return Ok(());
         }
         let timeout = self.config.deadline;
+        let key = hole.pinhole.key();
         match self.parts.backend.open(&hole.pinhole, timeout) {
             Ok(()) => {
-                hole.open = true;
-                self.deadlines.remove(&(hole.deadline, id));
-                hole.deadline = now + timeout;
-                self.deadlines.insert((hole.deadline, id));
-                let key = hole.pinhole.key();
+                self.holes.opened(id, now, now + timeout);
                 self.stuck.remove(&key);
                 self.done.retain(|old| old.key() != key);
-                if hole.mode == Mode::Active {
-                    self.young.push_back((now + ending::NEGLECTED, id));
-                }
                 self.counters.opened += 1;
                 Ok(())
             }
@@ -224,7 +193,7 @@ impl Plane {
         self.catch_up();
         self.clients.ended(session);
         let mut holes = Vec::new();
-        while let Some(id) = self.oldest(session) {
+        while let Some(id) = self.holes.oldest_of(session) {
             holes.extend(self.forget(id).filter(|hole| hole.open));
         }
         self.transferred.remove(&session);
@@ -248,7 +217,7 @@ impl Plane {
             .map(DataConnection::info)
             .collect();
         used.sort_by_key(|info| info.id);
-        let pending = self.holes.iter().map(|(&id, hole)| hole.info(id, now));
+        let pending = self.holes.iter().map(|(id, hole)| hole.info(id, now));
         pending.chain(self.range_infos(now)).chain(used).collect()
     }
 
@@ -268,27 +237,10 @@ impl Plane {
         (self.parts.clock)()
     }
 
-    fn oldest(&self, session: SessionId) -> Option<PinholeId> {
-        self.by_session.get(&session)?.front().copied()
-    }
-
-    fn forget(&mut self, id: PinholeId) -> Option<Hole> {
-        let hole = self.holes.remove(&id)?;
+    /// Forgets a hole that isn't pending any more. Doesn't close it.
+    fn forget(&mut self, id: PinholeId) -> Option<PendingHole> {
+        let hole = self.holes.remove(id)?;
         self.clients.settled(hole.client);
-        self.by_key.remove(&hole.pinhole.key());
-        self.deadlines.remove(&(hole.deadline, id));
-        // Most holes are used in the order in which they open: then there is nothing to wake up for.
-        while let Some((_, id)) = self.young.front()
-            && !self.holes.contains_key(id)
-        {
-            self.young.pop_front();
-        }
-        if let Some(ids) = self.by_session.get_mut(&hole.session) {
-            ids.retain(|&other| other != id);
-            if ids.is_empty() {
-                self.by_session.remove(&hole.session);
-            }
-        }
         Some(hole)
     }
 
@@ -297,38 +249,6 @@ impl Plane {
             self.reports.pop_front();
         }
         self.reports.push_back(report);
-    }
-}
-
-struct Hole {
-    session: SessionId,
-    /// Whose limits it counts for.
-    client: IpAddr,
-    mode: Mode,
-    pinhole: Pinhole,
-    deadline: Duration,
-    open: bool,
-}
-
-impl Hole {
-    fn info(&self, id: PinholeId, now: Duration) -> PinholeInfo {
-        let left = self.deadline.saturating_sub(now);
-        PinholeInfo {
-            id,
-            session: self.session,
-            mode: self.mode,
-            from: self.pinhole.from,
-            to: self.pinhole.to,
-            land: self.pinhole.land,
-            as_source: self.pinhole.as_source,
-            state: if self.open {
-                State::Open
-            } else {
-                State::Reserved
-            },
-            expires_in: Some(round_up(left)),
-            ports: None,
-        }
     }
 }
 

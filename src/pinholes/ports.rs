@@ -28,11 +28,12 @@ pub enum Holder {
 
 /// Chooses the public port of an announced data connection.
 ///
-/// On an address that is the announcer's own (`published` is false) the announced port is the only
-/// one. On a published address it is preferred, within the range where one is given; else another
-/// one of the range (or of the dynamic ports) is taken, beginning at the `start`-th; a port
-/// that the user publishes for something else is taken only if there is no other, and one on which
-/// the same session has an unused hole last. `None`: all are taken.
+/// Where the address is the announcer's own (`published` is false), only the announced port will do.
+/// On a published address, the announced port comes first, if the range has it (without a range: if
+/// it isn't below 1024); then those of the range (of the dynamic ports) from the `start`-th on.
+///
+/// Of these, the first that is free is taken. If none is, the first that the user publishes for
+/// something else; then the first on which the same session has an unused hole. `None`: there is none.
 pub fn choose(
     announced: u16,
     published: bool,

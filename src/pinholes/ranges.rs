@@ -1,32 +1,33 @@
 //! Ranges of ports for sessions under TLS: who has one, and what ends it.
 //!
-//! A range belongs to a client's address and the address that it connects to; all sessions between
-//! the same client, public address and server share one. It is closed with the last of them: when
-//! the control connection ends, conntrack forgets it, or nothing comes from the client for the idle
-//! limit. A session with another server at the same public address gets none while it is open: the
-//! first one wins, for a packet doesn't say which of the two it is meant for.
+//! A range is open for one client, at one public address, towards one server. All sessions between
+//! these share it. A session leaves it when its control connection ends, when conntrack forgets that
+//! connection, or when nothing comes from the client for the idle limit. The last one closes it.
+//!
+//! While it is open, a session of the same client with another server at the same public address gets
+//! none: a packet doesn't say which server it is for.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::stuck::Stuck;
-use super::{DataConnection, PinholeInfo, Plane, RangeEnd, Report, State, round_up};
+use super::{DataConnection, PinholeInfo, PinholeState, Plane, RangeEnd, Report, round_up};
 use crate::engine::Tuple;
 use crate::engine::gateway::{Error, PinholeId, RangeRequest, SessionId};
 use crate::ftp::Mode;
 use crate::net::PortRange;
 use crate::pinholes::{Key, RangeHole, RangeKey};
 
-/// How many times the idle limit a range stays in the kernel by itself: that of a killed daemon
-/// closes in the end. Renewed when half of it is over.
+/// A range times out in the kernel after so many times the idle limit, so that one of a killed daemon
+/// goes. It is renewed when half of that is over.
 const KERNEL_LIFE: u32 = 4;
 
 /// All ranges.
 #[derive(Default)]
 pub(super) struct Ranges {
-    open: BTreeMap<RangeKey, Range>,
-    sessions: HashMap<SessionId, Holder>,
+    open: BTreeMap<RangeKey, OpenRange>,
+    sessions: HashMap<SessionId, Share>,
     controls: HashMap<Tuple, SessionId>,
     deadlines: BTreeSet<(Duration, SessionId)>,
     /// Ranges that the kernel refused to close.
@@ -36,7 +37,7 @@ pub(super) struct Ranges {
 }
 
 /// A range that is open.
-struct Range {
+struct OpenRange {
     hole: RangeHole,
     /// When the kernel closes it by itself.
     lasts: Duration,
@@ -45,7 +46,7 @@ struct Range {
 
 /// A session's part in a range.
 #[derive(Clone, Copy)]
-struct Holder {
+struct Share {
     id: PinholeId,
     key: RangeKey,
     control: Tuple,
@@ -59,7 +60,7 @@ impl Ranges {
         first.into_iter().chain(self.stuck.next_deadline()).min()
     }
 
-    fn at(&self, key: RangeKey) -> Option<&Range> {
+    fn at(&self, key: RangeKey) -> Option<&OpenRange> {
         self.open.get(&key)
     }
 }
@@ -85,7 +86,7 @@ impl Plane {
         };
         let key = hole.key();
         let mine = self.ranges.sessions.get(&session).copied();
-        // Its connection was translated anew: what it had leads elsewhere.
+        // Its connection is translated in another way now: the old range leads elsewhere.
         if mine.is_some_and(|mine| mine.key != key || mine.control != request.control) {
             self.leave_range(session, RangeEnd::Conntrack);
         }
@@ -115,13 +116,13 @@ impl Plane {
         } else {
             self.parts.events.watch(request.control, true);
         }
-        let holder = Holder {
+        let share = Share {
             id,
             key,
             control: request.control,
             deadline,
         };
-        self.ranges.sessions.insert(session, holder);
+        self.ranges.sessions.insert(session, share);
         self.ranges.controls.insert(request.control, session);
         self.ranges.deadlines.insert((deadline, session));
         if let Some(range) = self.ranges.open.get_mut(&key) {
@@ -130,7 +131,7 @@ impl Plane {
         if is_new {
             self.counters.ranges_opened += 1;
             self.warn_of_hidden(hole, ports);
-            self.report(Report::RangeOpened(info(session, holder, hole, ports, now)));
+            self.report(Report::RangeOpened(info(session, share, hole, ports, now)));
         }
         Ok(())
     }
@@ -150,7 +151,7 @@ impl Plane {
         }
     }
 
-    /// Puts a range into the kernel, for another while if it is there; whether it wasn't.
+    /// Opens a range in the kernel, or renews its timeout; whether it is new.
     fn put_range(&mut self, hole: RangeHole, now: Duration) -> Result<bool, Error> {
         let key = hole.key();
         let life = self.config.tls_idle.saturating_mul(KERNEL_LIFE);
@@ -173,7 +174,7 @@ impl Plane {
             .open
             .entry(key)
             .and_modify(|range| range.lasts = lasts)
-            .or_insert_with(|| Range {
+            .or_insert_with(|| OpenRange {
                 hole,
                 lasts,
                 sessions: BTreeSet::new(),
@@ -183,13 +184,13 @@ impl Plane {
 
     /// A session has its range no longer; the last one closes it.
     pub(super) fn leave_range(&mut self, session: SessionId, why: RangeEnd) {
-        let Some(holder) = self.ranges.sessions.remove(&session) else {
+        let Some(share) = self.ranges.sessions.remove(&session) else {
             return;
         };
-        self.ranges.deadlines.remove(&(holder.deadline, session));
-        self.ranges.controls.remove(&holder.control);
-        self.parts.events.watch(holder.control, false);
-        let Some(range) = self.ranges.open.get_mut(&holder.key) else {
+        self.ranges.deadlines.remove(&(share.deadline, session));
+        self.ranges.controls.remove(&share.control);
+        self.parts.events.watch(share.control, false);
+        let Some(range) = self.ranges.open.get_mut(&share.key) else {
             return;
         };
         range.sessions.remove(&session);
@@ -197,17 +198,17 @@ impl Plane {
             return;
         }
         let hole = range.hole;
-        self.ranges.open.remove(&holder.key);
+        self.ranges.open.remove(&share.key);
         let now = self.now();
         if let Err(error) = self.parts.backend.close_range(&hole) {
             self.counters.kernel_errors += 1;
             log::warn!("the range of {} stays open for now: {error}", hole.from);
             let limit = self.config.ranges;
-            self.ranges.stuck.add(holder.key, hole, limit, now);
+            self.ranges.stuck.add(share.key, hole, limit, now);
         }
         self.counters.ranges_idle += u64::from(why == RangeEnd::Idle);
         if let Some(ports) = self.config.tls_range {
-            let info = info(session, holder, hole, ports, now);
+            let info = info(session, share, hole, ports, now);
             self.report(Report::RangeClosed(info, why));
         }
     }
@@ -238,14 +239,14 @@ impl Plane {
     pub(super) fn look_after_controls(&mut self) {
         let controls: Vec<_> = self.ranges.controls.keys().copied().collect();
         for control in controls {
-            if let Ok(None) = self.parts.tuples.lookup(control.src, control.dst) {
+            if let Ok(None) = self.parts.lookups.lookup(control.src, control.dst) {
                 self.control_forgotten(control);
             }
         }
     }
 
     /// The data connection with this original direction, if it came through a range. Sessions that
-    /// share one can't be told apart: it is said to be of the one that was active last.
+    /// share a range can't be told apart: the one that was active last is taken for its owner.
     pub(super) fn range_connection(&self, original: Tuple) -> Option<DataConnection> {
         let key = RangeKey {
             from: original.src.ip(),
@@ -256,14 +257,14 @@ impl Plane {
         if !self.config.tls_range?.contains(port) {
             return None;
         }
-        let holder = |session: &SessionId| Some((*session, *self.ranges.sessions.get(session)?));
-        let (session, holder) = range
+        let share = |session: &SessionId| Some((*session, *self.ranges.sessions.get(session)?));
+        let (session, share) = range
             .sessions
             .iter()
-            .filter_map(holder)
-            .max_by_key(|(_, holder)| holder.deadline)?;
+            .filter_map(share)
+            .max_by_key(|(_, share)| share.deadline)?;
         Some(DataConnection {
-            pinhole: holder.id,
+            pinhole: share.id,
             session,
             mode: Mode::Passive,
             from: original.src,
@@ -294,9 +295,9 @@ impl Plane {
             .ranges
             .sessions
             .iter()
-            .filter_map(|(session, holder)| {
-                let hole = self.ranges.at(holder.key)?.hole;
-                Some(info(*session, *holder, hole, ports, now))
+            .filter_map(|(session, share)| {
+                let hole = self.ranges.at(share.key)?.hole;
+                Some(info(*session, *share, hole, ports, now))
             })
             .collect();
         infos.sort_by_key(|info| info.id);
@@ -334,21 +335,21 @@ impl Plane {
 
 fn info(
     session: SessionId,
-    holder: Holder,
+    share: Share,
     hole: RangeHole,
     ports: PortRange,
     now: Duration,
 ) -> PinholeInfo {
     PinholeInfo {
-        id: holder.id,
+        id: share.id,
         session,
         mode: Mode::Passive,
         from: hole.from,
         to: SocketAddr::new(hole.to, ports.first()),
         land: SocketAddr::new(hole.land, ports.first()),
         as_source: hole.as_source,
-        state: State::Open,
-        expires_in: Some(round_up(holder.deadline.saturating_sub(now))),
+        state: PinholeState::Open,
+        expires_in: Some(round_up(share.deadline.saturating_sub(now))),
         ports: Some(ports.to_string()),
     }
 }

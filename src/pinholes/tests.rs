@@ -6,14 +6,16 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
-use super::ending::{LOOK_AFTER, NEGLECTED};
+use super::holes::{LOOK_AFTER, NEGLECTED};
 use super::*;
-use crate::conntrack::{Bytes, Completeness, ConntrackEvent};
+use crate::conntrack::{Bytes, Completeness, ConntrackEvent, TcpState};
+use crate::engine::Entry;
+use crate::ftp::Mode;
 use crate::net::Mark;
 use crate::net::PortRange;
-use crate::pinholes::backend::{Backend, BackendError, Closing};
+use crate::pinholes::backend::{Backend, BackendError, Closed, ClosingWork};
 use crate::pinholes::{RangeHole, RangeKey};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 
 /// What a test sees of the plane's surroundings.
@@ -40,9 +42,9 @@ struct World {
 }
 
 #[derive(Clone, Default)]
-struct Shared(Arc<Mutex<World>>);
+struct FakeKernel(Arc<Mutex<World>>);
 
-impl Shared {
+impl FakeKernel {
     fn with<T>(&self, what: impl FnOnce(&mut World) -> T) -> T {
         what(&mut self.0.lock().unwrap())
     }
@@ -51,6 +53,11 @@ impl Shared {
         let mut keys: Vec<_> = self.with(|w| w.kernel.keys().copied().collect());
         keys.sort();
         keys
+    }
+
+    fn close_now(&mut self, holes: &[Pinhole]) -> Result<(), BackendError> {
+        self.with(|w| w.closed.push(holes.len()));
+        holes.iter().try_for_each(|hole| self.close(hole))
     }
 
     fn wait(&self, seconds: u64) {
@@ -65,7 +72,7 @@ fn refused(what: &'static str) -> BackendError {
     }
 }
 
-impl Backend for Shared {
+impl Backend for FakeKernel {
     fn name(&self) -> &'static str {
         "fake"
     }
@@ -114,19 +121,15 @@ impl Backend for Shared {
             Ok(())
         })
     }
-    fn closes_slowly(&self) -> bool {
-        self.with(|w| w.slow)
+    fn close_all(&mut self, holes: &[Pinhole]) -> Result<Closed, BackendError> {
+        if self.with(|w| w.slow) {
+            return Ok(Closed::Later);
+        }
+        self.close_now(holes).map(|()| Closed::Now)
     }
-    fn closing(&mut self, holes: Vec<Pinhole>) -> Result<Option<Closing>, BackendError> {
-        let (mut world, taken) = (self.clone(), holes.clone());
-        Ok(Some(Closing {
-            holes,
-            work: Box::new(move || world.close_all(&taken)),
-        }))
-    }
-    fn close_all(&mut self, holes: &[Pinhole]) -> Result<(), BackendError> {
-        self.with(|w| w.closed.push(holes.len()));
-        holes.iter().try_for_each(|hole| self.close(hole))
+    fn closing(&mut self, holes: &[Pinhole]) -> Result<Option<ClosingWork>, BackendError> {
+        let (mut world, holes) = (self.clone(), holes.to_vec());
+        Ok(Some(Box::new(move || world.close_now(&holes))))
     }
     fn remove(&mut self) -> Result<(), BackendError> {
         self.with(|w| {
@@ -141,7 +144,7 @@ impl Backend for Shared {
     }
 }
 
-impl Tuples for Shared {
+impl Lookups for FakeKernel {
     fn lookup(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Entry>> {
         let wanted = Tuple { src, dst };
         Ok(self.with(|w| {
@@ -166,7 +169,7 @@ impl Tuples for Shared {
     }
 }
 
-impl EventSource for Shared {
+impl EventSource for FakeKernel {
     fn watch(&mut self, original: Tuple, watched: bool) {
         self.with(|w| {
             if watched {
@@ -188,15 +191,18 @@ impl EventSource for Shared {
     }
 }
 
-fn plane(config: Config) -> (Plane, Shared) {
-    let world = Shared::default();
+fn plane(config: Config) -> (Plane, FakeKernel) {
+    let world = FakeKernel::default();
     let (clock, listeners) = (world.clone(), world.clone());
     let plane = Plane::new(
         config,
         Parts {
             backend: Box::new(world.clone()),
-            tuples: Box::new(world.clone()),
+            lookups: Box::new(world.clone()),
             events: Box::new(world.clone()),
+            timeouts: [(TIME_WAIT, Duration::from_secs(120))]
+                .into_iter()
+                .collect(),
             clock: Box::new(move || clock.with(|w| w.now)),
             listeners: Box::new(move || {
                 listeners.with(|w| {
@@ -234,6 +240,8 @@ fn passive(session: u64, from: &str, port: u16) -> Request {
     }
 }
 
+/// `TCP_CONNTRACK_TIME_WAIT`
+const TIME_WAIT: TcpState = TcpState(7);
 const ANN: &str = "203.0.113.10";
 const BOB: &str = "203.0.113.11";
 
@@ -275,12 +283,15 @@ fn a_reservation_is_in_the_kernel_only_once_it_is_opened() {
     let reservation = plane.reserve(&passive(1, ANN, 40000)).unwrap();
     assert_eq!(reservation.to, "198.51.100.1:40000".parse().unwrap());
     assert_eq!(world.open_keys(), vec![]);
-    assert_eq!(plane.pinholes()[0].state, State::Reserved);
+    assert_eq!(plane.pinholes()[0].state, PinholeState::Reserved);
     world.wait(10);
     plane.open(reservation.id).unwrap();
     plane.open(reservation.id).unwrap();
     let info = &plane.pinholes()[0];
-    assert_eq!((info.state, info.expires_in), (State::Open, Some(60)));
+    assert_eq!(
+        (info.state, info.expires_in),
+        (PinholeState::Open, Some(60))
+    );
     assert_eq!(world.open_keys().len(), 1);
     let json = serde_json::to_value(info).unwrap();
     assert_eq!(json["state"], "open");
@@ -298,7 +309,7 @@ fn a_hole_is_used_once_and_its_connection_outlives_the_session() {
     assert_eq!(world.open_keys(), vec![]);
     assert_eq!(plane.on_conntrack_new(tuple), None);
     plane.session_ended(SessionId(1));
-    assert_eq!(plane.pinholes()[0].state, State::Used);
+    assert_eq!(plane.pinholes()[0].state, PinholeState::Used);
     world.wait(5);
     let bytes = Bytes {
         original: 1,
@@ -318,6 +329,26 @@ fn a_hole_is_used_once_and_its_connection_outlives_the_session() {
         vec![Report::Connected(connection), Report::Finished(finished)]
     );
     assert_eq!(plane.counters().unattributed, 2);
+}
+
+#[test]
+fn a_duration_ends_where_conntrack_began_to_wait() {
+    let (mut plane, _) = plane(Config::default());
+    let seconds = Duration::from_secs;
+    for (n, state, lifetime, duration) in [
+        (1, Some(TIME_WAIT), seconds(125), seconds(5)),
+        // Somebody made conntrack forget it.
+        (2, Some(TIME_WAIT), seconds(5), seconds(5)),
+        // Still established, and a kernel that doesn't tell.
+        (3, Some(TcpState(3)), seconds(125), seconds(125)),
+        (4, None, seconds(125), seconds(125)),
+    ] {
+        let hole = open(&mut plane, &passive(n, ANN, 40000));
+        let tuple = dialled(ANN, hole.to);
+        plane.on_conntrack_new(tuple).unwrap();
+        let finished = plane.on_conntrack_destroy(tuple, None, Some(lifetime), state);
+        assert_eq!(finished.unwrap().duration, duration, "{n}");
+    }
 }
 
 #[test]
@@ -373,7 +404,7 @@ fn holes_expire_and_say_so() {
     assert_eq!(plane.next_deadline(), Some(Duration::from_secs(90)));
     let expired: Vec<_> = plane.take_reports().collect();
     assert!(
-        matches!(&expired[..], [Report::Expired(info)] if info.id == first.id && info.state == State::Expired),
+        matches!(&expired[..], [Report::Expired(info)] if info.id == first.id && info.state == PinholeState::Expired),
         "{expired:?}"
     );
     assert_eq!(plane.pinholes()[0].id, second.id);
@@ -434,7 +465,10 @@ fn a_connection_that_is_not_yet_reported_does_not_use_up_the_next_hole() {
         .collect();
     assert_eq!(
         states,
-        vec![(second.id, State::Open), (first.id, State::Used)]
+        vec![
+            (second.id, PinholeState::Open),
+            (first.id, PinholeState::Used)
+        ]
     );
     assert_eq!(world.open_keys().len(), 1);
     assert_eq!(plane.counters().superseded, 0);
@@ -684,7 +718,7 @@ proptest! {
                 Op::Wait(seconds) => { world.wait(seconds); plane.expire(); }
             }
             let all = plane.pinholes();
-            let pending: Vec<_> = all.iter().filter(|i| i.state != State::Used).collect();
+            let pending: Vec<_> = all.iter().filter(|i| i.state != PinholeState::Used).collect();
             let keys: std::collections::HashSet<_> =
                 pending.iter().map(|i| Key { from: i.from, to: i.to }).collect();
             prop_assert_eq!(keys.len(), pending.len(), "two holes with one key");
@@ -692,7 +726,7 @@ proptest! {
             for session in 0..4 {
                 prop_assert!(pending.iter().filter(|i| i.session.0 == session).count() <= 3);
             }
-            let mut open: Vec<_> = pending.iter().filter(|i| i.state == State::Open)
+            let mut open: Vec<_> = pending.iter().filter(|i| i.state == PinholeState::Open)
                 .map(|i| Key { from: i.from, to: i.to }).collect();
             open.sort();
             prop_assert_eq!(open, world.open_keys());
@@ -702,7 +736,7 @@ proptest! {
             plane.session_ended(SessionId(session));
         }
         prop_assert_eq!(world.open_keys(), vec![]);
-        prop_assert!(plane.by_key.is_empty() && plane.by_session.is_empty() && plane.deadlines.is_empty());
+        prop_assert!(plane.holes.holds_nothing());
     }
 }
 
@@ -754,7 +788,7 @@ fn an_active_hole_that_nobody_uses_is_looked_after_once() {
     world.wait(1);
     assert_eq!(plane.neglected().len(), LOOK_AFTER);
     assert_eq!(plane.neglected(), []);
-    assert!(plane.young.is_empty());
+    assert!(plane.holes.has_no_young());
 }
 
 #[test]

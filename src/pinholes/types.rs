@@ -1,4 +1,4 @@
-//! What a [`Plane`](super::Plane) is told and tells.
+//! What goes into a [`Plane`](super::Plane), and what comes out: choices, parts, reports, counters.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::conntrack::{Bytes, Completeness, Conntrack, ConntrackEvent, Events};
+use crate::conntrack::{Bytes, Completeness, Conntrack, ConntrackEvent, Events, Timeouts};
 use crate::engine::gateway::{PinholeId, SessionId};
 use crate::engine::{Entry, Tuple};
 use crate::ftp::Mode;
@@ -70,7 +70,7 @@ impl Default for Config {
 }
 
 /// Where a [`Plane`](super::Plane) asks about connections: [`Conntrack`], or a test double.
-pub trait Tuples: Send {
+pub trait Lookups: Send {
     /// See [`Conntrack::lookup`].
     ///
     /// # Errors
@@ -90,7 +90,7 @@ pub trait Tuples: Send {
     fn bytes(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Bytes>>;
 }
 
-impl Tuples for Conntrack {
+impl Lookups for Conntrack {
     fn lookup(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Entry>> {
         Self::lookup(self, src, dst)
     }
@@ -131,9 +131,11 @@ pub struct Parts {
     /// Puts holes into the kernel. Installed and removed by the caller, through the plane.
     pub backend: Box<dyn Backend>,
     /// Answers questions about connections.
-    pub tuples: Box<dyn Tuples>,
+    pub lookups: Box<dyn Lookups>,
     /// Tells of new and ended connections.
     pub events: Box<dyn EventSource>,
+    /// For how long conntrack remembers closed connections.
+    pub timeouts: Timeouts,
     /// The time since some start; never goes back.
     pub clock: Box<dyn Fn() -> Duration + Send>,
     /// Lists the ports on which the gateway itself listens.
@@ -143,7 +145,7 @@ pub struct Parts {
 /// The state of a pinhole or of the connection that was made through it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum PinholeState {
     /// It has a port, but isn't in the kernel yet.
     Reserved,
     /// It waits for its connection.
@@ -172,7 +174,7 @@ pub struct PinholeInfo {
     /// The source that the landing side sees, where it isn't `from`.
     pub as_source: Option<IpAddr>,
     /// What has become of it.
-    pub state: State,
+    pub state: PinholeState,
     /// Seconds until its deadline, rounded up; none once it is used. A range's starts anew with
     /// each activity of its client.
     pub expires_in: Option<u64>,
@@ -319,7 +321,7 @@ impl DataConnection {
             to: self.to,
             land: self.land,
             as_source: self.as_source,
-            state: State::Used,
+            state: PinholeState::Used,
             expires_in: None,
             ports: None,
         }

@@ -56,27 +56,6 @@ pub trait Handler {
     fn packet(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> Answer;
 }
 
-/// How a queue is set up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Options {
-    /// How many packets may wait in the kernel. What comes on top is dropped, so TCP sends it
-    /// again: passed unseen, with the numbers of an unedited stream, it would damage the edited one.
-    pub max_len: u32,
-}
-
-impl Options {
-    /// As many packets as a second of a busy control plane, some 16 MiB at worst.
-    pub const MAX_LEN: u32 = 4096;
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            max_len: Self::MAX_LEN,
-        }
-    }
-}
-
 /// Why a queue couldn't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

@@ -16,7 +16,7 @@ use nfq::{Queue, Verdict};
 use nix::errno::Errno;
 use nix::sys::socket::{NetlinkAddr, getsockname, setsockopt, sockopt};
 
-use super::{Answer, Handler, Hook, OpenError, Options, PacketQueue, ServeError, kernel};
+use super::{Answer, Handler, Hook, OpenError, PacketQueue, ServeError, kernel};
 
 /// Receive buffer per packet that may wait, in bytes as `setsockopt` takes it (the kernel doubles
 /// it). A queued packet of 1,480 bytes is accounted for with 2,304 bytes, an empty one with 832.
@@ -24,6 +24,11 @@ const BUFFER_PER_PACKET: u32 = 2304;
 
 /// Never less than this, in bytes.
 const MIN_BUFFER: usize = 256 * 1024;
+
+/// How many packets may wait in the kernel: a second of a busy control plane, some 16 MiB at worst.
+/// What comes on top is dropped, so TCP sends it again: passed unseen, with the numbers of an
+/// unedited stream, it would damage the edited one.
+const MAX_LEN: u32 = 4096;
 
 /// A queue that the `nfq` crate reads. Closing it (dropping it) unbinds it; what waits is dropped.
 pub struct NfqQueue {
@@ -40,7 +45,7 @@ impl NfqQueue {
     ///
     /// # Errors
     /// If another program has it, or the kernel refuses.
-    pub fn open(number: u16, options: &Options) -> Result<Self, OpenError> {
+    pub fn open(number: u16) -> Result<Self, OpenError> {
         let failed = |what| {
             move |source: io::Error| OpenError::System {
                 number,
@@ -54,7 +59,7 @@ impl NfqQueue {
             _ => failed("socket")(e),
         })?;
         match socket_since(&before) {
-            Some(socket) => widen(&socket, options.max_len),
+            Some(socket) => widen(&socket, MAX_LEN),
             None => log::warn!(
                 "queue {number}: /proc/self/fd doesn't show its socket, so its buffer stays small"
             ),
@@ -67,7 +72,7 @@ impl NfqQueue {
             .set_copy_range(number, u16::MAX)
             .map_err(failed("copy range"))?;
         queue
-            .set_queue_max_len(number, options.max_len)
+            .set_queue_max_len(number, MAX_LEN)
             .map_err(failed("length"))?;
         // The kernel cuts large packets and completes checksums before it queues them.
         queue.set_recv_gso(number, false).map_err(failed("GSO"))?;

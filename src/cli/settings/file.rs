@@ -4,11 +4,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 
 use crate::daemon::config;
-use crate::net::Mark;
+use crate::net::{Mark, parse_network};
 
 /// A list.
 pub(super) fn many<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
@@ -42,6 +43,10 @@ where
 
 pub(super) fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u16>, D::Error> {
     read_all(deserializer, config::port)
+}
+
+pub(super) fn networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    read_all(deserializer, parse_network)
 }
 
 pub(super) fn mark<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Mark>, D::Error> {

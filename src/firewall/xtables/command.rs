@@ -136,13 +136,13 @@ pub fn run(
     })
 }
 
-struct Output {
+struct ToolOutput {
     stdout: Vec<u8>,
     stderr: Vec<u8>,
 }
 
 /// Feeds stdin and drains stdout and stderr until the program closes both.
-fn talk(child: &mut Child, mut input: &[u8], deadline: Instant) -> io::Result<Output> {
+fn talk(child: &mut Child, mut input: &[u8], deadline: Instant) -> io::Result<ToolOutput> {
     let mut stdin = child.stdin.take();
     let mut stdout = child.stdout.take();
     let mut stderr = child.stderr.take();
@@ -155,7 +155,7 @@ fn talk(child: &mut Child, mut input: &[u8], deadline: Instant) -> io::Result<Ou
     if let Some(f) = &stderr {
         set_nonblocking(f)?;
     }
-    let mut output = Output {
+    let mut output = ToolOutput {
         stdout: Vec::new(),
         stderr: Vec::new(),
     };

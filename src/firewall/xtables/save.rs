@@ -40,7 +40,7 @@ pub struct Chain {
 
 /// Where a rule goes in its chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Position {
     /// `-I`: before all others.
     Top,
     /// `-A`: after all others.
@@ -53,7 +53,7 @@ pub struct Rule {
     /// The chain that it is in.
     pub chain: String,
     /// Where it goes in there. Rules that a tool saved are all at the end.
-    pub place: Place,
+    pub position: Position,
     /// Matches and target as written, quotes included.
     pub spec: String,
     /// The words of the spec, quotes taken off.
@@ -160,15 +160,15 @@ impl Rule {
             line = rest.split_once(']')?.1.trim_start();
         }
         let (verb, rest) = line.split_once(char::is_whitespace)?;
-        let place = match verb {
-            "-A" => Place::End,
-            "-I" => Place::Top,
+        let position = match verb {
+            "-A" => Position::End,
+            "-I" => Position::Top,
             _ => return None,
         };
         let rest = rest.trim_start();
         let (chain, mut spec) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
         spec = spec.trim();
-        if place == Place::Top {
+        if position == Position::Top {
             // `-I CHAIN 1` is `-I CHAIN`; any other number isn't a place we know.
             if let Some(after) = spec.strip_prefix("1 ") {
                 spec = after.trim_start();
@@ -179,7 +179,7 @@ impl Rule {
         }
         Some(Self {
             chain: chain.to_owned(),
-            place,
+            position,
             spec: spec.to_owned(),
             words: words(spec)?,
         })
@@ -300,13 +300,13 @@ COMMIT
 
     #[test]
     fn places() {
-        let place = |l: &str| Rule::parse(l).map(|r| (r.place, r.spec));
-        assert_eq!(place("-A X -j Y"), Some((Place::End, "-j Y".into())));
-        assert_eq!(place("-I X 1 -j Y"), Some((Place::Top, "-j Y".into())));
-        assert_eq!(place("-I X -j Y"), Some((Place::Top, "-j Y".into())));
+        let place = |l: &str| Rule::parse(l).map(|r| (r.position, r.spec));
+        assert_eq!(place("-A X -j Y"), Some((Position::End, "-j Y".into())));
+        assert_eq!(place("-I X 1 -j Y"), Some((Position::Top, "-j Y".into())));
+        assert_eq!(place("-I X -j Y"), Some((Position::Top, "-j Y".into())));
         assert_eq!(place("-I X 2 -j Y"), None);
         assert_eq!(place("-D X -j Y"), None);
-        assert_eq!(place("-A X"), Some((Place::End, String::new())));
+        assert_eq!(place("-A X"), Some((Position::End, String::new())));
     }
 
     #[test]

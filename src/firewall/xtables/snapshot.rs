@@ -4,10 +4,11 @@
 use std::fs;
 use std::io;
 
+use super::Flavour;
 use super::command::CommandError;
 use super::save::{Rule, Ruleset, Table};
 use super::tools::Tools;
-use super::{Family, Flavour};
+use crate::net::Family;
 
 /// The rule set of one family and flavour.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +54,7 @@ pub enum SnapshotError {
 
 /// Which flavour holds the user's rules, and how that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Choice {
+pub struct FlavourChoice {
     /// The flavour.
     pub flavour: Flavour,
     /// Why, in words for the log.
@@ -131,7 +132,7 @@ impl Snapshot {
     ///
     /// Where both do: the one that translates addresses. Where none does: what plain `iptables` is.
     #[must_use]
-    pub fn choose(&self, is_ours: impl Fn(&Rule) -> bool) -> Choice {
+    pub fn choose(&self, is_ours: impl Fn(&Rule) -> bool) -> FlavourChoice {
         let [nft, legacy] = Flavour::ALL.map(|flavour| {
             let mut held = Held::default();
             for view in self.views.iter().filter(|v| v.flavour == flavour) {
@@ -140,7 +141,7 @@ impl Snapshot {
             held
         });
         let available = |flavour| self.view(Family::V4, flavour).is_some();
-        let choice = |flavour, why: String| Choice { flavour, why };
+        let choice = |flavour, why: String| FlavourChoice { flavour, why };
         match (available(Flavour::Nft), available(Flavour::Legacy)) {
             (true, false) => {
                 return choice(

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::Flavour;
 use super::command::{CommandError, run};
-use super::{Family, Flavour};
+use crate::net::Family;
 
 /// How long a tool waits for the lock that legacy tools share, in seconds.
 const LOCK_WAIT: &str = "5";

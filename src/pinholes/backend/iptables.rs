@@ -18,21 +18,17 @@ mod ranges;
 
 use std::time::Duration;
 
-use self::lines::{Line, Wording, deadline, rules, transaction};
+use self::lines::{RuleLine, Wording, deadline, rules, transaction};
 use self::open::{HoleKey, Nat, Open};
-use super::{Backend, BackendError, Closing};
+use super::{Backend, BackendError, Closed, ClosingWork};
 use crate::firewall::host::{Host, holds, missing};
+use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::save::{Ruleset, Table};
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::tools::{Tool, Tools};
-use crate::firewall::xtables::{Family, Flavour};
-use crate::firewall::{At, RulesError, TableStore, flavours, is_ours, ours};
-use crate::net::Mark;
-use crate::net::PortRange;
+use crate::firewall::{At, PINHOLE_CHAINS, RulesError, flavours, is_ours, ours};
+use crate::net::{Family, Mark, PortRange};
 use crate::pinholes::{Key, Pinhole, RangeHole, RangeKey};
-
-/// The names of the chains.
-const PINHOLES: [&str; 2] = ["FTPALG-PRE", "FTPALG-POST"];
 
 /// What [`Backend::install`] loads.
 const RULES: &str = r#"*nat
@@ -45,9 +41,9 @@ const RULES: &str = r#"*nat
 COMMIT
 "#;
 
-/// The family's part: where its chains are.
+/// The table `nat` that holds a family's chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Plane {
+struct NatTable {
     family: Family,
     flavour: Flavour,
     /// Whether the kernel can end a hole at its deadline.
@@ -59,12 +55,12 @@ struct Plane {
 pub struct Iptables {
     host: Host,
     mark: Mark,
-    planes: Vec<Plane>,
+    tables: Vec<NatTable>,
     pinholes: Open<Key>,
     /// The number of the last hole: no two have equal rules, so that `-D` finds its own.
     serial: u64,
     /// The rules that are being removed meanwhile.
-    closing: Vec<(Key, Vec<Line>)>,
+    closing: Vec<(Key, Vec<RuleLine>)>,
     range: Option<PortRange>,
     ranges: Open<RangeKey>,
 }
@@ -72,12 +68,12 @@ pub struct Iptables {
 impl Iptables {
     /// A backend with these tools; nothing is installed yet.
     #[must_use]
-    pub fn new(tools: Tools, store: Box<dyn TableStore>, mark: Mark) -> Self {
+    pub fn new(tools: Tools, mark: Mark) -> Self {
         Self {
-            host: Host::new(tools, store),
+            host: Host::new(tools),
             mark,
-            planes: Vec::new(),
-            pinholes: Open::new(PINHOLES),
+            tables: Vec::new(),
+            pinholes: Open::new(PINHOLE_CHAINS),
             serial: 0,
             closing: Vec::new(),
             range: None,
@@ -95,7 +91,7 @@ impl Iptables {
     /// The flavours in use, once installed: IPv4's first.
     #[must_use]
     pub fn flavours(&self) -> Vec<(Family, Flavour)> {
-        self.planes.iter().map(|p| (p.family, p.flavour)).collect()
+        self.tables.iter().map(|p| (p.family, p.flavour)).collect()
     }
 
     /// What [`Backend::install`] makes.
@@ -107,8 +103,8 @@ impl Iptables {
         }
     }
 
-    fn plane(&self, family: Family) -> Result<Plane, BackendError> {
-        self.planes
+    fn table(&self, family: Family) -> Result<NatTable, BackendError> {
+        self.tables
             .iter()
             .copied()
             .find(|p| p.family == family)
@@ -121,8 +117,8 @@ impl Iptables {
     }
 
     /// The rules of a hole, as no other hole has them.
-    fn rules_of(&mut self, plane: Plane, hole: Wording, timeout: Duration) -> Vec<Line> {
-        let until = if plane.timed { deadline(timeout) } else { None };
+    fn rules_of(&mut self, table: NatTable, hole: Wording, timeout: Duration) -> Vec<RuleLine> {
+        let until = if table.timed { deadline(timeout) } else { None };
         self.serial = self.serial.wrapping_add(1);
         hole.rules(self.mark, until.as_deref(), self.serial)
     }
@@ -143,7 +139,7 @@ impl Iptables {
 
     /// Nothing is in the kernel.
     fn forget(&mut self) {
-        self.planes.clear();
+        self.tables.clear();
         self.pinholes.clear();
         self.ranges.clear();
         self.closing.clear();
@@ -177,7 +173,7 @@ impl Iptables {
             }
             let current = snapshot.table(at.family, at.flavour, "nat");
             match self.host.replace(&at, current, &wanted) {
-                Ok(()) => self.planes.push(Plane {
+                Ok(()) => self.tables.push(NatTable {
                     family: at.family,
                     flavour: at.flavour,
                     timed: self.has_time(at.family, at.flavour),
@@ -221,7 +217,7 @@ impl Backend for Iptables {
     fn install(&mut self) -> Result<(), BackendError> {
         self.forget();
         if let Err(e) = self.install_all() {
-            self.planes.clear();
+            self.tables.clear();
             if let Err(again) = self.clear_all() {
                 log::warn!("rules that could not be removed again: {again}");
             }
@@ -231,28 +227,28 @@ impl Backend for Iptables {
     }
 
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
-        let plane = self.plane(Family::of(hole.from))?;
-        let lines = self.rules_of(plane, wording(hole), timeout);
+        let table = self.table(Family::of(hole.from))?;
+        let lines = self.rules_of(table, wording(hole), timeout);
         let key = hole.key();
         // It must count even while an older one with the same key is being removed.
         let first = self.closing.iter().any(|(closing, _)| *closing == key);
         let host = &self.host;
-        let nat = Nat { host, plane };
+        let nat = Nat { host, table };
         self.pinholes.change(nat, &[key], Some((key, lines)), first)
     }
 
     /// One run of the tool per family, however many holes there are.
     fn open_all(&mut self, holes: &[(Pinhole, Duration)]) -> Result<(), BackendError> {
-        for plane in self.planes.clone() {
-            let of_plane = |hole: &Pinhole| Family::of(hole.from) == plane.family;
+        for table in self.tables.clone() {
+            let of_table = |hole: &Pinhole| Family::of(hole.from) == table.family;
             let mut wanted = Vec::new();
-            for (hole, timeout) in holes.iter().filter(|(hole, _)| of_plane(hole)) {
-                wanted.push((hole.key(), self.rules_of(plane, wording(hole), *timeout)));
+            for (hole, timeout) in holes.iter().filter(|(hole, _)| of_table(hole)) {
+                wanted.push((hole.key(), self.rules_of(table, wording(hole), *timeout)));
             }
-            let lines: Vec<Line> = wanted.iter().flat_map(|(_, l)| l.clone()).collect();
+            let lines: Vec<RuleLine> = wanted.iter().flat_map(|(_, l)| l.clone()).collect();
             if !lines.is_empty() {
                 let host = &self.host;
-                Nat { host, plane }.restore(&transaction(&[], &lines, false))?;
+                Nat { host, table }.restore(&transaction(&[], &lines, false))?;
             }
             self.pinholes.extend(wanted);
         }
@@ -260,75 +256,69 @@ impl Backend for Iptables {
     }
 
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
-        self.close_all(std::slice::from_ref(hole))
+        let key = hole.key();
+        if !self.pinholes.contains(key) {
+            return Ok(());
+        }
+        let table = self.table(Family::of(hole.from))?;
+        let host = &self.host;
+        self.pinholes
+            .change(Nat { host, table }, &[key], None, false)
     }
 
     fn open_range(&mut self, hole: &RangeHole, timeout: Duration) -> Result<(), BackendError> {
-        let plane = self.plane(Family::of(hole.from))?;
+        let table = self.table(Family::of(hole.from))?;
         let Some(range) = self.range else {
             return Err(BackendError::Unsupported(
                 "a hole for a range needs a range".into(),
             ));
         };
-        let lines = self.rules_of(plane, ranges::wording(hole, range), timeout);
+        let lines = self.rules_of(table, ranges::wording(hole, range), timeout);
         let key = hole.key();
         let host = &self.host;
-        let nat = Nat { host, plane };
+        let nat = Nat { host, table };
         self.ranges.change(nat, &[key], Some((key, lines)), false)
     }
 
     fn close_range(&mut self, hole: &RangeHole) -> Result<(), BackendError> {
-        let plane = self.plane(Family::of(hole.from))?;
+        let table = self.table(Family::of(hole.from))?;
         let key = hole.key();
         if !self.ranges.contains(key) {
             return Ok(());
         }
         let host = &self.host;
-        self.ranges.change(Nat { host, plane }, &[key], None, false)
+        self.ranges.change(Nat { host, table }, &[key], None, false)
+    }
+
+    /// Removing rules takes long.
+    fn close_all(&mut self, _holes: &[Pinhole]) -> Result<Closed, BackendError> {
+        Ok(Closed::Later)
     }
 
     /// One run of the tool per family, however many holes there are.
-    fn close_all(&mut self, holes: &[Pinhole]) -> Result<(), BackendError> {
-        let mut result = Ok(());
-        for plane in self.planes.clone() {
-            let keys = self.open_of(plane.family, holes);
-            if !keys.is_empty() {
-                let host = &self.host;
-                let nat = Nat { host, plane };
-                let closed = self.pinholes.change(nat, &keys, None, false);
-                result = result.and(closed);
-            }
-        }
-        result
-    }
-
-    fn closes_slowly(&self) -> bool {
-        true
-    }
-
-    fn closing(&mut self, holes: Vec<Pinhole>) -> Result<Option<Closing>, BackendError> {
-        let mut work = Vec::new();
-        for plane in self.planes.clone() {
-            let keys = self.open_of(plane.family, &holes);
+    fn closing(&mut self, holes: &[Pinhole]) -> Result<Option<ClosingWork>, BackendError> {
+        let mut runs = Vec::new();
+        for table in self.tables.clone() {
+            let keys = self.open_of(table.family, holes);
             if keys.is_empty() {
                 continue;
             }
-            let tool = self.host.tool(plane.family, plane.flavour)?.clone();
+            let tool = self.host.tool(table.family, table.flavour)?.clone();
             let removed = self.pinholes.take(&keys);
-            let lines: Vec<Line> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
+            let lines: Vec<RuleLine> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
             self.closing.extend(removed);
-            work.push((tool, transaction(&lines, &[], false)));
+            runs.push((tool, transaction(&lines, &[], false)));
         }
-        let restore = move |(tool, text): &(Tool, String)| tool.restore(text);
-        Ok((!work.is_empty()).then(|| Closing {
-            holes,
-            work: Box::new(move || {
-                Ok(work
-                    .iter()
-                    .try_for_each(restore)
-                    .map_err(RulesError::from)?)
-            }),
-        }))
+        if runs.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(move || {
+            let restore = |(tool, text): &(Tool, String)| tool.restore(text);
+            Ok(runs
+                .iter()
+                .try_for_each(restore)
+                .map_err(RulesError::from)?)
+        })))
     }
 
     /// If somebody else removed some of the rules meanwhile, fills the chains anew.
@@ -338,12 +328,12 @@ impl Backend for Iptables {
             return Ok(());
         }
         let mut result = Ok(());
-        for plane in self.planes.clone() {
-            let of_plane = |(key, _): &mut (Key, _)| key.family() == plane.family;
-            let removed: Vec<_> = removed.extract_if(.., of_plane).collect();
+        for table in self.tables.clone() {
+            let of_table = |(key, _): &mut (Key, _)| key.family() == table.family;
+            let removed: Vec<_> = removed.extract_if(.., of_table).collect();
             if !removed.is_empty() {
                 let host = &self.host;
-                let mended = self.pinholes.mend(Nat { host, plane }, removed);
+                let mended = self.pinholes.mend(Nat { host, table }, removed);
                 result = result.and(mended);
             }
         }
@@ -356,14 +346,14 @@ impl Backend for Iptables {
     }
 
     fn verify(&mut self) -> Result<bool, BackendError> {
-        if self.planes.is_empty() {
+        if self.tables.is_empty() {
             return Ok(false);
         }
         let snapshot = self.host.snapshot()?;
-        let whole = self.planes.iter().all(|plane| {
-            let Plane {
+        let whole = self.tables.iter().all(|table| {
+            let NatTable {
                 family, flavour, ..
-            } = *plane;
+            } = *table;
             let at = At {
                 flavour,
                 family,
@@ -409,7 +399,7 @@ fn chains(text: &str) -> Table {
 /// The hole as its rules say it.
 fn wording(hole: &Pinhole) -> Wording {
     Wording {
-        chains: PINHOLES,
+        chains: PINHOLE_CHAINS,
         kind: "pinhole",
         from: hole.from,
         to: hole.to.ip(),

@@ -46,13 +46,17 @@ pub enum BackendError {
     },
 }
 
-/// Holes that are being closed: see [`Backend::closing`].
-pub struct Closing {
-    /// The holes.
-    pub holes: Vec<Pinhole>,
-    /// Closes them. May take long, needs nothing of the backend meanwhile, and is to be run in the
-    /// backend's network namespace.
-    pub work: Box<dyn FnOnce() -> Result<(), BackendError> + Send>,
+/// Closes holes. May take long, needs nothing of the backend meanwhile, and is to be run in the
+/// backend's network namespace.
+pub type ClosingWork = Box<dyn FnOnce() -> Result<(), BackendError> + Send>;
+
+/// Whether [`Backend::close_all`] did it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// The holes are closed.
+    Now,
+    /// Nothing was done, since it takes long: see [`Backend::closing`].
+    Later,
 }
 
 /// Puts pinholes into the kernel of the calling thread's network namespace.
@@ -97,35 +101,29 @@ pub trait Backend: Send {
     /// The hole may still be open then.
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError>;
 
-    /// Closes several holes: at once, where that is cheaper than one after the other.
+    /// Closes several holes, unless that is better left to [`closing`](Self::closing).
     ///
     /// # Errors
     /// Some of the holes may still be open then.
-    fn close_all(&mut self, holes: &[Pinhole]) -> Result<(), BackendError> {
+    fn close_all(&mut self, holes: &[Pinhole]) -> Result<Closed, BackendError> {
         let mut result = Ok(());
         for hole in holes {
             result = result.and(self.close(hole));
         }
-        result
+        result.map(|()| Closed::Now)
     }
 
-    /// Whether closing takes so long that it is better done by [`closing`](Self::closing).
-    fn closes_slowly(&self) -> bool {
-        false
-    }
-
-    /// Like [`close_all`](Self::close_all), but leaves the work to be done by the caller, who may
-    /// use the backend meanwhile: a hole that is opened now comes before one with the same key that
-    /// is being closed. `None` if there is no work. Only one at a time; ends with
-    /// [`closed`](Self::closed).
+    /// Closes several holes, but leaves the work to the caller, who may use the backend meanwhile:
+    /// a hole that is opened now comes before one with the same key that is being closed. `None` if
+    /// there is no work. Only one at a time; ends with [`closed`](Self::closed).
     ///
     /// # Errors
     /// As [`close_all`](Self::close_all).
-    fn closing(&mut self, holes: Vec<Pinhole>) -> Result<Option<Closing>, BackendError> {
-        self.close_all(&holes).map(|()| None)
+    fn closing(&mut self, holes: &[Pinhole]) -> Result<Option<ClosingWork>, BackendError> {
+        self.close_all(holes).map(|_| None)
     }
 
-    /// Learns what came of a [`Closing`]'s work, and mends what it can.
+    /// Learns what came of [`closing`](Self::closing)'s work, and mends what it can.
     ///
     /// # Errors
     /// Some of the holes may still be open: close them again.

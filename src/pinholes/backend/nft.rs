@@ -34,12 +34,11 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use self::elements::{Element, of_pinhole};
-use self::objects::{Abilities, CHAINS, Family, IPV4, IPV6, Step, TABLE, What, del_table, plan};
+use self::elements::{MapElement, of_pinhole};
+use self::objects::{Abilities, CHAINS, Change, FamilyLayout, IPV4, IPV6, What, del_table, plan};
 use super::{Backend, BackendError};
-use crate::firewall::tables;
-use crate::net::Mark;
-use crate::net::PortRange;
+use crate::firewall::{PINHOLE_TABLE, tables};
+use crate::net::{Mark, PortRange};
 use crate::netlink::socket::{BatchError, Socket};
 use crate::pinholes::{Pinhole, RangeHole};
 
@@ -53,7 +52,7 @@ pub struct Nft {
     socket: Socket,
     mark: Mark,
     range: Option<PortRange>,
-    families: Vec<&'static Family>,
+    layouts: Vec<&'static FamilyLayout>,
     abilities: Abilities,
 }
 
@@ -75,7 +74,7 @@ impl Nft {
             socket,
             mark,
             range: None,
-            families: Vec::new(),
+            layouts: Vec::new(),
             abilities: Abilities {
                 owner: true,
                 limit: true,
@@ -91,11 +90,11 @@ impl Nft {
     }
 
     /// Makes the objects of one family, trying what the kernel takes.
-    fn install_family(&mut self, family: &'static Family) -> Result<(), BatchError> {
-        let leftover = self.has_table(family).map_err(BatchError::Io)?;
+    fn install_family(&mut self, layout: &'static FamilyLayout) -> Result<(), BatchError> {
+        let leftover = self.has_table(layout).map_err(BatchError::Io)?;
         loop {
-            let plan = plan(family, self.mark, self.abilities, self.range, leftover);
-            let requests: Vec<_> = plan.iter().map(Step::request).collect();
+            let plan = plan(layout, self.mark, self.abilities, self.range, leftover);
+            let requests: Vec<_> = plan.iter().map(Change::request).collect();
             let error = match self.socket.batch(&requests) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
@@ -125,21 +124,21 @@ impl Nft {
     /// between question and change, by its timeout or use: then asks again.
     fn replace(
         &mut self,
-        family: &Family,
-        elements: &[Element],
+        layout: &FamilyLayout,
+        elements: &[MapElement],
         timeout: Option<Duration>,
     ) -> io::Result<()> {
         for _ in 0..ATTEMPTS {
             let mut requests = Vec::new();
             for element in elements {
-                match self.socket.get(&element.question(family), |_| ()) {
-                    Ok(()) => requests.push(element.delete(family)),
+                match self.socket.get(&element.question(layout), |_| ()) {
+                    Ok(()) => requests.push(element.delete(layout)),
                     Err(error) if is(&error, Errno::ENOENT) => {}
                     Err(error) => return Err(error),
                 }
             }
             if let Some(timeout) = timeout {
-                requests.extend(elements.iter().filter_map(|e| e.add(family, timeout)));
+                requests.extend(elements.iter().filter_map(|e| e.add(layout, timeout)));
             }
             match self.socket.batch(&requests).map_err(io::Error::from) {
                 Err(error) if is(&error, Errno::ENOENT) || is(&error, Errno::EEXIST) => {}
@@ -149,18 +148,18 @@ impl Nft {
         Err(io::ErrorKind::Interrupted.into())
     }
 
-    fn has_table(&mut self, family: &Family) -> io::Result<bool> {
+    fn has_table(&mut self, layout: &FamilyLayout) -> io::Result<bool> {
         let tables = tables::tables_on(&mut self.socket)?;
         Ok(tables
             .iter()
-            .any(|table| table.family == family.number && table.name == TABLE))
+            .any(|table| table.family == layout.family.number() && table.name == PINHOLE_TABLE))
     }
 
-    fn family(&self, ip: IpAddr) -> Result<&'static Family, BackendError> {
-        self.families
+    fn layout(&self, ip: IpAddr) -> Result<&'static FamilyLayout, BackendError> {
+        self.layouts
             .iter()
             .copied()
-            .find(|family| family.is_of(ip))
+            .find(|layout| layout.is_of(ip))
             .ok_or_else(|| {
                 BackendError::Unsupported(format!(
                     "no pinhole for {ip}: its address family was not installed"
@@ -175,22 +174,22 @@ impl Backend for Nft {
     }
 
     fn install(&mut self) -> Result<(), BackendError> {
-        self.families.clear();
+        self.layouts.clear();
         // A socket that owns a table in one family must own those of the others, too.
-        for family in [&IPV4, &IPV6] {
-            if !family.is_here() {
+        for layout in [&IPV4, &IPV6] {
+            if !layout.is_here() {
                 continue;
             }
-            match self.install_family(family) {
-                Ok(()) => self.families.push(family),
+            match self.install_family(layout) {
+                Ok(()) => self.layouts.push(layout),
                 Err(error) => {
                     let source = io::Error::from(error);
-                    if family.optional && lacks_support(&source) {
-                        log::debug!("no {} NAT in this kernel: {source}", family.label);
+                    if layout.optional && lacks_support(&source) {
+                        log::debug!("no {} NAT in this kernel: {source}", layout.family);
                         continue;
                     }
                     let _ = self.remove();
-                    return Err(explain(family, source));
+                    return Err(explain(layout, source));
                 }
             }
         }
@@ -198,8 +197,8 @@ impl Backend for Nft {
     }
 
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
-        let family = self.family(hole.from)?;
-        let of_family = |ip| family.is_of(ip);
+        let layout = self.layout(hole.from)?;
+        let of_family = |ip| layout.is_of(ip);
         if !of_family(hole.to.ip())
             || !of_family(hole.land.ip())
             || !hole.as_source.is_none_or(of_family)
@@ -208,27 +207,27 @@ impl Backend for Nft {
                 "a pinhole's addresses must be of one family".into(),
             ));
         }
-        let elements = of_pinhole(family, hole, self.mark);
-        self.replace(family, &elements, Some(timeout))
+        let elements = of_pinhole(layout, hole, self.mark);
+        self.replace(layout, &elements, Some(timeout))
             .map_err(failed("open a pinhole"))
     }
 
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
-        let family = self.family(hole.from)?;
-        let elements = of_pinhole(family, hole, self.mark);
-        self.replace(family, &elements, None)
+        let layout = self.layout(hole.from)?;
+        let elements = of_pinhole(layout, hole, self.mark);
+        self.replace(layout, &elements, None)
             .map_err(failed("close a pinhole"))
     }
 
     fn open_range(&mut self, hole: &RangeHole, timeout: Duration) -> Result<(), BackendError> {
-        let family = self.family(hole.from)?;
+        let layout = self.layout(hole.from)?;
         let others = [Some(hole.to), Some(hole.land), hole.as_source];
-        if self.range.is_none() || others.iter().flatten().any(|ip| !family.is_of(*ip)) {
+        if self.range.is_none() || others.iter().flatten().any(|ip| !layout.is_of(*ip)) {
             return Err(BackendError::Unsupported(
                 "a hole for a range needs a range, and addresses of one family".into(),
             ));
         }
-        self.replace(family, &ranges::elements(family, hole), Some(timeout))
+        self.replace(layout, &ranges::elements(layout, hole), Some(timeout))
             .map_err(failed("open a range of ports"))
     }
 
@@ -236,22 +235,22 @@ impl Backend for Nft {
         if self.range.is_none() {
             return Ok(());
         }
-        let family = self.family(hole.from)?;
-        self.replace(family, &ranges::elements(family, hole), None)
+        let layout = self.layout(hole.from)?;
+        self.replace(layout, &ranges::elements(layout, hole), None)
             .map_err(failed("close a range of ports"))
     }
 
     fn remove(&mut self) -> Result<(), BackendError> {
         let mut result = Ok(());
-        self.families.clear();
-        for family in [&IPV4, &IPV6] {
-            let present = self.has_table(family).unwrap_or(true);
+        self.layouts.clear();
+        for layout in [&IPV4, &IPV6] {
+            let present = self.has_table(layout).unwrap_or(true);
             if !present {
                 continue;
             }
             match self
                 .socket
-                .batch(&[del_table(family)])
+                .batch(&[del_table(layout)])
                 .map_err(io::Error::from)
             {
                 Err(source) if !is(&source, Errno::ENOENT) => {
@@ -266,24 +265,24 @@ impl Backend for Nft {
     fn verify(&mut self) -> Result<bool, BackendError> {
         let chains = tables::chains_on(&mut self.socket).map_err(failed("list chains"))?;
         let range = self.range;
-        let all = self.families.iter().all(|family| {
+        let all = self.layouts.iter().all(|layout| {
             CHAINS.iter().all(|spec| {
                 chains.iter().any(|chain| {
-                    chain.family == family.number
-                        && chain.table == TABLE
+                    chain.family == layout.family.number()
+                        && chain.table == PINHOLE_TABLE
                         && chain.name == spec.name
                         && usize::try_from(chain.rules).is_ok_and(|n| n == spec.size(range))
                 })
             })
         });
-        Ok(all && !self.families.is_empty())
+        Ok(all && !self.layouts.is_empty())
     }
 }
 
 impl Drop for Nft {
     /// A table with an owner goes with the socket; on older kernels it must be taken away.
     fn drop(&mut self) {
-        if !self.families.is_empty()
+        if !self.layouts.is_empty()
             && let Err(error) = self.remove()
         {
             log::warn!("{error}");
@@ -306,17 +305,17 @@ fn lacks_support(error: &io::Error) -> bool {
     )
 }
 
-fn explain(family: &Family, source: io::Error) -> BackendError {
+fn explain(layout: &FamilyLayout, source: io::Error) -> BackendError {
     match source.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EPERM) => BackendError::Unsupported(format!(
             "can't make the {} table ftpalg: it belongs to another running ftpalg (stop that one), \
              or CAP_NET_ADMIN is missing",
-            family.label
+            layout.family
         )),
         Some(Errno::ENOENT | Errno::EOPNOTSUPP) => BackendError::Lacking(format!(
             "the kernel lacks {} NAT in nf_tables ({source}): `modprobe nft_nat nft_chain_nat`, or \
              use --backend iptables",
-            family.label
+            layout.family
         )),
         _ => failed("install table ftpalg")(source),
     }

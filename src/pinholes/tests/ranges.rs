@@ -31,7 +31,7 @@ fn request(session: u64, from: &str, land: &str) -> RangeRequest {
     }
 }
 
-fn open_to(world: &Shared) -> Vec<(IpAddr, IpAddr)> {
+fn open_to(world: &FakeKernel) -> Vec<(IpAddr, IpAddr)> {
     world.with(|w| {
         let holes = w.ranges.values();
         holes.map(|(hole, _)| (hole.from, hole.land)).collect()

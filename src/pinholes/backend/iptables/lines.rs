@@ -13,7 +13,7 @@ use crate::net::Mark;
 const MAX_STAMP: i64 = i32::MAX as i64;
 
 /// A rule of a hole: its chain and its spec.
-pub(super) type Line = (&'static str, String);
+pub(super) type RuleLine = (&'static str, String);
 
 /// A hole of either kind, as its rules say it.
 pub(super) struct Wording {
@@ -37,7 +37,7 @@ pub(super) struct Wording {
 
 impl Wording {
     /// The rules; none is like those of a hole with another number.
-    pub(super) fn rules(self, mark: Mark, until: Option<&str>, serial: u64) -> Vec<Line> {
+    pub(super) fn rules(self, mark: Mark, until: Option<&str>, serial: u64) -> Vec<RuleLine> {
         let bit = mark.bit();
         let Self {
             chains: [pre, post],
@@ -67,7 +67,7 @@ impl Wording {
             // A hole that translates nothing still keeps the user's own translations away.
             None => "-j ACCEPT".to_owned(),
         });
-        let mut lines: Vec<Line> = targets
+        let mut lines: Vec<RuleLine> = targets
             .into_iter()
             .map(|target| (pre, format!("{packet} {target}")))
             .collect();
@@ -88,7 +88,7 @@ impl Wording {
 }
 
 /// The text that removes some rules and adds others at once, `first` before all that are there.
-pub(super) fn transaction(remove: &[Line], add: &[Line], first: bool) -> String {
+pub(super) fn transaction(remove: &[RuleLine], add: &[RuleLine], first: bool) -> String {
     let mut text = format!("*nat\n{}", verb_lines("-D", remove));
     if first {
         let mut places = BTreeMap::new();
@@ -105,12 +105,12 @@ pub(super) fn transaction(remove: &[Line], add: &[Line], first: bool) -> String 
 }
 
 /// Lines as rules that can be looked for.
-pub(super) fn rules<'a>(lines: impl IntoIterator<Item = &'a Line>) -> Vec<Rule> {
+pub(super) fn rules<'a>(lines: impl IntoIterator<Item = &'a RuleLine>) -> Vec<Rule> {
     let set = Ruleset::parse(&format!("*nat\n{}COMMIT\n", verb_lines("-A", lines)));
     set.tables.into_iter().flat_map(|t| t.rules).collect()
 }
 
-pub(super) fn verb_lines<'a>(verb: &str, lines: impl IntoIterator<Item = &'a Line>) -> String {
+pub(super) fn verb_lines<'a>(verb: &str, lines: impl IntoIterator<Item = &'a RuleLine>) -> String {
     lines
         .into_iter()
         .map(|(chain, spec)| format!("{verb} {chain} {spec}\n"))
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn one_commit_removes_and_adds() {
-        let lines = |chains: &[(&'static str, &str)]| -> Vec<Line> {
+        let lines = |chains: &[(&'static str, &str)]| -> Vec<RuleLine> {
             let line = |(chain, spec): &(&'static str, &str)| (*chain, (*spec).to_owned());
             chains.iter().map(line).collect()
         };

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::lines::{Line, transaction, verb_lines};
-use super::{Family, Host, Plane};
+use super::lines::{RuleLine, transaction, verb_lines};
+use super::{Host, NatTable};
+use crate::net::Family;
 use crate::pinholes::backend::BackendError;
 use crate::pinholes::{Key, RangeKey};
 
@@ -31,14 +32,14 @@ impl HoleKey for RangeKey {
 #[derive(Debug)]
 pub(super) struct Open<K> {
     chains: [&'static str; 2],
-    holes: BTreeMap<K, Vec<Line>>,
+    holes: BTreeMap<K, Vec<RuleLine>>,
 }
 
 /// A table `nat` of the host's.
 #[derive(Clone, Copy)]
 pub(super) struct Nat<'a> {
     pub(super) host: &'a Host,
-    pub(super) plane: Plane,
+    pub(super) table: NatTable,
 }
 
 impl<K: HoleKey> Open<K> {
@@ -58,18 +59,18 @@ impl<K: HoleKey> Open<K> {
     }
 
     /// Counts holes in whose rules were put into the kernel.
-    pub(super) fn extend(&mut self, holes: Vec<(K, Vec<Line>)>) {
+    pub(super) fn extend(&mut self, holes: Vec<(K, Vec<RuleLine>)>) {
         self.holes.extend(holes);
     }
 
     /// Forgets holes, whose rules are being removed.
-    pub(super) fn take(&mut self, keys: &[K]) -> Vec<(K, Vec<Line>)> {
+    pub(super) fn take(&mut self, keys: &[K]) -> Vec<(K, Vec<RuleLine>)> {
         let entries = keys.iter().filter_map(|key| self.holes.remove_entry(key));
         entries.collect()
     }
 
     /// All rules of a family.
-    pub(super) fn lines(&self, family: Family) -> impl Iterator<Item = &Line> {
+    pub(super) fn lines(&self, family: Family) -> impl Iterator<Item = &RuleLine> {
         let holes = self.holes.iter();
         holes
             .filter(move |(key, _)| key.family() == family)
@@ -85,11 +86,11 @@ impl<K: HoleKey> Open<K> {
         &mut self,
         nat: Nat<'_>,
         out: &[K],
-        into: Option<(K, Vec<Line>)>,
+        into: Option<(K, Vec<RuleLine>)>,
         first: bool,
     ) -> Result<(), BackendError> {
         let removed = self.take(out);
-        let old: Vec<Line> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
+        let old: Vec<RuleLine> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
         let new = into.as_ref().map_or(&[][..], |(_, lines)| lines);
         let text = transaction(&old, new, first);
         let mut done = nat.restore(&text);
@@ -124,7 +125,7 @@ impl<K: HoleKey> Open<K> {
     pub(super) fn mend(
         &mut self,
         nat: Nat<'_>,
-        removed: impl IntoIterator<Item = (K, Vec<Line>)>,
+        removed: impl IntoIterator<Item = (K, Vec<RuleLine>)>,
     ) -> Result<(), BackendError> {
         match self.refill(nat) {
             Err(error) if self.stay(nat, removed) => Err(error),
@@ -135,14 +136,18 @@ impl<K: HoleKey> Open<K> {
     /// Makes our chains hold exactly the holes that are open. Fails if the chains are gone.
     fn refill(&self, nat: Nat<'_>) -> Result<(), BackendError> {
         let [pre, post] = self.chains;
-        let lines = verb_lines("-A", self.lines(nat.plane.family));
+        let lines = verb_lines("-A", self.lines(nat.table.family));
         nat.restore(&format!("*nat\n-F {pre}\n-F {post}\n{lines}COMMIT\n"))
     }
 
     /// Keeps holes whose rules may still be there, to be tried again. `false` if our chains are
     /// gone: then no hole is open.
-    fn stay(&mut self, nat: Nat<'_>, removed: impl IntoIterator<Item = (K, Vec<Line>)>) -> bool {
-        let family = nat.plane.family;
+    fn stay(
+        &mut self,
+        nat: Nat<'_>,
+        removed: impl IntoIterator<Item = (K, Vec<RuleLine>)>,
+    ) -> bool {
+        let family = nat.table.family;
         let there = nat.has_chain(self.chains[0]);
         if there {
             for (key, lines) in removed {
@@ -157,17 +162,17 @@ impl<K: HoleKey> Open<K> {
 
 impl Nat<'_> {
     pub(super) fn restore(self, text: &str) -> Result<(), BackendError> {
-        let Plane {
+        let NatTable {
             family, flavour, ..
-        } = self.plane;
+        } = self.table;
         Ok(self.host.restore(family, flavour, text)?)
     }
 
     /// Whether a chain is there, or that can't be told.
     fn has_chain(self, name: &str) -> bool {
-        let Plane {
+        let NatTable {
             family, flavour, ..
-        } = self.plane;
+        } = self.table;
         self.host.snapshot().map_or(true, |snapshot| {
             let nat = snapshot.table(family, flavour, "nat");
             nat.is_some_and(|table| table.chain(name).is_some())

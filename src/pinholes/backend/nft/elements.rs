@@ -3,7 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::objects::{Family, MAPS, Map, TABLE};
+use super::objects::{FamilyLayout, MAPS, Map};
+use crate::firewall::PINHOLE_TABLE;
 use crate::net::Mark;
 use crate::netlink::codec::{self, Builder};
 use crate::netlink::nftables::{attr, msg};
@@ -12,7 +13,7 @@ use crate::pinholes::Pinhole;
 
 /// A place in a map, and what a hole maps it to.
 #[derive(Debug)]
-pub(super) struct Element {
+pub(super) struct MapElement {
     /// The map's name.
     pub(super) map: &'static str,
     pub(super) key: Vec<u8>,
@@ -21,9 +22,13 @@ pub(super) struct Element {
 }
 
 /// The elements of a pinhole.
-pub(super) fn of_pinhole(family: &Family, hole: &Pinhole, mark: Mark) -> [Element; MAPS.len()] {
-    MAPS.map(|map| Element {
-        map: family.set(map),
+pub(super) fn of_pinhole(
+    layout: &FamilyLayout,
+    hole: &Pinhole,
+    mark: Mark,
+) -> [MapElement; MAPS.len()] {
+    MAPS.map(|map| MapElement {
+        map: layout.set(map),
         key: [octets(hole.from), endpoint(hole.to)].concat(),
         data: match map {
             Map::Pinholes => Some(endpoint(hole.land)),
@@ -34,26 +39,26 @@ pub(super) fn of_pinhole(family: &Family, hole: &Pinhole, mark: Mark) -> [Elemen
     })
 }
 
-impl Element {
+impl MapElement {
     /// Asks whether there is something.
-    pub(super) fn question(&self, family: &Family) -> Request<'_> {
-        self.request(msg::GET_ELEM, 0, family, |_| {})
+    pub(super) fn question(&self, layout: &FamilyLayout) -> Request<'_> {
+        self.request(msg::GET_ELEM, 0, layout, |_| {})
     }
 
     /// Deletes what is there.
-    pub(super) fn delete(&self, family: &Family) -> Request<'_> {
-        self.request(msg::DEL_ELEM, 0, family, |_| {})
+    pub(super) fn delete(&self, layout: &FamilyLayout) -> Request<'_> {
+        self.request(msg::DEL_ELEM, 0, layout, |_| {})
     }
 
     /// Adds it where nothing is, if the hole has something there.
-    pub(super) fn add(&self, family: &Family, timeout: Duration) -> Option<Request<'_>> {
+    pub(super) fn add(&self, layout: &FamilyLayout, timeout: Duration) -> Option<Request<'_>> {
         let data = self.data.as_deref()?;
         // 0 would mean: forever.
         let millis = u64::try_from(timeout.as_millis())
             .unwrap_or(u64::MAX)
             .max(1);
         let flags = codec::CREATE | codec::EXCL;
-        Some(self.request(msg::NEW_ELEM, flags, family, move |b| {
+        Some(self.request(msg::NEW_ELEM, flags, layout, move |b| {
             b.nest(attr::ELEM_DATA, |b| {
                 b.bytes(attr::DATA_VALUE, data);
             });
@@ -65,15 +70,15 @@ impl Element {
         &'a self,
         kind: u16,
         flags: u16,
-        family: &Family,
+        layout: &FamilyLayout,
         more: impl Fn(&mut Builder) + 'a,
     ) -> Request<'a> {
         Request {
             kind,
             flags,
-            family: family.number,
+            family: layout.family.number(),
             attrs: Box::new(move |b| {
-                b.text(attr::ELEMS_TABLE, TABLE);
+                b.text(attr::ELEMS_TABLE, PINHOLE_TABLE);
                 b.text(attr::ELEMS_SET, self.map);
                 b.nest(attr::ELEMS_LIST, |b| {
                     b.nest(attr::LIST_ELEM, |b| {

@@ -4,25 +4,19 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use super::ranges;
-use crate::net::Mark;
-use crate::net::PortRange;
+use crate::firewall::PINHOLE_TABLE;
+use crate::net::{Family, Mark, PortRange, TCP};
 use crate::netlink::codec::{self, Builder};
+use crate::netlink::nftables::expression::{Base, Ct, Expressions, Translate, put_limit};
 use crate::netlink::nftables::{
-    self, Base, Ct, Expressions, Nat, SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, attr,
-    comment, datatype, msg,
+    SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, attr, comment, datatype, hook, msg, policy,
 };
 use crate::netlink::socket::Request;
 
-pub(super) const TABLE: &str = "ftpalg";
 /// Names of the maps within the batch that makes them.
 const PINHOLES_ID: u32 = 1;
 const SOURCES_ID: u32 = 2;
 const MARKS_ID: u32 = 3;
-/// `NF_INET_*`
-const PREROUTING: u32 = 0;
-const INPUT: u32 = 1;
-const OUTPUT: u32 = 3;
-const POSTROUTING: u32 = 4;
 /// Just before `dstnat` (−100) and `srcnat` (100) of the user's rules.
 const DNAT_PRIORITY: i32 = -101;
 const SNAT_PRIORITY: i32 = 99;
@@ -39,12 +33,10 @@ pub(super) struct Abilities {
     pub(super) limit: bool,
 }
 
-/// What differs between IPv4 and IPv6.
+/// What differs between IPv4 and IPv6: names, and where things are.
 #[derive(Debug)]
-pub(super) struct Family {
-    pub(super) label: &'static str,
-    /// `NFPROTO_*`
-    pub(super) number: u8,
+pub(super) struct FamilyLayout {
+    pub(super) family: Family,
     pinholes: &'static str,
     sources: &'static str,
     marks: &'static str,
@@ -61,9 +53,8 @@ pub(super) struct Family {
     pub(super) optional: bool,
 }
 
-pub(super) static IPV4: Family = Family {
-    label: "IPv4",
-    number: 2,
+pub(super) static IPV4: FamilyLayout = FamilyLayout {
+    family: Family::V4,
     pinholes: "pinholes4",
     sources: "sources4",
     marks: "marks4",
@@ -78,9 +69,8 @@ pub(super) static IPV4: Family = Family {
     optional: false,
 };
 
-pub(super) static IPV6: Family = Family {
-    label: "IPv6",
-    number: 10,
+pub(super) static IPV6: FamilyLayout = FamilyLayout {
+    family: Family::V6,
     pinholes: "pinholes6",
     sources: "sources6",
     marks: "marks6",
@@ -95,9 +85,9 @@ pub(super) static IPV6: Family = Family {
     optional: true,
 };
 
-impl Family {
+impl FamilyLayout {
     pub(super) fn is_of(&self, ip: IpAddr) -> bool {
-        ip.is_ipv4() == (self.number == IPV4.number)
+        Family::of(ip) == self.family
     }
 
     pub(super) fn is_here(&self) -> bool {
@@ -147,8 +137,8 @@ pub(super) enum Map {
 /// All of them.
 pub(super) const MAPS: [Map; 3] = [Map::Pinholes, Map::Sources, Map::Marks];
 
-/// One request of an installation, and what it is about.
-pub(super) struct Step {
+/// One change of an installation, and what it is about.
+pub(super) struct Change {
     pub(super) what: What,
     kind: u16,
     flags: u16,
@@ -165,7 +155,7 @@ pub(super) enum What {
     Chain,
 }
 
-impl Step {
+impl Change {
     pub(super) fn request(&self) -> Request<'_> {
         Request {
             kind: self.kind,
@@ -176,8 +166,8 @@ impl Step {
     }
 }
 
-type Rule = fn(&Family, Mark, &mut Expressions<'_>);
-type RangeRule = fn(&Family, Mark, PortRange, &mut Expressions<'_>);
+type WriteRule = fn(&FamilyLayout, Mark, &mut Expressions<'_>);
+type WriteRangeRule = fn(&FamilyLayout, Mark, PortRange, &mut Expressions<'_>);
 
 /// A chain with its rules.
 pub(super) struct ChainSpec {
@@ -185,9 +175,9 @@ pub(super) struct ChainSpec {
     hook: u32,
     priority: i32,
     role: &'static str,
-    rules: &'static [Rule],
+    rules: &'static [WriteRule],
     /// The last rule, where a range of ports is configured: pinholes come first.
-    range_rule: RangeRule,
+    range_rule: WriteRangeRule,
 }
 
 impl ChainSpec {
@@ -200,7 +190,7 @@ impl ChainSpec {
 pub(super) static CHAINS: [ChainSpec; 4] = [
     ChainSpec {
         name: "prerouting",
-        hook: PREROUTING,
+        hook: hook::PREROUTING,
         priority: DNAT_PRIORITY,
         role: "ftpalg:dnat",
         rules: &[marked_dnat_rule, dnat_rule],
@@ -208,7 +198,7 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
     },
     ChainSpec {
         name: "output",
-        hook: OUTPUT,
+        hook: hook::OUTPUT,
         priority: DNAT_PRIORITY,
         role: "ftpalg:dnat-local",
         rules: &[marked_dnat_rule, dnat_rule],
@@ -216,7 +206,7 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
     },
     ChainSpec {
         name: "postrouting",
-        hook: POSTROUTING,
+        hook: hook::POSTROUTING,
         priority: SNAT_PRIORITY,
         role: "ftpalg:snat",
         rules: &[snat_rule],
@@ -224,7 +214,7 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
     },
     ChainSpec {
         name: "input",
-        hook: INPUT,
+        hook: hook::INPUT,
         priority: SNAT_PRIORITY,
         role: "ftpalg:snat-local",
         rules: &[snat_rule],
@@ -234,17 +224,17 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
 
 /// Everything of one family in one batch: it replaces a leftover and is there at once, or not at all.
 pub(super) fn plan(
-    family: &'static Family,
+    layout: &'static FamilyLayout,
     mark: Mark,
     abilities: Abilities,
     range: Option<PortRange>,
     leftover: bool,
-) -> Vec<Step> {
-    let step = |what, kind, flags, attrs| Step {
+) -> Vec<Change> {
+    let step = |what, kind, flags, attrs| Change {
         what,
         kind,
         flags,
-        family: family.number,
+        family: layout.family.number(),
         attrs,
     };
     let mut steps = Vec::new();
@@ -254,7 +244,7 @@ pub(super) fn plan(
             msg::DEL_TABLE,
             0,
             Box::new(|b| {
-                b.text(attr::TABLE_NAME, TABLE);
+                b.text(attr::TABLE_NAME, PINHOLE_TABLE);
             }),
         ));
     }
@@ -263,7 +253,7 @@ pub(super) fn plan(
         msg::NEW_TABLE,
         codec::CREATE | codec::EXCL,
         Box::new(move |b| {
-            b.text(attr::TABLE_NAME, TABLE);
+            b.text(attr::TABLE_NAME, PINHOLE_TABLE);
             if abilities.owner {
                 b.be32(attr::TABLE_FLAGS, TABLE_OWNER);
             }
@@ -275,7 +265,7 @@ pub(super) fn plan(
             What::Map,
             msg::NEW_SET,
             codec::CREATE,
-            Box::new(move |b| put_map(b, family, map, abilities.limit)),
+            Box::new(move |b| put_map(b, layout, map, abilities.limit)),
         ));
     }
     if range.is_some() {
@@ -284,7 +274,7 @@ pub(super) fn plan(
                 What::RangeMap,
                 msg::NEW_SET,
                 codec::CREATE,
-                Box::new(move |b| ranges::put_map(b, family, map)),
+                Box::new(move |b| ranges::put_map(b, layout, map)),
             ));
         }
     }
@@ -300,7 +290,7 @@ pub(super) fn plan(
                 What::Chain,
                 msg::NEW_RULE,
                 codec::CREATE | codec::APPEND,
-                Box::new(move |b| put_rule(b, spec, |list| rule(family, mark, list))),
+                Box::new(move |b| put_rule(b, spec, |list| rule(layout, mark, list))),
             ));
         }
         if let Some(range) = range {
@@ -309,7 +299,7 @@ pub(super) fn plan(
                 What::Chain,
                 msg::NEW_RULE,
                 codec::CREATE | codec::APPEND,
-                Box::new(move |b| put_rule(b, spec, |list| rule(family, mark, range, list))),
+                Box::new(move |b| put_rule(b, spec, |list| rule(layout, mark, range, list))),
             ));
         }
     }
@@ -317,28 +307,27 @@ pub(super) fn plan(
 }
 
 fn put_chain(b: &mut Builder, spec: &ChainSpec) {
-    b.text(attr::CHAIN_TABLE, TABLE);
+    b.text(attr::CHAIN_TABLE, PINHOLE_TABLE);
     b.text(attr::CHAIN_NAME, spec.name);
     b.nest(attr::CHAIN_HOOK, |b| {
         b.be32(attr::HOOK_NUM, spec.hook);
         b.be32(attr::HOOK_PRIORITY, spec.priority.cast_unsigned());
     });
-    // NF_ACCEPT
-    b.be32(attr::CHAIN_POLICY, 1);
+    b.be32(attr::CHAIN_POLICY, policy::ACCEPT);
     b.text(attr::CHAIN_TYPE, "nat");
     b.bytes(attr::CHAIN_USERDATA, &comment(0, spec.role));
 }
 
 fn put_rule(b: &mut Builder, spec: &ChainSpec, rule: impl FnOnce(&mut Expressions<'_>)) {
-    b.text(attr::RULE_TABLE, TABLE);
+    b.text(attr::RULE_TABLE, PINHOLE_TABLE);
     b.text(attr::RULE_CHAIN, spec.name);
     b.nest(attr::RULE_EXPRESSIONS, |b| rule(&mut Expressions::new(b)));
     b.bytes(attr::RULE_USERDATA, &comment(0, spec.role));
 }
 
-fn put_map(b: &mut Builder, family: &Family, map: Map, limit: bool) {
-    let addr = family.datatype;
-    let addr_len = 4 * family.words;
+fn put_map(b: &mut Builder, layout: &FamilyLayout, map: Map, limit: bool) {
+    let addr = layout.datatype;
+    let addr_len = 4 * layout.words;
     let (id, data_type, data_len, role) = match map {
         Map::Pinholes => {
             let data = datatype::concat(&[addr, datatype::PORT]);
@@ -348,8 +337,8 @@ fn put_map(b: &mut Builder, family: &Family, map: Map, limit: bool) {
         Map::Marks => (MARKS_ID, datatype::MARK, 4, "ftpalg:marks"),
     };
     let key_type = datatype::concat(&[addr, addr, datatype::PORT]);
-    b.text(attr::SET_TABLE, TABLE);
-    b.text(attr::SET_NAME, family.set(map));
+    b.text(attr::SET_TABLE, PINHOLE_TABLE);
+    b.text(attr::SET_NAME, layout.set(map));
     b.be32(attr::SET_FLAGS, SET_MAP | SET_TIMEOUT | SET_DYNAMIC);
     b.be32(attr::SET_KEY_TYPE, key_type);
     b.be32(attr::SET_KEY_LEN, 2 * addr_len + 4);
@@ -359,7 +348,7 @@ fn put_map(b: &mut Builder, family: &Family, map: Map, limit: bool) {
     let host_order = map == Map::Marks;
     b.bytes(attr::SET_USERDATA, &set_userdata(role, host_order));
     if map == Map::Pinholes && limit {
-        b.nest(attr::SET_EXPR, |b| nftables::limit(b, FIRST_PACKETS));
+        b.nest(attr::SET_EXPR, |b| put_limit(b, FIRST_PACKETS));
     }
 }
 
@@ -370,68 +359,74 @@ pub(super) fn set_userdata(role: &str, host_order: bool) -> Vec<u8> {
     [order(0, 2), order(1, data), comment(7, role)].concat()
 }
 
-pub(super) const TCP: u8 = 6;
-
 /// For control connections that the user has marked. The user's own mark on the data connection
 /// comes first. The packet's mark is set, too: the next thing that happens to it is routing.
-fn marked_dnat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
-    rule.ct(family.mark(), Ct::Mark)
-        .compare(family.mark(), true, &[0; 4]);
-    load_key(family, rule)
-        .lookup(family.marks, MARKS_ID, 0, family.carried())
-        .lookup(family.pinholes, PINHOLES_ID, 0, family.data())
-        .set_mark(family.carried())
-        .bits(family.carried(), !mark.bit(), 0)
-        .set_packet_mark(family.carried())
+fn marked_dnat_rule(layout: &FamilyLayout, mark: Mark, rule: &mut Expressions<'_>) {
+    rule.ct(layout.mark(), Ct::Mark)
+        .compare(layout.mark(), true, &[0; 4]);
+    load_key(layout, rule)
+        .lookup(layout.marks, MARKS_ID, 0, layout.carried())
+        .lookup(layout.pinholes, PINHOLES_ID, 0, layout.data())
+        .set_mark(layout.carried())
+        .bits(layout.carried(), !mark.bit(), 0)
+        .set_packet_mark(layout.carried())
         .nat(
-            Nat::Destination,
-            family.number,
-            family.data(),
-            Some(family.data_port()),
+            Translate::Destination,
+            layout.family.number(),
+            layout.data(),
+            Some(layout.data_port()),
         );
 }
 
-fn load_key<'a, 'b>(family: &Family, rule: &'a mut Expressions<'b>) -> &'a mut Expressions<'b> {
-    let addr_len = 4 * family.words;
+fn load_key<'a, 'b>(
+    layout: &FamilyLayout,
+    rule: &'a mut Expressions<'b>,
+) -> &'a mut Expressions<'b> {
+    let addr_len = 4 * layout.words;
     rule.protocol(0, TCP)
-        .payload(0, Base::Network, family.source_at, addr_len)
-        .payload(family.target(), Base::Network, family.target_at, addr_len)
-        .payload(family.port(), Base::Transport, 2, 2)
+        .payload(0, Base::Network, layout.source_at, addr_len)
+        .payload(layout.target(), Base::Network, layout.target_at, addr_len)
+        .payload(layout.port(), Base::Transport, 2, 2)
 }
 
-fn dnat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
-    load_key(family, rule)
-        .lookup(family.pinholes, PINHOLES_ID, 0, family.data())
-        .ct(family.mark(), Ct::Mark)
-        .bits(family.mark(), !mark.bit(), mark.bit())
-        .set_mark(family.mark())
+fn dnat_rule(layout: &FamilyLayout, mark: Mark, rule: &mut Expressions<'_>) {
+    load_key(layout, rule)
+        .lookup(layout.pinholes, PINHOLES_ID, 0, layout.data())
+        .ct(layout.mark(), Ct::Mark)
+        .bits(layout.mark(), !mark.bit(), mark.bit())
+        .set_mark(layout.mark())
         .nat(
-            Nat::Destination,
-            family.number,
-            family.data(),
-            Some(family.data_port()),
+            Translate::Destination,
+            layout.family.number(),
+            layout.data(),
+            Some(layout.data_port()),
         );
 }
 
-fn snat_rule(family: &Family, mark: Mark, rule: &mut Expressions<'_>) {
+fn snat_rule(layout: &FamilyLayout, mark: Mark, rule: &mut Expressions<'_>) {
     rule.ct(0, Ct::Mark)
         .bits(0, mark.bit(), 0)
         .compare(0, false, &[0; 4])
         .protocol(0, TCP)
-        .ct(0, family.ct_source)
-        .ct(family.target(), family.ct_target)
-        .ct(family.port(), Ct::OriginalPort)
-        .lookup(family.sources, SOURCES_ID, 0, family.data())
-        .nat(Nat::Source, family.number, family.data(), None);
+        .ct(0, layout.ct_source)
+        .ct(layout.target(), layout.ct_target)
+        .ct(layout.port(), Ct::OriginalPort)
+        .lookup(layout.sources, SOURCES_ID, 0, layout.data())
+        .nat(
+            Translate::Source,
+            layout.family.number(),
+            layout.data(),
+            None,
+        );
 }
 
-pub(super) fn del_table(family: &'static Family) -> Request<'static> {
+pub(super) fn del_table(layout: &'static FamilyLayout) -> Request<'static> {
     Request {
         kind: msg::DEL_TABLE,
         flags: 0,
-        family: family.number,
+        family: layout.family.number(),
         attrs: Box::new(|b| {
-            b.text(attr::TABLE_NAME, TABLE);
+            b.text(attr::TABLE_NAME, PINHOLE_TABLE);
         }),
     }
 }

@@ -18,28 +18,29 @@
 
 use std::net::IpAddr;
 
-use super::elements::{Element, octets};
-use super::objects::{Family, TABLE, TCP, set_userdata};
-use crate::net::Mark;
-use crate::net::PortRange;
+use super::elements::{MapElement, octets};
+use super::objects::{FamilyLayout, set_userdata};
+use crate::firewall::PINHOLE_TABLE;
+use crate::net::{Mark, PortRange, TCP};
 use crate::netlink::codec::Builder;
-use crate::netlink::nftables::{Base, Ct, Expressions, Nat, SET_MAP, SET_TIMEOUT, attr, datatype};
+use crate::netlink::nftables::expression::{Base, Ct, Expressions, Translate};
+use crate::netlink::nftables::{SET_MAP, SET_TIMEOUT, attr, datatype};
 use crate::pinholes::RangeHole;
 
 /// Which of the two maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Map {
+pub(super) enum RangeMap {
     Targets,
     Sources,
 }
 
-pub(super) const MAPS: [Map; 2] = [Map::Targets, Map::Sources];
+pub(super) const MAPS: [RangeMap; 2] = [RangeMap::Targets, RangeMap::Sources];
 
-impl Map {
-    fn name(self, family: &Family) -> &'static str {
+impl RangeMap {
+    fn name(self, layout: &FamilyLayout) -> &'static str {
         match self {
-            Self::Targets => family.ranges,
-            Self::Sources => family.range_sources,
+            Self::Targets => layout.ranges,
+            Self::Sources => layout.range_sources,
         }
     }
 
@@ -61,65 +62,75 @@ impl Map {
 }
 
 /// The elements of a hole.
-pub(super) fn elements(family: &Family, hole: &RangeHole) -> [Element; MAPS.len()] {
+pub(super) fn elements(layout: &FamilyLayout, hole: &RangeHole) -> [MapElement; MAPS.len()] {
     let target = [octets(hole.from), octets(hole.to)].concat();
     let source = [&target[..], &octets(hole.land)].concat();
-    let element = |map: Map, key, data: Option<IpAddr>| Element {
-        map: map.name(family),
+    let element = |map: RangeMap, key, data: Option<IpAddr>| MapElement {
+        map: map.name(layout),
         key,
         data: data.map(octets),
     };
     [
-        element(Map::Targets, target, Some(hole.land)),
-        element(Map::Sources, source, hole.as_source),
+        element(RangeMap::Targets, target, Some(hole.land)),
+        element(RangeMap::Sources, source, hole.as_source),
     ]
 }
 
-pub(super) fn put_map(b: &mut Builder, family: &Family, map: Map) {
-    let addr_len = 4 * family.words;
-    let key = [family.datatype; 3];
+pub(super) fn put_map(b: &mut Builder, layout: &FamilyLayout, map: RangeMap) {
+    let addr_len = 4 * layout.words;
+    let key = [layout.datatype; 3];
     let role = match map {
-        Map::Targets => "ftpalg:ranges",
-        Map::Sources => "ftpalg:range-sources",
+        RangeMap::Targets => "ftpalg:ranges",
+        RangeMap::Sources => "ftpalg:range-sources",
     };
     let key = &key[..map.addresses() as usize];
-    b.text(attr::SET_TABLE, TABLE);
-    b.text(attr::SET_NAME, map.name(family));
+    b.text(attr::SET_TABLE, PINHOLE_TABLE);
+    b.text(attr::SET_NAME, map.name(layout));
     b.be32(attr::SET_FLAGS, SET_MAP | SET_TIMEOUT);
     b.be32(attr::SET_KEY_TYPE, datatype::concat(key));
     b.be32(attr::SET_KEY_LEN, map.addresses() * addr_len);
-    b.be32(attr::SET_DATA_TYPE, family.datatype);
+    b.be32(attr::SET_DATA_TYPE, layout.datatype);
     b.be32(attr::SET_DATA_LEN, addr_len);
     b.be32(attr::SET_ID, map.id());
     b.bytes(attr::SET_USERDATA, &set_userdata(role, false));
 }
 
-pub(super) fn dnat_rule(family: &Family, mark: Mark, range: PortRange, rule: &mut Expressions<'_>) {
-    let (addr_len, data) = (4 * family.words, 2 * family.words);
-    let bits = 3 * family.words;
+pub(super) fn dnat_rule(
+    layout: &FamilyLayout,
+    mark: Mark,
+    range: PortRange,
+    rule: &mut Expressions<'_>,
+) {
+    let (addr_len, data) = (4 * layout.words, 2 * layout.words);
+    let bits = 3 * layout.words;
     rule.protocol(0, TCP)
         .payload(0, Base::Transport, 2, 2)
         .port_within(0, range.first(), range.last())
-        .payload(0, Base::Network, family.source_at, addr_len)
-        .payload(family.words, Base::Network, family.target_at, addr_len)
-        .lookup(family.ranges, Map::Targets.id(), 0, data)
+        .payload(0, Base::Network, layout.source_at, addr_len)
+        .payload(layout.words, Base::Network, layout.target_at, addr_len)
+        .lookup(layout.ranges, RangeMap::Targets.id(), 0, data)
         .ct(bits, Ct::Mark)
         .bits(bits, !mark.bit(), mark.bit())
         .set_mark(bits)
-        .nat(Nat::Destination, family.number, data, None);
+        .nat(Translate::Destination, layout.family.number(), data, None);
 }
 
-pub(super) fn snat_rule(family: &Family, mark: Mark, range: PortRange, rule: &mut Expressions<'_>) {
-    let (addr_len, data) = (4 * family.words, 3 * family.words);
+pub(super) fn snat_rule(
+    layout: &FamilyLayout,
+    mark: Mark,
+    range: PortRange,
+    rule: &mut Expressions<'_>,
+) {
+    let (addr_len, data) = (4 * layout.words, 3 * layout.words);
     rule.ct(0, Ct::Mark)
         .bits(0, mark.bit(), 0)
         .compare(0, false, &[0; 4])
         .protocol(0, TCP)
         .ct(0, Ct::OriginalPort)
         .port_within(0, range.first(), range.last())
-        .ct(0, family.ct_source)
-        .ct(family.words, family.ct_target)
-        .payload(2 * family.words, Base::Network, family.target_at, addr_len)
-        .lookup(family.range_sources, Map::Sources.id(), 0, data)
-        .nat(Nat::Source, family.number, data, None);
+        .ct(0, layout.ct_source)
+        .ct(layout.words, layout.ct_target)
+        .payload(2 * layout.words, Base::Network, layout.target_at, addr_len)
+        .lookup(layout.range_sources, RangeMap::Sources.id(), 0, data)
+        .nat(Translate::Source, layout.family.number(), data, None);
 }

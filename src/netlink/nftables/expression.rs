@@ -1,0 +1,300 @@
+//! Expressions: what a rule of nf_tables consists of.
+//!
+//! They work on 16 registers of 4 bytes. [`Expressions`] writes a rule and numbers registers from 0
+//! to 15. `read` takes one apart.
+
+mod read;
+
+use super::attr;
+use crate::netlink::codec::Builder;
+
+pub(crate) use read::{Expression, Extension, MapValue, Register, RuleVerdict, read};
+
+/// The names of expressions.
+mod name {
+    pub(super) const BITWISE: &str = "bitwise";
+    pub(super) const COMPARE: &str = "cmp";
+    pub(super) const CT: &str = "ct";
+    pub(super) const IMMEDIATE: &str = "immediate";
+    pub(super) const LIMIT: &str = "limit";
+    pub(super) const LOOKUP: &str = "lookup";
+    pub(super) const META: &str = "meta";
+    pub(super) const NAT: &str = "nat";
+    pub(super) const PAYLOAD: &str = "payload";
+    pub(super) const RANGE: &str = "range";
+    pub(super) const REDIRECT: &str = "redir";
+    /// Extensions of iptables: `struct xt_match`, `struct xt_target`.
+    pub(super) const XT_MATCH: &str = "match";
+    pub(super) const XT_TARGET: &str = "target";
+}
+
+/// `NFTA_EXPR_*`
+const EXPR_NAME: u16 = 1;
+const EXPR_DATA: u16 = 2;
+/// `NFTA_BITWISE_*`
+const BITWISE_FROM: u16 = 1;
+const BITWISE_TO: u16 = 2;
+const BITWISE_LEN: u16 = 3;
+const BITWISE_MASK: u16 = 4;
+const BITWISE_XOR: u16 = 5;
+const BITWISE_OPERATION: u16 = 6;
+/// `NFTA_CMP_*`
+const CMP_FROM: u16 = 1;
+const CMP_OPERATION: u16 = 2;
+const CMP_VALUE: u16 = 3;
+/// `NFTA_CT_*`
+const CT_TO: u16 = 1;
+const CT_KEY: u16 = 2;
+const CT_DIRECTION: u16 = 3;
+const CT_FROM: u16 = 4;
+/// `NFTA_IMMEDIATE_*`
+const IMMEDIATE_TO: u16 = 1;
+const IMMEDIATE_VALUE: u16 = 2;
+/// `NFTA_LIMIT_*`
+const LIMIT_RATE: u16 = 1;
+const LIMIT_UNIT: u16 = 2;
+const LIMIT_BURST: u16 = 3;
+const LIMIT_TYPE: u16 = 4;
+/// `NFTA_LOOKUP_*`
+const LOOKUP_SET: u16 = 1;
+const LOOKUP_FROM: u16 = 2;
+const LOOKUP_TO: u16 = 3;
+const LOOKUP_SET_ID: u16 = 4;
+const LOOKUP_FLAGS: u16 = 5;
+/// `NFTA_META_*`
+const META_TO: u16 = 1;
+const META_KEY: u16 = 2;
+const META_FROM: u16 = 3;
+/// `NFTA_NAT_*`
+const NAT_TYPE: u16 = 1;
+const NAT_FAMILY: u16 = 2;
+const NAT_ADDRESS: u16 = 3;
+const NAT_LAST_ADDRESS: u16 = 4;
+const NAT_PORT: u16 = 5;
+const NAT_LAST_PORT: u16 = 6;
+const NAT_FLAGS: u16 = 7;
+/// `NFTA_PAYLOAD_*`
+const PAYLOAD_TO: u16 = 1;
+const PAYLOAD_BASE: u16 = 2;
+const PAYLOAD_OFFSET: u16 = 3;
+const PAYLOAD_LEN: u16 = 4;
+const PAYLOAD_FROM: u16 = 5;
+/// `NFTA_RANGE_*`
+const RANGE_FROM: u16 = 1;
+const RANGE_OPERATION: u16 = 2;
+const RANGE_FIRST: u16 = 3;
+const RANGE_LAST: u16 = 4;
+/// `NFTA_MATCH_*` and `NFTA_TARGET_*`, which are the same.
+const XT_NAME: u16 = 1;
+const XT_REVISION: u16 = 2;
+const XT_INFO: u16 = 3;
+/// `NFTA_VERDICT_*`
+const VERDICT_CODE: u16 = 1;
+const VERDICT_CHAIN: u16 = 2;
+
+/// `NFT_REG_VERDICT`
+const VERDICT_REGISTER: u32 = 0;
+/// `NFT_REG32_00`
+const FIRST_REGISTER: u32 = 8;
+/// `NFT_META_MARK`, `NFT_META_L4PROTO`
+const META_MARK: u32 = 3;
+const META_L4PROTO: u32 = 16;
+/// `NFT_LIMIT_PKTS`
+const LIMIT_PACKETS: u32 = 0;
+/// `NFT_LOOKUP_F_INV`
+const INVERTED: u32 = 1;
+/// `NF_NAT_RANGE_NETMAP`: each address is mapped to one of its own.
+const NETMAP: u32 = 0x40;
+/// `NFT_CMP_*`
+const EQUAL: u32 = 0;
+const NOT_EQUAL: u32 = 1;
+const LESS: u32 = 2;
+const LESS_OR_EQUAL: u32 = 3;
+const GREATER: u32 = 4;
+const GREATER_OR_EQUAL: u32 = 5;
+/// `NF_*`, `NFT_*`: codes of verdicts.
+const ACCEPT: i32 = 1;
+const CONTINUE: i32 = -1;
+const JUMP: i32 = -3;
+const GOTO: i32 = -4;
+const RETURN: i32 = -5;
+
+/// Where the bytes of a packet are counted from: `NFT_PAYLOAD_*`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Base {
+    /// From the start of the IP header.
+    Network = 1,
+    /// From the start of the TCP header.
+    Transport = 2,
+}
+
+/// What [`Expressions::ct`] reads: `NFT_CT_*`.
+#[derive(Clone, Copy, Debug)]
+pub enum Ct {
+    /// The connection mark, in host byte order.
+    Mark = 3,
+    /// Destination port of the original direction.
+    OriginalPort = 12,
+    /// IPv4 source of the original direction.
+    OriginalSource4 = 19,
+    /// IPv4 destination of the original direction.
+    OriginalTarget4 = 20,
+    /// IPv6 source of the original direction.
+    OriginalSource6 = 21,
+    /// IPv6 destination of the original direction.
+    OriginalTarget6 = 22,
+}
+
+/// Which address is translated: `NFT_NAT_SNAT`, `NFT_NAT_DNAT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Translate {
+    /// The source.
+    Source = 0,
+    /// The destination.
+    Destination = 1,
+}
+
+/// Adds expressions to a rule; the numbers are registers unless said otherwise.
+pub struct Expressions<'a>(&'a mut Builder);
+
+impl<'a> Expressions<'a> {
+    /// Adds to the list that is being built.
+    pub fn new(list: &'a mut Builder) -> Self {
+        Self(list)
+    }
+
+    /// Ends the rule unless the packet is of this protocol (`meta l4proto`).
+    pub fn protocol(&mut self, scratch: u32, protocol: u8) -> &mut Self {
+        self.add(name::META, |b| {
+            b.be32(META_TO, number(scratch))
+                .be32(META_KEY, META_L4PROTO);
+        })
+        .compare(scratch, true, &[protocol])
+    }
+
+    /// Ends the rule unless the register's value is (not) equal to these bytes.
+    pub fn compare(&mut self, source: u32, equal: bool, with: &[u8]) -> &mut Self {
+        let operation = if equal { EQUAL } else { NOT_EQUAL };
+        self.operation(source, operation, with)
+    }
+
+    /// Ends the rule unless the register's value, a port in network byte order, is in the range.
+    pub fn port_within(&mut self, source: u32, first: u16, last: u16) -> &mut Self {
+        self.operation(source, GREATER_OR_EQUAL, &first.to_be_bytes())
+            .operation(source, LESS_OR_EQUAL, &last.to_be_bytes())
+    }
+
+    fn operation(&mut self, source: u32, operation: u32, with: &[u8]) -> &mut Self {
+        self.add(name::COMPARE, |b| {
+            b.be32(CMP_FROM, number(source))
+                .be32(CMP_OPERATION, operation);
+            put_value(b, CMP_VALUE, with);
+        })
+    }
+
+    /// Loads `len` bytes of the packet.
+    pub fn payload(&mut self, target: u32, base: Base, offset: u32, len: u32) -> &mut Self {
+        self.add(name::PAYLOAD, |b| {
+            b.be32(PAYLOAD_TO, number(target))
+                .be32(PAYLOAD_BASE, base as u32);
+            b.be32(PAYLOAD_OFFSET, offset).be32(PAYLOAD_LEN, len);
+        })
+    }
+
+    /// Loads something of the connection.
+    pub fn ct(&mut self, target: u32, what: Ct) -> &mut Self {
+        self.add(name::CT, |b| {
+            b.be32(CT_TO, number(target)).be32(CT_KEY, what as u32);
+            if !matches!(what, Ct::Mark) {
+                b.bytes(CT_DIRECTION, &[0]);
+            }
+        })
+    }
+
+    /// Sets the connection mark.
+    pub fn set_mark(&mut self, source: u32) -> &mut Self {
+        self.add(name::CT, |b| {
+            b.be32(CT_KEY, Ct::Mark as u32)
+                .be32(CT_FROM, number(source));
+        })
+    }
+
+    /// Sets the packet's mark (`meta mark`).
+    pub fn set_packet_mark(&mut self, source: u32) -> &mut Self {
+        self.add(name::META, |b| {
+            b.be32(META_KEY, META_MARK).be32(META_FROM, number(source));
+        })
+    }
+
+    /// `register = (register & mask) ^ xor`, on 32 bits in host byte order.
+    pub fn bits(&mut self, register: u32, mask: u32, xor: u32) -> &mut Self {
+        self.add(name::BITWISE, |b| {
+            b.be32(BITWISE_FROM, number(register))
+                .be32(BITWISE_TO, number(register))
+                .be32(BITWISE_LEN, 4);
+            put_value(b, BITWISE_MASK, &mask.to_ne_bytes());
+            put_value(b, BITWISE_XOR, &xor.to_ne_bytes());
+        })
+    }
+
+    /// Loads what a map maps the key at `key` to; ends the rule if it has no such key.
+    pub fn lookup(&mut self, map: &str, set_id: u32, key: u32, target: u32) -> &mut Self {
+        self.add(name::LOOKUP, |b| {
+            b.text(LOOKUP_SET, map)
+                .be32(LOOKUP_FROM, number(key))
+                .be32(LOOKUP_TO, number(target))
+                .be32(LOOKUP_SET_ID, set_id);
+        })
+    }
+
+    /// Translates an address, and the port if one is given. Ends the chain.
+    pub fn nat(&mut self, what: Translate, family: u8, addr: u32, port: Option<u32>) -> &mut Self {
+        self.add(name::NAT, |b| {
+            b.be32(NAT_TYPE, what as u32)
+                .be32(NAT_FAMILY, u32::from(family))
+                .be32(NAT_ADDRESS, number(addr));
+            if let Some(port) = port {
+                b.be32(NAT_PORT, number(port));
+            }
+        })
+    }
+
+    /// Ends the rule with `NF_ACCEPT`: the packet passes this base chain.
+    pub fn accept(&mut self) -> &mut Self {
+        self.add(name::IMMEDIATE, |b| {
+            b.be32(IMMEDIATE_TO, VERDICT_REGISTER);
+            b.nest(IMMEDIATE_VALUE, |b| {
+                b.nest(attr::DATA_VERDICT, |b| {
+                    b.be32(VERDICT_CODE, ACCEPT.cast_unsigned());
+                });
+            });
+        })
+    }
+
+    fn add(&mut self, name: &str, data: impl FnOnce(&mut Builder)) -> &mut Self {
+        self.0.nest(attr::LIST_ELEM, |b| {
+            b.text(EXPR_NAME, name).nest(EXPR_DATA, data);
+        });
+        self
+    }
+}
+
+/// The attributes of an expression that ends the rule for packets beyond `rate` per second, none of
+/// them saved up.
+pub fn put_limit(b: &mut Builder, rate: u64) {
+    const PER_SECOND: u64 = 1;
+    b.text(EXPR_NAME, name::LIMIT).nest(EXPR_DATA, |b| {
+        b.be64(LIMIT_RATE, rate).be64(LIMIT_UNIT, PER_SECOND);
+        b.be32(LIMIT_BURST, 1).be32(LIMIT_TYPE, LIMIT_PACKETS);
+    });
+}
+
+fn put_value(b: &mut Builder, kind: u16, value: &[u8]) {
+    b.nest(kind, |b| {
+        b.bytes(attr::DATA_VALUE, value);
+    });
+}
+
+fn number(register: u32) -> u32 {
+    FIRST_REGISTER + register
+}
