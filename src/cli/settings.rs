@@ -146,7 +146,7 @@ pub(crate) struct Settings {
 
     /// A limit: sessions, sessions-per-client, pinholes, pinholes-per-client, pinholes-per-session,
     /// pinholes-per-minute, pinholes-per-client-per-minute, command-line, reply-line or pipelined.
-    /// May be repeated; in the file a table [limits] [default: see the README]
+    /// May be repeated; in the file a table [limits] [default: see docs/reference.md]
     #[arg(long = "limit", value_name = "NAME=N")]
     #[serde(deserialize_with = "limits::table")]
     limits: Vec<Limit>,

@@ -34,7 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Request {
-    /// How the daemon is: see the README for the fields.
+    /// How the daemon is: docs/reference.md lists the fields.
     Status,
     /// The control connections.
     Sessions,
