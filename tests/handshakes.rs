@@ -105,6 +105,16 @@ fn fast_open() {
         let log = peers.server.log();
         assert_eq!(log.matches("read 'USER lab'").count(), 4, "{log}");
         assert_eq!(log.matches("read 'NOOP'").count(), 4, "{log}");
+        // Such a session, which begins with the client's words, is followed like any other.
+        peers.client("tfo", &["GET", "PORT 10,0,0,3,0,22"]).must();
+        let counters = &status(net)["counters"];
+        assert_eq!(counters["rewritten"].as_u64(), Some(1), "{counters}");
+        assert_eq!(counters["refused"].as_u64(), Some(1), "{counters}");
+        assert!(
+            !peers.server.log().contains("0,22"),
+            "{}",
+            peers.server.log()
+        );
         alg.stop();
     }
 }

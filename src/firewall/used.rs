@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::derive::Surroundings;
 use ipnet::IpNet;
 
+use super::derive::Surroundings;
 use super::steering::{Inside, Steering};
 use crate::net::Family;
 

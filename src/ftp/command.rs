@@ -27,6 +27,8 @@ pub(super) enum Command {
     Other,
     /// An empty line.
     Blank,
+    /// A line over the limit.
+    Overlong,
     /// No command that anybody knows.
     Unknown,
 }
@@ -110,6 +112,7 @@ impl Command {
             Self::Stat => refused || matches!(code, 211..=213),
             Self::Abor => matches!(code, 225 | 226 | 400..=499 | 500 | 502 | 503 | 530),
             Self::Blank => code >= 500,
+            Self::Overlong => !address,
             Self::User => refused || matches!(code, 331 | 332) || granted && !address,
             // Not 331, which may be a second one to USER: then the login still has to come.
             Self::Login => refused || code == 332 || granted && !address,

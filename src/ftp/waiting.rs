@@ -85,11 +85,16 @@ impl Waiting {
         waiting.find(|(_, command)| command.may_be_answered_by(code))
     }
 
-    /// Takes off the command at `at`, which a final reply answers, and those that it overtook.
-    pub(super) fn take(&mut self, at: usize) {
+    /// Takes off the command at `at`, which a final reply with this code answers, and those that it
+    /// overtook.
+    pub(super) fn take(&mut self, at: usize, code: u16) {
         let answered = self.iter().nth(at);
-        // An empty line may be answered again: see `push`.
-        let keep_answered = answered == Some(Command::Blank);
+        // Servers refuse each of several empty lines, or each buffer of one that is too long.
+        let keep_answered = match answered {
+            Some(Command::Blank) => true,
+            Some(Command::Overlong) => code >= 500,
+            _ => false,
+        };
         // What opens a data connection settles what was announced for another one before.
         let settles = answered.is_some_and(Command::is_announcement);
         // Backwards, so that what goes doesn't move what is still to be looked at.
@@ -159,7 +164,9 @@ impl Waiting {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Command::{Abor, Blank, Epsv, Followed, Login, Other, Pasv, Running, Stat, Transfer, User};
+    use Command::{
+        Abor, Blank, Epsv, Followed, Login, Other, Overlong, Pasv, Running, Stat, Transfer, User,
+    };
 
     fn waiting(commands: &[Command]) -> Waiting {
         let mut waiting = Waiting::default();
@@ -175,7 +182,7 @@ mod tests {
                 return None;
             }
             let (at, command) = waiting.answered(code)?;
-            waiting.take(at);
+            waiting.take(at, code);
             Some(command)
         };
         codes.iter().map(|code| take(*code)).collect()
@@ -288,6 +295,15 @@ mod tests {
             assert_eq!(answers(&mut all, &[227]), [Some(Pasv)]);
             assert_eq!(all.len(), 0);
         }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_refused_any_number_of_times() {
+        let mut all = waiting(&[Overlong, Pasv, Other]);
+        let taken = answers(&mut all, &[500, 500, 500, 227, 215]);
+        assert_eq!(taken[3..], [Some(Pasv), Some(Other)]);
+        let mut all = waiting(&[Overlong, Pasv]);
+        assert_eq!(answers(&mut all, &[250, 227]), [Some(Overlong), Some(Pasv)]);
     }
 
     #[test]

@@ -358,7 +358,7 @@ impl Session {
         let followed = std::mem::take(&mut self.followed);
         let command = match command {
             Command::Port if followed => Command::Followed,
-            command if overlong && command.is_announcement() => Command::Other,
+            _ if overlong => Command::Overlong,
             command => command,
         };
         while self.waiting.len() >= self.policy.max_pipelined.max(1) {

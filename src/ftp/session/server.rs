@@ -265,7 +265,7 @@ impl Session {
         }
         let answered = self.waiting.answered(code);
         if let Some((at, _)) = answered {
-            self.waiting.take(at);
+            self.waiting.take(at, code);
         }
         let answered = answered.map(|(_, command)| command);
         if self.logs_in(code, answered) {
