@@ -68,15 +68,17 @@ impl Start {
 
 /// How many bytes come in front of a line's text: Telnet commands, NULs, blanks. `None`: there is
 /// nothing else, or a Telnet command isn't complete.
-fn lead_len(line: &[u8]) -> Option<usize> {
+pub(super) fn lead_len(line: &[u8]) -> Option<usize> {
     let mut at = 0usize;
     loop {
         let rest = line.get(at..).unwrap_or_default();
         let skip = match rest.first()? {
             0 | b' ' | b'\t' => 1,
-            255 => match telnet_len(rest) {
-                0 => return (rest.len() > 2).then_some(at),
-                len => len,
+            255 => match (telnet_len(rest), rest) {
+                // WILL and its like lack their option.
+                (0, [_] | [_, 251..=254]) => return None,
+                (0, _) => return Some(at),
+                (len, _) => len,
             },
             _ => return Some(at),
         };

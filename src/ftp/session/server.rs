@@ -4,7 +4,7 @@ use std::num::NonZeroU16;
 
 use super::super::command::Command;
 use super::super::hostport::{Scan, scan_extended_port, scan_host_port};
-use super::super::reply::{Code, Start};
+use super::super::reply::{Code, Start, lead_len};
 use super::{Active, Address, Announcement, Form, Over, Session, Step, count, first_line, length};
 use crate::ftp::Mode;
 
@@ -23,7 +23,7 @@ impl Session {
         let text = if ended { head.trim_ascii_end() } else { &head };
         let start = Start::of(text, ended);
         if !self.greeted && self.multi.is_none() && start == Start::Text {
-            if is_no_preface(text, piece) || self.preface >= PREFACE {
+            if is_no_preface(text, piece, self.server.gone()) || self.preface >= PREFACE {
                 return self.ends(Over::NotFtp);
             }
             self.preface = self.preface.saturating_add(u8::from(ended));
@@ -344,8 +344,13 @@ impl Session {
 }
 
 /// Whether a line before the greeting shows that the server speaks another protocol; `piece` is
-/// what has come of it just now. Terminal sequences are seen in banners.
-fn is_no_preface(head: &[u8], piece: &[u8]) -> bool {
+/// what has come of it just now, behind `gone` bytes. Terminal sequences are seen in banners.
+fn is_no_preface(head: &[u8], piece: &[u8], gone: usize) -> bool {
     let binary = |b: &u8| b.is_ascii_control() && !matches!(b, 0 | 8..=13 | 27);
-    OTHER_PROTOCOLS.iter().any(|start| head.starts_with(start)) || piece.iter().any(binary)
+    // Telnet commands in front of the text may have any bytes in them.
+    let Some(lead) = lead_len(head) else {
+        return false;
+    };
+    let text = piece.get(lead.saturating_sub(gone)..).unwrap_or_default();
+    OTHER_PROTOCOLS.iter().any(|start| head.starts_with(start)) || text.iter().any(binary)
 }
