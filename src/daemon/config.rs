@@ -43,9 +43,9 @@ pub struct Config {
 /// What is limited, for all workers together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Limits {
-    /// Control connections; more pass unread.
+    /// Control connections; more aren't followed.
     pub sessions: usize,
-    /// Control connections of one client address; more pass unread.
+    /// Control connections of one client address; more aren't followed.
     pub sessions_per_client: usize,
     /// Pinholes that are pending; more are refused.
     pub pinholes: usize,

@@ -20,7 +20,8 @@ pub enum Event {
         /// The server, as the inside of the gateway sees it.
         server: SocketAddr,
     },
-    /// A limit was reached: a control connection passes unread, and gets no pinholes.
+    /// A limit was reached: a control connection isn't followed, and gets no pinholes. What is always
+    /// refused stays refused in it.
     NotAdmitted {
         /// The number that its session would have had.
         session: SessionId,
@@ -59,7 +60,7 @@ pub enum Event {
         /// Whether the text was replaced, so that the server answers with an error.
         replaced: bool,
     },
-    /// The user logged in (`230` or `232`).
+    /// The user logged in.
     LoggedIn {
         /// The session.
         session: SessionId,

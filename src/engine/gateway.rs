@@ -104,7 +104,7 @@ pub trait Gateway {
     /// its address, as the inside sees it.
     ///
     /// # Errors
-    /// [`Error::Limit`]: it must pass unread.
+    /// [`Error::Limit`]: nothing may open for it.
     fn admit(&mut self, _session: SessionId, _client: IpAddr) -> Result<(), Error> {
         Ok(())
     }

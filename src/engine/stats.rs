@@ -37,7 +37,7 @@ pub struct Stats {
     pub sessions: u64,
     /// Connections passed unmodified because the table was full, and SYNs forgotten for others.
     pub table_full: u64,
-    /// Connections passed unread because a limit on sessions was reached.
+    /// Connections that aren't followed because a limit on sessions was reached.
     pub not_admitted: u64,
     /// Sessions whose inspection ended at a limit (see [`crate::stream::Limits`]).
     pub limit_reached: u64,

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 /// without breaking any client that is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// No data connection before the login succeeded (`230`, `232`). Default: yes.
+    /// No data connection before the login succeeded. Default: yes.
     pub require_login: bool,
     /// Ports that a client may not name in `PORT`/`EPRT`. Default: [`SERVICE_PORTS`].
     pub deny_ports: Vec<RangeInclusive<u16>>,
@@ -46,7 +46,7 @@ pub struct Strict {
     /// Control characters: C0, DEL, and C1 in UTF-8, or as single bytes where the line isn't UTF-8;
     /// Telnet commands but those before a verb (RFC 959 §4.1.3).
     pub control_bytes: bool,
-    /// Commands before the server's greeting. (Otherwise the connection isn't taken for FTP.)
+    /// Commands before the server's greeting. (Otherwise they pass, and are judged when it has come.)
     pub before_greeting: bool,
     /// `PORT` and `EPRT` whose argument isn't an address, or that come before the login. (Otherwise
     /// they pass, and open nothing.)

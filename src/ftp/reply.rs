@@ -146,7 +146,7 @@ mod tests {
             (b"227\tEntering", odd(227, 3)),
             (b"227. Entering", odd(227, 3)),
             (b" 227 x", odd(227, 4)),
-            (b"\0227 x", odd(227, 4)),
+            (b"\x00227 x", odd(227, 4)),
             (b"\xff\xfc\x01200 ok", odd(200, 6)),
             (b"\xff\xfc\xff\xff\xf1\0 200", odd(200, 10)),
         ] {
