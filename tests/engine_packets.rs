@@ -341,6 +341,49 @@ fn an_address_that_never_ends_goes_out_after_a_while() {
     assert_eq!(t.world.opened, 1);
 }
 
+/// A pipelining client: the hole must be open before the server reads the `PORT`, and may not be before
+/// the login.
+#[test]
+fn a_port_waits_for_the_login_and_goes_with_the_next_segment() {
+    let mut t = Trace::new();
+    let [c, s] = t.dialogue(64_000, &[(true, "220 x\r\n")]);
+    let login = "USER a\r\nPASS b\r\n";
+    let rest = " 198,51,100,7,200,1\r\nLIST\r\n";
+    let all = format!("{login}PORT{rest}");
+    let out = t.send(Client, data(c, s, &all)).seg();
+    assert_eq!(out.payload, format!("{login}PORT").into_bytes());
+    let (gone, end) = (c + out.payload.len() as u32, c + all.len() as u32);
+    let replies = "331 x\r\n230 x\r\n";
+    // What waits is acknowledged to the client, which needn't send it again.
+    let out = t.send(Server, data(s, gone, replies)).seg();
+    assert_eq!((out.ack, out.payload), (end, replies.as_bytes().to_vec()));
+    assert_eq!(t.world.opened, 0);
+    let heard = s + replies.len() as u32;
+    let out = t.send(Client, ack(end, heard)).seg();
+    assert_eq!((out.seq, out.payload), (gone, rest.as_bytes().to_vec()));
+    assert_eq!(t.world.opened, 1);
+}
+
+/// What waits behind it is judged even if nothing comes any more.
+#[test]
+fn commands_behind_a_port_that_waits_are_refused_at_the_end_of_the_stream() {
+    let mut t = Trace::new();
+    let [c, s] = t.dialogue(64_000, &[(true, "220 x\r\n")]);
+    let all = "USER a\r\nPORT 198,51,100,7,200,1\r\nPORT 10,0,0,3,0,22\r\n";
+    let out = t
+        .send(
+            Client,
+            Seg {
+                flags: ACK | FIN,
+                ..data(c, s, all)
+            },
+        )
+        .seg();
+    let expected = "USER a\r\nPORT 198,51,100,7,200,1\r\nPORT xxxxxxxxxxxxx\r\n";
+    assert_eq!(out.payload, expected.as_bytes());
+    assert_eq!((out.flags & FIN, t.world.opened), (FIN, 0));
+}
+
 /// Else whoever waits long enough could say what is refused.
 #[test]
 fn a_command_that_never_ends_is_refused_after_a_while() {
