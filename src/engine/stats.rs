@@ -68,7 +68,7 @@ pub struct Stats {
     pub unasked: u64,
     /// Lines longer than the limit: passed, not acted on.
     pub overlong: u64,
-    /// Commands beyond the pipelining limit: passed, not acted on.
+    /// Commands forgotten because too many waited for their reply.
     pub overrun: u64,
 }
 

@@ -28,8 +28,8 @@ pub struct Policy {
     pub max_command: usize,
     /// Longest reply line, in bytes, in which an address is looked for (default 1024).
     pub max_reply: usize,
-    /// Commands that may wait for their reply at once (default 256); those beyond are counted, and
-    /// their replies aren't acted on.
+    /// Commands that may wait for their reply at once (default 256). Beyond it the one that has waited
+    /// longest is forgotten.
     pub max_pipelined: usize,
 }
 
