@@ -37,9 +37,13 @@ impl Talk {
     }
 
     fn feed(&mut self, from: Peer, bytes: &[u8]) {
-        self.one_side(from, bytes);
-        if self.session.resumes() {
-            self.one_side(Peer::Client, b"");
+        // What waits goes on with the client's next packet: between which of the server's lines that
+        // comes is the same however they are cut.
+        for line in bytes.split_inclusive(|b| *b == b'\n') {
+            self.one_side(from, line);
+            if self.session.resumes() {
+                self.one_side(Peer::Client, b"");
+            }
         }
     }
 
