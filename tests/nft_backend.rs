@@ -487,7 +487,8 @@ fn conntrack_is_asked_and_tells() {
         assert_eq!(conntrack.marked(Mark::DEFAULT).unwrap(), vec![entry]);
         assert_eq!(conntrack.marked(Mark::new(1).unwrap()).unwrap(), vec![]);
 
-        // One without a hole, that nobody is told of.
+        // One without a hole, that nobody is told of. The element would let it in after half a second.
+        nft.close(&hole(from, to, land, Some(as_source))).unwrap();
         let other = listen(&lab.gateway(), to);
         drop(lab.connect(to).expect("a local listener"));
         drop(other);
