@@ -90,7 +90,7 @@ fn nobody_stands_in_for_the_daemon() {
             let started = Instant::now();
             let status = ftpalg(&["status", "--json"]);
             assert_eq!(status.status.code(), Some(0), "{status:?}");
-            assert!(started.elapsed() < Duration::from_secs(3));
+            assert!(started.elapsed() < Duration::from_secs(9));
             let json: serde_json::Value = serde_json::from_slice(&status.stdout).unwrap();
             assert_eq!(json["pid"], daemon.child.id());
             let who = format!(
