@@ -363,3 +363,30 @@ fn commands_beyond_the_limit_are_forgotten_the_oldest_first() {
 fn a_session_is_small() {
     assert!(size_of::<Session>() <= 80, "{} bytes", size_of::<Session>());
 }
+
+/// However long its line may be, and whatever became of a `PORT` that waited.
+#[test]
+fn nothing_waits_for_a_login_that_has_failed() {
+    let strict = Strict {
+        order: true,
+        ..Strict::default()
+    };
+    let policy = Policy {
+        strict,
+        max_command: 9000,
+        ..Policy::default()
+    };
+    let mut machine = Machine::new(policy);
+    machine.feed(Peer::Server, b"220 x\r\n");
+    machine.feed(Peer::Client, b"USER x\r\nPORT 192,168,1,5,195,81\r\n");
+    assert!(machine.session.awaits_login());
+    machine.feed(Peer::Server, b"530 no\r\n");
+    assert_eq!(machine.decisions, ["refuse PORT: before the login"]);
+    machine.feed(Peer::Client, &[b'a'; 5000]);
+    assert!(!machine.session.awaits_login() && !machine.session.resumes());
+    assert_eq!(
+        machine.held(Peer::Client),
+        5000,
+        "a line that isn't complete"
+    );
+}

@@ -14,6 +14,7 @@ use crate::ftp::Mode;
 impl Session {
     pub(super) fn next_command(&mut self, pending: &[u8]) -> Step {
         let (piece, ended) = first_line(pending);
+        self.awaits_login = false;
         if self.client.gone() == 0 {
             self.lines_were_over();
         }
@@ -243,7 +244,11 @@ impl Session {
         let waits = self.patient && !self.policy.strict.active_late;
         self.awaits_login = waits && self.login_is_under_way();
         if self.awaits_login {
-            return Ok(Some(self.wait_from(blank, piece)));
+            // Strict rules judge all of the line again.
+            return Ok(Some(match self.policy.strict.holds_lines() {
+                true => Step::Wait,
+                false => self.wait_from(blank, piece),
+            }));
         }
         let follow = self.may_announce();
         if !follow {
