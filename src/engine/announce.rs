@@ -96,7 +96,7 @@ pub(super) fn open_range(
 }
 
 /// Decides about an announcement made by the endpoint whose packets come through `side`'s hook;
-/// `no_pinholes`: why nothing may open for its connection.
+/// `how`: what is to be done if nothing is against it.
 pub(super) fn decide(
     config: &Config,
     gateway: &mut dyn Gateway,

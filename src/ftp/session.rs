@@ -112,7 +112,7 @@ pub struct Session {
     fresh_login: bool,
     /// A login was tried that hasn't succeeded.
     login_tried: bool,
-    /// A `PORT` waits for the reply to the login.
+    /// What the client's bytes last waited for was the reply to the login.
     awaits_login: bool,
     /// Whether one may.
     patient: bool,
@@ -212,15 +212,15 @@ impl Session {
         asked && !self.unfollowed && !self.logged_in && self.policy.require_login
     }
 
-    /// Says what to do with bytes of the server's that have waited for too long for the rest of an
-    /// address: they are none. Never [`Step::Wait`].
-    pub fn give_up_reply(&mut self, pending: &[u8]) -> Step {
+    /// How many bytes of the server's that have waited for too long for the rest of an address pass
+    /// now: they are none.
+    pub fn give_up_reply(&mut self, pending: &[u8]) -> usize {
         let (piece, ended) = first_line(pending);
         if !ended {
             self.server.settle();
         }
         self.server.goes(piece);
-        Step::Pass(piece.len().max(1))
+        piece.len()
     }
 
     /// What became of the last [`Step::Address`] of `from`'s stream.

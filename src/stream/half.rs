@@ -49,7 +49,7 @@ pub enum Intake {
     Opaque,
 }
 
-/// A bound of [`Limits`] was reached: the caller ends the inspection of the flow.
+/// A bound of [`Limits`] was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Overflow;
 

@@ -371,11 +371,9 @@ impl Flow {
     fn pass_waiting(&mut self, side: Side, cx: &mut Context<'_>) -> Result<(), Overflow> {
         let limits = cx.limits(self.peer(side));
         cx.stats.unparsable = cx.stats.unparsable.saturating_add(1);
-        if let Step::Pass(n) = self.session.give_up_reply(pending(&self.halves, side)) {
-            let [forward, _] = self.both(side);
-            forward.pass(n, &limits)?;
-        }
-        Ok(())
+        let n = self.session.give_up_reply(pending(&self.halves, side));
+        let [forward, _] = self.both(side);
+        forward.pass(n, &limits)
     }
 
     /// What waits of the client's goes on as something else: it may be the beginning of what is
