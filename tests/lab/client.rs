@@ -530,9 +530,12 @@ ftp.quit()
         if uploads && !equal(&self.directory.join(&self.upload), &self.uploaded()) {
             return wrong("the uploaded file isn't what the client sent".to_owned());
         }
-        // Large files: the next client may need the space.
+        // Large files: the next client may need the space. The name stays: a server that is just
+        // listing the directory for another client fails if one disappears under it (node-ftpd).
         drop(std::fs::remove_dir_all(&self.directory));
-        drop(std::fs::remove_file(self.uploaded()));
+        if uploads {
+            drop(std::fs::File::create(self.uploaded()));
+        }
         Ok(Done {
             listed: listing.is_some(),
             downloads: wanted.len(),
