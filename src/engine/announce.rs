@@ -10,15 +10,15 @@ use super::config::Config;
 use super::gateway::{Error, Gateway, PinholeId, RangeRequest, Request, SessionId};
 use super::{Endpoints, Entry, Side, Tuple};
 use crate::ftp::Mode;
-use crate::ftp::hostport;
-use crate::ftp::session::{Announcement, Form};
+use crate::ftp::fit::{Fitting, Rewrite, Slot};
+use crate::ftp::session::Form;
 
 /// What to do with an announcement.
 #[derive(Clone, Debug)]
 pub(super) enum Decision {
-    /// `text` goes out in its place; the data connection is prepared.
+    /// It is rewritten; the data connection is prepared.
     Announce {
-        text: Vec<u8>,
+        rewrite: Rewrite,
         old: SocketAddr,
         new: SocketAddr,
         from: IpAddr,
@@ -103,9 +103,10 @@ pub(super) fn decide(
     session: SessionId,
     ends: &Endpoints,
     side: Side,
-    said: &Announcement,
+    slot: &Slot<'_>,
     how: How,
 ) -> Decision {
+    let said = slot.said;
     let tuples = tuples(gateway, ends, side);
     let (own, reachable) = match &tuples {
         Ok(Tuples { mine, peers, .. }) => (mine.src.ip(), peers.dst.ip()),
@@ -144,6 +145,11 @@ pub(super) fn decide(
     let foreign = said.addr.filter(|ip| *ip != own && *ip != reachable);
     let foreign = foreign.filter(|_| said.mode == Mode::Active);
     let land = SocketAddr::new(foreign.unwrap_or(own), said.port);
+    // Another server's address (FXP) is known to its peer as it is.
+    let public = foreign.or(advertised).unwrap_or(reachable);
+    if public.is_ipv6() && said.form == Form::HostPort {
+        return Decision::Leave("an IPv6 address can't be written as h1,h2,h3,h4,p1,p2".to_owned());
+    }
     let request = Request {
         session,
         mode: said.mode,
@@ -154,12 +160,11 @@ pub(super) fn decide(
         mark: entry.mark,
         published: foreign.is_none() && (reachable != own || advertised.is_some()),
         from_range: side == Side::Egress && foreign.is_none(),
+        fitting: match config.keep_length {
+            true => slot.fitting(public),
+            false => Fitting::ANY,
+        },
     };
-    // Another server's address (FXP) is known to its peer as it is.
-    let public = foreign.or(advertised).unwrap_or(reachable);
-    if public.is_ipv6() && said.form == Form::HostPort {
-        return Decision::Leave("an IPv6 address can't be written as h1,h2,h3,h4,p1,p2".to_owned());
-    }
     let reserved = match gateway.reserve(&request) {
         Ok(reserved) => reserved,
         // What is written there would lead nowhere, or to somebody else.
@@ -176,7 +181,10 @@ pub(super) fn decide(
     let new = SocketAddr::new(public, reserved.to.port());
     let old = SocketAddr::new(said.addr.unwrap_or(own), said.port);
     Decision::Announce {
-        text: hostport::encode(said.form, new),
+        rewrite: match config.keep_length {
+            true => slot.rewrite(new),
+            false => slot.plain(new),
+        },
         old,
         new,
         from: request.from,

@@ -14,6 +14,9 @@ pub struct Config {
     pub policy: Arc<Policy>,
     /// Addresses to announce instead of what conntrack says: where the NAT is upstream.
     pub advertise: Vec<Advertise>,
+    /// Whether announcements are rewritten such that their line keeps its length, wherever that can be
+    /// had (default yes): see [`crate::ftp::fit`].
+    pub keep_length: bool,
     /// Buffers of one direction of a control connection.
     pub limits: Limits,
     /// How many engines share the traffic (default 1): their session numbers interleave.
@@ -51,6 +54,7 @@ impl Default for Config {
         Self {
             policy: Arc::default(),
             advertise: Vec::new(),
+            keep_length: true,
             limits: Limits::default(),
             workers: 1,
             max_flows: 65_536,

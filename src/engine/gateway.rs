@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::event::Event;
 use super::{Entry, Tuple};
 use crate::ftp::Mode;
+use crate::ftp::fit::Fitting;
 
 /// Identifies a control connection for as long as the daemon runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -43,6 +44,8 @@ pub struct Request {
     /// Whether the public port comes from `--data-ports`, where that is given and the port may be
     /// another: X is inside.
     pub from_range: bool,
+    /// The public ports with which the announcement keeps its length: they are preferred.
+    pub fitting: Fitting,
 }
 
 /// A range of a server's ports that its client is to reach, because what they announce to each

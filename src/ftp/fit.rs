@@ -136,7 +136,8 @@ impl Fitting {
 /// An announcement's address within its line, as far as the line is here.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot<'a> {
-    form: Form,
+    /// The announcement that stands there.
+    pub said: &'a Announcement,
     /// The length of the address and port, in bytes.
     len: usize,
     /// How many bytes before the address the blanks go, if they may.
@@ -160,7 +161,7 @@ impl<'a> Slot<'a> {
     /// The slot of an announcement whose address has `len` bytes, behind `before` and followed by
     /// `after`: the parts of its line that can still be changed.
     #[must_use]
-    pub fn new(said: &Announcement, len: usize, before: &'a [u8], after: &'a [u8]) -> Self {
+    pub fn new(said: &'a Announcement, len: usize, before: &'a [u8], after: &'a [u8]) -> Self {
         let reply = said.mode == Mode::Passive;
         let blanks = match before {
             [.., b'('] => Some(1),
@@ -175,7 +176,7 @@ impl<'a> Slot<'a> {
         let (closing, rest) = after.split_at_checked(closing).unwrap_or((after, &[]));
         let ends = rest.starts_with(b".\r\n") || rest.starts_with(b".\n");
         Self {
-            form: said.form,
+            said,
             len,
             blanks: blanks.filter(|_| reply),
             dot: (reply && ends).then_some(closing),
@@ -194,7 +195,7 @@ impl<'a> Slot<'a> {
                 without_dot.add(length);
             }
         }
-        let text = PortText::of(self.form);
+        let text = PortText::of(self.said.form);
         Fitting {
             text,
             best,
@@ -205,7 +206,7 @@ impl<'a> Slot<'a> {
     /// `public` written in the slot: of the slot's length if that can be had.
     #[must_use]
     pub fn rewrite(&self, public: SocketAddr) -> Rewrite {
-        let length = PortText::of(self.form).length(public.port());
+        let length = PortText::of(self.said.form).length(public.port());
         let (ip, port) = (public.ip(), public.port());
         [false, true]
             .into_iter()
@@ -222,14 +223,14 @@ impl<'a> Slot<'a> {
         Rewrite {
             before: 0,
             after: 0,
-            text: hostport::encode(self.form, public),
+            text: hostport::encode(self.said.form, public),
         }
     }
 
     fn fitted(&self, fit: &Fit, ip: IpAddr, port: u16, dotless: bool) -> Rewrite {
         let (blanks, address) = match fit {
-            Fit::Blanks(count) => (*count, hostport::encode(self.form, (ip, port).into())),
-            Fit::Spelling(spelled) => (0, hostport::encode_as(self.form, ip, spelled, port)),
+            Fit::Blanks(count) => (*count, hostport::encode(self.said.form, (ip, port).into())),
+            Fit::Spelling(spelled) => (0, hostport::encode_as(self.said.form, ip, spelled, port)),
         };
         let before = self.blanks.filter(|_| blanks > 0).unwrap_or(0);
         let mut text = vec![b' '; blanks];
@@ -252,7 +253,7 @@ impl<'a> Slot<'a> {
         }
         let room = self.len.saturating_add(usize::from(dotless));
         let port = usize::from(length);
-        let needed = match (self.form, ip) {
+        let needed = match (self.said.form, ip) {
             (Form::HostPort, IpAddr::V4(ip)) => ip.to_string().len().saturating_add(1),
             // Not to be written so.
             (Form::HostPort, IpAddr::V6(_)) => return None,

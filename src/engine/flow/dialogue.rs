@@ -6,6 +6,7 @@ use crate::engine::event::Event;
 use crate::engine::second::Second;
 use crate::engine::{Endpoints, Side};
 use crate::ftp::Mode;
+use crate::ftp::fit::{Rewrite, Slot};
 use crate::ftp::session::{Address, Outcome, Over, Peer, Step};
 use crate::stream::{Half, Limits, Overflow};
 
@@ -190,20 +191,30 @@ impl Flow {
                 Mode::Passive => Decision::Leave(why),
             }
         } else {
-            announce::decide(cx.config, cx.gateway, self.id, ends, side, said, how)
+            let pending = pending(&self.halves, side);
+            let before = pending.get(..at).unwrap_or_default();
+            let after = pending.get(at.saturating_add(len)..).unwrap_or_default();
+            let slot = Slot::new(said, len, before, after);
+            announce::decide(cx.config, cx.gateway, self.id, ends, side, &slot, how)
         };
         let [forward, _] = self.both(side);
         match decision {
             Decision::Announce {
-                text,
+                rewrite,
                 old,
                 new,
                 from,
                 land,
                 hole,
             } => {
-                forward.pass(at, limits)?;
-                forward.replace(len, &text, limits)?;
+                let Rewrite {
+                    before,
+                    after,
+                    text,
+                } = rewrite;
+                let whole = before.saturating_add(len).saturating_add(after);
+                forward.pass(at.saturating_sub(before), limits)?;
+                forward.replace(whole, &text, limits)?;
                 if said.mode == Mode::Active {
                     let hole = Hole::from(hole);
                     let superseded = self.active.replace(hole).filter(|old| *old != hole);
