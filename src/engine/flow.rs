@@ -19,7 +19,7 @@ use super::{Endpoints, Side};
 use crate::ftp::session::{Peer, Session};
 use crate::stream::{Emit, Half, Intake, Limits, Seq};
 use crate::wire::{Flags, Segment};
-pub(super) use dialogue::Unread;
+pub(super) use dialogue::{Inspected, Unread};
 use range::Range;
 use tls::Tls;
 
@@ -407,27 +407,26 @@ impl Flow {
             }
             Intake::New => {
                 if unread > 0 {
-                    // Within bounds: no more than the segment has.
-                    let _ = forward.pass(unread, &limits);
+                    forward.pass(unread);
                 }
-                let mut inspected = self.inspect(ends, side, cx);
+                let inspected = self.inspect(ends, side, cx);
                 if fin && commands && self.session.awaits_login() {
-                    inspected = inspected.and(self.stop_waiting(ends, side, cx));
+                    self.stop_waiting(ends, side, cx);
                 }
                 let [forward, _] = self.both(side);
                 // At the end of the stream nothing can complete what still waits; and in replies that
                 // stay as they are, nothing need wait.
                 let all = fin || (signed && !commands);
                 let rest = if all { forward.pending().len() } else { 0 };
-                let passed = forward.pass(rest, &limits);
-                if inspected.and(passed).is_err() {
+                forward.pass(rest);
+                if inspected == Inspected::HoldsTooMuch {
                     self.reach_limit(side, cx);
                 }
             }
             Intake::Missed => self.end_inspection(Unread::Missed, cx),
             Intake::Old if commands && self.session.resumes() => {
                 // Nothing new is kept for it.
-                let _ = self.inspect(ends, side, cx);
+                self.inspect(ends, side, cx);
             }
             Intake::Old | Intake::Opaque => {}
         }

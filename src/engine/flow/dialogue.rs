@@ -7,7 +7,7 @@ use crate::engine::second::Second;
 use crate::engine::{Endpoints, Side};
 use crate::ftp::Mode;
 use crate::ftp::session::{Address, Outcome, Over, Peer, Step};
-use crate::stream::{Half, Limits, Overflow};
+use crate::stream::Half;
 
 /// Goes out in place of a `227` or `229` up to the end of its address, where no data connection can
 /// be had; the rest of the server's line follows, a closing bracket as a rule. RFC 959 knows 425 as
@@ -39,6 +39,15 @@ impl Unread {
     }
 }
 
+/// How far the session machine came with what was pending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::engine) enum Inspected {
+    /// All of it is dealt with, but for what may belong to an address.
+    Done,
+    /// The same, and what waits is more than [`Limits::held`](crate::stream::Limits::held).
+    HoldsTooMuch,
+}
+
 /// What waits of a direction.
 fn pending(halves: &[Half; 2], side: Side) -> &[u8] {
     let [egress, ingress] = halves;
@@ -58,20 +67,17 @@ impl Flow {
     }
 
     /// Takes what is pending through the session machine, as far as it goes.
+    ///
+    /// Only what waits is bounded here. What is in flight is bounded where data is taken in
+    /// ([`Half::known_if_full`]): a segment is inspected as a whole or not at all.
     pub(in crate::engine) fn inspect(
         &mut self,
         ends: &Endpoints,
         side: Side,
         cx: &mut Context<'_>,
-    ) -> Result<(), Overflow> {
+    ) -> Inspected {
         let peer = self.peer(side);
-        // What is in flight is bounded by what is taken in (`Half::known_if_full`), not here: else a
-        // sender could have the rest of a segment pass unread.
-        let limits = Limits {
-            unacked: usize::MAX,
-            edits: usize::MAX,
-            ..cx.limits(peer)
-        };
+        let mut inspected = Inspected::Done;
         let counted = self.session.counts();
         loop {
             let pending = pending(&self.halves, side);
@@ -87,19 +93,19 @@ impl Flow {
             match step {
                 Step::Pass(n) => {
                     let [forward, _] = self.both(side);
-                    forward.pass(n.max(1), &limits)?;
+                    forward.pass(n.max(1));
                 }
                 Step::Wait => {
-                    if held > limits.held {
-                        if !self.session.awaits_login() || peer == Peer::Server {
-                            return Err(Overflow);
+                    if held > cx.config.limits.held {
+                        if peer == Peer::Client && self.session.awaits_login() {
+                            self.session.lose_patience();
+                            continue;
                         }
-                        self.session.lose_patience();
-                        continue;
+                        inspected = Inspected::HoldsTooMuch;
                     }
                     break;
                 }
-                Step::Address(said) => self.announce(ends, side, &said, &limits, cx)?,
+                Step::Address(said) => self.announce(ends, side, &said, cx),
                 Step::Refuse {
                     at,
                     with,
@@ -107,13 +113,13 @@ impl Flow {
                     why,
                 } => {
                     let [forward, _] = self.both(side);
-                    forward.pass(at, &limits)?;
-                    forward.replace(with.len().max(1), &with, &limits)?;
+                    forward.pass(at);
+                    forward.replace(with.len().max(1), &with);
                     self.count_refusal(verb, why.to_owned(), true, cx);
                 }
                 Step::Blank(with) => {
                     let [forward, _] = self.both(side);
-                    forward.replace(with.len().max(1), &with, &limits)?;
+                    forward.replace(with.len().max(1), &with);
                 }
                 Step::OpenActive => {
                     let opened = self.active.is_some_and(|hole| {
@@ -155,7 +161,7 @@ impl Flow {
                 user,
             });
         }
-        Ok(())
+        inspected
     }
 
     fn announce(
@@ -163,9 +169,8 @@ impl Flow {
         ends: &Endpoints,
         side: Side,
         said: &Address,
-        limits: &Limits,
         cx: &mut Context<'_>,
-    ) -> Result<(), Overflow> {
+    ) {
         let peer = self.peer(side);
         let Address {
             at,
@@ -202,8 +207,8 @@ impl Flow {
                 land,
                 hole,
             } => {
-                forward.pass(at, limits)?;
-                forward.replace(len, &text, limits)?;
+                forward.pass(at);
+                forward.replace(len, &text);
                 if said.mode == Mode::Active {
                     let hole = Hole::from(hole);
                     let superseded = self.active.replace(hole).filter(|old| *old != hole);
@@ -231,11 +236,11 @@ impl Flow {
                 });
             }
             Decision::Pass => {
-                forward.pass(at.saturating_add(len), limits)?;
+                forward.pass(at.saturating_add(len));
                 self.session.announced(peer, Outcome::PassedUnmodified);
             }
             Decision::Leave(why) => {
-                forward.pass(at.saturating_add(len), limits)?;
+                forward.pass(at.saturating_add(len));
                 self.session.announced(peer, Outcome::PassedUnmodified);
                 self.count_refusal(said.verb, why, false, cx);
             }
@@ -248,26 +253,25 @@ impl Flow {
                     false => (at, len, NO_ADDRESS),
                 };
                 let [forward, _] = self.both(side);
-                forward.pass(at, limits)?;
-                forward.replace(len, text, limits)?;
+                forward.pass(at);
+                forward.replace(len, text);
                 self.session.announced(peer, Outcome::Refused);
                 self.count_refusal(said.verb, why, true, cx);
             }
             Decision::Refuse(why) => {
                 let Some(refusal) = refusal else {
                     // Only commands are refused.
-                    forward.pass(at.saturating_add(len), limits)?;
+                    forward.pass(at.saturating_add(len));
                     self.session.announced(peer, Outcome::PassedUnmodified);
                     self.count_refusal(said.verb, why, false, cx);
-                    return Ok(());
+                    return;
                 };
-                forward.pass(refusal.at, limits)?;
-                forward.replace(refusal.with.len().max(1), &refusal.with, limits)?;
+                forward.pass(refusal.at);
+                forward.replace(refusal.with.len().max(1), &refusal.with);
                 self.session.announced(peer, Outcome::Refused);
                 self.count_refusal(said.verb, why, true, cx);
             }
         }
-        Ok(())
     }
 
     pub(in crate::engine) fn count_refusal(
@@ -348,12 +352,13 @@ impl Flow {
         if since.is_none_or(|since| since.until(cx.now) <= cx.config.hold) {
             return;
         }
-        // Any bound that this reaches is reached by the next segment as well.
-        let _ = match self.peer(side) {
+        match self.peer(side) {
             Peer::Server => self.pass_waiting(side, cx),
-            Peer::Client if self.session.awaits_login() => self.stop_waiting(ends, side, cx),
+            Peer::Client if self.session.awaits_login() => {
+                self.stop_waiting(ends, side, cx);
+            }
             Peer::Client => self.refuse_waiting(side, cx),
-        };
+        }
     }
 
     /// Commands that wait for a login go on without it.
@@ -362,39 +367,37 @@ impl Flow {
         ends: &Endpoints,
         side: Side,
         cx: &mut Context<'_>,
-    ) -> Result<(), Overflow> {
+    ) {
         self.session.lose_patience();
-        self.inspect(ends, side, cx)
+        // Whatever is held then is the beginning of one more line: the next segment tells.
+        self.inspect(ends, side, cx);
     }
 
     /// What waits of the server's is no address: one that ends so late is of no use to anybody.
-    fn pass_waiting(&mut self, side: Side, cx: &mut Context<'_>) -> Result<(), Overflow> {
-        let limits = cx.limits(self.peer(side));
+    fn pass_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
         cx.stats.unparsable = cx.stats.unparsable.saturating_add(1);
         let n = self.session.give_up_reply(pending(&self.halves, side));
         let [forward, _] = self.both(side);
-        forward.pass(n, &limits)
+        forward.pass(n);
     }
 
     /// What waits of the client's goes on as something else: it may be the beginning of what is
     /// refused.
-    fn refuse_waiting(&mut self, side: Side, cx: &mut Context<'_>) -> Result<(), Overflow> {
-        let limits = cx.limits(self.peer(side));
+    fn refuse_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
         let step = self.session.give_up(pending(&self.halves, side));
         let [forward, _] = self.both(side);
         match step {
             Step::Refuse {
                 with, verb, why, ..
             } => {
-                forward.replace(with.len().max(1), &with, &limits)?;
+                forward.replace(with.len().max(1), &with);
                 self.count_refusal(verb, why.to_owned(), true, cx);
             }
-            Step::Blank(with) => forward.replace(with.len().max(1), &with, &limits)?,
+            Step::Blank(with) => forward.replace(with.len().max(1), &with),
             _ => {
                 let rest = forward.pending().len();
-                forward.pass(rest, &limits)?;
+                forward.pass(rest);
             }
         }
-        Ok(())
     }
 }
