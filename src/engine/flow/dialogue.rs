@@ -164,13 +164,7 @@ impl Flow {
         inspected
     }
 
-    fn announce(
-        &mut self,
-        ends: &Endpoints,
-        side: Side,
-        said: &Address,
-        cx: &mut Context<'_>,
-    ) {
+    fn announce(&mut self, ends: &Endpoints, side: Side, said: &Address, cx: &mut Context<'_>) {
         let peer = self.peer(side);
         let Address {
             at,
