@@ -1,5 +1,6 @@
 //! One control connection: its two edited directions and its dialogue.
 
+mod announcement;
 mod dialogue;
 mod numbers;
 mod range;

@@ -1,20 +1,12 @@
-//! What the text of a control connection means for it: addresses, refusals, the end of inspection.
+//! What the text of a control connection means for it: the session machine's steps carried out,
+//! refusals, the end of inspection.
 
-use super::{Context, Flow, Hole};
-use crate::engine::announce::{self, Decision, How};
+use super::{Context, Flow};
 use crate::engine::event::Event;
 use crate::engine::second::Second;
 use crate::engine::{Endpoints, Side};
-use crate::ftp::Mode;
-use crate::ftp::session::{Address, Outcome, Over, Peer, Step};
+use crate::ftp::session::{Over, Peer, Step};
 use crate::stream::Half;
-
-/// Goes out in place of a `227` or `229` up to the end of its address, where no data connection can
-/// be had; the rest of the server's line follows, a closing bracket as a rule. RFC 959 knows 425 as
-/// an answer to transfer commands only, but clients go by the first digit (RFC 1123 §4.1.2.11).
-const REFUSAL: &[u8] = b"425 Can't open data connection (no usable port";
-/// In place of the address alone: no client can read one from it.
-const NO_ADDRESS: &[u8] = b"no usable port";
 
 /// Why a flow isn't read any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +84,7 @@ impl Flow {
             }
             match step {
                 Step::Pass(n) => {
-                    let [forward, _] = self.both(side);
+                    let forward = self.forward(side);
                     forward.pass(n.max(1));
                 }
                 Step::Wait => {
@@ -112,13 +104,13 @@ impl Flow {
                     verb,
                     why,
                 } => {
-                    let [forward, _] = self.both(side);
+                    let forward = self.forward(side);
                     forward.pass(at);
                     forward.replace(with.len().max(1), &with);
                     self.count_refusal(verb, why.to_owned(), true, cx);
                 }
                 Step::Blank(with) => {
-                    let [forward, _] = self.both(side);
+                    let forward = self.forward(side);
                     forward.replace(with.len().max(1), &with);
                 }
                 Step::OpenActive => {
@@ -164,110 +156,6 @@ impl Flow {
         inspected
     }
 
-    fn announce(&mut self, ends: &Endpoints, side: Side, said: &Address, cx: &mut Context<'_>) {
-        let peer = self.peer(side);
-        let Address {
-            at,
-            len,
-            announcement: said,
-            refusal,
-            follow,
-        } = said;
-        let (at, len) = (*at, *len);
-        let open = said.mode == Mode::Passive || self.session.opens_at_once();
-        let how = match self.no_pinholes() {
-            _ if !follow || !self.is_admitted() => How::Check,
-            Some(why) => How::Leave(why),
-            None if open => How::Open,
-            None => How::Reserve,
-        };
-        let decision = if self.is_closed() && *follow {
-            // Its pinholes went when it ended: nothing would end another one in time.
-            let why = "the control connection is over".to_owned();
-            match said.mode {
-                Mode::Active => Decision::Refuse(why),
-                Mode::Passive => Decision::Leave(why),
-            }
-        } else {
-            announce::decide(cx.config, cx.gateway, self.id, ends, side, said, how)
-        };
-        let [forward, _] = self.both(side);
-        match decision {
-            Decision::Announce {
-                text,
-                old,
-                new,
-                from,
-                land,
-                hole,
-            } => {
-                forward.pass(at);
-                forward.replace(len, &text);
-                if said.mode == Mode::Active {
-                    let hole = Hole::from(hole);
-                    let superseded = self.active.replace(hole).filter(|old| *old != hole);
-                    if let Some(superseded) = superseded
-                        && !self.session.active_is_commanded()
-                    {
-                        cx.gateway.release(superseded.into());
-                    }
-                }
-                self.session.announced(peer, Outcome::Accepted { open });
-                self.announced = self.announced.saturating_add(1);
-                cx.stats.announced = cx.stats.announced.saturating_add(1);
-                if old != new {
-                    cx.stats.rewritten = cx.stats.rewritten.saturating_add(1);
-                }
-                let (session, verb, mode) = (self.id, said.verb, said.mode);
-                cx.gateway.event(Event::Announced {
-                    session,
-                    verb,
-                    mode,
-                    old,
-                    new,
-                    from,
-                    land,
-                });
-            }
-            Decision::Pass => {
-                forward.pass(at.saturating_add(len));
-                self.session.announced(peer, Outcome::PassedUnmodified);
-            }
-            Decision::Leave(why) => {
-                forward.pass(at.saturating_add(len));
-                self.session.announced(peer, Outcome::PassedUnmodified);
-                self.count_refusal(said.verb, why, false, cx);
-            }
-            Decision::Refuse(why) if said.mode == Mode::Passive => {
-                let head = forward.pending().get(..at).unwrap_or_default();
-                // The end of a reply of several lines must keep its code (RFC 959 §4.2).
-                let whole = head.starts_with(said.verb.as_bytes()) && self.session.begins_reply();
-                let (at, len, text) = match whole {
-                    true => (0, at.saturating_add(len), REFUSAL),
-                    false => (at, len, NO_ADDRESS),
-                };
-                let [forward, _] = self.both(side);
-                forward.pass(at);
-                forward.replace(len, text);
-                self.session.announced(peer, Outcome::Refused);
-                self.count_refusal(said.verb, why, true, cx);
-            }
-            Decision::Refuse(why) => {
-                let Some(refusal) = refusal else {
-                    // Only commands are refused.
-                    forward.pass(at.saturating_add(len));
-                    self.session.announced(peer, Outcome::PassedUnmodified);
-                    self.count_refusal(said.verb, why, false, cx);
-                    return;
-                };
-                forward.pass(refusal.at);
-                forward.replace(refusal.with.len().max(1), &refusal.with);
-                self.session.announced(peer, Outcome::Refused);
-                self.count_refusal(said.verb, why, true, cx);
-            }
-        }
-    }
-
     pub(in crate::engine) fn count_refusal(
         &mut self,
         verb: &'static str,
@@ -297,7 +185,7 @@ impl Flow {
     /// Commands stay under inspection, and wait at their sender: what is refused, stays refused.
     pub(in crate::engine) fn reach_limit(&mut self, side: Side, cx: &mut Context<'_>) {
         let from_client = side == self.client;
-        let [forward, _] = self.both(side);
+        let forward = self.forward(side);
         if from_client || forward.is_opaque() {
             return;
         }
@@ -338,7 +226,7 @@ impl Flow {
         side: Side,
         cx: &mut Context<'_>,
     ) {
-        let [forward, _] = self.both(side);
+        let forward = self.forward(side);
         if forward.pending().is_empty() {
             return;
         }
@@ -371,7 +259,7 @@ impl Flow {
     fn pass_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
         cx.stats.unparsable = cx.stats.unparsable.saturating_add(1);
         let n = self.session.give_up_reply(pending(&self.halves, side));
-        let [forward, _] = self.both(side);
+        let forward = self.forward(side);
         forward.pass(n);
     }
 
@@ -379,7 +267,7 @@ impl Flow {
     /// refused.
     fn refuse_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
         let step = self.session.give_up(pending(&self.halves, side));
-        let [forward, _] = self.both(side);
+        let forward = self.forward(side);
         match step {
             Step::Refuse {
                 with, verb, why, ..
