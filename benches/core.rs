@@ -206,3 +206,33 @@ fn acknowledgement_mapped(bencher: Bencher<'_, '_>) {
             .collect()
     });
 }
+
+/// One [`Engine::tick`] over so many idle connections, none of which is over: how long a packet may
+/// wait for the engine's lock.
+#[divan::bench(args = [1_000, 65_000, 1_000_000], sample_count = 20, sample_size = 1)]
+fn tick(bencher: Bencher<'_, '_>, flows: u32) {
+    let config = Config {
+        max_flows: 1 << 20,
+        ..Config::default()
+    };
+    let mut engine = Engine::new(config, 0);
+    for n in 0..flows {
+        let [_, a, b, c] = n.to_be_bytes();
+        let client = [198, a, b, c];
+        let syn = PacketBuilder::ipv4(client, INSIDE.0, 63)
+            .tcp(OUTSIDE.1, INSIDE.1, 5000, 64_000)
+            .syn();
+        let syn_ack = PacketBuilder::ipv4(INSIDE.0, client, 64)
+            .tcp(INSIDE.1, OUTSIDE.1, 1000, 64_000)
+            .syn()
+            .ack(5001);
+        for (side, packet) in [(Side::Ingress, syn), (Side::Egress, syn_ack)] {
+            let packet = finish(packet, b"");
+            let verdict = engine.packet(side, &packet, Duration::ZERO, &mut Answers);
+            assert_eq!(verdict, Verdict::Accept);
+        }
+    }
+    let now = Duration::from_secs(3600);
+    bencher.bench_local(|| engine.tick(now, &mut Answers));
+    assert_eq!(engine.sessions(now).count(), flows as usize);
+}

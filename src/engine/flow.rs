@@ -1,9 +1,11 @@
 //! One control connection: its two edited directions and its dialogue.
 
+mod announcement;
 mod dialogue;
 mod numbers;
 mod range;
 mod render;
+mod segment;
 mod tls;
 
 use std::net::SocketAddr;
@@ -17,8 +19,8 @@ use super::second::Second;
 use super::stats::{SessionInfo, Stats};
 use super::{Endpoints, Side};
 use crate::ftp::session::{Peer, Session};
-use crate::stream::{Emit, Half, Intake, Limits, Seq};
-use crate::wire::{Flags, Segment};
+use crate::stream::{Half, Limits, Seq};
+use crate::wire::Segment;
 pub(super) use dialogue::Unread;
 use range::Range;
 use tls::Tls;
@@ -87,10 +89,6 @@ impl Context<'_> {
         limits
     }
 }
-
-/// What a direction may have in its buffers where all flows together have much, in bytes: no more than
-/// one window of an ordinary dialogue.
-const CROWDED: usize = 8 * 1024;
 
 /// A pinhole's number plus one, so that there may be none in as many bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -338,141 +336,6 @@ impl Flow {
         }
     }
 
-    /// Handles a segment without SYN; `packet` is a copy of it that may be changed.
-    pub(super) fn segment(
-        &mut self,
-        ends: &Endpoints,
-        side: Side,
-        segment: &Segment<'_>,
-        packet: &mut Vec<u8>,
-        cx: &mut Context<'_>,
-    ) -> Fate {
-        let flags = segment.flags();
-        let seq = Seq(segment.seq());
-        if flags.has(Flags::RST) {
-            return self.reset(side, segment, packet, cx);
-        }
-        if !self.believes(side, segment) {
-            return self.disbelieve(side, segment, packet, cx);
-        }
-        self.is_alive(side, cx);
-        let shift = self.shifts.get(side.index()).copied().unwrap_or(0);
-        let ack = Seq(segment.ack());
-        let edge = ack.plus(u32::from(segment.window()) << shift);
-        let [_, reverse] = self.both(side);
-        let answered = reverse.is_new_acknowledgement(ack);
-        reverse.acknowledged(ack, edge);
-        if answered && side == self.client {
-            self.signs |= ANSWERED;
-        }
-        let payload = segment.payload();
-        if side == self.client && !payload.is_empty() {
-            self.renew_range(ends, cx);
-        }
-        let fin = flags.has(Flags::FIN);
-        let signed = self.is_signed();
-        let unread = self.next_records(side, segment, cx);
-        let limits = cx.limits(self.peer(side));
-        let commands = side == self.client;
-        let [forward, _] = self.both(side);
-        let known = if unread == 0 {
-            let mut limits = limits;
-            if cx.crowded && commands {
-                limits.unacked = limits.unacked.min(CROWDED);
-            } else if !commands {
-                // Half of it is left for what was kept from behind a gap: little beside a listing.
-                limits.unacked = limits.unacked.saturating_mul(2);
-            }
-            forward.known_if_full(seq, payload.len(), &limits)
-        } else {
-            None
-        };
-        let (payload, fin) = match known {
-            // What isn't inspected must not go on: it waits at its sender.
-            Some(known) => {
-                cx.stats.waited = cx.stats.waited.saturating_add(1);
-                // Else the packet carries what is left to send on.
-                if signed || (known == 0 && forward.is_sent()) {
-                    return Fate::Dropped;
-                }
-                (payload.get(..known).unwrap_or_default(), false)
-            }
-            None => (payload, fin),
-        };
-        let intake = forward.take_in(seq, payload, fin, &limits);
-        match intake {
-            Intake::Gap => {
-                cx.stats.out_of_order = cx.stats.out_of_order.saturating_add(1);
-                return Fate::Dropped;
-            }
-            Intake::New => {
-                if unread > 0 {
-                    // Within bounds: no more than the segment has.
-                    let _ = forward.pass(unread, &limits);
-                }
-                let mut inspected = self.inspect(ends, side, cx);
-                if fin && commands && self.session.awaits_login() {
-                    inspected = inspected.and(self.stop_waiting(ends, side, cx));
-                }
-                let [forward, _] = self.both(side);
-                // At the end of the stream nothing can complete what still waits; and in replies that
-                // stay as they are, nothing need wait.
-                let all = fin || (signed && !commands);
-                let rest = if all { forward.pending().len() } else { 0 };
-                let passed = forward.pass(rest, &limits);
-                if inspected.and(passed).is_err() {
-                    self.reach_limit(side, cx);
-                }
-            }
-            Intake::Missed => self.end_inspection(Unread::Missed, cx),
-            Intake::Old if commands && self.session.resumes() => {
-                // Nothing new is kept for it.
-                let _ = self.inspect(ends, side, cx);
-            }
-            Intake::Old | Intake::Opaque => {}
-        }
-        self.give_up_waiting(ends, side, cx);
-        let limit = self.limit(side, segment, intake);
-        let [forward, _] = self.both(side);
-        let fate = if signed {
-            let bare = payload.is_empty() && !fin;
-            if !bare && !forward.clears(seq, payload, fin) {
-                cx.stats.held = cx.stats.held.saturating_add(1);
-                return Fate::Dropped;
-            }
-            Fate::Same
-        } else {
-            let emit = match forward.emit(seq, payload, fin, intake, limit) {
-                Emit::Own(_) if known.is_some() => forward.probe(),
-                emit => emit,
-            };
-            if matches!(emit, Emit::Probe { .. }) {
-                cx.stats.held = cx.stats.held.saturating_add(1);
-            }
-            if intake == Intake::Old
-                && known.is_none()
-                && !payload.is_empty()
-                && render::contradicts(forward, &emit, payload)
-            {
-                cx.stats.contradicted = cx.stats.contradicted.saturating_add(1);
-            }
-            let [_, reverse] = self.both(side);
-            reverse.guarantee(ack);
-            self.render(side, segment, packet, emit)
-        };
-        let [forward, _] = self.both(side);
-        if fin && forward.ends_at(seq, payload.len()) {
-            self.signs |= 1 << side.index();
-            if self.signs & FINS == FINS {
-                self.close("FIN", cx.gateway);
-            } else if self.range != Range::None {
-                // Whoever has said goodbye asks for no more data connections, or answers that.
-                cx.gateway.session_ended(self.id);
-            }
-        }
-        fate
-    }
-
     /// The direction of `side`'s packets, and the opposite one.
     pub(super) fn both(&mut self, side: Side) -> [&mut Half; 2] {
         let [egress, ingress] = &mut self.halves;
@@ -480,6 +343,18 @@ impl Flow {
             Side::Egress => [egress, ingress],
             Side::Ingress => [ingress, egress],
         }
+    }
+
+    /// The direction of `side`'s packets.
+    fn forward(&mut self, side: Side) -> &mut Half {
+        let [forward, _] = self.both(side);
+        forward
+    }
+
+    /// The direction that `side`'s packets acknowledge.
+    fn reverse(&mut self, side: Side) -> &mut Half {
+        let [_, reverse] = self.both(side);
+        reverse
     }
 }
 

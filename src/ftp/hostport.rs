@@ -18,6 +18,20 @@ pub(super) enum Scan<T> {
     No { len: usize },
 }
 
+impl<T> Scan<T> {
+    /// The same with another value.
+    pub(super) fn map<U>(self, f: impl FnOnce(T) -> U) -> Scan<U> {
+        match self {
+            Self::Found { len, value } => Scan::Found {
+                len,
+                value: f(value),
+            },
+            Self::Partial => Scan::Partial,
+            Self::No { len } => Scan::No { len },
+        }
+    }
+}
+
 /// `h1,h2,h3,h4,p1,p2` (RFC 959 §4.1.2) at the start of `text`, which begins with a digit: six
 /// decimal numbers up to 255 of at most three digits, then a byte that is neither digit nor comma.
 /// Port 0 is none.
