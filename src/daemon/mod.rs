@@ -115,7 +115,12 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
         source,
     })?;
     let (plane, events) = setup::plane(config, clock)?;
-    let shared = Arc::new(Shared::new(plane, clock, output.clone()));
+    let shared = Arc::new(Shared::new(
+        plane,
+        clock,
+        output.clone(),
+        config.resume_mark,
+    ));
     let engines = setup::engine_config(config, &advertised);
     let workers: Vec<_> = (0..engines.workers)
         .map(|number| Worker::new(Engine::new(engines.clone(), number)))

@@ -191,8 +191,14 @@ impl Packets<'_> {
                 return answer(engine.packet(side, packet, now, &mut door), out);
             }
         }
-        self.worker.engine().nobody_knows();
-        Answer::Accept
+        let mut engine = self.worker.engine();
+        let mut door = Door(self.shared);
+        let answer = answer(
+            engine.nobody_knows(*name, side, packet, now, &mut door),
+            out,
+        );
+        self.worker.tell_names(&engine);
+        answer
     }
 
     /// Asks the other engines about a SYN-ACK.

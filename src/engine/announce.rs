@@ -224,7 +224,7 @@ impl Wanted {
                 to: foreign.unwrap_or(reachable),
                 land: SocketAddr::new(foreign.unwrap_or(own), said.port),
                 as_source: tuples.as_source(),
-                mark: tuples.entry.mark,
+                mark: tuples.entry.mark & !config.resume_mark,
                 published: foreign.is_none() && (reachable != own || advertised.is_some()),
                 from_range: side == Side::Egress && foreign.is_none(),
                 fitting: match config.keep_length {

@@ -17,6 +17,9 @@ pub struct Config {
     /// Whether announcements are rewritten such that their line keeps its length, wherever that can be
     /// had (default yes): see [`crate::ftp::fit`].
     pub keep_length: bool,
+    /// The bit of the connection mark by which a control connection that is under way may be joined
+    /// (default 0: none is).
+    pub resume_mark: u32,
     /// Buffers of one direction of a control connection.
     pub limits: Limits,
     /// How many engines share the traffic (default 1): their session numbers interleave.
@@ -55,6 +58,7 @@ impl Default for Config {
             policy: Arc::default(),
             advertise: Vec::new(),
             keep_length: true,
+            resume_mark: 0,
             limits: Limits::default(),
             workers: 1,
             max_flows: 65_536,

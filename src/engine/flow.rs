@@ -61,6 +61,18 @@ pub(super) struct Known {
     pub(super) implicit: bool,
 }
 
+/// A connection that is joined in its middle.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Joined {
+    pub(super) id: SessionId,
+    /// The hook that the client's packets come through.
+    pub(super) client: Side,
+    /// The hook that the first segment came through.
+    pub(super) side: Side,
+    /// See [`Known::admitted`].
+    pub(super) admitted: bool,
+}
+
 /// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -137,7 +149,7 @@ pub(super) struct Flow {
     /// The largest segment for either end, in bytes, TCP options included (RFC 6691).
     mss: u16,
     /// Bit per side: its FIN passed ([`FINS`]), it asked back at a RST; and [`ANSWERED`], [`SIGNED`],
-    /// [`NOT_ADMITTED`].
+    /// [`NOT_ADMITTED`], [`RESUMABLE`].
     pub(super) signs: u8,
     end: End,
     opened: Second,
@@ -152,6 +164,8 @@ pub(super) struct Flow {
     refused: u32,
     /// Where the client may reach a range of the server's ports.
     pub(super) range: Range,
+    /// It was joined in its middle, and no packet of this side's has come since.
+    unheard: Option<Side>,
     pub(super) session: Session,
 }
 
@@ -161,8 +175,12 @@ pub(super) const FINS: u8 = 3;
 const ANSWERED: u8 = 4;
 /// See [`Known::admitted`].
 const NOT_ADMITTED: u8 = 64;
+/// Its mark says that it may be joined in its middle.
+const RESUMABLE: u8 = 128;
 /// Both ends sign their segments (TCP-MD5, TCP-AO): a segment goes on as it came, or not at all.
 const SIGNED: u8 = 32;
+/// The largest window scale that there is (RFC 7323 §2.3): where the handshake wasn't seen.
+const MAX_SHIFT: u8 = 14;
 /// How long a client has to answer the SYN-ACK, where room is needed for others.
 const UNANSWERED: Duration = Duration::from_secs(1);
 
@@ -223,6 +241,55 @@ impl Flow {
             announced: 0,
             refused: 0,
             range: Range::None,
+            unheard: None,
+            session,
+        }
+    }
+
+    /// A connection that is under way, of which this is the first segment that is seen. What the
+    /// handshake said isn't known: what is assumed instead costs some precision, and no bytes.
+    pub(super) fn joined(
+        joined: &Joined,
+        segment: &Segment<'_>,
+        config: &Config,
+        now: Duration,
+    ) -> Self {
+        let Joined {
+            id,
+            client,
+            side,
+            admitted,
+        } = *joined;
+        let seq = [segment.seq(), segment.ack()].map(Seq);
+        let mut halves = seq.map(Half::joined);
+        if side == Side::Ingress {
+            halves.swap(0, 1);
+        }
+        let signed = segment.options().signed;
+        let signs = if signed { SIGNED } else { 0 } | if admitted { 0 } else { NOT_ADMITTED };
+        let mut session = Session::joined(config.policy.clone());
+        if signed {
+            session.lose_patience();
+        }
+        let default = if segment.layout().v6 { 1220 } else { 536 };
+        Self {
+            id,
+            client,
+            starts: seq,
+            halves,
+            shifts: [MAX_SHIFT; 2],
+            mss: default,
+            signs: signs | ANSWERED | RESUMABLE,
+            end: End::Open,
+            opened: Second::of(now),
+            seen: Second::of(now),
+            waiting: [None; 2],
+            active: None,
+            tls: None,
+            announced: 0,
+            refused: 0,
+            range: Range::None,
+            unheard: Some(side.opposite()),
             session,
         }
     }
@@ -366,7 +433,7 @@ mod tests {
     fn an_idle_flow_is_small() {
         let (flow, half, session) = (size_of::<Flow>(), size_of::<Half>(), size_of::<Session>());
         assert!(
-            flow <= 256 && half <= 56 && session <= 80,
+            flow <= 264 && half <= 56 && session <= 80,
             "flow {flow}, of it half {half} twice and session {session} bytes"
         );
     }

@@ -103,6 +103,21 @@ pub trait Gateway {
     /// [`Error::NoConntrack`] if there is none, [`Error::Kernel`] if it could not be asked.
     fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error>;
 
+    /// Sets or clears the bit of a control connection's mark that says that it may be joined in its
+    /// middle ([`Config::resume_mark`](super::Config::resume_mark)); returns when the kernel
+    /// acknowledged it. `src` and `dst`: either direction.
+    ///
+    /// # Errors
+    /// [`Error::NoConntrack`] or [`Error::Kernel`]: the bit is as it was.
+    fn set_resumable(
+        &mut self,
+        _src: SocketAddr,
+        _dst: SocketAddr,
+        _resumable: bool,
+    ) -> Result<(), Error> {
+        Err(Error::NoConntrack)
+    }
+
     /// A control connection began; it ends with [`session_ended`](Self::session_ended). `client`:
     /// its address, as the inside sees it.
     ///

@@ -13,6 +13,7 @@ mod config;
 mod connection;
 mod flow;
 mod handshake;
+mod joining;
 mod names;
 mod opening;
 mod second;
@@ -34,6 +35,7 @@ pub use handshake::{Syn, SynAck};
 use flow::{Context, Fate, Flow};
 use gateway::Gateway;
 use handshake::HalfOpen;
+use joining::Strangers;
 use names::{Meaning, Names};
 
 use crate::wire::{Flags, Reject, Segment};
@@ -148,6 +150,7 @@ pub struct Engine {
     /// Other names of flows.
     names: Names,
     half_open: HalfOpen,
+    strangers: Strangers,
     /// When room was last made in a full table.
     cleared: Option<Duration>,
     stats: Stats,
@@ -169,6 +172,7 @@ impl Engine {
             flows: HashMap::new(),
             names: Names::default(),
             half_open: HalfOpen::default(),
+            strangers: Strangers::default(),
             cleared: None,
             stats: Stats::default(),
             next_id: u64::from(worker).saturating_add(1),
@@ -196,10 +200,7 @@ impl Engine {
     ) -> Verdict<'_> {
         match self.decide(side, packet, now, gateway) {
             Decided::Verdict(fate) => self.verdict(fate),
-            Decided::Unknown(_) => {
-                self.nobody_knows();
-                Verdict::Accept
-            }
+            Decided::Unknown(name) => self.nobody_knows(name, side, packet, now, gateway),
             Decided::SynAck(syn_ack, fate) => {
                 self.answered(&syn_ack, false, None, now, gateway);
                 self.verdict(fate)
@@ -263,11 +264,6 @@ impl Engine {
         } else if elsewhere {
             self.pass_elsewhere(&[syn_ack.ends], now);
         }
-    }
-
-    /// No engine knows a segment: it is counted here.
-    pub fn nobody_knows(&mut self) {
-        self.stats.mid_stream = self.stats.mid_stream.saturating_add(1);
     }
 
     /// Forgets connections that ended or went quiet. To be called now and then: once a second
@@ -373,9 +369,22 @@ impl Engine {
                 None => {}
             }
         }
-        let Some(flow) = self.flows.get_mut(&ends) else {
-            return Decided::Unknown(Name(ends));
-        };
+        match self.flow_segment(ends, side, segment, now, gateway) {
+            Some(fate) => Decided::Verdict(fate),
+            None => Decided::Unknown(Name(ends)),
+        }
+    }
+
+    /// A segment of the flow between these ends, if there is one. `scratch` is a copy of its packet.
+    fn flow_segment(
+        &mut self,
+        ends: Endpoints,
+        side: Side,
+        segment: &Segment<'_>,
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) -> Option<Fate> {
+        let flow = self.flows.get_mut(&ends)?;
         let mut cx = Context {
             config: &self.config,
             gateway,
@@ -393,7 +402,7 @@ impl Engine {
             after = flow.buffered();
         }
         self.buffered = self.buffered.saturating_add(after).saturating_sub(before);
-        Decided::Verdict(fate)
+        Some(fate)
     }
 
     /// A fate as the caller sees it.

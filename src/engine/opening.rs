@@ -152,33 +152,7 @@ impl Engine {
         if !self.make_room(ends, syn, &syn_ack.hello, now, gateway) {
             return;
         }
-        let id = SessionId(self.next_id);
-        let step = u64::from(self.config.workers.max(1));
-        self.next_id = self.next_id.wrapping_add(step);
-        let (client, server) = match syn.side {
-            Side::Egress => (ends.inside, ends.outside),
-            Side::Ingress => (ends.outside, ends.inside),
-        };
-        let mut admitted = gateway.admit(id, client.ip());
-        if admitted.is_err() && self.clear(now, gateway) {
-            admitted = gateway.admit(id, client.ip());
-        }
-        if let Err(error) = &admitted {
-            self.stats.not_admitted = self.stats.not_admitted.saturating_add(1);
-            gateway.event(Event::NotAdmitted {
-                session: id,
-                client,
-                server,
-                why: error.to_string(),
-            });
-        } else {
-            self.stats.sessions = self.stats.sessions.saturating_add(1);
-            gateway.event(Event::SessionOpened {
-                session: id,
-                client,
-                server,
-            });
-        }
+        let (id, admitted) = self.admit(ends, syn.side, false, now, gateway);
         if ends != ingress {
             // The same client port towards another address, some time ago.
             self.replace(&ingress, gateway);
@@ -186,6 +160,7 @@ impl Engine {
             self.names.insert(ingress, flow, self.config.max_names());
         }
         self.names.remove(&ends);
+        let implicit = self.is_implicit(ends, syn.side);
         let mut cx = Context {
             config: &self.config,
             gateway,
@@ -195,11 +170,58 @@ impl Engine {
         };
         let known = Known {
             v6: ends.inside.is_ipv6(),
-            admitted: admitted.is_ok(),
-            implicit: self.config.implicit_ports.contains(&server.port()),
+            admitted,
+            implicit,
         };
         let flow = Flow::new(id, syn.side, syn.hello, syn_ack.hello, known, &mut cx);
         self.flows.insert(ends, Box::new(flow));
+    }
+
+    /// Gives a session its number, and says whether the gateway counts it as one. `client`: the hook
+    /// that the client's packets come through; `joined`: it is under way already.
+    pub(super) fn admit(
+        &mut self,
+        ends: Endpoints,
+        client: Side,
+        joined: bool,
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) -> (SessionId, bool) {
+        let session = SessionId(self.next_id);
+        let step = u64::from(self.config.workers.max(1));
+        self.next_id = self.next_id.wrapping_add(step);
+        let (client, server) = (ends.of_side(client), ends.of_side(client.opposite()));
+        let mut admitted = gateway.admit(session, client.ip());
+        if admitted.is_err() && self.clear(now, gateway) {
+            admitted = gateway.admit(session, client.ip());
+        }
+        match &admitted {
+            Err(error) => {
+                self.stats.not_admitted = self.stats.not_admitted.saturating_add(1);
+                gateway.event(Event::NotAdmitted {
+                    session,
+                    client,
+                    server,
+                    why: error.to_string(),
+                });
+            }
+            Ok(()) => {
+                self.stats.sessions = self.stats.sessions.saturating_add(1);
+                gateway.event(Event::SessionOpened {
+                    session,
+                    client,
+                    server,
+                    joined,
+                });
+            }
+        }
+        (session, admitted.is_ok())
+    }
+
+    /// Whether the server between these ends is spoken to under TLS from the first byte.
+    fn is_implicit(&self, ends: Endpoints, client: Side) -> bool {
+        let server = ends.of_side(client.opposite());
+        self.config.implicit_ports.contains(&server.port())
     }
 
     /// Makes room for a flow; false if it is there already, or if there are too many.
@@ -229,7 +251,7 @@ impl Engine {
 
     /// Forgets flows that may go where room is needed; whether there were any. It isn't done for each
     /// connection of a flood.
-    fn clear(&mut self, now: Duration, gateway: &mut dyn Gateway) -> bool {
+    pub(super) fn clear(&mut self, now: Duration, gateway: &mut dyn Gateway) -> bool {
         if self
             .cleared
             .is_some_and(|at| now.saturating_sub(at) < CLEARING)

@@ -168,6 +168,25 @@ impl Half {
         }
     }
 
+    /// A direction that is under way: everything before `next` was sent and received under the same
+    /// numbers.
+    #[must_use]
+    pub fn joined(next: Seq) -> Self {
+        let mut half = Self::new(next.plus(u32::MAX));
+        // What the receiver offers isn't known yet.
+        half.offered(u16::MAX);
+        half
+    }
+
+    /// Whether somebody else could go on with this direction who knows nothing of it: both ends have
+    /// the same numbers, whatever is in flight, and no byte that waits here was acknowledged.
+    #[must_use]
+    pub fn is_even(&self) -> bool {
+        self.una.original == self.una.edited
+            && !self.guaranteed.after(self.una.original)
+            && self.work.as_ref().is_none_or(|work| work.edits.is_empty())
+    }
+
     // ---- the sender's segments -------------------------------------------------------------
 
     /// Takes in a segment's data (`fin`: it carries FIN). New bytes are appended to

@@ -13,10 +13,10 @@
 
 use super::dialogue::Inspected;
 use super::range::Range;
-use super::{ANSWERED, Context, FINS, Fate, Flow, Unread, render};
+use super::{ANSWERED, Context, FINS, Fate, Flow, RESUMABLE, Unread, render};
 use crate::engine::{Endpoints, Side};
 use crate::ftp::session::Peer;
-use crate::stream::{Emit, Intake, Seq};
+use crate::stream::{Emit, Half, Intake, Seq};
 use crate::wire::{Flags, Segment};
 
 /// What a direction may have in its buffers where all flows together have much, in bytes: no more than
@@ -49,6 +49,7 @@ impl Flow {
         packet: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Fate {
+        self.hear(side, segment);
         if segment.flags().has(Flags::RST) {
             return self.reset(side, segment, packet, cx);
         }
@@ -73,7 +74,47 @@ impl Flow {
         if fate != Fate::Dropped {
             self.note_fin(side, &data, cx);
         }
+        self.tell_resumable(ends, cx);
         fate
+    }
+
+    /// Of a connection that was joined in its middle, the numbers of the other direction aren't known
+    /// until its first packet comes: meanwhile they follow what is acknowledged.
+    fn hear(&mut self, side: Side, segment: &Segment<'_>) {
+        let Some(unheard) = self.unheard else {
+            return;
+        };
+        let (seq, ack) = (Seq(segment.seq()), Seq(segment.ack()));
+        if side == unheard {
+            self.unheard = None;
+            // The other end has acknowledged everything before: earlier bytes are repeated.
+            let forward = self.forward(side);
+            if seq.after(forward.expected()) {
+                *forward = Half::joined(seq);
+            }
+        } else if segment.flags().has(Flags::ACK) && ack.after(self.reverse(side).expected()) {
+            *self.reverse(side) = Half::joined(ack);
+        }
+    }
+
+    /// Tells the kernel when the connection can, or can't any more, be joined in its middle by
+    /// whoever knows no more than its mark.
+    fn tell_resumable(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
+        let resumable = cx.config.resume_mark != 0
+            && self.session.is_followed()
+            && !self.is_closed()
+            && self.halves.iter().all(Half::is_even);
+        if resumable == (self.signs & RESUMABLE != 0) {
+            return;
+        }
+        let told = (cx.gateway).set_resumable(ends.inside, ends.outside, resumable);
+        if told.is_err() {
+            cx.stats.mark_errors = cx.stats.mark_errors.saturating_add(1);
+        }
+        // Whoever can't join it loses nothing but that. Whoever could, and mustn't, would do harm.
+        if told.is_ok() || resumable {
+            self.signs ^= RESUMABLE;
+        }
     }
 
     /// What the sender has received, and how much more it takes.
