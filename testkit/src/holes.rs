@@ -7,7 +7,7 @@ use std::time::Duration;
 use ftpalg::pinholes::Pinhole;
 
 /// The peer, what it dials, where that lands, and from which source: for each IP version.
-pub(crate) const CASES: [(&str, &str, &str, &str); 2] = [
+pub const CASES: [(&str, &str, &str, &str); 2] = [
     (
         "203.0.113.10",
         "203.0.113.1:50001",
@@ -22,7 +22,7 @@ pub(crate) const CASES: [(&str, &str, &str, &str); 2] = [
     ),
 ];
 
-pub(crate) fn hole(from: &str, to: &str, land: &str, as_source: Option<&str>) -> Pinhole {
+pub fn hole(from: &str, to: &str, land: &str, as_source: Option<&str>) -> Pinhole {
     Pinhole {
         from: from.parse().unwrap(),
         to: to.parse().unwrap(),
@@ -34,14 +34,14 @@ pub(crate) fn hole(from: &str, to: &str, land: &str, as_source: Option<&str>) ->
 
 /// Listens in the namespace of the calling thread. A listener that was closed may still be held by a
 /// process that another thread has forked.
-pub(crate) fn bind(at: &str) -> TcpListener {
+pub fn bind(at: &str) -> TcpListener {
     let pause = || std::thread::sleep(Duration::from_millis(5));
     let retry = || (0..1000).find_map(|_| TcpListener::bind(at).map_err(|_| pause()).ok());
     retry().unwrap()
 }
 
 /// Sends a word each way.
-pub(crate) fn talk(client: &mut TcpStream, server: &mut TcpStream) {
+pub fn talk(client: &mut TcpStream, server: &mut TcpStream) {
     const LIMIT: Duration = Duration::from_secs(60);
     let mut word = [0; 4];
     client.set_read_timeout(Some(LIMIT)).unwrap();

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 /// One of the known lines with one of these ends; a byte of it may be changed.
-pub(crate) fn known(
+pub fn known(
     known: impl Strategy<Value = &'static str>,
     ends: &'static [&'static str],
 ) -> impl Strategy<Value = Vec<u8>> {

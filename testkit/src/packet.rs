@@ -1,113 +1,19 @@
-//! A kernel that says yes, and packets.
+//! TCP segments as values, written to IPv4 packets and read back.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 
-use ftpalg::engine::event::Event;
-use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
-use ftpalg::engine::{Entry, Tuple};
+/// The address of the end outside.
+pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
-pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
-
-/// Conntrack and pinholes; the public port is a fixed function of the private one.
-pub(crate) struct World {
-    pub(crate) entry: Entry,
-    pub(crate) same_port: bool,
-    pub(crate) opened: usize,
-    pub(crate) ended: usize,
-    /// How many sessions there may be.
-    pub(crate) room: usize,
-    pub(crate) opaque: Option<&'static str>,
-    requests: u64,
-}
-
-impl World {
-    pub(crate) fn new(
-        server_inside: bool,
-        private: Ipv4Addr,
-        public: Ipv4Addr,
-        client_port: u16,
-        same_port: bool,
-    ) -> Self {
-        let at = |ip: Ipv4Addr, port| SocketAddr::new(ip.into(), port);
-        let (original, reply) = if server_inside {
-            (
-                (at(OUTSIDE, client_port), at(public, 21)),
-                (at(private, 21), at(OUTSIDE, client_port)),
-            )
-        } else {
-            (
-                (at(private, client_port), at(OUTSIDE, 21)),
-                (at(OUTSIDE, 21), at(public, client_port)),
-            )
-        };
-        let tuple = |(src, dst)| Tuple { src, dst };
-        Self {
-            entry: Entry {
-                original: tuple(original),
-                reply: tuple(reply),
-                mark: 0,
-            },
-            same_port,
-            opened: 0,
-            ended: 0,
-            room: usize::MAX,
-            opaque: None,
-            requests: 0,
-        }
-    }
-}
-
-pub(crate) fn public_port(private: u16) -> u16 {
-    1024 + (u32::from(private) * 7919 % 60_000) as u16
-}
-
-impl Gateway for World {
-    fn conntrack(&mut self, _: SocketAddr, _: SocketAddr) -> Result<Entry, Error> {
-        Ok(self.entry)
-    }
-    fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
-        self.requests += 1;
-        let port = request.land.port();
-        let port = if request.published && !self.same_port {
-            public_port(port)
-        } else {
-            port
-        };
-        Ok(Reservation {
-            id: PinholeId(self.requests),
-            to: SocketAddr::new(request.to, port),
-        })
-    }
-    fn open(&mut self, _: PinholeId) -> Result<(), Error> {
-        self.opened += 1;
-        Ok(())
-    }
-    fn release(&mut self, _: PinholeId) {}
-    fn admit(&mut self, _: SessionId, _: IpAddr) -> Result<(), Error> {
-        let room = self.room.checked_sub(1);
-        self.room = room.ok_or(Error::Limit("sessions"))?;
-        Ok(())
-    }
-    fn session_ended(&mut self, _: SessionId) {
-        self.ended += 1;
-        self.room = self.room.saturating_add(1);
-    }
-    fn event(&mut self, event: Event) {
-        if let Event::Opaque { why, .. } = event {
-            self.opaque = Some(why);
-        }
-    }
-}
-
-pub(crate) const FIN: u8 = 1;
-pub(crate) const SYN: u8 = 2;
-pub(crate) const RST: u8 = 4;
-pub(crate) const PSH: u8 = 8;
-pub(crate) const ACK: u8 = 16;
-pub(crate) const URG: u8 = 32;
+pub const FIN: u8 = 1;
+pub const SYN: u8 = 2;
+pub const RST: u8 = 4;
+pub const PSH: u8 = 8;
+pub const ACK: u8 = 16;
+pub const URG: u8 = 32;
 
 /// A login: whether the server says it, and what.
-pub(crate) const LOGIN: [(bool, &str); 5] = [
+pub const LOGIN: [(bool, &str); 5] = [
     (true, "220 x\r\n"),
     (false, "USER a\r\n"),
     (true, "331 x\r\n"),
@@ -117,18 +23,18 @@ pub(crate) const LOGIN: [(bool, &str); 5] = [
 
 /// What a TCP segment says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Seg {
-    pub(crate) seq: u32,
-    pub(crate) ack: u32,
-    pub(crate) flags: u8,
-    pub(crate) window: u16,
-    pub(crate) urgent: u16,
-    pub(crate) options: Vec<u8>,
-    pub(crate) payload: Vec<u8>,
+pub struct Seg {
+    pub seq: u32,
+    pub ack: u32,
+    pub flags: u8,
+    pub window: u16,
+    pub urgent: u16,
+    pub options: Vec<u8>,
+    pub payload: Vec<u8>,
 }
 
 /// A SYN or a SYN-ACK whose sender's text begins at 0.
-pub(crate) fn syn(flags: u8) -> Seg {
+pub fn syn(flags: u8) -> Seg {
     Seg {
         seq: u32::MAX,
         flags,
@@ -138,7 +44,7 @@ pub(crate) fn syn(flags: u8) -> Seg {
 }
 
 /// A segment with text.
-pub(crate) fn data(seq: u32, ack: u32, text: &str) -> Seg {
+pub fn data(seq: u32, ack: u32, text: &str) -> Seg {
     Seg {
         seq,
         ack,
@@ -171,7 +77,7 @@ fn header(seg: &Seg, from: u16, to: u16) -> etherparse::TcpHeader {
 }
 
 /// A packet with right checksums.
-pub(crate) fn build(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), seg: &Seg) -> Vec<u8> {
+pub fn build(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), seg: &Seg) -> Vec<u8> {
     let builder = etherparse::PacketBuilder::ipv4(from.0.octets(), to.0.octets(), 61)
         .tcp_header(header(seg, from.1, to.1));
     let mut packet = Vec::with_capacity(builder.size(seg.payload.len()));
@@ -182,7 +88,7 @@ pub(crate) fn build(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), seg: &Seg) -> Ve
 }
 
 /// Reads a packet back; its lengths and checksums must be right.
-pub(crate) fn read(packet: &[u8]) -> Seg {
+pub fn read(packet: &[u8]) -> Seg {
     let Ok(sliced) = etherparse::SlicedPacket::from_ip(packet) else {
         panic!("no packet: {packet:02x?}")
     };

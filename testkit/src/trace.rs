@@ -1,38 +1,35 @@
 //! A conversation through the engine, packet by packet.
 //!
 //! A server at 10.0.0.2 is published as 203.0.113.199: its `227 (10,0,0,2,…)` grows by five bytes.
-#![allow(dead_code)]
-
-#[path = "../../fuzz/checks/world.rs"]
-#[allow(dead_code)]
-pub(crate) mod world;
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ftpalg::engine::{Config, Engine, Side, Verdict};
-use world::{ACK, LOGIN, OUTSIDE, SYN, Seg, World, build, data, read, syn};
 
-pub(crate) const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
-pub(crate) const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 199);
-pub(crate) const CLIENT_PORT: u16 = 40_000;
+use crate::gateway::{FakeGateway, entry};
+use crate::packet::{ACK, LOGIN, OUTSIDE, SYN, Seg, build, data, read, syn};
+
+pub const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 199);
+pub const CLIENT_PORT: u16 = 40_000;
 /// The address as written, and as read.
-pub(crate) const OLD: &str = "10,0,0,2,195,80";
-pub(crate) const NEW: &str = "203,0,113,199,195,80";
-pub(crate) const GROWTH: u32 = 5;
-pub(crate) const PASV: (bool, &str) = (false, "PASV\r\n");
+pub const OLD: &str = "10,0,0,2,195,80";
+pub const NEW: &str = "203,0,113,199,195,80";
+pub const GROWTH: u32 = 5;
+pub const PASV: (bool, &str) = (false, "PASV\r\n");
 
-pub(crate) use Who::{Client, Server};
+pub use Who::{Client, Server};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Who {
+pub enum Who {
     Client,
     Server,
 }
 
 /// What became of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Out {
+pub enum Out {
     /// It left as it came.
     Same,
     /// This left in its place.
@@ -42,7 +39,7 @@ pub(crate) enum Out {
 
 impl Out {
     #[track_caller]
-    pub(crate) fn seg(self) -> Seg {
+    pub fn seg(self) -> Seg {
         match self {
             Self::Became(seg) => seg,
             other => panic!("{other:?}"),
@@ -51,20 +48,20 @@ impl Out {
 }
 
 /// A conversation. Sequence numbers in segments are offsets from the byte behind the SYN.
-pub(crate) struct Trace {
-    pub(crate) engine: Engine,
-    pub(crate) world: World,
-    pub(crate) isn: [u32; 2],
-    pub(crate) now: Duration,
+pub struct Trace {
+    pub engine: Engine,
+    pub world: FakeGateway,
+    pub isn: [u32; 2],
+    pub now: Duration,
 }
 
 impl Trace {
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self::with(Config::default(), [1000, 5000], &[])
     }
 
     /// `isn`: of client and server; `options`: of both SYNs.
-    pub(crate) fn with(config: Config, isn: [u32; 2], options: &[u8]) -> Self {
+    pub fn with(config: Config, isn: [u32; 2], options: &[u8]) -> Self {
         let syn = Seg {
             options: options.to_vec(),
             ..syn(SYN)
@@ -73,17 +70,17 @@ impl Trace {
     }
 
     /// Nobody has said anything.
-    pub(crate) fn unborn(config: Config, isn: [u32; 2]) -> Self {
+    pub fn unborn(config: Config, isn: [u32; 2]) -> Self {
         Self {
             engine: Engine::new(config, 0),
-            world: World::new(true, INSIDE, PUBLIC, CLIENT_PORT, true),
+            world: FakeGateway::with_entry(entry(true, INSIDE, PUBLIC, CLIENT_PORT)),
             isn,
             now: Duration::ZERO,
         }
     }
 
     /// `syn`: the client's, and that of the server's answer.
-    pub(crate) fn begun(config: Config, isn: [u32; 2], syn: &Seg) -> Self {
+    pub fn begun(config: Config, isn: [u32; 2], syn: &Seg) -> Self {
         let mut trace = Self::unborn(config, isn);
         assert_eq!(trace.send(Client, syn.clone()), Out::Same);
         let syn = Seg {
@@ -95,12 +92,12 @@ impl Trace {
     }
 
     /// Logged in; returns where client and server are.
-    pub(crate) fn login(&mut self) -> [u32; 2] {
+    pub fn login(&mut self) -> [u32; 2] {
         self.dialogue(64_000, &LOGIN)
     }
 
     /// These lines, in segments that offer such a window; returns where client and server are.
-    pub(crate) fn dialogue(&mut self, window: u16, lines: &[(bool, &str)]) -> [u32; 2] {
+    pub fn dialogue(&mut self, window: u16, lines: &[(bool, &str)]) -> [u32; 2] {
         let mut at = [0, 0];
         for &(by_server, text) in lines {
             let who = if by_server { Server } else { Client };
@@ -115,13 +112,13 @@ impl Trace {
     }
 
     /// Logged in, and `PASV` sent.
-    pub(crate) fn asked() -> (Self, u32, u32) {
+    pub fn asked() -> (Self, u32, u32) {
         let mut trace = Self::new();
         let (client, server) = trace.ask();
         (trace, client, server)
     }
 
-    pub(crate) fn ask(&mut self) -> (u32, u32) {
+    pub fn ask(&mut self) -> (u32, u32) {
         let [client, server] = self.login();
         assert_eq!(
             self.send(Client, data(client, server, "PASV\r\n")),
@@ -130,7 +127,55 @@ impl Trace {
         (client + 6, server)
     }
 
-    pub(crate) fn wire(&self, who: Who, mut seg: Seg) -> Seg {
+    /// As [`Trace::asked`], but the client never offered more than `window` bytes.
+    pub fn asked_with_window(window: u16) -> (Self, u32, u32) {
+        let mut t = Self::begun(Config::default(), [1000, 5000], &Seg { window, ..syn(SYN) });
+        let [client, server] = t.dialogue(window, &[&LOGIN[..], &[PASV]].concat());
+        (t, client, server)
+    }
+
+    /// A `227` has grown, everything is acknowledged, and nobody speaks; where both are.
+    pub fn idle() -> (Self, u32, u32) {
+        let (mut t, c, s) = Self::asked();
+        t.send(Server, data(s, c, &reply()));
+        t.send(Client, ack(c, s + told().len() as u32));
+        (t, c, s + reply().len() as u32)
+    }
+
+    /// Time passes.
+    pub fn later(&mut self, time: Duration) {
+        self.now += time;
+        self.engine.tick(self.now, &mut self.world);
+    }
+
+    /// Asserts that the session is still followed: `c` and `s` are both ends' own numbers.
+    #[track_caller]
+    pub fn goes_on(&mut self, c: u32, s: u32) {
+        let out = self.send(Client, data(c, s + GROWTH, "PASV\r\n"));
+        assert_eq!(out, Out::Became(data(c, s, "PASV\r\n")));
+        let out = self.send(Server, data(s, c + 6, &reply())).seg();
+        assert_eq!(out, data(s + GROWTH, c + 6, &told()));
+    }
+
+    /// How many sessions there are.
+    pub fn sessions(&self) -> usize {
+        self.engine.sessions(self.now).count()
+    }
+
+    /// A `PASV` and its answer are rewritten, a foreign `PORT` is refused.
+    pub fn is_followed(&mut self) {
+        let (c, s) = self.ask();
+        let out = self.send(Server, data(s, c, &reply())).seg();
+        assert_eq!(out.payload, told().into_bytes());
+        let s = s + told().len() as u32;
+        let refused = self
+            .send(Client, data(c, s, "PORT 10,0,0,3,0,22\r\n"))
+            .seg();
+        assert!(!refused.payload.ends_with(b"0,22\r\n"), "{refused:?}");
+        assert_eq!(self.world.opened.len(), 1);
+    }
+
+    pub fn wire(&self, who: Who, mut seg: Seg) -> Seg {
         let base = |isn: u32| isn.wrapping_add(1);
         seg.seq = seg.seq.wrapping_add(base(self.isn[who as usize]));
         if seg.flags & ACK != 0 {
@@ -139,7 +184,7 @@ impl Trace {
         seg
     }
 
-    pub(crate) fn send(&mut self, who: Who, seg: Seg) -> Out {
+    pub fn send(&mut self, who: Who, seg: Seg) -> Out {
         let packet = pack(who, &self.wire(who, seg));
         match self.raw(who, &packet) {
             Verdict::Accept => Out::Same,
@@ -158,7 +203,7 @@ impl Trace {
         }
     }
 
-    pub(crate) fn raw(&mut self, who: Who, packet: &[u8]) -> Verdict<'_> {
+    pub fn raw(&mut self, who: Who, packet: &[u8]) -> Verdict<'_> {
         let side = match who {
             Server => Side::Egress,
             Client => Side::Ingress,
@@ -167,7 +212,7 @@ impl Trace {
     }
 }
 
-pub(crate) fn pack(who: Who, seg: &Seg) -> Vec<u8> {
+pub fn pack(who: Who, seg: &Seg) -> Vec<u8> {
     let (client, server) = ((OUTSIDE, CLIENT_PORT), (INSIDE, 21));
     match who {
         Client => build(client, server, seg),
@@ -175,24 +220,24 @@ pub(crate) fn pack(who: Who, seg: &Seg) -> Vec<u8> {
     }
 }
 
-pub(crate) fn ack(seq: u32, ack: u32) -> Seg {
+pub fn ack(seq: u32, ack: u32) -> Seg {
     Seg {
         flags: ACK,
         ..data(seq, ack, "")
     }
 }
 
-pub(crate) fn flagged(flags: u8, seg: Seg) -> Seg {
+pub fn flagged(flags: u8, seg: Seg) -> Seg {
     Seg {
         flags: seg.flags | flags,
         ..seg
     }
 }
 
-pub(crate) fn reply() -> String {
+pub fn reply() -> String {
     format!("227 x ({OLD}).\r\n")
 }
 
-pub(crate) fn told() -> String {
+pub fn told() -> String {
     format!("227 x ({NEW}).\r\n")
 }

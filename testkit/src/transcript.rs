@@ -1,8 +1,6 @@
 //! Feeds the two streams of a dialogue to the session machine, in any pieces, and notes what it
 //! decides and what goes out.
 
-#![allow(dead_code, reason = "not every test needs everything")]
-
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -12,25 +10,25 @@ use ftpalg::ftp::session::{Address, Form, Outcome, Peer, Session, Step};
 
 /// The client's address and the server's, as each itself knows it; whatever is announced becomes
 /// one of [`PUBLIC`].
-pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 5);
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 5);
 /// What the peers are told instead.
-pub(crate) const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 
 /// A port for which there is no pinhole to be had.
-pub(crate) const UNAVAILABLE: u16 = 4242;
+pub const UNAVAILABLE: u16 = 4242;
 
 /// How many bytes may wait for a login.
-pub(crate) const MOST: usize = 4096;
+pub const MOST: usize = 4096;
 
 /// A session machine, its streams and its decisions.
-pub(crate) struct Machine {
-    pub(crate) session: Session,
+pub struct Machine {
+    pub session: Session,
     policy: Arc<Policy>,
     pending: [Vec<u8>; 2],
     /// What has gone out, of the client's bytes and the server's.
-    pub(crate) out: [Vec<u8>; 2],
+    pub out: [Vec<u8>; 2],
     /// One line per decision.
-    pub(crate) decisions: Vec<String>,
+    pub decisions: Vec<String>,
     opaque: bool,
     unfollowed: bool,
 }
@@ -40,7 +38,7 @@ fn index(peer: Peer) -> usize {
 }
 
 impl Machine {
-    pub(crate) fn new(policy: Policy) -> Self {
+    pub fn new(policy: Policy) -> Self {
         let policy = Arc::new(policy);
         Self {
             session: Session::new(policy.clone()),
@@ -54,12 +52,12 @@ impl Machine {
     }
 
     /// How many bytes of a peer's wait.
-    pub(crate) fn held(&self, peer: Peer) -> usize {
+    pub fn held(&self, peer: Peer) -> usize {
         self.pending[index(peer)].len()
     }
 
     /// New bytes of one peer's arrive. Checks what every step must keep to.
-    pub(crate) fn feed(&mut self, peer: Peer, bytes: &[u8]) {
+    pub fn feed(&mut self, peer: Peer, bytes: &[u8]) {
         self.one_side(peer, bytes);
         if self.session.resumes() {
             self.one_side(Peer::Client, b"");

@@ -1,21 +1,19 @@
 //! Many sessions at once, and what one that does nothing costs.
 
-#![allow(clippy::expect_used)]
-
-mod lab;
-
 use std::io::{BufRead, BufReader, Error, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use lab::alg::Alg;
-use lab::net::Net;
-use lab::report;
-use lab::rules::{self, Flavour, Policy};
-use lab::scripted::{Control, LIMIT, Plan, Step, Verb, accept, connect, content, listen, serving};
-use lab::topology::Topology;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use testkit::lab::alg::Alg;
+use testkit::lab::net::Net;
+use testkit::lab::report;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::scripted::{
+    Control, LIMIT, Plan, Step, Verb, accept, connect, content, listen, serving,
+};
+use testkit::lab::topology::Topology;
 
 const SESSIONS: usize = 300;
 /// How long a session waits while all the others want something, too.
@@ -96,16 +94,19 @@ fn transfer(control: &mut Control, verb: Verb) -> Result<(), Error> {
 
 #[test]
 fn passive_sessions_through_nft() {
+    let _turn = testkit::turn();
     all_at_once(&Topology::published_server(), Verb::Pasv, "nft");
 }
 
 #[test]
 fn passive_sessions_through_iptables() {
+    let _turn = testkit::turn();
     all_at_once(&Topology::published_server(), Verb::Pasv, "iptables");
 }
 
 #[test]
 fn active_sessions_through_nft() {
+    let _turn = testkit::turn();
     all_at_once(&Topology::masqueraded_client(), Verb::Port, "nft");
 }
 
@@ -181,6 +182,7 @@ fn resident(pid: u32) -> u64 {
 /// Few bytes for each session that is silent.
 #[test]
 fn memory_of_idle_sessions() {
+    let _turn = testkit::turn();
     const FIRST: usize = 400;
     const MORE: usize = 1500;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("limits");

@@ -4,22 +4,19 @@
     reason = "clippy takes functions outside #[test] for other code"
 )]
 
-#[path = "../fuzz/checks/world.rs"]
-#[allow(dead_code)]
-mod world;
-
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ftpalg::engine::{Config, Engine, Side, Verdict};
-use world::{ACK, LOGIN, OUTSIDE, PSH, SYN, Seg, World, build, read};
+use testkit::gateway::{FakeGateway, entry};
+use testkit::packet::{ACK, LOGIN, OUTSIDE, PSH, SYN, Seg, build, read};
 
 const INSIDE: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 0, 0, 2), 21);
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 199);
 
 struct Flooded {
     engine: Engine,
-    world: World,
+    world: FakeGateway,
     now: Duration,
 }
 
@@ -57,7 +54,7 @@ impl Flooded {
         };
         Self {
             engine: Engine::new(config, 0),
-            world: World::new(true, INSIDE.0, PUBLIC, 40_000, true),
+            world: FakeGateway::with_entry(entry(true, INSIDE.0, PUBLIC, 40_000)),
             now: Duration::ZERO,
         }
     }

@@ -1,12 +1,10 @@
 //! Packets of somebody who doesn't see the connection: what its ends don't believe changes nothing.
 
-mod trace_support;
-
 use std::time::Duration;
 
 use ftpalg::engine::Config;
-use trace_support::world::{ACK, FIN, PSH, RST, SYN, Seg, data, syn};
-use trace_support::{Client, GROWTH, Out, Server, Trace, ack, flagged, reply, told};
+use testkit::packet::{ACK, FIN, PSH, RST, SYN, Seg, data, syn};
+use testkit::trace::{Client, GROWTH, Out, Server, Trace, ack, flagged, reply, told};
 
 /// Longer than what closed connections are kept.
 const LINGER: Duration = Duration::from_secs(61);
@@ -18,34 +16,6 @@ fn rst(seq: u32) -> Seg {
     Seg {
         flags: RST,
         ..ack(seq, 0)
-    }
-}
-
-impl Trace {
-    /// A `227` has grown, everything is acknowledged, and nobody speaks; where both are.
-    fn idle() -> (Self, u32, u32) {
-        let (mut t, c, s) = Self::asked();
-        t.send(Server, data(s, c, &reply()));
-        t.send(Client, ack(c, s + told().len() as u32));
-        (t, c, s + reply().len() as u32)
-    }
-
-    fn later(&mut self, time: Duration) {
-        self.now += time;
-        self.engine.tick(self.now, &mut self.world);
-    }
-
-    /// Asserts that the session is still followed: `c` and `s` are both ends' own numbers.
-    #[track_caller]
-    fn goes_on(&mut self, c: u32, s: u32) {
-        let out = self.send(Client, data(c, s + GROWTH, "PASV\r\n"));
-        assert_eq!(out, Out::Became(data(c, s, "PASV\r\n")));
-        let out = self.send(Server, data(s, c + 6, &reply())).seg();
-        assert_eq!(out, data(s + GROWTH, c + 6, &told()));
-    }
-
-    fn ends(&self) -> usize {
-        self.engine.sessions(self.now).count()
     }
 }
 
@@ -99,9 +69,9 @@ fn a_reset_in_the_window_that_nobody_answers_is_an_end_in_the_end() {
     let (mut t, c, s) = Trace::idle();
     t.send(Server, rst(s + 100));
     t.later(2 * HOUR);
-    assert_eq!(t.ends(), 1);
+    assert_eq!(t.sessions(), 1);
     t.later(HOUR);
-    assert_eq!(t.ends(), 0);
+    assert_eq!(t.sessions(), 0);
     // If either end speaks meanwhile, it was none.
     let (mut t, c2, s2) = Trace::idle();
     assert_eq!((c, s), (c2, s2));
@@ -109,7 +79,7 @@ fn a_reset_in_the_window_that_nobody_answers_is_an_end_in_the_end() {
     t.later(2 * HOUR);
     t.goes_on(c, s);
     t.later(24 * HOUR);
-    assert_eq!(t.ends(), 1);
+    assert_eq!(t.sessions(), 1);
 }
 
 /// What is sent and not acknowledged: the receiver may have it or not.
@@ -119,7 +89,7 @@ fn a_reset_that_may_be_exact_is_an_end_unless_somebody_speaks() {
     t.send(Server, data(s, c, "200 x\r\n"));
     t.send(Server, rst(s + 3));
     t.later(LINGER);
-    assert_eq!(t.ends(), 0);
+    assert_eq!(t.sessions(), 0);
     let (mut t, c, s) = Trace::asked();
     t.send(Server, data(s, c, "200 x\r\n"));
     t.send(Server, rst(s + 3));
@@ -127,14 +97,14 @@ fn a_reset_that_may_be_exact_is_an_end_unless_somebody_speaks() {
     t.send(Client, data(c + 70_000, s, "NOOP\r\n"));
     let mut dead = t;
     dead.later(LINGER);
-    assert_eq!(dead.ends(), 0);
+    assert_eq!(dead.sessions(), 0);
     // … but the acknowledgement is.
     let (mut t, c, s) = Trace::asked();
     t.send(Server, data(s, c, "200 x\r\n"));
     t.send(Server, rst(s + 3));
     t.send(Client, ack(c, s + 7));
     t.later(24 * HOUR);
-    assert_eq!(t.ends(), 1);
+    assert_eq!(t.sessions(), 1);
 }
 
 #[test]
@@ -319,7 +289,7 @@ fn a_repetition_may_acknowledge_what_went_round() {
     let again = data(c - 6, s + 20, "PASV\r\n");
     assert_eq!(t.send(Client, again), Out::Same);
     assert_eq!(t.send(Server, data(s + 20, c, "200 x\r\n")), Out::Same);
-    assert_eq!(t.world.opaque, Some("missed"));
+    assert_eq!(t.world.opaque(), Some("missed"));
 }
 
 #[test]

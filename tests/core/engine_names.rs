@@ -4,15 +4,12 @@
 //! A client dials the gateway's public address; the gateway leads it to the server, under an
 //! address of its own.
 
-#[path = "../fuzz/checks/world.rs"]
-#[allow(dead_code)]
-mod world;
-
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ftpalg::engine::{Config, Engine, Entry, Side, Tuple, Verdict};
-use world::{ACK, LOGIN, SYN, Seg, World, build, data, read, syn};
+use testkit::gateway::{FakeGateway, entry};
+use testkit::packet::{ACK, LOGIN, SYN, Seg, build, data, read, syn};
 
 const CLIENT: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 0, 0, 2), 40_000);
 const PUBLIC: (Ipv4Addr, u16) = (Ipv4Addr::new(203, 0, 113, 199), 21);
@@ -28,14 +25,14 @@ enum Who {
 
 struct Lab {
     engine: Engine,
-    world: World,
+    world: FakeGateway,
     now: Duration,
 }
 
 impl Lab {
     fn new() -> Self {
-        let mut world = World::new(true, SERVER.0, PUBLIC.0, CLIENT.1, true);
-        world.entry = Entry {
+        let mut world = FakeGateway::with_entry(entry(true, SERVER.0, PUBLIC.0, CLIENT.1));
+        *world.entry() = Entry {
             original: tuple(CLIENT, PUBLIC),
             reply: tuple(SERVER, GATEWAY),
             mark: 0,
@@ -160,7 +157,7 @@ fn both_ends_inside_are_one_session() {
     let mut lab = Lab::new();
     assert_eq!(lab.session(true).payload, TOLD);
     assert_eq!(lab.counted(), (1, 1, 0));
-    assert_eq!(lab.world.opened, 1);
+    assert_eq!(lab.world.opened.len(), 1);
 }
 
 /// Without NAT the two ends see each other's own addresses.
@@ -188,7 +185,7 @@ fn both_ends_inside_without_nat_are_one_session() {
 fn conntrack_must_know_the_translation() {
     for reply in [tuple(SERVER, CLIENT), tuple(PUBLIC, GATEWAY)] {
         let mut lab = Lab::new();
-        lab.world.entry.reply = reply;
+        lab.world.entry().reply = reply;
         let reply = lab_reply(&mut lab);
         assert_eq!(reply, None, "a flow that conntrack doesn't confirm");
         assert_eq!(lab.counted().0, 0);

@@ -2,19 +2,16 @@
 //!
 //! A server at 10.0.0.2 is published as 203.0.113.199: its `227 (10,0,0,2,…)` grows by five bytes.
 
-mod trace_support;
-
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
 use ftpalg::engine::{Config, Engine, Side, Verdict};
 use ftpalg::stream::Limits;
-use trace_support::world::{
-    ACK, FIN, LOGIN, OUTSIDE, RST, SYN, Seg, URG, World, build, data, read, syn,
-};
-use trace_support::{
-    CLIENT_PORT, Client, GROWTH, INSIDE, NEW, OLD, Out, PASV, PUBLIC, Server, Trace, ack, flagged,
-    pack, reply, told,
+use testkit::gateway::{FakeGateway, entry};
+use testkit::packet::{ACK, FIN, OUTSIDE, RST, SYN, Seg, URG, build, data, read};
+use testkit::trace::{
+    CLIENT_PORT, Client, GROWTH, INSIDE, NEW, OLD, Out, PUBLIC, Server, Trace, ack, flagged, pack,
+    reply, told,
 };
 
 fn sack(blocks: &[(u32, u32)]) -> Vec<u8> {
@@ -130,7 +127,7 @@ fn hundreds_of_edits_in_a_session() {
     }
     t.send(Client, ack(c, s + grown));
     assert_eq!(t.engine.buffered(), 0, "an idle flow keeps nothing");
-    assert_eq!(t.world.opened, 500);
+    assert_eq!(t.world.opened.len(), 500);
 }
 
 #[test]
@@ -242,19 +239,6 @@ fn a_bare_segment_carries_no_more_than_the_window() {
     assert_eq!(out.payload, &told().as_bytes()[7..17]);
 }
 
-fn syn_of(window: u16) -> Seg {
-    Seg { window, ..syn(SYN) }
-}
-
-impl Trace {
-    /// As [`Trace::asked`], but the client never offered more than `window` bytes.
-    fn asked_with_window(window: u16) -> (Self, u32, u32) {
-        let mut t = Self::begun(Config::default(), [1000, 5000], &syn_of(window));
-        let [client, server] = t.dialogue(window, &[&LOGIN[..], &[PASV]].concat());
-        (t, client, server)
-    }
-}
-
 #[test]
 fn sack_starts_behind_what_was_acknowledged_early() {
     let (mut t, c, s) = Trace::asked();
@@ -331,14 +315,14 @@ fn an_address_that_never_ends_goes_out_after_a_while() {
         }
     );
     // It was none, and the session goes on.
-    assert_eq!(t.world.opaque, None);
+    assert_eq!(t.world.opaque(), None);
     t.send(Client, data(c + 6, s + 11, "NOOP\r\nPASV\r\n"));
     t.send(Server, data(s + 11, c + 18, ",0,2,195,80)\r\n200 ok\r\n"));
     t.send(Client, ack(c + 18, s + 33));
-    assert_eq!(t.world.opened, 0);
+    assert_eq!(t.world.opened.len(), 0);
     let out = t.send(Server, data(s + 33, c + 18, &reply())).seg();
     assert_eq!(out.payload, told().as_bytes());
-    assert_eq!(t.world.opened, 1);
+    assert_eq!(t.world.opened.len(), 1);
 }
 
 /// A pipelining client: the hole must be open before the server reads the `PORT`, and may not be before
@@ -357,11 +341,11 @@ fn a_port_waits_for_the_login_and_goes_with_the_next_segment() {
     // What waits is acknowledged to the client, which needn't send it again.
     let out = t.send(Server, data(s, gone, replies)).seg();
     assert_eq!((out.ack, out.payload), (end, replies.as_bytes().to_vec()));
-    assert_eq!(t.world.opened, 0);
+    assert_eq!(t.world.opened.len(), 0);
     let heard = s + replies.len() as u32;
     let out = t.send(Client, ack(end, heard)).seg();
     assert_eq!((out.seq, out.payload), (gone, rest.as_bytes().to_vec()));
-    assert_eq!(t.world.opened, 1);
+    assert_eq!(t.world.opened.len(), 1);
 }
 
 /// What waits behind it is judged even if nothing comes any more.
@@ -381,7 +365,7 @@ fn commands_behind_a_port_that_waits_are_refused_at_the_end_of_the_stream() {
         .seg();
     let expected = "USER a\r\nPORT 198,51,100,7,200,1\r\nPORT xxxxxxxxxxxxx\r\n";
     assert_eq!(out.payload, expected.as_bytes());
-    assert_eq!((out.flags & FIN, t.world.opened), (FIN, 0));
+    assert_eq!((out.flags & FIN, t.world.opened.len()), (FIN, 0));
 }
 
 /// Else whoever waits long enough could say what is refused.
@@ -398,7 +382,7 @@ fn a_command_that_never_ends_is_refused_after_a_while() {
     assert_eq!(out.payload, b" xxxxxxxxxxxxx");
     let out = t.send(Client, data(c + 18, s, rest)).seg();
     assert_eq!(out.payload, b"xxx\r\n");
-    assert_eq!(t.world.opaque, None);
+    assert_eq!(t.world.opaque(), None);
     assert_eq!(t.engine.stats().refused, 1);
     assert_eq!(t.send(Client, data(c + 23, s, "NOOP\r\n")), Out::Same);
 }
@@ -443,7 +427,7 @@ fn the_first_copy_counts() {
 fn a_rewritten_retransmission_contradicts_nothing() {
     let (mut t, c, s) = Trace::asked();
     // As long as before: only the digits change.
-    t.world.entry.original.dst = "11.0.0.2:21".parse().unwrap();
+    t.world.entry().original.dst = "11.0.0.2:21".parse().unwrap();
     for _ in 0..2 {
         let out = t.send(Server, data(s, c, &reply())).seg();
         assert_eq!(out.payload, reply().replace("10,", "11,").into_bytes());
@@ -478,7 +462,7 @@ fn bytes_that_went_round_a_full_queue_end_the_inspection() {
     // The client has 20 bytes that we never saw, and says so; the server goes on behind them.
     assert_eq!(t.send(Client, ack(c, s + 20)), Out::Same);
     assert_eq!(t.send(Server, data(s + 20, c, "200 x\r\n")), Out::Same);
-    assert_eq!(t.world.opaque, Some("missed"));
+    assert_eq!(t.world.opaque(), Some("missed"));
     assert_eq!(t.send(Client, ack(c, s + 27)), Out::Same);
 }
 
@@ -666,7 +650,7 @@ fn edits_outlive_the_inspection() {
     t.send(Client, data(c, s, "AUTH TLS\r\n"));
     let go = t.send(Server, data(s + old, c + 10, "234 x\r\n")).seg();
     assert_eq!(go.seq, s + new);
-    assert_eq!(t.world.opaque, Some("TLS"));
+    assert_eq!(t.world.opaque(), Some("TLS"));
     // Nothing of it was acknowledged: the retransmission still has the edit, and binary follows.
     let out = t
         .send(Server, data(s, c + 10, &(reply() + "234 x\r\n\x17\x03")))
@@ -812,7 +796,7 @@ fn nothing_opens_after_a_reset() {
     let port = data(c, s + reply.len() as u32, "PORT 10,0,0,3,0,22\r\n");
     let refused = t.send(Client, port).seg().payload;
     assert_eq!(refused, b"PORT xxxxxxxxxxxxx\r\n");
-    assert_eq!(t.world.opened, 0);
+    assert_eq!(t.world.opened.len(), 0);
     let stats = t.engine.stats();
     assert_eq!((stats.not_opened, stats.refused), (1, 1));
 }
@@ -869,7 +853,7 @@ fn a_long_reply_in_flight_is_followed_to_its_end() {
     let out = t.send(Server, data(at, c + 6, &reply())).seg();
     assert_eq!(out, data(at, c + 6, &told()));
     assert_eq!(t.engine.stats().limit_reached, 0);
-    assert_eq!(t.world.opened, 1);
+    assert_eq!(t.world.opened.len(), 1);
 }
 
 #[test]
@@ -903,7 +887,7 @@ fn replies_wait_at_their_sender_where_too_many_are_in_flight() {
     t.send(Client, data(c + 20, at, "PASV\r\n"));
     let out = t.send(Server, data(at, c + 26, &self::reply())).seg();
     assert_eq!(out.payload, told().as_bytes());
-    assert_eq!(t.world.opened, 1);
+    assert_eq!(t.world.opened.len(), 1);
     assert_eq!(t.engine.stats().limit_reached, 0);
 }
 
@@ -956,7 +940,7 @@ fn edits_beyond_the_limit_wait_at_their_sender() {
 #[test]
 fn many_flows_leave_nothing_behind() {
     let mut engine = Engine::new(Config::default(), 0);
-    let mut world = World::new(true, INSIDE, PUBLIC, CLIENT_PORT, true);
+    let mut world = FakeGateway::with_entry(entry(true, INSIDE, PUBLIC, CLIENT_PORT));
     for port in 1024..6024 {
         let at = [(OUTSIDE, port), (INSIDE, 21)];
         let mut feed = |who: usize, seg: &Seg| {
@@ -1074,13 +1058,13 @@ fn eprt_over_ipv6() {
     let inside: std::net::Ipv6Addr = "fd00::2".parse().unwrap();
     let outside: std::net::Ipv6Addr = client.parse().unwrap();
     let mut engine = Engine::new(Config::default(), 0);
-    let mut world = World::new(true, INSIDE, PUBLIC, CLIENT_PORT, true);
+    let mut world = FakeGateway::with_entry(entry(true, INSIDE, PUBLIC, CLIENT_PORT));
     // The client is inside (fd00::2), and known outside as 2001:db8::7.
     let server: std::net::Ipv6Addr = server.parse().unwrap();
-    world.entry.original.src = (inside, CLIENT_PORT).into();
-    world.entry.original.dst = (server, 21).into();
-    world.entry.reply.src = (server, 21).into();
-    world.entry.reply.dst = (outside, CLIENT_PORT).into();
+    world.entry().original.src = (inside, CLIENT_PORT).into();
+    world.entry().original.dst = (server, 21).into();
+    world.entry().reply.src = (server, 21).into();
+    world.entry().reply.dst = (outside, CLIENT_PORT).into();
     let mut feed = |from_client: bool, seq: u32, ack: Option<u32>, syn: bool, text: &str| {
         let (src, dst) = if from_client {
             (inside, server)

@@ -1,10 +1,8 @@
 //! How large a packet may become: a path may take less than both ends say.
 
-mod trace_support;
-
 use ftpalg::engine::Config;
-use trace_support::world::{ACK, Seg, data};
-use trace_support::{Client, GROWTH, Out, Server, Trace, ack, reply, told};
+use testkit::packet::{ACK, Seg, data};
+use testkit::trace::{Client, GROWTH, Out, Server, Trace, ack, reply, told};
 
 /// Header bytes of these packets.
 const HEADERS: usize = 40;
@@ -126,7 +124,7 @@ fn what_is_repeated_behind_the_inspection_does_not_grow_again() {
     assert_eq!(out.payload, due.as_bytes());
     t.send(Client, data(c, s, "AUTH TLS\r\n"));
     t.send(Server, data(s + line.len() as u32, c + 10, "234 x\r\n"));
-    assert_eq!(t.world.opaque, Some("TLS"));
+    assert_eq!(t.world.opaque(), Some("TLS"));
     let out = t.send(Server, data(s, c + 10, &line)).seg();
     assert_eq!(out.payload, &due.as_bytes()[..1360]);
 }

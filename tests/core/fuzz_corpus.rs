@@ -1,17 +1,11 @@
 //! The fuzz targets' checks over the corpora that are committed (`fuzz/corpus/<target>/*`), and
 //! over pseudo-random inputs.
 
-// Not only test functions but their helpers may fail by panicking.
-#![allow(clippy::unwrap_used)]
-
-#[path = "../fuzz/checks/mod.rs"]
-mod checks;
-
-use std::path::Path;
+use testkit::checks;
 
 /// Runs `check` over a target's corpus, then over `FUZZ_INPUTS` (default 300) made-up inputs.
 fn replay(target: &str, check: fn(&[u8])) {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR"))
+    let dir = testkit::paths::repository()
         .join("fuzz/corpus")
         .join(target);
     let mut files: Vec<_> = std::fs::read_dir(&dir)

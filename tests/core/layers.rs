@@ -1,8 +1,5 @@
 //! Which module of the crate may import from which: read from the source files, doc links included.
 
-// Not only test functions but their helpers may fail by panicking.
-#![allow(clippy::unwrap_used)]
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -66,7 +63,7 @@ const OUTSIDE: [&str; 18] = [
 ];
 
 fn sources() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+    testkit::paths::repository().join("src")
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {

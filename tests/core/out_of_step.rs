@@ -1,12 +1,10 @@
 //! Nothing puts a session out of step: whatever a server answered before, late, early, twice, never
 //! or with another code, the next `PASV`, `EPSV`, `PORT` or `EPRT` of the same session works.
 
-mod transcript_support;
-
 use ftpalg::ftp::policy::Policy;
 use ftpalg::ftp::session::Peer;
 use proptest::prelude::*;
-use transcript_support::Machine;
+use testkit::transcript::Machine;
 
 /// What a client says, and how a server in good order answers it.
 const COMMANDS: &[(&str, &[&str])] = &[

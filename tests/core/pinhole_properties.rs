@@ -3,31 +3,22 @@
 //! The engine and the NAT plane over a kernel made of a map. A server at 10.0.0.2 is published;
 //! two clients have two sessions each with it.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-#[path = "../fuzz/checks/world.rs"]
-#[allow(dead_code)]
-mod world;
-
-mod line_support;
-
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ftpalg::conntrack::{Bytes, Completeness, ConntrackEvent, Timeouts};
-use ftpalg::engine::event::Event;
-use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
-use ftpalg::engine::{Config, Engine, Entry, Side, Tuple, Verdict};
+use ftpalg::engine::{Config, Engine, Entry, Side, Verdict};
 use ftpalg::net::Mark;
 use ftpalg::pinholes::backend::{Backend, BackendError};
 use ftpalg::pinholes::ports::Listeners;
 use ftpalg::pinholes::{self, EventSource, Lookups, Parts, Plane};
 use ftpalg::pinholes::{Key, Pinhole};
 use proptest::prelude::*;
-use world::{ACK, LOGIN, PSH, SYN, Seg, build, read};
+use testkit::gateway::{Conntrack, FakeGateway};
+use testkit::packet::{ACK, LOGIN, PSH, SYN, Seg, build, read};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 199);
@@ -72,21 +63,18 @@ impl Backend for Kernel {
     }
 }
 
-fn at(ip: Ipv4Addr, port: u16) -> SocketAddr {
-    SocketAddr::new(ip.into(), port)
+const CONNTRACK: Conntrack = Conntrack::Published {
+    server: at(SERVER, 21),
+    public: at(PUBLIC, 21),
+};
+
+const fn at(ip: Ipv4Addr, port: u16) -> SocketAddr {
+    SocketAddr::V4(SocketAddrV4::new(ip, port))
 }
 
 impl Lookups for Kernel {
     fn lookup(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Entry>> {
-        assert_eq!(src, at(SERVER, 21));
-        Ok(Some(Entry {
-            original: Tuple {
-                src: dst,
-                dst: at(PUBLIC, 21),
-            },
-            reply: Tuple { src, dst },
-            mark: 0,
-        }))
+        Ok(Some(CONNTRACK.entry(src, dst)))
     }
     fn marked(&mut self, _: Mark) -> io::Result<Vec<Entry>> {
         Ok(Vec::new())
@@ -102,31 +90,6 @@ impl EventSource for Kernel {
     }
 }
 
-struct Door(Plane);
-
-impl Gateway for Door {
-    fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
-        let found = Kernel::default().lookup(src, dst);
-        found.unwrap().ok_or(Error::NoConntrack)
-    }
-    fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {
-        self.0.admit(session, client)
-    }
-    fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
-        self.0.reserve(request)
-    }
-    fn open(&mut self, id: PinholeId) -> Result<(), Error> {
-        self.0.open(id)
-    }
-    fn release(&mut self, id: PinholeId) {
-        self.0.release(id);
-    }
-    fn session_ended(&mut self, session: SessionId) {
-        self.0.session_ended(session);
-    }
-    fn event(&mut self, _: Event) {}
-}
-
 /// A direction of a connection: the sender's next number, and the receiver's next one.
 #[derive(Clone, Copy, Default)]
 struct Numbers {
@@ -136,7 +99,7 @@ struct Numbers {
 
 struct Lab {
     engine: Engine,
-    door: Door,
+    gateway: FakeGateway,
     kernel: Kernel,
     now: Arc<Mutex<Duration>>,
     /// By session: the client's direction, and the server's.
@@ -166,7 +129,7 @@ impl Lab {
         };
         let mut lab = Self {
             engine: Engine::new(Config::default(), 0),
-            door: Door(Plane::new(config, parts)),
+            gateway: FakeGateway::new(CONNTRACK).plane(Plane::new(config, parts)),
             kernel,
             now,
             numbers: [[Numbers::default(); 2]; 4],
@@ -201,7 +164,7 @@ impl Lab {
         };
         let packet = build(from, to, &seg);
         let now = *self.now.lock().unwrap();
-        let arrived = match self.engine.packet(side, &packet, now, &mut self.door) {
+        let arrived = match self.engine.packet(side, &packet, now, &mut self.gateway) {
             Verdict::Accept => Some(seg.clone()),
             Verdict::Replace(bytes) => Some(read(bytes)),
             Verdict::Drop => None,
@@ -292,7 +255,7 @@ fn client_line() -> impl Strategy<Value = Vec<u8>> {
         "NOOP 227 (10,0,0,2,195,80)",
         "",
     ]);
-    line_support::known(known, &["\r\n"])
+    testkit::line::known(known, &["\r\n"])
 }
 
 fn server_line() -> impl Strategy<Value = Vec<u8>> {
@@ -317,7 +280,7 @@ fn server_line() -> impl Strategy<Value = Vec<u8>> {
         "421 bye",
         "text",
     ]);
-    line_support::known(known, &["\r\n"])
+    testkit::line::known(known, &["\r\n"])
 }
 
 /// Who says what in which session, and how many seconds pass before.
@@ -400,5 +363,5 @@ fn the_bounds_are_reached_and_kept() {
         }
     }
     assert_eq!(lab.most, TOTAL);
-    assert!(lab.door.0.counters().limited > 0);
+    assert!(lab.gateway.plane.unwrap().counters().limited > 0);
 }

@@ -1,15 +1,14 @@
 //! Whatever becomes of the packets, each end reads exactly the reference rewrite of what the other
 //! wrote: two real TCP implementations, the engine, and bad links, in virtual time.
 
-#![allow(clippy::unwrap_used)]
-
-mod sim;
-
 use std::net::Ipv4Addr;
 
 use ftpalg::ftp::policy::SERVICE_PORTS;
 use proptest::prelude::*;
-use sim::{OUTSIDE, Piece, Rng, Setup, Turn, Weather, Who, public_port};
+use testkit::gateway::public_port;
+use testkit::packet::OUTSIDE;
+use testkit::random::Rng;
+use testkit::tcp::simulator::{self, Piece, Setup, Turn, Weather, Who};
 
 /// How an application cuts what it writes.
 #[derive(Clone, Copy, Debug)]
@@ -283,7 +282,7 @@ fn talk(rng: &mut Rng) -> Talk {
     talk
 }
 
-fn play(case: &Case, talk: &Talk) -> sim::Outcome {
+fn play(case: &Case, talk: &Talk) -> simulator::Outcome {
     let mut rng = Rng::new(case.seed ^ 0x5EED);
     // Without the engine, what is read is what was written.
     let reads = |line: &Line| {
@@ -338,7 +337,7 @@ fn play(case: &Case, talk: &Talk) -> sim::Outcome {
         transparent: case.transparent,
         forged: case.forged,
     };
-    let outcome = sim::run(&setup, &expect);
+    let outcome = simulator::run(&setup, &expect);
     let reference = |who: Who| -> String {
         talk.lines
             .iter()

@@ -13,18 +13,9 @@
 //! Each is replayed with whole lines, with the lines of one peer in one piece, byte by byte, and
 //! with each line cut in two at each of its bytes: decisions and output must be the same.
 
-#![allow(
-    clippy::expect_used,
-    reason = "a helper of tests that fails is a test that fails"
-)]
-
-mod transcript_support;
-
-use std::path::Path;
-
 use ftpalg::ftp::policy::{Policy, Strict};
 use ftpalg::ftp::session::Peer;
-use transcript_support::{Machine, PUBLIC};
+use testkit::transcript::{Machine, PUBLIC};
 
 struct Transcript {
     policy: Policy,
@@ -197,7 +188,7 @@ fn told_late(what: &str) -> bool {
 
 #[test]
 fn every_transcript_whole_and_cut() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts");
+    let folder = testkit::paths::repository().join("tests/core/transcripts");
     let mut names: Vec<_> = std::fs::read_dir(folder)
         .expect("the transcripts")
         .map(|entry| entry.expect("a transcript").path())

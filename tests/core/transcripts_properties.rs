@@ -1,12 +1,9 @@
 //! What holds for the session machine whatever the two peers say.
 
-mod line_support;
-mod transcript_support;
-
 use ftpalg::ftp::policy::{Policy, Strict};
 use ftpalg::ftp::session::{Peer, Session};
 use proptest::prelude::*;
-use transcript_support::Machine;
+use testkit::transcript::Machine;
 
 type Line = (Peer, Vec<u8>);
 
@@ -80,7 +77,7 @@ fn server_line() -> impl Strategy<Value = Vec<u8>> {
 
 /// Mostly lines that mean something, some of anything.
 fn line(known: impl Strategy<Value = &'static str>) -> impl Strategy<Value = Vec<u8>> {
-    let known = line_support::known(known, &["\r\n", "\r\n", "\r\n", "\n", " \r\r\n"]);
+    let known = testkit::line::known(known, &["\r\n", "\r\n", "\r\n", "\n", " \r\r\n"]);
     let any = prop::collection::vec(any::<u8>(), 1..200);
     prop_oneof![19 => known, 1 => any]
 }
@@ -300,7 +297,7 @@ proptest! {
             machine.feed(peer, piece);
             let bound = match server {
                 true => 32,
-                false if machine.session.awaits_login() => transcript_support::MOST,
+                false if machine.session.awaits_login() => testkit::transcript::MOST,
                 false => most,
             };
             prop_assert!(machine.held(peer) <= bound, "{} bytes", machine.held(peer));

@@ -4,14 +4,12 @@
 //! Only what the helper does right is compared: whole lines, one at a time. Where a kernel hasn't got
 //! the helper, the tests say so on standard error and compare nothing.
 
-mod lab;
-
-use lab::alg::{Alg, no_kernel_helper};
-use lab::net::Net;
-use lab::report;
-use lab::rules::{self, Flavour, Policy};
-use lab::scripted::{Outcome, Plan, Step, Verb, session};
-use lab::topology::Topology;
+use testkit::lab::alg::{Alg, no_kernel_helper};
+use testkit::lab::net::Net;
+use testkit::lab::report;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::scripted::{Outcome, Plan, Step, Verb, session};
+use testkit::lab::topology::Topology;
 
 use Verb::{Eprt, Epsv, Pasv, Port};
 

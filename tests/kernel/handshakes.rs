@@ -1,20 +1,24 @@
 //! Handshakes and paths as Linux makes them: Fast Open, Multipath TCP, TCP-MD5, and a way that takes less
 //! than both ends say.
 
-mod lab;
-
 use std::time::Duration;
 
-use lab::alg::Alg;
-use lab::gateway::status;
-use lab::net::Net;
-use lab::process::{Finished, Process, run};
-use lab::report;
-use lab::rules::{self, Flavour, Policy};
-use lab::topology::Topology;
+use testkit::lab::alg::Alg;
+use testkit::lab::gateway::status;
+use testkit::lab::net::Net;
+use testkit::lab::process::{Finished, Process, run};
+use testkit::lab::report;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::topology::Topology;
 
-const SERVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/handshakes/server.py");
-const CLIENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/handshakes/client.py");
+const SERVER: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/tests/kernel/handshakes/server.py"
+);
+const CLIENT: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/tests/kernel/handshakes/client.py"
+);
 const LIMIT: Duration = Duration::from_secs(20);
 
 struct Peers {

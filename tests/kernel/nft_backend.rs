@@ -2,9 +2,6 @@
 //! and a server in network namespaces of their own. Needs root.
 
 // Helpers of tests may panic as tests do.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod hole_support;
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
@@ -16,8 +13,8 @@ use ftpalg::firewall::tables;
 use ftpalg::net::Mark;
 use ftpalg::pinholes::backend::Backend;
 use ftpalg::pinholes::backend::nft::Nft;
-use hole_support::{CASES, bind, hole, talk};
 use nix::sched::{CloneFlags, setns};
+use testkit::holes::{CASES, bind, hole, talk};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long a connection that must not come about is tried.

@@ -1,10 +1,6 @@
 //! Steering and accept rules, and the iptables backend, against the running kernel: what is
 //! installed, and that nothing of it is left behind. Needs root; makes network namespaces.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod hole_support;
-
 use std::fs::File;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -20,8 +16,8 @@ use ftpalg::net::{Family, Mark, PortRange};
 use ftpalg::pinholes::backend::iptables::Iptables;
 use ftpalg::pinholes::backend::{Backend, BackendError, Closed};
 use ftpalg::pinholes::{Pinhole, RangeHole};
-use hole_support::{CASES, bind, hole, talk};
 use nix::sched::{CloneFlags, setns};
+use testkit::holes::{CASES, bind, hole, talk};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long a connection that comes about may take (a SYN is sent again after a second).
@@ -1266,7 +1262,7 @@ fn nft_firewalls_get_an_accept_rule_where_they_drop() {
 /// `iptables/` holds what the program prints for a plain host of the kind, and the tools take it.
 #[test]
 fn the_files_for_people_are_true_and_load() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("iptables");
+    let dir = testkit::paths::repository().join("iptables");
     let plain = |local: bool| Steering {
         inside: match local {
             true => Vec::new(),

@@ -1,26 +1,22 @@
 //! Control streams as only TCP allows them: many addresses in one segment, hundreds in one
 //! session, batches that outgrow a segment, FIN, RST and keep-alives in awkward places.
 
-#![allow(clippy::expect_used, reason = "a test that can't go on fails")]
-
-mod lab;
-
 use std::io::{Error, ErrorKind, Read};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-use lab::alg::Alg;
-use lab::counters::Tcp;
-use lab::net::Net;
-use lab::report;
-use lab::rules::{self, Flavour, Policy};
-use lab::scripted::{
-    self, CONTENT, Control, LIMIT, Plan, Step, Verb, accept, connect, content, peers, session,
-};
-use lab::topology::{Shape, Topology};
 use nix::libc;
 use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
+use testkit::lab::alg::Alg;
+use testkit::lab::counters::Tcp;
+use testkit::lab::net::Net;
+use testkit::lab::report;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::scripted::{
+    self, CONTENT, Control, LIMIT, Plan, Step, Verb, accept, connect, content, peers, session,
+};
+use testkit::lab::topology::{Shape, Topology};
 
 /// The time within which an exchange without loss is over.
 const SWIFT: Duration = Duration::from_millis(1500);

@@ -3,18 +3,16 @@
 //! The announcing lines are cut, so that retransmissions put the pieces together in other ways
 //! than they were first sent.
 
-mod lab;
-
 use std::time::{Duration, Instant};
 
-use lab::alg::Alg;
-use lab::counters::Tcp;
-use lab::net::Net;
-use lab::report;
-use lab::rules::{self, Flavour, Policy};
-use lab::scripted::{Cut, Outcome, Pace, Plan, Step, Verb, session};
-use lab::topology::Topology;
-use lab::weather::{self, Climate};
+use testkit::lab::alg::Alg;
+use testkit::lab::counters::Tcp;
+use testkit::lab::net::Net;
+use testkit::lab::report;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::scripted::{Cut, Outcome, Pace, Plan, Step, Verb, session};
+use testkit::lab::topology::Topology;
+use testkit::lab::weather::{self, Climate};
 
 /// How long either end of a session waits for a packet that is sent again and again.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -82,15 +80,15 @@ fn check(plan: &Plan, outcome: &Outcome, public: &str) -> Result<(), String> {
 /// The verbs whose announcement has to be rewritten in a network.
 fn verbs(topology: &Topology) -> (Vec<Verb>, &'static str) {
     let (verbs, public) = match topology.shape {
-        lab::topology::Shape::ServerInside => (
+        testkit::lab::topology::Shape::ServerInside => (
             [Verb::Pasv, Verb::Pasv, Verb::Epsv, Verb::Pasv],
             "203.0.113.1",
         ),
-        lab::topology::Shape::ClientInside if topology.name.contains("hop") => (
+        testkit::lab::topology::Shape::ClientInside if topology.name.contains("hop") => (
             [Verb::Port, Verb::Eprt, Verb::Port, Verb::Eprt],
             "192.0.2.2",
         ),
-        lab::topology::Shape::ClientInside => (
+        testkit::lab::topology::Shape::ClientInside => (
             [Verb::Port, Verb::Eprt, Verb::Port, Verb::Eprt],
             "198.51.100.1",
         ),

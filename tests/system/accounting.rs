@@ -1,18 +1,14 @@
 //! Bytes and duration of data connections, attributed to their sessions.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-mod lab;
-
 use std::io::Read;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use lab::gateway::{Control, HOSTS, LIMIT, ftpalg, gateway, start, status};
-use lab::net::Net;
-use lab::rules::Policy;
-use lab::server::{Config, Kind, Server, content};
+use testkit::lab::gateway::{Control, HOSTS, LIMIT, ftpalg, gateway, start, status};
+use testkit::lab::net::Net;
+use testkit::lab::rules::Policy;
+use testkit::lab::server::{Config, Kind, Server, content};
 
 fn sessions(net: &Net) -> Vec<Value> {
     let told = ftpalg(net, &["sessions", "--json"]).must();

@@ -1,17 +1,13 @@
 //! `--advertise` with a host name whose address changes while `ftpalg` runs.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-mod lab;
-
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use lab::gateway::{Control, FTPALG, LIMIT, gateway};
-use lab::process::Process;
-use lab::rules::{self, Flavour, Policy};
-use lab::server::{Config, Kind, Server};
+use testkit::lab::gateway::{Control, LIMIT, gateway};
+use testkit::lab::process::Process;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::server::{Config, Kind, Server};
 
 /// Waits until it has said so.
 #[track_caller]
@@ -33,8 +29,9 @@ fn a_name_is_looked_up_again() {
     std::fs::write(&hosts, "203.0.113.77 ftp.lab.test\n").unwrap();
     // A mount namespace of its own, in which /etc/hosts is that file.
     let script = format!(
-        "mount --bind {} /etc/hosts; exec {FTPALG} run --inside in0 --advertise ftp.lab.test",
-        hosts.display()
+        "mount --bind {} /etc/hosts; exec {} run --inside in0 --advertise ftp.lab.test",
+        hosts.display(),
+        testkit::paths::ftpalg()
     );
     let mut command = net.command(router, "unshare");
     command.args(["-m", "sh", "-ec", &script]);

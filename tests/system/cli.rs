@@ -1,18 +1,9 @@
 //! The command line as a contract: exit codes, one line per mistake, one daemon per network
 //! namespace, and nothing left behind. Needs root: each test has a network namespace of its own.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // helpers of tests, too: a failure is a panic
-
-#[path = "lab/activity.rs"]
-#[allow(unreachable_pub, reason = "a part of the lab")]
-mod activity;
-#[path = "cli/alone.rs"]
 mod alone;
-#[path = "cli/clients.rs"]
 mod clients;
-#[path = "cli/descriptors.rs"]
 mod descriptors;
-#[path = "cli/signals.rs"]
 mod signals;
 
 use std::fs;
@@ -26,9 +17,9 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use activity::{activity, settled};
+use testkit::lab::activity::{activity, settled};
+use testkit::paths;
 
-const FTPALG: &str = env!("CARGO_BIN_EXE_ftpalg");
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs `f` in a thread with a new network namespace, which its children are in, too. It has the
@@ -57,7 +48,7 @@ fn shell(script: &str) -> String {
 }
 
 fn ftpalg(args: &[&str]) -> Output {
-    Command::new(FTPALG).args(args).output().unwrap()
+    Command::new(paths::ftpalg()).args(args).output().unwrap()
 }
 
 /// The command must end with `code`, having said one line that contains `part` and how to mend it.
@@ -86,7 +77,7 @@ struct Daemon {
 
 impl Daemon {
     fn start(args: &[&str]) -> Self {
-        Self::spawn(Command::new(FTPALG).arg("run").args(args))
+        Self::spawn(Command::new(paths::ftpalg()).arg("run").args(args))
     }
 
     fn spawn(command: &mut Command) -> Self {
@@ -250,7 +241,7 @@ fn a_file_is_checked_and_its_mistake_located() {
 #[test]
 fn a_configuration_may_come_through_a_pipe() {
     let piped = |script: &str| {
-        let script = script.replace("FTPALG", FTPALG);
+        let script = script.replace("FTPALG", paths::ftpalg());
         Command::new("bash").args(["-c", &script]).output().unwrap()
     };
     let output = piped("FTPALG check <(echo 'port = 2121')");
@@ -286,7 +277,11 @@ fn a_configuration_that_never_comes_is_given_up() {
 fn without_the_capability_nothing_starts() {
     in_namespace(|| {
         let output = Command::new("setpriv")
-            .args(["--bounding-set=-net_admin", "--inh-caps=-net_admin", FTPALG])
+            .args([
+                "--bounding-set=-net_admin",
+                "--inh-caps=-net_admin",
+                paths::ftpalg(),
+            ])
             .args(["run", "--local"])
             .output()
             .unwrap();
@@ -297,11 +292,12 @@ fn without_the_capability_nothing_starts() {
 #[test]
 fn without_iptables_nothing_starts() {
     in_namespace(|| {
+        let program = paths::ftpalg();
         // Only an empty place to look for tools: the usual directories are hidden.
         let output = Command::new("unshare")
             .args(["--mount", "sh", "-c"])
             .arg(format!(
-                "cp {FTPALG} /tmp/.ftpalg-$$ && exec 3</tmp/.ftpalg-$$ && rm /tmp/.ftpalg-$$ && \
+                "cp {program} /tmp/.ftpalg-$$ && exec 3</tmp/.ftpalg-$$ && rm /tmp/.ftpalg-$$ && \
                  mount -t tmpfs none /usr/sbin && exec env PATH=/nonexistent /proc/self/fd/3 run --local"
             ))
             .output()
@@ -428,7 +424,7 @@ fn rules_by_themselves_come_and_go() {
 fn an_idle_daemon_sleeps() {
     in_namespace(|| {
         // The lock is one for all namespaces: what others do with it wakes the daemon.
-        let mut command = Command::new(FTPALG);
+        let mut command = Command::new(paths::ftpalg());
         command.env("XTABLES_LOCKFILE", "/nonexistent/xtables.lock");
         let daemon = Daemon::spawn(command.args(["run", "--local"]));
         let pid = daemon.child.id();

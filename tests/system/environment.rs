@@ -2,21 +2,18 @@
 //! comes and goes. Either it works all the same, or one line says what is missing, and nothing is
 //! left behind.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-mod lab;
-
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use lab::gateway::{FTPALG, HOSTS, LIMIT, download, ftpalg, gateway, refused, start, status};
-use lab::net::Net;
-use lab::process::{Finished, Process, run};
-use lab::rules::{self, Flavour, Policy};
-use lab::server::{Config, Kind, Server};
+use testkit::lab::gateway::{HOSTS, LIMIT, download, ftpalg, gateway, refused, start, status};
+use testkit::lab::net::Net;
+use testkit::lab::process::{Finished, Process, run};
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::server::{Config, Kind, Server};
+use testkit::paths;
 
 /// A library that, loaded into a program, refuses netfilter requests as a kernel does that doesn't
 /// have what they are for: those of the subsystem `LAB_NO`, and with `LAB_NO_NAT` those that name
@@ -83,7 +80,7 @@ fn kernel(net: &Net) -> PathBuf {
 
 /// `ftpalg run` on such a kernel.
 fn on_kernel(net: &Net, lacks: &[(&str, &str)], words: &[&str]) -> Command {
-    let mut command = net.command(net.topology().router, FTPALG);
+    let mut command = net.command(net.topology().router, paths::ftpalg());
     command.args(["run", "--inside", "in0"]).args(words);
     command.env("LD_PRELOAD", kernel(net));
     command.envs(lacks.iter().copied());
@@ -208,7 +205,7 @@ fn status_of(net: &Net) -> serde_json::Value {
 
 /// `ftpalg run` with a lock of the legacy tools for itself alone.
 fn with_lock(net: &Net, lock: &std::path::Path) -> Command {
-    let mut command = net.command(net.topology().router, FTPALG);
+    let mut command = net.command(net.topology().router, paths::ftpalg());
     command.args(["run", "--inside", "in0"]);
     command.env("XTABLES_LOCKFILE", lock);
     command

@@ -2,18 +2,14 @@
 //! and an nftables.conf put into the kernel, each dropping what it wasn't told to forward, each
 //! reloaded while `ftpalg` runs.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-mod lab;
-
 use std::time::{Duration, Instant};
 
-use lab::alg::Alg;
-use lab::gateway::{LIMIT, download, ftpalg};
-use lab::net::Net;
-use lab::rules::{self, Flavour};
-use lab::server::{Config, Kind, Server};
-use lab::topology::Topology;
+use testkit::lab::alg::Alg;
+use testkit::lab::gateway::{LIMIT, download, ftpalg};
+use testkit::lab::net::Net;
+use testkit::lab::rules::{self, Flavour};
+use testkit::lab::server::{Config, Kind, Server};
+use testkit::lab::topology::Topology;
 
 struct Firewall {
     name: &'static str,

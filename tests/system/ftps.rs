@@ -3,25 +3,21 @@
 //! Data connections can't be read off such a session. With `--tls range:A-B` its client reaches the
 //! server's passive ports for as long as it lives; nobody else does, and nobody afterwards.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod lab;
-
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use lab::alg::{Alg, Running};
-use lab::client::equal;
-use lab::net::Net;
-use lab::process::Process;
-use lab::rules::{self, Flavour, Policy};
-use lab::scenario::greeting;
-use lab::scripted;
-use lab::server::{Config, Kind, Server, Tls, content};
-use lab::topology::{Shape, Topology};
 use serde_json::Value;
+use testkit::lab::alg::{Alg, Running};
+use testkit::lab::client::equal;
+use testkit::lab::net::Net;
+use testkit::lab::process::Process;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::scenario::greeting;
+use testkit::lab::scripted;
+use testkit::lab::server::{Config, Kind, Server, Tls, content};
+use testkit::lab::topology::{Shape, Topology};
 
 /// The passive ports of the servers, and the range that is opened.
 const PORTS: (u16, u16) = (40000, 40029);
@@ -299,7 +295,7 @@ transfers! {
 
 /// Asks the running daemon.
 fn ask(net: &Net, what: &str) -> Value {
-    let words = [env!("CARGO_BIN_EXE_ftpalg"), what, "--json"];
+    let words = [testkit::paths::ftpalg(), what, "--json"];
     let answer = net.exec(net.topology().router, &words).must();
     serde_json::from_str(&answer.stdout).expect("JSON")
 }

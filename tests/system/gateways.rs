@@ -1,14 +1,12 @@
 //! Several gateways in series, and one gateway with several networks, addresses and ports.
 
-mod lab;
-
 use std::io::Read;
 use std::time::Duration;
 
-use lab::gateway::Control;
-use lab::scripted;
-use lab::server::{Config, Kind, Server};
-use lab::stations::{
+use testkit::lab::gateway::Control;
+use testkit::lab::scripted;
+use testkit::lab::server::{Config, Kind, Server};
+use testkit::lab::stations::{
     BACKENDS, Case, FEW, Part, Station, at, drop_by_default, host, link, nat, router,
 };
 
@@ -194,7 +192,7 @@ fn active_data_comes_from_the_dialled_address() {
         let alg = case.stations[0].start(&net, backend);
         for public in ["203.0.113.2:21", "203.0.113.3:21"] {
             let net = net.recast(|topology| {
-                *topology = lab::topology::Topology {
+                *topology = testkit::lab::topology::Topology {
                     dial: at(public),
                     ..case.cast(&net, &y()).topology().clone()
                 }

@@ -1,18 +1,16 @@
 //! Somebody flushes or reloads the gateway's rules while `ftpalg` runs: all that is its own comes
 //! back by itself, open pinholes included, and nothing is left at the end.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-mod lab;
-
 use std::io::Read;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use lab::gateway::{Control, HOSTS, LIMIT, address, download, ftpalg, gateway, start, status};
-use lab::net::Net;
-use lab::rules::{self, Flavour, Policy};
-use lab::server::{Config, Kind, Server};
+use testkit::lab::gateway::{
+    Control, HOSTS, LIMIT, address, download, ftpalg, gateway, start, status,
+};
+use testkit::lab::net::Net;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::server::{Config, Kind, Server};
 
 /// How long it may take until all is back. Where the lock of the legacy tools is seen, all of them
 /// come back at once; without it, legacy rules are looked at every 5 s.

@@ -4,16 +4,14 @@
 //! A packet on its way in has, where ftpalg looks at it, not yet got the source that its receiver
 //! will see; and a connection between two inside ends passes ftpalg at either.
 
-mod lab;
-
 use std::io::Read;
 use std::time::Duration;
 
-use lab::gateway::Control;
-use lab::rules::Flavour;
-use lab::scripted;
-use lab::server::{Config, Kind, Server};
-use lab::stations::{
+use testkit::lab::gateway::Control;
+use testkit::lab::rules::Flavour;
+use testkit::lab::scripted;
+use testkit::lab::server::{Config, Kind, Server};
+use testkit::lab::stations::{
     BACKENDS, Case, FEW, Outcome, Part, Station, at, drop_by_default, host, link, nat, router,
 };
 

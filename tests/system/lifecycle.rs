@@ -1,11 +1,7 @@
 //! The daemon's life around real transfers: started twice, killed, stopped, with rules of somebody
 //! else's, with a reader that stalls, and with traffic that it doesn't understand.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-#[path = "lifecycle/examples.rs"]
 mod examples;
-mod lab;
 
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
@@ -15,15 +11,16 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use lab::activity::{activity, settled};
-use lab::alg::Alg;
-use lab::gateway::{
-    Control, FTPALG, HOSTS, LIMIT, download, ftpalg, gateway, refused, start, status,
+use testkit::lab::activity::{activity, settled};
+use testkit::lab::alg::Alg;
+use testkit::lab::gateway::{
+    Control, HOSTS, LIMIT, download, ftpalg, gateway, refused, start, status,
 };
-use lab::net::Net;
-use lab::rules::{self, Flavour, Policy};
-use lab::scripted;
-use lab::server::{Config, Kind, Server, content};
+use testkit::lab::net::Net;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::scripted;
+use testkit::lab::server::{Config, Kind, Server, content};
+use testkit::paths;
 
 /// A server's connection attempt that passed before there was a pinhole stays in conntrack for two
 /// minutes. The next attempt from the server's one source port to the same port of the client's
@@ -337,7 +334,7 @@ fn one_port_serves_one_transfer_after_the_other() {
 
 /// Starts the daemon with a standard output that nobody reads.
 fn start_unread(net: &Net) -> std::process::Child {
-    let mut command = net.command(net.topology().router, FTPALG);
+    let mut command = net.command(net.topology().router, paths::ftpalg());
     command.args(["run", "--inside", "in0"]);
     command.stdout(Stdio::piped());
     let child = command.spawn().unwrap();

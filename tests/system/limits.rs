@@ -1,17 +1,13 @@
 //! Limits, reached: what is beyond them is refused or isn't followed, and everybody else goes on.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-mod lab;
-
 use std::io::Read;
 use std::time::Instant;
 
-use lab::alg::{Alg, Running};
-use lab::gateway::{Control, LIMIT, download, gateway, status};
-use lab::net::Net;
-use lab::rules::{Flavour, Policy};
-use lab::server::{Config, Kind, Server};
+use testkit::lab::alg::{Alg, Running};
+use testkit::lab::gateway::{Control, LIMIT, download, gateway, status};
+use testkit::lab::net::Net;
+use testkit::lab::rules::{Flavour, Policy};
+use testkit::lab::server::{Config, Kind, Server};
 
 /// `ftpalg` with these limits.
 fn start<'a>(net: &'a Net, limits: &[&str]) -> Running<'a> {

@@ -1,9 +1,7 @@
 //! Servers and clients on the host that ftpalg runs on, with NAT further out and without.
 
-mod lab;
-
-use lab::client::Client;
-use lab::stations::{
+use testkit::lab::client::Client;
+use testkit::lab::stations::{
     Case, FEW, FEW_V6, Part, Station, at, drop_by_default, host, link, nat, router,
 };
 

@@ -1,8 +1,6 @@
 //! IPv6 with NAT: a published server, masqueraded clients, and IPv4 beside it.
 
-mod lab;
-
-use lab::stations::{
+use testkit::lab::stations::{
     Case, FEW, FEW_V6, Part, Station, at, drop_by_default, host, link, nat, router,
 };
 

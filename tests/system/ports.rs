@@ -1,19 +1,15 @@
 //! Which public ports data connections get: not those that somebody else has, and a refusal in the
 //! dialogue when none is left.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-mod lab;
-
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use lab::alg::Alg;
-use lab::gateway::{Control, HOSTS, LIMIT, address, gateway, status};
-use lab::net::Net;
-use lab::rules::{self, Flavour, Policy};
-use lab::server::{Config, Kind, Server};
-use lab::topology::Topology;
+use testkit::lab::alg::Alg;
+use testkit::lab::gateway::{Control, HOSTS, LIMIT, address, gateway, status};
+use testkit::lab::net::Net;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::server::{Config, Kind, Server};
+use testkit::lab::topology::Topology;
 
 /// A session with a server that says what it is told to.
 struct Session {
@@ -93,7 +89,7 @@ fn publish(net: &Net, flavour: Flavour, port: u16) {
         .must();
 }
 
-fn run<'a>(net: &'a Net, flavour: Flavour, words: &[&str]) -> lab::alg::Running<'a> {
+fn run<'a>(net: &'a Net, flavour: Flavour, words: &[&str]) -> testkit::lab::alg::Running<'a> {
     Alg::Ftpalg(words.iter().map(|&w| w.to_owned()).collect()).start(net, flavour)
 }
 

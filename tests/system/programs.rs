@@ -8,25 +8,22 @@
 //! The table is `target/lab-report/programs.txt`. With `FTPALG_LAB_ALG=both` the kernel's helper has
 //! columns in it, too (nothing is expected of it); with `kernel` it takes the place of `ftpalg`; with
 //! `none` only the pairs themselves are tried.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod lab;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use lab::alg::Alg;
-use lab::capture::Capture;
-use lab::client::{Client, Job, each_of};
-use lab::net::Net;
-use lab::programs;
-use lab::report;
-use lab::rules::{self, Flavour, Policy};
-use lab::scenario::greeting;
-use lab::server::{Config, Kind, Server, content};
-use lab::topology::Topology;
+use testkit::lab::alg::Alg;
+use testkit::lab::capture::Capture;
+use testkit::lab::client::{Client, Job, each_of};
+use testkit::lab::net::Net;
+use testkit::lab::programs;
+use testkit::lab::report;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::scenario::greeting;
+use testkit::lab::server::{Config, Kind, Server, content};
+use testkit::lab::topology::Topology;
 
 /// When a client is killed, and when it is to give up by itself.
 const LIMIT: Duration = Duration::from_secs(40);

@@ -1,15 +1,11 @@
 //! Real servers that answer early, late, twice or never: the next transfer of the session works.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-mod lab;
-
 use std::io::{BufRead, Read};
 
-use lab::gateway::{Control, address, gateway, start, status};
-use lab::net::Net;
-use lab::rules::{Flavour, Policy};
-use lab::server::{Config, Kind, Server, content};
+use testkit::lab::gateway::{Control, address, gateway, start, status};
+use testkit::lab::net::Net;
+use testkit::lab::rules::{Flavour, Policy};
+use testkit::lab::server::{Config, Kind, Server, content};
 
 /// More than all socket buffers on the way hold: its transfer runs until somebody reads it.
 const LARGE: usize = 32 << 20;
@@ -41,11 +37,12 @@ fn transfer(control: &mut Control, net: &Net, server: &Server, after: &str) {
     let to = address(&reply);
     assert_eq!(to.ip(), net.topology().dial.ip(), "after {after}: {reply}");
     let mut data = net.within(net.topology().client, || {
-        std::net::TcpStream::connect_timeout(&to, lab::gateway::LIMIT).unwrap()
+        std::net::TcpStream::connect_timeout(&to, testkit::lab::gateway::LIMIT).unwrap()
     });
     control.send(&format!("RETR {}\r\n", Server::SMALL));
     let mut got = Vec::new();
-    data.set_read_timeout(Some(lab::gateway::LIMIT)).unwrap();
+    data.set_read_timeout(Some(testkit::lab::gateway::LIMIT))
+        .unwrap();
     data.read_to_end(&mut got).unwrap();
     // ProFTPD lets its own end linger until then.
     drop(data);

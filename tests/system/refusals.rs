@@ -1,22 +1,18 @@
 //! Commands that are refused in place, with real servers and clients: the server answers 500, and
 //! the session goes on.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
-
-mod lab;
-
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use lab::alg::Alg;
-use lab::gateway::{Control, LIMIT, gateway, start, status};
-use lab::net::Net;
-use lab::process::{Finished, run};
-use lab::rules::{self, Flavour, Policy};
-use lab::scenario::Scenario;
-use lab::server::{Config, Kind, Server, Tls};
-use lab::topology::Topology;
+use testkit::lab::alg::Alg;
+use testkit::lab::gateway::{Control, LIMIT, gateway, start, status};
+use testkit::lab::net::Net;
+use testkit::lab::process::{Finished, run};
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::scenario::Scenario;
+use testkit::lab::server::{Config, Kind, Server, Tls};
+use testkit::lab::topology::Topology;
 
 /// The time between the pieces of a line.
 const PAUSE: Duration = Duration::from_millis(3);

@@ -1,16 +1,16 @@
 //! A gateway with as few rights as there can be: CAP_NET_ADMIN alone, a read-only root, no `nft`
 //! program, and a user namespace of its own, as in a rootless container.
 
-mod lab;
-
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use lab::net::Net;
-use lab::process::{PATH, Process, run};
-use lab::stations::{Case, FEW, Part, Station, at, drop_by_default, host, link, nat, router};
+use testkit::lab::net::Net;
+use testkit::lab::process::{PATH, Process, run};
+use testkit::lab::stations::{
+    Case, FEW, Part, Station, at, drop_by_default, host, link, nat, router,
+};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -132,7 +132,7 @@ fn user_namespace_and_read_only_root() {
     let mut script = format!(
         "umount /run/netns/{router} && mount --bind /proc/{pid}/ns/net /run/netns/{router}"
     );
-    for lab::topology::Link(a, b) in &links {
+    for testkit::lab::topology::Link(a, b) in &links {
         let (left, right) = (net.namespace(a.host), net.namespace(b.host));
         script += &format!(
             " && ip link add {} netns {left} type veth peer name {} netns {right}",

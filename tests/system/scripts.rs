@@ -1,5 +1,4 @@
 //! What `scripts/test` says of a run, in its last line.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -9,7 +8,7 @@ fn summary(log: &str) -> String {
     let mut command = Command::new("/bin/sh");
     command
         .args(["-euc", ". scripts/lib.sh; summarize /dev/stdin"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(testkit::paths::repository())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     let mut child = command.spawn().expect("a shell");
@@ -50,7 +49,6 @@ test elsewhere ... FAILED
 
 ---- pyftpdlib stdout ----
 it said nothing
-
 
 failures:
     proftpd

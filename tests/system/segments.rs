@@ -1,18 +1,16 @@
 //! An announced address in any pieces, and over lines that lose packets.
 
-mod lab;
-
 use std::time::Duration;
 
-use lab::alg::Alg;
-use lab::client::{Client, Mode};
-use lab::counters::Tcp;
-use lab::net::Net;
-use lab::report;
-use lab::rules::{self, Flavour, Policy};
-use lab::scripted::{Cut, LIMIT, Pace, Plan, Step, Verb, session};
-use lab::server::{Config, Kind, Server, content};
-use lab::topology::Topology;
+use testkit::lab::alg::Alg;
+use testkit::lab::client::{Client, Mode};
+use testkit::lab::counters::Tcp;
+use testkit::lab::net::Net;
+use testkit::lab::report;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::scripted::{Cut, LIMIT, Pace, Plan, Step, Verb, session};
+use testkit::lab::server::{Config, Kind, Server, content};
+use testkit::lab::topology::Topology;
 
 /// The time within which a session without loss completes its transfer.
 const SWIFT: Duration = Duration::from_millis(1500);
@@ -197,7 +195,7 @@ fn with_loss(mode: Mode, clients: &[Client]) {
     rules::lose(&net, net.topology().client, 0.05);
     rules::lose(&net, net.topology().server, 0.05);
     let upload = content(5, 100_003);
-    let job = lab::client::Job {
+    let job = testkit::lab::client::Job {
         net: &net,
         dial: net.topology().dial,
         server: &server,

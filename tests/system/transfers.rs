@@ -3,16 +3,14 @@
 //! One test is one network with one set of the user's rules and one pinhole backend; each client
 //! session is first shown to fail (or, where plain NAT suffices, to work) without an ALG.
 
-mod lab;
-
 use std::net::IpAddr;
 
-use lab::alg::Alg;
-use lab::client::{Client, Mode};
-use lab::rules::{Flavour, Policy};
-use lab::scenario::Scenario;
-use lab::server::{Config, Kind};
-use lab::topology::Topology;
+use testkit::lab::alg::Alg;
+use testkit::lab::client::{Client, Mode};
+use testkit::lab::rules::{Flavour, Policy};
+use testkit::lab::scenario::Scenario;
+use testkit::lab::server::{Config, Kind};
+use testkit::lab::topology::Topology;
 
 /// Makes tests of `name: network, the user's policy, the iptables of the user's rules, backend`.
 macro_rules! matrix {

@@ -4,9 +4,6 @@
 //! Each client aborts several transfers in one session and downloads a file after each: the session
 //! is usable. Captures on both sides of the gateway show that every urgent pointer points to the same
 //! place of the same line.
-#![allow(clippy::expect_used)]
-
-mod lab;
 
 use std::io::{Error, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -15,16 +12,16 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use lab::alg::Alg;
-use lab::capture::{Capture, urgent_places};
-use lab::net::Net;
-use lab::process::{Finished, run};
-use lab::report;
-use lab::rules::{self, Flavour, Policy};
-use lab::scripted::{Verb, peers};
-use lab::server::{Config, Kind, Login, Server, content};
-use lab::topology::{Shape, Topology};
 use nix::sys::socket::{MsgFlags, send, setsockopt, sockopt};
+use testkit::lab::alg::Alg;
+use testkit::lab::capture::{Capture, urgent_places};
+use testkit::lab::net::Net;
+use testkit::lab::process::{Finished, run};
+use testkit::lab::report;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::scripted::{Verb, peers};
+use testkit::lab::server::{Config, Kind, Login, Server, content};
+use testkit::lab::topology::{Shape, Topology};
 
 const LIMIT: Duration = Duration::from_secs(40);
 /// The same for a pair that nobody expects to succeed.

@@ -8,7 +8,8 @@ use ftpalg::engine::{Config, Engine, Side, Verdict};
 use ftpalg::stream::Limits;
 
 use super::Bytes;
-use super::world::{ACK, FIN, OUTSIDE, RST, SYN, Seg, World, build, read};
+use crate::gateway::{FakeGateway, entry};
+use crate::packet::{ACK, FIN, OUTSIDE, RST, SYN, Seg, build, read};
 
 const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const TEXTS: [&[u8]; 16] = [
@@ -31,7 +32,7 @@ const TEXTS: [&[u8]; 16] = [
 ];
 
 /// Records of segments; numbers are relative to what either side has said so far.
-pub(crate) fn check(data: &[u8]) {
+pub fn check(data: &[u8]) {
     let mut bytes = Bytes(data);
     let head = bytes.byte();
     let limits = if head & 1 == 0 {
@@ -54,7 +55,8 @@ pub(crate) fn check(data: &[u8]) {
     let mut engine = Engine::new(config, 0);
     let server_inside = head & 4 == 0;
     let public = Ipv4Addr::new(203, 0, 113, 199);
-    let mut world = World::new(server_inside, INSIDE, public, 4000, false);
+    let mut world =
+        FakeGateway::with_entry(entry(server_inside, INSIDE, public, 4000)).same_port(false);
     let mss: u16 = [64, 500, 1460, 65_535][usize::from(head >> 3 & 3)];
     let mut next = [bytes.long(), bytes.long()];
     let mut now = Duration::ZERO;

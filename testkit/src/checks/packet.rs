@@ -42,7 +42,7 @@ fn ipv4_header_right(packet: &[u8]) -> Option<bool> {
 
 /// The first byte says whether the checksums are made right before the packet (the rest, after as
 /// many bytes of changes as the second byte says) is worked on.
-pub(crate) fn check(data: &[u8]) {
+pub fn check(data: &[u8]) {
     let mut bytes = Bytes(data);
     let mend = bytes.flag();
     let n = usize::from(bytes.byte() & 63);

@@ -152,7 +152,7 @@ impl Talk {
 }
 
 /// A flag byte, then records: one byte (the side in the top bit, the length below), and its bytes.
-pub(crate) fn check(data: &[u8]) {
+pub fn check(data: &[u8]) {
     let mut bytes = Bytes(data);
     let flags = bytes.byte();
     let mut policy = Policy {

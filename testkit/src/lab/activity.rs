@@ -1,4 +1,4 @@
-//! What a process does while nothing happens. `tests/cli.rs` uses it without the lab.
+//! What a process does while nothing happens.
 
 use std::time::{Duration, Instant};
 

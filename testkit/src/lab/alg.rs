@@ -75,7 +75,7 @@ impl Alg {
             }
             Self::Ftpalg(arguments) => {
                 let router = net.topology().router;
-                let mut command = net.command(router, env!("CARGO_BIN_EXE_ftpalg"));
+                let mut command = net.command(router, crate::paths::ftpalg());
                 command
                     .args(["run", "--inside", net.topology().inside])
                     .args(arguments)

@@ -14,9 +14,8 @@ use super::rules::{self, Flavour, Policy};
 use super::scripted::Verb;
 use super::server::Server;
 use super::topology::Topology;
+use crate::paths;
 
-/// The program.
-pub const FTPALG: &str = env!("CARGO_BIN_EXE_ftpalg");
 /// How long anything may take.
 pub const LIMIT: Duration = Duration::from_secs(15);
 /// Both backends beside both flavours of the user's rules.
@@ -40,7 +39,7 @@ pub fn start<'a>(net: &'a Net, backend: &str, flavour: Flavour) -> Running<'a> {
 
 /// `ftpalg` with these arguments on the gateway.
 pub fn ftpalg(net: &Net, words: &[&str]) -> Finished {
-    let mut command = net.command(net.topology().router, FTPALG);
+    let mut command = net.command(net.topology().router, paths::ftpalg());
     command.args(words);
     run(command, LIMIT)
 }

@@ -22,10 +22,6 @@
 //!
 //! Nothing here touches the host's own network: every packet stays in namespaces of the lab.
 
-// Each test binary uses its own part of this module.
-#![allow(dead_code, unreachable_pub)]
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
 pub mod activity;
 pub mod alg;
 pub mod capture;

@@ -1,5 +1,5 @@
-//! Programs that are told what to do by scripts of their own: `tests/programs/servers/` and
-//! `tests/programs/clients/`. A new program is a new file there.
+//! Programs that are told what to do by scripts of their own: `tests/system/programs/servers/` and
+//! `tests/system/programs/clients/`. A new program is a new file there.
 //!
 //! A script says at its top, behind `#` or `//`, what it is about:
 //!
@@ -8,7 +8,7 @@
 //! | `program: NAME…` | it needs these programs of the system's (one may stand for its package's modules) |
 //! | `package: NAME…` | the packages that `scripts/test` installs for it |
 //! | `unpack: PACKAGE` | it needs this package, which `scripts/test` unpacks |
-//! | `npm: NAME` | it needs this package of `tests/programs/package.json` |
+//! | `npm: NAME` | it needs this package of `tests/system/programs/package.json` |
 //! | `python: NAME` | it needs this module of the system's Python |
 //! | `login: USER PASSWORD` | how to log in (servers) |
 //! | `verbs: PASV EPSV PORT EPRT` | what it can be told to announce with (clients) |
@@ -25,6 +25,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use super::process::{PATH, run};
+use crate::paths::repository;
 
 /// A script and what it says of itself.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,13 +76,11 @@ impl Program {
 }
 
 fn directory() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs")
+    repository().join("tests/system/programs")
 }
 
 fn cache(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join(".cache")
-        .join(path)
+    repository().join(".cache").join(path)
 }
 
 fn load(kind: &str) -> Vec<Program> {

@@ -1,17 +1,15 @@
 //! Tables for people, in `target/lab-report/`.
 
 use std::io::Write;
-use std::path::PathBuf;
+
+use crate::paths::reports;
 
 /// Writes `target/lab-report/<name>.txt`.
 ///
 /// # Panics
 /// If that isn't possible.
 pub fn write(name: &str, text: &str) {
-    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
-        .parent()
-        .expect("the target directory")
-        .join("lab-report");
+    let directory = reports();
     std::fs::create_dir_all(&directory).expect("the target directory can be written");
     std::fs::write(directory.join(format!("{name}.txt")), text)
         .expect("the target directory can be written");

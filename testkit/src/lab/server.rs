@@ -295,9 +295,7 @@ fn make_certificate(directory: &Path) {
 /// A program that `scripts/test` unpacked: the packages exclude each other and start services, so
 /// they aren't installed.
 fn unpacked(path: &str) -> String {
-    let full = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join(".cache/servers")
-        .join(path);
+    let full = crate::paths::repository().join(".cache/servers").join(path);
     assert!(
         full.exists(),
         "{} is missing: run ./scripts/test, which unpacks the servers that the tests need",

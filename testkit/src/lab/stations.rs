@@ -436,7 +436,7 @@ impl Station {
 
 impl Station {
     fn ftpalg(&self, net: &Net, words: &[&str]) -> Command {
-        let program = env!("CARGO_BIN_EXE_ftpalg");
+        let program = crate::paths::ftpalg();
         let mut command = match self.wrapper.split_first() {
             None => net.command(self.host, program),
             Some((first, others)) => {

@@ -17,6 +17,7 @@ use nix::sys::socket::{
 };
 
 use super::net::Net;
+use crate::random::Rng;
 
 /// How often the router looks for what is due.
 const TICK: Duration = Duration::from_micros(200);
@@ -133,7 +134,7 @@ fn steer(net: &Net, router: &str, action: &str) {
 
 struct Sky<'a> {
     climate: Climate,
-    random: u64,
+    random: Rng,
     burst: u64,
     queue: Queue,
     out: std::os::fd::OwnedFd,
@@ -158,7 +159,7 @@ impl<'a> Sky<'a> {
         .expect("a raw socket as root");
         Self {
             climate,
-            random: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
+            random: Rng::new(seed),
             burst: 0,
             queue,
             out,
@@ -196,7 +197,7 @@ impl<'a> Sky<'a> {
         let add = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
         add(&self.happened.packets);
         let happens = |part: u64, dice: u64| dice % 100 < part;
-        let (lost, burst, twice, late) = (self.dice(), self.dice(), self.dice(), self.dice());
+        let [lost, burst, twice, late] = std::array::from_fn(|_| self.random.next() >> 16);
         if self.burst == 0 && happens(self.climate.bursts, burst) {
             self.burst = 1 + (burst >> 16) % 4;
         }
@@ -231,13 +232,5 @@ impl<'a> Sky<'a> {
         let to = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::new(a, b, c, d), 0));
         // A packet that can't be sent is lost like any other.
         let _ = sendto(self.out.as_raw_fd(), packet, &to, MsgFlags::empty());
-    }
-
-    /// xorshift64*.
-    fn dice(&mut self) -> u64 {
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        self.random.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 16
     }
 }

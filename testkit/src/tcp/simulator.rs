@@ -5,17 +5,15 @@
 //!   inside endpoint ──link──▶ Engine (Egress)  ──link──▶ outside endpoint
 //!                   ◀──link── Engine (Ingress) ◀──link──
 //! ```
-#![allow(dead_code, unreachable_pub)]
-#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ftpalg::engine::event::Event;
-use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
-use ftpalg::engine::{Config, Engine, Entry, Side, Tuple, Verdict};
+use ftpalg::engine::gateway::Request;
+use ftpalg::engine::{Config, Engine, Side, Verdict};
 use ftpalg::wire::{Flags, Segment, SegmentMut, for_each_sack};
 use smoltcp::iface::{Config as IfaceConfig, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
@@ -23,27 +21,9 @@ use smoltcp::socket::tcp;
 use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Address};
 
-/// xorshift64*: good enough for schedules, and the same everywhere.
-#[derive(Clone, Debug)]
-pub struct Rng(u64);
-
-impl Rng {
-    pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
-    }
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-    pub fn below(&mut self, n: u64) -> u64 {
-        if n == 0 { 0 } else { (self.next() >> 16) % n }
-    }
-    pub fn chance(&mut self, per_mille: u64) -> bool {
-        self.below(1000) < per_mille
-    }
-}
+use crate::gateway::{FakeGateway, entry};
+use crate::packet::{ACK, FIN, OUTSIDE, PSH, RST, SYN, Seg, read};
+use crate::random::Rng;
 
 /// What a link does to packets.
 #[derive(Clone, Copy, Debug, Default)]
@@ -333,56 +313,6 @@ impl Host {
     }
 }
 
-/// Conntrack and pinholes, without a kernel. The public port is a fixed function of the private one.
-pub struct World {
-    pub entry: Option<Entry>,
-    pub opened: Vec<Request>,
-    reserved: Vec<Request>,
-    pub events: Vec<Event>,
-    pub same_port: bool,
-}
-
-impl World {
-    pub fn port(&self, private: u16) -> u16 {
-        if self.same_port {
-            private
-        } else {
-            public_port(private)
-        }
-    }
-}
-
-pub fn public_port(private: u16) -> u16 {
-    1024 + (u32::from(private) * 7919 % 60_000) as u16
-}
-
-impl Gateway for World {
-    fn conntrack(&mut self, _: SocketAddr, _: SocketAddr) -> Result<Entry, Error> {
-        self.entry.ok_or(Error::NoConntrack)
-    }
-    fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
-        self.reserved.push(request.clone());
-        let port = if request.published {
-            self.port(request.land.port())
-        } else {
-            request.land.port()
-        };
-        Ok(Reservation {
-            id: PinholeId(self.reserved.len() as u64 - 1),
-            to: SocketAddr::new(request.to, port),
-        })
-    }
-    fn open(&mut self, id: PinholeId) -> Result<(), Error> {
-        self.opened.push(self.reserved[id.0 as usize].clone());
-        Ok(())
-    }
-    fn release(&mut self, _: PinholeId) {}
-    fn session_ended(&mut self, _: SessionId) {}
-    fn event(&mut self, event: Event) {
-        self.events.push(event);
-    }
-}
-
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
@@ -442,16 +372,14 @@ pub struct Outcome {
     pub changed: usize,
 }
 
-pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
-
 /// Runs an experiment; `expect(who, n)`: how many bytes `who`'s peer must have read when the first
 /// `n` turns are over.
 pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
     let mut rng = Rng::new(setup.seed);
-    let (server_at, client_at) = if setup.server_inside {
-        (setup.private, OUTSIDE)
+    let server_at = if setup.server_inside {
+        setup.private
     } else {
-        (OUTSIDE, setup.private)
+        OUTSIDE
     };
     let mut inside = Host::new(
         setup.private,
@@ -491,40 +419,13 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
             .connect(iface.context(), remote, client_port)
             .unwrap();
     }
-    let at = |ip: Ipv4Addr, port| SocketAddr::new(IpAddr::V4(ip), port);
-    let entry = if setup.server_inside {
-        Entry {
-            original: Tuple {
-                src: at(OUTSIDE, client_port),
-                dst: at(setup.public, 21),
-            },
-            reply: Tuple {
-                src: at(setup.private, 21),
-                dst: at(OUTSIDE, client_port),
-            },
-            mark: 0,
-        }
-    } else {
-        Entry {
-            original: Tuple {
-                src: at(setup.private, client_port),
-                dst: at(OUTSIDE, 21),
-            },
-            reply: Tuple {
-                src: at(OUTSIDE, 21),
-                dst: at(setup.public, client_port),
-            },
-            mark: 0,
-        }
-    };
-    let _ = client_at;
-    let mut world = World {
-        entry: Some(entry),
-        opened: Vec::new(),
-        reserved: Vec::new(),
-        events: Vec::new(),
-        same_port: setup.same_port,
-    };
+    let entry = entry(
+        setup.server_inside,
+        setup.private,
+        setup.public,
+        client_port,
+    );
+    let mut gateway = FakeGateway::with_entry(entry).same_port(setup.same_port);
     let mut engine = Engine::new(Config::default(), 0);
     let mut links = setup.weather.map(Link::new);
     // Forgeries have a source of chance of their own: the weather is the same with and without them.
@@ -586,6 +487,17 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
             links[2].send(now, shifts[1].outwards(packet, peer), &mut rng);
         }
         let clock = Duration::from_micros(now);
+        // What becomes of a packet, and whether another one takes its place.
+        let mut through = |side, packet: Vec<u8>| {
+            if setup.transparent {
+                return (Some(packet), false);
+            }
+            match engine.packet(side, &packet, clock, &mut gateway) {
+                Verdict::Accept => (Some(packet), false),
+                Verdict::Replace(bytes) => (Some(bytes.to_vec()), true),
+                Verdict::Drop => (None, false),
+            }
+        };
         for (from, to, side) in [(0, 1, Side::Egress), (2, 3, Side::Ingress)] {
             while let Some(packet) = links[from].due(now) {
                 let forge = turn > 2 && !finished && forger.chance(setup.forged);
@@ -593,17 +505,7 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
                     if trace {
                         println!("{now} {side:?} forged {}", show(&packet));
                     }
-                    let verdict = if setup.transparent {
-                        Verdict::Accept
-                    } else {
-                        engine.packet(side, &packet, clock, &mut world)
-                    };
-                    let out = match verdict {
-                        Verdict::Accept => packet,
-                        Verdict::Replace(bytes) => bytes.to_vec(),
-                        Verdict::Drop => Vec::new(),
-                    };
-                    if !out.is_empty() {
+                    if let (Some(out), _) = through(side, packet) {
                         check_packet(&out, setup.mtu);
                         links[to].send(now, out, &mut forger);
                     }
@@ -611,18 +513,10 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
                 if trace {
                     println!("{now} {side:?} {}", show(&packet));
                 }
-                let verdict = if setup.transparent {
-                    Verdict::Accept
-                } else {
-                    engine.packet(side, &packet, clock, &mut world)
-                };
-                let out = match verdict {
-                    Verdict::Accept => packet,
-                    Verdict::Replace(bytes) => {
-                        changed += 1;
-                        bytes.to_vec()
-                    }
-                    Verdict::Drop => continue,
+                let (out, replaced) = through(side, packet);
+                changed += usize::from(replaced);
+                let Some(out) = out else {
+                    continue;
                 };
                 if trace {
                     println!("    -> {}", show(&out));
@@ -698,8 +592,8 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
         closed,
         gave_up,
         took,
-        events: world.events,
-        opened: world.opened,
+        events: gateway.events,
+        opened: gateway.opened,
         stats: *engine.stats(),
         changed,
     }
@@ -752,57 +646,28 @@ fn forged(like: &[u8], rng: &mut Rng) -> Option<Vec<u8>> {
     Some(packet)
 }
 
-/// Checksums, lengths and size of a packet that left the engine, by an independent implementation.
+/// Checksums, lengths and size of a packet that left the engine.
+///
+/// # Panics
+/// If one of them isn't right.
 pub fn check_packet(packet: &[u8], mtu: usize) {
-    let sliced = etherparse::SlicedPacket::from_ip(packet).expect("a whole packet");
+    read(packet);
     assert!(
         packet.len() <= mtu,
         "{} bytes leave, the path takes {mtu}",
         packet.len()
     );
-    let etherparse::NetSlice::Ipv4(ip) = sliced.net.as_ref().unwrap() else {
-        panic!("IPv4")
-    };
-    let header = ip.header().to_header();
-    assert_eq!(
-        header.calc_header_checksum(),
-        header.header_checksum,
-        "IP checksum"
-    );
-    assert_eq!(usize::from(header.total_len), packet.len(), "IP length");
-    let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else {
-        panic!("TCP")
-    };
-    let sum = tcp
-        .to_header()
-        .calc_checksum_ipv4(&header, tcp.payload())
-        .unwrap();
-    assert_eq!(sum, tcp.checksum(), "TCP checksum");
 }
 
 /// A packet in one line, for a trace (`SIM_TRACE=1`).
-pub fn show(packet: &[u8]) -> String {
-    let sliced = etherparse::SlicedPacket::from_ip(packet).unwrap();
-    let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else {
-        return String::new();
-    };
-    let flags: String = [
-        (tcp.syn(), 'S'),
-        (tcp.fin(), 'F'),
-        (tcp.rst(), 'R'),
-        (tcp.psh(), 'P'),
-        (tcp.ack(), '.'),
-    ]
-    .iter()
-    .filter(|(on, _)| *on)
-    .map(|(_, c)| *c)
-    .collect();
-    format!(
-        "{} seq {} ack {} win {} {:?}",
-        flags,
-        tcp.sequence_number(),
-        tcp.acknowledgment_number(),
-        tcp.window_size(),
-        String::from_utf8_lossy(tcp.payload())
-    )
+fn show(packet: &[u8]) -> String {
+    let seg = read(packet);
+    let names = [(SYN, 'S'), (FIN, 'F'), (RST, 'R'), (PSH, 'P'), (ACK, '.')];
+    let set = names.iter().filter(|(bit, _)| seg.flags & bit != 0);
+    let flags: String = set.map(|(_, name)| *name).collect();
+    let text = String::from_utf8_lossy(&seg.payload);
+    let Seg {
+        seq, ack, window, ..
+    } = seg;
+    format!("{flags} seq {seq} ack {ack} win {window} {text:?}")
 }

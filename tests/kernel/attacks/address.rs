@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use super::arena::{Arena, Family, Helper, NEIGHBOUR, ONE, OUTSIDER, Result, USER, attack, falls};
-use crate::lab::topology::Topology;
+use testkit::lab::topology::Topology;
 
 /// Services that the ways to read the lines would lead to.
 const VICTIMS: [(Ipv4Addr, u16); 6] = [

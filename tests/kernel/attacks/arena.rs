@@ -14,13 +14,13 @@ use nix::sys::socket::{
 };
 use serde_json::Value;
 
-use crate::lab::alg::{Alg, Running, no_kernel_helper};
-use crate::lab::gateway::ftpalg;
-use crate::lab::net::Net;
-use crate::lab::report;
-use crate::lab::rules::{self, Flavour, Policy};
-use crate::lab::scripted::{Control, accept, listen};
-use crate::lab::topology::{Shape, Topology};
+use testkit::lab::alg::{Alg, Running, no_kernel_helper};
+use testkit::lab::gateway::ftpalg;
+use testkit::lab::net::Net;
+use testkit::lab::report;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::scripted::{Control, accept, listen};
+use testkit::lab::topology::{Shape, Topology};
 
 /// The endpoint inside.
 pub const USER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);

@@ -7,7 +7,7 @@ use super::arena::{
     ALL, Arena, Family, Gate, Helper, NEIGHBOUR, ONE, Outcome, Result, SECRET, USER, arrived,
     attack, connect_from, falls,
 };
-use crate::lab::topology::Topology;
+use testkit::lab::topology::Topology;
 
 /// Somebody's program inside is made to say this to a server outside that is in league with the
 /// attacker, and tries to connect to the service.

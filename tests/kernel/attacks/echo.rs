@@ -6,7 +6,7 @@
 use super::arena::{
     ALL, Arena, Family, Helper, OUTSIDER, Pair, Result, SECRET, USER, attack, falls,
 };
-use crate::lab::topology::Topology;
+use testkit::lab::topology::Topology;
 
 /// The line that opens the server's port 7777 to whoever believes it.
 macro_rules! forged {

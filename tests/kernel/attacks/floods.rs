@@ -4,9 +4,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::arena::{Arena, Family, Gate, Helper, OUTSIDER, Result, USER, attack, bounded, falls};
 use super::pinhole::{memory, others_work};
-use crate::lab::craft::{ACK, Craft, SYN, Shot};
-use crate::lab::scripted::Verb;
-use crate::lab::topology::Topology;
+use testkit::lab::craft::{ACK, Craft, SYN, Shot};
+use testkit::lab::scripted::Verb;
+use testkit::lab::topology::Topology;
 
 /// More than an engine's tables hold.
 const SYNS: u32 = 100_000;

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use super::arena::{
     Arena, Family, Gate, Helper, ONE, OUTSIDER, PATIENCE, Result, SECRET, USER, attack, falls,
 };
-use crate::lab::craft::{ACK, Craft, FIN, PSH, RST, SYN, Shot, URG};
-use crate::lab::scripted::Control;
-use crate::lab::topology::{Shape, Topology};
+use testkit::lab::craft::{ACK, Craft, FIN, PSH, RST, SYN, Shot, URG};
+use testkit::lab::scripted::Control;
+use testkit::lab::topology::{Shape, Topology};
 
 const LIMIT: Duration = Duration::from_secs(2);
 /// Lives until it is behind the gateway, and dies before the receiver.

@@ -10,8 +10,8 @@ use super::arena::{
     ALL, Arena, Family, Gate, Helper, ONE, OUTSIDER, Outcome, PATIENCE, Pair, Result, SECRET,
     STRANGER, USER, arrived, attack, bounded, connect_from, falls,
 };
-use crate::lab::scripted::{self, Verb};
-use crate::lab::topology::Topology;
+use testkit::lab::scripted::{self, Verb};
+use testkit::lab::topology::Topology;
 
 /// A session with a listening server, and where its client was told to connect to.
 fn offered(arena: &Arena) -> Result<(Pair, TcpListener, SocketAddrV4)> {

@@ -8,8 +8,8 @@ use super::arena::{
     ALL, Arena, Attack, Family, Helper, ONE, OUTSIDER, Pair, Result, SECRET, STRANGER, USER,
     attack, falls,
 };
-use crate::lab::craft::Craft;
-use crate::lab::topology::Topology;
+use testkit::lab::craft::Craft;
+use testkit::lab::topology::Topology;
 
 const PORT_LINE: &str = "PORT 10,0,0,2,30,97\r\n";
 

@@ -132,7 +132,7 @@ fn of_several_at_once_one_starts() {
             }
             let all: Vec<_> = (0..5)
                 .map(|n| {
-                    let mut command = Command::new(FTPALG);
+                    let mut command = Command::new(paths::ftpalg());
                     command.args(["run", "--inside", "in0"]);
                     command.args(["--queue-num", &(3000 + n).to_string()]);
                     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -204,7 +204,13 @@ fn what_changes_rules_by_hand_keeps_daemons_out() {
 fn root_by_name_only_is_told_so() {
     in_namespace(|| {
         let output = Command::new("unshare")
-            .args(["--user", "--map-root-user", FTPALG, "run", "--local"])
+            .args([
+                "--user",
+                "--map-root-user",
+                paths::ftpalg(),
+                "run",
+                "--local",
+            ])
             .output()
             .unwrap();
         refused(&output, 2, "CAP_NET_ADMIN");

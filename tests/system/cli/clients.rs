@@ -9,7 +9,7 @@ use super::*;
 fn all_at_once(count: usize) -> Vec<Option<i32>> {
     let all: Vec<_> = (0..count)
         .map(|_| {
-            let mut command = Command::new(FTPALG);
+            let mut command = Command::new(paths::ftpalg());
             command.args(["status", "--json"]);
             command.stdout(Stdio::null()).spawn().unwrap()
         })

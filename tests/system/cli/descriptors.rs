@@ -9,7 +9,7 @@ const NEEDED: u32 = 121;
 fn limited(limit: u32) -> Command {
     let mut command = Command::new("prlimit");
     command.arg(format!("--nofile={limit}:{limit}"));
-    command.args([FTPALG, "run", "--inside", "in0"]);
+    command.args([paths::ftpalg(), "run", "--inside", "in0"]);
     command
 }
 
@@ -35,7 +35,7 @@ fn too_few_descriptors_are_told_and_nothing_is_installed() {
         // A soft limit is raised.
         let mut command = Command::new("prlimit");
         command.arg(format!("--nofile=16:{NEEDED}"));
-        let mut daemon = Daemon::spawn(command.args([FTPALG, "run", "--local"]));
+        let mut daemon = Daemon::spawn(command.args([paths::ftpalg(), "run", "--local"]));
         daemon.signal(Signal::SIGTERM);
         assert_eq!(daemon.ended(), Some(0));
         assert_eq!(ruleset(), before);
@@ -50,7 +50,7 @@ fn running_out_of_descriptors_passes() {
         shell("iptables -A FORWARD -j ACCEPT");
         let before = ruleset();
         for backend in ["nft", "iptables"] {
-            let mut command = Command::new(FTPALG);
+            let mut command = Command::new(paths::ftpalg());
             command.args(["run", "--inside", "in0", "--backend", backend]);
             let mut daemon = Daemon::spawn(command.stderr(Stdio::piped()));
             let log = daemon.child.stderr.take().unwrap();
@@ -65,7 +65,7 @@ fn running_out_of_descriptors_passes() {
                 shell(&format!("prlimit --pid {pid} --nofile={limit}:"));
             };
             limit(20);
-            let mut asks = Command::new(FTPALG);
+            let mut asks = Command::new(paths::ftpalg());
             let mut asks = asks.arg("status").stdout(Stdio::null()).spawn().unwrap();
             // Somebody else's change makes it look, which it can't just now.
             shell("iptables -t raw -F");
@@ -111,7 +111,9 @@ fn too_few_processes_leave_nothing_behind() {
         // A user of its own, so that its processes aren't counted with others', may read it here.
         let user = 100_000 + std::process::id();
         let program = std::env::temp_dir().join(format!("ftpalg-{user}"));
-        fs::copy(FTPALG, &program).unwrap();
+        // Not by this process: what another test starts meanwhile would hold the copy open for writing
+        // for a moment, and until then it can't be executed.
+        shell(&format!("cp {} {}", paths::ftpalg(), program.display()));
         let mut started = 0;
         for (limit, backend) in (1..=16).flat_map(|n| [(n, "nft"), (n, "iptables")]) {
             let mut command = Command::new("prlimit");

@@ -56,7 +56,7 @@ fn rules_by_hand_are_all_there_or_none() {
         let held = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
             .map_err(|(_, e)| e)
             .unwrap();
-        let mut command = Command::new(FTPALG);
+        let mut command = Command::new(paths::ftpalg());
         command.args(["rules", "install", "--inside", "in0"]);
         command.env("XTABLES_LOCKFILE", &path).stdout(Stdio::null());
         let mut child = command.spawn().unwrap();

@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
-use crate::lab::gateway::{FTPALG, LIMIT, download, ftpalg};
-use crate::lab::net::Net;
-use crate::lab::process::Process;
-use crate::lab::rules::Flavour;
-use crate::lab::server::{Config, Kind, Server};
-use crate::lab::topology::{End, Host, Link, Shape, Topology};
+use testkit::lab::gateway::{LIMIT, download, ftpalg};
+use testkit::lab::net::Net;
+use testkit::lab::process::Process;
+use testkit::lab::rules::Flavour;
+use testkit::lab::server::{Config, Kind, Server};
+use testkit::lab::topology::{End, Host, Link, Shape, Topology};
+use testkit::paths;
 
 /// How somebody's gateway looks.
 struct Place {
@@ -194,7 +195,7 @@ fn works(example: &ftpalg::firewall::Example, place: &Place, flavour: Flavour) {
             .must();
     }
 
-    let mut command = net.command("r", FTPALG);
+    let mut command = net.command("r", paths::ftpalg());
     command.args(["run", "--rules", "external"]).args(&flags);
     if example.is_local() {
         command.arg("--local");
