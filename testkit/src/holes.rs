@@ -6,6 +6,35 @@ use std::time::Duration;
 
 use ftpalg::pinholes::Pinhole;
 
+use crate::lab::net::Net;
+use crate::lab::stations::{host, link, router};
+use crate::lab::topology::Topology;
+
+/// Client `c` (203.0.113.10, 203.0.113.11) — gateway `g`, with `out` and `in` — server `s` (10.0.0.2);
+/// IPv6 alike.
+pub fn network() -> Net {
+    let hosts = vec![
+        host(
+            "c",
+            &["default via 203.0.113.1", "default via 2001:db8:1::1"],
+        ),
+        router("g", &[]),
+        host("s", &["default via 10.0.0.1", "default via fd00::1"]),
+    ];
+    let client = ["203.0.113.10/24", "203.0.113.11/24", "2001:db8:1::10/64"];
+    let links = vec![
+        link(
+            ("c", "e0", &client),
+            ("g", "out", &["203.0.113.1/24", "2001:db8:1::1/64"]),
+        ),
+        link(
+            ("s", "e0", &["10.0.0.2/24", "fd00::2/64"]),
+            ("g", "in", &["10.0.0.1/24", "fd00::1/64"]),
+        ),
+    ];
+    Net::new(&Topology::bare(hosts, links))
+}
+
 /// The peer, what it dials, where that lands, and from which source: for each IP version.
 pub const CASES: [(&str, &str, &str, &str); 2] = [
     (
@@ -22,6 +51,7 @@ pub const CASES: [(&str, &str, &str, &str); 2] = [
     ),
 ];
 
+/// A pinhole for that peer, without a mark.
 pub fn hole(from: &str, to: &str, land: &str, as_source: Option<&str>) -> Pinhole {
     Pinhole {
         from: from.parse().unwrap(),

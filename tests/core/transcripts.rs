@@ -1,4 +1,4 @@
-//! Dialogues, as servers and clients lead them, and as attackers would: `tests/transcripts/*.txt`.
+//! Dialogues, as servers and clients lead them, and as attackers would: `tests/core/transcripts/*.txt`.
 //!
 //! ```text
 //! # a comment

@@ -4,8 +4,6 @@
 // Helpers of tests may panic as tests do.
 
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use ftpalg::conntrack::{Completeness, Conntrack, ConntrackEvent, Events};
@@ -13,61 +11,21 @@ use ftpalg::firewall::tables;
 use ftpalg::net::Mark;
 use ftpalg::pinholes::backend::Backend;
 use ftpalg::pinholes::backend::nft::Nft;
-use nix::sched::{CloneFlags, setns};
-use testkit::holes::{CASES, bind, hole, talk};
+use testkit::holes::{self, CASES, bind, hole, talk};
+use testkit::lab::net::Net;
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long a connection that must not come about is tried.
 const REFUSED: Duration = Duration::from_millis(700);
 
 /// Client 203.0.113.10 — gateway 203.0.113.1, 10.0.0.1 — server 10.0.0.2; IPv6 alike.
-struct Lab {
-    prefix: String,
-}
+struct Lab(Net);
 
 impl Lab {
     fn new() -> Self {
-        assert!(
-            nix::unistd::geteuid().is_root(),
-            "these tests make network namespaces: run them as root"
-        );
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let lab = Self {
-            prefix: format!("fa-{}-{n}", std::process::id()),
-        };
-        let (c, g, s) = (lab.client(), lab.gateway(), lab.server());
-        for ns in [&c, &g, &s] {
-            run(&format!("ip netns add {ns}"));
-            run(&format!("ip -n {ns} link set lo up"));
-        }
-        for (end, far, near, subnet4, subnet6) in [
-            (&c, 10, 1, "203.0.113", "2001:db8:1:"),
-            (&s, 2, 1, "10.0.0", "fd00:"),
-        ] {
-            let dev = if end == &c { "out" } else { "in" };
-            run(&format!(
-                "ip -n {end} link add e0 type veth peer name {dev} netns {g}"
-            ));
-            for (ns, dev, host) in [(end, "e0", far), (&g, dev, near)] {
-                run(&format!(
-                    "ip -n {ns} addr add {subnet4}.{host}/24 dev {dev}"
-                ));
-                run(&format!(
-                    "ip -n {ns} addr add {subnet6}:{host}/64 dev {dev} nodad"
-                ));
-                run(&format!("ip -n {ns} link set {dev} up"));
-            }
-            run(&format!("ip -n {end} route add default via {subnet4}.1"));
-            run(&format!("ip -n {end} -6 route add default via {subnet6}:1"));
-        }
-        for name in [
-            "net.ipv4.ip_forward",
-            "net.ipv6.conf.all.forwarding",
-            "net.netfilter.nf_conntrack_acct",
-            "net.netfilter.nf_conntrack_timestamp",
-        ] {
-            lab.on_gateway(&format!("sysctl -qw {name}=1"));
+        let lab = Self(holes::network());
+        for name in ["nf_conntrack_acct", "nf_conntrack_timestamp"] {
+            lab.0.sysctl("g", &format!("net.netfilter.{name}"), "1");
         }
         lab.wait_for_neighbours();
         lab
@@ -76,34 +34,27 @@ impl Lab {
     /// A SYN that waits for its neighbour's address could come through a hole that is opened
     /// after its sender gave up.
     fn wait_for_neighbours(&self) {
-        for (ns, gateway) in [
-            (self.client(), ["203.0.113.1:9", "[2001:db8:1::1]:9"]),
-            (self.server(), ["10.0.0.1:9", "[fd00::1]:9"]),
+        for (host, gateway) in [
+            ("c", ["203.0.113.1:9", "[2001:db8:1::1]:9"]),
+            ("s", ["10.0.0.1:9", "[fd00::1]:9"]),
         ] {
             for at in gateway {
-                let refused = within(&ns, || TcpStream::connect_timeout(&addr(at), MINUTE / 6));
+                let refused = self
+                    .0
+                    .within(host, || TcpStream::connect_timeout(&addr(at), MINUTE / 6));
                 let kind = refused.unwrap_err().kind();
                 assert_eq!(kind, std::io::ErrorKind::ConnectionRefused, "{at}");
             }
         }
     }
 
-    fn client(&self) -> String {
-        format!("{}-c", self.prefix)
-    }
-    fn gateway(&self) -> String {
-        format!("{}-g", self.prefix)
-    }
-    fn server(&self) -> String {
-        format!("{}-s", self.prefix)
-    }
-
     fn on_gateway(&self, command: &str) -> String {
-        run(&format!("ip netns exec {} {command}", self.gateway()))
+        let words: Vec<_> = command.split_whitespace().collect();
+        self.0.exec("g", &words).must().stdout
     }
 
     fn nft(&self) -> Nft {
-        within(&self.gateway(), || Nft::new(Mark::DEFAULT).unwrap())
+        self.0.within("g", || Nft::new(Mark::DEFAULT).unwrap())
     }
 
     fn ruleset(&self) -> String {
@@ -111,57 +62,22 @@ impl Lab {
     }
 
     fn connect(&self, to: &str) -> Option<TcpStream> {
-        connect(&self.client(), addr(to), MINUTE / 12)
+        self.connect_from("c", addr(to), MINUTE / 12)
+    }
+
+    fn connect_from(&self, host: &str, to: SocketAddr, timeout: Duration) -> Option<TcpStream> {
+        let connect = || TcpStream::connect_timeout(&to, timeout).ok();
+        self.0.within(host, connect)
+    }
+
+    fn listen(&self, host: &str, at: &str) -> TcpListener {
+        self.0.within(host, || bind(at))
     }
 
     fn no_connect(&self, to: &str) {
-        let got = connect(&self.client(), addr(to), REFUSED);
+        let got = self.connect_from("c", addr(to), REFUSED);
         assert!(got.is_none(), "{to} must not be reachable");
     }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for ns in [self.client(), self.gateway(), self.server()] {
-            let _ = Command::new("ip").args(["netns", "del", &ns]).status();
-        }
-    }
-}
-
-fn run(command: &str) -> String {
-    let mut words = command.split_whitespace();
-    let output = Command::new(words.next().unwrap())
-        .args(words)
-        .output()
-        .unwrap_or_else(|error| panic!("{command}: {error}"));
-    assert!(
-        output.status.success(),
-        "{command}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// Runs something on a thread of its own that lives in a network namespace.
-fn within<T: Send>(ns: &str, what: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| {
-        scope
-            .spawn(|| {
-                let file = std::fs::File::open(format!("/run/netns/{ns}")).unwrap();
-                setns(file, CloneFlags::CLONE_NEWNET).unwrap();
-                what()
-            })
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
-fn connect(ns: &str, to: SocketAddr, timeout: Duration) -> Option<TcpStream> {
-    within(ns, || TcpStream::connect_timeout(&to, timeout).ok())
-}
-
-fn listen(ns: &str, at: &str) -> TcpListener {
-    within(ns, || bind(at))
 }
 
 fn addr(text: &str) -> SocketAddr {
@@ -178,7 +94,7 @@ fn a_hole_lets_one_connection_through() {
     let mut nft = lab.nft();
     nft.install().unwrap();
     for (from, to, land, as_source) in CASES {
-        let listener = listen(&lab.server(), land);
+        let listener = lab.listen("s", land);
         lab.no_connect(to);
         nft.open(&hole(from, to, land, Some(as_source)), MINUTE)
             .unwrap();
@@ -192,7 +108,10 @@ fn a_hole_lets_one_connection_through() {
         );
         talk(&mut client, &mut server);
         // Before anybody closed it.
-        assert!(connect(&lab.client(), addr(to), Duration::from_millis(100)).is_none());
+        assert!(
+            lab.connect_from("c", addr(to), Duration::from_millis(100))
+                .is_none()
+        );
         nft.close(&hole(from, to, land, Some(as_source))).unwrap();
         lab.no_connect(to);
         talk(&mut client, &mut server);
@@ -206,12 +125,12 @@ fn of_connections_that_race_for_a_hole_one_gets_through() {
     nft.install().unwrap();
     let (from, to, land, as_source) = CASES[0];
     let hole = hole(from, to, land, Some(as_source));
-    let listener = listen(&lab.server(), land);
+    let listener = lab.listen("s", land);
     for _ in 0..100 {
         nft.open(&hole, MINUTE).unwrap();
         let together = std::sync::Barrier::new(8);
         let race = || {
-            within(&lab.client(), || {
+            lab.0.within("c", || {
                 together.wait();
                 TcpStream::connect_timeout(&addr(to), MINUTE / 12).is_ok()
             })
@@ -236,7 +155,7 @@ fn a_dropped_syn_does_not_use_up_the_hole() {
         "iptables-nft -A FORWARD -m statistic --mode nth --every 1000 --packet 0 -j DROP",
     );
     let (from, to, land, as_source) = CASES[0];
-    let _listener = listen(&lab.server(), land);
+    let _listener = lab.listen("s", land);
     nft.open(&hole(from, to, land, Some(as_source)), MINUTE)
         .unwrap();
     let start = Instant::now();
@@ -253,7 +172,7 @@ fn a_hole_without_source_keeps_the_peers_address() {
     let mut nft = lab.nft();
     nft.install().unwrap();
     for (from, to, land, _) in CASES {
-        let listener = listen(&lab.server(), land);
+        let listener = lab.listen("s", land);
         nft.open(&hole(from, to, land, None), MINUTE).unwrap();
         lab.connect(to).expect("the hole is open");
         assert_eq!(listener.accept().unwrap().1.ip(), ip(from));
@@ -270,11 +189,11 @@ fn a_hole_that_translates_nothing_sets_the_mark_only() {
     lab.on_gateway("nft add chain inet user pre { type filter hook prerouting priority mangle; }");
     lab.on_gateway("nft add rule inet user pre ct mark set 0x11");
     let mut entry = |from, land| {
-        let listener = listen(&lab.server(), land);
+        let listener = lab.listen("s", land);
         nft.open(&hole(from, land, land, None), MINUTE).unwrap();
         let client = lab.connect(land).expect("routed");
         listener.accept().unwrap();
-        within(&lab.gateway(), || {
+        lab.0.within("g", || {
             let mut conntrack = Conntrack::open().unwrap();
             conntrack
                 .lookup(client.local_addr().unwrap(), addr(land))
@@ -297,7 +216,7 @@ fn local_processes_are_reached_and_reach_out() {
     let mut nft = lab.nft();
     nft.install().unwrap();
     // Landing at a process on the gateway, with another source.
-    let listener = listen(&lab.gateway(), "203.0.113.1:40002");
+    let listener = lab.listen("g", "203.0.113.1:40002");
     let local = hole(
         "203.0.113.10",
         "203.0.113.1:50002",
@@ -314,7 +233,7 @@ fn local_processes_are_reached_and_reach_out() {
     lab.no_connect("203.0.113.1:50002");
 
     // A process on the gateway connects, and is led elsewhere.
-    let listener = listen(&lab.client(), "203.0.113.10:40003");
+    let listener = lab.listen("c", "203.0.113.10:40003");
     let out = hole(
         "203.0.113.1",
         "203.0.113.10:50003",
@@ -323,10 +242,12 @@ fn local_processes_are_reached_and_reach_out() {
     );
     nft.open(&out, MINUTE).unwrap();
     let to = addr("203.0.113.10:50003");
-    let _client = connect(&lab.gateway(), to, MINUTE / 12).expect("the hole is open");
+    let _client = lab
+        .connect_from("g", to, MINUTE / 12)
+        .expect("the hole is open");
     listener.accept().unwrap();
     nft.close(&out).unwrap();
-    assert!(connect(&lab.gateway(), to, REFUSED).is_none());
+    assert!(lab.connect_from("g", to, REFUSED).is_none());
 }
 
 #[test]
@@ -339,7 +260,7 @@ fn a_hole_is_replaced_closed_and_expires() {
         let mut second = first.clone();
         second.land.set_port(40009);
         second.as_source = None;
-        let listener = listen(&lab.server(), &second.land.to_string());
+        let listener = lab.listen("s", &second.land.to_string());
         nft.open(&first, MINUTE).unwrap();
         nft.open(&first, MINUTE).unwrap();
         nft.open(&second, MINUTE).unwrap();
@@ -432,7 +353,7 @@ fn a_leftover_is_replaced_and_a_living_owner_is_respected() {
     assert!(error.contains("another running ftpalg"), "{error}");
     assert!(!error.contains('\n'));
     drop(second);
-    assert!(within(&lab.gateway(), || first.verify()).unwrap());
+    assert!(lab.0.within("g", || first.verify()).unwrap());
     drop(first);
     let mut third = lab.nft();
     third.install().unwrap();
@@ -448,7 +369,7 @@ fn our_hole_comes_before_the_users_rules() {
     let mut nft = lab.nft();
     nft.install().unwrap();
     let (from, to, land, _) = CASES[0];
-    let listener = listen(&lab.server(), land);
+    let listener = lab.listen("s", land);
     nft.open(&hole(from, to, land, Some(from)), MINUTE).unwrap();
     lab.connect(to).expect("the hole is open");
     assert_eq!(listener.accept().unwrap().1.ip(), ip(from));
@@ -459,7 +380,7 @@ fn conntrack_is_asked_and_tells() {
     let lab = Lab::new();
     let mut nft = lab.nft();
     nft.install().unwrap();
-    let (mut conntrack, mut events) = within(&lab.gateway(), || {
+    let (mut conntrack, mut events) = lab.0.within("g", || {
         Conntrack::probe().unwrap();
         (
             Conntrack::open().unwrap(),
@@ -468,7 +389,7 @@ fn conntrack_is_asked_and_tells() {
     });
     for (from, to, land, as_source) in CASES {
         assert_eq!(conntrack.lookup(addr(to), addr(land)).unwrap(), None);
-        let listener = listen(&lab.server(), land);
+        let listener = lab.listen("s", land);
         nft.open(&hole(from, to, land, Some(as_source)), MINUTE)
             .unwrap();
         let mut client = lab.connect(to).expect("the hole is open");
@@ -486,7 +407,7 @@ fn conntrack_is_asked_and_tells() {
 
         // One without a hole, that nobody is told of. The element would let it in after half a second.
         nft.close(&hole(from, to, land, Some(as_source))).unwrap();
-        let other = listen(&lab.gateway(), to);
+        let other = lab.listen("g", to);
         drop(lab.connect(to).expect("a local listener"));
         drop(other);
 
@@ -525,7 +446,7 @@ fn emptied_chains_and_tables_are_listed_and_deleted() {
     let lab = Lab::new();
     lab.on_gateway("iptables-nft -P FORWARD DROP");
     lab.on_gateway("iptables-nft -A FORWARD -j ACCEPT");
-    within(&lab.gateway(), || {
+    lab.0.within("g", || {
         assert!(tables::available());
         let chain = || {
             let all = tables::chains().unwrap();
@@ -542,7 +463,7 @@ fn emptied_chains_and_tables_are_listed_and_deleted() {
         let error = tables::delete_chain(2, "filter", "FORWARD").unwrap_err();
         assert_eq!(error.raw_os_error(), Some(nix::libc::EBUSY));
         assert!(tables::delete_table(2, "filter").is_err());
-        run("iptables-nft -F FORWARD");
+        lab.on_gateway("iptables-nft -F FORWARD");
         assert_eq!(chain().rules, 0);
         for chain in tables::chains().unwrap() {
             tables::delete_chain(chain.family, &chain.table, &chain.name).unwrap();
@@ -552,7 +473,7 @@ fn emptied_chains_and_tables_are_listed_and_deleted() {
     });
 }
 
-/// Prints how long that takes: `cargo test --test nft_backend thousands -- --nocapture`.
+/// Prints how long that takes: `cargo test --test kernel nft_backend::thousands -- --nocapture`.
 #[test]
 fn thousands_of_holes_come_and_go() {
     const ROUNDS: u32 = 5_000;
@@ -593,10 +514,10 @@ fn thousands_of_holes_come_and_go() {
         }
     }
     println!("the same key: {:?}", per_round(start));
-    let listener = listen(&lab.server(), land);
+    let listener = lab.listen("s", land);
     let client = lab.connect(land).expect("routed");
     let (src, dst) = (client.local_addr().unwrap(), addr(land));
-    let mut conntrack = within(&lab.gateway(), || Conntrack::open().unwrap());
+    let mut conntrack = lab.0.within("g", || Conntrack::open().unwrap());
     let start = Instant::now();
     for _ in 0..ROUNDS {
         // The gateway has had no rule that uses conntrack but ours: they are enough.

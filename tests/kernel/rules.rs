@@ -6,7 +6,6 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ftpalg::firewall::xtables::Flavour;
@@ -16,8 +15,10 @@ use ftpalg::net::{Family, Mark, PortRange};
 use ftpalg::pinholes::backend::iptables::Iptables;
 use ftpalg::pinholes::backend::{Backend, BackendError, Closed};
 use ftpalg::pinholes::{Pinhole, RangeHole};
-use nix::sched::{CloneFlags, setns};
-use testkit::holes::{CASES, bind, hole, talk};
+use testkit::holes::{self, CASES, bind, hole, talk};
+use testkit::lab::net::{Directory, Net};
+use testkit::lab::stations::{host, link};
+use testkit::lab::topology::{Link, Topology};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long a connection that comes about may take (a SYN is sent again after a second).
@@ -25,44 +26,34 @@ const ACCEPTED: Duration = Duration::from_secs(5);
 /// How long a connection that must not come about is tried.
 const REFUSED: Duration = Duration::from_millis(600);
 
-/// A network namespace; gone when dropped.
-struct Ns(String);
+/// A host of a network, which is gone with the last one of its hosts.
+struct Ns {
+    net: Net,
+    host: &'static str,
+}
 
 impl Ns {
+    /// A host without a network.
     fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("fr-{}-{n}", std::process::id());
-        run(Command::new("ip").args(["netns", "add", &name]));
-        let ns = Self(name);
-        ns.sh("ip link set lo up");
-        ns
+        Self::with_links(Vec::new())
     }
 
     /// One with interfaces `lan` (192.168.1.1/24) and `wan` (203.0.113.1/24).
     fn gateway() -> Self {
-        let ns = Self::new();
-        for (dev, addr) in [("lan", "192.168.1.1/24"), ("wan", "203.0.113.1/24")] {
-            ns.sh(&format!(
-                "ip link add {dev} type veth peer name {dev}-far; ip addr add {addr} dev {dev}
-                 ip link set {dev} up; ip link set {dev}-far up"
-            ));
-        }
-        ns
+        Self::with_links(vec![
+            link(("g", "lan", &["192.168.1.1/24"]), ("g", "lan-far", &[])),
+            link(("g", "wan", &["203.0.113.1/24"]), ("g", "wan-far", &[])),
+        ])
+    }
+
+    fn with_links(links: Vec<Link>) -> Self {
+        let net = Net::new(&Topology::bare(vec![host("g", &[])], links));
+        Self { net, host: "g" }
     }
 
     /// Runs something on a thread of its own that lives in here.
     fn within<T: Send>(&self, what: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            scope
-                .spawn(|| {
-                    let file = File::open(format!("/run/netns/{}", self.0)).unwrap();
-                    setns(file, CloneFlags::CLONE_NEWNET).unwrap();
-                    what()
-                })
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        self.net.within(self.host, what)
     }
 
     fn sh(&self, script: &str) -> String {
@@ -105,12 +96,6 @@ fn without_counters(line: &str) -> String {
         !(number || word.starts_with('[') && word.ends_with(']'))
     });
     words.collect::<Vec<_>>().join(" ")
-}
-
-impl Drop for Ns {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
-    }
 }
 
 fn run(command: &mut Command) -> String {
@@ -443,36 +428,26 @@ fn counters_of_the_users_rules_stay() {
 }
 
 /// A directory of tools in which one restore fails for a table.
-struct Broken(PathBuf);
+struct Broken(Directory);
 
 impl Broken {
     fn new(fails_for: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!(
-            "ftpalg-broken-{}-{}",
-            std::process::id(),
-            fails_for.replace(|c: char| !c.is_alphanumeric(), "")
-        ));
+        let dir = Directory::new();
         let script = format!(
-            "mkdir -p {0}; cd {0}; \
+            "cd {0}; \
              for f in iptables ip6tables; do for s in nft legacy; do \
              ln -sf /usr/sbin/$f-$s-save .; done; ln -sf /usr/sbin/$f-legacy-restore .; \
              printf '#!/bin/sh\nt=$(cat)\ncase \"$t\" in *\"{fails_for}\"*) echo broken on purpose >&2; exit 1;; esac\n\
              echo \"$t\" | exec /usr/sbin/%s-nft-restore \"$@\"\n' $f > $f-nft-restore; chmod 755 $f-nft-restore; done",
-            dir.display()
+            dir.path().display()
         );
         run(Command::new("sh").args(["-ec", &script]));
         Self(dir)
     }
 
     fn rules(&self) -> Rules {
-        let tools = Tools::find_in(std::slice::from_ref(&self.0));
+        let tools = Tools::find_in(&[self.0.path().to_owned()]);
         Rules::new(tools)
-    }
-}
-
-impl Drop for Broken {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -582,7 +557,7 @@ fn wrong_input_installs_nothing() {
 #[test]
 fn a_host_without_ipv6_or_its_tools() {
     let dir = Broken::new("no such text");
-    run(Command::new("sh").args(["-ec", &format!("rm {}/ip6*", dir.0.display())]));
+    run(Command::new("sh").args(["-ec", &format!("rm {}/ip6*", dir.0.path().display())]));
     let ns = Ns::gateway();
     let before = ns.ruleset();
     let installed = ns.within(|| dir.rules().install(&steering())).unwrap();
@@ -684,39 +659,16 @@ struct Lab {
 
 impl Lab {
     fn new() -> Self {
-        let lab = Self {
-            client: Ns::new(),
-            gateway: Ns::new(),
-            server: Ns::new(),
+        let net = holes::network();
+        let on = |host| Ns {
+            net: net.recast(|_| ()),
+            host,
         };
-        let g = &lab.gateway.0;
-        for (ns, dev, net4, net6, hosts) in [
-            (
-                &lab.client,
-                "out",
-                "203.0.113",
-                "2001:db8:1:",
-                &["10", "11"][..],
-            ),
-            (&lab.server, "in", "10.0.0", "fd00:", &["2"]),
-        ] {
-            ns.sh(&format!(
-                "ip link add e0 type veth peer name {dev} netns {g}; ip link set e0 up"
-            ));
-            for host in hosts {
-                ns.sh(&format!("ip addr add {net4}.{host}/24 dev e0"));
-            }
-            ns.sh(&format!("ip addr add {net6}:{}/64 dev e0 nodad", hosts[0]));
-            lab.gateway.sh(&format!(
-                "ip addr add {net4}.1/24 dev {dev}; ip addr add {net6}:1/64 dev {dev} nodad; ip link set {dev} up"
-            ));
-            ns.sh(&format!(
-                "ip route add default via {net4}.1; ip -6 route add default via {net6}:1"
-            ));
+        Self {
+            client: on("c"),
+            gateway: on("g"),
+            server: on("s"),
         }
-        lab.gateway
-            .sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
-        lab
     }
 
     fn connect(&self, to: &str, timeout: Duration) -> Option<TcpStream> {

@@ -13,27 +13,23 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use testkit::lab::activity::{activity, settled};
+use testkit::lab::net::{Directory, Net};
+use testkit::lab::stations::{host, link};
+use testkit::lab::topology::Topology;
 use testkit::paths;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs `f` in a thread with a new network namespace, which its children are in, too. It has the
 /// interface `in0`.
-fn in_namespace(f: impl FnOnce() + Send + 'static) {
-    let result = thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).expect("these tests need root");
-        shell("ip link set lo up && ip link add in0 type veth peer name in1 && ip link set in0 up");
-        f();
-    })
-    .join();
-    if let Err(panic) = result {
-        std::panic::resume_unwind(panic);
-    }
+fn in_namespace(f: impl FnOnce() + Send) {
+    let links = vec![link(("h", "in0", &[]), ("h", "in1", &[]))];
+    let net = Net::new(&Topology::bare(vec![host("h", &[])], links));
+    net.within("h", f);
 }
 
 fn shell(script: &str) -> String {
@@ -228,13 +224,13 @@ fn mistakes_are_one_line_and_install_nothing() {
 
 #[test]
 fn a_file_is_checked_and_its_mistake_located() {
-    let path = std::env::temp_dir().join(format!("ftpalg-check-{}.toml", std::process::id()));
+    let directory = Directory::new();
+    let path = directory.file("check.toml");
     let name = path.to_str().unwrap();
     fs::write(&path, "inside = [\"in0\"]\nport = [21, 2121]\n").unwrap();
     assert_eq!(ftpalg(&["check", name]).status.code(), Some(0));
     fs::write(&path, "local = true\n\nports = 21\n").unwrap();
     let output = ftpalg(&["check", name]);
-    fs::remove_file(&path).unwrap();
     refused(&output, 2, &format!("{name}:3: unknown field `ports`"));
 }
 
@@ -264,11 +260,11 @@ fn a_configuration_may_come_through_a_pipe() {
 /// A FIFO that nobody writes to.
 #[test]
 fn a_configuration_that_never_comes_is_given_up() {
-    let path = std::env::temp_dir().join(format!("ftpalg-fifo-{}", std::process::id()));
+    let directory = Directory::new();
+    let path = directory.file("fifo");
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
     let started = Instant::now();
     let output = ftpalg(&["check", path.to_str().unwrap()]);
-    fs::remove_file(&path).unwrap();
     refused(&output, 2, "doesn't end");
     assert!(started.elapsed() < PATIENCE);
 }

@@ -1,7 +1,7 @@
 //! Real programs, as many as can be had: each server with each client in each of its modes.
 //!
 //! A pair counts if it works where nothing translates and nothing is filtered; what doesn't is listed
-//! in `tests/programs/without-nat.txt`, with why. What counts must work through `ftpalg`: with the
+//! in `tests/system/programs/without-nat.txt`, with why. What counts must work through `ftpalg`: with the
 //! server inside and published, and with the client inside and masqueraded, each behind a FORWARD
 //! chain that drops.
 //!

@@ -33,7 +33,7 @@ test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; fini
 
 /// Its own output has a list like the one that counts.
 const BAD: &str = "
-     Running tests/urgent.rs (target/debug/deps/urgent-0123456789abcdef)
+     Running tests/system/urgent.rs (target/debug/deps/urgent-0123456789abcdef)
 
 running 3 tests
 test vsftpd ... ok
@@ -60,7 +60,7 @@ error: test failed, to rerun pass `--test urgent`
 ";
 
 const NONE: &str = "
-     Running tests/weather.rs (target/debug/deps/weather-0123456789abcdef)
+     Running tests/kernel/weather.rs (target/debug/deps/weather-0123456789abcdef)
 
 running 0 tests
 
@@ -69,7 +69,7 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 7 filtered out; fini
 
 /// It aborted, or was killed at the limit.
 const CUT: &str = "
-     Running tests/weather.rs (target/debug/deps/weather-0123456789abcdef)
+     Running tests/kernel/weather.rs (target/debug/deps/weather-0123456789abcdef)
 
 running 2 tests
 test rain ... ok

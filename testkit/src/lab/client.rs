@@ -449,7 +449,7 @@ ftp.quit()
         self.compare(&finished.stdout, &finished.log, true)
     }
 
-    /// Not every program shows what it says: `tests/programs.rs` looks for that on the wire.
+    /// Not every program shows what it says: `tests/system/programs.rs` looks for that on the wire.
     fn scripted(&self, program: &Program, mode: &programs::Mode) -> Result<Done, String> {
         let Login { user, password } = self.login;
         let dial = self.job.dial;

@@ -61,11 +61,8 @@ impl Net {
         for tool in ["ip", "nsenter", "iptables-nft", "iptables-legacy", "nft"] {
             require(tool);
         }
-        static COUNTER: AtomicU32 = AtomicU32::new(0);
-        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let prefix = format!("fa{}x{number}", std::process::id());
-        let directory = std::env::temp_dir().join(&prefix);
-        std::fs::create_dir_all(&directory).expect("a directory for the lab");
+        let prefix = prefix();
+        let directory = make_directory(&prefix);
         let names: Vec<_> = topology
             .hosts
             .iter()
@@ -242,6 +239,50 @@ impl Net {
         Process::spawn_with_input(command, commands)
             .finish(SETUP)
             .must();
+    }
+}
+
+/// What the names of one network, and of its directory, begin with. `remove_leftovers` in
+/// `scripts/lib.sh` goes by it: it finds what a process left that is gone.
+fn prefix() -> String {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+    format!("fa{}x{number}", std::process::id())
+}
+
+fn make_directory(prefix: &str) -> PathBuf {
+    let directory = std::env::temp_dir().join(prefix);
+    std::fs::create_dir_all(&directory).expect("a directory for the lab");
+    directory
+}
+
+/// A directory for a test that has no network, or wants another one. It is gone when this is dropped.
+pub struct Directory(PathBuf);
+
+impl Directory {
+    /// An empty one.
+    ///
+    /// # Panics
+    /// If none can be made.
+    #[expect(clippy::new_without_default, reason = "no two are the same")]
+    pub fn new() -> Self {
+        Self(make_directory(&prefix()))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The path of a file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
     }
 }
 

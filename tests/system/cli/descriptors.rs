@@ -110,7 +110,8 @@ fn too_few_processes_leave_nothing_behind() {
         let before = ruleset();
         // A user of its own, so that its processes aren't counted with others', may read it here.
         let user = 100_000 + std::process::id();
-        let program = std::env::temp_dir().join(format!("ftpalg-{user}"));
+        let directory = Directory::new();
+        let program = directory.file("ftpalg");
         // Not by this process: what another test starts meanwhile would hold the copy open for writing
         // for a moment, and until then it can't be executed.
         shell(&format!("cp {} {}", paths::ftpalg(), program.display()));
@@ -150,7 +151,6 @@ fn too_few_processes_leave_nothing_behind() {
             }
             assert_eq!(ruleset(), before, "{limit} {backend}");
         }
-        fs::remove_file(&program).unwrap();
         assert!(started > 0, "sixteen are enough");
     });
 }

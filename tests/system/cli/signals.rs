@@ -51,7 +51,8 @@ fn rules_by_hand_are_all_there_or_none() {
         );
         shell("iptables-legacy -A FORWARD -j ACCEPT");
         let before = ruleset();
-        let path = std::env::temp_dir().join(format!("ftpalg-lock-{}", std::process::id()));
+        let directory = Directory::new();
+        let path = directory.file("lock");
         let file = fs::File::create(&path).unwrap();
         let held = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusive)
             .map_err(|(_, e)| e)
@@ -78,7 +79,6 @@ fn rules_by_hand_are_all_there_or_none() {
         kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).unwrap();
         drop(held);
         assert_eq!(child.wait().unwrap().code(), Some(0));
-        fs::remove_file(&path).unwrap();
         let installed = ruleset();
         assert_ne!(installed, before);
         assert_eq!(
