@@ -5,11 +5,17 @@ use std::net::Ipv4Addr;
 /// The address of the end outside.
 pub const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 7);
 
+/// The flags of RFC 9293 §3.1.
 pub const FIN: u8 = 1;
+/// Synchronize sequence numbers.
 pub const SYN: u8 = 2;
+/// Reset.
 pub const RST: u8 = 4;
+/// Push.
 pub const PSH: u8 = 8;
+/// The acknowledgement counts.
 pub const ACK: u8 = 16;
+/// The urgent pointer counts.
 pub const URG: u8 = 32;
 
 /// A login: whether the server says it, and what.
@@ -24,12 +30,19 @@ pub const LOGIN: [(bool, &str); 5] = [
 /// What a TCP segment says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seg {
+    /// Sequence number.
     pub seq: u32,
+    /// Acknowledgement number.
     pub ack: u32,
+    /// Its flags.
     pub flags: u8,
+    /// The window, unscaled.
     pub window: u16,
+    /// The urgent pointer.
     pub urgent: u16,
+    /// The options, as bytes.
     pub options: Vec<u8>,
+    /// The data.
     pub payload: Vec<u8>,
 }
 

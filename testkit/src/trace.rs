@@ -10,20 +10,29 @@ use ftpalg::engine::{Config, Engine, Side, Verdict};
 use crate::gateway::{FakeGateway, entry};
 use crate::packet::{ACK, LOGIN, OUTSIDE, SYN, Seg, build, data, read, syn};
 
+/// The server's own address.
 pub const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+/// The address that clients dial.
 pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 199);
+/// The client's port.
 pub const CLIENT_PORT: u16 = 40_000;
 /// The address as written, and as read.
 pub const OLD: &str = "10,0,0,2,195,80";
+/// The same, as the client is to read it.
 pub const NEW: &str = "203,0,113,199,195,80";
+/// How many bytes longer that is.
 pub const GROWTH: u32 = 5;
+/// A line of a dialogue.
 pub const PASV: (bool, &str) = (false, "PASV\r\n");
 
 pub use Who::{Client, Server};
 
+/// An end of the control connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
+    /// The one that dialled.
     Client,
+    /// The one that was dialled.
     Server,
 }
 
@@ -34,10 +43,15 @@ pub enum Out {
     Same,
     /// This left in its place.
     Became(Seg),
+    /// It was dropped.
     Dropped,
 }
 
 impl Out {
+    /// What left in its place.
+    ///
+    /// # Panics
+    /// If it left as it came, or not at all.
     #[track_caller]
     pub fn seg(self) -> Seg {
         match self {
@@ -49,13 +63,18 @@ impl Out {
 
 /// A conversation. Sequence numbers in segments are offsets from the byte behind the SYN.
 pub struct Trace {
+    /// The engine.
     pub engine: Engine,
+    /// Its gateway.
     pub world: FakeGateway,
+    /// Initial sequence numbers of client and server.
     pub isn: [u32; 2],
+    /// The time.
     pub now: Duration,
 }
 
 impl Trace {
+    /// Connected, nobody has said anything.
     pub fn new() -> Self {
         Self::with(Config::default(), [1000, 5000], &[])
     }
@@ -118,6 +137,7 @@ impl Trace {
         (trace, client, server)
     }
 
+    /// Logs in and sends `PASV`; returns where client and server are.
     pub fn ask(&mut self) -> (u32, u32) {
         let [client, server] = self.login();
         assert_eq!(
@@ -175,6 +195,7 @@ impl Trace {
         assert_eq!(self.world.opened.len(), 1);
     }
 
+    /// A segment with the numbers that are on the wire.
     pub fn wire(&self, who: Who, mut seg: Seg) -> Seg {
         let base = |isn: u32| isn.wrapping_add(1);
         seg.seq = seg.seq.wrapping_add(base(self.isn[who as usize]));
@@ -184,6 +205,7 @@ impl Trace {
         seg
     }
 
+    /// What becomes of a segment.
     pub fn send(&mut self, who: Who, seg: Seg) -> Out {
         let packet = pack(who, &self.wire(who, seg));
         match self.raw(who, &packet) {
@@ -203,6 +225,7 @@ impl Trace {
         }
     }
 
+    /// What the engine says of a packet.
     pub fn raw(&mut self, who: Who, packet: &[u8]) -> Verdict<'_> {
         let side = match who {
             Server => Side::Egress,
@@ -212,6 +235,7 @@ impl Trace {
     }
 }
 
+/// A segment, its numbers those on the wire, as a packet.
 pub fn pack(who: Who, seg: &Seg) -> Vec<u8> {
     let (client, server) = ((OUTSIDE, CLIENT_PORT), (INSIDE, 21));
     match who {
@@ -220,6 +244,7 @@ pub fn pack(who: Who, seg: &Seg) -> Vec<u8> {
     }
 }
 
+/// A bare acknowledgement.
 pub fn ack(seq: u32, ack: u32) -> Seg {
     Seg {
         flags: ACK,
@@ -227,6 +252,7 @@ pub fn ack(seq: u32, ack: u32) -> Seg {
     }
 }
 
+/// The same with further flags.
 pub fn flagged(flags: u8, seg: Seg) -> Seg {
     Seg {
         flags: seg.flags | flags,
@@ -234,10 +260,12 @@ pub fn flagged(flags: u8, seg: Seg) -> Seg {
     }
 }
 
+/// A `227`, as the server writes it.
 pub fn reply() -> String {
     format!("227 x ({OLD}).\r\n")
 }
 
+/// A `227`, as the client is to read it.
 pub fn told() -> String {
     format!("227 x ({NEW}).\r\n")
 }

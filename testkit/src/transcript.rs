@@ -22,6 +22,7 @@ pub const MOST: usize = 4096;
 
 /// A session machine, its streams and its decisions.
 pub struct Machine {
+    /// The session machine.
     pub session: Session,
     policy: Arc<Policy>,
     pending: [Vec<u8>; 2],
@@ -38,6 +39,7 @@ fn index(peer: Peer) -> usize {
 }
 
 impl Machine {
+    /// A session of which nothing was said.
     pub fn new(policy: Policy) -> Self {
         let policy = Arc::new(policy);
         Self {

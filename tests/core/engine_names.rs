@@ -10,18 +10,13 @@ use std::time::Duration;
 use ftpalg::engine::{Config, Engine, Entry, Side, Tuple, Verdict};
 use testkit::gateway::{FakeGateway, entry};
 use testkit::packet::{ACK, LOGIN, SYN, Seg, build, data, read, syn};
+use testkit::trace::Who;
 
 const CLIENT: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 0, 0, 2), 40_000);
 const PUBLIC: (Ipv4Addr, u16) = (Ipv4Addr::new(203, 0, 113, 199), 21);
 const SERVER: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 0, 1, 2), 21);
 const GATEWAY: (Ipv4Addr, u16) = (Ipv4Addr::new(10, 0, 1, 1), 40_001);
 const STARTS: [u32; 2] = [1000, 5000];
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Who {
-    Client,
-    Server,
-}
 
 struct Lab {
     engine: Engine,

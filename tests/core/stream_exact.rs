@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use testkit::gateway::public_port;
 use testkit::packet::OUTSIDE;
 use testkit::random::Rng;
-use testkit::tcp::simulator::{self, Piece, Setup, Turn, Weather, Who};
+use testkit::tcp::simulator::{self, Piece, Setup, Turn, Weather};
+use testkit::trace::Who;
 
 /// How an application cuts what it writes.
 #[derive(Clone, Copy, Debug)]

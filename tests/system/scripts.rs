@@ -33,34 +33,34 @@ test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; fini
 
 /// Its own output has a list like the one that counts.
 const BAD: &str = "
-     Running tests/system/urgent.rs (target/debug/deps/urgent-0123456789abcdef)
+     Running tests/system/main.rs (target/debug/deps/system-0123456789abcdef)
 
 running 3 tests
-test vsftpd ... ok
-test proftpd ... FAILED
-test pyftpdlib ... FAILED
+test urgent::vsftpd ... ok
+test urgent::proftpd ... FAILED
+test urgent::pyftpdlib ... FAILED
 
 failures:
 
----- proftpd stdout ----
+---- urgent::proftpd stdout ----
 failures:
     not_this_one
 test elsewhere ... FAILED
 
----- pyftpdlib stdout ----
+---- urgent::pyftpdlib stdout ----
 it said nothing
 
 failures:
-    proftpd
-    pyftpdlib
+    urgent::proftpd
+    urgent::pyftpdlib
 
 test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s
 
-error: test failed, to rerun pass `--test urgent`
+error: test failed, to rerun pass `--test system`
 ";
 
 const NONE: &str = "
-     Running tests/kernel/weather.rs (target/debug/deps/weather-0123456789abcdef)
+     Running tests/kernel/main.rs (target/debug/deps/kernel-0123456789abcdef)
 
 running 0 tests
 
@@ -69,26 +69,26 @@ test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 7 filtered out; fini
 
 /// It aborted, or was killed at the limit.
 const CUT: &str = "
-     Running tests/kernel/weather.rs (target/debug/deps/weather-0123456789abcdef)
+     Running tests/kernel/main.rs (target/debug/deps/kernel-0123456789abcdef)
 
 running 2 tests
-test rain ... ok
+test weather::rain ... ok
 ";
 
 #[test]
 fn all_is_counted_and_failures_are_named() {
     assert_eq!(summary(&[GOOD, NONE, GOOD].concat()), "4 passed, 0 failed");
     let after = [GOOD, BAD, NONE, GOOD].concat();
-    let failed = "5 passed, 2 failed: urgent::proftpd, urgent::pyftpdlib";
+    let failed = "5 passed, 2 failed: system::urgent::proftpd, system::urgent::pyftpdlib";
     assert_eq!(summary(&after), failed);
 }
 
 #[test]
 fn a_program_without_a_result_has_failed() {
-    let cut = "2 passed, 0 failed: weather (no result)";
+    let cut = "2 passed, 0 failed: kernel (no result)";
     assert_eq!(summary(&[GOOD, CUT].concat()), cut);
     assert_eq!(summary(&[CUT, GOOD].concat()), cut);
-    assert_eq!(summary(CUT), "0 passed, 0 failed: weather (no result)");
+    assert_eq!(summary(CUT), "0 passed, 0 failed: kernel (no result)");
 }
 
 #[test]

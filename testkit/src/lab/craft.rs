@@ -15,22 +15,18 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 
 use super::net::Net;
+pub use crate::packet::{ACK, FIN, PSH, RST, SYN, URG};
 
 /// What its own packets are marked with: the host's firewall drops resets without it.
 const MARK: u32 = 0x5c;
-
-pub const FIN: u8 = 1;
-pub const SYN: u8 = 2;
-pub const RST: u8 = 4;
-pub const PSH: u8 = 8;
-pub const ACK: u8 = 16;
-pub const URG: u8 = 32;
 
 /// One end of a connection.
 pub struct Craft {
     out: OwnedFd,
     taken: OwnedFd,
+    /// Its own address, as packets say it.
     pub local: SocketAddrV4,
+    /// The peer's.
     pub remote: SocketAddrV4,
     /// The sequence number of what it says next.
     pub next: u32,
@@ -51,12 +47,17 @@ pub struct Craft {
 /// A segment to be.
 #[derive(Clone, Copy)]
 pub struct Shot<'a> {
+    /// Sequence number.
     pub seq: u32,
+    /// Its flags.
     pub flags: u8,
+    /// The data.
     pub payload: &'a [u8],
     /// How many routers it lives through, and one more.
     pub ttl: u8,
+    /// Whether its checksum is right.
     pub good_checksum: bool,
+    /// The urgent pointer.
     pub urgent: u16,
 }
 
@@ -325,11 +326,17 @@ fn checksum(from: Ipv4Addr, to: Ipv4Addr, tcp: &[u8]) -> u16 {
 
 /// A packet that came.
 pub struct Packet {
+    /// Its source.
     pub from: SocketAddrV4,
+    /// The port that it came to.
     pub to: u16,
+    /// Sequence number.
     pub seq: u32,
+    /// Acknowledgement number.
     pub ack: u32,
+    /// Its flags.
     pub flags: u8,
+    /// The data.
     pub payload: Vec<u8>,
 }
 

@@ -33,6 +33,7 @@ pub fn gateway(policy: Policy, flavour: Flavour) -> Net {
     net
 }
 
+/// Starts `ftpalg` with this backend; returns when it is in place.
 pub fn start<'a>(net: &'a Net, backend: &str, flavour: Flavour) -> Running<'a> {
     Alg::Ftpalg(vec!["--backend".into(), backend.into()]).start(net, flavour)
 }
@@ -44,6 +45,10 @@ pub fn ftpalg(net: &Net, words: &[&str]) -> Finished {
     run(command, LIMIT)
 }
 
+/// Asserts that a command ended with this code and one line that contains `part`.
+///
+/// # Panics
+/// If it didn't.
 #[track_caller]
 pub fn refused(finished: &Finished, code: i32, part: &str) {
     let status = finished.status.and_then(|status| status.code());
@@ -53,6 +58,7 @@ pub fn refused(finished: &Finished, code: i32, part: &str) {
     );
 }
 
+/// What `ftpalg status --json` says.
 pub fn status(net: &Net) -> Value {
     let finished = ftpalg(net, &["status", "--json"]).must();
     serde_json::from_str(&finished.stdout).unwrap()
@@ -89,12 +95,14 @@ pub fn address(reply: &str) -> SocketAddr {
 pub struct Control(pub BufReader<TcpStream>);
 
 impl Control {
+    /// A connection that sends at once.
     pub fn new(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         stream.set_nodelay(true).unwrap();
         Self(BufReader::new(stream))
     }
 
+    /// Dials the published server.
     pub fn dial(net: &Net) -> Self {
         let dial = net.topology().dial;
         Self::new(net.within(net.topology().client, || {
@@ -102,6 +110,7 @@ impl Control {
         }))
     }
 
+    /// Writes this in one piece.
     pub fn send(&mut self, line: &str) {
         self.0.get_mut().write_all(line.as_bytes()).unwrap();
     }
@@ -112,6 +121,7 @@ impl Control {
         self.0.get_ref().peek(&mut bytes).unwrap()
     }
 
+    /// The next line; empty at the end.
     pub fn read(&mut self) -> String {
         let mut line = String::new();
         self.0.read_line(&mut line).unwrap();
@@ -129,6 +139,10 @@ impl Control {
         }
     }
 
+    /// Sends a line; returns the last line of the reply.
+    ///
+    /// # Panics
+    /// If the reply doesn't begin with this code.
     #[track_caller]
     pub fn ask(&mut self, line: &str, code: &str) -> String {
         self.send(line);
@@ -137,6 +151,7 @@ impl Control {
         reply
     }
 
+    /// A login, and binary transfers.
     pub fn log_in(&mut self, server: &Server) {
         assert!(self.reply().starts_with("220"));
         let login = server.login();

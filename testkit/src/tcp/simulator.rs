@@ -24,6 +24,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Address};
 use crate::gateway::{FakeGateway, entry};
 use crate::packet::{ACK, FIN, OUTSIDE, PSH, RST, SYN, Seg, read};
 use crate::random::Rng;
+use crate::trace::Who;
 
 /// What a link does to packets.
 #[derive(Clone, Copy, Debug, Default)]
@@ -218,6 +219,7 @@ struct Host {
 /// Bytes that an application writes at once.
 #[derive(Clone, Debug)]
 pub struct Piece {
+    /// What it writes.
     pub bytes: Vec<u8>,
     /// µs to wait after it was written.
     pub pause: u64,
@@ -313,33 +315,35 @@ impl Host {
     }
 }
 
-/// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
-    Client,
-    Server,
-}
-
 /// One contribution to the dialogue; it starts when everything before it has been read.
 #[derive(Clone, Debug)]
 pub struct Turn {
+    /// The speaker.
     pub who: Who,
+    /// What it writes, one after the other.
     pub pieces: Vec<Piece>,
 }
 
 /// A whole experiment.
 #[derive(Clone, Debug)]
 pub struct Setup {
+    /// What all chance in it comes from.
     pub seed: u64,
     /// Whether the server is on the private side (DNAT), or the client (MASQUERADE).
     pub server_inside: bool,
+    /// The address of the end inside.
     pub private: Ipv4Addr,
+    /// The address by which the outside knows it.
     pub public: Ipv4Addr,
+    /// The largest packet on all links.
     pub mtu: usize,
+    /// Whether senders wait for acknowledgements before they send small segments.
     pub nagle: bool,
     /// inside→ALG, ALG→outside, outside→ALG, ALG→inside.
     pub weather: [Weather; 4],
+    /// The dialogue.
     pub turns: Vec<Turn>,
+    /// Whether public ports are the private ones.
     pub same_port: bool,
     /// Whether acknowledgements wait 10 ms for company.
     pub delayed_ack: bool,
@@ -355,9 +359,13 @@ pub struct Setup {
 /// What came out of it.
 #[derive(Debug)]
 pub struct Outcome {
+    /// What the client read.
     pub client_read: Vec<u8>,
+    /// What the server read.
     pub server_read: Vec<u8>,
+    /// Whether everything was read.
     pub finished: bool,
+    /// Whether both ends have closed, or one gave up.
     pub closed: bool,
     /// The state of an endpoint that stopped to send its FIN, though it isn't acknowledged.
     pub gave_up: Option<tcp::State>,
@@ -365,8 +373,11 @@ pub struct Outcome {
     pub states: String,
     /// µs of virtual time until the last turn was read.
     pub took: u64,
+    /// What the engine told.
     pub events: Vec<Event>,
+    /// The pinholes.
     pub opened: Vec<Request>,
+    /// The engine's counters.
     pub stats: ftpalg::engine::Stats,
     /// Packets that the engine changed.
     pub changed: usize,
