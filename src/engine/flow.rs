@@ -164,8 +164,8 @@ pub(super) struct Flow {
     refused: u32,
     /// Where the client may reach a range of the server's ports.
     pub(super) range: Range,
-    /// It was joined in its middle, and no packet of this side's has come since.
-    unheard: Option<Side>,
+    /// It was joined in its middle: see [`UNSETTLED`].
+    joined: u8,
     pub(super) session: Session,
 }
 
@@ -175,6 +175,9 @@ pub(super) const FINS: u8 = 3;
 const ANSWERED: u8 = 4;
 /// See [`Known::admitted`].
 const NOT_ADMITTED: u8 = 64;
+/// In `joined`, a bit per side: bytes of this direction may be under way that went on before this
+/// connection was joined. And the same, four times as high: data has come since.
+const UNSETTLED: u8 = 3;
 /// Its mark says that it may be joined in its middle.
 const RESUMABLE: u8 = 128;
 /// Both ends sign their segments (TCP-MD5, TCP-AO): a segment goes on as it came, or not at all.
@@ -241,7 +244,7 @@ impl Flow {
             announced: 0,
             refused: 0,
             range: Range::None,
-            unheard: None,
+            joined: 0,
             session,
         }
     }
@@ -289,7 +292,7 @@ impl Flow {
             announced: 0,
             refused: 0,
             range: Range::None,
-            unheard: Some(side.opposite()),
+            joined: UNSETTLED,
             session,
         }
     }

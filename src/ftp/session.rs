@@ -227,6 +227,19 @@ impl Session {
         }
     }
 
+    /// Bytes of a stream went round: the next ones may be the rest of a line.
+    pub fn loses_line(&mut self, from: Peer) {
+        let ([client, server], line) = match from {
+            Peer::Client => (&mut self.unsure, &mut self.client),
+            Peer::Server => (&mut self.unsure, &mut self.server),
+        };
+        line.end();
+        match from {
+            Peer::Client => *client = true,
+            Peer::Server => *server = true,
+        }
+    }
+
     /// Whether the dialogue is followed: it is FTP as far as one can tell, and in clear text.
     #[must_use]
     pub fn is_followed(&self) -> bool {

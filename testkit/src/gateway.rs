@@ -74,6 +74,9 @@ pub fn public_port(private: u16) -> u16 {
     1024 + (u32::from(private) * 7919 % 60_000) as u16
 }
 
+/// The bit of a control connection's mark that says that it may be joined in its middle.
+pub const RESUME_MARK: u32 = 0x2000_0000;
+
 /// A gateway for the engine, without a kernel.
 pub struct FakeGateway {
     /// What it knows of control connections.
@@ -152,6 +155,19 @@ impl FakeGateway {
 impl Gateway for FakeGateway {
     fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
         Ok(self.conntrack.entry(src, dst))
+    }
+    fn set_resumable(
+        &mut self,
+        _src: SocketAddr,
+        _dst: SocketAddr,
+        resumable: bool,
+    ) -> Result<(), Error> {
+        let mark = &mut self.entry().mark;
+        *mark = match resumable {
+            true => *mark | RESUME_MARK,
+            false => *mark & !RESUME_MARK,
+        };
+        Ok(())
     }
     fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {
         if let Some(plane) = &mut self.plane {

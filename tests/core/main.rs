@@ -15,6 +15,8 @@ mod engine_names;
 mod engine_packets;
 mod engine_paths;
 mod fuzz_corpus;
+mod joining;
+mod keep_length;
 mod layers;
 mod out_of_step;
 mod pinhole_properties;

@@ -13,7 +13,7 @@
 
 use super::dialogue::Inspected;
 use super::range::Range;
-use super::{ANSWERED, Context, FINS, Fate, Flow, RESUMABLE, Unread, render};
+use super::{ANSWERED, Context, FINS, Fate, Flow, RESUMABLE, UNSETTLED, Unread, render};
 use crate::engine::{Endpoints, Side};
 use crate::ftp::session::Peer;
 use crate::stream::{Emit, Half, Intake, Seq};
@@ -49,7 +49,6 @@ impl Flow {
         packet: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Fate {
-        self.hear(side, segment);
         if segment.flags().has(Flags::RST) {
             return self.reset(side, segment, packet, cx);
         }
@@ -57,6 +56,7 @@ impl Flow {
             return self.disbelieve(side, segment, packet, cx);
         }
         self.is_alive(side, cx);
+        self.settle(side, segment);
         self.note_acknowledgement(side, segment);
         if self.peer(side) == Peer::Client && !segment.payload().is_empty() {
             self.renew_range(ends, cx);
@@ -78,22 +78,34 @@ impl Flow {
         fate
     }
 
-    /// Of a connection that was joined in its middle, the numbers of the other direction aren't known
-    /// until its first packet comes: meanwhile they follow what is acknowledged.
-    fn hear(&mut self, side: Side, segment: &Segment<'_>) {
-        let Some(unheard) = self.unheard else {
+    /// In a connection that was joined in its middle, bytes may be under way that nobody has seen
+    /// here. Until a direction's receiver has acknowledged just what was seen, its numbers follow
+    /// what is sent and acknowledged.
+    fn settle(&mut self, side: Side, segment: &Segment<'_>) {
+        if self.joined & UNSETTLED == 0 {
             return;
-        };
+        }
+        let (own, others) = (1 << side.index(), 1 << side.opposite().index());
         let (seq, ack) = (Seq(segment.seq()), Seq(segment.ack()));
-        if side == unheard {
-            self.unheard = None;
-            // The other end has acknowledged everything before: earlier bytes are repeated.
-            let forward = self.forward(side);
-            if seq.after(forward.expected()) {
-                *forward = Half::joined(seq);
+        if self.joined & others != 0 {
+            let reverse = self.reverse(side);
+            let ahead = ack.after(reverse.expected());
+            if ahead && reverse.is_plain() {
+                *reverse = Half::joined(ack);
+                let peer = self.peer(side.opposite());
+                self.session.loses_line(peer);
+            } else if !ahead && self.joined & (others << 2) != 0 {
+                self.joined &= !others;
             }
-        } else if segment.flags().has(Flags::ACK) && ack.after(self.reverse(side).expected()) {
-            *self.reverse(side) = Half::joined(ack);
+        }
+        let forward = self.forward(side);
+        if seq.after(forward.expected()) && forward.is_plain() && self.joined & own != 0 {
+            *self.forward(side) = Half::joined(seq);
+            let peer = self.peer(side);
+            self.session.loses_line(peer);
+        }
+        if !segment.payload().is_empty() {
+            self.joined |= own << 2;
         }
     }
 

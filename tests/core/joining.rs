@@ -1,0 +1,294 @@
+//! Control connections that are joined in their middle: another process goes on where one ended.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use ftpalg::engine::{Config, Engine};
+use testkit::gateway::{RESUME_MARK, entry};
+use testkit::packet::{ACK, SYN, Seg, data, syn};
+use testkit::trace::{
+    CLIENT_PORT, Client, INSIDE, NEW, OLD, Out, Server, Trace, Who, ack, flagged,
+};
+
+/// Of as many digits as the server's own address.
+const PUBLIC: Ipv4Addr = Ipv4Addr::new(20, 9, 8, 7);
+/// How clients read the server's address.
+const READ: &str = "20,9,8,7,195,80";
+
+const DIALOGUE: [(Who, &str); 10] = [
+    (Server, "220 Hello\r\n"),
+    (Client, "USER lab\r\n"),
+    (Server, "331 Password?\r\n"),
+    (Client, "PASS lab\r\n"),
+    (Server, "230-Welcome\r\n"),
+    (Server, "230 Done\r\n"),
+    (Client, "NOOP\r\n"),
+    (Server, "200 Fine\r\n"),
+    (Client, "CWD PASV\r\n"),
+    (Server, "250 Fine\r\n"),
+];
+
+fn config() -> Config {
+    Config {
+        resume_mark: RESUME_MARK,
+        ..Config::default()
+    }
+}
+
+/// A conversation with the positions of client and server.
+struct Talk {
+    trace: Trace,
+    at: [u32; 2],
+}
+
+impl Talk {
+    fn new(config: Config) -> Self {
+        Self::published_as(config, PUBLIC)
+    }
+
+    fn published_as(config: Config, public: Ipv4Addr) -> Self {
+        let mut trace = Trace::unborn(config, [1000, 5000]);
+        *trace.world.entry() = entry(true, INSIDE, public, CLIENT_PORT);
+        assert_eq!(trace.send(Client, syn(SYN)), Out::Same);
+        assert_eq!(trace.send(Server, syn(SYN | ACK)), Out::Same);
+        Self { trace, at: [0, 0] }
+    }
+
+    /// One of them sends a line; what arrives of it.
+    fn say(&mut self, who: Who, text: &str) -> String {
+        let seg = data(self.at[who as usize], self.at[1 - who as usize], text);
+        self.at[who as usize] += text.len() as u32;
+        match self.trace.send(who, seg.clone()) {
+            Out::Same => text.to_owned(),
+            Out::Became(new) => {
+                let as_before = Seg {
+                    payload: seg.payload,
+                    ..new.clone()
+                };
+                let expected = data(seg.seq, seg.ack, text);
+                assert_eq!(as_before, expected, "only the text changes");
+                assert_eq!(new.payload.len(), text.len(), "and not in length");
+                String::from_utf8(new.payload).unwrap()
+            }
+            Out::Dropped => panic!("dropped: {text}"),
+        }
+    }
+
+    /// The process ends, and another one begins.
+    fn restart(&mut self) {
+        self.restart_with(config());
+    }
+
+    fn restart_with(&mut self, config: Config) {
+        self.trace.engine = Engine::new(config, 0);
+        self.trace.world.opened.clear();
+    }
+
+    /// Whether a `PASV` is followed.
+    fn is_followed(&mut self) -> bool {
+        let opened = self.trace.world.opened.len();
+        assert_eq!(self.say(Client, "PASV\r\n"), "PASV\r\n");
+        let reply = format!("227 Entering Passive Mode ({OLD}).\r\n");
+        let read = self.say(Server, &reply);
+        let opens = self.trace.world.opened.len() - opened;
+        let followed = read.contains(READ);
+        assert_eq!(opens, usize::from(followed));
+        assert!(followed || read == reply, "{read}");
+        followed
+    }
+
+    fn marked(&mut self) -> bool {
+        self.trace.world.entry().mark & RESUME_MARK != 0
+    }
+}
+
+#[test]
+fn a_session_goes_on_after_an_end_between_any_two_lines() {
+    for end in 1..=DIALOGUE.len() {
+        let mut talk = Talk::new(config());
+        for (at, (who, text)) in DIALOGUE.into_iter().enumerate() {
+            if at == end {
+                talk.restart();
+            }
+            assert_eq!(talk.say(who, text), text);
+        }
+        if end == DIALOGUE.len() {
+            talk.restart();
+        }
+        assert!(talk.is_followed(), "after {end} lines");
+        assert!(talk.is_followed(), "after {end} lines, once more");
+        assert_eq!(talk.trace.engine.stats().joined, 1);
+        assert_eq!(talk.trace.engine.stats().mid_stream, 0);
+        assert!(talk.marked());
+    }
+}
+
+/// Either end may be the first one to speak, or both only acknowledge.
+#[test]
+fn whoever_speaks_first() {
+    for first in 0..4 {
+        let mut talk = Talk::new(config());
+        for (who, text) in DIALOGUE {
+            talk.say(who, text);
+        }
+        talk.restart();
+        let [c, s] = talk.at;
+        match first {
+            0 => assert_eq!(talk.trace.send(Client, ack(c, s)), Out::Same),
+            1 => assert_eq!(talk.trace.send(Server, ack(s, c)), Out::Same),
+            // A keep-alive, and a repetition.
+            2 => assert_eq!(talk.trace.send(Server, ack(s - 1, c)), Out::Same),
+            _ => {
+                let again = data(s - 10, c, "250 Fine\r\n");
+                assert_eq!(talk.trace.send(Server, again), Out::Same);
+            }
+        }
+        assert!(talk.is_followed(), "{first}");
+    }
+}
+
+#[test]
+fn a_reply_that_no_seen_command_asked_for_opens_nothing() {
+    let mut talk = Talk::new(config());
+    for (who, text) in DIALOGUE {
+        talk.say(who, text);
+    }
+    talk.say(Client, "PASV\r\n");
+    talk.restart();
+    let reply = format!("227 Entering Passive Mode ({OLD}).\r\n");
+    assert_eq!(talk.say(Server, &reply), reply);
+    assert_eq!(talk.trace.world.opened.len(), 0);
+    assert!(talk.is_followed(), "the next one does");
+}
+
+#[test]
+fn the_rest_of_a_line_is_none() {
+    let mut talk = Talk::new(config());
+    for (who, text) in DIALOGUE {
+        talk.say(who, text);
+    }
+    talk.say(Server, "211-Text\r\n ");
+    talk.restart();
+    // In the middle of a line and of a reply.
+    talk.say(Server, "and (10,0,0,2,1,1)\r\n");
+    talk.say(Server, "211 End\r\n");
+    assert!(talk.is_followed());
+    assert_eq!(talk.trace.world.opened.len(), 1);
+}
+
+/// What is refused is refused in a connection that was joined, too.
+#[test]
+fn a_foreign_port_is_refused() {
+    let mut talk = Talk::new(config());
+    for (who, text) in DIALOGUE {
+        talk.say(who, text);
+    }
+    talk.restart();
+    let foreign = "PORT 10,0,0,3,10,10\r\n";
+    assert_ne!(talk.say(Client, foreign), foreign);
+    talk.say(Server, "501 No\r\n");
+    assert!(talk.is_followed());
+}
+
+#[test]
+fn without_the_mark_it_passes_unread() {
+    for (config, mark) in [(config(), false), (Config::default(), true)] {
+        let mut talk = Talk::new(super::joining::config());
+        for (who, text) in DIALOGUE {
+            talk.say(who, text);
+        }
+        if !mark {
+            talk.trace.world.entry().mark = 0;
+        }
+        talk.restart_with(config);
+        assert!(!talk.is_followed());
+        assert_eq!(talk.trace.engine.stats().mid_stream, 2);
+        assert_eq!(talk.trace.sessions(), 0);
+    }
+}
+
+#[test]
+fn the_mark_is_set_with_the_greeting() {
+    let mut talk = Talk::new(config());
+    assert!(!talk.marked());
+    talk.say(Server, "120 Wait\r\n");
+    assert!(!talk.marked());
+    talk.say(Server, "220 Hello\r\n");
+    assert!(talk.marked());
+}
+
+#[test]
+fn what_is_no_ftp_loses_the_mark() {
+    let mut talk = Talk::new(config());
+    talk.say(Server, "220 Hello\r\n");
+    assert!(talk.marked());
+    talk.say(Client, "POST / HTTP/1.1\r\n");
+    assert!(!talk.marked());
+}
+
+#[test]
+fn what_turned_to_tls_loses_the_mark() {
+    let mut talk = Talk::new(config());
+    talk.say(Server, "220 Hello\r\n");
+    talk.say(Client, "AUTH TLS\r\n");
+    assert!(talk.marked());
+    talk.say(Server, "234 Go on\r\n");
+    assert!(!talk.marked());
+}
+
+/// The mark goes before the packet does that has other numbers behind it.
+#[test]
+fn an_edit_of_another_length_loses_the_mark() {
+    let mut talk = Talk::published_as(config(), testkit::trace::PUBLIC);
+    for (who, text) in DIALOGUE {
+        talk.say(who, text);
+    }
+    talk.say(Client, "PASV\r\n");
+    assert!(talk.marked());
+    let [c, s] = talk.at;
+    let reply = format!("227 Entering Passive Mode ({OLD}).\r\n");
+    let out = talk.trace.send(Server, data(s, c, &reply)).seg();
+    assert!(out.payload.len() > reply.len());
+    assert!(String::from_utf8_lossy(&out.payload).contains(NEW));
+    assert!(!talk.marked());
+    // It doesn't come back when all is acknowledged.
+    let read = s + out.payload.len() as u32;
+    talk.trace.send(Client, ack(c, read));
+    assert!(!talk.marked());
+}
+
+#[test]
+fn what_ends_is_not_joined() {
+    let mut talk = Talk::new(config());
+    for (who, text) in DIALOGUE {
+        talk.say(who, text);
+    }
+    talk.restart();
+    let [c, s] = talk.at;
+    for flags in [1, 4] {
+        let end = flagged(flags | ACK, ack(c, s));
+        assert_eq!(talk.trace.send(Client, end), Out::Same);
+    }
+    assert_eq!(talk.trace.sessions(), 0);
+    assert_eq!(talk.trace.engine.stats().joined, 0);
+}
+
+/// Where the address fits, `EPSV` and `PASV` in turns leave no difference, however often.
+#[test]
+fn many_restarts() {
+    let mut talk = Talk::new(config());
+    for (who, text) in DIALOGUE {
+        talk.say(who, text);
+    }
+    for n in 0..50 {
+        talk.restart();
+        assert!(talk.is_followed(), "{n}");
+    }
+    let landed: Vec<SocketAddr> = talk
+        .trace
+        .world
+        .opened
+        .iter()
+        .map(|hole| hole.land)
+        .collect();
+    assert_eq!(landed, [SocketAddr::from((INSIDE, 50_000))]);
+}
