@@ -9,12 +9,11 @@ mod segment;
 mod tls;
 
 use std::net::SocketAddr;
-use std::num::NonZeroU64;
 use std::time::Duration;
 
 use super::config::Config;
 use super::event::Event;
-use super::gateway::{Gateway, PinholeId, SessionId};
+use super::gateway::{Gateway, SessionId};
 use super::second::Second;
 use super::stats::{SessionInfo, Stats};
 use super::{Endpoints, Side};
@@ -90,22 +89,6 @@ impl Context<'_> {
     }
 }
 
-/// A pinhole's number plus one, so that there may be none in as many bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Hole(NonZeroU64);
-
-impl From<PinholeId> for Hole {
-    fn from(id: PinholeId) -> Self {
-        Self(NonZeroU64::MIN.saturating_add(id.0))
-    }
-}
-
-impl From<Hole> for PinholeId {
-    fn from(hole: Hole) -> Self {
-        Self(hole.0.get().saturating_sub(1))
-    }
-}
-
 /// Whether a connection is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -144,8 +127,6 @@ pub(super) struct Flow {
     seen: Second,
     /// Since when bytes of either side wait for the rest of an address.
     waiting: [Option<Second>; 2],
-    /// The hole that an accepted `PORT`/`EPRT` reserved.
-    active: Option<Hole>,
     /// Both directions' records, while the session is under TLS.
     pub(super) tls: Option<Box<Tls>>,
     announced: u32,
@@ -218,7 +199,6 @@ impl Flow {
             opened: Second::of(cx.now),
             seen: Second::of(cx.now),
             waiting: [None; 2],
-            active: None,
             tls: None,
             announced: 0,
             refused: 0,
@@ -325,7 +305,7 @@ impl Flow {
         if !self.is_closed() {
             self.end = End::Closed;
             self.tls = None;
-            self.active = None;
+            self.session.connection_ended();
             if self.is_admitted() {
                 gateway.session_ended(self.id);
                 gateway.event(Event::SessionClosed {
@@ -366,7 +346,7 @@ mod tests {
     fn an_idle_flow_is_small() {
         let (flow, half, session) = (size_of::<Flow>(), size_of::<Half>(), size_of::<Session>());
         assert!(
-            flow <= 256 && half <= 56 && session <= 80,
+            flow <= 256 && half <= 56 && session <= 88,
             "flow {flow}, of it half {half} twice and session {session} bytes"
         );
     }

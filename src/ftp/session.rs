@@ -8,7 +8,7 @@ mod tls;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-pub use step::{Address, Announcement, Form, Outcome, Over, Peer, Refusal, Step};
+pub use step::{Address, Announcement, Form, Hole, Outcome, Over, Peer, Refusal, Step};
 use tls::Implicit;
 
 use super::command::Command;
@@ -16,24 +16,43 @@ use super::line::Line;
 use super::policy::Policy;
 use super::waiting::Waiting;
 
-/// Where the data connection of the last `PORT` or `EPRT` that was followed stands.
+/// The pinhole of the last `PORT` or `EPRT` that was followed. Nobody else in the core keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 enum Active {
     #[default]
     None,
-    /// Its hole has a port but isn't open: the login is still under way, or the strict rule
+    /// It has a port but isn't open: the login is still under way, or the strict rule
     /// `active-late` holds.
     Reserved {
+        hole: Hole,
         /// The server answered the `PORT` with `2yz`.
         granted: bool,
         /// A transfer command followed it.
         commanded: bool,
     },
-    /// Its hole is open.
+    /// It is open.
     Open {
+        hole: Hole,
         /// A transfer command followed it.
         commanded: bool,
     },
+    /// Its transfer is over: as a rule the data connection has closed it. If not, the next `PORT`
+    /// does.
+    Spent(Hole),
+    /// It won't be used: the caller is to close it.
+    Cancelled(Hole),
+}
+
+impl Active {
+    fn hole(self) -> Option<Hole> {
+        match self {
+            Self::None => None,
+            Self::Reserved { hole, .. }
+            | Self::Open { hole, .. }
+            | Self::Spent(hole)
+            | Self::Cancelled(hole) => Some(hole),
+        }
+    }
 }
 
 /// What a session has counted; each stops at its greatest value.
@@ -121,8 +140,6 @@ pub struct Session {
     followed: bool,
     /// An `AUTH` was forgotten when too many commands waited.
     forgot_auth: bool,
-    /// The reserved or open hole of a `PORT` won't be used.
-    cancelled: bool,
     /// Since the last login that succeeded.
     failed_logins: u8,
 }
@@ -155,7 +172,6 @@ impl Session {
             epsv_all: false,
             followed: false,
             forgot_auth: false,
-            cancelled: false,
             failed_logins: 0,
         }
     }
@@ -223,25 +239,35 @@ impl Session {
         piece.len()
     }
 
-    /// What became of the last [`Step::Address`] of `from`'s stream.
-    pub fn announced(&mut self, from: Peer, outcome: Outcome) {
+    /// What became of the last [`Step::Address`] of `from`'s stream. Returns the pinhole of an
+    /// earlier `PORT` that is superseded by this one, and is to be closed.
+    #[must_use]
+    pub fn announced(&mut self, from: Peer, outcome: Outcome) -> Option<Hole> {
         if from == Peer::Server {
-            return;
+            return None;
         }
         self.followed = matches!(outcome, Outcome::Accepted { .. });
-        if let Outcome::Accepted { open } = outcome {
-            // The caller has given the older hole up, unless its transfer is under way.
-            self.cancelled = false;
-            self.active = match open {
-                true => Active::Open { commanded: false },
-                false => Active::Reserved {
-                    granted: false,
-                    commanded: false,
-                },
-            };
-        } else {
+        let Outcome::Accepted { hole, open } = outcome else {
             self.forget_active();
-        }
+            return None;
+        };
+        // A transfer that is under way keeps its pinhole.
+        let superseded = match self.active_is_commanded() {
+            true => None,
+            false => self.active.hole(),
+        };
+        self.active = match open {
+            true => Active::Open {
+                hole,
+                commanded: false,
+            },
+            false => Active::Reserved {
+                hole,
+                granted: false,
+                commanded: false,
+            },
+        };
+        superseded.filter(|old| *old != hole)
     }
 
     /// Whether the hole of an accepted `PORT` is to be open before the line goes out: servers exist
@@ -255,29 +281,41 @@ impl Session {
     /// What became of [`Step::OpenActive`].
     pub fn active_opened(&mut self, opened: bool) {
         self.active = match self.active {
-            Active::Reserved { commanded, .. } if opened => Active::Open { commanded },
+            Active::Reserved {
+                hole, commanded, ..
+            } if opened => Active::Open { hole, commanded },
             _ => Active::None,
         };
     }
 
+    /// The control connection is over, and its pinholes with it.
+    pub fn connection_ended(&mut self) {
+        self.active = Active::None;
+    }
+
     /// Whether a transfer was commanded that may use the hole of the last `PORT`: a later `PORT`
     /// doesn't take its place.
-    #[must_use]
-    pub fn active_is_commanded(&self) -> bool {
+    fn active_is_commanded(&self) -> bool {
         matches!(
             self.active,
-            Active::Open { commanded: true }
-                | Active::Reserved {
-                    commanded: true,
-                    ..
-                }
+            Active::Open {
+                commanded: true,
+                ..
+            } | Active::Reserved {
+                commanded: true,
+                ..
+            }
         )
     }
 
-    /// Whether the hole of a `PORT` won't be used, once: it must go. The server refused it, or
-    /// another command took its place.
-    pub fn take_cancelled(&mut self) -> bool {
-        std::mem::take(&mut self.cancelled)
+    /// The pinhole of a `PORT` that won't be used, once: it is to be closed. The server refused the
+    /// `PORT`, or another command took its place.
+    pub fn take_cancelled(&mut self) -> Option<Hole> {
+        let Active::Cancelled(hole) = self.active else {
+            return None;
+        };
+        self.active = Active::None;
+        Some(hole)
     }
 
     /// Whether the server's last line isn't one of several of a reply.
@@ -367,8 +405,9 @@ impl Session {
 
     /// What a `PORT` prepared must go.
     fn drop_active(&mut self) {
-        self.cancelled |= self.active != Active::None;
-        self.active = Active::None;
+        if let Active::Reserved { hole, .. } | Active::Open { hole, .. } = self.active {
+            self.active = Active::Cancelled(hole);
+        }
     }
 }
 

@@ -1,11 +1,12 @@
 //! What becomes of an announced address: [`announce::decide`] says it, and here it is carried out.
 
-use super::{Context, Flow, Hole};
+use super::{Context, Flow};
 use crate::engine::announce::{self, Declined, How, Prepared};
 use crate::engine::event::Event;
+use crate::engine::gateway::PinholeId;
 use crate::engine::{Endpoints, Side};
 use crate::ftp::Mode;
-use crate::ftp::session::{Address, Outcome};
+use crate::ftp::session::{Address, Hole, Outcome};
 
 /// Goes out in place of a `227` or `229` up to the end of its address, where no data connection can
 /// be had; the rest of the server's line follows, a closing bracket as a rule. RFC 959 knows 425 as
@@ -31,13 +32,13 @@ impl Flow {
         };
         match decided {
             Ok(Some(prepared)) => self.let_announce(side, address, prepared, open, cx),
-            Ok(None) => self.leave(side, address),
+            Ok(None) => self.leave(side, address, cx),
             Err(Declined::Leave(why)) => {
-                self.leave(side, address);
+                self.leave(side, address, cx);
                 self.count_refusal(said.verb, why, false, cx);
             }
             Err(Declined::Refuse(why)) => {
-                let replaced = self.refuse(side, address);
+                let replaced = self.refuse(side, address, cx);
                 self.count_refusal(said.verb, why, replaced, cx);
             }
         }
@@ -88,17 +89,8 @@ impl Flow {
         forward.pass(address.at);
         forward.replace(address.len, &text);
         let (verb, mode) = (address.announcement.verb, address.announcement.mode);
-        if mode == Mode::Active {
-            let hole = Hole::from(hole);
-            let superseded = self.active.replace(hole).filter(|old| *old != hole);
-            if let Some(superseded) = superseded
-                && !self.session.active_is_commanded()
-            {
-                cx.gateway.release(superseded.into());
-            }
-        }
-        let peer = self.peer(side);
-        self.session.announced(peer, Outcome::Accepted { open });
+        let hole = Hole(hole.0);
+        self.tell_session(side, Outcome::Accepted { hole, open }, cx);
         self.announced = self.announced.saturating_add(1);
         cx.stats.announced = cx.stats.announced.saturating_add(1);
         if old != new {
@@ -116,15 +108,23 @@ impl Flow {
     }
 
     /// The announcement goes out as it is, without a pinhole.
-    fn leave(&mut self, side: Side, address: &Address) {
+    fn leave(&mut self, side: Side, address: &Address, cx: &mut Context<'_>) {
         let end = address.at.saturating_add(address.len);
         self.forward(side).pass(end);
+        self.tell_session(side, Outcome::PassedUnmodified, cx);
+    }
+
+    /// Tells the session machine what became of its [`Address`], and closes the pinhole that this
+    /// supersedes.
+    fn tell_session(&mut self, side: Side, outcome: Outcome, cx: &mut Context<'_>) {
         let peer = self.peer(side);
-        self.session.announced(peer, Outcome::PassedUnmodified);
+        if let Some(Hole(superseded)) = self.session.announced(peer, outcome) {
+            cx.gateway.release(PinholeId(superseded));
+        }
     }
 
     /// The announcement is refused in place; false if it can't be, and goes out as it is.
-    fn refuse(&mut self, side: Side, address: &Address) -> bool {
+    fn refuse(&mut self, side: Side, address: &Address, cx: &mut Context<'_>) -> bool {
         let (at, len, text) = match (address.announcement.mode, &address.refusal) {
             (Mode::Passive, _) => self.refused_reply(side, address),
             (Mode::Active, Some(refusal)) => (
@@ -134,15 +134,14 @@ impl Flow {
             ),
             // Only commands are refused.
             (Mode::Active, None) => {
-                self.leave(side, address);
+                self.leave(side, address, cx);
                 return false;
             }
         };
         let forward = self.forward(side);
         forward.pass(at);
         forward.replace(len, text);
-        let peer = self.peer(side);
-        self.session.announced(peer, Outcome::Refused);
+        self.tell_session(side, Outcome::Refused, cx);
         true
     }
 

@@ -3,9 +3,10 @@
 
 use super::{Context, Flow};
 use crate::engine::event::Event;
+use crate::engine::gateway::PinholeId;
 use crate::engine::second::Second;
 use crate::engine::{Endpoints, Side};
-use crate::ftp::session::{Over, Peer, Step};
+use crate::ftp::session::{Hole, Over, Peer, Step};
 use crate::stream::Half;
 
 /// Why a flow isn't read any more.
@@ -113,16 +114,12 @@ impl Flow {
                     let forward = self.forward(side);
                     forward.replace(with.len().max(1), &with);
                 }
-                Step::OpenActive => {
-                    let opened = self.active.is_some_and(|hole| {
-                        let result = cx.gateway.open(hole.into());
-                        if let Err(error) = &result {
-                            let why = error.to_string();
-                            self.count_refusal("PORT", why, false, cx);
-                        }
-                        result.is_ok()
-                    });
-                    self.session.active_opened(opened);
+                Step::OpenActive(Hole(hole)) => {
+                    let opened = cx.gateway.open(PinholeId(hole));
+                    self.session.active_opened(opened.is_ok());
+                    if let Err(error) = opened {
+                        self.count_refusal("PORT", error.to_string(), false, cx);
+                    }
                 }
                 Step::Unfollowed => {
                     cx.stats.not_ftp = cx.stats.not_ftp.saturating_add(1);
@@ -142,10 +139,8 @@ impl Flow {
             }
         }
         cx.stats.count_lines(counted, self.session.counts());
-        if self.session.take_cancelled()
-            && let Some(hole) = self.active.take()
-        {
-            cx.gateway.release(hole.into());
+        if let Some(Hole(hole)) = self.session.take_cancelled() {
+            cx.gateway.release(PinholeId(hole));
         }
         if let Some(user) = self.session.take_login() {
             cx.gateway.event(Event::LoggedIn {

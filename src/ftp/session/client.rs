@@ -7,7 +7,8 @@ use super::super::command::{
 use super::super::hostport::{may_be_extended, may_be_host_port, parse_extended, parse_host_port};
 use super::super::line::HEAD;
 use super::{
-    Active, Address, Announcement, Form, Refusal, Session, Step, User, count, first_line, length,
+    Active, Address, Announcement, Form, Hole, Refusal, Session, Step, User, count, first_line,
+    length,
 };
 use crate::ftp::Mode;
 
@@ -46,8 +47,10 @@ impl Session {
         }
         if overlong {
             count(&mut self.counts.overlong);
-        } else if command == Command::Transfer && self.opens_with_transfer() {
-            return Step::OpenActive;
+        } else if command == Command::Transfer
+            && let Some(hole) = self.opens_with_transfer()
+        {
+            return Step::OpenActive(hole);
         }
         self.command_passes(command, line, overlong);
         self.client.end();
@@ -64,10 +67,17 @@ impl Session {
         is_header_field(line) || !self.spoken && !begins()
     }
 
-    /// Whether the reserved hole of a `PORT` opens with the transfer command that comes now: the
+    /// The reserved hole of a `PORT`, if it opens with the transfer command that comes now: the
     /// strict rule `active-late`, once the server has granted it.
-    fn opens_with_transfer(&self) -> bool {
-        matches!(self.active, Active::Reserved { granted: true, .. }) && self.may_open()
+    fn opens_with_transfer(&self) -> Option<Hole> {
+        match self.active {
+            Active::Reserved {
+                hole,
+                granted: true,
+                ..
+            } if self.may_open() => Some(hole),
+            _ => None,
+        }
     }
 
     // ---- commands that may be refused ------------------------------------------------------
@@ -353,10 +363,10 @@ impl Session {
             Command::Login => self.login_tried = true,
             Command::Pasv | Command::Epsv => self.forget_active(),
             Command::Transfer if !overlong => match &mut self.active {
-                Active::Reserved { commanded, .. } | Active::Open { commanded } => {
+                Active::Reserved { commanded, .. } | Active::Open { commanded, .. } => {
                     *commanded = true;
                 }
-                Active::None => {}
+                Active::None | Active::Spent(_) | Active::Cancelled(_) => {}
             },
             _ => {}
         }

@@ -6,7 +6,9 @@ use std::num::NonZeroU16;
 use super::super::command::Command;
 use super::super::hostport::{Scan, scan_extended_port, scan_host_port};
 use super::super::reply::{Code, Start, lead_len};
-use super::{Active, Address, Announcement, Form, Over, Session, Step, count, first_line, length};
+use super::{
+    Active, Address, Announcement, Form, Hole, Over, Session, Step, count, first_line, length,
+};
 use crate::ftp::Mode;
 
 /// How many lines of text may come before the greeting.
@@ -46,8 +48,8 @@ impl Session {
             return Step::Pass(piece.len());
         }
         if let Some(code) = last {
-            if self.opens_active(code.value) {
-                return Step::OpenActive;
+            if let Some(hole) = self.opens_active(code.value) {
+                return Step::OpenActive(hole);
             }
             if self.reply_passes(code.value) {
                 return self.ends(Over::Tls);
@@ -210,10 +212,15 @@ impl Session {
         }))
     }
 
-    /// Whether this reply says what the reserved hole of a `PORT` waited for.
-    fn opens_active(&self, code: u16) -> bool {
-        let Active::Reserved { granted, commanded } = self.active else {
-            return false;
+    /// The reserved hole of a `PORT`, if this reply says what it waited for.
+    fn opens_active(&self, code: u16) -> Option<Hole> {
+        let Active::Reserved {
+            hole,
+            granted,
+            commanded,
+        } = self.active
+        else {
+            return None;
         };
         let answered = self.waiting.answered(code).map(|(_, command)| command);
         let login = self.greeted && self.logs_in(code, answered);
@@ -221,7 +228,8 @@ impl Session {
         let last = self.waiting.iter().filter(|c| *c == Command::Followed);
         let granted = granted || grants && last.count() == 1;
         let may = self.may_open() || login && !self.unfollowed;
-        may && (!self.policy.strict.active_late || granted && commanded) && (login || grants)
+        let complete = !self.policy.strict.active_late || granted && commanded;
+        (may && complete && (login || grants)).then_some(hole)
     }
 
     /// Whether a final reply completes a login: any `2yz` to `USER`, `PASS` or `ACCT` does (RFC 959
@@ -285,16 +293,13 @@ impl Session {
                 self.forget_active();
             }
             // Of several in a row the last one counts.
-            Some(Command::Followed) if !self.waiting.has(Command::Followed) => match self.active {
-                _ if !granted => self.drop_active(),
-                Active::Reserved { commanded, .. } => {
-                    self.active = Active::Reserved {
-                        granted: true,
-                        commanded,
-                    };
+            Some(Command::Followed) if !self.waiting.has(Command::Followed) => {
+                if !granted {
+                    self.drop_active();
+                } else if let Active::Reserved { granted, .. } = &mut self.active {
+                    *granted = true;
                 }
-                Active::Open { .. } | Active::None => {}
-            },
+            }
             Some(Command::Transfer | Command::Running) => self.transfer_ends(code),
             _ => {}
         }
@@ -332,7 +337,7 @@ impl Session {
             self.drop_active();
         } else {
             // Its connection was made, and took the hole with it.
-            self.active = Active::None;
+            self.active = self.active.hole().map_or(Active::None, Active::Spent);
         }
     }
 }

@@ -69,8 +69,9 @@ pub enum Step {
     /// these, as many (≥ 1), and removed from pending.
     Blank(Vec<u8>),
     /// The pinhole that an earlier `PORT`/`EPRT` reserved must be open before any of the pending
-    /// bytes go out. Nothing is removed from pending; call [`super::Session::next`] again.
-    OpenActive,
+    /// bytes go out. Say what became of it with [`super::Session::active_opened`]. Nothing is
+    /// removed from pending; call [`super::Session::next`] again.
+    OpenActive(Hole),
     /// Both streams are passed on without looking from here on. The pending bytes go out as they are.
     Opaque(Over),
 }
@@ -125,12 +126,20 @@ pub struct Refusal {
     pub with: Vec<u8>,
 }
 
+/// The caller's number of the pinhole of a `PORT` or `EPRT`. The session keeps it, and gives it back
+/// when that pinhole must be opened or closed. Packed, so that it costs a session no padding.
+#[repr(packed)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hole(pub u64);
+
 /// What became of an [`Announcement`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It goes out, rewritten or not.
     Accepted {
-        /// Its pinhole is open; else it is reserved.
+        /// Its pinhole.
+        hole: Hole,
+        /// Whether that is open; else it is reserved.
         open: bool,
     },
     /// It goes out unmodified and there is no pinhole.
