@@ -14,6 +14,7 @@ struct Begun {
     gone: usize,
     settled: bool,
     refused: bool,
+    followed: bool,
     in_run: bool,
     binary: bool,
 }
@@ -80,6 +81,15 @@ impl Line {
         self.0.as_ref().is_some_and(|begun| begun.refused)
     }
 
+    /// Its address went out with a pinhole.
+    pub(super) fn follow(&mut self) {
+        self.begun().followed = true;
+    }
+
+    pub(super) fn is_followed(&self) -> bool {
+        self.0.as_ref().is_some_and(|begun| begun.followed)
+    }
+
     /// Whether the digits that come next belong to a run that is no address.
     pub(super) fn is_in_run(&self) -> bool {
         self.0.as_ref().is_some_and(|begun| begun.in_run)
@@ -110,6 +120,7 @@ impl Line {
                 gone: 0,
                 settled: false,
                 refused: false,
+                followed: false,
                 in_run: false,
                 binary: false,
             })

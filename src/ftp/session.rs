@@ -9,7 +9,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 pub use step::{Address, Announcement, Form, Hole, Outcome, Over, Peer, Refusal, Step};
-use tls::Implicit;
+use tls::Seen;
 
 use super::command::Command;
 use super::line::Line;
@@ -55,6 +55,40 @@ impl Active {
     }
 }
 
+/// What the streams are read as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+enum Reading {
+    /// FTP in clear text.
+    #[default]
+    Clear,
+    /// The beginning of implicit FTPS.
+    Handshake(Seen),
+    /// Nothing any more.
+    Over(Over),
+}
+
+/// What the client has said so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+enum Says {
+    /// No command that anybody knows.
+    #[default]
+    Nothing,
+    /// A command of FTP's.
+    Ftp,
+    /// Something that isn't FTP: nothing opens any more. What is refused stays refused, since the
+    /// server may read it as FTP all the same.
+    Unfollowed,
+}
+
+impl Says {
+    /// A command of FTP's has come.
+    fn ftp(&mut self) {
+        if *self == Self::Nothing {
+            *self = Self::Ftp;
+        }
+    }
+}
+
 /// What a session has counted; each stops at its greatest value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -79,6 +113,8 @@ struct User {
     len: u8,
     /// The login succeeded; the name is kept until somebody asks for it.
     logged_in: bool,
+    /// A login succeeded that nobody has asked for: this one's, or an earlier one's.
+    is_news: bool,
 }
 
 impl User {
@@ -90,6 +126,7 @@ impl User {
             name: kept,
             len,
             logged_in: false,
+            is_news: false,
         }
     }
 
@@ -117,18 +154,12 @@ pub struct Session {
     /// The code of the first line within it that looked like the end of another reply.
     other_end: Option<NonZeroU16>,
     active: Active,
-    over: Option<Over>,
-    implicit: Implicit,
+    reading: Reading,
+    says: Says,
     /// Lines of text before the greeting.
     preface: u8,
     greeted: bool,
-    /// A command of FTP's has come.
-    spoken: bool,
-    /// What the client said isn't FTP: nothing opens any more. What is refused stays refused, since
-    /// the server may read it as FTP all the same.
-    unfollowed: bool,
     logged_in: bool,
-    fresh_login: bool,
     /// A login was tried that hasn't succeeded.
     login_tried: bool,
     /// What the client's bytes last waited for was the reply to the login.
@@ -136,10 +167,6 @@ pub struct Session {
     /// Whether one may.
     patient: bool,
     epsv_all: bool,
-    /// The address of the line that is under way went out with a pinhole.
-    followed: bool,
-    /// An `AUTH` was forgotten when too many commands waited.
-    forgot_auth: bool,
     /// Since the last login that succeeded.
     failed_logins: u8,
 }
@@ -158,20 +185,15 @@ impl Session {
             multi: None,
             other_end: None,
             active: Active::None,
-            over: None,
-            implicit: Implicit::default(),
+            reading: Reading::default(),
+            says: Says::default(),
             preface: 0,
             greeted: false,
-            spoken: false,
-            unfollowed: false,
             logged_in: false,
-            fresh_login: false,
             login_tried: false,
             awaits_login: false,
             patient: true,
             epsv_all: false,
-            followed: false,
-            forgot_auth: false,
             failed_logins: 0,
         }
     }
@@ -183,18 +205,12 @@ impl Session {
     /// Only bytes that may belong to an address or to a verb that is refused wait; everything else
     /// goes out at once. Nothing waits in a line that is complete.
     pub fn next(&mut self, from: Peer, pending: &[u8]) -> Step {
-        if let Some(over) = self.over {
-            return Step::Opaque(over);
-        }
-        if pending.is_empty() {
-            return Step::Wait;
-        }
-        if self.implicit != Implicit::No {
-            return self.next_record(from, pending);
-        }
-        match from {
-            Peer::Client => self.next_command(pending),
-            Peer::Server => self.next_reply(pending),
+        match (self.reading, from) {
+            (Reading::Over(over), _) => Step::Opaque(over),
+            _ if pending.is_empty() => Step::Wait,
+            (Reading::Clear, Peer::Client) => self.next_command(pending),
+            (Reading::Clear, Peer::Server) => self.next_reply(pending),
+            (Reading::Handshake(seen), _) => self.next_record(seen, from, pending),
         }
     }
 
@@ -225,7 +241,7 @@ impl Session {
 
     fn login_is_under_way(&self) -> bool {
         let asked = self.waiting.has(Command::User) || self.waiting.has(Command::Login);
-        asked && !self.unfollowed && !self.logged_in && self.policy.require_login
+        asked && !self.is_unfollowed() && !self.logged_in && self.policy.require_login
     }
 
     /// How many bytes of the server's that have waited for too long for the rest of an address pass
@@ -246,11 +262,11 @@ impl Session {
         if from == Peer::Server {
             return None;
         }
-        self.followed = matches!(outcome, Outcome::Accepted { .. });
         let Outcome::Accepted { hole, open } = outcome else {
             self.forget_active();
             return None;
         };
+        self.client.follow();
         // A transfer that is under way keeps its pinhole.
         let superseded = match self.active_is_commanded() {
             true => None,
@@ -325,7 +341,7 @@ impl Session {
     }
 
     fn may_open(&self) -> bool {
-        !self.unfollowed && (self.logged_in || !self.policy.require_login)
+        !self.is_unfollowed() && (self.logged_in || !self.policy.require_login)
     }
 
     /// Whether the login succeeded.
@@ -337,25 +353,23 @@ impl Session {
     /// Whether nobody has logged in, or it isn't FTP. What is under TLS can't be known.
     #[must_use]
     pub fn is_guest(&self) -> bool {
-        match self.over {
-            None => self.unfollowed || !self.logged_in,
-            Some(Over::NotFtp | Over::NotTls) => true,
-            Some(_) => false,
+        match self.reading {
+            Reading::Over(Over::Tls) => false,
+            Reading::Over(Over::NotFtp | Over::NotTls) => true,
+            Reading::Clear | Reading::Handshake(_) => self.is_unfollowed() || !self.logged_in,
         }
     }
 
     /// Whether what the client said isn't FTP: nothing may open any more.
     #[must_use]
     pub fn is_unfollowed(&self) -> bool {
-        self.unfollowed
+        self.says == Says::Unfollowed
     }
 
     /// The user's name, once, when the login has just succeeded.
     pub fn take_login(&mut self) -> Option<String> {
-        if !self.fresh_login {
-            return None;
-        }
-        self.fresh_login = false;
+        let user = self.user.as_mut().filter(|user| user.is_news)?;
+        user.is_news = false;
         // A `USER` that came since is another one's.
         let user = self.user.take_if(|user| user.logged_in);
         Some(user.map(|user| user.name()).unwrap_or_default())
@@ -364,15 +378,15 @@ impl Session {
     /// Where the dialogue stands, in a word or two.
     #[must_use]
     pub fn state(&self) -> &'static str {
-        match self.over {
-            Some(Over::Tls) => "tls",
-            Some(Over::NotFtp) => "not ftp",
-            Some(Over::NotTls) => "not tls",
-            None if self.unfollowed => "not ftp",
-            None if !self.greeted => "greeting",
-            None if !self.logged_in => "login",
-            None if self.waiting.has(Command::Running) => "transfer",
-            None => "ready",
+        match self.reading {
+            Reading::Over(Over::Tls) => "tls",
+            Reading::Over(Over::NotFtp) => "not ftp",
+            Reading::Over(Over::NotTls) => "not tls",
+            _ if self.is_unfollowed() => "not ftp",
+            _ if !self.greeted => "greeting",
+            _ if !self.logged_in => "login",
+            _ if self.waiting.has(Command::Running) => "transfer",
+            _ => "ready",
         }
     }
 
@@ -383,7 +397,7 @@ impl Session {
     }
 
     fn ends(&mut self, over: Over) -> Step {
-        self.over = Some(over);
+        self.reading = Reading::Over(over);
         self.client.end();
         self.server.end();
         Step::Opaque(over)
@@ -391,7 +405,7 @@ impl Session {
 
     /// Nothing of this session is followed from here on.
     fn unfollow(&mut self) -> Step {
-        self.unfollowed = true;
+        self.says = Says::Unfollowed;
         self.drop_active();
         Step::Unfollowed
     }

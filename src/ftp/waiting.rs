@@ -19,6 +19,8 @@ const NEAR: usize = 6;
 pub(super) struct Waiting {
     near: [Command; NEAR],
     len: u8,
+    /// An `AUTH` was forgotten when too many commands waited.
+    forgot_auth: bool,
     #[expect(
         clippy::box_collection,
         reason = "an idle flow pays for the pointer only"
@@ -31,6 +33,7 @@ impl Default for Waiting {
         Self {
             near: [Command::Unknown; NEAR],
             len: 0,
+            forgot_auth: false,
             far: None,
         }
     }
@@ -74,8 +77,14 @@ impl Waiting {
     /// Forgets the command that has waited longest, and says which that was.
     pub(super) fn forget_first(&mut self) -> Option<Command> {
         let first = self.iter().next()?;
+        self.forgot_auth |= first == Command::Auth;
         self.remove(0);
         Some(first)
+    }
+
+    /// Whether an `AUTH` waits, or did when it was forgotten.
+    pub(super) fn may_have_auth(&self) -> bool {
+        self.forgot_auth || self.has(Command::Auth)
     }
 
     /// Which command a final reply (code 200 or more) answers: its place and what it is. `None`:

@@ -7,8 +7,8 @@ use super::super::command::{
 use super::super::hostport::{may_be_extended, may_be_host_port, parse_extended, parse_host_port};
 use super::super::line::HEAD;
 use super::{
-    Active, Address, Announcement, Form, Hole, Refusal, Session, Step, User, count, first_line,
-    length,
+    Active, Address, Announcement, Form, Hole, Refusal, Says, Session, Step, User, count,
+    first_line, length,
 };
 use crate::ftp::Mode;
 
@@ -42,7 +42,7 @@ impl Session {
         }
         let line = head.trim_ascii_end();
         let command = Command::of(line);
-        if !self.unfollowed && self.is_no_ftp(line, command, overlong, piece) {
+        if !self.is_unfollowed() && self.is_no_ftp(line, command, overlong, piece) {
             return self.unfollow();
         }
         if overlong {
@@ -64,7 +64,7 @@ impl Session {
     /// chooses.
     fn is_no_ftp(&self, line: &[u8], command: Command, overlong: bool, piece: &[u8]) -> bool {
         let begins = || !overlong && may_begin(line, command) && !self.client.is_binary(piece);
-        is_header_field(line) || !self.spoken && !begins()
+        is_header_field(line) || self.says == Says::Nothing && !begins()
     }
 
     /// The reserved hole of a `PORT`, if it opens with the transfer command that comes now: the
@@ -144,7 +144,7 @@ impl Session {
             .trim_ascii_end();
         let verb = bare_verb(known);
         let why = self.breach(known, &verb, overlong)?;
-        if !self.unfollowed && self.is_no_ftp(known, Command::of(known), overlong, piece) {
+        if !self.is_unfollowed() && self.is_no_ftp(known, Command::of(known), overlong, piece) {
             return Some(self.unfollow());
         }
         // The limit may fall into the verb.
@@ -264,7 +264,7 @@ impl Session {
         if !follow {
             count(&mut self.counts.unasked);
             if self.policy.strict.addresses {
-                return Err(match self.unfollowed {
+                return Err(match self.is_unfollowed() {
                     true => "not FTP",
                     false => "before the login",
                 });
@@ -353,11 +353,15 @@ impl Session {
 
     /// A complete line goes out to the server.
     fn command_passes(&mut self, command: Command, line: &[u8], overlong: bool) {
-        self.spoken |= !matches!(command, Command::Unknown | Command::Blank);
+        if !matches!(command, Command::Unknown | Command::Blank) {
+            self.says.ftp();
+        }
         match command {
             Command::User => {
                 // Kept only until the login: it is part of the explicit session output.
-                self.user = Some(Box::new(User::new(argument(line))));
+                let is_news = self.user.as_ref().is_some_and(|user| user.is_news);
+                let user = User::new(argument(line));
+                self.user = Some(Box::new(User { is_news, ..user }));
                 self.login_tried = true;
             }
             Command::Login => self.login_tried = true,
@@ -370,19 +374,16 @@ impl Session {
             },
             _ => {}
         }
-        let followed = std::mem::take(&mut self.followed);
         let command = match command {
-            Command::Port if followed => Command::Followed,
+            Command::Port if self.client.is_followed() => Command::Followed,
             _ if overlong => Command::Overlong,
             command => command,
         };
         while self.waiting.len() >= self.policy.max_pipelined.max(1) {
             count(&mut self.counts.overrun);
-            match self.waiting.forget_first() {
-                Some(Command::Auth) => self.forgot_auth = true,
+            if self.waiting.forget_first() == Some(Command::Followed) {
                 // Whether it is refused can't be told any more.
-                Some(Command::Followed) => self.drop_active(),
-                _ => {}
+                self.drop_active();
             }
         }
         self.waiting.push(command);

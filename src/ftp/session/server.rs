@@ -7,7 +7,7 @@ use super::super::command::Command;
 use super::super::hostport::{Scan, scan_extended_port, scan_host_port};
 use super::super::reply::{Code, Start, lead_len};
 use super::{
-    Active, Address, Announcement, Form, Hole, Over, Session, Step, count, first_line, length,
+    Active, Address, Announcement, Form, Hole, Over, Session, Step, User, count, first_line, length,
 };
 use crate::ftp::Mode;
 
@@ -227,7 +227,7 @@ impl Session {
         let grants = (200..300).contains(&code) && answered == Some(Command::Followed);
         let last = self.waiting.iter().filter(|c| *c == Command::Followed);
         let granted = granted || grants && last.count() == 1;
-        let may = self.may_open() || login && !self.unfollowed;
+        let may = self.may_open() || login && !self.is_unfollowed();
         let complete = !self.policy.strict.active_late || granted && commanded;
         (may && complete && (login || grants)).then_some(hole)
     }
@@ -262,7 +262,7 @@ impl Session {
             return false;
         }
         // Nothing but TLS can follow (RFC 4217 §4), whichever command it is taken for.
-        if code == 234 && (self.forgot_auth || self.waiting.has(Command::Auth)) {
+        if code == 234 && self.waiting.may_have_auth() {
             return true;
         }
         let answered = self.waiting.answered(code);
@@ -307,7 +307,11 @@ impl Session {
     }
 
     fn login_succeeds(&mut self) {
-        self.fresh_login |= !self.logged_in && !self.unfollowed;
+        if !self.logged_in && !self.is_unfollowed() {
+            // Some log in without a name, by their greeting.
+            let nobody = || Box::new(User::new(b""));
+            self.user.get_or_insert_with(nobody).is_news = true;
+        }
         self.logged_in = true;
         self.login_tried = false;
         if let Some(user) = &mut self.user {
