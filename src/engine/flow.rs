@@ -119,9 +119,8 @@ pub(super) struct Flow {
     shifts: [u8; 2],
     /// The largest segment for either end, in bytes, TCP options included (RFC 6691).
     mss: u16,
-    /// Bit per side: its FIN passed ([`FINS`]), it asked back at a RST; and [`ANSWERED`], [`SIGNED`],
-    /// [`NOT_ADMITTED`].
-    pub(super) signs: u8,
+    /// [`FINS`], [`ANSWERED`], [`challenges`], [`SIGNED`], [`NOT_ADMITTED`].
+    signs: u8,
     end: End,
     opened: Second,
     seen: Second,
@@ -136,14 +135,33 @@ pub(super) struct Flow {
     pub(super) session: Session,
 }
 
-/// Both sides' FINs passed.
-pub(super) const FINS: u8 = 3;
+// ---- the bits of `Flow::signs` -------------------------------------------------------------
+
+/// Both sides' FINs passed: a bit for each [`Side`].
+const FINS: u8 = 1 | 2;
 /// The client has answered the SYN-ACK: its address is its own.
 const ANSWERED: u8 = 4;
-/// See [`Known::admitted`].
-const NOT_ADMITTED: u8 = 64;
+/// The end whose packets come through that hook has answered a RST that wasn't exact.
+const fn challenges(side: Side) -> u8 {
+    8 << side.index()
+}
 /// Both ends sign their segments (TCP-MD5, TCP-AO): a segment goes on as it came, or not at all.
 const SIGNED: u8 = 32;
+/// See [`Known::admitted`].
+const NOT_ADMITTED: u8 = 64;
+
+// ---- sizes ---------------------------------------------------------------------------------
+
+/// What any path or host takes, in bytes of IP: RFC 8200 §5, and for IPv4 RFC 9293 §3.7.1.
+const fn least_mtu(v6: bool) -> u16 {
+    if v6 { 1280 } else { 576 }
+}
+
+/// The headers of IP and TCP without options, in bytes.
+const fn headers(v6: bool) -> u16 {
+    if v6 { 60 } else { 40 }
+}
+
 /// How long a client has to answer the SYN-ACK, where room is needed for others.
 const UNANSWERED: Duration = Duration::from_secs(1);
 
@@ -157,7 +175,8 @@ impl Flow {
         known: Known,
         cx: &mut Context<'_>,
     ) -> Self {
-        let default = if known.v6 { 1220 } else { 536 };
+        // RFC 9293 §3.7.1: what is sent to an end that doesn't say what it takes.
+        let default = least_mtu(known.v6).saturating_sub(headers(known.v6));
         let mut halves = [Half::new(client.isn), Half::new(server.isn)];
         for (half, receiver) in halves.iter_mut().zip([server, client]) {
             half.offered(receiver.window);
@@ -346,7 +365,7 @@ mod tests {
     fn an_idle_flow_is_small() {
         let (flow, half, session) = (size_of::<Flow>(), size_of::<Half>(), size_of::<Session>());
         assert!(
-            flow <= 256 && half <= 56 && session <= 88,
+            flow <= 256 && half <= 56 && session <= 80,
             "flow {flow}, of it half {half} twice and session {session} bytes"
         );
     }

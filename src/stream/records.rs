@@ -45,6 +45,12 @@ enum Place {
 const BOUNDARY: Place = Place::Header { have: 0, high: 0 };
 
 impl Records {
+    /// Whether a record may begin with this byte.
+    #[must_use]
+    pub fn may_begin_with(byte: u8) -> bool {
+        TYPES.contains(&byte)
+    }
+
     /// A direction whose first record begins at `start`.
     #[must_use]
     pub fn new(start: Seq) -> Self {
@@ -72,7 +78,7 @@ impl Records {
         let mut at = 0;
         while let Some(byte) = fresh.get(at) {
             self.place = match self.place {
-                Place::Header { have: 0, .. } if !TYPES.contains(byte) => {
+                Place::Header { have: 0, .. } if !Self::may_begin_with(*byte) => {
                     if self.handshake && self.data {
                         return Some(self.next.plus_len(at));
                     }

@@ -1,6 +1,6 @@
 //! Which packets may change a flow: those that their receiver takes for the connection's.
 
-use super::{Context, End, Fate, Flow};
+use super::{Context, End, Fate, Flow, challenges};
 use crate::engine::Side;
 use crate::engine::second::Second;
 use crate::stream::{Emit, Reset, Seq};
@@ -98,12 +98,6 @@ impl Flow {
         }
         fate
     }
-}
-
-/// The sign in [`Flow::signs`] that the end whose packets come through that hook has answered a RST
-/// that wasn't exact.
-const fn challenges(side: Side) -> u8 {
-    8 << side.index()
 }
 
 /// Data and FIN.

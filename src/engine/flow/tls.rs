@@ -26,7 +26,8 @@ impl Flow {
         let pending = server.pending();
         let line = pending.iter().position(|b| *b == b'\n');
         let start = match (pending.first(), line) {
-            (Some(20..=24), _) | (_, None) => 0,
+            (Some(byte), _) if Records::may_begin_with(*byte) => 0,
+            (_, None) => 0,
             (_, Some(end)) => end.saturating_add(1),
         };
         let at = server.pending_at().plus_len(start);
