@@ -12,6 +12,8 @@ use super::shared::{Door, Shared};
 
 /// How often, at most, an engine forgets what is over while packets flow.
 const TICK: Duration = Duration::from_secs(1);
+/// How long an engine is left to its worker between two slices of a round.
+const BETWEEN_SLICES: Duration = Duration::from_micros(100);
 /// Receive errors in a row after which the worker waits a moment between tries.
 const PATIENCE: u32 = 16;
 
@@ -99,13 +101,15 @@ impl Worker {
     }
 }
 
-/// Has all engines forget what is over; whether any has a session left.
+/// Has all engines forget what is over, each in a whole round; whether any has a session left.
 pub fn tick(workers: &[Arc<Worker>], now: Duration, shared: &Shared) -> bool {
     let mut left = false;
     for worker in workers {
-        let mut engine = worker.engine();
-        engine.tick(now, &mut Door(shared));
-        left |= engine.sessions(now).next().is_some();
+        while !worker.engine().tick(now, &mut Door(shared)) {
+            // A lock that is taken again at once is never had by who waits for it.
+            thread::sleep(BETWEEN_SLICES);
+        }
+        left |= worker.engine().sessions(now).next().is_some();
     }
     left
 }

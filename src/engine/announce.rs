@@ -7,8 +7,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::config::Config;
+use super::endpoints::Endpoints;
 use super::gateway::{Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId};
-use super::{Endpoints, Entry, Side, Tuple};
+use super::{Entry, Side, Tuple};
 use crate::ftp::Mode;
 use crate::ftp::hostport;
 use crate::ftp::policy::Policy;
@@ -63,7 +64,7 @@ struct Tuples {
 
 /// Asks conntrack, for the endpoint whose packets come through `side`'s hook.
 fn tuples(gateway: &mut dyn Gateway, ends: &Endpoints, side: Side) -> Result<Tuples, Error> {
-    let entry = gateway.conntrack(ends.inside, ends.outside)?;
+    let entry = gateway.conntrack(ends.inside(), ends.outside())?;
     let Some((outward, inward)) = entry.from_sender(ends.outward()) else {
         let why = "conntrack's answer is about another connection";
         return Err(Error::Kernel(why.to_owned()));

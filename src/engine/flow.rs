@@ -8,15 +8,15 @@ mod render;
 mod segment;
 mod tls;
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::Side;
 use super::config::Config;
+use super::endpoints::Endpoints;
 use super::event::Event;
 use super::gateway::{Gateway, SessionId};
 use super::second::Second;
 use super::stats::{SessionInfo, Stats};
-use super::{Endpoints, Side};
 use crate::ftp::session::{Peer, Session};
 use crate::stream::{Half, Limits, Seq};
 use crate::wire::Segment;
@@ -294,7 +294,7 @@ impl Flow {
     }
 
     pub(super) fn info(&self, ends: &Endpoints, now: Duration) -> SessionInfo {
-        let (client, server) = self.client_and_server(ends);
+        let (client, server) = ends.client_and_server(self.client);
         SessionInfo {
             id: self.id,
             client,
@@ -309,13 +309,6 @@ impl Flow {
             announced: self.announced,
             refused: self.refused,
             buffered: self.buffered(),
-        }
-    }
-
-    pub(super) fn client_and_server(&self, ends: &Endpoints) -> (SocketAddr, SocketAddr) {
-        match self.client {
-            Side::Egress => (ends.inside, ends.outside),
-            Side::Ingress => (ends.outside, ends.inside),
         }
     }
 

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::Side;
+use super::endpoints::Endpoints;
 use super::flow::Hello;
-use super::{Endpoints, Side};
 use crate::stream::Seq;
 
 /// A SYN that hasn't been answered.
@@ -33,7 +34,7 @@ impl Syn {
     }
 
     fn start(&self) -> Start {
-        (self.ends.inside, self.hello.isn)
+        (self.ends.inside(), self.hello.isn)
     }
 }
 
@@ -52,15 +53,23 @@ pub struct SynAck {
     pub(super) hello: Hello,
     /// The number that it acknowledges: the one behind the SYN's, since no data goes on with a SYN.
     acknowledged: Seq,
+    at: Duration,
 }
 
 impl SynAck {
-    pub(super) fn new(ends: Endpoints, side: Side, hello: Hello, acknowledged: Seq) -> Self {
+    pub(super) fn new(
+        ends: Endpoints,
+        side: Side,
+        hello: Hello,
+        acknowledged: Seq,
+        at: Duration,
+    ) -> Self {
         Self {
             ends,
             side,
             hello,
             acknowledged,
+            at,
         }
     }
 
@@ -71,10 +80,7 @@ impl SynAck {
 
     /// The two ends as a hook at the other end of the connection names them.
     pub(super) fn mirrored(&self) -> Endpoints {
-        Endpoints {
-            inside: self.ends.outside,
-            outside: self.ends.inside,
-        }
+        self.ends.mirrored()
     }
 
     fn answers(&self, syn: &Syn) -> bool {
@@ -82,13 +88,22 @@ impl SynAck {
     }
 }
 
-/// All of them, in two generations: when the younger one is full, it takes the older one's place. So
-/// a flood of SYNs that nobody answers takes the place of older ones, bounded memory and no search; an
-/// honest answer comes long before as many SYNs as fit.
-#[derive(Debug, Default)]
+/// SYNs that wait for their SYN-ACK, in two generations.
+///
+/// A younger generation takes the place of the older one when it is full, or when it is as old as
+/// a SYN may get. So memory is bounded, and no search is needed to forget. A flood of SYNs that
+/// nobody answers takes the place of older ones; an honest SYN-ACK comes long before as many SYNs as
+/// fit.
+#[derive(Debug)]
 pub(super) struct HalfOpen {
     young: Generation,
     old: Generation,
+    /// How many SYNs a generation has room for.
+    room: usize,
+    /// How long a SYN may wait.
+    life: Duration,
+    /// When the younger generation began.
+    began: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -98,15 +113,25 @@ struct Generation {
 }
 
 impl HalfOpen {
-    /// Remembers a SYN; returns how many others are forgotten for it, so that there are no more than
-    /// `max` (at least two). Of those with the same number between the same ends, which are
-    /// repetitions, the last one counts.
-    pub(super) fn insert(&mut self, syn: Syn, max: usize) -> usize {
+    /// Room for `max` SYNs (at least two), each for the time of `life`.
+    pub(super) fn new(max: usize, life: Duration) -> Self {
+        Self {
+            young: Generation::default(),
+            old: Generation::default(),
+            room: (max / 2).max(1),
+            life,
+            began: Duration::ZERO,
+        }
+    }
+
+    /// Remembers a SYN; returns how many others are forgotten for it. Of those with the same number
+    /// between the same ends, which are repetitions, the last one counts.
+    pub(super) fn insert(&mut self, syn: Syn) -> usize {
         self.remove(&syn);
         let mut forgotten = 0;
-        if self.young.syns.len() >= (max / 2).max(1) {
+        if self.young.syns.len() >= self.room {
             forgotten = self.old.syns.len();
-            self.old = std::mem::take(&mut self.young);
+            self.next_generation(syn.at);
         }
         self.young.insert(syn);
         forgotten
@@ -116,19 +141,19 @@ impl HalfOpen {
     pub(super) fn direct(&self, syn_ack: &SynAck) -> Option<Syn> {
         let key = (syn_ack.ends, syn_ack.client());
         let syn = self.generations().find_map(|g| g.syns.get(&key))?;
-        syn_ack.answers(syn).then_some(*syn)
+        self.is_answered_by(syn, syn_ack).then_some(*syn)
     }
 
-    /// The SYN that the answer belongs to by its number, though the outside end has another address
-    /// in it. Whoever takes it for one must make sure with conntrack.
+    /// The SYN that a SYN-ACK belongs to by its number, though the outside end has another address
+    /// in it. The caller makes sure with conntrack.
     pub(super) fn translated(&self, syn_ack: &SynAck) -> Option<Syn> {
-        let start = (syn_ack.ends.inside, syn_ack.client());
+        let start = (syn_ack.ends.inside(), syn_ack.client());
         let find = |g: &Generation| {
             let ends = g.by_start.get(&start)?;
             g.syns.get(&(*ends, start.1)).copied()
         };
         let syn = self.generations().find_map(find)?;
-        syn_ack.answers(&syn).then_some(syn)
+        self.is_answered_by(&syn, syn_ack).then_some(syn)
     }
 
     pub(super) fn remove(&mut self, syn: &Syn) {
@@ -136,9 +161,20 @@ impl HalfOpen {
         self.old.remove(syn);
     }
 
-    pub(super) fn forget(&mut self, now: Duration, life: Duration) {
-        self.young.forget(now, life);
-        self.old.forget(now, life);
+    /// Gives up the memory of SYNs that have waited for too long, within twice their time.
+    pub(super) fn forget(&mut self, now: Duration) {
+        if now.saturating_sub(self.began) >= self.life {
+            self.next_generation(now);
+        }
+    }
+
+    fn next_generation(&mut self, now: Duration) {
+        self.old = std::mem::take(&mut self.young);
+        self.began = now;
+    }
+
+    fn is_answered_by(&self, syn: &Syn, syn_ack: &SynAck) -> bool {
+        syn_ack.answers(syn) && syn_ack.at.saturating_sub(syn.at) < self.life
     }
 
     fn generations(&self) -> impl Iterator<Item = &Generation> {
@@ -157,12 +193,72 @@ impl Generation {
             self.by_start.remove(&syn.start());
         }
     }
+}
 
-    fn forget(&mut self, now: Duration, life: Duration) {
-        let young = |syn: &Syn| now.saturating_sub(syn.at) < life;
-        self.syns.retain(|_, syn| young(syn));
-        let syns = &self.syns;
-        self.by_start
-            .retain(|(_, isn), ends| syns.contains_key(&(*ends, *isn)));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIFE: Duration = Duration::from_secs(60);
+
+    fn hello(isn: u32) -> Hello {
+        Hello {
+            isn: Seq(isn),
+            mss: None,
+            shift: None,
+            window: 1000,
+            signed: false,
+        }
+    }
+
+    fn syn(number: u32, at: Duration) -> Syn {
+        Syn::new(
+            Endpoints::numbered(number),
+            Side::Ingress,
+            hello(number),
+            at,
+        )
+    }
+
+    fn syn_ack(number: u32, at: Duration) -> SynAck {
+        let ends = Endpoints::numbered(number);
+        SynAck::new(ends, Side::Egress, hello(7), Seq(number + 1), at)
+    }
+
+    #[test]
+    fn a_syn_waits_for_its_time_and_no_longer() {
+        let mut half_open = HalfOpen::new(100, LIFE);
+        let start = Duration::from_secs(1000);
+        for at in [start, start + LIFE / 2] {
+            half_open.forget(at);
+            half_open.insert(syn(1, at));
+            half_open.forget(at + LIFE / 2);
+            let last = at + LIFE - Duration::from_millis(1);
+            half_open.forget(last);
+            assert!(half_open.direct(&syn_ack(1, last)).is_some());
+            assert!(half_open.translated(&syn_ack(1, last)).is_some());
+            assert!(half_open.direct(&syn_ack(1, at + LIFE)).is_none());
+            assert!(half_open.translated(&syn_ack(1, at + LIFE)).is_none());
+        }
+        half_open.forget(start + 3 * LIFE);
+        half_open.forget(start + 4 * LIFE);
+        assert!(
+            half_open
+                .generations()
+                .all(|g| g.syns.is_empty() && g.by_start.is_empty())
+        );
+    }
+
+    #[test]
+    fn a_full_generation_takes_the_place_of_the_older_one() {
+        let mut half_open = HalfOpen::new(4, LIFE);
+        let now = Duration::from_secs(1);
+        let forgotten: Vec<usize> = (0..7).map(|n| half_open.insert(syn(n, now))).collect();
+        assert_eq!(forgotten, [0, 0, 0, 0, 2, 0, 2]);
+        let known = |n| half_open.direct(&syn_ack(n, now)).is_some();
+        assert_eq!(
+            (0..7).map(known).collect::<Vec<_>>(),
+            [false, false, false, false, true, true, true]
+        );
     }
 }

@@ -11,18 +11,18 @@
 mod announce;
 mod config;
 mod connection;
+mod endpoints;
 mod flow;
 mod handshake;
 mod names;
 mod opening;
 mod second;
 mod stats;
+mod table;
 
 pub mod event;
 pub mod gateway;
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use config::{Advertise, Config};
@@ -31,10 +31,12 @@ pub use stats::{SessionInfo, Stats};
 
 pub use handshake::{Syn, SynAck};
 
+use endpoints::Endpoints;
 use flow::{Context, Fate, Flow};
 use gateway::Gateway;
 use handshake::HalfOpen;
 use names::{Meaning, Names};
+use table::{Table, Walk};
 
 use crate::wire::{Flags, Reject, Segment};
 
@@ -74,45 +76,6 @@ pub enum Verdict<'a> {
     Drop,
 }
 
-/// The two ends of a control connection, as both hooks see them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Endpoints {
-    inside: SocketAddr,
-    outside: SocketAddr,
-}
-
-impl Endpoints {
-    fn of(segment: &Segment<'_>, side: Side) -> Self {
-        let (source, destination) = (segment.source(), segment.destination());
-        match side {
-            Side::Egress => Self {
-                inside: source,
-                outside: destination,
-            },
-            Side::Ingress => Self {
-                inside: destination,
-                outside: source,
-            },
-        }
-    }
-
-    /// The end whose packets come through `side`'s hook.
-    fn of_side(&self, side: Side) -> SocketAddr {
-        match side {
-            Side::Egress => self.inside,
-            Side::Ingress => self.outside,
-        }
-    }
-
-    /// The tuple of what the inside end sends.
-    fn outward(&self) -> Tuple {
-        Tuple {
-            src: self.inside,
-            dst: self.outside,
-        }
-    }
-}
-
 /// What one engine of several says to a packet: see [`Engine::try_packet`].
 #[derive(Clone, Copy, Debug)]
 pub enum Outcome<'a> {
@@ -139,17 +102,39 @@ enum Decided {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Name(Endpoints);
 
+/// A round through all that may be over: see [`Engine::tick`].
+#[derive(Debug, Default)]
+struct Round {
+    flows: Walk,
+    names: Walk,
+}
+
+impl Round {
+    fn is_over(&self) -> bool {
+        self.flows.is_over() && self.names.is_over()
+    }
+}
+
+/// A search of the full table for connections that may go: see [`Engine::clear`].
+#[derive(Debug, Default)]
+struct Clearing {
+    /// When the last one began.
+    began: Option<Duration>,
+    walk: Walk,
+}
+
 /// All control connections of one worker.
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
     /// Boxed, so that the room that the table keeps to grow costs little.
-    flows: HashMap<Endpoints, Box<Flow>>,
+    flows: Table<Box<Flow>>,
     /// Other names of flows.
     names: Names,
     half_open: HalfOpen,
-    /// When room was last made in a full table.
-    cleared: Option<Duration>,
+    /// What [`tick`](Self::tick) still has to look at.
+    round: Round,
+    clearing: Clearing,
     stats: Stats,
     next_id: u64,
     /// Bytes in the buffers of all flows.
@@ -165,11 +150,12 @@ impl Engine {
     #[must_use]
     pub fn new(config: Config, worker: u16) -> Self {
         Self {
-            config,
-            flows: HashMap::new(),
+            flows: Table::default(),
             names: Names::default(),
-            half_open: HalfOpen::default(),
-            cleared: None,
+            half_open: HalfOpen::new(config.max_flows, config.half_open),
+            config,
+            round: Round::default(),
+            clearing: Clearing::default(),
             stats: Stats::default(),
             next_id: u64::from(worker).saturating_add(1),
             buffered: 0,
@@ -231,7 +217,7 @@ impl Engine {
     /// Whether a segment belongs to a connection of this engine's.
     #[must_use]
     pub fn knows(&self, Name(ends): &Name) -> bool {
-        self.flows.contains_key(ends) || self.names.contains(ends)
+        self.flows.contains(ends) || self.names.contains(ends)
     }
 
     /// Whether any connection of this engine has other names: else it knows nothing that another
@@ -270,31 +256,46 @@ impl Engine {
         self.stats.mid_stream = self.stats.mid_stream.saturating_add(1);
     }
 
-    /// Forgets connections that ended or went quiet. To be called now and then: once a second
-    /// while packets flow is plenty, once a minute at least.
-    pub fn tick(&mut self, now: Duration, gateway: &mut dyn Gateway) {
-        self.half_open.forget(now, self.config.half_open);
+    /// Forgets connections that ended or went quiet, and returns whether a round is complete: all
+    /// were looked at.
+    ///
+    /// One call visits at most 8,192 connections and as many names, so it takes no longer the more
+    /// there are. A round takes one call for each 8,192. To be called once a second while packets
+    /// flow, and at least once a minute until a round is complete: then nothing that is over stays
+    /// for more than a minute beyond its time. Nothing else goes by these calls: bytes that wait
+    /// are looked at with each segment, and the age of a SYN with its SYN-ACK.
+    pub fn tick(&mut self, now: Duration, gateway: &mut dyn Gateway) -> bool {
+        self.half_open.forget(now);
+        if self.round.is_over() {
+            self.round = Round {
+                flows: self.flows.walk(),
+                names: self.names.walk(),
+            };
+        }
         let (linger, idle) = (self.config.linger, self.config.idle);
-        self.forget(
-            |flow| flow.quiet(now) >= flow.patience(idle, linger),
-            gateway,
-        );
-        let flows = &self.flows;
-        self.names.forget(now, |ends| flows.contains_key(ends));
+        let over = |flow: &Flow| flow.quiet(now) >= flow.patience(idle, linger);
+        self.round.flows = self.forget(self.round.flows, over, gateway);
+        self.names.forget(&mut self.round.names, now);
+        self.round.is_over()
     }
 
-    fn forget(&mut self, which: impl Fn(&Flow) -> bool, gateway: &mut dyn Gateway) {
-        let mut buffered = 0usize;
-        self.flows.retain(|_, flow| {
+    /// Goes on with a walk through the flows, and forgets some. Returns what is left of the walk.
+    fn forget(
+        &mut self,
+        mut walk: Walk,
+        which: impl Fn(&Flow) -> bool,
+        gateway: &mut dyn Gateway,
+    ) -> Walk {
+        self.flows.sweep(&mut walk, |ends, flow| {
             let gone = which(flow);
             if gone {
+                self.buffered = self.buffered.saturating_sub(flow.buffered());
                 flow.close("idle", gateway);
-            } else {
-                buffered = buffered.saturating_add(flow.buffered());
+                self.names.forget_flow(ends);
             }
             !gone
         });
-        self.buffered = buffered;
+        walk
     }
 
     /// What was counted since the start.
@@ -366,7 +367,7 @@ impl Engine {
         gateway: &mut dyn Gateway,
     ) -> Decided {
         let mut ends = Endpoints::of(segment, side);
-        if !self.names.is_empty() && !self.flows.contains_key(&ends) {
+        if !self.names.is_empty() && !self.flows.contains(&ends) {
             match self.names.meaning(&ends, now) {
                 Some(Meaning::Flow(flow)) => ends = flow,
                 Some(Meaning::Elsewhere { .. }) => return Decided::Verdict(Fate::Same),
@@ -403,5 +404,74 @@ impl Engine {
             Fate::Changed => Verdict::Replace(&self.scratch),
             Fate::Dropped => Verdict::Drop,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use etherparse::PacketBuilder;
+
+    use super::event::Event;
+    use super::gateway::{Error, PinholeId, Request, Reservation, SessionId};
+    use super::table::SLICE;
+    use super::*;
+
+    /// Counts the sessions that ended.
+    #[derive(Default)]
+    struct Ended(usize);
+
+    impl Gateway for Ended {
+        fn conntrack(&mut self, _: SocketAddr, _: SocketAddr) -> Result<Entry, Error> {
+            Err(Error::NoConntrack)
+        }
+        fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
+            Err(Error::NoPort(request.from))
+        }
+        fn open(&mut self, _: PinholeId) -> Result<(), Error> {
+            Ok(())
+        }
+        fn release(&mut self, _: PinholeId) {}
+        fn session_ended(&mut self, _: SessionId) {
+            self.0 += 1;
+        }
+        fn event(&mut self, _: Event) {}
+    }
+
+    fn connect(engine: &mut Engine, number: usize, now: Duration) {
+        let (server, client) = ([10, 0, 0, 2], Ipv4Addr::from_bits(number as u32).octets());
+        let syn = PacketBuilder::ipv4(client, server, 64)
+            .tcp(40_000, 21, 99, 1000)
+            .syn();
+        let syn_ack = PacketBuilder::ipv4(server, client, 64)
+            .tcp(21, 40_000, 999, 1000)
+            .syn()
+            .ack(100);
+        for (side, packet) in [(Side::Ingress, syn), (Side::Egress, syn_ack)] {
+            let mut bytes = Vec::new();
+            packet.write(&mut bytes, &[]).unwrap();
+            engine.packet(side, &bytes, now, &mut Ended::default());
+        }
+    }
+
+    #[test]
+    fn a_tick_looks_at_a_slice_and_a_round_at_everything() {
+        const OLD: usize = 2 * SLICE + 100;
+        let mut engine = Engine::new(Config::default(), 0);
+        let idle = engine.config.idle;
+        (0..OLD).for_each(|number| connect(&mut engine, number, Duration::ZERO));
+        let mut world = Ended::default();
+        for (young, complete) in [(1, false), (2, false), (3, true)] {
+            // One that begins between two calls stays.
+            connect(&mut engine, OLD + young, idle);
+            let before = world.0;
+            assert_eq!(engine.tick(idle, &mut world), complete);
+            assert!((1..=SLICE).contains(&(world.0 - before)));
+            assert_eq!(engine.sessions(idle).count(), OLD + young - world.0);
+        }
+        assert_eq!(world.0, OLD);
+        assert!(engine.tick(2 * idle, &mut world), "there are few now");
+        assert_eq!(engine.sessions(idle).count(), 0);
     }
 }

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use super::endpoints::Endpoints;
 use super::event::Event;
 use super::flow::{Context, Fate, Flow, Hello, Known};
 use super::gateway::{Gateway, SessionId};
 use super::names::Meaning;
-use super::{Decided, Endpoints, Engine, Side, Syn, SynAck};
+use super::{Decided, Engine, Side, Syn, SynAck};
 use crate::stream::Seq;
 use crate::wire::{Flags, Segment, SegmentMut, blank_multipath};
 
@@ -29,7 +30,7 @@ impl Engine {
         let hello = Hello::read(segment);
         let mut asks = None;
         if segment.flags().has(Flags::ACK) {
-            let syn_ack = SynAck::new(ends, side, hello, Seq(segment.ack()));
+            let syn_ack = SynAck::new(ends, side, hello, Seq(segment.ack()), now);
             asks = self.syn_ack(syn_ack, now, gateway);
         } else {
             self.syn_waits(Syn::new(ends, side, hello, now));
@@ -48,7 +49,7 @@ impl Engine {
 
     /// A SYN: it waits for its SYN-ACK.
     fn syn_waits(&mut self, syn: Syn) {
-        let forgotten = self.half_open.insert(syn, self.config.max_flows);
+        let forgotten = self.half_open.insert(syn);
         let forgotten = u64::try_from(forgotten).unwrap_or(u64::MAX);
         self.stats.table_full = self.stats.table_full.saturating_add(forgotten);
     }
@@ -155,10 +156,7 @@ impl Engine {
         let id = SessionId(self.next_id);
         let step = u64::from(self.config.workers.max(1));
         self.next_id = self.next_id.wrapping_add(step);
-        let (client, server) = match syn.side {
-            Side::Egress => (ends.inside, ends.outside),
-            Side::Ingress => (ends.outside, ends.inside),
-        };
+        let (client, server) = ends.client_and_server(syn.side);
         let mut admitted = gateway.admit(id, client.ip());
         if admitted.is_err() && self.clear(now, gateway) {
             admitted = gateway.admit(id, client.ip());
@@ -194,7 +192,7 @@ impl Engine {
             crowded: false,
         };
         let known = Known {
-            v6: ends.inside.is_ipv6(),
+            v6: ends.inside().is_ipv6(),
             admitted: admitted.is_ok(),
             implicit: self.config.implicit_ports.contains(&server.port()),
         };
@@ -227,29 +225,30 @@ impl Engine {
         true
     }
 
-    /// Forgets flows that may go where room is needed; whether there were any. It isn't done for each
-    /// connection of a flood.
+    /// Forgets flows that may go where room is needed; whether there were any.
+    ///
+    /// A full table is searched in slices, as in [`tick`](Self::tick): each connection of a flood
+    /// goes on where the last one stopped, and a new search begins a second after the last one.
     fn clear(&mut self, now: Duration, gateway: &mut dyn Gateway) -> bool {
-        if self
-            .cleared
-            .is_some_and(|at| now.saturating_sub(at) < CLEARING)
-        {
-            return false;
+        if self.clearing.walk.is_over() {
+            let began = self.clearing.began;
+            if began.is_some_and(|at| now.saturating_sub(at) < CLEARING) {
+                return false;
+            }
+            self.clearing.began = Some(now);
+            self.clearing.walk = self.flows.walk();
         }
-        self.cleared = Some(now);
         let (before, patience) = (self.flows.len(), self.config.half_open);
-        self.forget(
-            |flow| flow.is_closed() || flow.is_idle_guest(now, patience),
-            gateway,
-        );
+        let may_go = |flow: &Flow| flow.is_closed() || flow.is_idle_guest(now, patience);
+        self.clearing.walk = self.forget(self.clearing.walk, may_go, gateway);
         self.flows.len() < before
     }
 
     /// Forgets a flow whose name a new connection has.
     fn replace(&mut self, ends: &Endpoints, gateway: &mut dyn Gateway) {
         if let Some(mut old) = self.flows.remove(ends) {
-            old.close("replaced", gateway);
             self.buffered = self.buffered.saturating_sub(old.buffered());
+            old.close("replaced", gateway);
             self.names.forget_flow(ends);
         }
     }
@@ -258,10 +257,11 @@ impl Engine {
 /// Whether conntrack says that `ingress` are the ends of the connection `ends` before the address of
 /// the outside one is translated for the inside one.
 fn is_translation(gateway: &mut dyn Gateway, ends: Endpoints, ingress: Endpoints) -> bool {
-    let Ok(entry) = gateway.conntrack(ends.inside, ends.outside) else {
+    let Ok(entry) = gateway.conntrack(ends.inside(), ends.outside()) else {
         return false;
     };
     let directions = entry.from_sender(ends.outward());
-    directions
-        .is_some_and(|(_, inward)| ingress.inside == ends.inside && ingress.outside == inward.src)
+    directions.is_some_and(|(_, inward)| {
+        ingress.inside() == ends.inside() && ingress.outside() == inward.src
+    })
 }

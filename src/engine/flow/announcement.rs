@@ -1,10 +1,11 @@
 //! What becomes of an announced address: [`announce::decide`] says it, and here it is carried out.
 
 use super::{Context, Flow};
+use crate::engine::Side;
 use crate::engine::announce::{self, Declined, How, Prepared};
+use crate::engine::endpoints::Endpoints;
 use crate::engine::event::Event;
 use crate::engine::gateway::PinholeId;
-use crate::engine::{Endpoints, Side};
 use crate::ftp::Mode;
 use crate::ftp::session::{Address, Hole, Outcome};
 

@@ -2,10 +2,11 @@
 //! refusals, the end of inspection.
 
 use super::{Context, Flow};
+use crate::engine::Side;
+use crate::engine::endpoints::Endpoints;
 use crate::engine::event::Event;
 use crate::engine::gateway::PinholeId;
 use crate::engine::second::Second;
-use crate::engine::{Endpoints, Side};
 use crate::ftp::session::{Hole, Over, Peer, Step};
 use crate::stream::Half;
 

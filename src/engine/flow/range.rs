@@ -1,8 +1,9 @@
 //! Ranges of ports for sessions under TLS: when the gateway is asked to open one.
 
 use super::{Context, FINS, Flow};
+use crate::engine::announce;
+use crate::engine::endpoints::Endpoints;
 use crate::engine::event::Event;
-use crate::engine::{Endpoints, announce};
 
 /// A session's range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +25,7 @@ impl Flow {
         } else {
             cx.gateway.event(Event::TlsPassed {
                 session: self.id,
-                client: self.client_and_server(ends).0.ip(),
+                client: ends.client_and_server(self.client).0.ip(),
             });
         }
     }

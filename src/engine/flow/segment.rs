@@ -14,7 +14,8 @@
 use super::dialogue::Inspected;
 use super::range::Range;
 use super::{ANSWERED, Context, FINS, Fate, Flow, Unread, render};
-use crate::engine::{Endpoints, Side};
+use crate::engine::Side;
+use crate::engine::endpoints::Endpoints;
 use crate::ftp::session::Peer;
 use crate::stream::{Emit, Intake, Seq};
 use crate::wire::{Flags, Segment};
