@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use etherparse::PacketBuilder;
 use ftpalg::engine::{Config, Engine, Side, Verdict};
-use ftpalg::stream::Limits;
+use ftpalg::stream::BufferLimits;
 use trace_support::world::{
     ACK, FIN, LOGIN, OUTSIDE, RST, SYN, Seg, URG, World, build, data, read, syn,
 };
@@ -927,9 +927,9 @@ fn commands_wait_sooner_where_all_sessions_keep_much() {
 
 #[test]
 fn edits_beyond_the_limit_wait_at_their_sender() {
-    let limits = Limits {
+    let limits = BufferLimits {
         edits: 2,
-        ..Limits::default()
+        ..BufferLimits::default()
     };
     let config = Config {
         limits,

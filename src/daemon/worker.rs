@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::engine::{Engine, Name, Outcome, Side, Stats, SynAck, Verdict};
+use crate::engine::{Engine, Name, Placed, Side, Stats, SynAck, Verdict};
 use crate::queue::{Answer, Handler, Hook, PacketQueue, ServeError};
 
 use super::shared::{Door, Shared};
@@ -146,9 +146,9 @@ impl Handler for Packets<'_> {
             engine.tick(now, &mut door);
         }
         let outcome = match engine.try_packet(side, packet, now, &mut door) {
-            Outcome::Verdict(verdict) => Asked::Nobody(answer(verdict, out)),
-            Outcome::Unknown(name) => Asked::Segment(name),
-            Outcome::SynAck(syn_ack, verdict) => Asked::SynAck(syn_ack, answer(verdict, out)),
+            Placed::Verdict(verdict) => Asked::Nobody(answer(verdict, out)),
+            Placed::Unknown(name) => Asked::Segment(name),
+            Placed::SynAck(syn_ack, verdict) => Asked::SynAck(syn_ack, answer(verdict, out)),
         };
         // Told before the packet goes on, and so before anybody can answer it.
         self.worker.tell_names(&engine);
@@ -165,7 +165,7 @@ impl Handler for Packets<'_> {
     }
 }
 
-/// An [`Outcome`] that has let go of the engine: what the other engines are to be asked.
+/// An [`Placed`] that has let go of the engine: what the other engines are to be asked.
 enum Asked {
     Nobody(Answer),
     Segment(Name),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ftp::policy::Policy;
-use crate::stream::Limits;
+use crate::stream::BufferLimits;
 
 /// The engine's settings. Every table and buffer it bounds is counted when it is full.
 #[derive(Clone, Debug)]
@@ -15,14 +15,14 @@ pub struct Config {
     /// Addresses to announce instead of what conntrack says: where the NAT is upstream.
     pub advertise: Vec<Advertise>,
     /// Buffers of one direction of a control connection.
-    pub limits: Limits,
+    pub limits: BufferLimits,
     /// How many engines share the traffic (default 1): their session numbers interleave.
     pub workers: u16,
     /// Control connections per worker (default 65,536), closed ones that linger included; more pass
     /// unmodified.
     pub max_flows: usize,
     /// Bytes of replies that a client hasn't acknowledged, in each control connection, while less
-    /// than half of `max_buffered` is taken (default 1 MiB, [`Limits::unacked`] at least): a long
+    /// than half of `max_buffered` is taken (default 1 MiB, [`BufferLimits::unacked`] at least): a long
     /// listing over a long way (`STAT`, RFC 959 §4.1.3) has a whole window in flight.
     pub long_reply: usize,
     /// Bytes in all buffers of a worker together (default 64 MiB).
@@ -51,7 +51,7 @@ impl Default for Config {
         Self {
             policy: Arc::default(),
             advertise: Vec::new(),
-            limits: Limits::default(),
+            limits: BufferLimits::default(),
             workers: 1,
             max_flows: 65_536,
             long_reply: 1 << 20,

@@ -18,11 +18,11 @@ use super::gateway::{Gateway, SessionId};
 use super::second::Second;
 use super::stats::{SessionInfo, Stats};
 use crate::ftp::session::{Peer, Session};
-use crate::stream::{Half, Limits, Seq};
+use crate::stream::{BufferLimits, Half, Seq};
 use crate::wire::Segment;
 pub(super) use dialogue::Unread;
 use range::Range;
-use tls::Tls;
+use tls::TlsRecords;
 
 /// What the handshake said about one end.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +51,7 @@ impl Hello {
 
 /// What is known of a connection besides its handshake.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Known {
+pub(super) struct FlowOptions {
     pub(super) v6: bool,
     /// Whether the gateway counts it as a session. If not, nothing opens for it; it is inspected all
     /// the same, so that what is always refused stays refused.
@@ -80,7 +80,7 @@ pub(super) struct Context<'a> {
 
 impl Context<'_> {
     /// What may be kept of what `peer` sends.
-    fn limits(&self, peer: Peer) -> Limits {
+    fn limits(&self, peer: Peer) -> BufferLimits {
         let mut limits = self.config.limits;
         if peer == Peer::Server && !self.crowded {
             limits.unacked = limits.unacked.max(self.config.long_reply);
@@ -127,7 +127,7 @@ pub(super) struct Flow {
     /// Since when bytes of either side wait for the rest of an address.
     waiting: [Option<Second>; 2],
     /// Both directions' records, while the session is under TLS.
-    pub(super) tls: Option<Box<Tls>>,
+    pub(super) tls: Option<Box<TlsRecords>>,
     announced: u32,
     refused: u32,
     /// Where the client may reach a range of the server's ports.
@@ -147,7 +147,7 @@ const fn challenges(side: Side) -> u8 {
 }
 /// Both ends sign their segments (TCP-MD5, TCP-AO): a segment goes on as it came, or not at all.
 const SIGNED: u8 = 32;
-/// See [`Known::admitted`].
+/// See [`FlowOptions::admitted`].
 const NOT_ADMITTED: u8 = 64;
 
 // ---- sizes ---------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ impl Flow {
         side: Side,
         client: Hello,
         server: Hello,
-        known: Known,
+        known: FlowOptions,
         cx: &mut Context<'_>,
     ) -> Self {
         // RFC 9293 §3.7.1: what is sent to an end that doesn't say what it takes.

@@ -29,21 +29,21 @@ impl Syn {
         }
     }
 
-    fn key(&self) -> Key {
+    fn key(&self) -> SynKey {
         (self.ends, self.hello.isn)
     }
 
-    fn start(&self) -> Start {
+    fn start(&self) -> SynStart {
         (self.ends.inside(), self.hello.isn)
     }
 }
 
 /// What tells SYNs apart. Two of the same name may wait: then one is forged, or from an earlier attempt,
 /// and the answer says by its number which of them the server means.
-type Key = (Endpoints, Seq);
+type SynKey = (Endpoints, Seq);
 
 /// The inside end, which no NAT changes on its own side, and the number that the client begins with.
-type Start = (SocketAddr, Seq);
+type SynStart = (SocketAddr, Seq);
 
 /// A SYN-ACK, and what it answers.
 #[derive(Clone, Copy, Debug)]
@@ -108,8 +108,8 @@ pub(super) struct HalfOpen {
 
 #[derive(Debug, Default)]
 struct Generation {
-    syns: HashMap<Key, Syn>,
-    by_start: HashMap<Start, Endpoints>,
+    syns: HashMap<SynKey, Syn>,
+    by_start: HashMap<SynStart, Endpoints>,
 }
 
 impl HalfOpen {

@@ -36,7 +36,7 @@ use flow::{Context, Fate, Flow};
 use gateway::Gateway;
 use handshake::HalfOpen;
 use names::{Meaning, Names};
-use table::{Table, Walk};
+use table::{EndpointTable, Walk};
 
 use crate::wire::{Flags, Reject, Segment};
 
@@ -78,7 +78,7 @@ pub enum Verdict<'a> {
 
 /// What one engine of several says to a packet: see [`Engine::try_packet`].
 #[derive(Clone, Copy, Debug)]
-pub enum Outcome<'a> {
+pub enum Placed<'a> {
     /// What becomes of it.
     Verdict(Verdict<'a>),
     /// A segment of a connection that this engine doesn't know. Ask for the engine that
@@ -91,7 +91,7 @@ pub enum Outcome<'a> {
     SynAck(SynAck, Verdict<'a>),
 }
 
-/// An [`Outcome`] before the packet's bytes are lent to the caller.
+/// An [`Placed`] before the packet's bytes are lent to the caller.
 enum Decided {
     Verdict(Fate),
     Unknown(Name),
@@ -104,12 +104,12 @@ pub struct Name(Endpoints);
 
 /// A round through all that may be over: see [`Engine::tick`].
 #[derive(Debug, Default)]
-struct Round {
+struct Sweep {
     flows: Walk,
     names: Walk,
 }
 
-impl Round {
+impl Sweep {
     fn is_over(&self) -> bool {
         self.flows.is_over() && self.names.is_over()
     }
@@ -128,12 +128,12 @@ struct Clearing {
 pub struct Engine {
     config: Config,
     /// Boxed, so that the room that the table keeps to grow costs little.
-    flows: Table<Box<Flow>>,
+    flows: EndpointTable<Box<Flow>>,
     /// Other names of flows.
     names: Names,
     half_open: HalfOpen,
     /// What [`tick`](Self::tick) still has to look at.
-    round: Round,
+    sweep: Sweep,
     clearing: Clearing,
     stats: Stats,
     next_id: u64,
@@ -150,11 +150,11 @@ impl Engine {
     #[must_use]
     pub fn new(config: Config, worker: u16) -> Self {
         Self {
-            flows: Table::default(),
+            flows: EndpointTable::default(),
             names: Names::default(),
             half_open: HalfOpen::new(config.max_flows, config.half_open),
             config,
-            round: Round::default(),
+            sweep: Sweep::default(),
             clearing: Clearing::default(),
             stats: Stats::default(),
             next_id: u64::from(worker).saturating_add(1),
@@ -206,11 +206,11 @@ impl Engine {
         packet: &[u8],
         now: Duration,
         gateway: &mut dyn Gateway,
-    ) -> Outcome<'_> {
+    ) -> Placed<'_> {
         match self.decide(side, packet, now, gateway) {
-            Decided::Verdict(fate) => Outcome::Verdict(self.verdict(fate)),
-            Decided::Unknown(name) => Outcome::Unknown(name),
-            Decided::SynAck(syn_ack, fate) => Outcome::SynAck(syn_ack, self.verdict(fate)),
+            Decided::Verdict(fate) => Placed::Verdict(self.verdict(fate)),
+            Decided::Unknown(name) => Placed::Unknown(name),
+            Decided::SynAck(syn_ack, fate) => Placed::SynAck(syn_ack, self.verdict(fate)),
         }
     }
 
@@ -266,17 +266,17 @@ impl Engine {
     /// are looked at with each segment, and the age of a SYN with its SYN-ACK.
     pub fn tick(&mut self, now: Duration, gateway: &mut dyn Gateway) -> bool {
         self.half_open.forget(now);
-        if self.round.is_over() {
-            self.round = Round {
+        if self.sweep.is_over() {
+            self.sweep = Sweep {
                 flows: self.flows.walk(),
                 names: self.names.walk(),
             };
         }
         let (linger, idle) = (self.config.linger, self.config.idle);
         let over = |flow: &Flow| flow.quiet(now) >= flow.patience(idle, linger);
-        self.round.flows = self.forget(self.round.flows, over, gateway);
-        self.names.forget(&mut self.round.names, now);
-        self.round.is_over()
+        self.sweep.flows = self.forget(self.sweep.flows, over, gateway);
+        self.names.forget(&mut self.sweep.names, now);
+        self.sweep.is_over()
     }
 
     /// Goes on with a walk through the flows, and forgets some. Returns what is left of the walk.

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::endpoints::Endpoints;
-use super::table::{Table, Walk};
+use super::table::{EndpointTable, Walk};
 
 /// After this time without a packet the client's end of such a connection is forgotten.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -30,7 +30,7 @@ pub(super) enum Meaning {
 /// All names that aren't those of flows themselves.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    meanings: Table<Meaning>,
+    meanings: EndpointTable<Meaning>,
     /// The other name of each flow that has one.
     of_flows: HashMap<Endpoints, Endpoints>,
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::endpoints::Endpoints;
 use super::event::Event;
-use super::flow::{Context, Fate, Flow, Hello, Known};
+use super::flow::{Context, Fate, Flow, FlowOptions, Hello};
 use super::gateway::{Gateway, SessionId};
 use super::names::Meaning;
 use super::{Decided, Engine, Side, Syn, SynAck};
@@ -191,7 +191,7 @@ impl Engine {
             now,
             crowded: false,
         };
-        let known = Known {
+        let known = FlowOptions {
             v6: ends.inside().is_ipv6(),
             admitted: admitted.is_ok(),
             implicit: self.config.implicit_ports.contains(&server.port()),

@@ -39,7 +39,7 @@ pub struct Stats {
     pub table_full: u64,
     /// Connections that aren't followed because a limit on sessions was reached.
     pub not_admitted: u64,
-    /// Sessions whose inspection ended at a limit (see [`crate::stream::Limits`]).
+    /// Sessions whose inspection ended at a limit (see [`crate::stream::BufferLimits`]).
     pub limit_reached: u64,
     /// Sessions that went on under TLS.
     pub tls: u64,

@@ -18,7 +18,7 @@ pub(super) const SLICE: usize = 8192;
 
 /// Values by endpoints.
 #[derive(Debug)]
-pub(super) struct Table<V> {
+pub(super) struct EndpointTable<V> {
     /// Where in `entries` each is.
     index: HashMap<Endpoints, u32>,
     entries: Vec<(Endpoints, V)>,
@@ -37,7 +37,7 @@ impl Walk {
     }
 }
 
-impl<V> Default for Table<V> {
+impl<V> Default for EndpointTable<V> {
     fn default() -> Self {
         Self {
             index: HashMap::new(),
@@ -46,7 +46,7 @@ impl<V> Default for Table<V> {
     }
 }
 
-impl<V> Table<V> {
+impl<V> EndpointTable<V> {
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
@@ -128,14 +128,14 @@ mod tests {
 
     use super::*;
 
-    fn table(entries: u32) -> Table<u32> {
-        let mut table = Table::default();
+    fn table(entries: u32) -> EndpointTable<u32> {
+        let mut table = EndpointTable::default();
         (0..entries).for_each(|n| table.insert(Endpoints::numbered(n), n));
         table
     }
 
     /// Every entry is where the index says.
-    fn is_consistent(table: &Table<u32>) -> bool {
+    fn is_consistent(table: &EndpointTable<u32>) -> bool {
         let found = |(ends, n): &(Endpoints, u32)| table.get(ends) == Some(n);
         table.index.len() == table.len() && table.iter().all(found)
     }

@@ -7,7 +7,7 @@ pub(super) const HEAD: usize = 96;
 /// What of the current line has gone out already. Nothing, and without memory, for a line that
 /// arrives whole.
 #[derive(Debug, Default)]
-pub(super) struct Line(Option<Box<Begun>>);
+pub(super) struct PartialLine(Option<Box<Begun>>);
 
 struct Begun {
     head: [u8; HEAD],
@@ -29,7 +29,7 @@ impl std::fmt::Debug for Begun {
     }
 }
 
-impl Line {
+impl PartialLine {
     /// How many bytes of it have gone out.
     pub(super) fn gone(&self) -> usize {
         self.0.as_ref().map_or(0, |begun| begun.gone)
@@ -128,14 +128,14 @@ impl Line {
     }
 }
 
-/// Line ends are none: they are looked at apart.
+/// PartialLine ends are none: they are looked at apart.
 fn has_control(bytes: &[u8]) -> bool {
     bytes
         .iter()
         .any(|b| b.is_ascii_control() && !b.is_ascii_whitespace())
 }
 
-/// The beginning of a line: see [`Line::head`].
+/// The beginning of a line: see [`PartialLine::head`].
 pub(super) enum Head<'a> {
     Whole(&'a [u8]),
     Joined { head: [u8; HEAD], len: usize },
@@ -159,11 +159,11 @@ mod tests {
     #[test]
     fn the_head_is_the_same_for_any_cut() {
         let text: Vec<u8> = (b' '..b'~').chain(b' '..b'~').collect();
-        let whole = Line::default().head(&text).to_vec();
+        let whole = PartialLine::default().head(&text).to_vec();
         assert_eq!(whole, text[..HEAD]);
         for cut in 0..=text.len() {
             let (gone, piece) = text.split_at(cut);
-            let mut line = Line::default();
+            let mut line = PartialLine::default();
             line.goes(gone);
             assert_eq!(*line.head(piece), whole, "{cut}");
             assert_eq!(line.gone(), cut);
@@ -177,11 +177,11 @@ mod tests {
         text.push(b'\r');
         for cut in 0..=text.len() {
             let (gone, piece) = text.split_at(cut);
-            let mut line = Line::default();
+            let mut line = PartialLine::default();
             line.goes(gone);
             assert!(line.is_binary(piece), "{cut}");
         }
         text[HEAD + 10] = b'b';
-        assert!(!Line::default().is_binary(&text));
+        assert!(!PartialLine::default().is_binary(&text));
     }
 }

@@ -12,9 +12,9 @@ pub use step::{Address, Announcement, Form, Hole, Outcome, Over, Peer, Refusal, 
 use tls::Seen;
 
 use super::command::Command;
-use super::line::Line;
+use super::line::PartialLine;
 use super::policy::Policy;
-use super::waiting::Waiting;
+use super::waiting::Unanswered;
 
 /// The pinhole of the last `PORT` or `EPRT` that was followed. Nobody else in the core keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -69,7 +69,7 @@ enum Reading {
 
 /// What the client has said so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-enum Says {
+enum Spoken {
     /// No command that anybody knows.
     #[default]
     Nothing,
@@ -80,7 +80,7 @@ enum Says {
     Unfollowed,
 }
 
-impl Says {
+impl Spoken {
     /// A command of FTP's has come.
     fn ftp(&mut self) {
         if *self == Self::Nothing {
@@ -143,9 +143,9 @@ impl User {
 #[derive(Debug)]
 pub struct Session {
     policy: Arc<Policy>,
-    client: Line,
-    server: Line,
-    waiting: Waiting,
+    client: PartialLine,
+    server: PartialLine,
+    waiting: Unanswered,
     /// Until the login.
     user: Option<Box<User>>,
     counts: Counts,
@@ -155,7 +155,7 @@ pub struct Session {
     other_end: Option<NonZeroU16>,
     active: Active,
     reading: Reading,
-    says: Says,
+    spoken: Spoken,
     /// Lines of text before the greeting.
     preface: u8,
     greeted: bool,
@@ -177,16 +177,16 @@ impl Session {
     pub fn new(policy: Arc<Policy>) -> Self {
         Self {
             policy,
-            client: Line::default(),
-            server: Line::default(),
-            waiting: Waiting::default(),
+            client: PartialLine::default(),
+            server: PartialLine::default(),
+            waiting: Unanswered::default(),
             user: None,
             counts: Counts::default(),
             multi: None,
             other_end: None,
             active: Active::None,
             reading: Reading::default(),
-            says: Says::default(),
+            spoken: Spoken::default(),
             preface: 0,
             greeted: false,
             logged_in: false,
@@ -198,7 +198,7 @@ impl Session {
         }
     }
 
-    /// Says what to do with the bytes of `from`'s stream that haven't gone out. To be called when
+    /// Spoken what to do with the bytes of `from`'s stream that haven't gone out. To be called when
     /// new bytes arrived, and again after each step was carried out, until it waits or nothing is
     /// pending.
     ///
@@ -214,7 +214,7 @@ impl Session {
         }
     }
 
-    /// Says what to do with bytes of the client's that have waited for too long for the rest of
+    /// Spoken what to do with bytes of the client's that have waited for too long for the rest of
     /// their line: it is refused, since what it says may come later. Never [`Step::Wait`].
     pub fn give_up(&mut self, pending: &[u8]) -> Step {
         self.abandon_command(pending)
@@ -363,7 +363,7 @@ impl Session {
     /// Whether what the client said isn't FTP: nothing may open any more.
     #[must_use]
     pub fn is_unfollowed(&self) -> bool {
-        self.says == Says::Unfollowed
+        self.spoken == Spoken::Unfollowed
     }
 
     /// The user's name, once, when the login has just succeeded.
@@ -405,7 +405,7 @@ impl Session {
 
     /// Nothing of this session is followed from here on.
     fn unfollow(&mut self) -> Step {
-        self.says = Says::Unfollowed;
+        self.spoken = Spoken::Unfollowed;
         self.drop_active();
         Step::Unfollowed
     }

@@ -16,7 +16,7 @@ const NEAR: usize = 6;
 /// back into step, with two exceptions: a running transfer, whose reply comes when it ends, and a
 /// `PASV` or `EPSV`, whose reply nothing but a `227`, a `229` or a refusal can be.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct Unanswered {
     near: [Command; NEAR],
     len: u8,
     /// An `AUTH` was forgotten when too many commands waited.
@@ -28,7 +28,7 @@ pub(super) struct Waiting {
     far: Option<Box<VecDeque<Command>>>,
 }
 
-impl Default for Waiting {
+impl Default for Unanswered {
     fn default() -> Self {
         Self {
             near: [Command::Unknown; NEAR],
@@ -39,7 +39,7 @@ impl Default for Waiting {
     }
 }
 
-impl Waiting {
+impl Unanswered {
     pub(super) fn len(&self) -> usize {
         let far = self.far.as_ref().map_or(0, |far| far.len());
         usize::from(self.len).saturating_add(far)
@@ -177,14 +177,14 @@ mod tests {
         Abor, Blank, Epsv, Followed, Login, Other, Overlong, Pasv, Running, Stat, Transfer, User,
     };
 
-    fn waiting(commands: &[Command]) -> Waiting {
-        let mut waiting = Waiting::default();
+    fn waiting(commands: &[Command]) -> Unanswered {
+        let mut waiting = Unanswered::default();
         commands.iter().for_each(|command| waiting.push(*command));
         waiting
     }
 
     /// Which commands the replies are taken for; `150` is the beginning of a transfer.
-    fn answers(waiting: &mut Waiting, codes: &[u16]) -> Vec<Option<Command>> {
+    fn answers(waiting: &mut Unanswered, codes: &[u16]) -> Vec<Option<Command>> {
         let mut take = |code| {
             if code < 200 {
                 waiting.transfer_begins();
@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn any_number_in_order() {
         let commands = [Pasv, Other, Command::Port, Transfer];
-        let mut all = Waiting::default();
+        let mut all = Unanswered::default();
         for n in 0..40 {
             all.push(commands[n % 4]);
         }

@@ -10,7 +10,7 @@ pub use numbers::Reset;
 
 /// Bounds of one direction's buffers, in bytes unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct BufferLimits {
     /// Bytes that wait for the rest of an address.
     pub held: usize,
     /// Bytes sent on that the receiver hasn't acknowledged.
@@ -21,7 +21,7 @@ pub struct Limits {
     pub ahead: usize,
 }
 
-impl Default for Limits {
+impl Default for BufferLimits {
     fn default() -> Self {
         Self {
             held: 4096,
@@ -172,7 +172,13 @@ impl Half {
 
     /// Takes in a segment's data (`fin`: it carries FIN). New bytes are appended to
     /// [`Half::pending`].
-    pub fn take_in(&mut self, seq: Seq, payload: &[u8], fin: bool, limits: &Limits) -> Intake {
+    pub fn take_in(
+        &mut self,
+        seq: Seq,
+        payload: &[u8],
+        fin: bool,
+        limits: &BufferLimits,
+    ) -> Intake {
         let end = seq.plus_len(payload.len());
         if self.opaque {
             return Intake::Opaque;
@@ -212,10 +218,10 @@ impl Half {
     }
 
     /// If more than may be kept would be in flight with this segment's data: how many of its bytes were
-    /// taken in before. Half of the [`Limits`] is left for what was kept from behind a gap, and for
+    /// taken in before. Half of the [`BufferLimits`] is left for what was kept from behind a gap, and for
     /// growth.
     #[must_use]
-    pub fn known_if_full(&self, seq: Seq, len: usize, limits: &Limits) -> Option<usize> {
+    pub fn known_if_full(&self, seq: Seq, len: usize, limits: &BufferLimits) -> Option<usize> {
         let end = seq.plus_len(len);
         let work = self.work.as_ref()?;
         if self.opaque || len == 0 || !end.after(self.next) {
@@ -252,7 +258,7 @@ impl Half {
         self.next = self.next.plus_len(bytes.len());
     }
 
-    fn keep_ahead(&mut self, seq: Seq, payload: &[u8], limits: &Limits) {
+    fn keep_ahead(&mut self, seq: Seq, payload: &[u8], limits: &BufferLimits) {
         let room = limits.ahead;
         if payload.is_empty() || seq.plus_len(payload.len()).len_since(self.next) > room {
             return;

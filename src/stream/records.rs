@@ -22,7 +22,7 @@ const MAX_TAIL: usize = 2048;
 pub struct Records {
     /// The first byte that hasn't come.
     next: Seq,
-    place: Place,
+    place: RecordPart,
     /// A whole connection has both.
     handshake: bool,
     data: bool,
@@ -31,7 +31,7 @@ pub struct Records {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum RecordPart {
     /// So many bytes of a header have come; the length's first one is kept.
     Header {
         have: u8,
@@ -42,7 +42,7 @@ enum Place {
     Lost,
 }
 
-const BOUNDARY: Place = Place::Header { have: 0, high: 0 };
+const BOUNDARY: RecordPart = RecordPart::Header { have: 0, high: 0 };
 
 impl Records {
     /// Whether a record may begin with this byte.
@@ -70,7 +70,7 @@ impl Records {
             return None;
         }
         if seq.after(self.next) {
-            self.place = Place::Lost;
+            self.place = RecordPart::Lost;
             self.tail = None;
             return None;
         }
@@ -78,42 +78,42 @@ impl Records {
         let mut at = 0;
         while let Some(byte) = fresh.get(at) {
             self.place = match self.place {
-                Place::Header { have: 0, .. } if !Self::may_begin_with(*byte) => {
+                RecordPart::Header { have: 0, .. } if !Self::may_begin_with(*byte) => {
                     if self.handshake && self.data {
                         return Some(self.next.plus_len(at));
                     }
-                    Place::Lost
+                    RecordPart::Lost
                 }
-                Place::Header { have: 0, .. } => {
+                RecordPart::Header { have: 0, .. } => {
                     self.handshake |= *byte == HANDSHAKE;
                     self.data |= *byte == DATA;
-                    Place::Header { have: 1, high: 0 }
+                    RecordPart::Header { have: 1, high: 0 }
                 }
-                Place::Header { have: 1, .. } if *byte != 3 => Place::Lost,
-                Place::Header { have: 3, .. } => Place::Header {
+                RecordPart::Header { have: 1, .. } if *byte != 3 => RecordPart::Lost,
+                RecordPart::Header { have: 3, .. } => RecordPart::Header {
                     have: 4,
                     high: *byte,
                 },
-                Place::Header { have: 4, high } => match u16::from_be_bytes([high, *byte]) {
+                RecordPart::Header { have: 4, high } => match u16::from_be_bytes([high, *byte]) {
                     0 => BOUNDARY,
-                    length if length > MAX_BODY => Place::Lost,
-                    length => Place::Body(length),
+                    length if length > MAX_BODY => RecordPart::Lost,
+                    length => RecordPart::Body(length),
                 },
-                Place::Header { have, high } => Place::Header {
+                RecordPart::Header { have, high } => RecordPart::Header {
                     have: have.saturating_add(1),
                     high,
                 },
-                Place::Body(left) => {
+                RecordPart::Body(left) => {
                     let rest = fresh.len().saturating_sub(at).min(usize::from(left));
                     let left = left.saturating_sub(u16::try_from(rest).unwrap_or(left));
                     at = at.saturating_add(rest.saturating_sub(1));
                     if left == 0 {
                         BOUNDARY
                     } else {
-                        Place::Body(left)
+                        RecordPart::Body(left)
                     }
                 }
-                Place::Lost => break,
+                RecordPart::Lost => break,
             };
             at = at.saturating_add(1);
         }
@@ -158,7 +158,7 @@ impl Records {
     /// Whether the thread was lost.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.place == Place::Lost
+        self.place == RecordPart::Lost
     }
 
     /// The bytes that have come and that the receiver hasn't acknowledged, and where they begin;

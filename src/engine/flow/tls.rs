@@ -14,7 +14,7 @@ use crate::wire::{Flags, Segment};
 
 /// The records of both directions, by [`Side`]; `None` where the stream is inspected again.
 #[derive(Debug)]
-pub(in crate::engine) struct Tls {
+pub(in crate::engine) struct TlsRecords {
     records: [Option<Records>; 2],
 }
 
@@ -35,7 +35,7 @@ impl Flow {
         records.follow(at, pending.get(start..).unwrap_or_default());
         let both = [Some(records), Some(Records::new(client.expected()))];
         let [server, client] = both;
-        self.tls = Some(Box::new(Tls {
+        self.tls = Some(Box::new(TlsRecords {
             records: match side {
                 Side::Egress => [server, client],
                 Side::Ingress => [client, server],
@@ -122,7 +122,7 @@ impl Flow {
     }
 }
 
-impl Tls {
+impl TlsRecords {
     /// Bytes in its buffers.
     pub(in crate::engine) fn buffered(&self) -> usize {
         let records = self.records.iter().flatten();

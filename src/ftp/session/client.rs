@@ -7,7 +7,7 @@ use super::super::command::{
 use super::super::hostport::{may_be_extended, may_be_host_port, parse_extended, parse_host_port};
 use super::super::line::HEAD;
 use super::{
-    Active, Address, Announcement, Form, Hole, Refusal, Says, Session, Step, User, count,
+    Active, Address, Announcement, Form, Hole, Refusal, Session, Spoken, Step, User, count,
     first_line, length,
 };
 use crate::ftp::Mode;
@@ -64,7 +64,7 @@ impl Session {
     /// chooses.
     fn is_no_ftp(&self, line: &[u8], command: Command, overlong: bool, piece: &[u8]) -> bool {
         let begins = || !overlong && may_begin(line, command) && !self.client.is_binary(piece);
-        is_header_field(line) || self.says == Says::Nothing && !begins()
+        is_header_field(line) || self.spoken == Spoken::Nothing && !begins()
     }
 
     /// The reserved hole of a `PORT`, if it opens with the transfer command that comes now: the
@@ -354,7 +354,7 @@ impl Session {
     /// A complete line goes out to the server.
     fn command_passes(&mut self, command: Command, line: &[u8], overlong: bool) {
         if !matches!(command, Command::Unknown | Command::Blank) {
-            self.says.ftp();
+            self.spoken.ftp();
         }
         match command {
             Command::User => {

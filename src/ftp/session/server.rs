@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 
 use super::super::command::Command;
 use super::super::hostport::{Scan, scan_extended_port, scan_host_port};
-use super::super::reply::{Code, Start, lead_len};
+use super::super::reply::{Code, ReplyStart, lead_len};
 use super::{
     Active, Address, Announcement, Form, Hole, Over, Session, Step, User, count, first_line, length,
 };
@@ -24,8 +24,8 @@ impl Session {
         let (piece, ended) = first_line(pending);
         let head = self.server.head(piece);
         let text = if ended { head.trim_ascii_end() } else { &head };
-        let start = Start::of(text, ended);
-        if !self.greeted && self.multi.is_none() && start == Start::Text {
+        let start = ReplyStart::of(text, ended);
+        if !self.greeted && self.multi.is_none() && start == ReplyStart::Text {
             if is_no_preface(text, piece, self.server.gone()) || self.preface >= PREFACE {
                 return self.ends(Over::NotFtp);
             }
@@ -65,8 +65,8 @@ impl Session {
     }
 
     /// The code of a line, if it is its reply's last one.
-    fn last_of_reply(&self, start: Start) -> Option<Code> {
-        let Start::Last(code) = start else {
+    fn last_of_reply(&self, start: ReplyStart) -> Option<Code> {
+        let ReplyStart::Last(code) = start else {
             return None;
         };
         let ends = match self.multi {
@@ -77,13 +77,13 @@ impl Session {
     }
 
     /// A complete line that isn't its reply's last one.
-    fn within_reply(&mut self, start: Start) {
+    fn within_reply(&mut self, start: ReplyStart) {
         match start {
-            Start::First(code) if self.multi.is_none() => {
+            ReplyStart::First(code) if self.multi.is_none() => {
                 self.multi = NonZeroU16::new(code.value);
             }
             // The end for clients that don't compare codes: see `lines_were_over`.
-            Start::Last(code) if self.multi.is_some() && code.plain => {
+            ReplyStart::Last(code) if self.multi.is_some() && code.plain => {
                 self.other_end = self.other_end.or(NonZeroU16::new(code.value));
             }
             _ => {}
@@ -186,7 +186,7 @@ impl Session {
     fn found(
         &mut self,
         notation: Notation,
-        found: Found,
+        found: FoundAddress,
         at: usize,
         len: usize,
         piece: &[u8],
@@ -356,7 +356,7 @@ enum Notation {
 }
 
 /// An address in a reply.
-struct Found {
+struct FoundAddress {
     /// What comes before it in the scanned text: the parenthesis.
     skip: usize,
     form: Form,
@@ -387,15 +387,15 @@ impl Notation {
         }
     }
 
-    fn scan(self, text: &[u8]) -> Scan<Found> {
+    fn scan(self, text: &[u8]) -> Scan<FoundAddress> {
         match self {
-            Self::HostPort => scan_host_port(text).map(|(ip, port)| Found {
+            Self::HostPort => scan_host_port(text).map(|(ip, port)| FoundAddress {
                 skip: 0,
                 form: Form::HostPort,
                 addr: Some(ip.into()),
                 port,
             }),
-            Self::Extended => scan_extended_port(text).map(|(delimiter, port)| Found {
+            Self::Extended => scan_extended_port(text).map(|(delimiter, port)| FoundAddress {
                 skip: 1,
                 form: Form::ExtendedPort(delimiter),
                 addr: None,

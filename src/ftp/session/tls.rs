@@ -1,6 +1,6 @@
 //! Implicit FTPS: TLS from the first byte, on a port that is known for it.
 
-use super::{Over, Peer, Reading, Session, Step, Waiting};
+use super::{Over, Peer, Reading, Session, Step, Unanswered};
 
 /// How much of implicit FTPS's handshake has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,13 +24,13 @@ impl Session {
         self.reading = Reading::Clear;
         self.client.end();
         self.server.end();
-        self.waiting = Waiting::default();
+        self.waiting = Unanswered::default();
         self.multi = None;
         self.other_end = None;
         self.user = None;
         self.drop_active();
         self.greeted = true;
-        self.says.ftp();
+        self.spoken.ftp();
         self.logged_in = true;
         self.epsv_all = false;
     }
