@@ -9,7 +9,6 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 pub use step::{Address, Announcement, Form, Hole, Outcome, Over, Peer, Refusal, Step};
-use tls::Seen;
 
 use super::command::Command;
 use super::line::PartialLine;
@@ -61,8 +60,10 @@ enum Reading {
     /// FTP in clear text.
     #[default]
     Clear,
-    /// The beginning of implicit FTPS.
-    Handshake(Seen),
+    /// Implicit FTPS: nothing has come.
+    TlsExpected,
+    /// Implicit FTPS: the client has begun a handshake.
+    TlsHello,
     /// Nothing any more.
     Over(Over),
 }
@@ -96,7 +97,8 @@ pub struct Counts {
     pub overlong: u16,
     /// Addresses that couldn't be read strictly: passed as they were.
     pub unparsable: u16,
-    /// Addresses in a reply that answers no `PASV`/`EPSV`, or before the login: passed as they were.
+    /// Addresses in a reply that answers no `PASV`/`EPSV`, or before the login: passed as they
+    /// were.
     pub unasked: u16,
     /// Commands that were forgotten because too many waited for their reply.
     pub overrun: u16,
@@ -210,7 +212,7 @@ impl Session {
             _ if pending.is_empty() => Step::Wait,
             (Reading::Clear, Peer::Client) => self.next_command(pending),
             (Reading::Clear, Peer::Server) => self.next_reply(pending),
-            (Reading::Handshake(seen), _) => self.next_record(seen, from, pending),
+            (Reading::TlsExpected | Reading::TlsHello, _) => self.next_record(from, pending),
         }
     }
 
@@ -220,8 +222,8 @@ impl Session {
         self.abandon_command(pending)
     }
 
-    /// Whether the client's bytes wait for something that has come since, in the server's stream: call
-    /// [`Session::next`] for them again.
+    /// Whether the client's bytes wait for something that has come since, in the server's stream:
+    /// call [`Session::next`] for them again.
     #[must_use]
     pub fn resumes(&self) -> bool {
         self.awaits_login && !(self.patient && self.login_is_under_way())
@@ -233,8 +235,8 @@ impl Session {
         self.awaits_login
     }
 
-    /// Lets no command wait for a login (any more): its bytes can't be kept, or kept any longer. What
-    /// was to be open before the command went on then opens with the login.
+    /// Lets no command wait for a login (any more): its bytes can't be kept, or kept any longer.
+    /// What was to be open before the command went on then opens with the login.
     pub fn lose_patience(&mut self) {
         self.patient = false;
     }
@@ -356,7 +358,7 @@ impl Session {
         match self.reading {
             Reading::Over(Over::Tls) => false,
             Reading::Over(Over::NotFtp | Over::NotTls) => true,
-            Reading::Clear | Reading::Handshake(_) => self.is_unfollowed() || !self.logged_in,
+            _ => self.is_unfollowed() || !self.logged_in,
         }
     }
 

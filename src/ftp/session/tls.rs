@@ -2,20 +2,12 @@
 
 use super::{Over, Peer, Reading, Session, Step, Unanswered};
 
-/// How much of implicit FTPS's handshake has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Seen {
-    Nothing,
-    /// The client has begun a handshake.
-    Hello,
-}
-
 impl Session {
     /// The session begins with TLS, not with the server's greeting.
     ///
     /// What begins in another way is passed without looking (`not TLS`).
     pub fn expect_tls(&mut self) {
-        self.reading = Reading::Handshake(Seen::Nothing);
+        self.reading = Reading::TlsExpected;
     }
 
     /// Both streams are in clear text again (RFC 4217 §12.3). Nothing is known of the commands
@@ -37,13 +29,11 @@ impl Session {
 
     /// What the beginnings of the two streams are. It is TLS once the server has answered the
     /// client's handshake record with one of its own.
-    pub(super) fn next_record(&mut self, seen: Seen, from: Peer, pending: &[u8]) -> Step {
-        match (from, seen) {
-            (Peer::Client, Seen::Hello) => {}
-            (Peer::Client, Seen::Nothing) if is_handshake(pending) => {
-                self.reading = Reading::Handshake(Seen::Hello);
-            }
-            (Peer::Server, Seen::Hello) if is_handshake(pending) => {
+    pub(super) fn next_record(&mut self, from: Peer, pending: &[u8]) -> Step {
+        match (from, self.reading) {
+            (Peer::Client, Reading::TlsHello) => {}
+            (Peer::Client, _) if is_handshake(pending) => self.reading = Reading::TlsHello,
+            (Peer::Server, Reading::TlsHello) if is_handshake(pending) => {
                 return self.ends(Over::Tls);
             }
             _ => return self.ends(Over::NotTls),
