@@ -49,12 +49,12 @@ impl Hello {
     }
 }
 
-/// What is known of a connection besides its handshake.
+/// What a flow begins with besides its handshake.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FlowOptions {
     pub(super) v6: bool,
-    /// Whether the gateway counts it as a session. If not, nothing opens for it; it is inspected all
-    /// the same, so that what is always refused stays refused.
+    /// Whether the gateway admitted it as a session. If not, no pinhole opens for it. It is
+    /// inspected all the same, so that what is always refused is refused in it as well.
     pub(super) admitted: bool,
     /// See [`Session::expect_tls`].
     pub(super) implicit: bool,
@@ -68,7 +68,7 @@ pub(super) enum Fate {
     Dropped,
 }
 
-/// The surroundings of one packet.
+/// What the handling of one packet needs besides the flow.
 pub(super) struct Context<'a> {
     pub(super) config: &'a Config,
     pub(super) gateway: &'a mut dyn Gateway,
@@ -93,18 +93,18 @@ impl Context<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Open,
-    /// A RST came that lies in the receiver's window, but isn't exact, and the receiver hasn't shown
-    /// since that it is there.
+    /// A RST came that lies in the receiver's window but isn't exact. The receiver has sent nothing
+    /// since.
     Doubted {
         by: Side,
     },
-    /// A RST came that may have been exact: a packet of either end tells that it wasn't.
+    /// A RST came that may have been exact. If either end sends a packet, it wasn't.
     Reset,
     Closed,
 }
 
-/// How long a connection that may be over is kept at least: as long as any NAT must keep one of which
-/// it doesn't know whether its ends are still there (RFC 5382 REQ-5).
+/// How long a silent connection that may be over is kept: as long as a NAT must keep an established
+/// one (RFC 5382 REQ-5).
 const DOUBT: Duration = Duration::from_secs(2 * 3600 + 4 * 60);
 
 #[derive(Debug)]
@@ -139,13 +139,14 @@ pub(super) struct Flow {
 
 /// Both sides' FINs passed: a bit for each [`Side`].
 const FINS: u8 = 1 | 2;
-/// The client has answered the SYN-ACK: its address is its own.
+/// The client has answered the SYN-ACK, so its address isn't forged.
 const ANSWERED: u8 = 4;
-/// The end whose packets come through that hook has answered a RST that wasn't exact.
+/// The end at that hook has sent a challenge ACK: it answered a RST that wasn't exact
+/// (RFC 5961 §3).
 const fn challenges(side: Side) -> u8 {
     8 << side.index()
 }
-/// Both ends sign their segments (TCP-MD5, TCP-AO): a segment goes on as it came, or not at all.
+/// Both ends sign their segments (TCP-MD5, TCP-AO). A segment goes on as it came, or not at all.
 const SIGNED: u8 = 32;
 /// See [`FlowOptions::admitted`].
 const NOT_ADMITTED: u8 = 64;
@@ -162,7 +163,7 @@ const fn headers(v6: bool) -> u16 {
     if v6 { 60 } else { 40 }
 }
 
-/// How long a client has to answer the SYN-ACK, where room is needed for others.
+/// How long a client has to answer the SYN-ACK when the table is full.
 const UNANSWERED: Duration = Duration::from_secs(1);
 
 impl Flow {
@@ -188,7 +189,7 @@ impl Flow {
             halves.swap(0, 1);
             shifts.swap(0, 1);
         }
-        // Where the server doesn't sign its SYN-ACK, it ignores the signatures, and so may we.
+        // A server that doesn't sign its SYN-ACK ignores the client's signatures, and so may we.
         let signed = client.signed && server.signed;
         if signed {
             cx.stats.untouchable = cx.stats.untouchable.saturating_add(1);
@@ -199,7 +200,8 @@ impl Flow {
             session.expect_tls();
         }
         if signed {
-            // Its segments go on as they came: none can carry what another brought.
+            // A segment can't carry bytes that an earlier one brought, so no whole line may be
+            // held.
             session.lose_patience();
         }
         Self {
@@ -240,7 +242,7 @@ impl Flow {
         self.end == End::Closed
     }
 
-    /// Whether the gateway counts it as a session.
+    /// Whether the gateway admitted it as a session.
     pub(super) fn is_admitted(&self) -> bool {
         self.signs & NOT_ADMITTED == 0
     }
@@ -254,8 +256,8 @@ impl Flow {
         }
     }
 
-    /// Why nothing opens for this connection, whatever is announced in it, and nothing is rewritten:
-    /// only what is refused is.
+    /// Why no pinhole opens for this connection and no address is rewritten, if that is so.
+    /// Refusals are made all the same.
     pub(super) fn no_pinholes(&self) -> Option<&'static str> {
         if self.is_signed() {
             Some("its segments are signed")
@@ -272,8 +274,9 @@ impl Flow {
         self.signs & SIGNED != 0
     }
 
-    /// Whether it may go where room is needed: nobody has logged in, or it isn't FTP; it was silent for
-    /// so long (not at all long, if its client may be a forged address); and its packets need no change.
+    /// Whether it may be evicted from a full table. That needs three things: nobody has logged in
+    /// (or it isn't FTP), its packets need no change, and it was silent for `patience`. One second
+    /// is enough if its client may be a forged address.
     pub(super) fn is_idle_guest(&self, now: Duration, patience: Duration) -> bool {
         self.session.is_guest()
             && self.quiet(now)
@@ -312,7 +315,7 @@ impl Flow {
         }
     }
 
-    /// Says that the control connection ended, once.
+    /// Ends the control connection, and reports it the first time.
     pub(super) fn close(&mut self, how: &'static str, gateway: &mut dyn Gateway) {
         if !self.is_closed() {
             self.end = End::Closed;

@@ -1,4 +1,4 @@
-//! Connections that begin: SYNs that wait for their answer.
+//! Half-open connections: SYNs that wait for their SYN-ACK.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use super::endpoints::Endpoints;
 use super::flow::Hello;
 use crate::stream::Seq;
 
-/// A SYN that hasn't been answered.
+/// A SYN without its SYN-ACK.
 #[derive(Clone, Copy, Debug)]
 pub struct Syn {
     /// The two ends, as the SYN names them.
@@ -38,11 +38,12 @@ impl Syn {
     }
 }
 
-/// What tells SYNs apart. Two of the same name may wait: then one is forged, or from an earlier attempt,
-/// and the answer says by its number which of them the server means.
+/// What tells SYNs apart. Two between the same ends may wait, if one is forged or from an earlier
+/// attempt. The SYN-ACK says by its number which of them it answers.
 type SynKey = (Endpoints, Seq);
 
-/// The inside end, which no NAT changes on its own side, and the number that the client begins with.
+/// The inside end, which NAT doesn't change at its own hooks, and the client's initial sequence
+/// number.
 type SynStart = (SocketAddr, Seq);
 
 /// A SYN-ACK, and what it answers.
@@ -51,7 +52,8 @@ pub struct SynAck {
     pub(super) ends: Endpoints,
     pub(super) side: Side,
     pub(super) hello: Hello,
-    /// The number that it acknowledges: the one behind the SYN's, since no data goes on with a SYN.
+    /// The number that it acknowledges. It is one more than the SYN's, since a SYN goes on without
+    /// data.
     acknowledged: Seq,
     at: Duration,
 }
@@ -90,10 +92,9 @@ impl SynAck {
 
 /// SYNs that wait for their SYN-ACK, in two generations.
 ///
-/// A younger generation takes the place of the older one when it is full, or when it is as old as
-/// a SYN may get. So memory is bounded, and no search is needed to forget. A flood of SYNs that
-/// nobody answers takes the place of older ones; an honest SYN-ACK comes long before as many SYNs as
-/// fit.
+/// The younger generation replaces the older one when it is full, or as old as a SYN may get. So
+/// memory is bounded, and old SYNs are dropped without a search. A flood of unanswered SYNs evicts
+/// older ones; an honest SYN-ACK comes long before that.
 #[derive(Debug)]
 pub(super) struct HalfOpen {
     young: Generation,
@@ -113,7 +114,7 @@ struct Generation {
 }
 
 impl HalfOpen {
-    /// Room for `max` SYNs (at least two), each for the time of `life`.
+    /// Room for `max` SYNs (at least two), each of which may wait for `life`.
     pub(super) fn new(max: usize, life: Duration) -> Self {
         Self {
             young: Generation::default(),
@@ -124,8 +125,8 @@ impl HalfOpen {
         }
     }
 
-    /// Remembers a SYN; returns how many others are forgotten for it. Of those with the same number
-    /// between the same ends, which are repetitions, the last one counts.
+    /// Remembers a SYN, and returns how many others are evicted for it. A retransmission (the same
+    /// ends and number) replaces the SYN.
     pub(super) fn insert(&mut self, syn: Syn) -> usize {
         self.remove(&syn);
         let mut forgotten = 0;
@@ -144,8 +145,9 @@ impl HalfOpen {
         self.is_answered_by(syn, syn_ack).then_some(*syn)
     }
 
-    /// The SYN that a SYN-ACK belongs to by its number, though the outside end has another address
-    /// in it. The caller makes sure with conntrack.
+    /// The SYN with the same inside end, and the number that the SYN-ACK acknowledges, whatever the
+    /// outside end's address is. The caller must check with conntrack that NAT explains the
+    /// difference.
     pub(super) fn translated(&self, syn_ack: &SynAck) -> Option<Syn> {
         let start = (syn_ack.ends.inside(), syn_ack.client());
         let find = |g: &Generation| {
@@ -161,7 +163,7 @@ impl HalfOpen {
         self.old.remove(syn);
     }
 
-    /// Gives up the memory of SYNs that have waited for too long, within twice their time.
+    /// Frees the memory of SYNs that have waited for too long, within twice the time they had.
     pub(super) fn forget(&mut self, now: Duration) {
         if now.saturating_sub(self.began) >= self.life {
             self.next_generation(now);

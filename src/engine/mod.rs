@@ -1,9 +1,10 @@
-//! The sans-IO core's front door: packets, time and the kernel's answers in; verdicts out.
+//! The core's interface: packets, time and the kernel's answers in, verdicts out. No I/O.
 //!
-//! [`Engine::packet`] takes one packet and says what becomes of it; [`Engine::tick`] forgets what
-//! is over. The engine finds the flow of a packet, follows its handshake, takes its data
-//! through the session machine ([`crate::ftp`]) and its stream ([`crate::stream`]), and asks the
-//! [`gateway::Gateway`] for conntrack's answers and for pinholes while the packet waits.
+//! [`Engine::packet`] takes one packet and returns its verdict; [`Engine::tick`] forgets
+//! connections that are over. The engine finds the flow of a packet and follows its handshake. It
+//! takes the data through the session machine ([`crate::ftp`]) and edits the stream
+//! ([`crate::stream`]). While the packet waits, it asks the [`gateway::Gateway`] for conntrack's
+//! answers and for pinholes.
 
 #![warn(clippy::indexing_slicing)]
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
@@ -91,7 +92,7 @@ pub enum Placed<'a> {
     SynAck(SynAck, Verdict<'a>),
 }
 
-/// An [`Placed`] before the packet's bytes are lent to the caller.
+/// [`Placed`], before the packet's bytes are lent to the caller.
 enum Decided {
     Verdict(Fate),
     Unknown(Name),
@@ -102,7 +103,7 @@ enum Decided {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Name(Endpoints);
 
-/// A round through all that may be over: see [`Engine::tick`].
+/// What is left of a round through all flows and names: see [`Engine::tick`].
 #[derive(Debug, Default)]
 struct Sweep {
     flows: Walk,
@@ -127,7 +128,7 @@ struct Clearing {
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
-    /// Boxed, so that the room that the table keeps to grow costs little.
+    /// Boxed, so that the table's spare capacity costs little.
     flows: EndpointTable<Box<Flow>>,
     /// Other names of flows.
     names: Names,
@@ -163,16 +164,17 @@ impl Engine {
         }
     }
 
-    /// Announces other addresses from now on: see [`Config::advertise`].
+    /// Replaces the addresses to announce: see [`Config::advertise`].
     pub fn advertise(&mut self, advertise: Vec<Advertise>) {
         self.config.advertise = advertise;
     }
 
     /// Handles one IP packet that came through the hook of `side`; `now` is the time since start.
-    /// For an engine that has all traffic to itself; else see [`try_packet`](Self::try_packet).
+    /// For an engine that sees all traffic; for one of several see
+    /// [`try_packet`](Self::try_packet).
     ///
-    /// Whatever the packet is, there is no panic and no unbounded memory; what isn't understood
-    /// passes unmodified and is counted.
+    /// No packet causes a panic or unbounded memory. What isn't understood passes unmodified and is
+    /// counted.
     pub fn packet(
         &mut self,
         side: Side,
@@ -195,10 +197,10 @@ impl Engine {
 
     // ---- several engines -------------------------------------------------------------------
 
-    /// The same for one of several engines ([`Config::workers`]): what it can't decide alone is
-    /// part of the answer.
+    /// Handles one IP packet, like [`packet`](Self::packet), in one of several engines
+    /// ([`Config::workers`]). If this one can't decide alone, the result says whom to ask.
     ///
-    /// The two directions of a connection can come through different queues where NAT shows the
+    /// The two directions of a connection may come through different queues if NAT shows the
     /// inside end another address than the outside end has.
     pub fn try_packet(
         &mut self,
@@ -220,22 +222,22 @@ impl Engine {
         self.flows.contains(ends) || self.names.contains(ends)
     }
 
-    /// Whether any connection of this engine has other names: else it knows nothing that another
-    /// engine can't place, but SYNs.
+    /// Whether any connection of this engine has another name. If not, the other engines need to
+    /// ask it for SYNs only.
     #[must_use]
     pub fn has_names(&self) -> bool {
         !self.names.is_empty()
     }
 
-    /// The SYN that a SYN-ACK answers, if it came to this engine. It is another's from here on.
+    /// Takes the SYN that a SYN-ACK answers out of this engine, if it came here.
     pub fn take_syn(&mut self, syn_ack: &SynAck) -> Option<Syn> {
         let syn = self.syn(syn_ack)?;
         self.half_open.remove(&syn);
         Some(syn)
     }
 
-    /// What the other engines said about a SYN-ACK: whether one of them edits the connection at its
-    /// other end, and the SYN that it answers.
+    /// Goes on with a SYN-ACK after the other engines were asked: whether one of them edits the
+    /// connection at its other end, and the SYN if one had it.
     pub fn answered(
         &mut self,
         syn_ack: &SynAck,
@@ -251,19 +253,21 @@ impl Engine {
         }
     }
 
-    /// No engine knows a segment: it is counted here.
+    /// Counts a segment that no engine knows.
     pub fn nobody_knows(&mut self) {
         self.stats.mid_stream = self.stats.mid_stream.saturating_add(1);
     }
 
-    /// Forgets connections that ended or went quiet, and returns whether a round is complete: all
-    /// were looked at.
+    /// Forgets connections that ended or went quiet. Returns whether a round is complete: every
+    /// connection was visited.
     ///
-    /// One call visits at most 8,192 connections and as many names, so it takes no longer the more
-    /// there are. A round takes one call for each 8,192. To be called once a second while packets
-    /// flow, and at least once a minute until a round is complete: then nothing that is over stays
-    /// for more than a minute beyond its time. Nothing else goes by these calls: bytes that wait
-    /// are looked at with each segment, and the age of a SYN with its SYN-ACK.
+    /// One call visits at most 8,192 connections and as many names, however many there are. A round
+    /// takes as many calls as that needs. To be called once a second while packets flow, and once
+    /// a minute as often as it takes to complete a round. So every connection is visited at least
+    /// once a minute, and is forgotten no more than a minute late.
+    ///
+    /// No other timer depends on these calls. How long bytes have waited is checked with each
+    /// segment, and the age of a SYN with its SYN-ACK.
     pub fn tick(&mut self, now: Duration, gateway: &mut dyn Gateway) -> bool {
         self.half_open.forget(now);
         if self.sweep.is_over() {
@@ -279,7 +283,8 @@ impl Engine {
         self.sweep.is_over()
     }
 
-    /// Goes on with a walk through the flows, and forgets some. Returns what is left of the walk.
+    /// Visits the next slice of flows, and forgets those that `which` names. Returns what is left
+    /// of the walk.
     fn forget(
         &mut self,
         mut walk: Walk,
@@ -345,10 +350,10 @@ impl Engine {
         decided
     }
 
-    /// The TCP segment in a packet; `None`, and counted, if it isn't looked at.
+    /// The TCP segment in a packet. `None`: it isn't looked at, and is counted.
     fn read<'a>(&mut self, packet: &'a [u8]) -> Option<Segment<'a>> {
         let counter = match Segment::parse(packet) {
-            // Its receiver throws it away: it must not move our state either.
+            // Its receiver drops it, so it must not change our state either.
             Ok(segment) if !segment.checksum_ok() => &mut self.stats.bad_checksum,
             Ok(segment) => return Some(segment),
             Err(Reject::Fragment) => &mut self.stats.fragments,

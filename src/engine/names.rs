@@ -1,13 +1,13 @@
 //! The other names of connections.
 //!
-//! A flow goes by the two ends as its inside end writes them. Towards the inside, a packet is
-//! looked at before its source is translated, so it may name the outside end differently: by the
-//! address that it has on its own side of the gateway. That happens where the gateway source-NATs
-//! clients towards a server inside, or leads clients inside to a server that they didn't dial.
+//! A flow goes by the two ends as its inside end writes them. Towards the inside, a packet passes
+//! our hook before its source is translated. So it may carry another address of the outside end.
+//! That happens in two cases: the gateway source-NATs clients towards a server inside, or it
+//! redirects clients inside to another server than they dialled.
 //!
 //! Where both ends are inside (two networks, a hairpin, the gateway itself and its inside), a
-//! connection passes at either end, under four names in all. It is edited at the server's end, and
-//! passes at the client's.
+//! connection passes the hooks of both ends, under four names in all. It is edited at the server's
+//! end. At the client's it passes unmodified.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::endpoints::Endpoints;
 use super::table::{EndpointTable, Walk};
 
-/// After this time without a packet the client's end of such a connection is forgotten.
+/// How long the names at the client's end of such a connection are kept without a packet.
 const IDLE: Duration = Duration::from_secs(3600);
 
 /// What a name means.
@@ -27,7 +27,7 @@ pub(super) enum Meaning {
     Elsewhere { seen: Duration },
 }
 
-/// All names that aren't those of flows themselves.
+/// All names but those that flows go by.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     meanings: EndpointTable<Meaning>,
@@ -40,7 +40,7 @@ impl Names {
         self.meanings.is_empty()
     }
 
-    /// What the name means; a connection that is edited elsewhere was seen now.
+    /// What a packet's name means. Notes that a connection that is edited elsewhere was seen.
     pub(super) fn meaning(&mut self, ends: &Endpoints, now: Duration) -> Option<Meaning> {
         let meaning = self.meanings.get_mut(ends)?;
         if let Meaning::Elsewhere { seen } = meaning {
@@ -57,7 +57,7 @@ impl Names {
         }
     }
 
-    /// Gives a name a meaning, unless there are `max` already.
+    /// Remembers what a name means, unless there are `max` names already.
     pub(super) fn insert(&mut self, ends: Endpoints, meaning: Meaning, max: usize) {
         if self.meanings.len() >= max && !self.meanings.contains(&ends) {
             return;
@@ -92,8 +92,8 @@ impl Names {
         self.meanings.walk()
     }
 
-    /// Goes on with a walk, and forgets quiet connections that are edited elsewhere. The name of a
-    /// flow goes with the flow.
+    /// Visits the next slice, and forgets quiet connections that are edited elsewhere. The name of
+    /// a flow is forgotten with the flow.
     pub(super) fn forget(&mut self, walk: &mut Walk, now: Duration) {
         self.meanings.sweep(walk, |_, meaning| match meaning {
             Meaning::Flow(_) => true,

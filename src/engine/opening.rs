@@ -1,4 +1,4 @@
-//! How flows begin: handshakes, and the room for new ones.
+//! How flows begin: handshakes, and evictions from a full table.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use super::{Decided, Engine, Side, Syn, SynAck};
 use crate::stream::Seq;
 use crate::wire::{Flags, Segment, SegmentMut, blank_multipath};
 
-/// How often a full table is searched for connections that may go.
+/// How often a search of a full table may begin.
 const CLEARING: Duration = Duration::from_secs(1);
 
 impl Engine {
-    /// A SYN or a SYN-ACK. What a copy of it must not carry on is taken from that.
+    /// Handles a SYN or a SYN-ACK.
     ///
-    /// A flow begins when a SYN-ACK answers a SYN that was seen: neither a forged SYN nor a reused
-    /// port disturbs a connection that is there.
+    /// A flow begins when a SYN-ACK answers a SYN that was seen. So neither a forged SYN nor a
+    /// reused port disturbs a connection that exists.
     pub(super) fn handshake_segment(
         &mut self,
         side: Side,
@@ -54,7 +54,7 @@ impl Engine {
         self.stats.table_full = self.stats.table_full.saturating_add(forgotten);
     }
 
-    /// A SYN-ACK. Returned if the other engines must be asked about it first, where there are such.
+    /// A SYN-ACK. Returned if the other engines, if any, must be asked about it first.
     fn syn_ack(
         &mut self,
         syn_ack: SynAck,
@@ -63,7 +63,8 @@ impl Engine {
     ) -> Option<SynAck> {
         let syn = self.syn(&syn_ack);
         let elsewhere = self.edits_other_end(&syn_ack);
-        // Where the names differ, so may the queues that packets of either end come through.
+        // If NAT gives the connection another name here, its SYN may have come through another
+        // queue.
         let incomplete = !elsewhere && (syn.is_none() || syn_ack.side == Side::Ingress);
         if incomplete && !self.is_known(&syn_ack) {
             return Some(syn_ack);
@@ -72,14 +73,15 @@ impl Engine {
         None
     }
 
-    /// Takes from a SYN what would keep the connection from being read; whether there was such. `packet`
-    /// is a copy of it that may be changed.
+    /// Removes from a SYN or SYN-ACK what would keep the connection from being inspected. Returns
+    /// whether there was such. `packet` is a copy of it that may be changed.
     ///
-    /// Data in it (TCP Fast Open): it would be taken before anybody knows what the server makes of it. It
-    /// may get lost on any path: then only the SYN is acknowledged, and the sender sends its data
-    /// again in a segment of its own (RFC 7413 §4.2.2). Multipath TCP: its second sequence space and its
-    /// checksums don't bear edits, and further subflows may take another way. Where the option doesn't
-    /// arrive, both ends speak plain TCP (RFC 8684 §3.7).
+    /// - Data (TCP Fast Open). It would be taken in before the server has accepted it. Without it,
+    ///   only the SYN is acknowledged, and the sender sends the data again in a segment of its own
+    ///   (RFC 7413 §4.2.2).
+    /// - Multipath TCP. Its data sequence numbers and checksums don't survive edits, and further
+    ///   subflows may take another path. Without the option, both ends use plain TCP (RFC 8684
+    ///   §3.7).
     pub(super) fn strip(segment: &Segment<'_>, packet: &mut Vec<u8>) -> bool {
         let data = !segment.payload().is_empty();
         let multipath = segment.options().multipath;
@@ -88,7 +90,7 @@ impl Engine {
             out.edit_options(blank_multipath);
         }
         if data {
-            // Its place would be behind the data.
+            // It comes after the data, and so with it.
             if segment.flags().has(Flags::FIN) {
                 out.clear_flags(Flags::FIN);
             }
@@ -97,7 +99,7 @@ impl Engine {
         data || multipath
     }
 
-    /// Passes the packets between these ends: the connection is edited at its other end.
+    /// Remembers that a connection with these names is edited at its other end, and passes here.
     pub(super) fn pass_elsewhere(&mut self, names: &[Endpoints], now: Duration) {
         let max = self.config.max_names();
         for ends in names {
@@ -106,7 +108,7 @@ impl Engine {
         }
     }
 
-    /// The SYN that it answers.
+    /// The SYN that a SYN-ACK answers.
     pub(super) fn syn(&self, syn_ack: &SynAck) -> Option<Syn> {
         let half_open = &self.half_open;
         half_open
@@ -114,7 +116,7 @@ impl Engine {
             .or_else(|| half_open.translated(syn_ack))
     }
 
-    /// Whether the flow is there already: the SYN-ACK came again.
+    /// Whether the flow exists: the SYN-ACK is a retransmission.
     fn is_known(&self, syn_ack: &SynAck) -> bool {
         let flow = self.flows.get(&self.names.flow(syn_ack.ends));
         flow.is_some_and(|flow| flow.began_with(syn_ack.client(), syn_ack.hello.isn))
@@ -178,7 +180,7 @@ impl Engine {
             });
         }
         if ends != ingress {
-            // The same client port towards another address, some time ago.
+            // An earlier connection of the same client port to another address.
             self.replace(&ingress, gateway);
             let flow = Meaning::Flow(ends);
             self.names.insert(ingress, flow, self.config.max_names());
@@ -200,7 +202,8 @@ impl Engine {
         self.flows.insert(ends, Box::new(flow));
     }
 
-    /// Makes room for a flow; false if it is there already, or if there are too many.
+    /// Makes room for a flow. False if it exists, or if the table is full and nothing can be
+    /// evicted.
     fn make_room(
         &mut self,
         ends: Endpoints,
@@ -225,10 +228,10 @@ impl Engine {
         true
     }
 
-    /// Forgets flows that may go where room is needed; whether there were any.
+    /// Evicts flows from a full table. Returns whether there were any to evict.
     ///
-    /// A full table is searched in slices, as in [`tick`](Self::tick): each connection of a flood
-    /// goes on where the last one stopped, and a new search begins a second after the last one.
+    /// One call visits a slice of the table, as in [`tick`](Self::tick), and the next one goes on
+    /// from there. A new search begins no earlier than a second after the last one began.
     fn clear(&mut self, now: Duration, gateway: &mut dyn Gateway) -> bool {
         if self.clearing.walk.is_over() {
             let began = self.clearing.began;
@@ -244,7 +247,7 @@ impl Engine {
         self.flows.len() < before
     }
 
-    /// Forgets a flow whose name a new connection has.
+    /// Forgets a flow whose ends a new connection has.
     fn replace(&mut self, ends: &Endpoints, gateway: &mut dyn Gateway) {
         if let Some(mut old) = self.flows.remove(ends) {
             self.buffered = self.buffered.saturating_sub(old.buffered());
@@ -254,8 +257,8 @@ impl Engine {
     }
 }
 
-/// Whether conntrack says that `ingress` are the ends of the connection `ends` before the address of
-/// the outside one is translated for the inside one.
+/// Whether conntrack confirms that `ingress` is the other name of the connection `ends`, before its
+/// source is translated.
 fn is_translation(gateway: &mut dyn Gateway, ends: Endpoints, ingress: Endpoints) -> bool {
     let Ok(entry) = gateway.conntrack(ends.inside(), ends.outside()) else {
         return false;

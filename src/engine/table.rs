@@ -1,13 +1,14 @@
 //! A table by endpoints that can be walked through in slices.
 //!
-//! What is over is found by looking at every entry. A table may have a million, and while it is
-//! looked at, no packet is: so one call visits no more than [`SLICE`] entries, and the next call
-//! goes on where it stopped. For that the entries are in a vector, beside an index by endpoints.
+//! Connections that are over are found by visiting every entry. There may be a million, and the
+//! engine handles no packet meanwhile. So one call visits at most [`SLICE`] entries, and the next
+//! call goes on where it stopped. To make that possible, the entries are in a vector, with an index
+//! by endpoints beside it.
 //!
-//! A [`Walk`] goes from the vector's end to its beginning. What is removed leaves its place to the
-//! last entry. Either that was visited before, or it comes to a place that is still to be visited.
-//! So a walk visits every entry that was there when it began and isn't removed meanwhile. What is
-//! inserted meanwhile is for the next walk.
+//! A [`Walk`] goes from the vector's end to its beginning. When an entry is removed, the last entry
+//! takes its place. That one was visited before, or moves to a place that is still to be visited.
+//! So a walk visits every entry that existed when it began, unless it is removed. What is inserted
+//! meanwhile is visited by the next walk.
 
 use std::collections::HashMap;
 
@@ -31,7 +32,7 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    /// Whether all were visited, or none is to be.
+    /// Whether no entry is left to visit.
     pub(super) fn is_over(self) -> bool {
         self.left == 0
     }
@@ -69,8 +70,7 @@ impl<V> EndpointTable<V> {
         Some(value)
     }
 
-    /// Inserts a value, in the place of the one that was there. No table has 2³² entries: more
-    /// aren't inserted.
+    /// Inserts or replaces a value. A table holds fewer than 2³² entries; more aren't inserted.
     pub(super) fn insert(&mut self, ends: Endpoints, value: V) {
         if let Some(old) = self.get_mut(&ends) {
             *old = value;
@@ -101,8 +101,8 @@ impl<V> EndpointTable<V> {
         Walk { left: self.len() }
     }
 
-    /// Goes on with a walk: visits up to [`SLICE`] entries, and removes those that `keep` says false
-    /// of.
+    /// Visits the next [`SLICE`] entries of a walk, and removes those for which `keep` returns
+    /// false.
     pub(super) fn sweep(
         &mut self,
         walk: &mut Walk,

@@ -138,9 +138,9 @@ pub(super) fn parse_extended(argument: &[u8]) -> Option<(u8, IpAddr, u16)> {
 }
 
 /// Whether an argument of `PORT` that is no address might still be read as one by a lenient server:
-/// six numbers between commas, with anything around or behind them that `scanf`, `int()` or `Number`
-/// step over. Five numbers, a dot in the place of a comma or letters in that of a number are no
-/// address for anybody.
+/// six numbers between commas, with anything around or behind them that `scanf`, `int()` or
+/// `Number` step over. Five numbers, a dot in the place of a comma or letters in that of a number
+/// are no address for anybody.
 pub(super) fn may_be_host_port(argument: &[u8]) -> bool {
     let bare: Vec<u8> = without_noise(argument);
     let mut parts = bare.split(|b| *b == b',');

@@ -19,7 +19,8 @@ pub struct Policy {
     /// Networks whose addresses a client may name besides its own (FXP): address and prefix
     /// length. Default: none.
     pub allow_foreign: Vec<IpNet>,
-    /// `AUTH` is refused in place, so that clients which may do so go on in clear text. Default: no.
+    /// `AUTH` is refused in place, so that clients which may do so go on in clear text. Default:
+    /// no.
     pub deny_tls: bool,
     /// Rules that clients in good order keep, and that ftpalg works without. Default: none.
     pub strict: Strict,
@@ -28,13 +29,13 @@ pub struct Policy {
     pub max_command: usize,
     /// Longest reply line, in bytes, in which an address is looked for (default 1024).
     pub max_reply: usize,
-    /// Commands that may wait for their reply at once (default 256). Beyond it the one that has waited
-    /// longest is forgotten.
+    /// Commands that may wait for their reply at once (default 256). Beyond it the one that has
+    /// waited longest is forgotten.
     pub max_pipelined: usize,
 }
 
-/// What is refused in place besides what would be dangerous. Each rule stands by itself. With any of
-/// them on, a command line waits until it is complete.
+/// What is refused in place besides what would be dangerous. Each rule stands by itself. With any
+/// of them on, a command line waits until it is complete.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Strict {
     /// Before the login only what belongs to it; `PASS` and `ACCT` only after `USER`.
@@ -46,7 +47,8 @@ pub struct Strict {
     /// Control characters: C0, DEL, and C1 in UTF-8, or as single bytes where the line isn't UTF-8;
     /// Telnet commands but those before a verb (RFC 959 §4.1.3).
     pub control_bytes: bool,
-    /// Commands before the server's greeting. (Otherwise they pass, and are judged when it has come.)
+    /// Commands before the server's greeting. (Otherwise they pass, and are judged when it has
+    /// come.)
     pub before_greeting: bool,
     /// `PORT` and `EPRT` whose argument isn't an address, or that come before the login. (Otherwise
     /// they pass, and open nothing.)

@@ -1,4 +1,5 @@
-//! What a reply line is (RFC 959 §4.2), as clients read it: more leniently than it is written there.
+//! What a reply line is (RFC 959 §4.2), as clients read it: more leniently than it is written
+//! there.
 
 use super::command::telnet_len;
 
@@ -22,8 +23,8 @@ pub(super) struct Code {
     pub(super) value: u16,
     /// How many bytes of the line it ends behind.
     pub(super) end: usize,
-    /// As RFC 959 has it: nothing in front of it, and a blank or nothing behind it. Only such a line
-    /// ends a reply of several lines: others may be text in it.
+    /// As RFC 959 has it: nothing in front of it, and a blank or nothing behind it. Only such a
+    /// line ends a reply of several lines: others may be text in it.
     pub(super) plain: bool,
 }
 

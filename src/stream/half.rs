@@ -89,11 +89,12 @@ pub struct Half {
     acked: Seq,
     /// The end of the receiver's window, in edited space.
     edge: Seq,
-    /// The first edited byte that was never sent on. It stays where it is in what passes unread behind
-    /// the edits.
+    /// The first edited byte that was never sent on. It stays where it is in what passes unread
+    /// behind the edits.
     emitted: Seq,
-    /// Behind all that was sent on, FIN and unread bytes included, or that the receiver says it has, though
-    /// it didn't come by here: what it expects next is no later than this, and no earlier than `acked`.
+    /// Behind all that was sent on, FIN and unread bytes included, or that the receiver says it
+    /// has, though it didn't come by here: what it expects next is no later than this, and no
+    /// earlier than `acked`.
     sent: Seq,
     /// Original bytes before this one were acknowledged to the sender, whether the receiver has
     /// them or not. Matters while it is after `una`.
@@ -106,7 +107,8 @@ pub struct Half {
     opaque: bool,
     /// The last byte that the receiver acknowledged, for probes.
     last: Option<u8>,
-    /// The sender's largest packet with data, in bytes of IP, since the receiver last left one unanswered.
+    /// The sender's largest packet with data, in bytes of IP, since the receiver last left one
+    /// unanswered.
     largest: u16,
     /// The receiver has spoken since data was last sent on.
     heard: bool,
@@ -217,9 +219,9 @@ impl Half {
         Intake::New
     }
 
-    /// If more than may be kept would be in flight with this segment's data: how many of its bytes were
-    /// taken in before. Half of the [`BufferLimits`] is left for what was kept from behind a gap, and for
-    /// growth.
+    /// If more than may be kept would be in flight with this segment's data: how many of its bytes
+    /// were taken in before. Half of the [`BufferLimits`] is left for what was kept from behind a
+    /// gap, and for growth.
     #[must_use]
     pub fn known_if_full(&self, seq: Seq, len: usize, limits: &BufferLimits) -> Option<usize> {
         let end = seq.plus_len(len);

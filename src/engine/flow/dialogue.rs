@@ -38,7 +38,8 @@ impl Unread {
 pub(in crate::engine) enum Inspected {
     /// All of it is dealt with, but for what may belong to an address.
     Done,
-    /// The same, and what waits is more than [`BufferLimits::held`](crate::stream::BufferLimits::held).
+    /// The same, and what waits is more than
+    /// [`BufferLimits::held`](crate::stream::BufferLimits::held).
     HoldsTooMuch,
 }
 

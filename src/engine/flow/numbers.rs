@@ -8,9 +8,9 @@ use crate::wire::{Flags, Segment};
 
 impl Flow {
     /// Whether the receiver believes a segment (neither SYN nor RST): it lies in its window, and
-    /// acknowledges something that the receiver sent (RFC 9293 §3.10.7.4, RFC 5961 §5), even if that went
-    /// round us. Where nothing is read any more, packets may have gone round us in both directions: the
-    /// more must the numbers find back by themselves.
+    /// acknowledges something that the receiver sent (RFC 9293 §3.10.7.4, RFC 5961 §5), even if
+    /// that went round us. Where nothing is read any more, packets may have gone round us in both
+    /// directions: the more must the numbers find back by themselves.
     pub(super) fn believes(&mut self, side: Side, segment: &Segment<'_>) -> bool {
         let (seq, ack) = (Seq(segment.seq()), Seq(segment.ack()));
         let flags = segment.flags();
@@ -23,9 +23,9 @@ impl Flow {
                     && (forward.may_begin(seq) || (forward.is_opaque() && reverse.is_opaque()))))
     }
 
-    /// A segment that nobody believes. Bytes that weren't inspected stay here, whatever the receiver would do
-    /// with them. What it has, and empty segments, go on: it answers with what it expects, and whoever
-    /// lost step by a lost packet finds back.
+    /// A segment that nobody believes. Bytes that weren't inspected stay here, whatever the
+    /// receiver would do with them. What it has, and empty segments, go on: it answers with what it
+    /// expects, and whoever lost step by a lost packet finds back.
     pub(super) fn disbelieve(
         &mut self,
         side: Side,

@@ -20,8 +20,8 @@ use crate::ftp::session::Peer;
 use crate::stream::{Emit, Intake, Seq};
 use crate::wire::{Flags, Segment};
 
-/// What a direction may have in its buffers where all flows together have much, in bytes: no more than
-/// one window of an ordinary dialogue.
+/// What a direction may have in its buffers where all flows together have much, in bytes: no more
+/// than one window of an ordinary dialogue.
 const CROWDED: usize = 8 * 1024;
 
 /// The data of a segment, as far as it is taken in.

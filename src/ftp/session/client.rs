@@ -121,8 +121,8 @@ impl Session {
         Some(self.refuse(at, spoilt, guarded.verb, why, piece, ended))
     }
 
-    /// With strict rules: a line waits until it is complete (or over the limit), and is judged. `None`:
-    /// no rule is against it.
+    /// With strict rules: a line waits until it is complete (or over the limit), and is judged.
+    /// `None`: no rule is against it.
     fn whole_line(
         &mut self,
         head: &[u8],
@@ -249,8 +249,8 @@ impl Session {
             // RFC 2428 §4: the server must refuse it.
             return Err("EPSV ALL was sent");
         }
-        // Its hole must be open before a server that takes everything at once (pipelining) reads it,
-        // and may not be open before the login.
+        // Its hole must be open before a server that takes everything at once (pipelining) reads
+        // it, and may not be open before the login.
         let waits = self.patient && !self.policy.strict.active_late;
         self.awaits_login = waits && self.login_is_under_way();
         if self.awaits_login {

@@ -110,8 +110,8 @@ impl Session {
         asked && self.may_open()
     }
 
-    /// Looks for the address in the last line of a `227` or `229`. `None`: there is none (any more),
-    /// and the piece is like any other.
+    /// Looks for the address in the last line of a `227` or `229`. `None`: there is none (any
+    /// more), and the piece is like any other.
     fn address_reply(&mut self, code: Code, piece: &[u8], ended: bool) -> Option<Step> {
         // The code's digits are no address.
         let mut at = code.end.saturating_sub(self.server.gone());

@@ -72,7 +72,8 @@ pub enum Step {
     /// bytes go out. Say what became of it with [`super::Session::active_opened`]. Nothing is
     /// removed from pending; call [`super::Session::next`] again.
     OpenActive(Hole),
-    /// Both streams are passed on without looking from here on. The pending bytes go out as they are.
+    /// Both streams are passed on without looking from here on. The pending bytes go out as they
+    /// are.
     Opaque(Over),
 }
 
@@ -126,8 +127,8 @@ pub struct Refusal {
     pub with: Vec<u8>,
 }
 
-/// The caller's number of the pinhole of a `PORT` or `EPRT`. The session keeps it, and gives it back
-/// when that pinhole must be opened or closed. Packed, so that it costs a session no padding.
+/// The caller's number of the pinhole of a `PORT` or `EPRT`. The session keeps it, and gives it
+/// back when that pinhole must be opened or closed. Packed, so that it costs a session no padding.
 #[repr(packed)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hole(pub u64);

@@ -4,9 +4,9 @@ use super::{Half, Point, Round, Seq};
 
 impl Half {
     /// Notes that the receiver acknowledged everything before `ack` (in edited space), and takes
-    /// data up to `edge` (its window's right end). To be called for segments that the sender takes, and
-    /// whose acknowledgement is [possible](Self::can_acknowledge), or
-    /// [of what went round us](Self::may_have_missed).
+    /// data up to `edge` (its window's right end). To be called for segments that the sender takes,
+    /// and whose acknowledgement is [possible](Self::can_acknowledge), or [of what went round
+    /// us](Self::may_have_missed).
     pub fn acknowledged(&mut self, ack: Seq, edge: Seq) {
         let released = self.released();
         self.heard = true;
@@ -30,8 +30,8 @@ impl Half {
             self.acked = ack;
             self.next = fin.plus(1);
         } else if ack.after(self.emitted) {
-            // It acknowledges what was never sent on as a part of the stream: in what isn't read any more
-            // that is normal.
+            // It acknowledges what was never sent on as a part of the stream: in what isn't read
+            // any more that is normal.
             if self.opaque && self.emitted == released.edited {
                 if !self.is_settled() {
                     self.trim(released);
@@ -70,8 +70,8 @@ impl Half {
         self.guaranteed = self.guaranteed.max(to.original);
     }
 
-    /// The receiver acknowledges `ack`. If that is all that may go on, the bytes held are acknowledged to
-    /// the sender as well: see the module's documentation.
+    /// The receiver acknowledges `ack`. If that is all that may go on, the bytes held are
+    /// acknowledged to the sender as well: see the module's documentation.
     pub fn guarantee(&mut self, ack: Seq) {
         if !self.opaque
             && self.fin.is_none()

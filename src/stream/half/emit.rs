@@ -6,8 +6,8 @@ impl Half {
     /// Says what the packet that carries `seq` and `payload` must carry on. To be called after
     /// [`Half::take_in`] and after what is pending was dealt with; not for RST.
     ///
-    /// `limit`: the largest payload the path to the receiver is known to take, in bytes; what came in one
-    /// packet may always leave in one.
+    /// `limit`: the largest payload the path to the receiver is known to take, in bytes; what came
+    /// in one packet may always leave in one.
     pub fn emit(
         &mut self,
         seq: Seq,
@@ -95,7 +95,8 @@ impl Half {
             len.min(room.saturating_sub(start.len_since(self.una.edited)))
         });
         let complete = start.plus_len(len) == released.edited && self.pending().is_empty();
-        // Only where all of it fits: then the stream's part is complete, and its own part follows it.
+        // Only where all of it fits: then the stream's part is complete, and its own part follows
+        // it.
         let tail = (self.opaque && !seq.after(self.next) && end.after(self.next))
             .then(|| self.next.len_since(seq))
             .filter(|tail| len.saturating_add(payload.len().saturating_sub(*tail)) <= limit);
@@ -124,8 +125,9 @@ impl Half {
         }
     }
 
-    /// Notes the size of a packet, in bytes of IP, whose data ends before `end`; returns the largest since
-    /// one may have been [too large](Self::was_too_large). To be called behind [`Half::take_in`].
+    /// Notes the size of a packet, in bytes of IP, whose data ends before `end`; returns the
+    /// largest since one may have been [too large](Self::was_too_large). To be called behind
+    /// [`Half::take_in`].
     pub fn largest(&mut self, size: u16, end: Seq, intake: Intake) -> u16 {
         self.largest = if self.was_too_large(end, intake) {
             size
@@ -135,9 +137,9 @@ impl Half {
         self.largest
     }
 
-    /// Whether the data that ends before `end` is a repetition because the packet that it went on with may have
-    /// been too large for the path: the receiver hasn't spoken since. One that got it and had no room
-    /// for it would have said so. To be asked behind [`Half::take_in`].
+    /// Whether the data that ends before `end` is a repetition because the packet that it went on
+    /// with may have been too large for the path: the receiver hasn't spoken since. One that got it
+    /// and had no room for it would have said so. To be asked behind [`Half::take_in`].
     #[must_use]
     pub fn was_too_large(&self, end: Seq, intake: Intake) -> bool {
         if self.heard {
@@ -150,8 +152,8 @@ impl Half {
         }
     }
 
-    /// Whether a segment says just what is to go on, and all of it was inspected: for connections whose
-    /// segments bear no change. It is noted as sent on then.
+    /// Whether a segment says just what is to go on, and all of it was inspected: for connections
+    /// whose segments bear no change. It is noted as sent on then.
     pub fn clears(&mut self, seq: Seq, payload: &[u8], fin: bool) -> bool {
         let end = seq.plus_len(payload.len());
         let behind = self.una.original.max(seq);

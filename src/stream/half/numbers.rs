@@ -1,20 +1,20 @@
 //! Which segments the receiver takes for its connection's: only such may change anything here.
 //!
-//! Somebody who doesn't see the connection can send segments in its name, with numbers at random. Their
-//! receiver throws them away (RFC 9293 §3.10.7.4, RFC 5961), or answers with what it expects.
+//! Somebody who doesn't see the connection can send segments in its name, with numbers at random.
+//! Their receiver throws them away (RFC 9293 §3.10.7.4, RFC 5961), or answers with what it expects.
 
 use super::{Half, Seq};
 
 /// What a RST means to its receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
-    /// It has the number that its receiver expects, or all that its sender sent comes before it: the
-    /// connection is over.
+    /// It has the number that its receiver expects, or all that its sender sent comes before it:
+    /// the connection is over.
     Exact,
     /// It may have the number that its receiver expects, depending on what has arrived.
     Perhaps,
-    /// It lies in the window, but isn't what is expected: for RFC 5961 §3 a reason to ask the sender by
-    /// an acknowledgement, for older TCPs the end.
+    /// It lies in the window, but isn't what is expected: for RFC 5961 §3 a reason to ask the
+    /// sender by an acknowledgement, for older TCPs the end.
     Inexact,
     /// No receiver heeds it.
     Void,
@@ -24,8 +24,9 @@ pub enum Reset {
 /// round us, in bytes.
 const FAR: u32 = 1 << 20;
 
-/// How old an acknowledgement may be, in bytes: the largest window that is never scaled. RFC 5961 §5
-/// says the largest one that was offered; to take less only means that a late segment comes again.
+/// How old an acknowledgement may be, in bytes: the largest window that is never scaled. RFC 5961
+/// §5 says the largest one that was offered; to take less only means that a late segment comes
+/// again.
 const LATE: u32 = 0xffff;
 
 impl Half {
@@ -34,8 +35,8 @@ impl Half {
         self.edge = self.edge.max(self.acked.plus(u32::from(window)));
     }
 
-    /// Whether a segment of the sender's lies where the receiver looks at it: `len` counts its data and
-    /// its FIN. Nothing is said of old ones, which the receiver has: these it only answers.
+    /// Whether a segment of the sender's lies where the receiver looks at it: `len` counts its data
+    /// and its FIN. Nothing is said of old ones, which the receiver has: these it only answers.
     #[must_use]
     pub fn is_in_window(&self, seq: Seq, len: usize) -> bool {
         !self.is_old(seq, len) && !seq.after(self.right())
@@ -71,8 +72,9 @@ impl Half {
         !ack.after(self.sent) && !ack.plus(LATE).before(self.acked)
     }
 
-    /// Whether it acknowledges what may have gone round us (a full queue that fails open lets packets
-    /// pass). To be believed only of a segment that [begins](Self::may_begin) where an honest one does.
+    /// Whether it acknowledges what may have gone round us (a full queue that fails open lets
+    /// packets pass). To be believed only of a segment that [begins](Self::may_begin) where an
+    /// honest one does.
     #[must_use]
     pub fn may_have_missed(&self, ack: Seq) -> bool {
         ack.after(self.sent) && ack.since(self.sent) <= FAR
@@ -94,8 +96,9 @@ impl Half {
         }
     }
 
-    /// Whether an honest segment may well begin at `seq`: behind all that was sent before, or where the
-    /// receiver, or its sender, thinks that the receiver is. Nobody hits that who doesn't see the connection.
+    /// Whether an honest segment may well begin at `seq`: behind all that was sent before, or where
+    /// the receiver, or its sender, thinks that the receiver is. Nobody hits that who doesn't see
+    /// the connection.
     #[must_use]
     pub fn may_begin(&self, seq: Seq) -> bool {
         self.is_exact(seq) || seq == self.una.original || seq == self.guaranteed
@@ -119,8 +122,8 @@ impl Half {
     }
 
     /// The number under which a RST goes on. Two numbers can be exact: the one behind all that its
-    /// sender sent, and the one that it was told is expected of it. Those between, of bytes that wait
-    /// here, must not become the number that the receiver expects.
+    /// sender sent, and the one that it was told is expected of it. Those between, of bytes that
+    /// wait here, must not become the number that the receiver expects.
     #[must_use]
     pub fn reset_seq(&self, seq: Seq) -> Seq {
         let waits = self.released().original;
