@@ -1,11 +1,10 @@
-//! The line of a stream that isn't over yet.
+//! The current line of a stream, of which a part may have gone out.
 
-/// How many bytes of a line's beginning decide what it is; what follows is looked at only while
-/// it waits.
+/// How many bytes at a line's beginning are kept to decide what it is. What follows is looked at
+/// only while it waits.
 pub(super) const HEAD: usize = 96;
 
-/// What of the current line has gone out already. Nothing, and without memory, for a line that
-/// arrives whole.
+/// What of the current line has gone out. Needs no memory for a line that arrives whole.
 #[derive(Debug, Default)]
 pub(super) struct PartialLine(Option<Box<Begun>>);
 
@@ -19,7 +18,7 @@ struct Begun {
     binary: bool,
 }
 
-/// Without the text: it may be a password.
+/// Leaves out the text, which may be a password.
 impl std::fmt::Debug for Begun {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Begun")
@@ -63,7 +62,7 @@ impl PartialLine {
         begun.gone = begun.gone.saturating_add(bytes.len());
     }
 
-    /// Its address was dealt with, or it can't have one.
+    /// Its address was handled, or it can't have one.
     pub(super) fn settle(&mut self) {
         self.begun().settled = true;
     }
@@ -72,7 +71,7 @@ impl PartialLine {
         self.0.as_ref().is_some_and(|begun| begun.settled)
     }
 
-    /// It is refused: nothing of what follows goes out as it is.
+    /// It is refused: nothing that follows in it goes out as it is.
     pub(super) fn refuse(&mut self) {
         self.begun().refused = true;
     }
@@ -128,7 +127,7 @@ impl PartialLine {
     }
 }
 
-/// PartialLine ends are none: they are looked at apart.
+/// Line ends and blanks don't count.
 fn has_control(bytes: &[u8]) -> bool {
     bytes
         .iter()

@@ -1,5 +1,4 @@
-//! What a reply line is (RFC 959 §4.2), as clients read it: more leniently than it is written
-//! there.
+//! Recognises reply lines (RFC 959 §4.2), as leniently as clients do.
 
 use super::command::telnet_len;
 
@@ -10,7 +9,7 @@ pub(super) enum ReplyStart {
     Last(Code),
     /// `xyz-`: the first line of several.
     First(Code),
-    /// Something else: text within a multi-line reply.
+    /// No code: text within a multi-line reply.
     Text,
     /// Too short to tell.
     Unknown,
@@ -21,10 +20,10 @@ pub(super) enum ReplyStart {
 pub(super) struct Code {
     /// Its value.
     pub(super) value: u16,
-    /// How many bytes of the line it ends behind.
+    /// Where in the line it ends.
     pub(super) end: usize,
-    /// As RFC 959 has it: nothing in front of it, and a blank or nothing behind it. Only such a
-    /// line ends a reply of several lines: others may be text in it.
+    /// As in RFC 959: nothing before it, and a blank or nothing behind it. Only such a line ends a
+    /// multi-line reply; others may be text in it.
     pub(super) plain: bool,
 }
 
@@ -76,7 +75,7 @@ pub(super) fn lead_len(line: &[u8]) -> Option<usize> {
         let skip = match rest.first()? {
             0 | b' ' | b'\t' => 1,
             255 => match (telnet_len(rest), rest) {
-                // WILL and its like lack their option.
+                // WILL, WONT, DO, DONT: the option is still to come.
                 (0, [_] | [_, 251..=254]) => return None,
                 (0, _) => return Some(at),
                 (len, _) => len,

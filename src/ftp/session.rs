@@ -1,4 +1,4 @@
-//! The session machine: which bytes of the two control streams may pass, wait or must change.
+//! The session machine: decides which bytes of the two control streams pass, wait or change.
 
 mod client;
 mod server;
@@ -15,7 +15,7 @@ use super::line::PartialLine;
 use super::policy::Policy;
 use super::waiting::Unanswered;
 
-/// The pinhole of the last `PORT` or `EPRT` that was followed. Nobody else in the core keeps it.
+/// The pinhole of the last `PORT` or `EPRT` that was followed. No other part of the core keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 enum Active {
     #[default]
@@ -35,7 +35,7 @@ enum Active {
         /// A transfer command followed it.
         commanded: bool,
     },
-    /// Its transfer is over: as a rule the data connection has closed it. If not, the next `PORT`
+    /// Its transfer is over. Usually the data connection has closed it; if not, the next `PORT`
     /// does.
     Spent(Hole),
     /// It won't be used: the caller is to close it.
@@ -54,7 +54,7 @@ impl Active {
     }
 }
 
-/// What the streams are read as.
+/// How the two streams are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 enum Reading {
     /// FTP in clear text.
@@ -64,25 +64,25 @@ enum Reading {
     TlsExpected,
     /// Implicit FTPS: the client has begun a handshake.
     TlsHello,
-    /// Nothing any more.
+    /// Not any more.
     Over(Over),
 }
 
 /// What the client has said so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 enum Spoken {
-    /// No command that anybody knows.
+    /// No known command.
     #[default]
     Nothing,
-    /// A command of FTP's.
+    /// An FTP command.
     Ftp,
-    /// Something that isn't FTP: nothing opens any more. What is refused stays refused, since the
-    /// server may read it as FTP all the same.
+    /// Something that isn't FTP. Nothing opens any more. What is always refused still is, since the
+    /// server may read it as FTP.
     Unfollowed,
 }
 
 impl Spoken {
-    /// A command of FTP's has come.
+    /// An FTP command has come.
     fn ftp(&mut self) {
         if *self == Self::Nothing {
             *self = Self::Ftp;
@@ -90,7 +90,7 @@ impl Spoken {
     }
 }
 
-/// What a session has counted; each stops at its greatest value.
+/// What a session has counted. Each counter stops at its maximum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Lines longer than the limit: passed, never acted on.
@@ -108,14 +108,14 @@ fn count(counter: &mut u16) {
     *counter = counter.saturating_add(1);
 }
 
-/// The beginning of a user's name.
+/// The user's name, up to 64 bytes of it.
 #[derive(Clone, Copy, Debug)]
 struct User {
     name: [u8; 64],
     len: u8,
-    /// The login succeeded; the name is kept until somebody asks for it.
+    /// The login succeeded. The name is kept until [`Session::take_login`] takes it.
     logged_in: bool,
-    /// A login succeeded that nobody has asked for: this one's, or an earlier one's.
+    /// A login succeeded and wasn't taken yet: this user's, or an earlier one's.
     is_news: bool,
 }
 
@@ -153,7 +153,7 @@ pub struct Session {
     counts: Counts,
     /// The code of a multi-line reply whose last line hasn't come.
     multi: Option<NonZeroU16>,
-    /// The code of the first line within it that looked like the end of another reply.
+    /// The code of the first line within it that looked like a reply's last line.
     other_end: Option<NonZeroU16>,
     active: Active,
     reading: Reading,
@@ -162,14 +162,14 @@ pub struct Session {
     preface: u8,
     greeted: bool,
     logged_in: bool,
-    /// A login was tried that hasn't succeeded.
+    /// `USER` or `PASS` has come since the last login that succeeded.
     login_tried: bool,
-    /// What the client's bytes last waited for was the reply to the login.
+    /// The client's pending bytes wait for the reply to the login.
     awaits_login: bool,
-    /// Whether one may.
+    /// Whether commands may wait for that.
     patient: bool,
     epsv_all: bool,
-    /// Since the last login that succeeded.
+    /// Logins that failed since the last one that succeeded.
     failed_logins: u8,
 }
 
@@ -200,12 +200,12 @@ impl Session {
         }
     }
 
-    /// Spoken what to do with the bytes of `from`'s stream that haven't gone out. To be called when
-    /// new bytes arrived, and again after each step was carried out, until it waits or nothing is
-    /// pending.
+    /// Says what to do with the pending bytes of `from`'s stream. To be called when new bytes have
+    /// arrived, and again after each step was carried out, until it waits or nothing is pending.
     ///
-    /// Only bytes that may belong to an address or to a verb that is refused wait; everything else
-    /// goes out at once. Nothing waits in a line that is complete.
+    /// Only bytes that may belong to an address, or to a command that may be refused, wait.
+    /// Everything else goes out at once. Nothing waits in a complete line, but for a `PORT` that
+    /// waits for the reply to the login.
     pub fn next(&mut self, from: Peer, pending: &[u8]) -> Step {
         match (self.reading, from) {
             (Reading::Over(over), _) => Step::Opaque(over),
@@ -216,27 +216,27 @@ impl Session {
         }
     }
 
-    /// Spoken what to do with bytes of the client's that have waited for too long for the rest of
-    /// their line: it is refused, since what it says may come later. Never [`Step::Wait`].
+    /// Says what to do with bytes of the client that have waited for too long for the rest of their
+    /// line. The line is refused, since its end isn't known. Never [`Step::Wait`].
     pub fn give_up(&mut self, pending: &[u8]) -> Step {
         self.abandon_command(pending)
     }
 
-    /// Whether the client's bytes wait for something that has come since, in the server's stream:
-    /// call [`Session::next`] for them again.
+    /// Whether the client's bytes waited for something that has come since, in the server's stream.
+    /// Then call [`Session::next`] for them again.
     #[must_use]
     pub fn resumes(&self) -> bool {
         self.awaits_login && !(self.patient && self.login_is_under_way())
     }
 
-    /// Whether the client's bytes wait for a reply to its login. Whole lines may wait then.
+    /// Whether the client's bytes wait for the reply to its login. Whole lines may wait then.
     #[must_use]
     pub fn awaits_login(&self) -> bool {
         self.awaits_login
     }
 
-    /// Lets no command wait for a login (any more): its bytes can't be kept, or kept any longer.
-    /// What was to be open before the command went on then opens with the login.
+    /// From here on no command waits for a login, since its bytes can't be kept, or not any longer.
+    /// A pinhole that was to open before the command went on then opens with the login.
     pub fn lose_patience(&mut self) {
         self.patient = false;
     }
@@ -246,8 +246,8 @@ impl Session {
         asked && !self.is_unfollowed() && !self.logged_in && self.policy.require_login
     }
 
-    /// How many bytes of the server's that have waited for too long for the rest of an address pass
-    /// now: they are none.
+    /// Gives up on bytes of the server that have waited for too long for the rest of an address.
+    /// Returns how many pass.
     pub fn give_up_reply(&mut self, pending: &[u8]) -> usize {
         let (piece, ended) = first_line(pending);
         if !ended {
@@ -257,8 +257,8 @@ impl Session {
         piece.len()
     }
 
-    /// What became of the last [`Step::Address`] of `from`'s stream. Returns the pinhole of an
-    /// earlier `PORT` that is superseded by this one, and is to be closed.
+    /// Tells what became of the last [`Step::Address`] of `from`'s stream. Returns the pinhole of
+    /// an earlier `PORT` that this one supersedes; it is to be closed.
     #[must_use]
     pub fn announced(&mut self, from: Peer, outcome: Outcome) -> Option<Hole> {
         if from == Peer::Server {
@@ -288,15 +288,15 @@ impl Session {
         superseded.filter(|old| *old != hole)
     }
 
-    /// Whether the hole of an accepted `PORT` is to be open before the line goes out: servers exist
-    /// that connect as soon as they have read it (pyftpdlib, twisted, libunftp), or with their
-    /// own `200` (ftp-srv). Otherwise [`Step::OpenActive`] says when.
+    /// Whether the pinhole of an accepted `PORT` is to be open before the line goes out. If not,
+    /// [`Step::OpenActive`] says when. Some servers connect as soon as they have read the `PORT`
+    /// (pyftpdlib, twisted, libunftp), others with their own `200` (ftp-srv).
     #[must_use]
     pub fn opens_at_once(&self) -> bool {
         self.may_open() && !self.policy.strict.active_late
     }
 
-    /// What became of [`Step::OpenActive`].
+    /// Tells what became of [`Step::OpenActive`].
     pub fn active_opened(&mut self, opened: bool) {
         self.active = match self.active {
             Active::Reserved {
@@ -306,13 +306,13 @@ impl Session {
         };
     }
 
-    /// The control connection is over, and its pinholes with it.
+    /// The control connection ended, and its pinholes were closed with it.
     pub fn connection_ended(&mut self) {
         self.active = Active::None;
     }
 
-    /// Whether a transfer was commanded that may use the hole of the last `PORT`: a later `PORT`
-    /// doesn't take its place.
+    /// Whether a transfer command came that may use the pinhole of the last `PORT`. Then a later
+    /// `PORT` doesn't supersede it.
     fn active_is_commanded(&self) -> bool {
         matches!(
             self.active,
@@ -326,8 +326,8 @@ impl Session {
         )
     }
 
-    /// The pinhole of a `PORT` that won't be used, once: it is to be closed. The server refused the
-    /// `PORT`, or another command took its place.
+    /// Takes the pinhole of a `PORT` that won't be used, which is to be closed: the server refused
+    /// the `PORT`, or another command took its place.
     pub fn take_cancelled(&mut self) -> Option<Hole> {
         let Active::Cancelled(hole) = self.active else {
             return None;
@@ -336,7 +336,7 @@ impl Session {
         Some(hole)
     }
 
-    /// Whether the server's last line isn't one of several of a reply.
+    /// Whether the server's current line begins a reply: it isn't within a multi-line one.
     #[must_use]
     pub fn begins_reply(&self) -> bool {
         self.multi.is_none()
@@ -352,7 +352,7 @@ impl Session {
         self.logged_in
     }
 
-    /// Whether nobody has logged in, or it isn't FTP. What is under TLS can't be known.
+    /// Whether nobody has logged in, or it isn't FTP. False under TLS, where that can't be known.
     #[must_use]
     pub fn is_guest(&self) -> bool {
         match self.reading {
@@ -368,11 +368,11 @@ impl Session {
         self.spoken == Spoken::Unfollowed
     }
 
-    /// The user's name, once, when the login has just succeeded.
+    /// Takes the user's name when the login has just succeeded.
     pub fn take_login(&mut self) -> Option<String> {
         let user = self.user.as_mut().filter(|user| user.is_news)?;
         user.is_news = false;
-        // A `USER` that came since is another one's.
+        // If another `USER` came since, the name isn't known any more.
         let user = self.user.take_if(|user| user.logged_in);
         Some(user.map(|user| user.name()).unwrap_or_default())
     }
@@ -412,14 +412,14 @@ impl Session {
         Step::Unfollowed
     }
 
-    /// What a `PORT` prepared isn't wanted any more, unless a transfer that uses it was commanded.
+    /// Cancels the pinhole of the last `PORT`, unless a transfer command came that may use it.
     fn forget_active(&mut self) {
         if !self.active_is_commanded() {
             self.drop_active();
         }
     }
 
-    /// What a `PORT` prepared must go.
+    /// Cancels the pinhole of the last `PORT`.
     fn drop_active(&mut self) {
         if let Active::Reserved { hole, .. } | Active::Open { hole, .. } = self.active {
             self.active = Active::Cancelled(hole);

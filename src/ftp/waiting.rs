@@ -1,20 +1,21 @@
-//! The commands that wait for their reply, and which of them a reply answers.
+//! Matches replies to the commands that wait for one.
 
 use std::collections::VecDeque;
 
 use super::command::Command;
 
-/// How many commands wait without memory of their own: clients seldom pipeline more.
+/// How many commands fit without an allocation. Clients seldom pipeline more.
 const NEAR: usize = 6;
 
 /// Commands in the order they were sent.
 ///
 /// Replies should come one per command and in order (RFC 959 §4.2, §5.4). Real servers answer some
-/// commands before a running transfer ends, some twice, some never, and split or join lines that
-/// hold a lone line feed. So the order is only the tie-breaker here: a reply answers the first
-/// command that it *can* answer. What was overtaken by that is forgotten, which brings both ends
-/// back into step, with two exceptions: a running transfer, whose reply comes when it ends, and a
-/// `PASV` or `EPSV`, whose reply nothing but a `227`, a `229` or a refusal can be.
+/// commands before a running transfer ends, some twice, and some never. Some split or join lines at
+/// a lone line feed. So a reply answers the first command that it *can* answer.
+///
+/// Commands before that one are forgotten, which brings both ends back into step. There are two
+/// exceptions. A running transfer is answered when it ends. A `PASV` or `EPSV` is answered by a
+/// `227`, a `229` or a refusal only.
 #[derive(Debug)]
 pub(super) struct Unanswered {
     near: [Command; NEAR],
@@ -74,7 +75,7 @@ impl Unanswered {
         }
     }
 
-    /// Forgets the command that has waited longest, and says which that was.
+    /// Forgets the oldest command, and returns it.
     pub(super) fn forget_first(&mut self) -> Option<Command> {
         let first = self.iter().next()?;
         self.forgot_auth |= first == Command::Auth;
@@ -82,7 +83,7 @@ impl Unanswered {
         Some(first)
     }
 
-    /// Whether an `AUTH` waits, or did when it was forgotten.
+    /// Whether an `AUTH` waits, or was forgotten while it did.
     pub(super) fn may_have_auth(&self) -> bool {
         self.forgot_auth || self.has(Command::Auth)
     }
@@ -94,19 +95,20 @@ impl Unanswered {
         waiting.find(|(_, command)| command.may_be_answered_by(code))
     }
 
-    /// Takes off the command at `at`, which a final reply with this code answers, and those that it
-    /// overtook.
+    /// Removes the command at `at`, which a final reply with this code answers, and those before it
+    /// that are forgotten with it.
     pub(super) fn take(&mut self, at: usize, code: u16) {
         let answered = self.iter().nth(at);
-        // Servers refuse each of several empty lines, or each buffer of one that is too long.
+        // Servers refuse each of several empty lines, or a line that is too long once for each
+        // buffer.
         let keep_answered = match answered {
             Some(Command::Blank) => true,
             Some(Command::Overlong) => code >= 500,
             _ => false,
         };
-        // What opens a data connection settles what was announced for another one before.
+        // A new announcement supersedes an earlier one.
         let settles = answered.is_some_and(Command::is_announcement);
-        // Backwards, so that what goes doesn't move what is still to be looked at.
+        // Backwards, so that a removal doesn't move what is still to be visited.
         for place in (0..=at).rev() {
             let keep = match self.iter().nth(place) {
                 _ if place == at => keep_answered,
@@ -120,8 +122,8 @@ impl Unanswered {
         }
     }
 
-    /// A transfer has begun (`125`, `150`): the first one that isn't running yet. One that still
-    /// runs is over then, whether its reply came or not, and so is what was asked before.
+    /// A transfer has begun (`125`, `150`): the first one that isn't running yet. Commands before
+    /// it are forgotten, a running transfer included, whether their replies came or not.
     pub(super) fn transfer_begins(&mut self) {
         let Some(at) = self.iter().position(|command| command == Command::Transfer) else {
             return;

@@ -1,10 +1,9 @@
-//! TLS record framing of one direction, followed from its first byte without holding or keeping
-//! anything back: where a stream returns to clear text (RFC 4217 §12.3, `CCC`).
+//! TLS record framing: finds where a stream returns to clear text (RFC 4217 §12.3, `CCC`). Nothing
+//! is held for that.
 //!
 //! Records have a header in the clear (RFC 8446 §5.1): type, version, length. As long as every byte
-//! comes by once and in order, the end of each record is known, and a byte there that begins no
-//! record is not TLS any more. Anything else (a gap, a header that is none) loses the thread, for
-//! good.
+//! is seen in order, the end of each record is known. A byte there that begins no record is clear
+//! text. After a gap, or a header that is none, the records can't be followed any more.
 
 use super::seq::Seq;
 
@@ -14,7 +13,7 @@ const HANDSHAKE: u8 = 22;
 const DATA: u8 = 23;
 /// The longest body, in bytes (RFC 5246 §6.2.3; that of TLS 1.3 is shorter).
 const MAX_BODY: u16 = (1 << 14) + 2048;
-/// How many unacknowledged bytes are remembered, for the case that clear text begins after them.
+/// How many unacknowledged bytes are kept. They are needed if clear text begins after them.
 const MAX_TAIL: usize = 2048;
 
 /// One direction of a connection under TLS.
@@ -23,7 +22,7 @@ pub struct Records {
     /// The first byte that hasn't come.
     next: Seq,
     place: RecordPart,
-    /// A whole connection has both.
+    /// Which types have been seen. A TLS session has both before it returns to clear text.
     handshake: bool,
     data: bool,
     /// What the receiver hasn't acknowledged, up to `next`; `None`: too much.
@@ -32,12 +31,12 @@ pub struct Records {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RecordPart {
-    /// So many bytes of a header have come; the length's first one is kept.
+    /// `have` bytes of a header have come; `high` is the first byte of the length.
     Header {
         have: u8,
         high: u8,
     },
-    /// So many bytes of a record are to come.
+    /// This many bytes of a record are still to come.
     Body(u16),
     Lost,
 }
@@ -63,8 +62,8 @@ impl Records {
         }
     }
 
-    /// Takes note of a segment's data. The position of the first byte in clear text, if it is in
-    /// there; the segment isn't part of [`unacknowledged`](Self::unacknowledged) then.
+    /// Follows a segment's data. If clear text begins in it, returns where. Then the segment isn't
+    /// part of [`unacknowledged`](Self::unacknowledged).
     pub fn follow(&mut self, seq: Seq, payload: &[u8]) -> Option<Seq> {
         if self.is_lost() || payload.is_empty() {
             return None;
@@ -155,7 +154,7 @@ impl Records {
         self.tail.as_ref().map_or(0, Vec::len)
     }
 
-    /// Whether the thread was lost.
+    /// Whether the records can't be followed any more.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.place == RecordPart::Lost

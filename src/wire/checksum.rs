@@ -7,7 +7,7 @@
 //! same number; equation 3 never turns a valid 0x0000 into 0xffff for TCP, where the sum of a
 //! packet is never zero.
 
-/// A ones'-complement sum in the making.
+/// A ones'-complement sum, before it is folded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum(u64);
 

@@ -9,15 +9,15 @@ use crate::engine::gateway::PinholeId;
 use crate::ftp::Mode;
 use crate::ftp::session::{Address, Hole, Outcome};
 
-/// Goes out in place of a `227` or `229` up to the end of its address, where no data connection can
-/// be had; the rest of the server's line follows, a closing bracket as a rule. RFC 959 knows 425 as
-/// an answer to transfer commands only, but clients go by the first digit (RFC 1123 §4.1.2.11).
+/// Replaces a `227` or `229`, up to the end of its address, if no data connection can be had. The
+/// rest of the server's line follows; usually that is a closing bracket. RFC 959 has 425 for
+/// transfer commands only, but clients go by the first digit (RFC 1123 §4.1.2.11).
 const REFUSAL: &[u8] = b"425 Can't open data connection (no usable port";
-/// In place of the address alone: no client can read one from it.
+/// Replaces the address alone.
 const NO_ADDRESS: &[u8] = b"no usable port";
 
 impl Flow {
-    /// Deals with an announcement of `side`'s, which is in what is pending.
+    /// Handles an announcement in `side`'s pending bytes.
     pub(super) fn announce(
         &mut self,
         ends: &Endpoints,
@@ -45,14 +45,15 @@ impl Flow {
         }
     }
 
-    /// What is to be done if nothing is against the announcement; `open`: its pinhole may be open
-    /// when it goes out.
+    /// How far to go if the policy allows the announcement. `open`: its pinhole may be open when it
+    /// goes out.
     fn how(&self, address: &Address, open: bool) -> Result<How, Declined> {
         if !address.follow {
             return Ok(How::Check);
         }
         if self.is_closed() {
-            // Its pinholes went when it ended: nothing would end another one in time.
+            // Its pinholes were closed when it ended. Nothing but its deadline would close a new
+            // one.
             let why = "the control connection is over".to_owned();
             return Err(match address.announcement.mode {
                 Mode::Active => Declined::Refuse(why),
@@ -146,8 +147,8 @@ impl Flow {
         true
     }
 
-    /// What of a `227` or `229` is replaced where it is refused: from where on, how many bytes, and
-    /// by what.
+    /// How a `227` or `229` is refused: where the replaced text begins, its length, and what
+    /// replaces it.
     fn refused_reply(&mut self, side: Side, address: &Address) -> (usize, usize, &'static [u8]) {
         let (at, len) = (address.at, address.len);
         let head = self.forward(side).pending().get(..at).unwrap_or_default();

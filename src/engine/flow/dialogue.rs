@@ -1,5 +1,5 @@
-//! What the text of a control connection means for it: the session machine's steps carried out,
-//! refusals, the end of inspection.
+//! Carries out the session machine's steps on a flow: bytes pass, wait or change, and inspection
+//! may end.
 
 use super::{Context, Flow};
 use crate::engine::Side;
@@ -15,7 +15,7 @@ use crate::stream::Half;
 pub(in crate::engine) enum Unread {
     /// The session machine says so.
     Over(Over),
-    /// Packets went round the gateway.
+    /// Packets bypassed us.
     Missed,
     /// A limit was reached.
     Limit,
@@ -33,17 +33,17 @@ impl Unread {
     }
 }
 
-/// How far the session machine came with what was pending.
+/// How the inspection of the pending bytes ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::engine) enum Inspected {
-    /// All of it is dealt with, but for what may belong to an address.
+    /// All are passed or replaced, but for those that may belong to an address.
     Done,
-    /// The same, and what waits is more than
-    /// [`BufferLimits::held`](crate::stream::BufferLimits::held).
+    /// The same, and more wait than [`BufferLimits::held`](crate::stream::BufferLimits::held)
+    /// allows.
     HoldsTooMuch,
 }
 
-/// What waits of a direction.
+/// The pending bytes of a direction.
 fn pending(halves: &[Half; 2], side: Side) -> &[u8] {
     let [egress, ingress] = halves;
     match side {
@@ -178,8 +178,9 @@ impl Flow {
         });
     }
 
-    /// All flows together keep too much: replies pass unread from here on, and none is followed.
-    /// Commands stay under inspection, and wait at their sender: what is refused, stays refused.
+    /// A limit on buffers is reached. Replies pass uninspected from here on. Commands are still
+    /// inspected, so that what is always refused is refused; without room, they wait at their
+    /// sender.
     pub(in crate::engine) fn reach_limit(&mut self, side: Side, cx: &mut Context<'_>) {
         let from_client = side == self.client;
         let forward = self.forward(side);
@@ -195,7 +196,7 @@ impl Flow {
         cx.gateway.event(Event::Opaque { session, why });
     }
 
-    /// From here on both directions pass under the numbers they have.
+    /// Both directions pass uninspected from here on. Their numbers are still translated.
     pub(in crate::engine) fn end_inspection(&mut self, why: Unread, cx: &mut Context<'_>) {
         if why != Unread::TLS {
             self.tls = None;
@@ -240,7 +241,7 @@ impl Flow {
         }
     }
 
-    /// Commands that wait for a login go on without it.
+    /// Commands that wait for the reply to a login go on without it.
     pub(in crate::engine) fn stop_waiting(
         &mut self,
         ends: &Endpoints,
@@ -248,11 +249,11 @@ impl Flow {
         cx: &mut Context<'_>,
     ) {
         self.session.lose_patience();
-        // Whatever is held then is the beginning of one more line: the next segment tells.
+        // If too much is still held, the next segment finds out.
         self.inspect(ends, side, cx);
     }
 
-    /// What waits of the server's is no address: one that ends so late is of no use to anybody.
+    /// The server's bytes have waited for too long: they pass, and count as no address.
     fn pass_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
         cx.stats.unparsable = cx.stats.unparsable.saturating_add(1);
         let n = self.session.give_up_reply(pending(&self.halves, side));
@@ -260,8 +261,8 @@ impl Flow {
         forward.pass(n);
     }
 
-    /// What waits of the client's goes on as something else: it may be the beginning of what is
-    /// refused.
+    /// The client's bytes have waited for too long: they are refused, since they may be the
+    /// beginning of a command that must be.
     fn refuse_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
         let step = self.session.give_up(pending(&self.halves, side));
         let forward = self.forward(side);

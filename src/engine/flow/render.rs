@@ -1,4 +1,5 @@
-//! What a packet becomes on its way out.
+//! Writes what goes on into the packet: sequence numbers, window, SACK blocks, urgent pointer,
+//! payload.
 
 use super::{Fate, Flow, headers, least_mtu};
 use crate::engine::Side;
@@ -20,7 +21,7 @@ impl Flow {
         let layout = segment.layout();
         let data = segment.payload().len();
         let forward = self.forward(side);
-        // A bare segment says nothing of sizes.
+        // A segment without data says nothing about sizes.
         let (size, intake) = match data {
             0 => (0, Intake::New),
             _ => (u16::try_from(layout.end).unwrap_or(u16::MAX), intake),
@@ -83,7 +84,8 @@ impl Flow {
             if pointer != segment.urgent() {
                 out.set_urgent(pointer);
                 if pointer == 0 {
-                    // Its place isn't known yet (a later segment says it), or is gone.
+                    // Where it points isn't known yet (a later segment will tell), or is
+                    // acknowledged.
                     out.clear_flags(Flags::URG);
                 }
                 changed = true;
@@ -121,8 +123,8 @@ impl Flow {
     }
 }
 
-/// Whether a retransmission says something else than the first sending did (not asked while edits
-/// are in flight).
+/// Whether a retransmission differs from the first transmission. Not checked while edits are in
+/// flight.
 pub(super) fn contradicts(forward: &Half, emit: &Emit, payload: &[u8]) -> bool {
     match *emit {
         Emit::Stream {

@@ -1,9 +1,10 @@
-//! Sessions under TLS: whether they go back to clear text (`CCC`, RFC 4217 §12.3).
+//! Sessions under TLS: finds where they go back to clear text (`CCC`, RFC 4217 §12.3), and resumes
+//! inspection there.
 //!
-//! The command and its answer can't be read. What can be seen is that both directions have been
-//! whole TLS records from the first byte on, and that what follows the last of them isn't one. Then
-//! inspection begins anew, in each direction at that byte. If the records couldn't be followed (a
-//! lost segment is enough), the session stays unread, and that is said when clear text shows.
+//! The command and its reply can't be read. But both directions consist of TLS records from the
+//! first byte on, and the first byte behind the last record is no record. Inspection resumes there,
+//! in each direction. If the records can't be followed (a segment that is never seen is enough),
+//! the session stays uninspected. That is reported when clear text shows.
 
 use super::{Context, Flow, Unread};
 use crate::engine::Side;
@@ -19,8 +20,9 @@ pub(in crate::engine) struct TlsRecords {
 }
 
 impl Flow {
-    /// TLS begins: in the stream of `side`'s packets, the server's, behind the line that is pending
-    /// (or with it), in the client's with the next byte. To be called while both are inspected.
+    /// TLS begins. In `side`'s stream, the server's, it begins behind the pending line, or with the
+    /// pending bytes if they are a record already. In the client's it begins with the next byte. To
+    /// be called while both are inspected.
     pub(in crate::engine) fn follow_records(&mut self, side: Side) {
         let [server, client] = self.both(side);
         let pending = server.pending();
@@ -43,8 +45,8 @@ impl Flow {
         }));
     }
 
-    /// Follows a segment's records. If clear text begins in it, the direction is inspected again:
-    /// returns how many bytes of it come before, and are to pass unread.
+    /// Follows a segment's records. If clear text begins in it, the direction is inspected again.
+    /// Returns how many bytes come before that, and pass uninspected.
     pub(in crate::engine) fn next_records(
         &mut self,
         side: Side,
@@ -64,7 +66,8 @@ impl Flow {
         }
         let (seq, payload) = (Seq(segment.seq()), segment.payload());
         let Some(records) = tls.of(side) else {
-            // This direction is inspected again. The other one must not be lost meanwhile.
+            // This direction is inspected again. If the other one can't be followed, that is of no
+            // use.
             let lost = tls.of(other).is_some_and(|records| records.is_lost());
             if lost {
                 self.end_inspection(Unread::TLS, cx);
@@ -87,7 +90,7 @@ impl Flow {
             None => lost && peer == Peer::Client && is_line(payload),
         };
         if !shows {
-            // Neither TLS nor text: never mind.
+            // Neither a record nor text.
             if begins.is_none() {
                 self.tls = Some(tls);
             }
@@ -140,7 +143,7 @@ impl TlsRecords {
     }
 }
 
-/// Inspects a direction again from `at` on: how many bytes before that aren't in `records`.
+/// Resumes inspection at `at`. Returns how many bytes before that aren't in `records`.
 fn resume(half: &mut Half, records: &Records, at: Seq) -> Option<usize> {
     let (from, sent) = records.unacknowledged()?;
     half.resume(from, sent)

@@ -5,13 +5,13 @@ use super::{Over, Peer, Reading, Session, Step, Unanswered};
 impl Session {
     /// The session begins with TLS, not with the server's greeting.
     ///
-    /// What begins in another way is passed without looking (`not TLS`).
+    /// If it begins in another way, it passes uninspected (`not TLS`).
     pub fn expect_tls(&mut self) {
         self.reading = Reading::TlsExpected;
     }
 
     /// Both streams are in clear text again (RFC 4217 §12.3). Nothing is known of the commands
-    /// that went unread; only who has logged in may say `CCC`.
+    /// under TLS, but the client has logged in: `CCC` is allowed only then.
     pub fn clear_again(&mut self) {
         self.reading = Reading::Clear;
         self.client.end();
@@ -27,7 +27,7 @@ impl Session {
         self.epsv_all = false;
     }
 
-    /// What the beginnings of the two streams are. It is TLS once the server has answered the
+    /// Looks at the beginnings of the two streams. It is TLS once the server has answered the
     /// client's handshake record with one of its own.
     pub(super) fn next_record(&mut self, from: Peer, pending: &[u8]) -> Step {
         match (from, self.reading) {
