@@ -101,13 +101,16 @@ impl Worker {
     }
 }
 
-/// Has all engines forget what is over, each in a whole round; whether any has a session left.
+/// Has all engines forget what is over; whether any has a session left.
 pub fn tick(workers: &[Arc<Worker>], now: Duration, shared: &Shared) -> bool {
     let mut left = false;
     for worker in workers {
-        while !worker.engine().tick(now, &mut Door(shared)) {
-            // A lock that is taken again at once is never had by who waits for it.
-            thread::sleep(BETWEEN_SLICES);
+        // The first round may have been under way; the second one visits everything.
+        for _ in 0..2 {
+            while !worker.engine().tick(now, &mut Door(shared)) {
+                // Without a pause, this thread would take the lock again before the worker does.
+                thread::sleep(BETWEEN_SLICES);
+            }
         }
         left |= worker.engine().sessions(now).next().is_some();
     }
@@ -165,7 +168,7 @@ impl Handler for Packets<'_> {
     }
 }
 
-/// An [`Placed`] that has let go of the engine: what the other engines are to be asked.
+/// A [`Placed`] without its borrow of the engine: what to ask the other engines.
 enum Asked {
     Nobody(Answer),
     Segment(Name),

@@ -261,10 +261,10 @@ impl Engine {
     /// Forgets connections that ended or went quiet. Returns whether a round is complete: every
     /// connection was visited.
     ///
-    /// One call visits at most 8,192 connections and as many names, however many there are. A round
-    /// takes as many calls as that needs. To be called once a second while packets flow, and once
-    /// a minute as often as it takes to complete a round. So every connection is visited at least
-    /// once a minute, and is forgotten no more than a minute late.
+    /// One call visits at most 8,192 connections and as many names, however many there are; a
+    /// round takes as many calls as that needs. To be called once a second while packets flow. Once
+    /// a minute, to be called for a whole round. So every connection is visited at least once a
+    /// minute, and is forgotten no more than a minute late.
     ///
     /// No other timer depends on these calls. How long bytes have waited is checked with each
     /// segment, and the age of a SYN with its SYN-ACK.
