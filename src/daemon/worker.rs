@@ -5,13 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::engine::{Engine, Name, Outcome, Side, Stats, SynAck, Verdict};
+use crate::engine::{Engine, Name, Placed, Side, Stats, SynAck, Verdict};
 use crate::queue::{Answer, Handler, Hook, PacketQueue, ServeError};
 
 use super::shared::{Door, Shared};
 
 /// How often, at most, an engine forgets what is over while packets flow.
 const TICK: Duration = Duration::from_secs(1);
+/// How long an engine is left to its worker between two slices of a round.
+const BETWEEN_SLICES: Duration = Duration::from_micros(100);
 /// Receive errors in a row after which the worker waits a moment between tries.
 const PATIENCE: u32 = 16;
 
@@ -103,9 +105,14 @@ impl Worker {
 pub fn tick(workers: &[Arc<Worker>], now: Duration, shared: &Shared) -> bool {
     let mut left = false;
     for worker in workers {
-        let mut engine = worker.engine();
-        engine.tick(now, &mut Door(shared));
-        left |= engine.sessions(now).next().is_some();
+        // The first round may have been under way; the second one visits everything.
+        for _ in 0..2 {
+            while !worker.engine().tick(now, &mut Door(shared)) {
+                // Without a pause, this thread would take the lock again before the worker does.
+                thread::sleep(BETWEEN_SLICES);
+            }
+        }
+        left |= worker.engine().sessions(now).next().is_some();
     }
     left
 }
@@ -142,9 +149,9 @@ impl Handler for Packets<'_> {
             engine.tick(now, &mut door);
         }
         let outcome = match engine.try_packet(side, packet, now, &mut door) {
-            Outcome::Verdict(verdict) => Asked::Nobody(answer(verdict, out)),
-            Outcome::Unknown(name) => Asked::Segment(name),
-            Outcome::SynAck(syn_ack, verdict) => Asked::SynAck(syn_ack, answer(verdict, out)),
+            Placed::Verdict(verdict) => Asked::Nobody(answer(verdict, out)),
+            Placed::Unknown(name) => Asked::Segment(name),
+            Placed::SynAck(syn_ack, verdict) => Asked::SynAck(syn_ack, answer(verdict, out)),
         };
         // Told before the packet goes on, and so before anybody can answer it.
         self.worker.tell_names(&engine);
@@ -161,7 +168,7 @@ impl Handler for Packets<'_> {
     }
 }
 
-/// An [`Outcome`] that has let go of the engine: what the other engines are to be asked.
+/// A [`Placed`] without its borrow of the engine: what to ask the other engines.
 enum Asked {
     Nobody(Answer),
     Segment(Name),

@@ -1,14 +1,15 @@
-//! What an announced address must become: conntrack knows.
+//! Which address an announcement must carry, and the pinhole for it.
 //!
-//! An endpoint X announces an address to its peer Y. What Y must be told is how Y reaches X, and
-//! the conntrack entry of the control connection says it: it is the destination that Y's own
-//! packets carry. The address in the text is not needed for that, and not trusted.
+//! An endpoint X announces an address to its peer Y. Y must be told the address at which Y reaches
+//! X. That is the destination of Y's own packets on the control connection, and conntrack knows it.
+//! The address in the text isn't needed for that, and isn't trusted.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::config::Config;
+use super::endpoints::Endpoints;
 use super::gateway::{Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId};
-use super::{Endpoints, Entry, Side, Tuple};
+use super::{Entry, Side, Tuple};
 use crate::ftp::Mode;
 use crate::ftp::fit::{Fitting, Rewrite, Slot};
 use crate::ftp::policy::Policy;
@@ -40,16 +41,16 @@ pub(super) enum Declined {
     Refuse(String),
 }
 
-/// What is to be done about an announcement that nothing is against.
+/// How far to go with an announcement that the policy allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum How {
-    /// Nothing: it isn't followed.
+    /// No further: it isn't followed.
     Check,
-    /// Nothing, and that is said: nothing may open for its connection, for this reason.
+    /// No further, and report why: nothing may open for its connection.
     Leave(&'static str),
-    /// A port is chosen; it opens later.
+    /// Reserve a port; the pinhole opens later.
     Reserve,
-    /// It opens before the announcement goes out.
+    /// Open the pinhole before the announcement goes out.
     Open,
 }
 
@@ -63,7 +64,7 @@ struct Tuples {
 
 /// Asks conntrack, for the endpoint whose packets come through `side`'s hook.
 fn tuples(gateway: &mut dyn Gateway, ends: &Endpoints, side: Side) -> Result<Tuples, Error> {
-    let entry = gateway.conntrack(ends.inside, ends.outside)?;
+    let entry = gateway.conntrack(ends.inside(), ends.outside())?;
     let Some((outward, inward)) = entry.from_sender(ends.outward()) else {
         let why = "conntrack's answer is about another connection";
         return Err(Error::Kernel(why.to_owned()));
@@ -109,8 +110,8 @@ pub(super) fn open_range(
     })
 }
 
-/// Decides about an announcement made by the endpoint whose packets come through `side`'s hook;
-/// `how`: what is to be done if nothing is against it. `None`: it goes out as it is.
+/// Decides about an announcement made by the endpoint whose packets come through `side`'s hook.
+/// `how` says how far to go if the policy allows it. `None`: it goes out as it is.
 ///
 /// The stages: conntrack's answer, the policy, the data connection that is wanted, a port for it,
 /// the pinhole, the text.
@@ -167,7 +168,7 @@ struct Addresses {
 }
 
 impl Addresses {
-    /// Where conntrack can't be asked: the same one.
+    /// What is assumed where conntrack can't be asked: no NAT.
     fn untranslated(ends: &Endpoints, side: Side) -> Self {
         let own = ends.of_side(side).ip();
         let reachable = own;
@@ -175,7 +176,7 @@ impl Addresses {
     }
 }
 
-/// What is refused whatever else is known.
+/// Applies the policy. That needs no answer from conntrack.
 fn check(
     policy: &Policy,
     side: Side,
@@ -185,7 +186,7 @@ fn check(
     match said.mode {
         Mode::Active => policy.check_active(said.addr, said.port, own, reachable),
         Mode::Passive if side == Side::Egress => policy.check_passive(said.port),
-        // A server outside is only reached itself, where any other port of its would do as well.
+        // A server outside can announce only its own ports, which its clients reach anyway.
         Mode::Passive => Ok(()),
     }
 }
@@ -212,7 +213,7 @@ impl Wanted {
             Side::Egress => config.advertised(own),
             Side::Ingress => None,
         };
-        // Another server's address (FXP) is known to its peer as it is.
+        // The address of another server (FXP) isn't translated.
         let foreign = said.addr.filter(|ip| *ip != own && *ip != reachable);
         let foreign = foreign.filter(|_| said.mode == Mode::Active);
         let public = foreign.or(advertised).unwrap_or(reachable);
@@ -248,7 +249,7 @@ impl Wanted {
     /// Asks the gateway for a port.
     fn reserve(&self, gateway: &mut dyn Gateway) -> Result<Reservation, Declined> {
         gateway.reserve(&self.request).map_err(|error| match error {
-            // What is written there would lead nowhere, or to somebody else.
+            // The announced port would lead nowhere, or to another service.
             Error::NoPort(_) | Error::Limit(_) => Declined::Refuse(error.to_string()),
             error => Declined::Leave(error.to_string()),
         })

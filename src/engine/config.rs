@@ -1,18 +1,18 @@
-//! What the engine is told at start.
+//! The engine's settings.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::ftp::policy::Policy;
-use crate::stream::Limits;
+use crate::stream::BufferLimits;
 
-/// The engine's settings. Every table and buffer it bounds is counted when it is full.
+/// The engine's settings. Each limit that is reached is counted in [`Stats`](super::Stats).
 #[derive(Clone, Debug)]
 pub struct Config {
     /// What FTP sessions may do.
     pub policy: Arc<Policy>,
-    /// Addresses to announce instead of what conntrack says: where the NAT is upstream.
+    /// Addresses to announce instead of what conntrack says, for NAT that another machine does.
     pub advertise: Vec<Advertise>,
     /// Whether announcements are rewritten such that their line keeps its length, wherever that can be
     /// had (default yes): see [`crate::ftp::fit`].
@@ -21,31 +21,31 @@ pub struct Config {
     /// (default 0: none is).
     pub resume_mark: u32,
     /// Buffers of one direction of a control connection.
-    pub limits: Limits,
-    /// How many engines share the traffic (default 1): their session numbers interleave.
+    pub limits: BufferLimits,
+    /// How many engines share the traffic (default 1). Their session numbers interleave.
     pub workers: u16,
-    /// Control connections per worker (default 65,536), closed ones that linger included; more pass
+    /// Control connections per worker (default 65,536), closed ones that linger included. More pass
     /// unmodified.
     pub max_flows: usize,
-    /// Bytes of replies that a client hasn't acknowledged, in each control connection, while less
-    /// than half of `max_buffered` is taken (default 1 MiB, [`Limits::unacked`] at least): a long
-    /// listing over a long way (`STAT`, RFC 959 §4.1.3) has a whole window in flight.
+    /// Bytes of replies in flight to a client, for each control connection (default 1 MiB). A long
+    /// listing over a slow path (`STAT`, RFC 959 §4.1.3) has a whole window in flight. Once half of
+    /// `max_buffered` is taken, [`BufferLimits::unacked`] is the limit; it also is the least.
     pub long_reply: usize,
     /// Bytes in all buffers of a worker together (default 64 MiB).
     pub max_buffered: usize,
-    /// A control connection without a packet for so long is forgotten (default 5 days, as
-    /// `nf_conntrack_tcp_timeout_established`).
+    /// How long a control connection may be without a packet before it is forgotten (default 5
+    /// days, as `nf_conntrack_tcp_timeout_established`).
     pub idle: Duration,
     /// How long a closed connection's numbers are kept for retransmissions (default 60 s).
     pub linger: Duration,
-    /// How long a SYN may wait for its SYN-ACK; and how long a client that hasn't logged in may be
-    /// silent where room is needed for others, if it has answered the SYN-ACK (default 60 s).
+    /// How long a SYN may wait for its SYN-ACK (default 60 s). When the table is full, a connection
+    /// without a login that was silent for so long is evicted.
     pub half_open: Duration,
-    /// How long bytes may wait for the rest of an address (default 60 s); then inspection ends, or
-    /// the command is refused.
+    /// How long bytes may wait for the rest of an address (default 60 s). Then a reply passes as it
+    /// is, and a command is refused.
     pub hold: Duration,
-    /// Whether clients reach a range of their server's ports while a session is under TLS: the
-    /// gateway knows which. Default: no.
+    /// Whether a client reaches a range of its server's ports while the session is under TLS. The
+    /// gateway knows the range. Default: no.
     pub tls_range: bool,
     /// Ports of servers that are spoken to under TLS from the first byte (implicit FTPS), as the
     /// inside sees them. Default: none.
@@ -59,7 +59,7 @@ impl Default for Config {
             advertise: Vec::new(),
             keep_length: true,
             resume_mark: 0,
-            limits: Limits::default(),
+            limits: BufferLimits::default(),
             workers: 1,
             max_flows: 65_536,
             long_reply: 1 << 20,
@@ -77,14 +77,14 @@ impl Default for Config {
 /// One `--advertise [INSIDE=]PUBLIC`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Advertise {
-    /// The endpoint it holds for; `None`: every one of the same family.
+    /// The endpoint it is for; `None`: every one of the same address family.
     pub inside: Option<IpAddr>,
     /// The address its peers are told.
     pub public: IpAddr,
 }
 
 impl Config {
-    /// How many further names of flows, and of connections that others handle, are remembered.
+    /// How many names are remembered besides those that flows go by.
     pub(super) fn max_names(&self) -> usize {
         self.max_flows.saturating_mul(2)
     }

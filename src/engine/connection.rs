@@ -1,5 +1,5 @@
-//! A control connection as connection tracking and NAT see it: what [`Gateway`](super::gateway::Gateway)
-//! answers.
+//! A control connection as connection tracking and NAT see it: what the
+//! [`Gateway`](super::gateway::Gateway) answers.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,4 @@
-//! What the engine tells people: sessions, rewrites, refusals.
+//! What the engine reports: sessions, rewrites, refusals.
 
 use std::net::SocketAddr;
 
@@ -22,8 +22,8 @@ pub enum Event {
         /// It was under way already: the handshake wasn't seen.
         joined: bool,
     },
-    /// A limit was reached: a control connection isn't followed, and gets no pinholes. What is always
-    /// refused stays refused in it.
+    /// A limit on sessions was reached: a control connection gets no pinholes. What is always
+    /// refused is refused in it as well.
     NotAdmitted {
         /// The number that its session would have had.
         session: SessionId,
@@ -69,7 +69,7 @@ pub enum Event {
         /// The argument of `USER`. Shown only where asked for: never in a log above debug.
         user: String,
     },
-    /// Inspection ended for good; edits made so far are kept up.
+    /// Inspection ended. Sequence numbers are still translated.
     Opaque {
         /// The session.
         session: SessionId,

@@ -8,22 +8,21 @@ mod render;
 mod segment;
 mod tls;
 
-use std::net::SocketAddr;
-use std::num::NonZeroU64;
 use std::time::Duration;
 
+use super::Side;
 use super::config::Config;
+use super::endpoints::Endpoints;
 use super::event::Event;
-use super::gateway::{Gateway, PinholeId, SessionId};
+use super::gateway::{Gateway, SessionId};
 use super::second::Second;
 use super::stats::{SessionInfo, Stats};
-use super::{Endpoints, Side};
 use crate::ftp::session::{Peer, Session};
-use crate::stream::{Half, Limits, Seq};
+use crate::stream::{BufferLimits, Half, Seq};
 use crate::wire::Segment;
 pub(super) use dialogue::Unread;
 use range::Range;
-use tls::Tls;
+use tls::TlsRecords;
 
 /// What the handshake said about one end.
 #[derive(Clone, Copy, Debug)]
@@ -50,12 +49,12 @@ impl Hello {
     }
 }
 
-/// What is known of a connection besides its handshake.
+/// What a flow begins with besides its handshake.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Known {
+pub(super) struct FlowOptions {
     pub(super) v6: bool,
-    /// Whether the gateway counts it as a session. If not, nothing opens for it; it is inspected all
-    /// the same, so that what is always refused stays refused.
+    /// Whether the gateway admitted it as a session. If not, no pinhole opens for it. It is
+    /// inspected all the same, so that what is always refused is refused in it as well.
     pub(super) admitted: bool,
     /// See [`Session::expect_tls`].
     pub(super) implicit: bool,
@@ -69,7 +68,7 @@ pub(super) struct Joined {
     pub(super) client: Side,
     /// The hook that the first segment came through.
     pub(super) side: Side,
-    /// See [`Known::admitted`].
+    /// See [`FlowOptions::admitted`].
     pub(super) admitted: bool,
 }
 
@@ -81,7 +80,7 @@ pub(super) enum Fate {
     Dropped,
 }
 
-/// The surroundings of one packet.
+/// What the handling of one packet needs besides the flow.
 pub(super) struct Context<'a> {
     pub(super) config: &'a Config,
     pub(super) gateway: &'a mut dyn Gateway,
@@ -93,7 +92,7 @@ pub(super) struct Context<'a> {
 
 impl Context<'_> {
     /// What may be kept of what `peer` sends.
-    fn limits(&self, peer: Peer) -> Limits {
+    fn limits(&self, peer: Peer) -> BufferLimits {
         let mut limits = self.config.limits;
         if peer == Peer::Server && !self.crowded {
             limits.unacked = limits.unacked.max(self.config.long_reply);
@@ -102,38 +101,22 @@ impl Context<'_> {
     }
 }
 
-/// A pinhole's number plus one, so that there may be none in as many bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Hole(NonZeroU64);
-
-impl From<PinholeId> for Hole {
-    fn from(id: PinholeId) -> Self {
-        Self(NonZeroU64::MIN.saturating_add(id.0))
-    }
-}
-
-impl From<Hole> for PinholeId {
-    fn from(hole: Hole) -> Self {
-        Self(hole.0.get().saturating_sub(1))
-    }
-}
-
 /// Whether a connection is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     Open,
-    /// A RST came that lies in the receiver's window, but isn't exact, and the receiver hasn't shown
-    /// since that it is there.
+    /// A RST came that lies in the receiver's window but isn't exact. The receiver has sent nothing
+    /// since.
     Doubted {
         by: Side,
     },
-    /// A RST came that may have been exact: a packet of either end tells that it wasn't.
+    /// A RST came that may have been exact. If either end sends a packet, it wasn't.
     Reset,
     Closed,
 }
 
-/// How long a connection that may be over is kept at least: as long as any NAT must keep one of which
-/// it doesn't know whether its ends are still there (RFC 5382 REQ-5).
+/// How long a silent connection that may be over is kept: as long as a NAT must keep an established
+/// one (RFC 5382 REQ-5).
 const DOUBT: Duration = Duration::from_secs(2 * 3600 + 4 * 60);
 
 #[derive(Debug)]
@@ -148,18 +131,15 @@ pub(super) struct Flow {
     shifts: [u8; 2],
     /// The largest segment for either end, in bytes, TCP options included (RFC 6691).
     mss: u16,
-    /// Bit per side: its FIN passed ([`FINS`]), it asked back at a RST; and [`ANSWERED`], [`SIGNED`],
-    /// [`NOT_ADMITTED`], [`RESUMABLE`].
-    pub(super) signs: u8,
+    /// [`FINS`], [`ANSWERED`], [`challenges`], [`SIGNED`], [`NOT_ADMITTED`], [`RESUMABLE`].
+    signs: u8,
     end: End,
     opened: Second,
     seen: Second,
     /// Since when bytes of either side wait for the rest of an address.
     waiting: [Option<Second>; 2],
-    /// The hole that an accepted `PORT`/`EPRT` reserved.
-    active: Option<Hole>,
     /// Both directions' records, while the session is under TLS.
-    pub(super) tls: Option<Box<Tls>>,
+    pub(super) tls: Option<Box<TlsRecords>>,
     announced: u32,
     refused: u32,
     /// Where the client may reach a range of the server's ports.
@@ -169,22 +149,46 @@ pub(super) struct Flow {
     pub(super) session: Session,
 }
 
-/// Both sides' FINs passed.
-pub(super) const FINS: u8 = 3;
-/// The client has answered the SYN-ACK: its address is its own.
+// ---- the bits of `Flow::signs` -------------------------------------------------------------
+
+/// Both sides' FINs passed: a bit for each [`Side`].
+const FINS: u8 = 1 | 2;
+/// The client has answered the SYN-ACK, so its address isn't forged.
 const ANSWERED: u8 = 4;
-/// See [`Known::admitted`].
-const NOT_ADMITTED: u8 = 64;
-/// In `joined`, a bit per side: bytes of this direction may be under way that went on before this
-/// connection was joined. And the same, four times as high: data has come since.
-const UNSETTLED: u8 = 3;
-/// Its mark says that it may be joined in its middle.
-const RESUMABLE: u8 = 128;
-/// Both ends sign their segments (TCP-MD5, TCP-AO): a segment goes on as it came, or not at all.
+/// The end at that hook has sent a challenge ACK: it answered a RST that wasn't exact
+/// (RFC 5961 §3).
+const fn challenges(side: Side) -> u8 {
+    8 << side.index()
+}
+/// Both ends sign their segments (TCP-MD5, TCP-AO). A segment goes on as it came, or not at all.
 const SIGNED: u8 = 32;
-/// The largest window scale that there is (RFC 7323 §2.3): where the handshake wasn't seen.
+/// See [`FlowOptions::admitted`].
+const NOT_ADMITTED: u8 = 64;
+/// Its connection mark says that it may be joined in its middle.
+const RESUMABLE: u8 = 128;
+
+// ---- the bits of `Flow::joined` ------------------------------------------------------------
+
+/// A bit for each [`Side`]: bytes of this direction may be under way that nobody saw here. The same,
+/// shifted by two: data of this direction has come since.
+const UNSETTLED: u8 = 1 | 2;
+
+// ---- sizes ---------------------------------------------------------------------------------
+
+/// What any path or host takes, in bytes of IP: RFC 8200 §5, and for IPv4 RFC 9293 §3.7.1.
+const fn least_mtu(v6: bool) -> u16 {
+    if v6 { 1280 } else { 576 }
+}
+
+/// The headers of IP and TCP without options, in bytes.
+const fn headers(v6: bool) -> u16 {
+    if v6 { 60 } else { 40 }
+}
+
+/// The largest window scale that exists (RFC 7323 §2.3): it is assumed if the handshake wasn't seen.
 const MAX_SHIFT: u8 = 14;
-/// How long a client has to answer the SYN-ACK, where room is needed for others.
+
+/// How long a client has to answer the SYN-ACK when the table is full.
 const UNANSWERED: Duration = Duration::from_secs(1);
 
 impl Flow {
@@ -194,10 +198,11 @@ impl Flow {
         side: Side,
         client: Hello,
         server: Hello,
-        known: Known,
+        known: FlowOptions,
         cx: &mut Context<'_>,
     ) -> Self {
-        let default = if known.v6 { 1220 } else { 536 };
+        // RFC 9293 §3.7.1: what is sent to an end that doesn't say what it takes.
+        let default = least_mtu(known.v6).saturating_sub(headers(known.v6));
         let mut halves = [Half::new(client.isn), Half::new(server.isn)];
         for (half, receiver) in halves.iter_mut().zip([server, client]) {
             half.offered(receiver.window);
@@ -209,7 +214,7 @@ impl Flow {
             halves.swap(0, 1);
             shifts.swap(0, 1);
         }
-        // Where the server doesn't sign its SYN-ACK, it ignores the signatures, and so may we.
+        // A server that doesn't sign its SYN-ACK ignores the client's signatures, and so may we.
         let signed = client.signed && server.signed;
         if signed {
             cx.stats.untouchable = cx.stats.untouchable.saturating_add(1);
@@ -220,7 +225,8 @@ impl Flow {
             session.expect_tls();
         }
         if signed {
-            // Its segments go on as they came: none can carry what another brought.
+            // A segment can't carry bytes that an earlier one brought, so no whole line may be
+            // held.
             session.lose_patience();
         }
         Self {
@@ -239,7 +245,6 @@ impl Flow {
             opened: Second::of(cx.now),
             seen: Second::of(cx.now),
             waiting: [None; 2],
-            active: None,
             tls: None,
             announced: 0,
             refused: 0,
@@ -274,20 +279,19 @@ impl Flow {
         if signed {
             session.lose_patience();
         }
-        let default = if segment.layout().v6 { 1220 } else { 536 };
+        let v6 = segment.layout().v6;
         Self {
             id,
             client,
             starts: seq,
             halves,
             shifts: [MAX_SHIFT; 2],
-            mss: default,
+            mss: least_mtu(v6).saturating_sub(headers(v6)),
             signs: signs | ANSWERED | RESUMABLE,
             end: End::Open,
             opened: Second::of(now),
             seen: Second::of(now),
             waiting: [None; 2],
-            active: None,
             tls: None,
             announced: 0,
             refused: 0,
@@ -311,7 +315,7 @@ impl Flow {
         self.end == End::Closed
     }
 
-    /// Whether the gateway counts it as a session.
+    /// Whether the gateway admitted it as a session.
     pub(super) fn is_admitted(&self) -> bool {
         self.signs & NOT_ADMITTED == 0
     }
@@ -325,8 +329,8 @@ impl Flow {
         }
     }
 
-    /// Why nothing opens for this connection, whatever is announced in it, and nothing is rewritten:
-    /// only what is refused is.
+    /// Why no pinhole opens for this connection and no address is rewritten, if that is so.
+    /// Refusals are made all the same.
     pub(super) fn no_pinholes(&self) -> Option<&'static str> {
         if self.is_signed() {
             Some("its segments are signed")
@@ -343,8 +347,9 @@ impl Flow {
         self.signs & SIGNED != 0
     }
 
-    /// Whether it may go where room is needed: nobody has logged in, or it isn't FTP; it was silent for
-    /// so long (not at all long, if its client may be a forged address); and its packets need no change.
+    /// Whether it may be evicted from a full table. That needs three things: nobody has logged in
+    /// (or it isn't FTP), its packets need no change, and it was silent for `patience`. One second
+    /// is enough if its client may be a forged address.
     pub(super) fn is_idle_guest(&self, now: Duration, patience: Duration) -> bool {
         self.session.is_guest()
             && self.quiet(now)
@@ -365,7 +370,7 @@ impl Flow {
     }
 
     pub(super) fn info(&self, ends: &Endpoints, now: Duration) -> SessionInfo {
-        let (client, server) = self.client_and_server(ends);
+        let (client, server) = ends.client_and_server(self.client);
         SessionInfo {
             id: self.id,
             client,
@@ -383,19 +388,12 @@ impl Flow {
         }
     }
 
-    pub(super) fn client_and_server(&self, ends: &Endpoints) -> (SocketAddr, SocketAddr) {
-        match self.client {
-            Side::Egress => (ends.inside, ends.outside),
-            Side::Ingress => (ends.outside, ends.inside),
-        }
-    }
-
-    /// Says that the control connection ended, once.
+    /// Ends the control connection, and reports it the first time.
     pub(super) fn close(&mut self, how: &'static str, gateway: &mut dyn Gateway) {
         if !self.is_closed() {
             self.end = End::Closed;
             self.tls = None;
-            self.active = None;
+            self.session.connection_ended();
             if self.is_admitted() {
                 gateway.session_ended(self.id);
                 gateway.event(Event::SessionClosed {

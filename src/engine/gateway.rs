@@ -1,8 +1,8 @@
 //! The questions the engine may ask while it looks at a packet.
 //!
-//! The packet's verdict waits for the answer in any case (a pinhole must be acknowledged by the
-//! kernel before the packet that announces it leaves), so these are plain calls. Every failure is
-//! an answer like any other: the engine then passes the text on unmodified, or refuses it.
+//! These are plain calls, since the verdict waits for the answer in any case: the kernel must
+//! acknowledge a pinhole before the packet that announces it leaves. A failure is an answer like
+//! any other. The engine then passes the text on unmodified, or refuses it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -38,23 +38,22 @@ pub struct Request {
     pub as_source: Option<IpAddr>,
     /// The control connection's mark, all of it.
     pub mark: u32,
-    /// Whether only NAT leads from `to` to X: then the public port may be another than the announced
-    /// one.
+    /// Whether `to` is translated to X. Then the public port may differ from the announced one.
     pub published: bool,
-    /// Whether the public port comes from `--data-ports`, where that is given and the port may be
-    /// another: X is inside.
+    /// Whether the public port is taken from `--data-ports` if it can't be the announced one: X is
+    /// inside.
     pub from_range: bool,
     /// The public ports with which the announcement keeps its length: they are preferred.
     pub fitting: Fitting,
 }
 
-/// A range of a server's ports that its client is to reach, because what they announce to each
-/// other can't be read. Which range is the gateway's own.
+/// A range of a server's ports that its client is to reach, because the two announce addresses
+/// under TLS. The gateway's settings say which range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RangeRequest {
     /// The control connection that it belongs to.
     pub session: SessionId,
-    /// That connection, as conntrack knows it: with it, the range goes.
+    /// That connection, as conntrack knows it. The range is closed with it.
     pub control: Tuple,
     /// The client's address, as its packets arrive at the gateway.
     pub from: IpAddr,
@@ -69,7 +68,7 @@ pub struct RangeRequest {
 /// A port that was chosen for a [`Request`]; nothing is in the kernel yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reservation {
-    /// The name to open or release it by.
+    /// Its number, to open or release it by.
     pub id: PinholeId,
     /// Where Y connects to: `Request::to` and the public port.
     pub to: SocketAddr,
@@ -95,7 +94,7 @@ pub enum Error {
     Kernel(String),
 }
 
-/// What the engine needs from the world outside. Implemented by the NAT plane, and by test doubles.
+/// What the engine needs from its surroundings. Implemented by the daemon, and by test doubles.
 pub trait Gateway {
     /// The conntrack entry of the TCP connection that has a direction from `src` to `dst`.
     ///
@@ -144,10 +143,10 @@ pub trait Gateway {
     /// Closes a pinhole or drops a reservation that nobody used. Unknown ids are ignored.
     fn release(&mut self, id: PinholeId);
 
-    /// Lets a client reach the configured range of its server's ports, until the session ends or
-    /// the idle limit passes without another call; returns when the kernel acknowledged it. To be
-    /// called whenever data comes from the client: that is its activity, and opens anew what was
-    /// closed for want of it.
+    /// Lets a client reach the configured range of its server's ports. Returns when the kernel has
+    /// acknowledged it. The range stays open until the session ends, or no call comes for the idle
+    /// limit. To be called whenever data comes from the client, since that is its activity. It
+    /// reopens a range that was closed for idleness.
     ///
     /// # Errors
     /// [`Error::Limit`], [`Error::RangeTaken`] or [`Error::Kernel`]; the session has no range then.
@@ -155,9 +154,9 @@ pub trait Gateway {
         Err(Error::Kernel("no range of ports is configured".into()))
     }
 
-    /// The control connection ended: closes what it has pending. Running transfers go on.
+    /// The control connection ended: closes its pending pinholes. Running transfers go on.
     fn session_ended(&mut self, session: SessionId);
 
-    /// Something happened that a person may want to see.
+    /// Reports something that a person may want to see.
     fn event(&mut self, event: Event);
 }

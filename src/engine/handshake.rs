@@ -1,14 +1,15 @@
-//! Connections that begin: SYNs that wait for their answer.
+//! Half-open connections: SYNs that wait for their SYN-ACK.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::Side;
+use super::endpoints::Endpoints;
 use super::flow::Hello;
-use super::{Endpoints, Side};
 use crate::stream::Seq;
 
-/// A SYN that hasn't been answered.
+/// A SYN without its SYN-ACK.
 #[derive(Clone, Copy, Debug)]
 pub struct Syn {
     /// The two ends, as the SYN names them.
@@ -28,21 +29,22 @@ impl Syn {
         }
     }
 
-    fn key(&self) -> Key {
+    fn key(&self) -> SynKey {
         (self.ends, self.hello.isn)
     }
 
-    fn start(&self) -> Start {
-        (self.ends.inside, self.hello.isn)
+    fn start(&self) -> SynStart {
+        (self.ends.inside(), self.hello.isn)
     }
 }
 
-/// What tells SYNs apart. Two of the same name may wait: then one is forged, or from an earlier attempt,
-/// and the answer says by its number which of them the server means.
-type Key = (Endpoints, Seq);
+/// What tells SYNs apart. Two between the same ends may wait, if one is forged or from an earlier
+/// attempt. The SYN-ACK says by its number which of them it answers.
+type SynKey = (Endpoints, Seq);
 
-/// The inside end, which no NAT changes on its own side, and the number that the client begins with.
-type Start = (SocketAddr, Seq);
+/// The inside end, which NAT doesn't change at its own hooks, and the client's initial sequence
+/// number.
+type SynStart = (SocketAddr, Seq);
 
 /// A SYN-ACK, and what it answers.
 #[derive(Clone, Copy, Debug)]
@@ -50,17 +52,26 @@ pub struct SynAck {
     pub(super) ends: Endpoints,
     pub(super) side: Side,
     pub(super) hello: Hello,
-    /// The number that it acknowledges: the one behind the SYN's, since no data goes on with a SYN.
+    /// The number that it acknowledges. It is one more than the SYN's, since a SYN goes on without
+    /// data.
     acknowledged: Seq,
+    at: Duration,
 }
 
 impl SynAck {
-    pub(super) fn new(ends: Endpoints, side: Side, hello: Hello, acknowledged: Seq) -> Self {
+    pub(super) fn new(
+        ends: Endpoints,
+        side: Side,
+        hello: Hello,
+        acknowledged: Seq,
+        at: Duration,
+    ) -> Self {
         Self {
             ends,
             side,
             hello,
             acknowledged,
+            at,
         }
     }
 
@@ -71,10 +82,7 @@ impl SynAck {
 
     /// The two ends as a hook at the other end of the connection names them.
     pub(super) fn mirrored(&self) -> Endpoints {
-        Endpoints {
-            inside: self.ends.outside,
-            outside: self.ends.inside,
-        }
+        self.ends.mirrored()
     }
 
     fn answers(&self, syn: &Syn) -> bool {
@@ -82,31 +90,49 @@ impl SynAck {
     }
 }
 
-/// All of them, in two generations: when the younger one is full, it takes the older one's place. So
-/// a flood of SYNs that nobody answers takes the place of older ones, bounded memory and no search; an
-/// honest answer comes long before as many SYNs as fit.
-#[derive(Debug, Default)]
+/// SYNs that wait for their SYN-ACK, in two generations.
+///
+/// The younger generation replaces the older one when it is full, or as old as a SYN may get. So
+/// memory is bounded, and old SYNs are dropped without a search. A flood of unanswered SYNs evicts
+/// older ones; an honest SYN-ACK comes long before that.
+#[derive(Debug)]
 pub(super) struct HalfOpen {
     young: Generation,
     old: Generation,
+    /// How many SYNs a generation has room for.
+    room: usize,
+    /// How long a SYN may wait.
+    life: Duration,
+    /// When the younger generation began.
+    began: Duration,
 }
 
 #[derive(Debug, Default)]
 struct Generation {
-    syns: HashMap<Key, Syn>,
-    by_start: HashMap<Start, Endpoints>,
+    syns: HashMap<SynKey, Syn>,
+    by_start: HashMap<SynStart, Endpoints>,
 }
 
 impl HalfOpen {
-    /// Remembers a SYN; returns how many others are forgotten for it, so that there are no more than
-    /// `max` (at least two). Of those with the same number between the same ends, which are
-    /// repetitions, the last one counts.
-    pub(super) fn insert(&mut self, syn: Syn, max: usize) -> usize {
+    /// Room for `max` SYNs (at least two), each of which may wait for `life`.
+    pub(super) fn new(max: usize, life: Duration) -> Self {
+        Self {
+            young: Generation::default(),
+            old: Generation::default(),
+            room: (max / 2).max(1),
+            life,
+            began: Duration::ZERO,
+        }
+    }
+
+    /// Remembers a SYN, and returns how many others are evicted for it. A retransmission (the same
+    /// ends and number) replaces the SYN.
+    pub(super) fn insert(&mut self, syn: Syn) -> usize {
         self.remove(&syn);
         let mut forgotten = 0;
-        if self.young.syns.len() >= (max / 2).max(1) {
+        if self.young.syns.len() >= self.room {
             forgotten = self.old.syns.len();
-            self.old = std::mem::take(&mut self.young);
+            self.next_generation(syn.at);
         }
         self.young.insert(syn);
         forgotten
@@ -116,19 +142,20 @@ impl HalfOpen {
     pub(super) fn direct(&self, syn_ack: &SynAck) -> Option<Syn> {
         let key = (syn_ack.ends, syn_ack.client());
         let syn = self.generations().find_map(|g| g.syns.get(&key))?;
-        syn_ack.answers(syn).then_some(*syn)
+        self.is_answered_by(syn, syn_ack).then_some(*syn)
     }
 
-    /// The SYN that the answer belongs to by its number, though the outside end has another address
-    /// in it. Whoever takes it for one must make sure with conntrack.
+    /// The SYN with the same inside end, and the number that the SYN-ACK acknowledges, whatever the
+    /// outside end's address is. The caller must check with conntrack that NAT explains the
+    /// difference.
     pub(super) fn translated(&self, syn_ack: &SynAck) -> Option<Syn> {
-        let start = (syn_ack.ends.inside, syn_ack.client());
+        let start = (syn_ack.ends.inside(), syn_ack.client());
         let find = |g: &Generation| {
             let ends = g.by_start.get(&start)?;
             g.syns.get(&(*ends, start.1)).copied()
         };
         let syn = self.generations().find_map(find)?;
-        syn_ack.answers(&syn).then_some(syn)
+        self.is_answered_by(&syn, syn_ack).then_some(syn)
     }
 
     pub(super) fn remove(&mut self, syn: &Syn) {
@@ -136,9 +163,20 @@ impl HalfOpen {
         self.old.remove(syn);
     }
 
-    pub(super) fn forget(&mut self, now: Duration, life: Duration) {
-        self.young.forget(now, life);
-        self.old.forget(now, life);
+    /// Frees the memory of SYNs that have waited for too long, within twice the time they had.
+    pub(super) fn forget(&mut self, now: Duration) {
+        if now.saturating_sub(self.began) >= self.life {
+            self.next_generation(now);
+        }
+    }
+
+    fn next_generation(&mut self, now: Duration) {
+        self.old = std::mem::take(&mut self.young);
+        self.began = now;
+    }
+
+    fn is_answered_by(&self, syn: &Syn, syn_ack: &SynAck) -> bool {
+        syn_ack.answers(syn) && syn_ack.at.saturating_sub(syn.at) < self.life
     }
 
     fn generations(&self) -> impl Iterator<Item = &Generation> {
@@ -157,12 +195,72 @@ impl Generation {
             self.by_start.remove(&syn.start());
         }
     }
+}
 
-    fn forget(&mut self, now: Duration, life: Duration) {
-        let young = |syn: &Syn| now.saturating_sub(syn.at) < life;
-        self.syns.retain(|_, syn| young(syn));
-        let syns = &self.syns;
-        self.by_start
-            .retain(|(_, isn), ends| syns.contains_key(&(*ends, *isn)));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIFE: Duration = Duration::from_secs(60);
+
+    fn hello(isn: u32) -> Hello {
+        Hello {
+            isn: Seq(isn),
+            mss: None,
+            shift: None,
+            window: 1000,
+            signed: false,
+        }
+    }
+
+    fn syn(number: u32, at: Duration) -> Syn {
+        Syn::new(
+            Endpoints::numbered(number),
+            Side::Ingress,
+            hello(number),
+            at,
+        )
+    }
+
+    fn syn_ack(number: u32, at: Duration) -> SynAck {
+        let ends = Endpoints::numbered(number);
+        SynAck::new(ends, Side::Egress, hello(7), Seq(number + 1), at)
+    }
+
+    #[test]
+    fn a_syn_waits_for_its_time_and_no_longer() {
+        let mut half_open = HalfOpen::new(100, LIFE);
+        let start = Duration::from_secs(1000);
+        for at in [start, start + LIFE / 2] {
+            half_open.forget(at);
+            half_open.insert(syn(1, at));
+            half_open.forget(at + LIFE / 2);
+            let last = at + LIFE - Duration::from_millis(1);
+            half_open.forget(last);
+            assert!(half_open.direct(&syn_ack(1, last)).is_some());
+            assert!(half_open.translated(&syn_ack(1, last)).is_some());
+            assert!(half_open.direct(&syn_ack(1, at + LIFE)).is_none());
+            assert!(half_open.translated(&syn_ack(1, at + LIFE)).is_none());
+        }
+        half_open.forget(start + 3 * LIFE);
+        half_open.forget(start + 4 * LIFE);
+        assert!(
+            half_open
+                .generations()
+                .all(|g| g.syns.is_empty() && g.by_start.is_empty())
+        );
+    }
+
+    #[test]
+    fn a_full_generation_takes_the_place_of_the_older_one() {
+        let mut half_open = HalfOpen::new(4, LIFE);
+        let now = Duration::from_secs(1);
+        let forgotten: Vec<usize> = (0..7).map(|n| half_open.insert(syn(n, now))).collect();
+        assert_eq!(forgotten, [0, 0, 0, 0, 2, 0, 2]);
+        let known = |n| half_open.direct(&syn_ack(n, now)).is_some();
+        assert_eq!(
+            (0..7).map(known).collect::<Vec<_>>(),
+            [false, false, false, false, true, true, true]
+        );
     }
 }

@@ -14,10 +14,11 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use super::endpoints::Endpoints;
 use super::flow::{Flow, Joined};
 use super::gateway::Gateway;
 use super::names::Meaning;
-use super::{Endpoints, Engine, Entry, Fate, Name, Side, Verdict};
+use super::{Engine, Entry, Fate, Name, Side, Verdict};
 use crate::wire::{Flags, Segment};
 
 /// How many connections are remembered that can't be joined.
@@ -95,7 +96,7 @@ impl Engine {
         if self.config.resume_mark == 0 || !goes_on || self.strangers.has(&ends, now) {
             return false;
         }
-        let entry = gateway.conntrack(ends.inside, ends.outside).ok();
+        let entry = gateway.conntrack(ends.inside(), ends.outside()).ok();
         let entry = entry.filter(|entry| entry.mark & self.config.resume_mark != 0);
         let Some((entry, names)) = entry.and_then(|entry| Some((entry, Names::of(&entry, ends)?)))
         else {
@@ -106,7 +107,7 @@ impl Engine {
             self.stats.table_full = self.stats.table_full.saturating_add(1);
             return false;
         }
-        let client = match entry.original.src == ends.inside {
+        let client = match entry.original.src == ends.inside() {
             true => Side::Egress,
             false => Side::Ingress,
         };
@@ -142,9 +143,11 @@ impl Names {
     /// The names of a connection whose inside end names it `ends`.
     fn of(entry: &Entry, ends: Endpoints) -> Option<Self> {
         let (outward, inward) = entry.from_sender(ends.outward())?;
-        let name = |inside, outside| Endpoints { inside, outside };
-        let ingress = name(outward.src, inward.src);
-        let other = [name(inward.src, inward.dst), name(inward.src, outward.src)];
+        let ingress = Endpoints::new(outward.src, inward.src);
+        let other = [
+            Endpoints::new(inward.src, inward.dst),
+            Endpoints::new(inward.src, outward.src),
+        ];
         let other_end = other
             .into_iter()
             .filter(|name| *name != ends && *name != ingress);

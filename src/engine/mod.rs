@@ -1,9 +1,10 @@
-//! The sans-IO core's front door: packets, time and the kernel's answers in; verdicts out.
+//! The core's interface: packets, time and the kernel's answers in, verdicts out. No I/O.
 //!
-//! [`Engine::packet`] takes one packet and says what becomes of it; [`Engine::tick`] forgets what
-//! is over. The engine finds the flow of a packet, follows its handshake, takes its data
-//! through the session machine ([`crate::ftp`]) and its stream ([`crate::stream`]), and asks the
-//! [`gateway::Gateway`] for conntrack's answers and for pinholes while the packet waits.
+//! [`Engine::packet`] takes one packet and returns its verdict; [`Engine::tick`] forgets
+//! connections that are over. The engine finds the flow of a packet and follows its handshake. It
+//! takes the data through the session machine ([`crate::ftp`]) and edits the stream
+//! ([`crate::stream`]). While the packet waits, it asks the [`gateway::Gateway`] for conntrack's
+//! answers and for pinholes.
 
 #![warn(clippy::indexing_slicing)]
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
@@ -11,6 +12,7 @@
 mod announce;
 mod config;
 mod connection;
+mod endpoints;
 mod flow;
 mod handshake;
 mod joining;
@@ -18,12 +20,11 @@ mod names;
 mod opening;
 mod second;
 mod stats;
+mod table;
 
 pub mod event;
 pub mod gateway;
 
-use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use config::{Advertise, Config};
@@ -32,11 +33,13 @@ pub use stats::{SessionInfo, Stats};
 
 pub use handshake::{Syn, SynAck};
 
+use endpoints::Endpoints;
 use flow::{Context, Fate, Flow};
 use gateway::Gateway;
 use handshake::HalfOpen;
 use joining::Strangers;
 use names::{Meaning, Names};
+use table::{EndpointTable, Walk};
 
 use crate::wire::{Flags, Reject, Segment};
 
@@ -76,48 +79,9 @@ pub enum Verdict<'a> {
     Drop,
 }
 
-/// The two ends of a control connection, as both hooks see them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Endpoints {
-    inside: SocketAddr,
-    outside: SocketAddr,
-}
-
-impl Endpoints {
-    fn of(segment: &Segment<'_>, side: Side) -> Self {
-        let (source, destination) = (segment.source(), segment.destination());
-        match side {
-            Side::Egress => Self {
-                inside: source,
-                outside: destination,
-            },
-            Side::Ingress => Self {
-                inside: destination,
-                outside: source,
-            },
-        }
-    }
-
-    /// The end whose packets come through `side`'s hook.
-    fn of_side(&self, side: Side) -> SocketAddr {
-        match side {
-            Side::Egress => self.inside,
-            Side::Ingress => self.outside,
-        }
-    }
-
-    /// The tuple of what the inside end sends.
-    fn outward(&self) -> Tuple {
-        Tuple {
-            src: self.inside,
-            dst: self.outside,
-        }
-    }
-}
-
 /// What one engine of several says to a packet: see [`Engine::try_packet`].
 #[derive(Clone, Copy, Debug)]
-pub enum Outcome<'a> {
+pub enum Placed<'a> {
     /// What becomes of it.
     Verdict(Verdict<'a>),
     /// A segment of a connection that this engine doesn't know. Ask for the engine that
@@ -130,7 +94,7 @@ pub enum Outcome<'a> {
     SynAck(SynAck, Verdict<'a>),
 }
 
-/// An [`Outcome`] before the packet's bytes are lent to the caller.
+/// [`Placed`], before the packet's bytes are lent to the caller.
 enum Decided {
     Verdict(Fate),
     Unknown(Name),
@@ -141,18 +105,40 @@ enum Decided {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Name(Endpoints);
 
+/// What is left of a round through all flows and names: see [`Engine::tick`].
+#[derive(Debug, Default)]
+struct Sweep {
+    flows: Walk,
+    names: Walk,
+}
+
+impl Sweep {
+    fn is_over(&self) -> bool {
+        self.flows.is_over() && self.names.is_over()
+    }
+}
+
+/// A search of the full table for connections that may go: see [`Engine::clear`].
+#[derive(Debug, Default)]
+struct Clearing {
+    /// When the last one began.
+    began: Option<Duration>,
+    walk: Walk,
+}
+
 /// All control connections of one worker.
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
-    /// Boxed, so that the room that the table keeps to grow costs little.
-    flows: HashMap<Endpoints, Box<Flow>>,
+    /// Boxed, so that the table's spare capacity costs little.
+    flows: EndpointTable<Box<Flow>>,
     /// Other names of flows.
     names: Names,
     half_open: HalfOpen,
     strangers: Strangers,
-    /// When room was last made in a full table.
-    cleared: Option<Duration>,
+    /// What [`tick`](Self::tick) still has to look at.
+    sweep: Sweep,
+    clearing: Clearing,
     stats: Stats,
     next_id: u64,
     /// Bytes in the buffers of all flows.
@@ -168,12 +154,13 @@ impl Engine {
     #[must_use]
     pub fn new(config: Config, worker: u16) -> Self {
         Self {
-            config,
-            flows: HashMap::new(),
+            flows: EndpointTable::default(),
             names: Names::default(),
-            half_open: HalfOpen::default(),
+            half_open: HalfOpen::new(config.max_flows, config.half_open),
+            config,
             strangers: Strangers::default(),
-            cleared: None,
+            sweep: Sweep::default(),
+            clearing: Clearing::default(),
             stats: Stats::default(),
             next_id: u64::from(worker).saturating_add(1),
             buffered: 0,
@@ -181,16 +168,17 @@ impl Engine {
         }
     }
 
-    /// Announces other addresses from now on: see [`Config::advertise`].
+    /// Replaces the addresses to announce: see [`Config::advertise`].
     pub fn advertise(&mut self, advertise: Vec<Advertise>) {
         self.config.advertise = advertise;
     }
 
     /// Handles one IP packet that came through the hook of `side`; `now` is the time since start.
-    /// For an engine that has all traffic to itself; else see [`try_packet`](Self::try_packet).
+    /// For an engine that sees all traffic; for one of several see
+    /// [`try_packet`](Self::try_packet).
     ///
-    /// Whatever the packet is, there is no panic and no unbounded memory; what isn't understood
-    /// passes unmodified and is counted.
+    /// No packet causes a panic or unbounded memory. What isn't understood passes unmodified and is
+    /// counted.
     pub fn packet(
         &mut self,
         side: Side,
@@ -210,10 +198,10 @@ impl Engine {
 
     // ---- several engines -------------------------------------------------------------------
 
-    /// The same for one of several engines ([`Config::workers`]): what it can't decide alone is
-    /// part of the answer.
+    /// Handles one IP packet, like [`packet`](Self::packet), in one of several engines
+    /// ([`Config::workers`]). If this one can't decide alone, the result says whom to ask.
     ///
-    /// The two directions of a connection can come through different queues where NAT shows the
+    /// The two directions of a connection may come through different queues if NAT shows the
     /// inside end another address than the outside end has.
     pub fn try_packet(
         &mut self,
@@ -221,36 +209,36 @@ impl Engine {
         packet: &[u8],
         now: Duration,
         gateway: &mut dyn Gateway,
-    ) -> Outcome<'_> {
+    ) -> Placed<'_> {
         match self.decide(side, packet, now, gateway) {
-            Decided::Verdict(fate) => Outcome::Verdict(self.verdict(fate)),
-            Decided::Unknown(name) => Outcome::Unknown(name),
-            Decided::SynAck(syn_ack, fate) => Outcome::SynAck(syn_ack, self.verdict(fate)),
+            Decided::Verdict(fate) => Placed::Verdict(self.verdict(fate)),
+            Decided::Unknown(name) => Placed::Unknown(name),
+            Decided::SynAck(syn_ack, fate) => Placed::SynAck(syn_ack, self.verdict(fate)),
         }
     }
 
     /// Whether a segment belongs to a connection of this engine's.
     #[must_use]
     pub fn knows(&self, Name(ends): &Name) -> bool {
-        self.flows.contains_key(ends) || self.names.contains(ends)
+        self.flows.contains(ends) || self.names.contains(ends)
     }
 
-    /// Whether any connection of this engine has other names: else it knows nothing that another
-    /// engine can't place, but SYNs.
+    /// Whether any connection of this engine has another name. If not, the other engines need to
+    /// ask it for SYNs only.
     #[must_use]
     pub fn has_names(&self) -> bool {
         !self.names.is_empty()
     }
 
-    /// The SYN that a SYN-ACK answers, if it came to this engine. It is another's from here on.
+    /// Takes the SYN that a SYN-ACK answers out of this engine, if it came here.
     pub fn take_syn(&mut self, syn_ack: &SynAck) -> Option<Syn> {
         let syn = self.syn(syn_ack)?;
         self.half_open.remove(&syn);
         Some(syn)
     }
 
-    /// What the other engines said about a SYN-ACK: whether one of them edits the connection at its
-    /// other end, and the SYN that it answers.
+    /// Goes on with a SYN-ACK after the other engines were asked: whether one of them edits the
+    /// connection at its other end, and the SYN if one had it.
     pub fn answered(
         &mut self,
         syn_ack: &SynAck,
@@ -266,31 +254,49 @@ impl Engine {
         }
     }
 
-    /// Forgets connections that ended or went quiet. To be called now and then: once a second
-    /// while packets flow is plenty, once a minute at least.
-    pub fn tick(&mut self, now: Duration, gateway: &mut dyn Gateway) {
-        self.half_open.forget(now, self.config.half_open);
+    /// Forgets connections that ended or went quiet. Returns whether a round is complete: every
+    /// connection was visited.
+    ///
+    /// One call visits at most 8,192 connections and as many names, however many there are; a
+    /// round takes as many calls as that needs. To be called once a second while packets flow. Once
+    /// a minute, to be called for a whole round. So every connection is visited at least once a
+    /// minute, and is forgotten no more than a minute late.
+    ///
+    /// No other timer depends on these calls. How long bytes have waited is checked with each
+    /// segment, and the age of a SYN with its SYN-ACK.
+    pub fn tick(&mut self, now: Duration, gateway: &mut dyn Gateway) -> bool {
+        self.half_open.forget(now);
+        if self.sweep.is_over() {
+            self.sweep = Sweep {
+                flows: self.flows.walk(),
+                names: self.names.walk(),
+            };
+        }
         let (linger, idle) = (self.config.linger, self.config.idle);
-        self.forget(
-            |flow| flow.quiet(now) >= flow.patience(idle, linger),
-            gateway,
-        );
-        let flows = &self.flows;
-        self.names.forget(now, |ends| flows.contains_key(ends));
+        let over = |flow: &Flow| flow.quiet(now) >= flow.patience(idle, linger);
+        self.sweep.flows = self.forget(self.sweep.flows, over, gateway);
+        self.names.forget(&mut self.sweep.names, now);
+        self.sweep.is_over()
     }
 
-    fn forget(&mut self, which: impl Fn(&Flow) -> bool, gateway: &mut dyn Gateway) {
-        let mut buffered = 0usize;
-        self.flows.retain(|_, flow| {
+    /// Visits the next slice of flows, and forgets those that `which` names. Returns what is left
+    /// of the walk.
+    fn forget(
+        &mut self,
+        mut walk: Walk,
+        which: impl Fn(&Flow) -> bool,
+        gateway: &mut dyn Gateway,
+    ) -> Walk {
+        self.flows.sweep(&mut walk, |ends, flow| {
             let gone = which(flow);
             if gone {
+                self.buffered = self.buffered.saturating_sub(flow.buffered());
                 flow.close("idle", gateway);
-            } else {
-                buffered = buffered.saturating_add(flow.buffered());
+                self.names.forget_flow(ends);
             }
             !gone
         });
-        self.buffered = buffered;
+        walk
     }
 
     /// What was counted since the start.
@@ -340,10 +346,10 @@ impl Engine {
         decided
     }
 
-    /// The TCP segment in a packet; `None`, and counted, if it isn't looked at.
+    /// The TCP segment in a packet. `None`: it isn't looked at, and is counted.
     fn read<'a>(&mut self, packet: &'a [u8]) -> Option<Segment<'a>> {
         let counter = match Segment::parse(packet) {
-            // Its receiver throws it away: it must not move our state either.
+            // Its receiver drops it, so it must not change our state either.
             Ok(segment) if !segment.checksum_ok() => &mut self.stats.bad_checksum,
             Ok(segment) => return Some(segment),
             Err(Reject::Fragment) => &mut self.stats.fragments,
@@ -362,7 +368,7 @@ impl Engine {
         gateway: &mut dyn Gateway,
     ) -> Decided {
         let mut ends = Endpoints::of(segment, side);
-        if !self.names.is_empty() && !self.flows.contains_key(&ends) {
+        if !self.names.is_empty() && !self.flows.contains(&ends) {
             match self.names.meaning(&ends, now) {
                 Some(Meaning::Flow(flow)) => ends = flow,
                 Some(Meaning::Elsewhere { .. }) => return Decided::Verdict(Fate::Same),
@@ -412,5 +418,74 @@ impl Engine {
             Fate::Changed => Verdict::Replace(&self.scratch),
             Fate::Dropped => Verdict::Drop,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use etherparse::PacketBuilder;
+
+    use super::event::Event;
+    use super::gateway::{Error, PinholeId, Request, Reservation, SessionId};
+    use super::table::SLICE;
+    use super::*;
+
+    /// Counts the sessions that ended.
+    #[derive(Default)]
+    struct Ended(usize);
+
+    impl Gateway for Ended {
+        fn conntrack(&mut self, _: SocketAddr, _: SocketAddr) -> Result<Entry, Error> {
+            Err(Error::NoConntrack)
+        }
+        fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
+            Err(Error::NoPort(request.from))
+        }
+        fn open(&mut self, _: PinholeId) -> Result<(), Error> {
+            Ok(())
+        }
+        fn release(&mut self, _: PinholeId) {}
+        fn session_ended(&mut self, _: SessionId) {
+            self.0 += 1;
+        }
+        fn event(&mut self, _: Event) {}
+    }
+
+    fn connect(engine: &mut Engine, number: usize, now: Duration) {
+        let (server, client) = ([10, 0, 0, 2], Ipv4Addr::from_bits(number as u32).octets());
+        let syn = PacketBuilder::ipv4(client, server, 64)
+            .tcp(40_000, 21, 99, 1000)
+            .syn();
+        let syn_ack = PacketBuilder::ipv4(server, client, 64)
+            .tcp(21, 40_000, 999, 1000)
+            .syn()
+            .ack(100);
+        for (side, packet) in [(Side::Ingress, syn), (Side::Egress, syn_ack)] {
+            let mut bytes = Vec::new();
+            packet.write(&mut bytes, &[]).unwrap();
+            engine.packet(side, &bytes, now, &mut Ended::default());
+        }
+    }
+
+    #[test]
+    fn a_tick_looks_at_a_slice_and_a_round_at_everything() {
+        const OLD: usize = 2 * SLICE + 100;
+        let mut engine = Engine::new(Config::default(), 0);
+        let idle = engine.config.idle;
+        (0..OLD).for_each(|number| connect(&mut engine, number, Duration::ZERO));
+        let mut world = Ended::default();
+        for (young, complete) in [(1, false), (2, false), (3, true)] {
+            // One that begins between two calls stays.
+            connect(&mut engine, OLD + young, idle);
+            let before = world.0;
+            assert_eq!(engine.tick(idle, &mut world), complete);
+            assert!((1..=SLICE).contains(&(world.0 - before)));
+            assert_eq!(engine.sessions(idle).count(), OLD + young - world.0);
+        }
+        assert_eq!(world.0, OLD);
+        assert!(engine.tick(2 * idle, &mut world), "there are few now");
+        assert_eq!(engine.sessions(idle).count(), 0);
     }
 }

@@ -1,20 +1,21 @@
 //! The other names of connections.
 //!
-//! A flow goes by the two ends as its inside end writes them. Towards the inside, a packet is
-//! looked at before its source is translated, so it may name the outside end differently: by the
-//! address that it has on its own side of the gateway. That happens where the gateway source-NATs
-//! clients towards a server inside, or leads clients inside to a server that they didn't dial.
+//! A flow goes by the two ends as its inside end writes them. Towards the inside, a packet passes
+//! our hook before its source is translated. So it may carry another address of the outside end.
+//! That happens in two cases: the gateway source-NATs clients towards a server inside, or it
+//! redirects clients inside to another server than they dialled.
 //!
 //! Where both ends are inside (two networks, a hairpin, the gateway itself and its inside), a
-//! connection passes at either end, under four names in all. It is edited at the server's end, and
-//! passes at the client's.
+//! connection passes the hooks of both ends, under four names in all. It is edited at the server's
+//! end. At the client's it passes unmodified.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::Endpoints;
+use super::endpoints::Endpoints;
+use super::table::{EndpointTable, Walk};
 
-/// After this time without a packet the client's end of such a connection is forgotten.
+/// How long the names at the client's end of such a connection are kept without a packet.
 const IDLE: Duration = Duration::from_secs(3600);
 
 /// What a name means.
@@ -26,18 +27,22 @@ pub(super) enum Meaning {
     Elsewhere { seen: Duration },
 }
 
-/// All names that aren't those of flows themselves.
+/// All names but those that flows go by.
 #[derive(Debug, Default)]
-pub(super) struct Names(HashMap<Endpoints, Meaning>);
+pub(super) struct Names {
+    meanings: EndpointTable<Meaning>,
+    /// The other name of each flow that has one.
+    of_flows: HashMap<Endpoints, Endpoints>,
+}
 
 impl Names {
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.meanings.is_empty()
     }
 
-    /// What the name means; a connection that is edited elsewhere was seen now.
+    /// What a packet's name means. Notes that a connection that is edited elsewhere was seen.
     pub(super) fn meaning(&mut self, ends: &Endpoints, now: Duration) -> Option<Meaning> {
-        let meaning = self.0.get_mut(ends)?;
+        let meaning = self.meanings.get_mut(ends)?;
         if let Meaning::Elsewhere { seen } = meaning {
             *seen = now;
         }
@@ -46,36 +51,52 @@ impl Names {
 
     /// The flow's own name.
     pub(super) fn flow(&self, ends: Endpoints) -> Endpoints {
-        match self.0.get(&ends) {
+        match self.meanings.get(&ends) {
             Some(Meaning::Flow(flow)) => *flow,
             _ => ends,
         }
     }
 
-    /// Gives a name a meaning, unless there are `max` already.
+    /// Remembers what a name means, unless there are `max` names already.
     pub(super) fn insert(&mut self, ends: Endpoints, meaning: Meaning, max: usize) {
-        if self.0.len() < max || self.0.contains_key(&ends) {
-            self.0.insert(ends, meaning);
+        if self.meanings.len() >= max && !self.meanings.contains(&ends) {
+            return;
         }
+        self.remove(&ends);
+        if let Meaning::Flow(flow) = meaning {
+            self.forget_flow(&flow);
+            self.of_flows.insert(flow, ends);
+        }
+        self.meanings.insert(ends, meaning);
     }
 
     pub(super) fn contains(&self, ends: &Endpoints) -> bool {
-        self.0.contains_key(ends)
+        self.meanings.contains(ends)
     }
 
-    /// Forgets the names of a flow.
+    /// Forgets the other name of a flow.
     pub(super) fn forget_flow(&mut self, flow: &Endpoints) {
-        self.0.retain(|_, meaning| *meaning != Meaning::Flow(*flow));
+        if let Some(name) = self.of_flows.remove(flow) {
+            self.meanings.remove(&name);
+        }
     }
 
     pub(super) fn remove(&mut self, ends: &Endpoints) {
-        self.0.remove(ends);
+        if let Some(Meaning::Flow(flow)) = self.meanings.remove(ends) {
+            self.of_flows.remove(&flow);
+        }
     }
 
-    /// Forgets the names of flows that aren't there any more, and quiet ones.
-    pub(super) fn forget(&mut self, now: Duration, is_flow: impl Fn(&Endpoints) -> bool) {
-        self.0.retain(|_, meaning| match meaning {
-            Meaning::Flow(flow) => is_flow(flow),
+    /// A walk through all names.
+    pub(super) fn walk(&self) -> Walk {
+        self.meanings.walk()
+    }
+
+    /// Visits the next slice, and forgets quiet connections that are edited elsewhere. The name of
+    /// a flow is forgotten with the flow.
+    pub(super) fn forget(&mut self, walk: &mut Walk, now: Duration) {
+        self.meanings.sweep(walk, |_, meaning| match meaning {
+            Meaning::Flow(_) => true,
             Meaning::Elsewhere { seen } => now.saturating_sub(*seen) < IDLE,
         });
     }

@@ -1,23 +1,24 @@
-//! How flows begin: handshakes, and the room for new ones.
+//! How flows begin: handshakes, and evictions from a full table.
 
 use std::time::Duration;
 
+use super::endpoints::Endpoints;
 use super::event::Event;
-use super::flow::{Context, Fate, Flow, Hello, Known};
+use super::flow::{Context, Fate, Flow, FlowOptions, Hello};
 use super::gateway::{Gateway, SessionId};
 use super::names::Meaning;
-use super::{Decided, Endpoints, Engine, Side, Syn, SynAck};
+use super::{Decided, Engine, Side, Syn, SynAck};
 use crate::stream::Seq;
 use crate::wire::{Flags, Segment, SegmentMut, blank_multipath};
 
-/// How often a full table is searched for connections that may go.
+/// How often a search of a full table may begin.
 const CLEARING: Duration = Duration::from_secs(1);
 
 impl Engine {
-    /// A SYN or a SYN-ACK. What a copy of it must not carry on is taken from that.
+    /// Handles a SYN or a SYN-ACK.
     ///
-    /// A flow begins when a SYN-ACK answers a SYN that was seen: neither a forged SYN nor a reused
-    /// port disturbs a connection that is there.
+    /// A flow begins when a SYN-ACK answers a SYN that was seen. So neither a forged SYN nor a
+    /// reused port disturbs a connection that exists.
     pub(super) fn handshake_segment(
         &mut self,
         side: Side,
@@ -29,7 +30,7 @@ impl Engine {
         let hello = Hello::read(segment);
         let mut asks = None;
         if segment.flags().has(Flags::ACK) {
-            let syn_ack = SynAck::new(ends, side, hello, Seq(segment.ack()));
+            let syn_ack = SynAck::new(ends, side, hello, Seq(segment.ack()), now);
             asks = self.syn_ack(syn_ack, now, gateway);
         } else {
             self.syn_waits(Syn::new(ends, side, hello, now));
@@ -48,12 +49,12 @@ impl Engine {
 
     /// A SYN: it waits for its SYN-ACK.
     fn syn_waits(&mut self, syn: Syn) {
-        let forgotten = self.half_open.insert(syn, self.config.max_flows);
+        let forgotten = self.half_open.insert(syn);
         let forgotten = u64::try_from(forgotten).unwrap_or(u64::MAX);
         self.stats.table_full = self.stats.table_full.saturating_add(forgotten);
     }
 
-    /// A SYN-ACK. Returned if the other engines must be asked about it first, where there are such.
+    /// A SYN-ACK. Returned if the other engines, if any, must be asked about it first.
     fn syn_ack(
         &mut self,
         syn_ack: SynAck,
@@ -62,7 +63,8 @@ impl Engine {
     ) -> Option<SynAck> {
         let syn = self.syn(&syn_ack);
         let elsewhere = self.edits_other_end(&syn_ack);
-        // Where the names differ, so may the queues that packets of either end come through.
+        // If NAT gives the connection another name here, its SYN may have come through another
+        // queue.
         let incomplete = !elsewhere && (syn.is_none() || syn_ack.side == Side::Ingress);
         if incomplete && !self.is_known(&syn_ack) {
             return Some(syn_ack);
@@ -71,14 +73,15 @@ impl Engine {
         None
     }
 
-    /// Takes from a SYN what would keep the connection from being read; whether there was such. `packet`
-    /// is a copy of it that may be changed.
+    /// Removes from a SYN or SYN-ACK what would keep the connection from being inspected. Returns
+    /// whether there was such. `packet` is a copy of it that may be changed.
     ///
-    /// Data in it (TCP Fast Open): it would be taken before anybody knows what the server makes of it. It
-    /// may get lost on any path: then only the SYN is acknowledged, and the sender sends its data
-    /// again in a segment of its own (RFC 7413 §4.2.2). Multipath TCP: its second sequence space and its
-    /// checksums don't bear edits, and further subflows may take another way. Where the option doesn't
-    /// arrive, both ends speak plain TCP (RFC 8684 §3.7).
+    /// - Data (TCP Fast Open). It would be taken in before the server has accepted it. Without it,
+    ///   only the SYN is acknowledged, and the sender sends the data again in a segment of its own
+    ///   (RFC 7413 §4.2.2).
+    /// - Multipath TCP. Its data sequence numbers and checksums don't survive edits, and further
+    ///   subflows may take another path. Without the option, both ends use plain TCP (RFC 8684
+    ///   §3.7).
     pub(super) fn strip(segment: &Segment<'_>, packet: &mut Vec<u8>) -> bool {
         let data = !segment.payload().is_empty();
         let multipath = segment.options().multipath;
@@ -87,7 +90,7 @@ impl Engine {
             out.edit_options(blank_multipath);
         }
         if data {
-            // Its place would be behind the data.
+            // It comes after the data, and so with it.
             if segment.flags().has(Flags::FIN) {
                 out.clear_flags(Flags::FIN);
             }
@@ -96,7 +99,7 @@ impl Engine {
         data || multipath
     }
 
-    /// Passes the packets between these ends: the connection is edited at its other end.
+    /// Remembers that a connection with these names is edited at its other end, and passes here.
     pub(super) fn pass_elsewhere(&mut self, names: &[Endpoints], now: Duration) {
         let max = self.config.max_names();
         for ends in names {
@@ -105,7 +108,7 @@ impl Engine {
         }
     }
 
-    /// The SYN that it answers.
+    /// The SYN that a SYN-ACK answers.
     pub(super) fn syn(&self, syn_ack: &SynAck) -> Option<Syn> {
         let half_open = &self.half_open;
         half_open
@@ -113,7 +116,7 @@ impl Engine {
             .or_else(|| half_open.translated(syn_ack))
     }
 
-    /// Whether the flow is there already: the SYN-ACK came again.
+    /// Whether the flow exists: the SYN-ACK is a retransmission.
     fn is_known(&self, syn_ack: &SynAck) -> bool {
         let flow = self.flows.get(&self.names.flow(syn_ack.ends));
         flow.is_some_and(|flow| flow.began_with(syn_ack.client(), syn_ack.hello.isn))
@@ -154,7 +157,7 @@ impl Engine {
         }
         let (id, admitted) = self.admit(ends, syn.side, false, now, gateway);
         if ends != ingress {
-            // The same client port towards another address, some time ago.
+            // An earlier connection of the same client port to another address.
             self.replace(&ingress, gateway);
             let flow = Meaning::Flow(ends);
             self.names.insert(ingress, flow, self.config.max_names());
@@ -168,8 +171,8 @@ impl Engine {
             now,
             crowded: false,
         };
-        let known = Known {
-            v6: ends.inside.is_ipv6(),
+        let known = FlowOptions {
+            v6: ends.inside().is_ipv6(),
             admitted,
             implicit,
         };
@@ -190,7 +193,7 @@ impl Engine {
         let session = SessionId(self.next_id);
         let step = u64::from(self.config.workers.max(1));
         self.next_id = self.next_id.wrapping_add(step);
-        let (client, server) = (ends.of_side(client), ends.of_side(client.opposite()));
+        let (client, server) = ends.client_and_server(client);
         let mut admitted = gateway.admit(session, client.ip());
         if admitted.is_err() && self.clear(now, gateway) {
             admitted = gateway.admit(session, client.ip());
@@ -220,11 +223,12 @@ impl Engine {
 
     /// Whether the server between these ends is spoken to under TLS from the first byte.
     fn is_implicit(&self, ends: Endpoints, client: Side) -> bool {
-        let server = ends.of_side(client.opposite());
+        let (_, server) = ends.client_and_server(client);
         self.config.implicit_ports.contains(&server.port())
     }
 
-    /// Makes room for a flow; false if it is there already, or if there are too many.
+    /// Makes room for a flow. False if it exists, or if the table is full and nothing can be
+    /// evicted.
     fn make_room(
         &mut self,
         ends: Endpoints,
@@ -249,41 +253,43 @@ impl Engine {
         true
     }
 
-    /// Forgets flows that may go where room is needed; whether there were any. It isn't done for each
-    /// connection of a flood.
+    /// Evicts flows from a full table. Returns whether there were any to evict.
+    ///
+    /// One call visits a slice of the table, as in [`tick`](Self::tick), and the next one goes on
+    /// from there. A new search begins no earlier than a second after the last one began.
     pub(super) fn clear(&mut self, now: Duration, gateway: &mut dyn Gateway) -> bool {
-        if self
-            .cleared
-            .is_some_and(|at| now.saturating_sub(at) < CLEARING)
-        {
-            return false;
+        if self.clearing.walk.is_over() {
+            let began = self.clearing.began;
+            if began.is_some_and(|at| now.saturating_sub(at) < CLEARING) {
+                return false;
+            }
+            self.clearing.began = Some(now);
+            self.clearing.walk = self.flows.walk();
         }
-        self.cleared = Some(now);
         let (before, patience) = (self.flows.len(), self.config.half_open);
-        self.forget(
-            |flow| flow.is_closed() || flow.is_idle_guest(now, patience),
-            gateway,
-        );
+        let may_go = |flow: &Flow| flow.is_closed() || flow.is_idle_guest(now, patience);
+        self.clearing.walk = self.forget(self.clearing.walk, may_go, gateway);
         self.flows.len() < before
     }
 
-    /// Forgets a flow whose name a new connection has.
+    /// Forgets a flow whose ends a new connection has.
     fn replace(&mut self, ends: &Endpoints, gateway: &mut dyn Gateway) {
         if let Some(mut old) = self.flows.remove(ends) {
-            old.close("replaced", gateway);
             self.buffered = self.buffered.saturating_sub(old.buffered());
+            old.close("replaced", gateway);
             self.names.forget_flow(ends);
         }
     }
 }
 
-/// Whether conntrack says that `ingress` are the ends of the connection `ends` before the address of
-/// the outside one is translated for the inside one.
+/// Whether conntrack confirms that `ingress` is the other name of the connection `ends`, before its
+/// source is translated.
 fn is_translation(gateway: &mut dyn Gateway, ends: Endpoints, ingress: Endpoints) -> bool {
-    let Ok(entry) = gateway.conntrack(ends.inside, ends.outside) else {
+    let Ok(entry) = gateway.conntrack(ends.inside(), ends.outside()) else {
         return false;
     };
     let directions = entry.from_sender(ends.outward());
-    directions
-        .is_some_and(|(_, inward)| ingress.inside == ends.inside && ingress.outside == inward.src)
+    directions.is_some_and(|(_, inward)| {
+        ingress.inside() == ends.inside() && ingress.outside() == inward.src
+    })
 }

@@ -1,9 +1,9 @@
-//! Points in time that a flow remembers, to the second: many flows remember several.
+//! Points in time to the second, in four bytes: each flow keeps several.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-/// A whole second since the start of the engine's clock, in four bytes even where it is optional.
+/// A whole second since the start of the engine's clock. An `Option` of it has four bytes as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Second(NonZeroU32);
 

@@ -1,4 +1,4 @@
-//! Counters, and what a session looks like from outside.
+//! Counters, and what the engine tells of a session.
 
 use std::net::SocketAddr;
 
@@ -22,16 +22,17 @@ pub struct Stats {
     pub bad_checksum: u64,
     /// Segments of connections whose start wasn't seen; passed.
     pub mid_stream: u64,
-    /// Segments with numbers that their receiver doesn't accept (RFC 9293 §3.10.7.4, RFC 5961), forged
-    /// ones as a rule: they change nothing.
+    /// Segments with numbers that their receiver doesn't accept (RFC 9293 §3.10.7.4, RFC 5961).
+    /// Most are forged. They change nothing.
     pub unacceptable: u64,
     /// Segments held back because bytes before them were missing.
     pub out_of_order: u64,
-    /// Segments that left nothing to send on yet (the rest of an address is missing).
+    /// Segments of which nothing could go on yet (the rest of an address is missing).
     pub held: u64,
-    /// Retransmissions whose bytes differed from the first sending; the first sending went out.
+    /// Retransmissions whose bytes differed from the first transmission, which was sent again
+    /// instead.
     pub contradicted: u64,
-    /// Segments with commands that had to wait because too much was on its way to the server.
+    /// Segments with data that had to wait at the sender because too much was in flight.
     pub waited: u64,
     /// Control connections seen.
     pub sessions: u64,
@@ -41,7 +42,7 @@ pub struct Stats {
     pub table_full: u64,
     /// Connections that aren't followed because a limit on sessions was reached.
     pub not_admitted: u64,
-    /// Sessions whose inspection ended at a limit (see [`crate::stream::Limits`]).
+    /// Sessions whose inspection ended at a limit (see [`crate::stream::BufferLimits`]).
     pub limit_reached: u64,
     /// Sessions that went on under TLS.
     pub tls: u64,
@@ -53,9 +54,10 @@ pub struct Stats {
     pub not_ftp: u64,
     /// Failures to say in a connection's mark whether it may be joined in its middle.
     pub mark_errors: u64,
-    /// SYNs and SYN-ACKs from which data or the option of Multipath TCP was taken.
+    /// SYNs and SYN-ACKs from which data or the Multipath TCP option was removed.
     pub stripped: u64,
-    /// Connections with TCP-MD5 or TCP-AO at both ends: read, but nothing is changed and nothing opens.
+    /// Connections with TCP-MD5 or TCP-AO at both ends: inspected, but never changed, and without
+    /// pinholes.
     pub untouchable: u64,
     /// Addresses announced and let through.
     pub announced: u64,
@@ -68,7 +70,8 @@ pub struct Stats {
     /// Announced addresses that couldn't be read strictly (an octet over 255, port 0): passed as
     /// they were.
     pub unparsable: u64,
-    /// Addresses in a reply that answers no `PASV`/`EPSV`, or before the login: passed as they were.
+    /// Addresses in a reply that answers no `PASV`/`EPSV`, or before the login: passed as they
+    /// were.
     pub unasked: u64,
     /// Lines longer than the limit: passed, not acted on.
     pub overlong: u64,

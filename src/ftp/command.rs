@@ -1,7 +1,7 @@
-//! What a command line is, as far as the session depends on it.
+//! Recognises command lines, as far as the session machine needs it.
 
-/// The commands that the session machine tells apart (RFC 959 §4.1, 2228, 2428, 3659). One byte,
-/// because many may be pending.
+/// The commands that the session machine tells apart (RFC 959 §4.1, 2228, 2428, 3659). One byte
+/// each, since many may wait for their reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
     User,
@@ -13,7 +13,7 @@ pub(super) enum Command {
     EpsvAll,
     /// `PORT`, `EPRT` whose address isn't followed.
     Port,
-    /// `PORT`, `EPRT` whose address went out with a pinhole reserved.
+    /// `PORT`, `EPRT` whose address went out with a pinhole.
     Followed,
     /// `RETR STOR STOU APPE LIST NLST MLSD`: opens a data connection.
     Transfer,
@@ -23,17 +23,17 @@ pub(super) enum Command {
     Abor,
     Rein,
     Auth,
-    /// Any other command of FTP's.
+    /// Any other FTP command.
     Other,
     /// An empty line.
     Blank,
     /// A line over the limit.
     Overlong,
-    /// No command that anybody knows.
+    /// Not a known command.
     Unknown,
 }
 
-/// Every verb of the FTP documents and of common servers that isn't told apart above.
+/// All other verbs of the FTP documents and of common servers.
 const OTHERS: &[&[u8]] = &[
     b"ADAT", b"ADMN", b"ALGS", b"ALLO", b"AVBL", b"CCC", b"CDUP", b"CLNT", b"COMB", b"CONF",
     b"CPSV", b"CSID", b"CWD", b"DELE", b"DSIZ", b"ENC", b"ESTA", b"ESTP", b"FEAT", b"HASH",
@@ -66,11 +66,10 @@ const TOLD_APART: &[(&[u8], Command)] = &[
     (b"AUTH", Command::Auth),
 ];
 
-/// RFC 1639's verbs: known, if not followed, and refused.
+/// The verbs of RFC 1639, which are always refused.
 const LONG: [&[u8]; 2] = [b"LPRT", b"LPSV"];
 
-/// What a client may want to say before it is logged in (RFC 959 §5.4, 2228, 2389, 2577, 2640,
-/// 4217, 7151).
+/// Verbs that may come before the login (RFC 959 §5.4, 2228, 2389, 2577, 2640, 4217, 7151).
 const BEFORE_LOGIN: &[&[u8]] = &[
     b"USER", b"PASS", b"ACCT", b"AUTH", b"ADAT", b"PBSZ", b"PROT", b"CCC", b"MIC", b"CONF", b"ENC",
     b"FEAT", b"OPTS", b"HOST", b"LANG", b"HELP", b"NOOP", b"NOP", b"QUIT", b"CLNT", b"CSID",
@@ -92,8 +91,8 @@ impl Command {
         }
     }
 
-    /// Whether a final reply (200 or more) with this code can be this command's (RFC 959 §5.4 and
-    /// what servers say instead).
+    /// Whether a final reply (200 or more) with this code can answer this command (RFC 959 §5.4,
+    /// and what servers send instead).
     pub(super) fn may_be_answered_by(self, code: u16) -> bool {
         let granted = (200..300).contains(&code);
         let address = matches!(code, 227 | 229);
@@ -114,9 +113,9 @@ impl Command {
             Self::Blank => code >= 500,
             Self::Overlong => !address,
             Self::User => refused || matches!(code, 331 | 332) || granted && !address,
-            // Not 331, which may be a second one to USER: then the login still has to come.
+            // Not 331: that may be a second one to USER, and the reply to PASS is still to come.
             Self::Login => refused || code == 332 || granted && !address,
-            // pyftpdlib connects before it grants the PORT: 425 is its refusal.
+            // pyftpdlib connects before it replies to the PORT, and refuses with 425.
             Self::Port | Self::Followed => {
                 refused && (code == 425 || !transfers_own) || granted && !address && !transfers_own
             }
@@ -132,7 +131,7 @@ impl Command {
         matches!(self, Self::Pasv | Self::Epsv)
     }
 
-    /// Whether an address comes with it or its reply.
+    /// Whether it or its reply names an address.
     pub(super) fn is_announcement(self) -> bool {
         matches!(self, Self::Pasv | Self::Epsv | Self::Port | Self::Followed)
     }
@@ -147,7 +146,7 @@ fn split(line: &[u8]) -> (&[u8], &[u8]) {
     (verb, argument.trim_ascii())
 }
 
-/// What follows the verb of a line, without the blanks around it.
+/// The argument of a line, without the blanks around it.
 pub(super) fn argument(line: &[u8]) -> &[u8] {
     split(line).1
 }
@@ -173,7 +172,7 @@ pub(super) fn bare_verb(line: &[u8]) -> Vec<u8> {
     verb
 }
 
-/// The name of a verb in upper case; `command` if nobody knows it.
+/// The name of a verb in upper case; `command` if it isn't known.
 pub(super) fn name_of(verb: &[u8]) -> &'static str {
     let told_apart = TOLD_APART.iter().map(|(name, _)| name);
     let mut known = told_apart.chain(&LONG).chain(OTHERS);
@@ -192,14 +191,14 @@ pub(super) fn is_before_login(verb: &[u8]) -> bool {
     BEFORE_LOGIN.contains(&verb)
 }
 
-/// Whether a line, without Telnet commands before it and without its end, has something in it that
-/// isn't text.
+/// Whether a line has control characters or Telnet commands in it. Telnet commands before the line,
+/// and the line end, are to be left out.
 pub(super) fn has_controls(text: &[u8]) -> bool {
     let telnet = text
         .iter()
         .zip(text.iter().skip(1))
         .any(|(iac, command)| *iac == 255 && (236..=254).contains(command));
-    // The last character may be cut where the line is over the limit.
+    // A line over the limit is cut, perhaps within a character.
     let c1 = || match std::str::from_utf8(text) {
         Ok(text) => text.chars().any(char::is_control),
         Err(error) if error.error_len().is_none() => text
@@ -210,7 +209,7 @@ pub(super) fn has_controls(text: &[u8]) -> bool {
     telnet || text.iter().any(u8::is_ascii_control) || c1()
 }
 
-/// How many bytes at the beginning of `rest` a lenient server may leave out of a verb.
+/// How many bytes at the beginning of `rest` a lenient server may ignore within a verb.
 fn noise(rest: &[u8], before: bool) -> usize {
     match rest {
         [0, ..] => 1,
@@ -244,21 +243,22 @@ pub(super) fn telnet_len(line: &[u8]) -> usize {
 pub(super) struct Guarded {
     /// The verb.
     pub(super) verb: &'static str,
-    /// Where its last byte is: whatever that becomes, it is another verb.
+    /// Where its last byte is. With another byte there, it is another verb.
     pub(super) last: usize,
     /// Whether it ends there; `None` until what follows has come.
     pub(super) ends: Option<bool>,
-    /// Nothing strange is before it, in it or directly behind it.
+    /// Nothing that a lenient server would ignore is before it, in it or directly behind it.
     pub(super) plain: bool,
 }
 
-/// The verbs that may be refused whatever the dialogue is.
+/// The verbs that may be refused.
 const GUARDED: [&str; 5] = ["PORT", "EPRT", "LPRT", "LPSV", "AUTH"];
 
-/// What a lenient server may make of a line's beginning: blanks before the verb, and Telnet
-/// commands and NULs anywhere, don't hide a guarded verb.
+/// Finds a guarded verb at a line's beginning, as a lenient server reads it: blanks before the
+/// verb, and Telnet commands and NULs anywhere, don't hide it.
 ///
-/// `cut`: the line goes on behind `line`. If that is nothing but disguise, it counts as one.
+/// `cut`: the line goes on behind `line`. If `line` is nothing but ignored bytes, it counts as a
+/// guarded verb.
 pub(super) fn guarded(line: &[u8], cut: bool) -> Option<Guarded> {
     let mut at = telnet_len(line);
     let mut letters = [0u8; 4];

@@ -1,25 +1,24 @@
-//! The ways FTP writes an address and a port, read strictly and written back.
+//! Reads and writes addresses and ports as FTP writes them.
 //!
-//! Strictly: what a server or client might read in two ways is no address here, passes unmodified,
-//! and nothing opens for it.
+//! Reading is strict. What two implementations might read differently is no address here.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::session::Form;
 
-/// What the bytes from the start of a possible address say.
+/// The result of looking for an address at the start of some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scan<T> {
     /// The first `len` bytes are an address.
     Found { len: usize, value: T },
     /// They may become one when more bytes follow.
     Partial,
-    /// They are none, and the first `len` bytes (≥ 1) can't be part of one either.
+    /// They are no address, and none begins within the first `len` bytes (≥ 1).
     No { len: usize },
 }
 
 impl<T> Scan<T> {
-    /// The same with another value.
+    /// The same result, with the value converted.
     pub(super) fn map<U>(self, f: impl FnOnce(T) -> U) -> Scan<U> {
         match self {
             Self::Found { len, value } => Scan::Found {
@@ -47,7 +46,7 @@ pub(super) fn scan_host_port(text: &[u8]) -> Scan<(Ipv4Addr, u16)> {
     let mut parts = run_bytes.split(|b| *b == b',').enumerate().peekable();
     while let Some((at, part)) = parts.next() {
         count = at.saturating_add(1);
-        // An empty last part is a number that hasn't come yet.
+        // An empty last part: the number is still to come.
         let unfinished = part.is_empty() && !ended && at > 0 && parts.peek().is_none();
         match (numbers.get_mut(at), decimal(part, 255, 3)) {
             (Some(slot), Some(value)) => *slot = u8::try_from(value).unwrap_or(0),
@@ -110,7 +109,7 @@ pub(super) fn scan_extended_port(text: &[u8]) -> Scan<(u8, u16)> {
 
 /// The whole argument of `PORT`.
 pub(super) fn parse_host_port(argument: &[u8]) -> Option<(Ipv4Addr, u16)> {
-    // The longest one has 23 bytes; the line's end is the byte that ends the run.
+    // The longest one has 23 bytes. The line end is the byte that ends the run.
     let mut text = [b'\r'; 24];
     text.get_mut(..argument.len())?.copy_from_slice(argument);
     match scan_host_port(&text) {
@@ -137,10 +136,10 @@ pub(super) fn parse_extended(argument: &[u8]) -> Option<(u8, IpAddr, u16)> {
     (protocol == expected).then_some((delimiter, address, u16::try_from(port).ok()?))
 }
 
-/// Whether an argument of `PORT` that is no address might still be read as one by a lenient server:
-/// six numbers between commas, with anything around or behind them that `scanf`, `int()` or `Number`
-/// step over. Five numbers, a dot in the place of a comma or letters in that of a number are no
-/// address for anybody.
+/// Whether a lenient server might read an argument of `PORT` as an address although it isn't one.
+/// Such are six numbers between commas, with characters around or behind them that `scanf`, `int()`
+/// or `Number` ignore. No server accepts five numbers, a dot instead of a comma, or letters instead
+/// of a number.
 pub(super) fn may_be_host_port(argument: &[u8]) -> bool {
     let bare: Vec<u8> = without_noise(argument);
     let mut parts = bare.split(|b| *b == b',');
@@ -157,7 +156,7 @@ pub(super) fn may_be_host_port(argument: &[u8]) -> bool {
     (high, low) != (0, 0)
 }
 
-/// A text without what servers leave out of it: Telnet commands, control characters, blanks, signs,
+/// A text without what lenient servers ignore: Telnet commands, control characters, blanks, signs,
 /// and underscores between digits.
 fn without_noise(text: &[u8]) -> Vec<u8> {
     let mut bare = Vec::with_capacity(text.len());
@@ -177,7 +176,7 @@ fn without_noise(text: &[u8]) -> Vec<u8> {
     bare
 }
 
-/// The same for `EPRT`: an address and a port between delimiters.
+/// The same as [`may_be_host_port`] for `EPRT`: an address and a port between delimiters.
 pub(super) fn may_be_extended(argument: &[u8]) -> bool {
     let Some((delimiter, rest)) = argument.split_first() else {
         return false;
@@ -191,7 +190,7 @@ pub(super) fn may_be_extended(argument: &[u8]) -> bool {
         && port.is_some_and(|port| port != 0)
 }
 
-/// A decimal number with any number of zeros before it.
+/// A decimal number, with any number of leading zeros.
 fn lenient(digits: &[u8], max: u32) -> Option<u32> {
     let zeros = digits.iter().take_while(|b| **b == b'0').count();
     match digits.get(zeros..).unwrap_or_default() {
@@ -216,8 +215,8 @@ fn decimal(text: &[u8], max: u32, digits: usize) -> Option<u32> {
     (value <= max).then_some(value)
 }
 
-/// Writes `addr` the way `form` says. [`Form::HostPort`] can carry IPv4 only: of an IPv6 address
-/// nothing but the port would be left, so callers must not ask for it.
+/// Writes `addr` in the given form. [`Form::HostPort`] has room for IPv4 only, so callers must not
+/// pass an IPv6 address with it.
 #[must_use]
 pub fn encode(form: Form, addr: SocketAddr) -> Vec<u8> {
     let port = addr.port();

@@ -1,24 +1,25 @@
-//! The line of a stream that isn't over yet.
+//! The current line of a stream, of which a part may have gone out.
 
-/// How many bytes of a line's beginning decide what it is; what follows is looked at only while
-/// it waits.
+/// How many bytes at a line's beginning are kept to decide what it is. What follows is looked at
+/// only while it waits.
 pub(super) const HEAD: usize = 96;
 
-/// What of the current line has gone out already. Nothing, and without memory, for a line that
-/// arrives whole.
+/// What of the current line has gone out. Needs no memory for a line that arrives whole.
 #[derive(Debug, Default)]
-pub(super) struct Line(Option<Box<Begun>>);
+pub(super) struct PartialLine(Option<Box<Begun>>);
 
 struct Begun {
     head: [u8; HEAD],
     gone: usize,
     settled: bool,
     refused: bool,
+    followed: bool,
     in_run: bool,
     binary: bool,
+    lost: bool,
 }
 
-/// Without the text: it may be a password.
+/// Leaves out the text, which may be a password.
 impl std::fmt::Debug for Begun {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Begun")
@@ -28,7 +29,7 @@ impl std::fmt::Debug for Begun {
     }
 }
 
-impl Line {
+impl PartialLine {
     /// How many bytes of it have gone out.
     pub(super) fn gone(&self) -> usize {
         self.0.as_ref().map_or(0, |begun| begun.gone)
@@ -62,7 +63,7 @@ impl Line {
         begun.gone = begun.gone.saturating_add(bytes.len());
     }
 
-    /// Its address was dealt with, or it can't have one.
+    /// Its address was handled, or it can't have one.
     pub(super) fn settle(&mut self) {
         self.begun().settled = true;
     }
@@ -71,13 +72,22 @@ impl Line {
         self.0.as_ref().is_some_and(|begun| begun.settled)
     }
 
-    /// It is refused: nothing of what follows goes out as it is.
+    /// It is refused: nothing that follows in it goes out as it is.
     pub(super) fn refuse(&mut self) {
         self.begun().refused = true;
     }
 
     pub(super) fn is_refused(&self) -> bool {
         self.0.as_ref().is_some_and(|begun| begun.refused)
+    }
+
+    /// Its address went out with a pinhole.
+    pub(super) fn follow(&mut self) {
+        self.begun().followed = true;
+    }
+
+    pub(super) fn is_followed(&self) -> bool {
+        self.0.as_ref().is_some_and(|begun| begun.followed)
     }
 
     /// Whether the digits that come next belong to a run that is no address.
@@ -98,6 +108,17 @@ impl Line {
             || has_control(piece.get(room..).unwrap_or_default())
     }
 
+    /// Bytes weren't seen: what comes next may be any part of any line.
+    pub(super) fn is_lost(&mut self) {
+        self.end();
+        self.begun().lost = true;
+    }
+
+    /// Whether bytes before the next ones weren't seen.
+    pub(super) fn was_lost(&self) -> bool {
+        self.0.as_ref().is_some_and(|begun| begun.lost)
+    }
+
     /// The line ended: the next one begins.
     pub(super) fn end(&mut self) {
         self.0 = None;
@@ -110,21 +131,23 @@ impl Line {
                 gone: 0,
                 settled: false,
                 refused: false,
+                followed: false,
                 in_run: false,
                 binary: false,
+                lost: false,
             })
         })
     }
 }
 
-/// Line ends are none: they are looked at apart.
+/// Line ends and blanks don't count.
 fn has_control(bytes: &[u8]) -> bool {
     bytes
         .iter()
         .any(|b| b.is_ascii_control() && !b.is_ascii_whitespace())
 }
 
-/// The beginning of a line: see [`Line::head`].
+/// The beginning of a line: see [`PartialLine::head`].
 pub(super) enum Head<'a> {
     Whole(&'a [u8]),
     Joined { head: [u8; HEAD], len: usize },
@@ -148,11 +171,11 @@ mod tests {
     #[test]
     fn the_head_is_the_same_for_any_cut() {
         let text: Vec<u8> = (b' '..b'~').chain(b' '..b'~').collect();
-        let whole = Line::default().head(&text).to_vec();
+        let whole = PartialLine::default().head(&text).to_vec();
         assert_eq!(whole, text[..HEAD]);
         for cut in 0..=text.len() {
             let (gone, piece) = text.split_at(cut);
-            let mut line = Line::default();
+            let mut line = PartialLine::default();
             line.goes(gone);
             assert_eq!(*line.head(piece), whole, "{cut}");
             assert_eq!(line.gone(), cut);
@@ -166,11 +189,11 @@ mod tests {
         text.push(b'\r');
         for cut in 0..=text.len() {
             let (gone, piece) = text.split_at(cut);
-            let mut line = Line::default();
+            let mut line = PartialLine::default();
             line.goes(gone);
             assert!(line.is_binary(piece), "{cut}");
         }
         text[HEAD + 10] = b'b';
-        assert!(!Line::default().is_binary(&text));
+        assert!(!PartialLine::default().is_binary(&text));
     }
 }

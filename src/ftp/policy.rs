@@ -1,4 +1,4 @@
-//! What FTP sessions may do.
+//! The rules for FTP sessions: what is allowed, and what is refused.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -19,40 +19,42 @@ pub struct Policy {
     /// Networks whose addresses a client may name besides its own (FXP): address and prefix
     /// length. Default: none.
     pub allow_foreign: Vec<IpNet>,
-    /// `AUTH` is refused in place, so that clients which may do so go on in clear text. Default: no.
+    /// `AUTH` is refused in place. Clients that don't insist on TLS go on in clear text. Default:
+    /// no.
     pub deny_tls: bool,
-    /// Rules that clients in good order keep, and that ftpalg works without. Default: none.
+    /// Stricter rules, which ordinary clients keep. ftpalg doesn't need them. Default: none.
     pub strict: Strict,
     /// Longest command line, in bytes, that is acted on (default 2048: some servers take paths
     /// that long).
     pub max_command: usize,
     /// Longest reply line, in bytes, in which an address is looked for (default 1024).
     pub max_reply: usize,
-    /// Commands that may wait for their reply at once (default 256). Beyond it the one that has waited
-    /// longest is forgotten.
+    /// Commands that may wait for their reply at once (default 256). Beyond that, the oldest is
+    /// forgotten.
     pub max_pipelined: usize,
 }
 
-/// What is refused in place besides what would be dangerous. Each rule stands by itself. With any of
-/// them on, a command line waits until it is complete.
+/// What else is refused in place. The rules are independent of each other. With a rule about
+/// command lines on, a command line waits until it is complete.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Strict {
-    /// Before the login only what belongs to it; `PASS` and `ACCT` only after `USER`.
+    /// Commands before the login that need one; `PASS` and `ACCT` without a `USER` before.
     pub order: bool,
     /// Verbs that no document of FTP and no common server knows.
     pub unknown_verbs: bool,
     /// Lines longer than [`Policy::max_command`].
     pub long_lines: bool,
-    /// Control characters: C0, DEL, and C1 in UTF-8, or as single bytes where the line isn't UTF-8;
-    /// Telnet commands but those before a verb (RFC 959 §4.1.3).
+    /// Control characters: C0, DEL, and C1 (in UTF-8, or as single bytes in a line that isn't
+    /// UTF-8). Telnet commands, unless before a verb (RFC 959 §4.1.3).
     pub control_bytes: bool,
-    /// Commands before the server's greeting. (Otherwise they pass, and are judged when it has come.)
+    /// Commands before the server's greeting. Without this rule they pass.
     pub before_greeting: bool,
-    /// `PORT` and `EPRT` whose argument isn't an address, or that come before the login. (Otherwise
-    /// they pass, and open nothing.)
+    /// `PORT` and `EPRT` whose argument isn't an address, or that come before the login. Without
+    /// this rule they pass, and open nothing.
     pub addresses: bool,
-    /// The data port of a `PORT` or `EPRT` opens when the server has granted it and a transfer was
-    /// commanded. (Otherwise as it passes: servers exist that connect before they answer.)
+    /// The pinhole of a `PORT` or `EPRT` opens when the server has granted it and a transfer
+    /// command has come. Without this rule it opens as the command passes, since some servers
+    /// connect before they reply.
     pub active_late: bool,
     /// `227` and `229` of a server inside with a port of [`Policy::deny_ports`].
     pub passive_ports: bool,
@@ -86,7 +88,7 @@ impl Strict {
         }
     }
 
-    /// Whether lines must be complete before anything of them goes out.
+    /// Whether a command line must be complete before anything of it goes out.
     pub(super) fn holds_lines(&self) -> bool {
         // These aren't about command lines.
         let commands = Self {
@@ -97,7 +99,7 @@ impl Strict {
         commands != Self::default()
     }
 
-    /// Whether the lists leave a verb out, which is in upper case.
+    /// Whether the lists exclude a verb, which is in upper case.
     pub(super) fn leaves_out(&self, verb: &[u8]) -> bool {
         let has = |list: &[String]| list.iter().any(|name| name.as_bytes() == verb);
         has(&self.deny) || !self.allow.is_empty() && !has(&self.allow)
@@ -107,8 +109,8 @@ impl Strict {
 /// System ports (RFC 6335 §6).
 pub const SYSTEM_PORTS: RangeInclusive<u16> = 0..=1023;
 
-/// Where a server must not be made to connect to: system ports (RFC 6335 §6) and services that
-/// answer to whoever connects.
+/// Ports that a server must not be made to connect to: system ports (RFC 6335 §6), and services
+/// that often need no authentication.
 pub const SERVICE_PORTS: [RangeInclusive<u16>; 14] = [
     SYSTEM_PORTS,
     1433..=1434,   // Microsoft SQL Server
@@ -143,8 +145,8 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Whether a client may announce this for an active data connection: `own` is its address,
-    /// `seen` the one that the server knows it by.
+    /// Whether a client may announce this address and port for an active data connection. `own` is
+    /// the client's address, `seen` the one that the server knows it by.
     ///
     /// # Errors
     /// Why not, in a few words (RFC 2577 §3: the bounce attack).
@@ -169,9 +171,8 @@ impl Policy {
     /// Whether a server inside may announce this port for a passive data connection.
     ///
     /// # Errors
-    /// Why not, in a few words. Other services of the server's host are behind such ports: what
-    /// was made to announce them (a `227` of somebody else's making, a server in the wrong hands)
-    /// would publish them.
+    /// Why not, in a few words. The server's host may have other services at such ports. A forged
+    /// `227`, or a compromised server, could publish them.
     pub fn check_passive(&self, port: u16) -> Result<(), &'static str> {
         if SYSTEM_PORTS.contains(&port) {
             return match self.low_ports {

@@ -1,15 +1,15 @@
-//! What a reply line is (RFC 959 §4.2), as clients read it: more leniently than it is written there.
+//! Recognises reply lines (RFC 959 §4.2), as leniently as clients do.
 
 use super::command::telnet_len;
 
 /// The start of a reply line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Start {
+pub(super) enum ReplyStart {
     /// Three digits and no more: a reply's only or last line.
     Last(Code),
     /// `xyz-`: the first line of several.
     First(Code),
-    /// Something else: text within a multi-line reply.
+    /// No code: text within a multi-line reply.
     Text,
     /// Too short to tell.
     Unknown,
@@ -20,14 +20,14 @@ pub(super) enum Start {
 pub(super) struct Code {
     /// Its value.
     pub(super) value: u16,
-    /// How many bytes of the line it ends behind.
+    /// Where in the line it ends.
     pub(super) end: usize,
-    /// As RFC 959 has it: nothing in front of it, and a blank or nothing behind it. Only such a line
-    /// ends a reply of several lines: others may be text in it.
+    /// As in RFC 959: nothing before it, and a blank or nothing behind it. Only such a line ends a
+    /// multi-line reply; others may be text in it.
     pub(super) plain: bool,
 }
 
-impl Start {
+impl ReplyStart {
     /// `ended`: the line is complete (its line end is left out).
     ///
     /// Telnet commands, NULs and blanks may come in front of the code (ProFTPD puts `IAC WONT x`
@@ -75,7 +75,7 @@ pub(super) fn lead_len(line: &[u8]) -> Option<usize> {
         let skip = match rest.first()? {
             0 | b' ' | b'\t' => 1,
             255 => match (telnet_len(rest), rest) {
-                // WILL and its like lack their option.
+                // WILL, WONT, DO, DONT: the option is still to come.
                 (0, [_] | [_, 251..=254]) => return None,
                 (0, _) => return Some(at),
                 (len, _) => len,
@@ -112,14 +112,20 @@ mod tests {
 
     #[test]
     fn starts() {
-        assert_eq!(Start::of(b"227 x", false), Start::Last(plain(227)));
-        assert_eq!(Start::of(b"227-x", false), Start::First(plain(227)));
-        assert_eq!(Start::of(b"200", true), Start::Last(plain(200)));
-        assert_eq!(Start::of(b"200", false), Start::Unknown);
-        assert_eq!(Start::of(b"22", false), Start::Unknown);
-        assert_eq!(Start::of(b"220\r", false), Start::Unknown);
-        assert_eq!(Start::of(b"", false), Start::Unknown);
-        assert_eq!(Start::of(b"", true), Start::Text);
+        assert_eq!(
+            ReplyStart::of(b"227 x", false),
+            ReplyStart::Last(plain(227))
+        );
+        assert_eq!(
+            ReplyStart::of(b"227-x", false),
+            ReplyStart::First(plain(227))
+        );
+        assert_eq!(ReplyStart::of(b"200", true), ReplyStart::Last(plain(200)));
+        assert_eq!(ReplyStart::of(b"200", false), ReplyStart::Unknown);
+        assert_eq!(ReplyStart::of(b"22", false), ReplyStart::Unknown);
+        assert_eq!(ReplyStart::of(b"220\r", false), ReplyStart::Unknown);
+        assert_eq!(ReplyStart::of(b"", false), ReplyStart::Unknown);
+        assert_eq!(ReplyStart::of(b"", true), ReplyStart::Text);
         for text in [
             &b"2x7 x"[..],
             b"2270 x",
@@ -130,8 +136,8 @@ mod tests {
             b"HTTP/1.1 200",
         ] {
             assert_eq!(
-                Start::of(text, true),
-                Start::Text,
+                ReplyStart::of(text, true),
+                ReplyStart::Text,
                 "{}",
                 text.escape_ascii()
             );
@@ -151,10 +157,14 @@ mod tests {
             (b"\xff\xfc\xff\xff\xf1\0 200", odd(200, 10)),
         ] {
             let shown = text.escape_ascii();
-            assert_eq!(Start::of(text, true), Start::Last(code), "{shown}");
+            assert_eq!(
+                ReplyStart::of(text, true),
+                ReplyStart::Last(code),
+                "{shown}"
+            );
         }
-        assert_eq!(Start::of(b"\xff\xfc", false), Start::Unknown);
-        assert_eq!(Start::of(b"  ", false), Start::Unknown);
-        assert_eq!(Start::of(b"\xff\xfc", true), Start::Text);
+        assert_eq!(ReplyStart::of(b"\xff\xfc", false), ReplyStart::Unknown);
+        assert_eq!(ReplyStart::of(b"  ", false), ReplyStart::Unknown);
+        assert_eq!(ReplyStart::of(b"\xff\xfc", true), ReplyStart::Text);
     }
 }

@@ -1,4 +1,4 @@
-//! The session machine: which bytes of the two control streams may pass, wait or must change.
+//! The session machine: decides which bytes of the two control streams pass, wait or change.
 
 mod client;
 mod server;
@@ -8,43 +8,98 @@ mod tls;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
-pub use step::{Address, Announcement, Form, Outcome, Over, Peer, Refusal, Step};
-use tls::Implicit;
+pub use step::{Address, Announcement, Form, Hole, Outcome, Over, Peer, Refusal, Step};
 
 use super::command::{Command, guarded};
-use super::line::Line;
+use super::line::PartialLine;
 use super::policy::Policy;
-use super::reply::Start;
-use super::waiting::Waiting;
+use super::reply::ReplyStart;
+use super::waiting::Unanswered;
 
-/// Where the data connection of the last `PORT` or `EPRT` that was followed stands.
+/// The pinhole of the last `PORT` or `EPRT` that was followed. No other part of the core keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 enum Active {
     #[default]
     None,
-    /// Its hole has a port but isn't open: the login is still under way, or the strict rule
+    /// It has a port but isn't open: the login is still under way, or the strict rule
     /// `active-late` holds.
     Reserved {
+        hole: Hole,
         /// The server answered the `PORT` with `2yz`.
         granted: bool,
         /// A transfer command followed it.
         commanded: bool,
     },
-    /// Its hole is open.
+    /// It is open.
     Open {
+        hole: Hole,
         /// A transfer command followed it.
         commanded: bool,
     },
+    /// Its transfer is over. Usually the data connection has closed it; if not, the next `PORT`
+    /// does.
+    Spent(Hole),
+    /// It won't be used: the caller is to close it.
+    Cancelled(Hole),
 }
 
-/// What a session has counted; each stops at its greatest value.
+impl Active {
+    fn hole(self) -> Option<Hole> {
+        match self {
+            Self::None => None,
+            Self::Reserved { hole, .. }
+            | Self::Open { hole, .. }
+            | Self::Spent(hole)
+            | Self::Cancelled(hole) => Some(hole),
+        }
+    }
+}
+
+/// How the two streams are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+enum Reading {
+    /// FTP in clear text.
+    #[default]
+    Clear,
+    /// Implicit FTPS: nothing has come.
+    TlsExpected,
+    /// Implicit FTPS: the client has begun a handshake.
+    TlsHello,
+    /// Not any more.
+    Over(Over),
+}
+
+/// What the client has said so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+enum Spoken {
+    /// No known command.
+    #[default]
+    Nothing,
+    /// An FTP command.
+    Ftp,
+    /// Something that isn't FTP. Nothing opens any more. What is always refused still is, since the
+    /// server may read it as FTP.
+    Unfollowed,
+}
+
+impl Spoken {
+    /// An FTP command has come.
+    fn ftp(&mut self) {
+        if *self == Self::Nothing {
+            *self = Self::Ftp;
+        }
+    }
+}
+
+/// What a session has counted. Each counter stops at its maximum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Lines longer than the limit: passed, never acted on.
     pub overlong: u16,
     /// Addresses that couldn't be read strictly: passed as they were.
     pub unparsable: u16,
-    /// Addresses in a reply that answers no `PASV`/`EPSV`, or before the login: passed as they were.
+    /// Addresses in a reply that answers no `PASV`/`EPSV`, or before the login: passed as they
+    /// were.
     pub unasked: u16,
     /// Commands that were forgotten because too many waited for their reply.
     pub overrun: u16,
@@ -54,13 +109,15 @@ fn count(counter: &mut u16) {
     *counter = counter.saturating_add(1);
 }
 
-/// The beginning of a user's name.
+/// The user's name, up to 64 bytes of it.
 #[derive(Clone, Copy, Debug)]
 struct User {
     name: [u8; 64],
     len: u8,
-    /// The login succeeded; the name is kept until somebody asks for it.
+    /// The login succeeded. The name is kept until [`Session::take_login`] takes it.
     logged_in: bool,
+    /// A login succeeded and wasn't taken yet: this user's, or an earlier one's.
+    is_news: bool,
 }
 
 impl User {
@@ -72,6 +129,7 @@ impl User {
             name: kept,
             len,
             logged_in: false,
+            is_news: false,
         }
     }
 
@@ -88,45 +146,31 @@ impl User {
 #[derive(Debug)]
 pub struct Session {
     policy: Arc<Policy>,
-    client: Line,
-    server: Line,
-    waiting: Waiting,
+    client: PartialLine,
+    server: PartialLine,
+    waiting: Unanswered,
     /// Until the login.
     user: Option<Box<User>>,
     counts: Counts,
     /// The code of a multi-line reply whose last line hasn't come.
     multi: Option<NonZeroU16>,
-    /// The code of the first line within it that looked like the end of another reply.
+    /// The code of the first line within it that looked like a reply's last line.
     other_end: Option<NonZeroU16>,
     active: Active,
-    over: Option<Over>,
-    implicit: Implicit,
+    reading: Reading,
+    spoken: Spoken,
     /// Lines of text before the greeting.
     preface: u8,
-    /// Of client and server: the stream may have been joined in the middle of a line.
-    unsure: [bool; 2],
     greeted: bool,
-    /// A command of FTP's has come.
-    spoken: bool,
-    /// What the client said isn't FTP: nothing opens any more. What is refused stays refused, since
-    /// the server may read it as FTP all the same.
-    unfollowed: bool,
     logged_in: bool,
-    fresh_login: bool,
-    /// A login was tried that hasn't succeeded.
+    /// `USER` or `PASS` has come since the last login that succeeded.
     login_tried: bool,
-    /// What the client's bytes last waited for was the reply to the login.
+    /// The client's pending bytes wait for the reply to the login.
     awaits_login: bool,
-    /// Whether one may.
+    /// Whether commands may wait for that.
     patient: bool,
     epsv_all: bool,
-    /// The address of the line that is under way went out with a pinhole.
-    followed: bool,
-    /// An `AUTH` was forgotten when too many commands waited.
-    forgot_auth: bool,
-    /// The reserved or open hole of a `PORT` won't be used.
-    cancelled: bool,
-    /// Since the last login that succeeded.
+    /// Logins that failed since the last one that succeeded.
     failed_logins: u8,
 }
 
@@ -136,148 +180,129 @@ impl Session {
     pub fn new(policy: Arc<Policy>) -> Self {
         Self {
             policy,
-            client: Line::default(),
-            server: Line::default(),
-            waiting: Waiting::default(),
+            client: PartialLine::default(),
+            server: PartialLine::default(),
+            waiting: Unanswered::default(),
             user: None,
             counts: Counts::default(),
             multi: None,
             other_end: None,
             active: Active::None,
-            over: None,
-            implicit: Implicit::default(),
+            reading: Reading::default(),
+            spoken: Spoken::default(),
             preface: 0,
-            unsure: [false; 2],
             greeted: false,
-            spoken: false,
-            unfollowed: false,
             logged_in: false,
-            fresh_login: false,
             login_tried: false,
             awaits_login: false,
             patient: true,
             epsv_all: false,
-            followed: false,
-            forgot_auth: false,
-            cancelled: false,
             failed_logins: 0,
         }
     }
 
     /// A session that is under way: the server has greeted, and the login is taken for granted. Its
-    /// streams are followed from the first line on that is certainly one; replies answer commands
+    /// streams are followed from the first line on that is certainly one. Replies answer commands
     /// that were seen.
     #[must_use]
     pub fn joined(policy: Arc<Policy>) -> Self {
-        Self {
+        let mut session = Self {
             greeted: true,
-            spoken: true,
+            spoken: Spoken::Ftp,
             logged_in: true,
-            unsure: [true; 2],
             ..Self::new(policy)
-        }
+        };
+        session.loses_line(Peer::Client);
+        session.loses_line(Peer::Server);
+        session
     }
 
-    /// Says what to do with the bytes of `from`'s stream that haven't gone out. To be called when
-    /// new bytes arrived, and again after each step was carried out, until it waits or nothing is
-    /// pending.
+    /// Says what to do with the pending bytes of `from`'s stream. To be called when new bytes have
+    /// arrived, and again after each step was carried out, until it waits or nothing is pending.
     ///
-    /// Only bytes that may belong to an address or to a verb that is refused wait; everything else
-    /// goes out at once. Nothing waits in a line that is complete.
+    /// Only bytes that may belong to an address, or to a command that may be refused, wait.
+    /// Everything else goes out at once. Nothing waits in a complete line, but for a `PORT` that
+    /// waits for the reply to the login.
     pub fn next(&mut self, from: Peer, pending: &[u8]) -> Step {
-        if let Some(over) = self.over {
-            return Step::Opaque(over);
+        if !pending.is_empty() && self.line(from).was_lost() {
+            self.find_line(from, pending);
         }
-        if pending.is_empty() {
-            return Step::Wait;
-        }
-        if self.implicit != Implicit::No {
-            return self.next_record(from, pending);
-        }
-        self.find_line(from, pending);
-        match from {
-            Peer::Client => self.next_command(pending),
-            Peer::Server => self.next_reply(pending),
+        match (self.reading, from) {
+            (Reading::Over(over), _) => Step::Opaque(over),
+            _ if pending.is_empty() => Step::Wait,
+            (Reading::Clear, Peer::Client) => self.next_command(pending),
+            (Reading::Clear, Peer::Server) => self.next_reply(pending),
+            (Reading::TlsExpected | Reading::TlsHello, _) => self.next_record(from, pending),
         }
     }
 
-    /// Of a stream that was joined in its middle, the first bytes may be the rest of a line. Then it
-    /// is followed from the next one on.
+    /// The first bytes of a stream that was joined in its middle may be the rest of a line. Then it is
+    /// followed from the next line on.
     fn find_line(&mut self, from: Peer, pending: &[u8]) {
-        let [client, server] = &mut self.unsure;
-        let unsure = match from {
-            Peer::Client => client,
-            Peer::Server => server,
-        };
-        if !std::mem::take(unsure) {
-            return;
-        }
         let (piece, ended) = first_line(pending);
-        let line = match ended {
-            true => piece.trim_ascii_end(),
-            false => piece,
+        let head = if ended { piece.trim_ascii_end() } else { piece };
+        let begins = match from {
+            // What may be refused is refused all the same.
+            Peer::Client => Command::of(head) != Command::Unknown || guarded(head, false).is_some(),
+            Peer::Server => ReplyStart::of(head, ended) != ReplyStart::Text,
         };
-        match from {
-            // What may be refused is no less so for being cut.
-            Peer::Client
-                if Command::of(line) != Command::Unknown || guarded(line, false).is_some() => {}
-            Peer::Server if Start::of(line, ended) != Start::Text => {}
-            Peer::Client => self.client.settle(),
-            Peer::Server => self.server.settle(),
+        let line = self.line(from);
+        line.end();
+        if !begins {
+            line.settle();
         }
     }
 
-    /// Bytes of a stream went round: the next ones may be the rest of a line.
+    /// Bytes of a stream weren't seen here. The next ones may be the rest of a line.
     pub fn loses_line(&mut self, from: Peer) {
-        let ([client, server], line) = match from {
-            Peer::Client => (&mut self.unsure, &mut self.client),
-            Peer::Server => (&mut self.unsure, &mut self.server),
-        };
-        line.end();
+        self.line(from).is_lost();
+    }
+
+    fn line(&mut self, from: Peer) -> &mut PartialLine {
         match from {
-            Peer::Client => *client = true,
-            Peer::Server => *server = true,
+            Peer::Client => &mut self.client,
+            Peer::Server => &mut self.server,
         }
     }
 
     /// Whether the dialogue is followed: it is FTP as far as one can tell, and in clear text.
     #[must_use]
     pub fn is_followed(&self) -> bool {
-        self.greeted && !self.unfollowed && self.over.is_none() && self.implicit == Implicit::No
+        self.greeted && !self.is_unfollowed() && self.reading == Reading::Clear
     }
 
-    /// Says what to do with bytes of the client's that have waited for too long for the rest of
-    /// their line: it is refused, since what it says may come later. Never [`Step::Wait`].
+    /// Says what to do with bytes of the client that have waited for too long for the rest of their
+    /// line. The line is refused, since its end isn't known. Never [`Step::Wait`].
     pub fn give_up(&mut self, pending: &[u8]) -> Step {
         self.abandon_command(pending)
     }
 
-    /// Whether the client's bytes wait for something that has come since, in the server's stream: call
-    /// [`Session::next`] for them again.
+    /// Whether the client's bytes waited for something that has come since, in the server's stream.
+    /// Then call [`Session::next`] for them again.
     #[must_use]
     pub fn resumes(&self) -> bool {
         self.awaits_login && !(self.patient && self.login_is_under_way())
     }
 
-    /// Whether the client's bytes wait for a reply to its login. Whole lines may wait then.
+    /// Whether the client's bytes wait for the reply to its login. Whole lines may wait then.
     #[must_use]
     pub fn awaits_login(&self) -> bool {
         self.awaits_login
     }
 
-    /// Lets no command wait for a login (any more): its bytes can't be kept, or kept any longer. What
-    /// was to be open before the command went on then opens with the login.
+    /// From here on no command waits for a login, since its bytes can't be kept, or not any longer.
+    /// A pinhole that was to open before the command went on then opens with the login.
     pub fn lose_patience(&mut self) {
         self.patient = false;
     }
 
     fn login_is_under_way(&self) -> bool {
         let asked = self.waiting.has(Command::User) || self.waiting.has(Command::Login);
-        asked && !self.unfollowed && !self.logged_in && self.policy.require_login
+        asked && !self.is_unfollowed() && !self.logged_in && self.policy.require_login
     }
 
-    /// How many bytes of the server's that have waited for too long for the rest of an address pass
-    /// now: they are none.
+    /// Gives up on bytes of the server that have waited for too long for the rest of an address.
+    /// Returns how many pass.
     pub fn give_up_reply(&mut self, pending: &[u8]) -> usize {
         let (piece, ended) = first_line(pending);
         if !ended {
@@ -287,71 +312,93 @@ impl Session {
         piece.len()
     }
 
-    /// What became of the last [`Step::Address`] of `from`'s stream.
-    pub fn announced(&mut self, from: Peer, outcome: Outcome) {
+    /// Tells what became of the last [`Step::Address`] of `from`'s stream. Returns the pinhole of
+    /// an earlier `PORT` that this one supersedes; it is to be closed.
+    #[must_use]
+    pub fn announced(&mut self, from: Peer, outcome: Outcome) -> Option<Hole> {
         if from == Peer::Server {
-            return;
+            return None;
         }
-        self.followed = matches!(outcome, Outcome::Accepted { .. });
-        if let Outcome::Accepted { open } = outcome {
-            // The caller has given the older hole up, unless its transfer is under way.
-            self.cancelled = false;
-            self.active = match open {
-                true => Active::Open { commanded: false },
-                false => Active::Reserved {
-                    granted: false,
-                    commanded: false,
-                },
-            };
-        } else {
+        let Outcome::Accepted { hole, open } = outcome else {
             self.forget_active();
-        }
+            return None;
+        };
+        self.client.follow();
+        // A transfer that is under way keeps its pinhole.
+        let superseded = match self.active_is_commanded() {
+            true => None,
+            false => self.active.hole(),
+        };
+        self.active = match open {
+            true => Active::Open {
+                hole,
+                commanded: false,
+            },
+            false => Active::Reserved {
+                hole,
+                granted: false,
+                commanded: false,
+            },
+        };
+        superseded.filter(|old| *old != hole)
     }
 
-    /// Whether the hole of an accepted `PORT` is to be open before the line goes out: servers exist
-    /// that connect as soon as they have read it (pyftpdlib, twisted, libunftp), or with their
-    /// own `200` (ftp-srv). Otherwise [`Step::OpenActive`] says when.
+    /// Whether the pinhole of an accepted `PORT` is to be open before the line goes out. If not,
+    /// [`Step::OpenActive`] says when. Some servers connect as soon as they have read the `PORT`
+    /// (pyftpdlib, twisted, libunftp), others with their own `200` (ftp-srv).
     #[must_use]
     pub fn opens_at_once(&self) -> bool {
         self.may_open() && !self.policy.strict.active_late
     }
 
-    /// What became of [`Step::OpenActive`].
+    /// Tells what became of [`Step::OpenActive`].
     pub fn active_opened(&mut self, opened: bool) {
         self.active = match self.active {
-            Active::Reserved { commanded, .. } if opened => Active::Open { commanded },
+            Active::Reserved {
+                hole, commanded, ..
+            } if opened => Active::Open { hole, commanded },
             _ => Active::None,
         };
     }
 
-    /// Whether a transfer was commanded that may use the hole of the last `PORT`: a later `PORT`
-    /// doesn't take its place.
-    #[must_use]
-    pub fn active_is_commanded(&self) -> bool {
+    /// The control connection ended, and its pinholes were closed with it.
+    pub fn connection_ended(&mut self) {
+        self.active = Active::None;
+    }
+
+    /// Whether a transfer command came that may use the pinhole of the last `PORT`. Then a later
+    /// `PORT` doesn't supersede it.
+    fn active_is_commanded(&self) -> bool {
         matches!(
             self.active,
-            Active::Open { commanded: true }
-                | Active::Reserved {
-                    commanded: true,
-                    ..
-                }
+            Active::Open {
+                commanded: true,
+                ..
+            } | Active::Reserved {
+                commanded: true,
+                ..
+            }
         )
     }
 
-    /// Whether the hole of a `PORT` won't be used, once: it must go. The server refused it, or
-    /// another command took its place.
-    pub fn take_cancelled(&mut self) -> bool {
-        std::mem::take(&mut self.cancelled)
+    /// Takes the pinhole of a `PORT` that won't be used, which is to be closed: the server refused
+    /// the `PORT`, or another command took its place.
+    pub fn take_cancelled(&mut self) -> Option<Hole> {
+        let Active::Cancelled(hole) = self.active else {
+            return None;
+        };
+        self.active = Active::None;
+        Some(hole)
     }
 
-    /// Whether the server's last line isn't one of several of a reply.
+    /// Whether the server's current line begins a reply: it isn't within a multi-line one.
     #[must_use]
     pub fn begins_reply(&self) -> bool {
         self.multi.is_none()
     }
 
     fn may_open(&self) -> bool {
-        !self.unfollowed && (self.logged_in || !self.policy.require_login)
+        !self.is_unfollowed() && (self.logged_in || !self.policy.require_login)
     }
 
     /// Whether the login succeeded.
@@ -360,29 +407,27 @@ impl Session {
         self.logged_in
     }
 
-    /// Whether nobody has logged in, or it isn't FTP. What is under TLS can't be known.
+    /// Whether nobody has logged in, or it isn't FTP. False under TLS, where that can't be known.
     #[must_use]
     pub fn is_guest(&self) -> bool {
-        match self.over {
-            None => self.unfollowed || !self.logged_in,
-            Some(Over::NotFtp | Over::NotTls) => true,
-            Some(_) => false,
+        match self.reading {
+            Reading::Over(Over::Tls) => false,
+            Reading::Over(Over::NotFtp | Over::NotTls) => true,
+            _ => self.is_unfollowed() || !self.logged_in,
         }
     }
 
     /// Whether what the client said isn't FTP: nothing may open any more.
     #[must_use]
     pub fn is_unfollowed(&self) -> bool {
-        self.unfollowed
+        self.spoken == Spoken::Unfollowed
     }
 
-    /// The user's name, once, when the login has just succeeded.
+    /// Takes the user's name when the login has just succeeded.
     pub fn take_login(&mut self) -> Option<String> {
-        if !self.fresh_login {
-            return None;
-        }
-        self.fresh_login = false;
-        // A `USER` that came since is another one's.
+        let user = self.user.as_mut().filter(|user| user.is_news)?;
+        user.is_news = false;
+        // If another `USER` came since, the name isn't known any more.
         let user = self.user.take_if(|user| user.logged_in);
         Some(user.map(|user| user.name()).unwrap_or_default())
     }
@@ -390,15 +435,15 @@ impl Session {
     /// Where the dialogue stands, in a word or two.
     #[must_use]
     pub fn state(&self) -> &'static str {
-        match self.over {
-            Some(Over::Tls) => "tls",
-            Some(Over::NotFtp) => "not ftp",
-            Some(Over::NotTls) => "not tls",
-            None if self.unfollowed => "not ftp",
-            None if !self.greeted => "greeting",
-            None if !self.logged_in => "login",
-            None if self.waiting.has(Command::Running) => "transfer",
-            None => "ready",
+        match self.reading {
+            Reading::Over(Over::Tls) => "tls",
+            Reading::Over(Over::NotFtp) => "not ftp",
+            Reading::Over(Over::NotTls) => "not tls",
+            _ if self.is_unfollowed() => "not ftp",
+            _ if !self.greeted => "greeting",
+            _ if !self.logged_in => "login",
+            _ if self.waiting.has(Command::Running) => "transfer",
+            _ => "ready",
         }
     }
 
@@ -409,7 +454,7 @@ impl Session {
     }
 
     fn ends(&mut self, over: Over) -> Step {
-        self.over = Some(over);
+        self.reading = Reading::Over(over);
         self.client.end();
         self.server.end();
         Step::Opaque(over)
@@ -417,22 +462,23 @@ impl Session {
 
     /// Nothing of this session is followed from here on.
     fn unfollow(&mut self) -> Step {
-        self.unfollowed = true;
+        self.spoken = Spoken::Unfollowed;
         self.drop_active();
         Step::Unfollowed
     }
 
-    /// What a `PORT` prepared isn't wanted any more, unless a transfer that uses it was commanded.
+    /// Cancels the pinhole of the last `PORT`, unless a transfer command came that may use it.
     fn forget_active(&mut self) {
         if !self.active_is_commanded() {
             self.drop_active();
         }
     }
 
-    /// What a `PORT` prepared must go.
+    /// Cancels the pinhole of the last `PORT`.
     fn drop_active(&mut self) {
-        self.cancelled |= self.active != Active::None;
-        self.active = Active::None;
+        if let Active::Reserved { hole, .. } | Active::Open { hole, .. } = self.active {
+            self.active = Active::Cancelled(hole);
+        }
     }
 }
 

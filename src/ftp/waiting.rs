@@ -1,24 +1,27 @@
-//! The commands that wait for their reply, and which of them a reply answers.
+//! Matches replies to the commands that wait for one.
 
 use std::collections::VecDeque;
 
 use super::command::Command;
 
-/// How many commands wait without memory of their own: clients seldom pipeline more.
+/// How many commands fit without an allocation. Clients seldom pipeline more.
 const NEAR: usize = 6;
 
 /// Commands in the order they were sent.
 ///
 /// Replies should come one per command and in order (RFC 959 §4.2, §5.4). Real servers answer some
-/// commands before a running transfer ends, some twice, some never, and split or join lines that
-/// hold a lone line feed. So the order is only the tie-breaker here: a reply answers the first
-/// command that it *can* answer. What was overtaken by that is forgotten, which brings both ends
-/// back into step, with two exceptions: a running transfer, whose reply comes when it ends, and a
-/// `PASV` or `EPSV`, whose reply nothing but a `227`, a `229` or a refusal can be.
+/// commands before a running transfer ends, some twice, and some never. Some split or join lines at
+/// a lone line feed. So a reply answers the first command that it *can* answer.
+///
+/// Commands before that one are forgotten, which brings both ends back into step. There are two
+/// exceptions. A running transfer is answered when it ends. A `PASV` or `EPSV` is answered by a
+/// `227`, a `229` or a refusal only.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct Unanswered {
     near: [Command; NEAR],
     len: u8,
+    /// An `AUTH` was forgotten when too many commands waited.
+    forgot_auth: bool,
     #[expect(
         clippy::box_collection,
         reason = "an idle flow pays for the pointer only"
@@ -26,17 +29,18 @@ pub(super) struct Waiting {
     far: Option<Box<VecDeque<Command>>>,
 }
 
-impl Default for Waiting {
+impl Default for Unanswered {
     fn default() -> Self {
         Self {
             near: [Command::Unknown; NEAR],
             len: 0,
+            forgot_auth: false,
             far: None,
         }
     }
 }
 
-impl Waiting {
+impl Unanswered {
     pub(super) fn len(&self) -> usize {
         let far = self.far.as_ref().map_or(0, |far| far.len());
         usize::from(self.len).saturating_add(far)
@@ -71,11 +75,17 @@ impl Waiting {
         }
     }
 
-    /// Forgets the command that has waited longest, and says which that was.
+    /// Forgets the oldest command, and returns it.
     pub(super) fn forget_first(&mut self) -> Option<Command> {
         let first = self.iter().next()?;
+        self.forgot_auth |= first == Command::Auth;
         self.remove(0);
         Some(first)
+    }
+
+    /// Whether an `AUTH` waits, or was forgotten while it did.
+    pub(super) fn may_have_auth(&self) -> bool {
+        self.forgot_auth || self.has(Command::Auth)
     }
 
     /// Which command a final reply (code 200 or more) answers: its place and what it is. `None`:
@@ -85,19 +95,20 @@ impl Waiting {
         waiting.find(|(_, command)| command.may_be_answered_by(code))
     }
 
-    /// Takes off the command at `at`, which a final reply with this code answers, and those that it
-    /// overtook.
+    /// Removes the command at `at`, which a final reply with this code answers, and those before it
+    /// that are forgotten with it.
     pub(super) fn take(&mut self, at: usize, code: u16) {
         let answered = self.iter().nth(at);
-        // Servers refuse each of several empty lines, or each buffer of one that is too long.
+        // Servers refuse each of several empty lines, or a line that is too long once for each
+        // buffer.
         let keep_answered = match answered {
             Some(Command::Blank) => true,
             Some(Command::Overlong) => code >= 500,
             _ => false,
         };
-        // What opens a data connection settles what was announced for another one before.
+        // A new announcement supersedes an earlier one.
         let settles = answered.is_some_and(Command::is_announcement);
-        // Backwards, so that what goes doesn't move what is still to be looked at.
+        // Backwards, so that a removal doesn't move what is still to be visited.
         for place in (0..=at).rev() {
             let keep = match self.iter().nth(place) {
                 _ if place == at => keep_answered,
@@ -111,8 +122,8 @@ impl Waiting {
         }
     }
 
-    /// A transfer has begun (`125`, `150`): the first one that isn't running yet. One that still
-    /// runs is over then, whether its reply came or not, and so is what was asked before.
+    /// A transfer has begun (`125`, `150`): the first one that isn't running yet. Commands before
+    /// it are forgotten, a running transfer included, whether their replies came or not.
     pub(super) fn transfer_begins(&mut self) {
         let Some(at) = self.iter().position(|command| command == Command::Transfer) else {
             return;
@@ -168,14 +179,14 @@ mod tests {
         Abor, Blank, Epsv, Followed, Login, Other, Overlong, Pasv, Running, Stat, Transfer, User,
     };
 
-    fn waiting(commands: &[Command]) -> Waiting {
-        let mut waiting = Waiting::default();
+    fn waiting(commands: &[Command]) -> Unanswered {
+        let mut waiting = Unanswered::default();
         commands.iter().for_each(|command| waiting.push(*command));
         waiting
     }
 
     /// Which commands the replies are taken for; `150` is the beginning of a transfer.
-    fn answers(waiting: &mut Waiting, codes: &[u16]) -> Vec<Option<Command>> {
+    fn answers(waiting: &mut Unanswered, codes: &[u16]) -> Vec<Option<Command>> {
         let mut take = |code| {
             if code < 200 {
                 waiting.transfer_begins();
@@ -191,7 +202,7 @@ mod tests {
     #[test]
     fn any_number_in_order() {
         let commands = [Pasv, Other, Command::Port, Transfer];
-        let mut all = Waiting::default();
+        let mut all = Unanswered::default();
         for n in 0..40 {
             all.push(commands[n % 4]);
         }

@@ -1,4 +1,5 @@
-//! The edits of one direction that its receiver hasn't acknowledged, and the maps they define.
+//! The edits of one direction that its receiver hasn't acknowledged, and the mapping between
+//! original and edited sequence numbers that they define.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,4 @@
-//! One direction of an edited TCP stream: its state, and what its sender's segments bring.
+//! One direction of an edited TCP stream: its state, and how the sender's segments are taken in.
 
 mod acks;
 mod emit;
@@ -8,20 +8,20 @@ use super::edits::{Edit, Edits, Point, Round};
 use super::seq::Seq;
 pub use numbers::Reset;
 
-/// Bounds of one direction's buffers, in bytes unless said otherwise.
+/// Limits on the buffers of one direction, in bytes unless said otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct BufferLimits {
     /// Bytes that wait for the rest of an address.
     pub held: usize,
     /// Bytes sent on that the receiver hasn't acknowledged.
     pub unacked: usize,
     /// Edits that the receiver hasn't acknowledged.
     pub edits: usize,
-    /// Bytes that arrived before the ones in front of them.
+    /// Bytes that arrived out of order.
     pub ahead: usize,
 }
 
-impl Default for Limits {
+impl Default for BufferLimits {
     fn default() -> Self {
         Self {
             held: 4096,
@@ -39,11 +39,11 @@ pub enum Intake {
     Old,
     /// New bytes are pending: see [`Half::pending`].
     New,
-    /// Bytes before it are missing; it was kept, or forgotten if there was no room. The packet
-    /// must not go on.
+    /// Bytes before it are missing. It was kept, or dropped if there was no room. The packet must
+    /// not go on.
     Gap,
-    /// Bytes before it never came by here, and yet the receiver has them: the stream can't be
-    /// followed any more. The caller ends the inspection of the flow.
+    /// The receiver has bytes before it that were never seen here, so the stream can't be followed
+    /// any more. The caller ends the inspection of the flow.
     Missed,
     /// The stream isn't inspected any more.
     Opaque,
@@ -54,8 +54,8 @@ pub enum Intake {
 pub enum Emit {
     /// Its own payload, under this sequence number.
     Own(Seq),
-    /// `len` bytes of the edited stream from `seq` on (see [`Half::edited`]), then its own payload
-    /// from `tail` on, if there is such; FIN only if `fin`.
+    /// `len` bytes of the edited stream from `seq` on (see [`Half::edited`]). Then, if there is a
+    /// `tail`, its own payload from there on. FIN only if `fin`.
     Stream {
         /// Sequence number in edited space.
         seq: Seq,
@@ -66,8 +66,8 @@ pub enum Emit {
         /// Whether the FIN goes with it.
         fin: bool,
     },
-    /// Nothing new to carry: a repetition of the last byte (if any was ever sent), which makes the
-    /// receiver acknowledge at once.
+    /// There is nothing new to carry. The last byte goes again, if any was ever sent, so that the
+    /// receiver acknowledges at once.
     Probe {
         /// Sequence number in edited space.
         seq: Seq,
@@ -89,11 +89,12 @@ pub struct Half {
     acked: Seq,
     /// The end of the receiver's window, in edited space.
     edge: Seq,
-    /// The first edited byte that was never sent on. It stays where it is in what passes unread behind
-    /// the edits.
+    /// The first byte of the edited stream that was never sent on. Bytes that pass uninspected
+    /// behind the edits don't move it.
     emitted: Seq,
-    /// Behind all that was sent on, FIN and unread bytes included, or that the receiver says it has, though
-    /// it didn't come by here: what it expects next is no later than this, and no earlier than `acked`.
+    /// The end of all that the receiver may have, in edited space. That is what was sent on (FIN
+    /// and uninspected bytes included), and what the receiver acknowledged though it was never seen
+    /// here. The number that the receiver expects lies between `acked` and this.
     sent: Seq,
     /// Original bytes before this one were acknowledged to the sender, whether the receiver has
     /// them or not. Matters while it is after `una`.
@@ -102,13 +103,15 @@ pub struct Half {
     fin: Option<Seq>,
     /// The FIN went on to the receiver.
     fin_sent: bool,
-    /// Inspection ended at `next`; what comes after passes under the edits' sum.
+    /// Inspection ended at `next`. What comes after passes with its numbers shifted by the sum of
+    /// the edits.
     opaque: bool,
     /// The last byte that the receiver acknowledged, for probes.
     last: Option<u8>,
-    /// The sender's largest packet with data, in bytes of IP, since the receiver last left one unanswered.
+    /// The size of the sender's largest packet with data, in bytes of IP, since one may have been
+    /// lost for its size.
     largest: u16,
-    /// The receiver has spoken since data was last sent on.
+    /// The receiver has sent something since data was last sent on.
     heard: bool,
     /// Present only while something is in flight: an idle direction needs no buffers.
     work: Option<Box<Work>>,
@@ -116,15 +119,15 @@ pub struct Half {
 
 #[derive(Clone, Debug, Default)]
 struct Work {
-    /// The edited stream from `una` on; behind its first `released` bytes, original bytes that
-    /// may not go on yet, up to `next`.
+    /// The edited stream from `una` on, `released` bytes long. Behind it, original bytes that may
+    /// not go on yet, up to `next`.
     buffer: Vec<u8>,
     released: usize,
     /// The edits in it.
     edits: Edits,
     /// Segments that arrived before the bytes in front of them.
     ahead: Vec<(Seq, Vec<u8>)>,
-    /// Something in the buffer was replaced by as many other bytes.
+    /// Something in the buffer was replaced by text of the same length.
     overwritten: bool,
 }
 
@@ -191,7 +194,13 @@ impl Half {
 
     /// Takes in a segment's data (`fin`: it carries FIN). New bytes are appended to
     /// [`Half::pending`].
-    pub fn take_in(&mut self, seq: Seq, payload: &[u8], fin: bool, limits: &Limits) -> Intake {
+    pub fn take_in(
+        &mut self,
+        seq: Seq,
+        payload: &[u8],
+        fin: bool,
+        limits: &BufferLimits,
+    ) -> Intake {
         let end = seq.plus_len(payload.len());
         if self.opaque {
             return Intake::Opaque;
@@ -230,11 +239,12 @@ impl Half {
         Intake::New
     }
 
-    /// If more than may be kept would be in flight with this segment's data: how many of its bytes were
-    /// taken in before. Half of the [`Limits`] is left for what was kept from behind a gap, and for
-    /// growth.
+    /// Whether this segment's data is more than may be in flight. Then returns how many of its
+    /// bytes were taken in before, and may go on again. Only half of the [`BufferLimits`] is used
+    /// here; the rest is for segments that arrived out of order, and for edits that make the text
+    /// longer.
     #[must_use]
-    pub fn known_if_full(&self, seq: Seq, len: usize, limits: &Limits) -> Option<usize> {
+    pub fn known_if_full(&self, seq: Seq, len: usize, limits: &BufferLimits) -> Option<usize> {
         let end = seq.plus_len(len);
         let work = self.work.as_ref()?;
         if self.opaque || len == 0 || !end.after(self.next) {
@@ -252,8 +262,8 @@ impl Half {
         self.emitted == self.released().edited
     }
 
-    /// Whether the bytes between `next` and `seq` reached the receiver without coming by here (a
-    /// full queue that fails open lets packets pass).
+    /// Whether the bytes between `next` and `seq` bypassed us and reached the receiver (a full
+    /// queue that fails open lets packets pass).
     fn went_round(&self, seq: Seq) -> bool {
         let released = self.released();
         self.sent.after(self.emitted)
@@ -271,7 +281,7 @@ impl Half {
         self.next = self.next.plus_len(bytes.len());
     }
 
-    fn keep_ahead(&mut self, seq: Seq, payload: &[u8], limits: &Limits) {
+    fn keep_ahead(&mut self, seq: Seq, payload: &[u8], limits: &BufferLimits) {
         let room = limits.ahead;
         if payload.is_empty() || seq.plus_len(payload.len()).len_since(self.next) > room {
             return;
@@ -306,7 +316,7 @@ impl Half {
         }
     }
 
-    /// Gives the buffers back when nothing is in them.
+    /// Frees the buffers when nothing is in them.
     fn tidy(&mut self) {
         if self.work.as_ref().is_some_and(|work| work.is_empty()) {
             self.work = None;
@@ -357,9 +367,9 @@ impl Half {
         self.tidy();
     }
 
-    /// Begins inspection anew at the end of `sent`: bytes that went on unread, the first of them at
-    /// `from`, of which the receiver has acknowledged none but everything before. Whether that is
-    /// possible: not while edits from before are in flight.
+    /// Resumes inspection behind `sent`: uninspected bytes in flight, the first of them at `from`,
+    /// which is the receiver's next. Returns false while edits from before are in flight, since
+    /// then it isn't possible.
     #[must_use]
     pub fn resume(&mut self, from: Seq, sent: &[u8]) -> bool {
         if !self.is_settled() || from.before(self.next) {
@@ -402,8 +412,8 @@ impl Half {
         self.next
     }
 
-    /// The receiver's acknowledgement in the sender's numbers, once the stream is unread and
-    /// nothing of its edits is in flight.
+    /// The receiver's acknowledgement in the sender's numbers. `None` while the stream is
+    /// inspected, or edits are in flight.
     #[must_use]
     pub fn plain_ack(&self, ack: Seq) -> Option<Seq> {
         self.is_settled()
@@ -449,12 +459,12 @@ impl Half {
 
     // ---- positions -------------------------------------------------------------------------
 
-    /// Whether nothing is left to do but to shift numbers by what the edits add up to.
+    /// Whether all that is left to do is to shift numbers by the sum of the edits.
     fn is_settled(&self) -> bool {
         self.opaque && self.work.is_none() && self.una.original == self.next
     }
 
-    /// A number from before the edits in flight.
+    /// A number from before the edits in flight, in edited space.
     fn shifted(&self, seq: Seq) -> Seq {
         seq.plus(self.una.edited.since(self.una.original))
     }

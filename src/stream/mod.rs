@@ -6,13 +6,15 @@
 //!
 //! # Early acknowledgements
 //!
-//! Bytes that may be the middle of an address are held. A sender that waits for the
-//! acknowledgement of a held piece before it goes on (Nagle, RFC 9293 §3.7.4) would never send
-//! what completes it. So as soon as the receiver acknowledges everything that was sent on to it,
-//! the held bytes are acknowledged to their sender as well, and from then on `Half` guarantees
-//! them: every later segment of the sender's carries them until the receiver has them. A segment
-//! that leaves nothing to send on goes out as a one-byte repetition of the last byte, which the
-//! receiver answers at once (RFC 9293 §3.10.7.4); that answer carries the early acknowledgement.
+//! Bytes that may be the middle of an address are held. Under Nagle's algorithm (RFC 9293 §3.7.4),
+//! a sender waits for the acknowledgement of a held piece before it sends what completes it. So the
+//! held bytes are acknowledged to their sender early: as soon as the receiver acknowledges
+//! everything that was sent on to it. From then on `Half` guarantees them. Every later segment of
+//! the sender carries them, until the receiver has them.
+//!
+//! A segment of which nothing can be sent on becomes a probe: it repeats the last byte. The
+//! receiver answers that at once (RFC 9293 §3.10.7.4), and its answer carries the early
+//! acknowledgement.
 
 #![warn(clippy::indexing_slicing)]
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
@@ -22,6 +24,6 @@ mod half;
 mod records;
 mod seq;
 
-pub use half::{Emit, Half, Intake, Limits, Reset};
+pub use half::{BufferLimits, Emit, Half, Intake, Reset};
 pub use records::Records;
 pub use seq::Seq;

@@ -1,10 +1,9 @@
-//! TLS record framing of one direction, followed from its first byte without holding or keeping
-//! anything back: where a stream returns to clear text (RFC 4217 §12.3, `CCC`).
+//! TLS record framing: finds where a stream returns to clear text (RFC 4217 §12.3, `CCC`). Nothing
+//! is held for that.
 //!
 //! Records have a header in the clear (RFC 8446 §5.1): type, version, length. As long as every byte
-//! comes by once and in order, the end of each record is known, and a byte there that begins no
-//! record is not TLS any more. Anything else (a gap, a header that is none) loses the thread, for
-//! good.
+//! is seen in order, the end of each record is known. A byte there that begins no record is clear
+//! text. After a gap, or a header that is none, the records can't be followed any more.
 
 use super::seq::Seq;
 
@@ -14,7 +13,7 @@ const HANDSHAKE: u8 = 22;
 const DATA: u8 = 23;
 /// The longest body, in bytes (RFC 5246 §6.2.3; that of TLS 1.3 is shorter).
 const MAX_BODY: u16 = (1 << 14) + 2048;
-/// How many unacknowledged bytes are remembered, for the case that clear text begins after them.
+/// How many unacknowledged bytes are kept. They are needed if clear text begins after them.
 const MAX_TAIL: usize = 2048;
 
 /// One direction of a connection under TLS.
@@ -22,8 +21,8 @@ const MAX_TAIL: usize = 2048;
 pub struct Records {
     /// The first byte that hasn't come.
     next: Seq,
-    place: Place,
-    /// A whole connection has both.
+    place: RecordPart,
+    /// Which types have been seen. A TLS session has both before it returns to clear text.
     handshake: bool,
     data: bool,
     /// What the receiver hasn't acknowledged, up to `next`; `None`: too much.
@@ -31,20 +30,26 @@ pub struct Records {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// So many bytes of a header have come; the length's first one is kept.
+enum RecordPart {
+    /// `have` bytes of a header have come; `high` is the first byte of the length.
     Header {
         have: u8,
         high: u8,
     },
-    /// So many bytes of a record are to come.
+    /// This many bytes of a record are still to come.
     Body(u16),
     Lost,
 }
 
-const BOUNDARY: Place = Place::Header { have: 0, high: 0 };
+const BOUNDARY: RecordPart = RecordPart::Header { have: 0, high: 0 };
 
 impl Records {
+    /// Whether a record may begin with this byte.
+    #[must_use]
+    pub fn may_begin_with(byte: u8) -> bool {
+        TYPES.contains(&byte)
+    }
+
     /// A direction whose first record begins at `start`.
     #[must_use]
     pub fn new(start: Seq) -> Self {
@@ -57,14 +62,14 @@ impl Records {
         }
     }
 
-    /// Takes note of a segment's data. The position of the first byte in clear text, if it is in
-    /// there; the segment isn't part of [`unacknowledged`](Self::unacknowledged) then.
+    /// Follows a segment's data. If clear text begins in it, returns where. Then the segment isn't
+    /// part of [`unacknowledged`](Self::unacknowledged).
     pub fn follow(&mut self, seq: Seq, payload: &[u8]) -> Option<Seq> {
         if self.is_lost() || payload.is_empty() {
             return None;
         }
         if seq.after(self.next) {
-            self.place = Place::Lost;
+            self.place = RecordPart::Lost;
             self.tail = None;
             return None;
         }
@@ -72,42 +77,42 @@ impl Records {
         let mut at = 0;
         while let Some(byte) = fresh.get(at) {
             self.place = match self.place {
-                Place::Header { have: 0, .. } if !TYPES.contains(byte) => {
+                RecordPart::Header { have: 0, .. } if !Self::may_begin_with(*byte) => {
                     if self.handshake && self.data {
                         return Some(self.next.plus_len(at));
                     }
-                    Place::Lost
+                    RecordPart::Lost
                 }
-                Place::Header { have: 0, .. } => {
+                RecordPart::Header { have: 0, .. } => {
                     self.handshake |= *byte == HANDSHAKE;
                     self.data |= *byte == DATA;
-                    Place::Header { have: 1, high: 0 }
+                    RecordPart::Header { have: 1, high: 0 }
                 }
-                Place::Header { have: 1, .. } if *byte != 3 => Place::Lost,
-                Place::Header { have: 3, .. } => Place::Header {
+                RecordPart::Header { have: 1, .. } if *byte != 3 => RecordPart::Lost,
+                RecordPart::Header { have: 3, .. } => RecordPart::Header {
                     have: 4,
                     high: *byte,
                 },
-                Place::Header { have: 4, high } => match u16::from_be_bytes([high, *byte]) {
+                RecordPart::Header { have: 4, high } => match u16::from_be_bytes([high, *byte]) {
                     0 => BOUNDARY,
-                    length if length > MAX_BODY => Place::Lost,
-                    length => Place::Body(length),
+                    length if length > MAX_BODY => RecordPart::Lost,
+                    length => RecordPart::Body(length),
                 },
-                Place::Header { have, high } => Place::Header {
+                RecordPart::Header { have, high } => RecordPart::Header {
                     have: have.saturating_add(1),
                     high,
                 },
-                Place::Body(left) => {
+                RecordPart::Body(left) => {
                     let rest = fresh.len().saturating_sub(at).min(usize::from(left));
                     let left = left.saturating_sub(u16::try_from(rest).unwrap_or(left));
                     at = at.saturating_add(rest.saturating_sub(1));
                     if left == 0 {
                         BOUNDARY
                     } else {
-                        Place::Body(left)
+                        RecordPart::Body(left)
                     }
                 }
-                Place::Lost => break,
+                RecordPart::Lost => break,
             };
             at = at.saturating_add(1);
         }
@@ -149,10 +154,10 @@ impl Records {
         self.tail.as_ref().map_or(0, Vec::len)
     }
 
-    /// Whether the thread was lost.
+    /// Whether the records can't be followed any more.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.place == Place::Lost
+        self.place == RecordPart::Lost
     }
 
     /// The bytes that have come and that the receiver hasn't acknowledged, and where they begin;

@@ -7,7 +7,7 @@
 //! same number; equation 3 never turns a valid 0x0000 into 0xffff for TCP, where the sum of a
 //! packet is never zero.
 
-/// A ones'-complement sum in the making.
+/// A ones'-complement sum, before it is folded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum(u64);
 
@@ -88,7 +88,8 @@ mod tests {
         fn incremental_equals_full(mut data in proptest::collection::vec(any::<u8>(), 4..200), at in 0usize..99, new: u16) {
             data.truncate(data.len() & !1);
             let at = (at * 2) % data.len();
-            // A packet always has a non-zero word: without one, 0x0000 and 0xffff can't be told apart.
+            // A packet always has a non-zero word: without one, 0x0000 and 0xffff can't be told
+            // apart.
             data.extend([0x45, 0x00]);
             let before = Sum::default().bytes(&data).checksum();
             let old = u16::from_be_bytes([data[at], data[at + 1]]);

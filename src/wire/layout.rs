@@ -1,4 +1,4 @@
-//! Where the parts of a packet are: the validating gate in front of everything else.
+//! Validates a packet, and finds where its parts are.
 
 use etherparse::{IpSlice, Ipv6ExtensionSlice, TcpSlice, ip_number};
 
@@ -42,7 +42,7 @@ impl Layout {
         if body.ip_number != ip_number::TCP {
             return Err(Reject::NotTcp);
         }
-        // An authentication header (RFC 4302) signs what would be changed.
+        // What an authentication header (RFC 4302) signs must not be changed.
         let signed = match &ip {
             IpSlice::Ipv4(v4) => v4.extensions().auth.is_some(),
             IpSlice::Ipv6(v6) => v6
@@ -59,8 +59,9 @@ impl Layout {
             IpSlice::Ipv4(v4) => usize::from(v4.header().total_len()),
             IpSlice::Ipv6(v6) => 40usize.saturating_add(usize::from(v6.header().payload_length())),
         };
-        // An IPv6 length field of 0 (a jumbogram's, RFC 2675, which FTP control connections don't
-        // send) is read by etherparse as whatever there is: then the offsets below wouldn't hold.
+        // An IPv6 length field of 0 means a jumbogram (RFC 2675); FTP control connections have
+        // none. etherparse takes all bytes there are for the payload then, and the offsets below
+        // would be wrong.
         let fixed = if ip.ipv6().is_some() { 40usize } else { 20 };
         if ip_end > packet.len() || ip_end < fixed.saturating_add(body.payload.len()) {
             return Err(Reject::Malformed);

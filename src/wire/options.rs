@@ -1,4 +1,4 @@
-//! TCP options (RFC 9293 §3.1): one walk that never stops at an option it doesn't know.
+//! Reads and edits TCP options (RFC 9293 §3.1). Unknown options are skipped.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ pub struct Options {
     pub sack: Option<(usize, usize)>,
     /// An option that signs the segment: TCP-MD5 (kind 19, RFC 2385) or TCP-AO (kind 29, RFC 5925).
     pub signed: bool,
-    /// Multipath TCP (kind 30, RFC 8684): the payload has a second sequence space.
+    /// Multipath TCP (kind 30, RFC 8684): the data has sequence numbers of its own besides.
     pub multipath: bool,
 }
 
@@ -55,7 +55,7 @@ impl Options {
 /// Multipath TCP's kind (RFC 8684 §3).
 const MULTIPATH: u8 = 30;
 
-/// The first option of more than one byte at or behind `from`: its kind, and where it is.
+/// The first option of more than one byte from `from` on: its kind, and where it is.
 fn next(options: &[u8], from: usize) -> Option<(u8, Range<usize>)> {
     let padding = options.get(from..)?.iter().take_while(|kind| **kind == 1);
     let at = from.saturating_add(padding.count());

@@ -1,4 +1,5 @@
-//! A TCP segment in its IP packet: read through [`Segment`], changed in place through [`SegmentMut`].
+//! A TCP segment in its IP packet: read through [`Segment`], changed in place through
+//! [`SegmentMut`].
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ftpalg::ftp::hostport::encode;
 use ftpalg::ftp::policy::Policy;
-use ftpalg::ftp::session::{Address, Form, Outcome, Peer, Session, Step};
+use ftpalg::ftp::session::{Address, Form, Hole, Outcome, Peer, Session, Step};
 
 /// The client's address and the server's, as each itself knows it; whatever is announced becomes
 /// one of [`PUBLIC`].
@@ -117,7 +117,7 @@ impl Machine {
                             let refusal =
                                 refusal.unwrap_or_else(|| panic!("{what} can't be refused"));
                             assert_eq!(refusal.at + refusal.with.len(), at + len);
-                            self.session.announced(peer, Outcome::Refused);
+                            let _ = self.session.announced(peer, Outcome::Refused);
                             let len = refusal.with.len();
                             self.goes(i, refusal.at, Some((len, &refusal.with)));
                             opened = false;
@@ -135,14 +135,15 @@ impl Machine {
                             if foreign.is_some() && open {
                                 self.decide("open".to_owned());
                             }
-                            (Outcome::Accepted { open }, encode(said.form, new))
+                            let hole = Hole(0);
+                            (Outcome::Accepted { hole, open }, encode(said.form, new))
                         }
                     };
                     assert_eq!(
                         said.addr.is_none(),
                         matches!(said.form, Form::ExtendedPort(_))
                     );
-                    self.session.announced(peer, outcome);
+                    let _ = self.session.announced(peer, outcome);
                     self.goes(i, at, Some((len, &with)));
                 }
                 Step::Refuse {
@@ -160,7 +161,7 @@ impl Machine {
                     assert!(!pending[..with.len()].contains(&b'\n'));
                     self.goes(i, 0, Some((with.len(), &with)));
                 }
-                Step::OpenActive => {
+                Step::OpenActive(_) => {
                     assert!(!opened, "opens twice without a byte between");
                     opened = true;
                     self.decide("open".to_owned());
@@ -186,7 +187,7 @@ impl Machine {
             }
             opened = false;
         }
-        if self.session.take_cancelled() {
+        if self.session.take_cancelled().is_some() {
             self.decide("close".to_owned());
         }
         if let Some(user) = self.session.take_login() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use etherparse::PacketBuilder;
 use ftpalg::engine::{Config, Engine, Side, Verdict};
-use ftpalg::stream::Limits;
+use ftpalg::stream::BufferLimits;
 use testkit::gateway::{FakeGateway, entry};
 use testkit::packet::{ACK, FIN, OUTSIDE, RST, SYN, Seg, URG, build, data, read};
 use testkit::trace::{
@@ -911,9 +911,9 @@ fn commands_wait_sooner_where_all_sessions_keep_much() {
 
 #[test]
 fn edits_beyond_the_limit_wait_at_their_sender() {
-    let limits = Limits {
+    let limits = BufferLimits {
         edits: 2,
-        ..Limits::default()
+        ..BufferLimits::default()
     };
     let config = Config {
         limits,

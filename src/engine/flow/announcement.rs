@@ -1,23 +1,25 @@
 //! What becomes of an announced address: [`announce::decide`] says it, and here it is carried out.
 
 use super::dialogue::pending;
-use super::{Context, Flow, Hole};
+use super::{Context, Flow};
+use crate::engine::Side;
 use crate::engine::announce::{self, Declined, How, Prepared};
+use crate::engine::endpoints::Endpoints;
 use crate::engine::event::Event;
-use crate::engine::{Endpoints, Side};
+use crate::engine::gateway::PinholeId;
 use crate::ftp::Mode;
 use crate::ftp::fit::Slot;
-use crate::ftp::session::{Address, Outcome};
+use crate::ftp::session::{Address, Hole, Outcome};
 
-/// Goes out in place of a `227` or `229` up to the end of its address, where no data connection can
-/// be had; the rest of the server's line follows, a closing bracket as a rule. RFC 959 knows 425 as
-/// an answer to transfer commands only, but clients go by the first digit (RFC 1123 §4.1.2.11).
+/// Replaces a `227` or `229`, up to the end of its address, if no data connection can be had. The
+/// rest of the server's line follows; usually that is a closing bracket. RFC 959 has 425 for
+/// transfer commands only, but clients go by the first digit (RFC 1123 §4.1.2.11).
 const REFUSAL: &[u8] = b"425 Can't open data connection (no usable port";
-/// In place of the address alone: no client can read one from it.
+/// Replaces the address alone.
 const NO_ADDRESS: &[u8] = b"no usable port";
 
 impl Flow {
-    /// Deals with an announcement of `side`'s, which is in what is pending.
+    /// Handles an announcement in `side`'s pending bytes.
     pub(super) fn announce(
         &mut self,
         ends: &Endpoints,
@@ -40,26 +42,27 @@ impl Flow {
         };
         match decided {
             Ok(Some(prepared)) => self.let_announce(side, address, prepared, open, cx),
-            Ok(None) => self.leave(side, address),
+            Ok(None) => self.leave(side, address, cx),
             Err(Declined::Leave(why)) => {
-                self.leave(side, address);
+                self.leave(side, address, cx);
                 self.count_refusal(said.verb, why, false, cx);
             }
             Err(Declined::Refuse(why)) => {
-                let replaced = self.refuse(side, address);
+                let replaced = self.refuse(side, address, cx);
                 self.count_refusal(said.verb, why, replaced, cx);
             }
         }
     }
 
-    /// What is to be done if nothing is against the announcement; `open`: its pinhole may be open
-    /// when it goes out.
+    /// How far to go if the policy allows the announcement. `open`: its pinhole may be open when it
+    /// goes out.
     fn how(&self, address: &Address, open: bool) -> Result<How, Declined> {
         if !address.follow {
             return Ok(How::Check);
         }
         if self.is_closed() {
-            // Its pinholes went when it ended: nothing would end another one in time.
+            // Its pinholes were closed when it ended. Nothing but its deadline would close a new
+            // one.
             let why = "the control connection is over".to_owned();
             return Err(match address.announcement.mode {
                 Mode::Active => Declined::Refuse(why),
@@ -100,17 +103,8 @@ impl Flow {
         forward.pass(address.at.saturating_sub(rewrite.before));
         forward.replace(replaced, &rewrite.text);
         let (verb, mode) = (address.announcement.verb, address.announcement.mode);
-        if mode == Mode::Active {
-            let hole = Hole::from(hole);
-            let superseded = self.active.replace(hole).filter(|old| *old != hole);
-            if let Some(superseded) = superseded
-                && !self.session.active_is_commanded()
-            {
-                cx.gateway.release(superseded.into());
-            }
-        }
-        let peer = self.peer(side);
-        self.session.announced(peer, Outcome::Accepted { open });
+        let hole = Hole(hole.0);
+        self.tell_session(side, Outcome::Accepted { hole, open }, cx);
         self.announced = self.announced.saturating_add(1);
         cx.stats.announced = cx.stats.announced.saturating_add(1);
         if old != new {
@@ -128,15 +122,23 @@ impl Flow {
     }
 
     /// The announcement goes out as it is, without a pinhole.
-    fn leave(&mut self, side: Side, address: &Address) {
+    fn leave(&mut self, side: Side, address: &Address, cx: &mut Context<'_>) {
         let end = address.at.saturating_add(address.len);
         self.forward(side).pass(end);
+        self.tell_session(side, Outcome::PassedUnmodified, cx);
+    }
+
+    /// Tells the session machine what became of its [`Address`], and closes the pinhole that this
+    /// supersedes.
+    fn tell_session(&mut self, side: Side, outcome: Outcome, cx: &mut Context<'_>) {
         let peer = self.peer(side);
-        self.session.announced(peer, Outcome::PassedUnmodified);
+        if let Some(Hole(superseded)) = self.session.announced(peer, outcome) {
+            cx.gateway.release(PinholeId(superseded));
+        }
     }
 
     /// The announcement is refused in place; false if it can't be, and goes out as it is.
-    fn refuse(&mut self, side: Side, address: &Address) -> bool {
+    fn refuse(&mut self, side: Side, address: &Address, cx: &mut Context<'_>) -> bool {
         let (at, len, text) = match (address.announcement.mode, &address.refusal) {
             (Mode::Passive, _) => self.refused_reply(side, address),
             (Mode::Active, Some(refusal)) => (
@@ -146,20 +148,19 @@ impl Flow {
             ),
             // Only commands are refused.
             (Mode::Active, None) => {
-                self.leave(side, address);
+                self.leave(side, address, cx);
                 return false;
             }
         };
         let forward = self.forward(side);
         forward.pass(at);
         forward.replace(len, text);
-        let peer = self.peer(side);
-        self.session.announced(peer, Outcome::Refused);
+        self.tell_session(side, Outcome::Refused, cx);
         true
     }
 
-    /// What of a `227` or `229` is replaced where it is refused: from where on, how many bytes, and
-    /// by what.
+    /// How a `227` or `229` is refused: where the replaced text begins, its length, and what
+    /// replaces it.
     fn refused_reply(&mut self, side: Side, address: &Address) -> (usize, usize, &'static [u8]) {
         let (at, len) = (address.at, address.len);
         let head = self.forward(side).pending().get(..at).unwrap_or_default();

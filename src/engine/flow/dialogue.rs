@@ -1,11 +1,13 @@
-//! What the text of a control connection means for it: the session machine's steps carried out,
-//! refusals, the end of inspection.
+//! Carries out the session machine's steps on a flow: bytes pass, wait or change, and inspection
+//! may end.
 
 use super::{Context, Flow};
+use crate::engine::Side;
+use crate::engine::endpoints::Endpoints;
 use crate::engine::event::Event;
+use crate::engine::gateway::PinholeId;
 use crate::engine::second::Second;
-use crate::engine::{Endpoints, Side};
-use crate::ftp::session::{Over, Peer, Step};
+use crate::ftp::session::{Hole, Over, Peer, Step};
 use crate::stream::Half;
 
 /// Why a flow isn't read any more.
@@ -13,7 +15,7 @@ use crate::stream::Half;
 pub(in crate::engine) enum Unread {
     /// The session machine says so.
     Over(Over),
-    /// Packets went round the gateway.
+    /// Packets bypassed us.
     Missed,
     /// A limit was reached.
     Limit,
@@ -31,16 +33,17 @@ impl Unread {
     }
 }
 
-/// How far the session machine came with what was pending.
+/// How the inspection of the pending bytes ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::engine) enum Inspected {
-    /// All of it is dealt with, but for what may belong to an address.
+    /// All are passed or replaced, but for those that may belong to an address.
     Done,
-    /// The same, and what waits is more than [`Limits::held`](crate::stream::Limits::held).
+    /// The same, and more wait than [`BufferLimits::held`](crate::stream::BufferLimits::held)
+    /// allows.
     HoldsTooMuch,
 }
 
-/// What waits of a direction.
+/// The pending bytes of a direction.
 pub(super) fn pending(halves: &[Half; 2], side: Side) -> &[u8] {
     let [egress, ingress] = halves;
     match side {
@@ -113,16 +116,12 @@ impl Flow {
                     let forward = self.forward(side);
                     forward.replace(with.len().max(1), &with);
                 }
-                Step::OpenActive => {
-                    let opened = self.active.is_some_and(|hole| {
-                        let result = cx.gateway.open(hole.into());
-                        if let Err(error) = &result {
-                            let why = error.to_string();
-                            self.count_refusal("PORT", why, false, cx);
-                        }
-                        result.is_ok()
-                    });
-                    self.session.active_opened(opened);
+                Step::OpenActive(Hole(hole)) => {
+                    let opened = cx.gateway.open(PinholeId(hole));
+                    self.session.active_opened(opened.is_ok());
+                    if let Err(error) = opened {
+                        self.count_refusal("PORT", error.to_string(), false, cx);
+                    }
                 }
                 Step::Unfollowed => {
                     cx.stats.not_ftp = cx.stats.not_ftp.saturating_add(1);
@@ -142,10 +141,8 @@ impl Flow {
             }
         }
         cx.stats.count_lines(counted, self.session.counts());
-        if self.session.take_cancelled()
-            && let Some(hole) = self.active.take()
-        {
-            cx.gateway.release(hole.into());
+        if let Some(Hole(hole)) = self.session.take_cancelled() {
+            cx.gateway.release(PinholeId(hole));
         }
         if let Some(user) = self.session.take_login() {
             cx.gateway.event(Event::LoggedIn {
@@ -181,8 +178,9 @@ impl Flow {
         });
     }
 
-    /// All flows together keep too much: replies pass unread from here on, and none is followed.
-    /// Commands stay under inspection, and wait at their sender: what is refused, stays refused.
+    /// A limit on buffers is reached. Replies pass uninspected from here on. Commands are still
+    /// inspected, so that what is always refused is refused; without room, they wait at their
+    /// sender.
     pub(in crate::engine) fn reach_limit(&mut self, side: Side, cx: &mut Context<'_>) {
         let from_client = side == self.client;
         let forward = self.forward(side);
@@ -198,7 +196,7 @@ impl Flow {
         cx.gateway.event(Event::Opaque { session, why });
     }
 
-    /// From here on both directions pass under the numbers they have.
+    /// Both directions pass uninspected from here on. Their numbers are still translated.
     pub(in crate::engine) fn end_inspection(&mut self, why: Unread, cx: &mut Context<'_>) {
         if why != Unread::TLS {
             self.tls = None;
@@ -243,7 +241,7 @@ impl Flow {
         }
     }
 
-    /// Commands that wait for a login go on without it.
+    /// Commands that wait for the reply to a login go on without it.
     pub(in crate::engine) fn stop_waiting(
         &mut self,
         ends: &Endpoints,
@@ -251,11 +249,11 @@ impl Flow {
         cx: &mut Context<'_>,
     ) {
         self.session.lose_patience();
-        // Whatever is held then is the beginning of one more line: the next segment tells.
+        // If too much is still held, the next segment finds out.
         self.inspect(ends, side, cx);
     }
 
-    /// What waits of the server's is no address: one that ends so late is of no use to anybody.
+    /// The server's bytes have waited for too long: they pass, and count as no address.
     fn pass_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
         cx.stats.unparsable = cx.stats.unparsable.saturating_add(1);
         let n = self.session.give_up_reply(pending(&self.halves, side));
@@ -263,8 +261,8 @@ impl Flow {
         forward.pass(n);
     }
 
-    /// What waits of the client's goes on as something else: it may be the beginning of what is
-    /// refused.
+    /// The client's bytes have waited for too long: they are refused, since they may be the
+    /// beginning of a command that must be.
     fn refuse_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
         let step = self.session.give_up(pending(&self.halves, side));
         let forward = self.forward(side);

@@ -1,16 +1,16 @@
-//! Which packets may change a flow: those that their receiver takes for the connection's.
+//! Which packets may change a flow: only those that the receiver accepts.
 
-use super::{Context, End, Fate, Flow};
+use super::{Context, End, Fate, Flow, challenges};
 use crate::engine::Side;
 use crate::engine::second::Second;
 use crate::stream::{Emit, Reset, Seq};
 use crate::wire::{Flags, Segment};
 
 impl Flow {
-    /// Whether the receiver believes a segment (neither SYN nor RST): it lies in its window, and
-    /// acknowledges something that the receiver sent (RFC 9293 §3.10.7.4, RFC 5961 §5), even if that went
-    /// round us. Where nothing is read any more, packets may have gone round us in both directions: the
-    /// more must the numbers find back by themselves.
+    /// Whether the receiver accepts a segment (neither SYN nor RST). It must lie in the window, and
+    /// acknowledge something that the receiver sent (RFC 9293 §3.10.7.4, RFC 5961 §5), even if that
+    /// bypassed us. Once neither direction is inspected, packets may have bypassed us in both. Then
+    /// the check is more lenient, so that our numbers catch up.
     pub(super) fn believes(&mut self, side: Side, segment: &Segment<'_>) -> bool {
         let (seq, ack) = (Seq(segment.seq()), Seq(segment.ack()));
         let flags = segment.flags();
@@ -23,9 +23,9 @@ impl Flow {
                     && (forward.may_begin(seq) || (forward.is_opaque() && reverse.is_opaque()))))
     }
 
-    /// A segment that nobody believes. Bytes that weren't inspected stay here, whatever the receiver would do
-    /// with them. What it has, and empty segments, go on: it answers with what it expects, and whoever
-    /// lost step by a lost packet finds back.
+    /// A segment that the receiver doesn't accept. New data is dropped here, since it wasn't
+    /// inspected. Old data and empty segments go on. The receiver answers them with the numbers
+    /// that it expects, which brings two ends back into step after a loss.
     pub(super) fn disbelieve(
         &mut self,
         side: Side,
@@ -46,7 +46,7 @@ impl Flow {
         self.render(side, segment, packet, emit)
     }
 
-    /// A segment of `side`'s is believed: there is somebody at that end.
+    /// A segment from `side` is accepted: that end is alive.
     pub(super) fn is_alive(&mut self, side: Side, cx: &Context<'_>) {
         self.seen = Second::of(cx.now);
         if self.is_closed() {
@@ -81,7 +81,7 @@ impl Flow {
                 return fate;
             }
             Reset::Perhaps => end = End::Reset,
-            // Whoever has asked before, instead of giving up, does so again, if not each time.
+            // An end that has sent a challenge ACK before will do so again, if not each time.
             Reset::Inexact if self.signs & challenges(side.opposite()) == 0 => {
                 if end == End::Open {
                     end = End::Doubted { by: side };
@@ -100,13 +100,7 @@ impl Flow {
     }
 }
 
-/// The sign in [`Flow::signs`] that the end whose packets come through that hook has answered a RST
-/// that wasn't exact.
-const fn challenges(side: Side) -> u8 {
-    8 << side.index()
-}
-
-/// Data and FIN.
+/// The length of a segment in sequence space: data and FIN.
 fn length(segment: &Segment<'_>) -> usize {
     let fin = usize::from(segment.flags().has(Flags::FIN));
     segment.payload().len().saturating_add(fin)

@@ -1,8 +1,9 @@
-//! Ranges of ports for sessions under TLS: when the gateway is asked to open one.
+//! Ranges of ports for sessions under TLS: when the gateway is asked to open or renew one.
 
 use super::{Context, FINS, Flow};
+use crate::engine::announce;
+use crate::engine::endpoints::Endpoints;
 use crate::engine::event::Event;
-use crate::engine::{Endpoints, announce};
 
 /// A session's range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,15 +17,15 @@ pub(in crate::engine) enum Range {
 }
 
 impl Flow {
-    /// Nothing more can be read. To be called before the packet that makes it so goes on: what the
-    /// two agree on from here on must find its way.
+    /// The session goes on under TLS, and announcements can't be read any more. To be called before
+    /// the packet goes on that says so: the range must be open before it is used.
     pub(in crate::engine) fn tls_begins(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
         if cx.config.tls_range && self.no_pinholes().is_none() {
             self.open_range(ends, cx);
         } else {
             cx.gateway.event(Event::TlsPassed {
                 session: self.id,
-                client: self.client_and_server(ends).0.ip(),
+                client: ends.client_and_server(self.client).0.ip(),
             });
         }
     }
@@ -43,7 +44,7 @@ impl Flow {
             Ok(()) => self.range = Range::Open,
             Err(error) => {
                 self.range = Range::Refused;
-                // Once: it is tried with each packet.
+                // Reported once, though it is tried with each packet.
                 if before != Range::Refused {
                     self.count_refusal("TLS", error.to_string(), false, cx);
                 }

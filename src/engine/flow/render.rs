@@ -1,6 +1,7 @@
-//! What a packet becomes on its way out.
+//! Writes what goes on into the packet: sequence numbers, window, SACK blocks, urgent pointer,
+//! payload.
 
-use super::{Fate, Flow};
+use super::{Fate, Flow, headers, least_mtu};
 use crate::engine::Side;
 use crate::stream::{Emit, Half, Intake, Seq};
 use crate::wire::{Flags, SackBlock, Segment, SegmentMut, for_each_sack};
@@ -8,34 +9,32 @@ use crate::wire::{Flags, SackBlock, Segment, SegmentMut, for_each_sack};
 impl Flow {
     /// The largest payload that may leave in this packet, in bytes.
     ///
-    /// Both SYNs' MSS is a bound (RFC 6691: it counts neither IP nor TCP options), but the path between
-    /// may take less, and what its sender has learned of that (RFC 1191, RFC 8201) isn't told to us: a
-    /// packet that is larger than any that its sender would make may never arrive, however often it is
-    /// repeated. So none gets larger than the largest of its sender's, but for packets that nearly every
-    /// path takes: 1,280 bytes, which IPv6 asks of all links (RFC 8200 §5).
+    /// Both SYNs' MSS is a bound (RFC 6691: it counts neither IP nor TCP options), but the path may
+    /// take less. What the sender has learned of the path (RFC 1191, RFC 8201) isn't told to us. A
+    /// packet larger than any that its sender makes may never arrive, however often it is sent
+    /// again. So no packet gets larger than its sender's largest, or than 1,280 bytes, which nearly
+    /// every path takes.
     ///
-    /// What is repeated may have been lost for its size. It goes by its own size, what follows by the sizes
-    /// seen from there on; or by what every path takes: with IPv4 576 bytes, which TCP sends to whoever doesn't say that
-    /// more will do (RFC 9293 §3.7.1).
+    /// A retransmission may have been lost for its size. It goes by its own size, and what follows
+    /// by the sizes seen from there on; with IPv4, down to 576 bytes.
     pub(super) fn limit(&mut self, side: Side, segment: &Segment<'_>, intake: Intake) -> usize {
         let layout = segment.layout();
-        let plain = if layout.v6 { 60 } else { 40 };
         let data = segment.payload().len();
         let forward = self.forward(side);
-        // A bare segment says nothing of sizes.
+        // A segment without data says nothing about sizes.
         let (size, intake) = match data {
             0 => (0, Intake::New),
             _ => (u16::try_from(layout.end).unwrap_or(u16::MAX), intake),
         };
         let end = Seq(segment.seq()).plus_len(data);
-        let known = usize::from(forward.largest(size, end, intake));
-        let least = if layout.v6 || !forward.was_too_large(end, intake) {
-            1280
-        } else {
-            576
-        };
-        let options = layout.payload.saturating_sub(plain);
-        let path = known.max(least).saturating_sub(layout.payload);
+        let known = forward.largest(size, end, intake);
+        let small = forward.was_too_large(end, intake);
+        // What every IPv6 link takes, nearly every IPv4 path does.
+        let least = least_mtu(!small || layout.v6);
+        let path = usize::from(known.max(least)).saturating_sub(layout.payload);
+        let options = layout
+            .payload
+            .saturating_sub(usize::from(headers(layout.v6)));
         usize::from(self.mss).saturating_sub(options).min(path)
     }
 
@@ -85,7 +84,8 @@ impl Flow {
             if pointer != segment.urgent() {
                 out.set_urgent(pointer);
                 if pointer == 0 {
-                    // Its place isn't known yet (a later segment says it), or is gone.
+                    // Where it points isn't known yet (a later segment will tell), or is
+                    // acknowledged.
                     out.clear_flags(Flags::URG);
                 }
                 changed = true;
@@ -123,8 +123,8 @@ impl Flow {
     }
 }
 
-/// Whether a retransmission says something else than the first sending did (not asked while edits
-/// are in flight).
+/// Whether a retransmission differs from the first transmission. Not checked while edits are in
+/// flight.
 pub(super) fn contradicts(forward: &Half, emit: &Emit, payload: &[u8]) -> bool {
     match *emit {
         Emit::Stream {

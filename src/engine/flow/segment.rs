@@ -1,4 +1,4 @@
-//! What a segment does to its flow, and what of it goes on: [`Flow::segment`] in stages.
+//! Handles a segment of a flow, and decides what of it goes on. [`Flow::segment`] has these stages:
 //!
 //! | stage | asks |
 //! |---|---|
@@ -14,13 +14,14 @@
 use super::dialogue::Inspected;
 use super::range::Range;
 use super::{ANSWERED, Context, FINS, Fate, Flow, RESUMABLE, UNSETTLED, Unread, render};
-use crate::engine::{Endpoints, Side};
+use crate::engine::Side;
+use crate::engine::endpoints::Endpoints;
 use crate::ftp::session::Peer;
 use crate::stream::{Emit, Half, Intake, Seq};
 use crate::wire::{Flags, Segment};
 
-/// What a direction may have in its buffers where all flows together have much, in bytes: no more than
-/// one window of an ordinary dialogue.
+/// Takes the place of [`BufferLimits::unacked`](crate::stream::BufferLimits::unacked) for clients
+/// when all flows together have half of what they may buffer.
 const CROWDED: usize = 8 * 1024;
 
 /// The data of a segment, as far as it is taken in.
@@ -119,7 +120,7 @@ impl Flow {
         if resumable == (self.signs & RESUMABLE != 0) {
             return;
         }
-        let told = (cx.gateway).set_resumable(ends.inside, ends.outside, resumable);
+        let told = (cx.gateway).set_resumable(ends.inside(), ends.outside(), resumable);
         if told.is_err() {
             cx.stats.mark_errors = cx.stats.mark_errors.saturating_add(1);
         }
@@ -168,7 +169,8 @@ impl Flow {
         limits.unacked = match peer {
             Peer::Client if cx.crowded => limits.unacked.min(CROWDED),
             Peer::Client => limits.unacked,
-            // Half of it is left for what was kept from behind a gap: little beside a listing.
+            // All of the limit is for what is in flight: segments out of order are few beside a
+            // listing.
             Peer::Server => limits.unacked.saturating_mul(2),
         };
         let signed = self.is_signed();
@@ -177,7 +179,7 @@ impl Flow {
             return Some(whole);
         };
         cx.stats.waited = cx.stats.waited.saturating_add(1);
-        // Else the packet carries what is left to send on.
+        // Otherwise the packet carries what is left to send on.
         if signed || (known == 0 && forward.is_sent()) {
             return None;
         }
@@ -212,7 +214,7 @@ impl Flow {
                 self.read_new(ends, side, data.fin, cx);
             }
             Intake::Old if peer == Peer::Client && self.session.resumes() => {
-                // Nothing new is kept for it.
+                // The reply to the login has come since.
                 self.inspect(ends, side, cx);
             }
             Intake::Old | Intake::Opaque => {}
@@ -227,8 +229,8 @@ impl Flow {
         if fin && peer == Peer::Client && self.session.awaits_login() {
             self.stop_waiting(ends, side, cx);
         }
-        // At the end of the stream nothing can complete what still waits; and in replies that stay
-        // as they are, nothing need wait.
+        // At the end of the stream nothing can complete what still waits. Signed replies are never
+        // changed, so nothing in them need wait.
         if fin || (self.is_signed() && peer == Peer::Server) {
             let forward = self.forward(side);
             forward.pass(forward.pending().len());
@@ -290,7 +292,7 @@ impl Flow {
         if self.signs & FINS == FINS {
             self.close("FIN", cx.gateway);
         } else if self.range != Range::None {
-            // Whoever has said goodbye asks for no more data connections, or answers that.
+            // An end that has sent its FIN starts no more data connections.
             cx.gateway.session_ended(self.id);
         }
     }

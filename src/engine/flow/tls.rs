@@ -1,9 +1,10 @@
-//! Sessions under TLS: whether they go back to clear text (`CCC`, RFC 4217 §12.3).
+//! Sessions under TLS: finds where they go back to clear text (`CCC`, RFC 4217 §12.3), and resumes
+//! inspection there.
 //!
-//! The command and its answer can't be read. What can be seen is that both directions have been
-//! whole TLS records from the first byte on, and that what follows the last of them isn't one. Then
-//! inspection begins anew, in each direction at that byte. If the records couldn't be followed (a
-//! lost segment is enough), the session stays unread, and that is said when clear text shows.
+//! The command and its reply can't be read. But both directions consist of TLS records from the
+//! first byte on, and the first byte behind the last record is no record. Inspection resumes there,
+//! in each direction. If the records can't be followed (a segment that is never seen is enough),
+//! the session stays uninspected. That is reported when clear text shows.
 
 use super::{Context, Flow, Unread};
 use crate::engine::Side;
@@ -14,19 +15,21 @@ use crate::wire::{Flags, Segment};
 
 /// The records of both directions, by [`Side`]; `None` where the stream is inspected again.
 #[derive(Debug)]
-pub(in crate::engine) struct Tls {
+pub(in crate::engine) struct TlsRecords {
     records: [Option<Records>; 2],
 }
 
 impl Flow {
-    /// TLS begins: in the stream of `side`'s packets, the server's, behind the line that is pending
-    /// (or with it), in the client's with the next byte. To be called while both are inspected.
+    /// TLS begins. In `side`'s stream, the server's, it begins behind the pending line, or with the
+    /// pending bytes if they are a record already. In the client's it begins with the next byte. To
+    /// be called while both are inspected.
     pub(in crate::engine) fn follow_records(&mut self, side: Side) {
         let [server, client] = self.both(side);
         let pending = server.pending();
         let line = pending.iter().position(|b| *b == b'\n');
         let start = match (pending.first(), line) {
-            (Some(20..=24), _) | (_, None) => 0,
+            (Some(byte), _) if Records::may_begin_with(*byte) => 0,
+            (_, None) => 0,
             (_, Some(end)) => end.saturating_add(1),
         };
         let at = server.pending_at().plus_len(start);
@@ -34,7 +37,7 @@ impl Flow {
         records.follow(at, pending.get(start..).unwrap_or_default());
         let both = [Some(records), Some(Records::new(client.expected()))];
         let [server, client] = both;
-        self.tls = Some(Box::new(Tls {
+        self.tls = Some(Box::new(TlsRecords {
             records: match side {
                 Side::Egress => [server, client],
                 Side::Ingress => [client, server],
@@ -42,8 +45,8 @@ impl Flow {
         }));
     }
 
-    /// Follows a segment's records. If clear text begins in it, the direction is inspected again:
-    /// returns how many bytes of it come before, and are to pass unread.
+    /// Follows a segment's records. If clear text begins in it, the direction is inspected again.
+    /// Returns how many bytes come before that, and pass uninspected.
     pub(in crate::engine) fn next_records(
         &mut self,
         side: Side,
@@ -63,7 +66,8 @@ impl Flow {
         }
         let (seq, payload) = (Seq(segment.seq()), segment.payload());
         let Some(records) = tls.of(side) else {
-            // This direction is inspected again. The other one must not be lost meanwhile.
+            // This direction is inspected again. If the other one can't be followed, that is of no
+            // use.
             let lost = tls.of(other).is_some_and(|records| records.is_lost());
             if lost {
                 self.end_inspection(Unread::TLS, cx);
@@ -86,7 +90,7 @@ impl Flow {
             None => lost && peer == Peer::Client && is_line(payload),
         };
         if !shows {
-            // Neither TLS nor text: never mind.
+            // Neither a record nor text.
             if begins.is_none() {
                 self.tls = Some(tls);
             }
@@ -121,7 +125,7 @@ impl Flow {
     }
 }
 
-impl Tls {
+impl TlsRecords {
     /// Bytes in its buffers.
     pub(in crate::engine) fn buffered(&self) -> usize {
         let records = self.records.iter().flatten();
@@ -139,7 +143,7 @@ impl Tls {
     }
 }
 
-/// Inspects a direction again from `at` on: how many bytes before that aren't in `records`.
+/// Resumes inspection at `at`. Returns how many bytes before that aren't in `records`.
 fn resume(half: &mut Half, records: &Records, at: Seq) -> Option<usize> {
     let (from, sent) = records.unacknowledged()?;
     half.resume(from, sent)

@@ -1,4 +1,4 @@
-//! What the client's lines do to a session.
+//! Commands: what the client's lines mean, and which of them are refused.
 
 use super::super::command::{
     Command, Guarded, argument, bare_verb, guarded, has_controls, is_before_login, is_long,
@@ -7,7 +7,8 @@ use super::super::command::{
 use super::super::hostport::{may_be_extended, may_be_host_port, parse_extended, parse_host_port};
 use super::super::line::HEAD;
 use super::{
-    Active, Address, Announcement, Form, Refusal, Session, Step, User, count, first_line, length,
+    Active, Address, Announcement, Form, Hole, Refusal, Session, Spoken, Step, User, count,
+    first_line, length,
 };
 use crate::ftp::Mode;
 
@@ -41,13 +42,15 @@ impl Session {
         }
         let line = head.trim_ascii_end();
         let command = Command::of(line);
-        if !self.unfollowed && self.is_no_ftp(line, command, overlong, piece) {
+        if !self.is_unfollowed() && self.is_no_ftp(line, command, overlong, piece) {
             return self.unfollow();
         }
         if overlong {
             count(&mut self.counts.overlong);
-        } else if command == Command::Transfer && self.opens_with_transfer() {
-            return Step::OpenActive;
+        } else if command == Command::Transfer
+            && let Some(hole) = self.opens_with_transfer()
+        {
+            return Step::OpenActive(hole);
         }
         self.command_passes(command, line, overlong);
         self.client.end();
@@ -56,24 +59,31 @@ impl Session {
 
     /// Whether a complete line shows that the client doesn't speak FTP.
     ///
-    /// A page chooses its request's method, which may well be `USER`, but neither the protocol's
-    /// name at the line's end, nor that there are headers between the method and all else that it
-    /// chooses.
+    /// A web page can make a browser connect here. It chooses the request's method, which may be
+    /// `USER`. But it can't avoid the protocol's name at the end of the request line, nor the
+    /// header fields that come next.
     fn is_no_ftp(&self, line: &[u8], command: Command, overlong: bool, piece: &[u8]) -> bool {
         let begins = || !overlong && may_begin(line, command) && !self.client.is_binary(piece);
-        is_header_field(line) || !self.spoken && !begins()
+        is_header_field(line) || self.spoken == Spoken::Nothing && !begins()
     }
 
-    /// Whether the reserved hole of a `PORT` opens with the transfer command that comes now: the
-    /// strict rule `active-late`, once the server has granted it.
-    fn opens_with_transfer(&self) -> bool {
-        matches!(self.active, Active::Reserved { granted: true, .. }) && self.may_open()
+    /// The reserved pinhole of a `PORT`, if it opens with this transfer command. That is so with
+    /// the strict rule `active-late`, once the server has granted the `PORT`.
+    fn opens_with_transfer(&self) -> Option<Hole> {
+        match self.active {
+            Active::Reserved {
+                hole,
+                granted: true,
+                ..
+            } if self.may_open() => Some(hole),
+            _ => None,
+        }
     }
 
     // ---- commands that may be refused ------------------------------------------------------
 
-    /// A line with a verb that may be refused: what the refusal would replace waits until that is
-    /// known. `None`: it is no different from other lines.
+    /// A line with a verb that may be refused. What a refusal would replace waits until that is
+    /// known. `None`: it is handled like other lines.
     fn guarded(
         &mut self,
         guarded: Guarded,
@@ -91,7 +101,7 @@ impl Session {
             (Some(true), "LPRT" | "LPSV") => "RFC 1639 addresses aren't followed",
             (Some(true), "AUTH") => "TLS is denied",
             _ if !guarded.plain => "a command in disguise",
-            // However long the line is: its server may look at its beginning only.
+            // The server may act on the beginning of a line that is too long.
             _ if overlong => "a line over the limit",
             _ if !ended => return Some(self.wait_from(at, piece)),
             (_, verb) => match self.address_command(verb, guarded.last, piece) {
@@ -100,7 +110,7 @@ impl Session {
             },
         };
         if content(piece, ended).len() <= at {
-            // The line's end, or a CR that may become it, comes where disguise would be cut.
+            // Nothing is left to replace but the line end, or a CR that may begin it.
             return (!ended).then(|| self.wait_from(at, piece));
         }
         let spoilt = if by_verb {
@@ -111,8 +121,8 @@ impl Session {
         Some(self.refuse(at, spoilt, guarded.verb, why, piece, ended))
     }
 
-    /// With strict rules: a line waits until it is complete (or over the limit), and is judged. `None`:
-    /// no rule is against it.
+    /// With strict rules, a line waits until it is complete or over the limit, and is checked then.
+    /// `None`: it breaks no rule.
     fn whole_line(
         &mut self,
         head: &[u8],
@@ -120,13 +130,13 @@ impl Session {
         ended: bool,
         overlong: bool,
     ) -> Option<Step> {
-        // Telnet commands go at once: they belong to an `ABOR`, and are urgent.
+        // Telnet commands go at once: they come with an `ABOR`, and are urgent.
         let start = telnet_len(head).saturating_sub(self.client.gone());
         if !ended && !overlong {
             return Some(self.wait_from(start, piece));
         }
         let text = content(piece, ended).get(start..).unwrap_or_default();
-        // The limit falls in the same place however the line was cut.
+        // The limit falls on the same byte however the line was segmented.
         let room = self.policy.max_command.saturating_sub(self.client.gone());
         let known = text
             .get(..room.saturating_sub(start))
@@ -134,7 +144,7 @@ impl Session {
             .trim_ascii_end();
         let verb = bare_verb(known);
         let why = self.breach(known, &verb, overlong)?;
-        if !self.unfollowed && self.is_no_ftp(known, Command::of(known), overlong, piece) {
+        if !self.is_unfollowed() && self.is_no_ftp(known, Command::of(known), overlong, piece) {
             return Some(self.unfollow());
         }
         // The limit may fall into the verb.
@@ -175,12 +185,12 @@ impl Session {
         }
     }
 
-    /// Whether a `USER` has come that nobody is logged in by.
+    /// Whether a `USER` has come whose login hasn't succeeded.
     fn user_is_given(&self) -> bool {
         self.user.as_ref().is_some_and(|user| !user.logged_in)
     }
 
-    /// What comes before `at` goes; the rest waits.
+    /// What comes before `at` passes; the rest waits.
     fn wait_from(&mut self, at: usize, piece: &[u8]) -> Step {
         if at == 0 {
             return Step::Wait;
@@ -189,8 +199,8 @@ impl Session {
         Step::Pass(at)
     }
 
-    /// A complete `PORT` or `EPRT`; `last`: where in the line its verb's last byte is. No step: it
-    /// is no different from other lines.
+    /// A complete `PORT` or `EPRT`. `last` is where the verb's last byte is in the line. No step:
+    /// it is handled like other lines.
     ///
     /// # Errors
     /// Why it must be refused.
@@ -239,12 +249,12 @@ impl Session {
             // RFC 2428 §4: the server must refuse it.
             return Err("EPSV ALL was sent");
         }
-        // Its hole must be open before a server that takes everything at once (pipelining) reads it,
-        // and may not be open before the login.
+        // A pipelining client: the pinhole must be open before the server reads the command, but
+        // must not be open before the login.
         let waits = self.patient && !self.policy.strict.active_late;
         self.awaits_login = waits && self.login_is_under_way();
         if self.awaits_login {
-            // Strict rules judge all of the line again.
+            // Strict rules check all of the line again.
             return Ok(Some(match self.policy.strict.holds_lines() {
                 true => Step::Wait,
                 false => self.wait_from(blank, piece),
@@ -254,7 +264,7 @@ impl Session {
         if !follow {
             count(&mut self.counts.unasked);
             if self.policy.strict.addresses {
-                return Err(match self.unfollowed {
+                return Err(match self.is_unfollowed() {
                     true => "not FTP",
                     false => "before the login",
                 });
@@ -274,7 +284,7 @@ impl Session {
         })))
     }
 
-    /// Refuses a line: from `at` on nothing of it goes out as it is.
+    /// Refuses a line: nothing of it from `at` on goes out as it is.
     fn refuse(
         &mut self,
         at: usize,
@@ -295,7 +305,7 @@ impl Session {
         }
     }
 
-    /// A line that never ends.
+    /// A line whose end has been waited for for too long.
     pub(super) fn abandon_command(&mut self, pending: &[u8]) -> Step {
         let (piece, ended) = first_line(pending);
         let refused = self.client.is_refused();
@@ -319,7 +329,7 @@ impl Session {
         self.refuse(0, spoilt, verb, "a line that never ended", piece, ended)
     }
 
-    /// What follows in a line that is refused.
+    /// What follows in a line that was refused.
     fn rest_of_refused(&mut self, piece: &[u8], ended: bool) -> Step {
         let text = content(piece, ended);
         if !text.is_empty() {
@@ -335,66 +345,67 @@ impl Session {
         Step::Pass(piece.len())
     }
 
-    /// Whether a data connection may be prepared: after the login, or while its reply is on the
-    /// way (a pipelining client); nothing opens before the login succeeded in any case.
+    /// Whether an announcement may be followed: after the login, or while its reply is awaited (a
+    /// pipelining client). In either case nothing opens before the login succeeded.
     fn may_announce(&self) -> bool {
         self.may_open() || self.login_is_under_way()
     }
 
     /// A complete line goes out to the server.
     fn command_passes(&mut self, command: Command, line: &[u8], overlong: bool) {
-        self.spoken |= !matches!(command, Command::Unknown | Command::Blank);
+        if !matches!(command, Command::Unknown | Command::Blank) {
+            self.spoken.ftp();
+        }
         match command {
             Command::User => {
-                // Kept only until the login: it is part of the explicit session output.
-                self.user = Some(Box::new(User::new(argument(line))));
+                // The name is kept until the login only, to be reported.
+                let is_news = self.user.as_ref().is_some_and(|user| user.is_news);
+                let user = User::new(argument(line));
+                self.user = Some(Box::new(User { is_news, ..user }));
                 self.login_tried = true;
             }
             Command::Login => self.login_tried = true,
             Command::Pasv | Command::Epsv => self.forget_active(),
             Command::Transfer if !overlong => match &mut self.active {
-                Active::Reserved { commanded, .. } | Active::Open { commanded } => {
+                Active::Reserved { commanded, .. } | Active::Open { commanded, .. } => {
                     *commanded = true;
                 }
-                Active::None => {}
+                Active::None | Active::Spent(_) | Active::Cancelled(_) => {}
             },
             _ => {}
         }
-        let followed = std::mem::take(&mut self.followed);
         let command = match command {
-            Command::Port if followed => Command::Followed,
+            Command::Port if self.client.is_followed() => Command::Followed,
             _ if overlong => Command::Overlong,
             command => command,
         };
         while self.waiting.len() >= self.policy.max_pipelined.max(1) {
             count(&mut self.counts.overrun);
-            match self.waiting.forget_first() {
-                Some(Command::Auth) => self.forgot_auth = true,
-                // Whether it is refused can't be told any more.
-                Some(Command::Followed) => self.drop_active(),
-                _ => {}
+            if self.waiting.forget_first() == Some(Command::Followed) {
+                // Its reply can't be recognised any more.
+                self.drop_active();
             }
         }
         self.waiting.push(command);
     }
 }
 
-/// Whether a line is a field of an HTTP request (RFC 9112 §5: the colon follows the name at once).
+/// Whether a line is a header field of HTTP (RFC 9112 §5: no blank before the colon).
 fn is_header_field(line: &[u8]) -> bool {
     let end = line.iter().position(|b| *b == b' ').unwrap_or(line.len());
     let name = line.get(..end).unwrap_or_default();
     name.iter().skip(1).any(|b| *b == b':')
 }
 
-/// What clients of other protocols say first, in upper case. Their servers' greetings may well look
+/// The first words of clients of other protocols, in upper case. Their servers' greetings may look
 /// like FTP's (RFC 5321 §4.2).
 const OTHER_PROTOCOLS: [&[u8]; 14] = [
     b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH",
     b"PRI", b"HELO", b"EHLO", b"LHLO", b"INVITE",
 ];
 
-/// Whether the first command of a client's may be this line: one of FTP's verbs, or one that at
-/// least looks like it (`XAUT`).
+/// Whether an FTP client may begin with this line: with a known verb, or one that looks like one
+/// (`XAUT`).
 fn may_begin(line: &[u8], command: Command) -> bool {
     let verb = bare_verb(line);
     let unknown = || {
@@ -418,7 +429,7 @@ fn printable(line: &[u8]) -> bool {
         .all(|b| *b >= b' ' && *b != 0x7f)
 }
 
-/// What there is of a line, without its line end or what may become it.
+/// What there is of a line, without its line end, or a CR that may begin it.
 fn content(piece: &[u8], ended: bool) -> &[u8] {
     let text = if ended {
         piece.strip_suffix(b"\n").unwrap_or(piece)
@@ -428,20 +439,21 @@ fn content(piece: &[u8], ended: bool) -> &[u8] {
     text.strip_suffix(b"\r").unwrap_or(text)
 }
 
-/// How a line is refused: what of it becomes something else, byte for byte, so that it is the same
-/// wherever the text was cut.
+/// Which part of a refused line is replaced. Each byte is replaced by itself, so the result doesn't
+/// depend on how the text was segmented.
 #[derive(Clone, Copy, Debug)]
 enum Spoilt {
-    /// So many bytes of the verb, and all behind it: no server knows the command (500).
+    /// That many bytes of the verb, and all behind it. No server knows the command, and it answers
+    /// 500.
     Verb(usize),
-    /// The argument, with the blank before it: the server says 501.
+    /// The argument, with the blank before it. The server answers 501.
     Argument,
-    /// What follows in a line that is refused already.
+    /// The rest of a line whose beginning was replaced.
     Rest,
 }
 
 impl Spoilt {
-    /// As many bytes as `text` has.
+    /// What replaces `text`: as many bytes.
     fn text(self, text: &[u8]) -> Vec<u8> {
         let other = |(at, byte): (usize, &u8)| match (self, byte) {
             (Self::Argument, _) if at == 0 => b' ',

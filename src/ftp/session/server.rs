@@ -1,18 +1,20 @@
-//! What the server's lines do to a session.
+//! Replies: what the server's lines mean, and where their addresses are.
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use super::super::command::Command;
 use super::super::hostport::{Scan, scan_extended_port, scan_host_port};
-use super::super::reply::{Code, Start, lead_len};
-use super::{Active, Address, Announcement, Form, Over, Session, Step, count, first_line, length};
+use super::super::reply::{Code, ReplyStart, lead_len};
+use super::{
+    Active, Address, Announcement, Form, Hole, Over, Session, Step, User, count, first_line, length,
+};
 use crate::ftp::Mode;
 
 /// How many lines of text may come before the greeting.
 const PREFACE: u8 = 64;
 
-/// What servers of other protocols say first.
+/// The first words of servers of other protocols.
 const OTHER_PROTOCOLS: [&[u8]; 9] = [
     b"HTTP/", b"RTSP/", b"SIP/", b"ICY ", b"SSH-", b"RFB ", b"+OK", b"* OK", b"@RSYNCD",
 ];
@@ -22,8 +24,8 @@ impl Session {
         let (piece, ended) = first_line(pending);
         let head = self.server.head(piece);
         let text = if ended { head.trim_ascii_end() } else { &head };
-        let start = Start::of(text, ended);
-        if !self.greeted && self.multi.is_none() && start == Start::Text {
+        let start = ReplyStart::of(text, ended);
+        if !self.greeted && self.multi.is_none() && start == ReplyStart::Text {
             if is_no_preface(text, piece, self.server.gone()) || self.preface >= PREFACE {
                 return self.ends(Over::NotFtp);
             }
@@ -46,8 +48,8 @@ impl Session {
             return Step::Pass(piece.len());
         }
         if let Some(code) = last {
-            if self.opens_active(code.value) {
-                return Step::OpenActive;
+            if let Some(hole) = self.opens_active(code.value) {
+                return Step::OpenActive(hole);
             }
             if self.reply_passes(code.value) {
                 return self.ends(Over::Tls);
@@ -62,9 +64,9 @@ impl Session {
         Step::Pass(piece.len())
     }
 
-    /// The code of a line, if it is its reply's last one.
-    fn last_of_reply(&self, start: Start) -> Option<Code> {
-        let Start::Last(code) = start else {
+    /// The code of a line, if it is the last one of its reply.
+    fn last_of_reply(&self, start: ReplyStart) -> Option<Code> {
+        let ReplyStart::Last(code) = start else {
             return None;
         };
         let ends = match self.multi {
@@ -74,22 +76,23 @@ impl Session {
         ends.then_some(code)
     }
 
-    /// A complete line that isn't its reply's last one.
-    fn within_reply(&mut self, start: Start) {
+    /// A complete line that isn't the last one of its reply.
+    fn within_reply(&mut self, start: ReplyStart) {
         match start {
-            Start::First(code) if self.multi.is_none() => {
+            ReplyStart::First(code) if self.multi.is_none() => {
                 self.multi = NonZeroU16::new(code.value);
             }
-            // The end for clients that don't compare codes: see `lines_were_over`.
-            Start::Last(code) if self.multi.is_some() && code.plain => {
+            // Clients that don't compare codes take it for the last line: see `lines_were_over`.
+            ReplyStart::Last(code) if self.multi.is_some() && code.plain => {
                 self.other_end = self.other_end.or(NonZeroU16::new(code.value));
             }
             _ => {}
         }
     }
 
-    /// The client goes on although a reply of several lines is under way. If there was a line in it
-    /// that looked like the end of another reply, that was the end. Nothing in it was acted on.
+    /// The client goes on although a multi-line reply isn't complete. If a line in it looked like a
+    /// last line with another code, the client took that for the end, and so it was. Nothing in it
+    /// was acted on.
     pub(super) fn lines_were_over(&mut self) {
         if let Some(code) = self.other_end.take() {
             // What comes after a 234 is clear text, or the client wouldn't have sent a line.
@@ -97,10 +100,10 @@ impl Session {
         }
     }
 
-    /// Whether the reply with this code answers the command that asks for an address.
+    /// Whether a reply with this code answers a `PASV` or `EPSV` that may be followed.
     fn expects_address(&self, code: u16) -> bool {
         let asked = match self.waiting.answered(code) {
-            // RFC 2428 §4: after `EPSV ALL` there is no other way.
+            // RFC 2428 §4: after `EPSV ALL`, only `EPSV` is allowed.
             Some((_, Command::Pasv)) => !self.epsv_all,
             Some((_, Command::Epsv)) => true,
             _ => false,
@@ -108,8 +111,8 @@ impl Session {
         asked && self.may_open()
     }
 
-    /// Looks for the address in the last line of a `227` or `229`. `None`: there is none (any more),
-    /// and the piece is like any other.
+    /// Looks for the address in the last line of a `227` or `229`. `None`: there is none in what
+    /// has come, and the piece is handled like any other.
     fn address_reply(&mut self, code: Code, piece: &[u8], ended: bool) -> Option<Step> {
         // The code's digits are no address.
         let mut at = code.end.saturating_sub(self.server.gone());
@@ -141,7 +144,7 @@ impl Session {
         (!goes_on).then(|| at.saturating_add(run))
     }
 
-    /// Where, from `at` on, an address may begin; `None`: nowhere within the limit on lines.
+    /// Where an address may begin, from `at` on. `None`: nowhere within the limit on reply lines.
     fn next_candidate(
         &mut self,
         notation: Notation,
@@ -164,12 +167,12 @@ impl Session {
         Some(at)
     }
 
-    /// How many more bytes of the line are looked at.
+    /// How many more bytes of the line may be looked at.
     fn reply_room(&self) -> usize {
         self.policy.max_reply.saturating_sub(self.server.gone())
     }
 
-    /// What begins at `at` may become an address: what comes before it passes.
+    /// An address may begin at `at`. What comes before it passes.
     fn wait_for_address(&mut self, at: usize, piece: &[u8]) -> Step {
         match piece.get(..at) {
             Some(head) if at > 0 => {
@@ -180,11 +183,11 @@ impl Session {
         }
     }
 
-    /// An address was found at `at`; `None`: it is beyond the limit on lines.
+    /// An address was found at `at`. `None`: it goes beyond the limit on reply lines.
     fn found(
         &mut self,
         notation: Notation,
-        found: Found,
+        found: FoundAddress,
         at: usize,
         len: usize,
         piece: &[u8],
@@ -210,22 +213,28 @@ impl Session {
         }))
     }
 
-    /// Whether this reply says what the reserved hole of a `PORT` waited for.
-    fn opens_active(&self, code: u16) -> bool {
-        let Active::Reserved { granted, commanded } = self.active else {
-            return false;
+    /// The reserved pinhole of a `PORT`, if it opens with this reply.
+    fn opens_active(&self, code: u16) -> Option<Hole> {
+        let Active::Reserved {
+            hole,
+            granted,
+            commanded,
+        } = self.active
+        else {
+            return None;
         };
         let answered = self.waiting.answered(code).map(|(_, command)| command);
         let login = self.greeted && self.logs_in(code, answered);
         let grants = (200..300).contains(&code) && answered == Some(Command::Followed);
         let last = self.waiting.iter().filter(|c| *c == Command::Followed);
         let granted = granted || grants && last.count() == 1;
-        let may = self.may_open() || login && !self.unfollowed;
-        may && (!self.policy.strict.active_late || granted && commanded) && (login || grants)
+        let may = self.may_open() || login && !self.is_unfollowed();
+        let complete = !self.policy.strict.active_late || granted && commanded;
+        (may && complete && (login || grants)).then_some(hole)
     }
 
-    /// Whether a final reply completes a login: any `2yz` to `USER`, `PASS` or `ACCT` does (RFC 959
-    /// §6). A `230` says so even if the command it answers can't be told any more.
+    /// Whether a final reply completes a login. Any `2yz` to `USER`, `PASS` or `ACCT` does (RFC 959
+    /// §6). So does a `230` whose command isn't known any more.
     fn logs_in(&self, code: u16, answered: Option<Command>) -> bool {
         match answered {
             Some(Command::User | Command::Login) => (200..300).contains(&code),
@@ -234,7 +243,7 @@ impl Session {
         }
     }
 
-    /// A complete reply goes out to the client; returns whether TLS begins behind it.
+    /// A complete reply goes out to the client. Returns whether TLS begins behind it.
     fn reply_passes(&mut self, code: u16) -> bool {
         self.multi = None;
         self.other_end = None;
@@ -253,8 +262,8 @@ impl Session {
             }
             return false;
         }
-        // Nothing but TLS can follow (RFC 4217 §4), whichever command it is taken for.
-        if code == 234 && (self.forgot_auth || self.waiting.has(Command::Auth)) {
+        // TLS follows (RFC 4217 §4), whichever command it is matched to.
+        if code == 234 && self.waiting.may_have_auth() {
             return true;
         }
         let answered = self.waiting.answered(code);
@@ -268,7 +277,7 @@ impl Session {
         }
         let granted = (200..300).contains(&code);
         match answered {
-            // RFC 959 §4.1.1: a new USER flushes the login there was.
+            // RFC 959 §4.1.1: a new USER ends the login before it.
             Some(Command::User) if matches!(code, 331 | 332) => {
                 self.logged_in = false;
                 self.login_tried = true;
@@ -285,16 +294,13 @@ impl Session {
                 self.forget_active();
             }
             // Of several in a row the last one counts.
-            Some(Command::Followed) if !self.waiting.has(Command::Followed) => match self.active {
-                _ if !granted => self.drop_active(),
-                Active::Reserved { commanded, .. } => {
-                    self.active = Active::Reserved {
-                        granted: true,
-                        commanded,
-                    };
+            Some(Command::Followed) if !self.waiting.has(Command::Followed) => {
+                if !granted {
+                    self.drop_active();
+                } else if let Active::Reserved { granted, .. } = &mut self.active {
+                    *granted = true;
                 }
-                Active::Open { .. } | Active::None => {}
-            },
+            }
             Some(Command::Transfer | Command::Running) => self.transfer_ends(code),
             _ => {}
         }
@@ -302,7 +308,11 @@ impl Session {
     }
 
     fn login_succeeds(&mut self) {
-        self.fresh_login |= !self.logged_in && !self.unfollowed;
+        if !self.logged_in && !self.is_unfollowed() {
+            // Some log in without a name, by their greeting.
+            let nobody = || Box::new(User::new(b""));
+            self.user.get_or_insert_with(nobody).is_news = true;
+        }
         self.logged_in = true;
         self.login_tried = false;
         if let Some(user) = &mut self.user {
@@ -312,7 +322,7 @@ impl Session {
     }
 
     fn login_fails(&mut self, code: u16) {
-        // 530 is RFC 959's; some servers have 430.
+        // RFC 959 has 530; some servers send 430.
         if matches!(code, 430 | 530) {
             self.failed_logins = self.failed_logins.saturating_add(1);
         }
@@ -322,7 +332,7 @@ impl Session {
         }
     }
 
-    /// The reply that ends a transfer, or says that there is none.
+    /// The reply that ends a transfer, or refuses it.
     fn transfer_ends(&mut self, code: u16) {
         let more = self.waiting.has(Command::Transfer) || self.waiting.has(Command::Running);
         if more || !self.active_is_commanded() {
@@ -331,8 +341,8 @@ impl Session {
         if code >= 400 {
             self.drop_active();
         } else {
-            // Its connection was made, and took the hole with it.
-            self.active = Active::None;
+            // Its data connection was made, which closed the pinhole.
+            self.active = self.active.hole().map_or(Active::None, Active::Spent);
         }
     }
 }
@@ -347,7 +357,7 @@ enum Notation {
 }
 
 /// An address in a reply.
-struct Found {
+struct FoundAddress {
     /// What comes before it in the scanned text: the parenthesis.
     skip: usize,
     form: Form,
@@ -378,15 +388,15 @@ impl Notation {
         }
     }
 
-    fn scan(self, text: &[u8]) -> Scan<Found> {
+    fn scan(self, text: &[u8]) -> Scan<FoundAddress> {
         match self {
-            Self::HostPort => scan_host_port(text).map(|(ip, port)| Found {
+            Self::HostPort => scan_host_port(text).map(|(ip, port)| FoundAddress {
                 skip: 0,
                 form: Form::HostPort,
                 addr: Some(ip.into()),
                 port,
             }),
-            Self::Extended => scan_extended_port(text).map(|(delimiter, port)| Found {
+            Self::Extended => scan_extended_port(text).map(|(delimiter, port)| FoundAddress {
                 skip: 1,
                 form: Form::ExtendedPort(delimiter),
                 addr: None,
@@ -396,8 +406,8 @@ impl Notation {
     }
 }
 
-/// Whether a line before the greeting shows that the server speaks another protocol; `piece` is
-/// what has come of it just now, behind `gone` bytes. Terminal sequences are seen in banners.
+/// Whether a line before the greeting shows that the server speaks another protocol. `piece` is the
+/// pending part of it, behind `gone` bytes. Banners may have terminal escape sequences.
 fn is_no_preface(head: &[u8], piece: &[u8], gone: usize) -> bool {
     let binary = |b: &u8| b.is_ascii_control() && !matches!(b, 0 | 8..=13 | 27);
     // Telnet commands in front of the text may have any bytes in them.

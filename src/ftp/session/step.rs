@@ -1,4 +1,4 @@
-//! What the caller of a session and the session tell each other.
+//! The interface of the session machine: its steps, and what the caller tells it.
 
 use crate::ftp::Mode;
 
@@ -42,19 +42,19 @@ pub struct Announcement {
 pub enum Step {
     /// The first `n` pending bytes (n ≥ 1) go out as they are.
     Pass(usize),
-    /// All of the pending bytes may belong to an address: more is needed to tell.
+    /// All pending bytes wait, for more of them or for the reply to a login.
     Wait,
-    /// What the client says isn't FTP. Nothing opens from here on; what is always refused stays
-    /// refused, since the server may read it as FTP all the same. Said once; nothing is removed
-    /// from pending, call [`super::Session::next`] again.
+    /// What the client says isn't FTP. Nothing opens from here on. What is always refused still is,
+    /// since the server may read it as FTP. This step comes once. Nothing is removed from pending;
+    /// call [`super::Session::next`] again.
     Unfollowed,
     /// `pending[..at]` passes as it is, `pending[at..at + len]` is an address. The caller decides
     /// and calls [`super::Session::announced`] with the outcome, then removes `at + len` bytes from
     /// pending.
     Address(Address),
-    /// `pending[..at]` passes as it is, `pending[at..at + with.len()]` is replaced by `with`, which
-    /// the server refuses itself: an argument that is no address, or a verb that no server knows.
-    /// Both are removed from pending.
+    /// `pending[..at]` passes as it is, and `pending[at..at + with.len()]` is replaced by `with`.
+    /// The server then refuses the command itself: its argument is no address, or its verb isn't
+    /// known. Both parts are removed from pending.
     Refuse {
         /// Where the replaced text starts.
         at: usize,
@@ -65,24 +65,25 @@ pub enum Step {
         /// Why, in a few words.
         why: &'static str,
     },
-    /// All of the pending bytes of a line that is refused, up to its line end, are replaced by
-    /// these, as many (≥ 1), and removed from pending.
+    /// The next pending bytes of a refused line, up to its line end, are replaced by these, as many
+    /// (≥ 1), and removed from pending.
     Blank(Vec<u8>),
     /// The pinhole that an earlier `PORT`/`EPRT` reserved must be open before any of the pending
-    /// bytes go out. Nothing is removed from pending; call [`super::Session::next`] again.
-    OpenActive,
-    /// Both streams are passed on without looking from here on. The pending bytes go out as they are.
+    /// bytes go out. Say what became of it with [`super::Session::active_opened`]. Nothing is
+    /// removed from pending; call [`super::Session::next`] again.
+    OpenActive(Hole),
+    /// Both streams pass uninspected from here on. The pending bytes go out as they are.
     Opaque(Over),
 }
 
-/// Why a session isn't read any more.
+/// Why a session isn't inspected any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Over {
     /// It went on under TLS (RFC 4217).
     Tls,
     /// It isn't FTP.
     NotFtp,
-    /// It was to be under TLS from its first byte, and isn't.
+    /// It was expected to be under TLS from its first byte, and isn't.
     NotTls,
 }
 
@@ -109,14 +110,14 @@ pub struct Address {
     pub announcement: Announcement,
     /// How to refuse it in place; `None` for replies.
     pub refusal: Option<Refusal>,
-    /// Whether it may be followed. If not, nothing opens: it is refused if the policy is against
-    /// it, else it goes out as it is.
+    /// Whether it may be followed. If not, nothing opens for it. It is refused if the policy says
+    /// so, else it goes out as it is.
     pub follow: bool,
 }
 
-/// How a command that announces an address is refused: `pending[at..at + with.len()]`, the whole
-/// argument with the blank before it, becomes `with`, which no server reads as an address. The verb
-/// stays, so that the server says 501 and not that it doesn't know the command.
+/// How a command that announces an address is refused. `pending[at..at + with.len()]`, the argument
+/// with the blank before it, becomes `with`, which no server reads as an address. The verb stays,
+/// so that the server answers 501 (not 500, unknown command).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// Where the replaced text starts, behind the verb.
@@ -125,12 +126,20 @@ pub struct Refusal {
     pub with: Vec<u8>,
 }
 
+/// The caller's number of the pinhole of a `PORT` or `EPRT`. The session keeps it, and gives it
+/// back when that pinhole must be opened or closed. Packed, so that it costs a session no padding.
+#[repr(Rust, packed)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hole(pub u64);
+
 /// What became of an [`Announcement`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It goes out, rewritten or not.
     Accepted {
-        /// Its pinhole is open; else it is reserved.
+        /// Its pinhole.
+        hole: Hole,
+        /// Whether that is open; else it is reserved.
         open: bool,
     },
     /// It goes out unmodified and there is no pinhole.

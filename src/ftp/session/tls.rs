@@ -1,54 +1,39 @@
 //! Implicit FTPS: TLS from the first byte, on a port that is known for it.
 
-use super::{Over, Peer, Session, Step, Waiting};
-
-/// How far the handshake of implicit FTPS has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub(super) enum Implicit {
-    /// The session begins in clear text.
-    #[default]
-    No,
-    /// Nothing has come.
-    Expected,
-    /// The client has begun a handshake.
-    Hello,
-}
+use super::{Over, Peer, Reading, Session, Step, Unanswered};
 
 impl Session {
     /// The session begins with TLS, not with the server's greeting.
     ///
-    /// What begins in another way is passed without looking (`not TLS`).
+    /// If it begins in another way, it passes uninspected (`not TLS`).
     pub fn expect_tls(&mut self) {
-        self.implicit = Implicit::Expected;
+        self.reading = Reading::TlsExpected;
     }
 
     /// Both streams are in clear text again (RFC 4217 §12.3). Nothing is known of the commands
-    /// that went unread; only who has logged in may say `CCC`.
+    /// under TLS, but the client has logged in: `CCC` is allowed only then.
     pub fn clear_again(&mut self) {
-        self.over = None;
-        self.implicit = Implicit::No;
+        self.reading = Reading::Clear;
         self.client.end();
         self.server.end();
-        self.waiting = Waiting::default();
-        self.forgot_auth = false;
+        self.waiting = Unanswered::default();
         self.multi = None;
         self.other_end = None;
         self.user = None;
         self.drop_active();
         self.greeted = true;
-        self.spoken = true;
+        self.spoken.ftp();
         self.logged_in = true;
         self.epsv_all = false;
-        self.followed = false;
     }
 
-    /// What the beginnings of the two streams are. It is TLS once the server has answered the
+    /// Looks at the beginnings of the two streams. It is TLS once the server has answered the
     /// client's handshake record with one of its own.
     pub(super) fn next_record(&mut self, from: Peer, pending: &[u8]) -> Step {
-        match (from, self.implicit) {
-            (Peer::Client, Implicit::Hello) => {}
-            (Peer::Client, _) if is_handshake(pending) => self.implicit = Implicit::Hello,
-            (Peer::Server, Implicit::Hello) if is_handshake(pending) => {
+        match (from, self.reading) {
+            (Peer::Client, Reading::TlsHello) => {}
+            (Peer::Client, _) if is_handshake(pending) => self.reading = Reading::TlsHello,
+            (Peer::Server, Reading::TlsHello) if is_handshake(pending) => {
                 return self.ends(Over::Tls);
             }
             _ => return self.ends(Over::NotTls),

@@ -1,12 +1,12 @@
-//! The receiver's acknowledgements: what they change, and what the sender is told of them.
+//! The receiver's acknowledgements: what they change here, and how they are passed on to the
+//! sender.
 
 use super::{Half, Point, Round, Seq};
 
 impl Half {
-    /// Notes that the receiver acknowledged everything before `ack` (in edited space), and takes
-    /// data up to `edge` (its window's right end). To be called for segments that the sender takes, and
-    /// whose acknowledgement is [possible](Self::can_acknowledge), or
-    /// [of what went round us](Self::may_have_missed).
+    /// Notes that the receiver acknowledged everything before `ack` (in edited space), and that its
+    /// window ends at `edge`. To be called for acceptable segments whose acknowledgement is
+    /// [possible](Self::can_acknowledge) or [of bytes that bypassed us](Self::may_have_missed).
     pub fn acknowledged(&mut self, ack: Seq, edge: Seq) {
         let released = self.released();
         self.heard = true;
@@ -30,8 +30,8 @@ impl Half {
             self.acked = ack;
             self.next = fin.plus(1);
         } else if ack.after(self.emitted) {
-            // It acknowledges what was never sent on as a part of the stream: in what isn't read any more
-            // that is normal.
+            // It acknowledges bytes that weren't inspected. That is normal once inspection has
+            // ended.
             if self.opaque && self.emitted == released.edited {
                 if !self.is_settled() {
                     self.trim(released);
@@ -66,12 +66,13 @@ impl Half {
         }
         self.tidy();
         self.una = to;
-        // Sequence numbers are compared within half their space: none may stay behind for ever.
+        // Sequence numbers compare correctly only within half of their space, so none may stay
+        // behind.
         self.guaranteed = self.guaranteed.max(to.original);
     }
 
-    /// The receiver acknowledges `ack`. If that is all that may go on, the bytes held are acknowledged to
-    /// the sender as well: see the module's documentation.
+    /// The receiver acknowledges `ack`. If that is all that may go on, the held bytes are
+    /// acknowledged to the sender early: see the documentation of [`crate::stream`].
     pub fn guarantee(&mut self, ack: Seq) {
         if !self.opaque
             && self.fin.is_none()
@@ -90,7 +91,7 @@ impl Half {
             return ack.plus(self.una.original.since(self.una.edited));
         }
         let released = self.released();
-        // While something is left to send on, more than was sent can't have been received.
+        // While something is left to send on, the receiver can't have more than was sent.
         let ahead = self.emitted != released.edited || !self.pending().is_empty();
         let ack = if ahead { ack.min(self.emitted) } else { ack };
         let mapped = if ack.before(self.una.edited) {
@@ -107,7 +108,8 @@ impl Half {
         }
     }
 
-    /// A SACK block of the receiver's in the sender's numbers; `None` if nothing whole is left.
+    /// The receiver's SACK block in the sender's numbers, reduced to whole edits; `None` if nothing
+    /// is left.
     #[must_use]
     pub fn sack_to_sender(&self, left: Seq, right: Seq) -> Option<(Seq, Seq)> {
         let edge = |at: Seq, round| {
@@ -126,14 +128,14 @@ impl Half {
         };
         let (mut left, right) = (edge(left, Round::Up), edge(right, Round::Down));
         if !left.before(self.una.original) {
-            // Below the acknowledgement it would say that the sender repeated itself (RFC 2883).
+            // A block below the acknowledgement would report a duplicate (RFC 2883).
             left = left.max(self.guaranteed);
         }
         left.before(right).then_some((left, right))
     }
 
-    /// The window field that goes with an acknowledgement: the sender may not send what would,
-    /// after the edits that are known, end beyond the receiver's window.
+    /// The window field that goes with an acknowledgement. The sender must not send what would,
+    /// once edited, end beyond the receiver's window.
     ///
     /// `ack` is the receiver's own, `given` what [`Half::ack_to_sender`] made of it; `shift` is
     /// the receiver's window scale.

@@ -1,4 +1,4 @@
-//! What a packet carries to the receiver, and under which numbers.
+//! What a packet carries to the receiver, and with which sequence number.
 
 use super::{Emit, Half, Intake, Round, Seq};
 
@@ -6,8 +6,8 @@ impl Half {
     /// Says what the packet that carries `seq` and `payload` must carry on. To be called after
     /// [`Half::take_in`] and after what is pending was dealt with; not for RST.
     ///
-    /// `limit`: the largest payload the path to the receiver is known to take, in bytes; what came in one
-    /// packet may always leave in one.
+    /// `limit` is the largest payload that the path to the receiver is known to take, in bytes. A
+    /// payload that came in one packet may always leave in one.
     pub fn emit(
         &mut self,
         seq: Seq,
@@ -51,13 +51,13 @@ impl Half {
         if self.is_settled() {
             return Emit::Own(self.shifted(seq));
         }
-        // Bytes that only we can deliver: the sender has its acknowledgement, or was cut off by
-        // the size limit.
+        // Bytes that only we can deliver: the sender has an early acknowledgement of them, or they
+        // didn't fit into their packet.
         let owed = self.guaranteed.after(self.una.original) && self.emitted != self.una.edited;
         let behind = owed || self.emitted != released.edited;
         let bare = payload.is_empty() && !fin;
         let beyond = self.opaque && !seq.before(self.next);
-        // A bare segment is no promise that there is room for data at the other end.
+        // A segment without data may be sent when the receiver's window has no room.
         let room = bare.then(|| self.edge.since(self.una.edited) as usize);
         if !behind && (beyond || bare) {
             return Emit::Own(self.header_seq(seq));
@@ -77,7 +77,7 @@ impl Half {
         } else {
             self.emitted
         };
-        // The part of an edit that was acknowledged needn't go again.
+        // What was acknowledged of an edit isn't sent again.
         let start = start.max(self.acked.min(self.emitted));
         let more = intake == Intake::New || (self.opaque && end.after(self.next));
         let stop = if more || behind || !end.before(released.original) {
@@ -95,7 +95,7 @@ impl Half {
             len.min(room.saturating_sub(start.len_since(self.una.edited)))
         });
         let complete = start.plus_len(len) == released.edited && self.pending().is_empty();
-        // Only where all of it fits: then the stream's part is complete, and its own part follows it.
+        // Only if all of it fits.
         let tail = (self.opaque && !seq.after(self.next) && end.after(self.next))
             .then(|| self.next.len_since(seq))
             .filter(|tail| len.saturating_add(payload.len().saturating_sub(*tail)) <= limit);
@@ -124,8 +124,9 @@ impl Half {
         }
     }
 
-    /// Notes the size of a packet, in bytes of IP, whose data ends before `end`; returns the largest since
-    /// one may have been [too large](Self::was_too_large). To be called behind [`Half::take_in`].
+    /// Notes the size of a packet, in bytes of IP, whose data ends before `end`. Returns the
+    /// largest since one may have been [too large](Self::was_too_large). To be called after
+    /// [`Half::take_in`].
     pub fn largest(&mut self, size: u16, end: Seq, intake: Intake) -> u16 {
         self.largest = if self.was_too_large(end, intake) {
             size
@@ -135,9 +136,9 @@ impl Half {
         self.largest
     }
 
-    /// Whether the data that ends before `end` is a repetition because the packet that it went on with may have
-    /// been too large for the path: the receiver hasn't spoken since. One that got it and had no room
-    /// for it would have said so. To be asked behind [`Half::take_in`].
+    /// Whether the data that ends before `end` is a retransmission, and the first transmission may
+    /// have been too large for the path. That may be so if the receiver has sent nothing since: it
+    /// acknowledges even data that it has no room for. To be called after [`Half::take_in`].
     #[must_use]
     pub fn was_too_large(&self, end: Seq, intake: Intake) -> bool {
         if self.heard {
@@ -150,8 +151,8 @@ impl Half {
         }
     }
 
-    /// Whether a segment says just what is to go on, and all of it was inspected: for connections whose
-    /// segments bear no change. It is noted as sent on then.
+    /// Whether a segment may go on as it came: all of it was inspected, and nothing in it is
+    /// edited. If so, it counts as sent on. For connections whose segments must not be changed.
     pub fn clears(&mut self, seq: Seq, payload: &[u8], fin: bool) -> bool {
         let end = seq.plus_len(payload.len());
         let behind = self.una.original.max(seq);
@@ -168,7 +169,7 @@ impl Half {
         clear
     }
 
-    /// A packet that carries nothing new, and asks for an acknowledgement.
+    /// A packet that carries nothing new, so that the receiver acknowledges at once.
     #[must_use]
     pub fn probe(&self) -> Emit {
         Emit::Probe {
@@ -183,8 +184,8 @@ impl Half {
         self.fin_sent |= fin && !self.opaque;
     }
 
-    /// Whether a segment that starts with bytes acknowledged before says, from there on, just what
-    /// is to go on: it may pass as it is.
+    /// Whether a segment that begins with acknowledged bytes has, behind them, exactly the bytes
+    /// that are to go on. Then it may pass as it is.
     fn overlaps(&self, seq: Seq, payload: &[u8], start: Seq, len: usize) -> bool {
         seq.before(self.una.original)
             && start == self.una.edited
@@ -199,8 +200,8 @@ impl Half {
         out.get(from..from.saturating_add(len)).unwrap_or_default()
     }
 
-    /// The sequence number for a packet that carries no data (or is a RST): what the receiver
-    /// hasn't been sent, the sender hasn't sent either, as far as the receiver can see.
+    /// The sequence number for a packet without data (or a RST). To the receiver it must look as if
+    /// the sender had sent nothing but what was sent on.
     #[must_use]
     pub fn header_seq(&self, seq: Seq) -> Seq {
         if self.is_settled() {
@@ -225,13 +226,13 @@ impl Half {
             return self.shifted(seq);
         }
         if seq.plus(1) == self.next && self.next != self.una.original {
-            // A keep-alive (RFC 9293 §3.8.4) asks for an answer: it must be one byte too low.
+            // A keep-alive (RFC 9293 §3.8.4): its number must be one below the expected one.
             return self.emitted.plus(u32::MAX);
         }
         if !seq.before(released.original) {
-            // What was taken in and waits isn't sent yet, as far as the receiver can see. A number
-            // beyond that stays beyond, as far as it was: a segment that we never saw lies between,
-            // or it is forged, and must not become the very number that the receiver expects.
+            // For the receiver, bytes that wait here aren't sent yet. A number beyond them stays
+            // beyond by as much. Either a segment between was lost, or this one is forged. It must
+            // not become exactly the number that the receiver expects.
             let beyond = if seq.after(self.next) {
                 seq.since(self.next)
             } else {
@@ -242,9 +243,8 @@ impl Half {
         self.map(seq, Round::Down).edited.min(self.emitted)
     }
 
-    /// The position in edited space of an original urgent pointer (it points behind the urgent
-    /// data, RFC 9293 §3.8.5); `None` while bytes wait in front of it, and what becomes of them
-    /// isn't known.
+    /// The sender's urgent pointer in edited space (it points behind the urgent data, RFC 9293
+    /// §3.8.5). `None` while bytes before it wait, since their edits aren't known.
     #[must_use]
     pub fn urgent(&self, at: Seq) -> Option<Seq> {
         let released = self.released();

@@ -1,31 +1,32 @@
-//! Which segments the receiver takes for its connection's: only such may change anything here.
+//! Which segments the receiver accepts. Only these may change anything here.
 //!
-//! Somebody who doesn't see the connection can send segments in its name, with numbers at random. Their
-//! receiver throws them away (RFC 9293 §3.10.7.4, RFC 5961), or answers with what it expects.
+//! An off-path attacker can forge segments with guessed numbers. The receiver drops them, or
+//! answers with the numbers that it expects (RFC 9293 §3.10.7.4, RFC 5961).
 
 use super::{Half, Seq};
 
 /// What a RST means to its receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reset {
-    /// It has the number that its receiver expects, or all that its sender sent comes before it: the
-    /// connection is over.
+    /// It has the number that its receiver expects, or comes right behind all that its sender sent.
+    /// The connection is over.
     Exact,
     /// It may have the number that its receiver expects, depending on what has arrived.
     Perhaps,
-    /// It lies in the window, but isn't what is expected: for RFC 5961 §3 a reason to ask the sender by
-    /// an acknowledgement, for older TCPs the end.
+    /// It lies in the window, but doesn't have the expected number. A receiver that follows RFC
+    /// 5961 §3 sends a challenge ACK; older ones close the connection.
     Inexact,
-    /// No receiver heeds it.
+    /// Every receiver ignores it.
     Void,
 }
 
-/// How far beyond what was sent on an acknowledgement is believed to be about bytes that went
-/// round us, in bytes.
+/// How far an acknowledgement may lie beyond what was sent on, in bytes. It is then about bytes
+/// that bypassed us.
 const FAR: u32 = 1 << 20;
 
-/// How old an acknowledgement may be, in bytes: the largest window that is never scaled. RFC 5961 §5
-/// says the largest one that was offered; to take less only means that a late segment comes again.
+/// How far an acknowledgement may lie behind the newest one, in bytes: the largest unscaled window.
+/// RFC 5961 §5 allows the largest window that was offered. With less, at worst a late segment must
+/// be sent again.
 const LATE: u32 = 0xffff;
 
 impl Half {
@@ -34,14 +35,15 @@ impl Half {
         self.edge = self.edge.max(self.acked.plus(u32::from(window)));
     }
 
-    /// Whether a segment of the sender's lies where the receiver looks at it: `len` counts its data and
-    /// its FIN. Nothing is said of old ones, which the receiver has: these it only answers.
+    /// Whether a segment lies in the receiver's window and isn't [old](Self::is_old). `len` counts
+    /// its data and its FIN.
     #[must_use]
     pub fn is_in_window(&self, seq: Seq, len: usize) -> bool {
         !self.is_old(seq, len) && !seq.after(self.right())
     }
 
-    /// Whether the receiver has acknowledged all of a segment, and more.
+    /// Whether the receiver has acknowledged all of a segment, and more. It only answers such a
+    /// segment.
     #[must_use]
     pub fn is_old(&self, seq: Seq, len: usize) -> bool {
         let received = if self.is_settled() {
@@ -52,7 +54,8 @@ impl Half {
         seq.before(received) && seq.plus_len(len).before(received)
     }
 
-    /// Where the receiver's window ends, in the sender's numbers; what was sent on lies in it.
+    /// Where the receiver's window ends, in the sender's numbers. All that was sent on counts as
+    /// within it.
     fn right(&self) -> Seq {
         let right = self.edge.max(self.sent);
         if self.is_settled() {
@@ -71,8 +74,9 @@ impl Half {
         !ack.after(self.sent) && !ack.plus(LATE).before(self.acked)
     }
 
-    /// Whether it acknowledges what may have gone round us (a full queue that fails open lets packets
-    /// pass). To be believed only of a segment that [begins](Self::may_begin) where an honest one does.
+    /// Whether this may acknowledge bytes that bypassed us (a full queue that fails open lets
+    /// packets pass). To be trusted only in a segment that [begins](Self::may_begin) where an
+    /// honest one does.
     #[must_use]
     pub fn may_have_missed(&self, ack: Seq) -> bool {
         ack.after(self.sent) && ack.since(self.sent) <= FAR
@@ -94,14 +98,14 @@ impl Half {
         }
     }
 
-    /// Whether an honest segment may well begin at `seq`: behind all that was sent before, or where the
-    /// receiver, or its sender, thinks that the receiver is. Nobody hits that who doesn't see the connection.
+    /// Whether an honest segment is likely to begin at `seq`: behind all that was sent before, or
+    /// at the number that was acknowledged. An off-path attacker can't guess these.
     #[must_use]
     pub fn may_begin(&self, seq: Seq) -> bool {
         self.is_exact(seq) || seq == self.una.original || seq == self.guaranteed
     }
 
-    /// What a RST of the sender's is for the receiver.
+    /// What a RST from the sender means to the receiver.
     #[must_use]
     pub fn reset(&self, seq: Seq) -> Reset {
         let at = self.reset_seq(seq);
@@ -118,9 +122,9 @@ impl Half {
         }
     }
 
-    /// The number under which a RST goes on. Two numbers can be exact: the one behind all that its
-    /// sender sent, and the one that it was told is expected of it. Those between, of bytes that wait
-    /// here, must not become the number that the receiver expects.
+    /// The sequence number with which a RST goes on. Two numbers can be exact: the one behind all
+    /// that its sender sent, and the one that was acknowledged to the sender. Numbers between them
+    /// are of bytes that wait here. They must not become the number that the receiver expects.
     #[must_use]
     pub fn reset_seq(&self, seq: Seq) -> Seq {
         let waits = self.released().original;

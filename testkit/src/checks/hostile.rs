@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ftpalg::engine::{Config, Engine, Side, Verdict};
-use ftpalg::stream::Limits;
+use ftpalg::stream::BufferLimits;
 
 use super::Bytes;
 use crate::gateway::{FakeGateway, entry};
@@ -36,9 +36,9 @@ pub fn check(data: &[u8]) {
     let mut bytes = Bytes(data);
     let head = bytes.byte();
     let limits = if head & 1 == 0 {
-        Limits::default()
+        BufferLimits::default()
     } else {
-        Limits {
+        BufferLimits {
             held: 16,
             unacked: 64,
             edits: 2,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ftpalg::ftp::hostport::encode;
 use ftpalg::ftp::policy::{Policy, Strict};
-use ftpalg::ftp::session::{Address, Form, Outcome, Peer, Session, Step};
+use ftpalg::ftp::session::{Address, Form, Hole, Outcome, Peer, Session, Step};
 
 use super::Bytes;
 
@@ -100,7 +100,7 @@ impl Talk {
                     let said: Vec<u8> = side.pending.drain(..*len).collect();
                     if !follow {
                         side.out.extend(said);
-                        self.session.announced(from, Outcome::PassedUnmodified);
+                        let _ = self.session.announced(from, Outcome::PassedUnmodified);
                         self.steps
                             .push(format!("{from:?} {announcement:?} isn't followed"));
                         continue;
@@ -117,7 +117,10 @@ impl Talk {
                         SocketAddr::new(addr, announcement.port ^ 1 | 2),
                     ));
                     let open = self.session.opens_at_once();
-                    self.session.announced(from, Outcome::Accepted { open });
+                    let hole = Hole(0);
+                    let _ = self
+                        .session
+                        .announced(from, Outcome::Accepted { hole, open });
                 }
                 Step::Refuse { at, with, .. } => {
                     assert!(
@@ -135,7 +138,7 @@ impl Talk {
                     side.out.extend_from_slice(with);
                     continue;
                 }
-                Step::OpenActive => self.session.active_opened(true),
+                Step::OpenActive(_) => self.session.active_opened(true),
                 Step::Unfollowed => {}
                 Step::Opaque(_) => self.over = true,
             }

@@ -1,0 +1,104 @@
+//! The two ends of a control connection: what the engine's tables go by.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Side, Tuple};
+use crate::wire::Segment;
+
+/// An address and a port. Takes 20 bytes, where a `SocketAddr` takes 32: the tables hold many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Endpoint {
+    ip: IpAddr,
+    port: u16,
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            ip: address.ip(),
+            port: address.port(),
+        }
+    }
+}
+
+impl From<Endpoint> for SocketAddr {
+    fn from(Endpoint { ip, port }: Endpoint) -> Self {
+        Self::new(ip, port)
+    }
+}
+
+/// The two ends of a control connection, as both hooks see them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Endpoints {
+    inside: Endpoint,
+    outside: Endpoint,
+}
+
+impl Endpoints {
+    pub(super) fn new(inside: SocketAddr, outside: SocketAddr) -> Self {
+        let (inside, outside) = (inside.into(), outside.into());
+        Self { inside, outside }
+    }
+
+    pub(super) fn of(segment: &Segment<'_>, side: Side) -> Self {
+        let (source, destination) = (segment.source().into(), segment.destination().into());
+        match side {
+            Side::Egress => Self {
+                inside: source,
+                outside: destination,
+            },
+            Side::Ingress => Self {
+                inside: destination,
+                outside: source,
+            },
+        }
+    }
+
+    pub(super) fn inside(&self) -> SocketAddr {
+        self.inside.into()
+    }
+
+    pub(super) fn outside(&self) -> SocketAddr {
+        self.outside.into()
+    }
+
+    /// The end whose packets come through `side`'s hook.
+    pub(super) fn of_side(&self, side: Side) -> SocketAddr {
+        match side {
+            Side::Egress => self.inside(),
+            Side::Ingress => self.outside(),
+        }
+    }
+
+    /// Client and server, where the client's packets come through `client`'s hook.
+    pub(super) fn client_and_server(&self, client: Side) -> (SocketAddr, SocketAddr) {
+        (self.of_side(client), self.of_side(client.opposite()))
+    }
+
+    /// The tuple of what the inside end sends.
+    pub(super) fn outward(&self) -> Tuple {
+        Tuple {
+            src: self.inside(),
+            dst: self.outside(),
+        }
+    }
+
+    /// The same connection as a hook at its other end names it.
+    pub(super) fn mirrored(&self) -> Self {
+        Self {
+            inside: self.outside,
+            outside: self.inside,
+        }
+    }
+}
+
+#[cfg(test)]
+impl Endpoints {
+    /// Two ends that no other number gives.
+    pub(super) fn numbered(n: u32) -> Self {
+        Self {
+            inside: SocketAddr::from(([10, 0, 0, 2], 21)).into(),
+            outside: SocketAddr::new(std::net::Ipv4Addr::from_bits(n).into(), 40_000).into(),
+        }
+    }
+}
