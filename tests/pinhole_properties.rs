@@ -17,7 +17,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ftpalg::conntrack::{Bytes, Completeness, ConntrackEvent, Timeouts};
+use ftpalg::conntrack::{Completeness, ConntrackEvent, Timeouts};
 use ftpalg::engine::event::Event;
 use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
 use ftpalg::engine::{Config, Engine, Entry, Side, Tuple, Verdict};
@@ -90,9 +90,6 @@ impl Lookups for Kernel {
     }
     fn marked(&mut self, _: Mark) -> io::Result<Vec<Entry>> {
         Ok(Vec::new())
-    }
-    fn bytes(&mut self, _: SocketAddr, _: SocketAddr) -> io::Result<Option<Bytes>> {
-        Ok(None)
     }
 }
 

@@ -1,7 +1,8 @@
 //! The NAT plane as the daemon's threads share it: the workers by way of [`Door`], the watch over
 //! conntrack, and the housekeeping.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -17,9 +18,8 @@ use crate::engine::event::Event;
 use crate::engine::gateway::{
     Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId,
 };
-use crate::pinholes::Key;
-use crate::pinholes::Plane;
 use crate::pinholes::backend::BackendError;
+use crate::pinholes::{Key, Plane, Transferred};
 
 use super::output::Output;
 
@@ -131,16 +131,34 @@ impl Shared {
     /// Asks conntrack. Each worker that asks at the same time has a socket of its own, and none waits
     /// for the plane.
     fn look_up(&self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
-        let failed = |error| Error::Kernel(format!("ask conntrack: {error}"));
+        self.ask(|conntrack| conntrack.lookup(src, dst))
+            .map_err(|error| Error::Kernel(format!("ask conntrack: {error}")))?
+            .ok_or(Error::NoConntrack)
+    }
+
+    fn ask<T>(&self, question: impl FnOnce(&mut Conntrack) -> io::Result<T>) -> io::Result<T> {
         let idle = || self.lookups.lock().unwrap_or_else(PoisonError::into_inner);
         let unused = idle().pop();
         let mut conntrack = match unused {
             Some(conntrack) => conntrack,
-            None => Conntrack::open().map_err(failed)?,
+            None => Conntrack::open()?,
         };
-        let found = conntrack.lookup(src, dst).map_err(failed)?;
+        let answer = question(&mut conntrack)?;
         idle().push(conntrack);
-        found.ok_or(Error::NoConntrack)
+        Ok(answer)
+    }
+
+    /// What the data connections of each session carried so far. Conntrack is asked about those
+    /// that exist now while no lock is held.
+    #[must_use]
+    pub fn transferred(&self) -> HashMap<SessionId, Transferred> {
+        let running = self.with(|plane| plane.running());
+        let carried = running.into_iter().filter_map(|tuple| {
+            let bytes = self.ask(|conntrack| conntrack.bytes(tuple.src, tuple.dst));
+            Some((tuple, bytes.ok()??))
+        });
+        let carried = carried.collect();
+        self.with(|plane| plane.transferred(&carried))
     }
 
     /// Has the plane put something into the kernel, unless that is to be empty from now on.

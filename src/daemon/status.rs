@@ -195,9 +195,8 @@ impl Status {
     }
 
     fn session_reports(&self) -> Vec<SessionReport> {
-        let (transferred, pinholes) = self
-            .shared
-            .with(|plane| (plane.transferred(), plane.pinholes()));
+        let transferred = self.shared.transferred();
+        let pinholes = self.shared.with(|plane| plane.pinholes());
         let ranges: HashMap<_, _> = pinholes
             .into_iter()
             .filter_map(|p| Some((p.session, p.ports?)))

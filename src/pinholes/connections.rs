@@ -127,14 +127,23 @@ impl Plane {
         Some(finished)
     }
 
+    /// The original directions of the data connections that exist now.
+    #[must_use]
+    pub fn running(&self) -> Vec<Tuple> {
+        self.connections.keys().copied().collect()
+    }
+
     /// What the data connections of each session carried so far. Sessions without any are left out.
-    /// Asks conntrack for the bytes of connections that exist now.
-    pub fn transferred(&mut self) -> HashMap<SessionId, Transferred> {
+    ///
+    /// `running` is what conntrack says of the connections named by [`running`](Self::running),
+    /// asked without holding the plane. One that ended since counts with the bytes of its end, and
+    /// one that began since with none.
+    #[must_use]
+    pub fn transferred(&self, running: &HashMap<Tuple, Bytes>) -> HashMap<SessionId, Transferred> {
         let mut all = self.transferred.clone();
-        for (tuple, connection) in &self.connections {
+        for (original, connection) in &self.connections {
             if let Some(total) = all.get_mut(&connection.session) {
-                let bytes = self.parts.lookups.bytes(tuple.src, tuple.dst);
-                total.bytes = add(total.bytes, bytes.ok().flatten());
+                total.bytes = add(total.bytes, running.get(original).copied());
             }
         }
         all

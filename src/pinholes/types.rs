@@ -82,12 +82,6 @@ pub trait Lookups: Send {
     /// # Errors
     /// If it could not be asked.
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>>;
-
-    /// See [`Conntrack::bytes`].
-    ///
-    /// # Errors
-    /// If it could not be asked.
-    fn bytes(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Bytes>>;
 }
 
 impl Lookups for Conntrack {
@@ -97,10 +91,6 @@ impl Lookups for Conntrack {
 
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
         Self::marked(self, mark)
-    }
-
-    fn bytes(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Bytes>> {
-        Self::bytes(self, src, dst)
     }
 }
 
