@@ -23,7 +23,6 @@ use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, S
 use ftpalg::engine::{Config, Engine, Entry, Side, Tuple, Verdict};
 use ftpalg::net::Mark;
 use ftpalg::pinholes::backend::{Backend, BackendError};
-use ftpalg::pinholes::ports::Listeners;
 use ftpalg::pinholes::{self, EventSource, Lookups, Parts, Plane};
 use ftpalg::pinholes::{Key, Pinhole};
 use proptest::prelude::*;
@@ -159,7 +158,6 @@ impl Lab {
             events: Box::new(kernel.clone()),
             timeouts: Timeouts::default(),
             clock: Box::new(move || *clock.lock().unwrap()),
-            listeners: Box::new(Listeners::default),
         };
         let mut lab = Self {
             engine: Engine::new(Config::default(), 0),

@@ -268,7 +268,6 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
             events: Box::new(events),
             timeouts: Timeouts::read(),
             clock: Box::new(move || clock.now()),
-            listeners: Box::new(Listeners::read),
         },
     );
     Ok((plane, readable))

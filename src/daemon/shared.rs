@@ -19,6 +19,7 @@ use crate::engine::gateway::{
     Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId,
 };
 use crate::pinholes::backend::BackendError;
+use crate::pinholes::ports::Listeners;
 use crate::pinholes::{Key, Plane, Transferred};
 
 use super::output::Output;
@@ -161,6 +162,15 @@ impl Shared {
         self.with(|plane| plane.transferred(&carried))
     }
 
+    /// Reserves a pinhole. The list of the gateway's own listening ports is read without the lock.
+    fn reserve(&self, request: &Request) -> Result<Reservation, Error> {
+        if self.lock().plane.needs_listeners(request) {
+            let listeners = Listeners::read();
+            self.lock().plane.learn_listeners(listeners);
+        }
+        self.with(|plane| plane.reserve(request))
+    }
+
     /// Has the plane put something into the kernel, unless that is to be empty from now on.
     fn unless_closing(
         &self,
@@ -203,6 +213,21 @@ impl Shared {
         let restored = state.plane.install();
         self.settle(&mut state);
         restored.map(|()| true)
+    }
+
+    /// Whether the backend's objects are in place. Looks without the lock first. Where something
+    /// seems to be missing, looks again with it: a pinhole may have opened or closed meanwhile.
+    ///
+    /// # Errors
+    /// What the backend says.
+    pub fn in_place(&self) -> Result<bool, BackendError> {
+        let verification = self.lock().plane.verification();
+        if let Some(look) = verification
+            && look()?
+        {
+            return Ok(true);
+        }
+        self.with(Plane::in_place)
     }
 
     /// Closes pinholes at their deadlines for as long as the process lives, and calls `also` every
@@ -324,7 +349,7 @@ impl Gateway for Door<'_> {
     }
 
     fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
-        self.0.with(|plane| plane.reserve(request))
+        self.0.reserve(request)
     }
 
     fn open(&mut self, id: PinholeId) -> Result<(), Error> {

@@ -272,7 +272,7 @@ impl Status {
             .steered
             .missing()
             .unwrap_or_else(|e| vec![e.to_string()]);
-        match self.shared.with(|plane| plane.in_place()) {
+        match self.shared.in_place() {
             Ok(true) => {}
             Ok(false) => missing.push("the pinhole backend's objects".into()),
             Err(e) => missing.push(e.to_string()),

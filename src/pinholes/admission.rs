@@ -8,7 +8,7 @@ use crate::engine::gateway::{Error, PinholeId, Request, SessionId};
 use crate::firewall::Published;
 use crate::ftp::Mode;
 use crate::pinholes::Key;
-use crate::pinholes::ports::{self, Holder};
+use crate::pinholes::ports::{self, Holder, Listeners};
 
 /// How long the list of the gateway's own listening ports is believed.
 const LISTENERS_LIFE: Duration = Duration::from_secs(5);
@@ -19,13 +19,22 @@ impl Plane {
         self.user_ports = published;
     }
 
-    pub(super) fn choose_port(&mut self, request: &Request, now: Duration) -> Option<u16> {
-        if request.published {
-            let stale = |at: Duration| now.saturating_sub(at) > LISTENERS_LIFE;
-            if self.listeners.as_ref().is_none_or(|(at, _)| stale(*at)) {
-                self.listeners = Some((now, (self.parts.listeners)()));
-            }
-        }
+    /// Whether [`reserve`](Self::reserve) needs a new list of the ports on which the gateway itself
+    /// listens: to be read without holding the plane, and given to
+    /// [`learn_listeners`](Self::learn_listeners).
+    #[must_use]
+    pub fn needs_listeners(&self, request: &Request) -> bool {
+        let stale = |at: Duration| self.now().saturating_sub(at) > LISTENERS_LIFE;
+        let known = self.listeners.as_ref();
+        request.published && known.is_none_or(|(at, _)| stale(*at))
+    }
+
+    /// Learns on which ports the gateway itself listens.
+    pub fn learn_listeners(&mut self, listeners: Listeners) {
+        self.listeners = Some((self.now(), listeners));
+    }
+
+    pub(super) fn choose_port(&mut self, request: &Request) -> Option<u16> {
         let listeners = self
             .listeners
             .as_ref()

@@ -1,7 +1,9 @@
 //! The backend's objects: put into the kernel, put back, taken out.
 
 use super::{PendingHole, Plane, Report};
-use crate::pinholes::backend::BackendError;
+#[cfg(doc)]
+use crate::pinholes::backend::Backend;
+use crate::pinholes::backend::{BackendError, Verification};
 
 impl Plane {
     /// Installs the backend's objects, and opens anew the holes that were open: at start-up, or
@@ -46,6 +48,12 @@ impl Plane {
     /// If it couldn't be found out.
     pub fn in_place(&mut self) -> Result<bool, BackendError> {
         self.parts.backend.verify()
+    }
+
+    /// The same as work to be run without holding the plane: see [`Backend::verification`].
+    #[must_use]
+    pub fn verification(&self) -> Option<Verification> {
+        self.parts.backend.verification()
     }
 
     /// Learns what came of an attempt to put rules back (steering rules, the backend's objects, or

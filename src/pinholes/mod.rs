@@ -114,7 +114,7 @@ impl Plane {
         self.catch_up();
         self.expire();
         let now = self.now();
-        let Some(port) = self.choose_port(request, now) else {
+        let Some(port) = self.choose_port(request) else {
             self.counters.no_port += 1;
             return Err(Error::NoPort(request.from));
         };

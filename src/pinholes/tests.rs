@@ -60,6 +60,17 @@ impl FakeKernel {
         holes.iter().try_for_each(|hole| self.close(hole))
     }
 
+    /// Has the plane learn what listens, where it asks for that.
+    fn tell_listeners(&self, plane: &mut Plane, request: &Request) {
+        if plane.needs_listeners(request) {
+            let listeners = self.with(|w| {
+                w.listeners_read += 1;
+                Listeners::parse(&w.listening)
+            });
+            plane.learn_listeners(listeners);
+        }
+    }
+
     fn wait(&self, seconds: u64) {
         self.with(|w| w.now += Duration::from_secs(seconds));
     }
@@ -186,7 +197,7 @@ impl EventSource for FakeKernel {
 
 fn plane(config: Config) -> (Plane, FakeKernel) {
     let world = FakeKernel::default();
-    let (clock, listeners) = (world.clone(), world.clone());
+    let clock = world.clone();
     let plane = Plane::new(
         config,
         Parts {
@@ -197,12 +208,6 @@ fn plane(config: Config) -> (Plane, FakeKernel) {
                 .into_iter()
                 .collect(),
             clock: Box::new(move || clock.with(|w| w.now)),
-            listeners: Box::new(move || {
-                listeners.with(|w| {
-                    w.listeners_read += 1;
-                    Listeners::parse(&w.listening)
-                })
-            }),
         },
     );
     (plane, world)
@@ -494,17 +499,22 @@ fn lost_events_are_made_up_for() {
 fn ports_that_the_gateway_listens_on_are_left_alone_where_published() {
     let (mut plane, world) = plane(with_ports("30000-30001"));
     world.with(|w| w.listening = "sl\n 0: 00000000:7530 00000000:0000 0A\n".into());
+    let published = passive(1, ANN, 30000);
+    world.tell_listeners(&mut plane, &published);
     assert_eq!(
-        open(&mut plane, &passive(1, ANN, 30000)).to.port(),
+        open(&mut plane, &published).to.port(),
         30001,
         "30000 is 0x7530"
     );
     let mut own = passive(2, ANN, 30000);
     own.published = false;
+    world.tell_listeners(&mut plane, &own);
     assert_eq!(open(&mut plane, &own).to.port(), 30000);
     assert_eq!(world.with(|w| w.listeners_read), 1);
     world.wait(6);
-    let _ = plane.reserve(&passive(3, BOB, 30000)).unwrap();
+    let later = passive(3, BOB, 30000);
+    world.tell_listeners(&mut plane, &later);
+    let _ = plane.reserve(&later).unwrap();
     assert_eq!(world.with(|w| w.listeners_read), 2);
 }
 
@@ -514,6 +524,7 @@ fn a_server_on_the_gateway_listens_where_its_own_hole_leads() {
     world.with(|w| w.listening = "sl\n 0: 00000000:9C40 00000000:0000 0A\n".into());
     let mut request = passive(1, ANN, 40000);
     request.land = SocketAddr::new(request.to, 40000);
+    world.tell_listeners(&mut plane, &request);
     assert_eq!(open(&mut plane, &request).to.port(), 40000);
 }
 

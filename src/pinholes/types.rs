@@ -13,7 +13,6 @@ use crate::ftp::Mode;
 use crate::net::Mark;
 use crate::net::PortRange;
 use crate::pinholes::backend::Backend;
-use crate::pinholes::ports::Listeners;
 
 /// Limits and choices of a [`Plane`](super::Plane).
 #[derive(Clone, Debug)]
@@ -128,8 +127,6 @@ pub struct Parts {
     pub timeouts: Timeouts,
     /// The time since some start; never goes back.
     pub clock: Box<dyn Fn() -> Duration + Send>,
-    /// Lists the ports on which the gateway itself listens.
-    pub listeners: Box<dyn Fn() -> Listeners + Send>,
 }
 
 /// The state of a pinhole or of the connection that was made through it.

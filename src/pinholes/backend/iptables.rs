@@ -20,10 +20,10 @@ use std::time::Duration;
 
 use self::lines::{RuleLine, Wording, deadline, rules, transaction};
 use self::open::{HoleKey, Nat, Open};
-use super::{Backend, BackendError, Closed, ClosingWork};
+use super::{Backend, BackendError, Closed, ClosingWork, Verification};
 use crate::firewall::host::{Host, holds, missing};
 use crate::firewall::xtables::Flavour;
-use crate::firewall::xtables::save::{Ruleset, Table};
+use crate::firewall::xtables::save::{Rule, Ruleset, Table};
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::tools::{Tool, Tools};
 use crate::firewall::{At, PINHOLE_CHAINS, RulesError, flavours, is_ours, ours};
@@ -48,6 +48,50 @@ struct NatTable {
     flavour: Flavour,
     /// Whether the kernel can end a hole at its deadline.
     timed: bool,
+}
+
+impl NatTable {
+    fn at(&self) -> At {
+        At {
+            flavour: self.flavour,
+            family: self.family,
+            table: "nat".into(),
+        }
+    }
+}
+
+/// What should be ours in a table.
+struct Expected {
+    at: At,
+    wanted: Table,
+    /// Rules that are being removed: some may be there, some not.
+    closing: Vec<Rule>,
+}
+
+impl Expected {
+    fn is_in(&self, snapshot: &Snapshot) -> bool {
+        let At {
+            family,
+            flavour,
+            table,
+        } = &self.at;
+        let current = snapshot.table(*family, *flavour, table);
+        let is_there = |rule: &&Rule| current.is_some_and(|table| holds(table, rule));
+        let mut wanted = self.wanted.clone();
+        wanted
+            .rules
+            .extend(self.closing.iter().filter(is_there).cloned());
+        missing(&self.at, current, &wanted).is_empty()
+    }
+}
+
+/// Whether the tables hold what they should; false if there should be none.
+fn are_whole(expected: &[Expected], tools: &Tools) -> Result<bool, RulesError> {
+    if expected.is_empty() {
+        return Ok(false);
+    }
+    let snapshot = Snapshot::take(tools)?;
+    Ok(expected.iter().all(|one| one.is_in(&snapshot)))
 }
 
 /// The backend `iptables`.
@@ -114,6 +158,26 @@ impl Iptables {
                     "no {family} pinholes: {program} isn't there or can't do NAT (install it, or use --backend nft)"
                 ))
             })
+    }
+
+    /// What should be in each table.
+    fn expected(&self) -> Vec<Expected> {
+        let of_table = |table: &NatTable| {
+            let family = table.family;
+            let mut wanted = self.chains();
+            let open = self.pinholes.lines(family).chain(self.ranges.lines(family));
+            wanted.rules.extend(rules(open));
+            let closing = self.closing.iter();
+            let closing = closing
+                .filter(|(key, _)| key.family() == family)
+                .flat_map(|(_, lines)| lines);
+            Expected {
+                at: table.at(),
+                wanted,
+                closing: rules(closing),
+            }
+        };
+        self.tables.iter().map(of_table).collect()
     }
 
     /// The rules of a hole, as no other hole has them.
@@ -346,34 +410,12 @@ impl Backend for Iptables {
     }
 
     fn verify(&mut self) -> Result<bool, BackendError> {
-        if self.tables.is_empty() {
-            return Ok(false);
-        }
-        let snapshot = self.host.snapshot()?;
-        let whole = self.tables.iter().all(|table| {
-            let NatTable {
-                family, flavour, ..
-            } = *table;
-            let at = At {
-                flavour,
-                family,
-                table: "nat".into(),
-            };
-            let current = snapshot.table(family, flavour, "nat");
-            let mut wanted = self.chains();
-            let open = self.pinholes.lines(family).chain(self.ranges.lines(family));
-            wanted.rules.extend(rules(open));
-            // They go at this moment: some may be there, some not.
-            let closing = self.closing.iter();
-            let closing = closing
-                .filter(|(key, _)| key.family() == family)
-                .flat_map(|(_, lines)| lines);
-            let mut closing = rules(closing);
-            closing.retain(|rule| current.is_some_and(|table| holds(table, rule)));
-            wanted.rules.extend(closing);
-            missing(&at, current, &wanted).is_empty()
-        });
-        Ok(whole)
+        Ok(are_whole(&self.expected(), self.host.tools())?)
+    }
+
+    fn verification(&self) -> Option<Verification> {
+        let (expected, tools) = (self.expected(), self.host.tools().clone());
+        Some(Box::new(move || Ok(are_whole(&expected, &tools)?)))
     }
 }
 

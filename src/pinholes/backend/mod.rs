@@ -50,6 +50,10 @@ pub enum BackendError {
 /// backend's network namespace.
 pub type ClosingWork = Box<dyn FnOnce() -> Result<(), BackendError> + Send>;
 
+/// Looks whether the installed objects are in place. Needs nothing of the backend meanwhile, and is
+/// to be run in the backend's network namespace.
+pub type Verification = Box<dyn FnOnce() -> Result<bool, BackendError> + Send>;
+
 /// Whether [`Backend::close_all`] did it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closed {
@@ -164,4 +168,11 @@ pub trait Backend: Send {
     /// # Errors
     /// If it couldn't be found out.
     fn verify(&mut self) -> Result<bool, BackendError>;
+
+    /// The same, as work that the caller may run while others use the backend. It can take a hole
+    /// that opens or closes meanwhile for a change by somebody else: then
+    /// [`verify`](Self::verify) tells. `None`: that is to be called at once.
+    fn verification(&self) -> Option<Verification> {
+        None
+    }
 }

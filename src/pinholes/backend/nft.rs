@@ -35,8 +35,11 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use self::elements::{MapElement, of_pinhole};
-use self::objects::{Abilities, CHAINS, Change, FamilyLayout, IPV4, IPV6, What, del_table, plan};
-use super::{Backend, BackendError};
+use self::objects::{
+    Abilities, CHAINS, ChainSpec, Change, FamilyLayout, IPV4, IPV6, What, del_table, plan,
+};
+use super::{Backend, BackendError, Verification};
+use crate::firewall::tables::ChainInfo;
 use crate::firewall::{PINHOLE_TABLE, tables};
 use crate::net::{Mark, PortRange};
 use crate::netlink::socket::{BatchError, Socket};
@@ -264,18 +267,15 @@ impl Backend for Nft {
 
     fn verify(&mut self) -> Result<bool, BackendError> {
         let chains = tables::chains_on(&mut self.socket).map_err(failed("list chains"))?;
-        let range = self.range;
-        let all = self.layouts.iter().all(|layout| {
-            CHAINS.iter().all(|spec| {
-                chains.iter().any(|chain| {
-                    chain.family == layout.family.number()
-                        && chain.table == PINHOLE_TABLE
-                        && chain.name == spec.name
-                        && usize::try_from(chain.rules).is_ok_and(|n| n == spec.size(range))
-                })
-            })
-        });
-        Ok(all && !self.layouts.is_empty())
+        Ok(are_whole(&self.layouts, self.range, &chains))
+    }
+
+    fn verification(&self) -> Option<Verification> {
+        let (layouts, range) = (self.layouts.clone(), self.range);
+        Some(Box::new(move || {
+            let chains = tables::chains().map_err(failed("list chains"))?;
+            Ok(are_whole(&layouts, range, &chains))
+        }))
     }
 }
 
@@ -288,6 +288,20 @@ impl Drop for Nft {
             log::warn!("{error}");
         }
     }
+}
+
+/// Whether the kernel has our chains of all these families, with as many rules as we made.
+fn are_whole(layouts: &[&FamilyLayout], range: Option<PortRange>, chains: &[ChainInfo]) -> bool {
+    let is_whole = |layout: &FamilyLayout, spec: &ChainSpec| {
+        chains.iter().any(|chain| {
+            chain.family == layout.family.number()
+                && chain.table == PINHOLE_TABLE
+                && chain.name == spec.name
+                && usize::try_from(chain.rules).is_ok_and(|n| n == spec.size(range))
+        })
+    };
+    let all_whole = |layout: &&FamilyLayout| CHAINS.iter().all(|spec| is_whole(layout, spec));
+    !layouts.is_empty() && layouts.iter().all(all_whole)
 }
 
 fn failed(what: &'static str) -> impl Fn(io::Error) -> BackendError {
