@@ -147,9 +147,12 @@ impl Lab {
         let now = Arc::new(Mutex::new(Duration::ZERO));
         let clock = now.clone();
         let config = pinholes::Config {
-            per_session: PER_SESSION,
-            per_client: PER_CLIENT,
-            total: TOTAL,
+            limits: pinholes::PlaneLimits {
+                pinholes_per_session: PER_SESSION,
+                pinholes_per_client: PER_CLIENT,
+                pinholes: TOTAL,
+                ..pinholes::PlaneLimits::default()
+            },
             ..pinholes::Config::default()
         };
         let parts = Parts {

@@ -85,11 +85,17 @@ impl Plane {
         now: Duration,
     ) -> Result<(), Error> {
         let own = self.holes.count(request.session);
-        let replaces = self.holes.at(key).is_some() || own >= self.config.per_session;
+        let replaces =
+            self.holes.at(key).is_some() || own >= self.config.limits.pinholes_per_session;
         let client = client(request);
-        self.clients
-            .check(client, replaces, now, &self.config, &mut self.counters)?;
-        if self.holes.len() >= self.config.total && !replaces {
+        self.clients.check(
+            client,
+            replaces,
+            now,
+            &self.config.limits,
+            &mut self.counters,
+        )?;
+        if self.holes.len() >= self.config.limits.pinholes && !replaces {
             let Some(hole) = self.greediest(client) else {
                 self.counters.limited += 1;
                 self.counters.limited_total += 1;
@@ -116,7 +122,7 @@ impl Plane {
             self.counters.superseded += 1;
             self.drop_hole(id);
         }
-        while self.holes.count(session) >= self.config.per_session
+        while self.holes.count(session) >= self.config.limits.pinholes_per_session
             && let Some(id) = self.holes.oldest_of(session)
         {
             self.counters.superseded += 1;

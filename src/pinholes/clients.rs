@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::admission::network;
-use super::{Config, Counters};
+use super::{Counters, PlaneLimits};
 use crate::engine::gateway::{Error, SessionId};
 
 /// The time over which the rates count.
@@ -66,16 +66,16 @@ impl Clients {
         session: SessionId,
         client: IpAddr,
         now: Duration,
-        config: &Config,
+        limits: &PlaneLimits,
         counters: &mut Counters,
     ) -> Result<(), Error> {
         let client = network(client);
         let own = self.clients.get(&client).map_or(0, |c| c.sessions);
-        if own >= config.sessions_per_client {
+        if own >= limits.sessions_per_client {
             counters.limited_sessions_per_client += 1;
             return Err(Error::Limit("sessions-per-client"));
         }
-        if self.sessions.len() >= config.sessions {
+        if self.sessions.len() >= limits.sessions {
             counters.limited_sessions += 1;
             return Err(Error::Limit("sessions"));
         }
@@ -105,19 +105,19 @@ impl Clients {
         client: IpAddr,
         replaces: bool,
         now: Duration,
-        config: &Config,
+        limits: &PlaneLimits,
         counters: &mut Counters,
     ) -> Result<(), Error> {
         let known = self.clients.get_mut(&client);
         let (own, rate) = known.map_or((0, 0), |c| (c.pending, c.rate.count(now)));
-        let (what, counter) = if own >= config.per_client && !replaces {
+        let (what, counter) = if own >= limits.pinholes_per_client && !replaces {
             ("pinholes-per-client", &mut counters.limited_per_client)
-        } else if rate >= config.per_client_per_minute {
+        } else if rate >= limits.pinholes_per_client_per_minute {
             (
                 "pinholes-per-client-per-minute",
                 &mut counters.limited_rate_per_client,
             )
-        } else if self.rate.count(now) >= config.per_minute {
+        } else if self.rate.count(now) >= limits.pinholes_per_minute {
             ("pinholes-per-minute", &mut counters.limited_rate)
         } else {
             return Ok(());
@@ -189,10 +189,10 @@ mod tests {
 
     #[test]
     fn sessions_are_limited_for_each_client_and_in_total() {
-        let config = Config {
+        let limits = PlaneLimits {
             sessions: 5,
             sessions_per_client: 3,
-            ..Config::default()
+            ..PlaneLimits::default()
         };
         let mut clients = Clients::default();
         let mut counters = Counters::default();
@@ -202,7 +202,7 @@ mod tests {
                     SessionId(n),
                     address(client),
                     Duration::ZERO,
-                    &config,
+                    &limits,
                     &mut counters,
                 )
                 .is_ok()
@@ -226,9 +226,9 @@ mod tests {
 
     #[test]
     fn a_session_that_needs_room_makes_old_rates_forgotten_only() {
-        let config = Config {
-            per_client_per_minute: 1,
-            ..Config::default()
+        let limits = PlaneLimits {
+            pinholes_per_client_per_minute: 1,
+            ..PlaneLimits::default()
         };
         let mut clients = Clients::default();
         let mut counters = Counters::default();
@@ -236,7 +236,7 @@ mod tests {
         let mut admit = |clients: &mut Clients, n| {
             let client = address(MAX_REMEMBERED + n);
             let session = SessionId(n as u64);
-            clients.admit(session, client, now, &config, &mut counters)
+            clients.admit(session, client, now, &limits, &mut counters)
         };
         // As many as there may be while there is a session, and then there is none.
         admit(&mut clients, 1).unwrap();
@@ -248,7 +248,7 @@ mod tests {
         clients.ended(SessionId(1));
         admit(&mut clients, 2).unwrap();
         assert!(clients.clients.len() < MAX_REMEMBERED, "room was made");
-        let again = clients.check(address(0), false, now, &config, &mut counters);
+        let again = clients.check(address(0), false, now, &limits, &mut counters);
         assert!(again.is_err(), "its rate still counts");
     }
 

@@ -92,7 +92,7 @@ impl Plane {
     fn keep(&mut self, original: Tuple, connection: DataConnection) {
         let total = self.transferred.entry(connection.session).or_default();
         total.data_connections += 1;
-        if self.connections.len() < self.config.connections {
+        if self.connections.len() < self.config.limits.connections {
             self.connections.insert(original, connection);
         }
         self.report(Report::Connected(connection));

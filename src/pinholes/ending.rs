@@ -115,7 +115,8 @@ impl Plane {
         log::warn!("{} pinholes stay open for now: {error}", holes.len());
         let now = self.now();
         for hole in holes {
-            self.stuck.add(hole.key(), hole, self.config.total, now);
+            self.stuck
+                .add(hole.key(), hole, self.config.limits.pinholes, now);
         }
     }
 }

@@ -27,7 +27,7 @@ mod types;
 pub use pinhole::{Key, Pinhole, RangeHole, RangeKey};
 pub use types::{
     Config, Counters, DataConnection, EventSource, Finished, Lookups, Parts, PinholeInfo,
-    PinholeState, RangeEnd, Report, Transferred,
+    PinholeState, PlaneLimits, RangeEnd, Report, TlsRange, Transferred,
 };
 
 use clients::Clients;
@@ -74,7 +74,10 @@ pub struct Plane {
 impl Plane {
     /// A plane without pinholes.
     #[must_use]
-    pub fn new(config: Config, parts: Parts) -> Self {
+    pub fn new(config: Config, mut parts: Parts) -> Self {
+        if let Some(range) = config.tls_range {
+            parts.backend.set_range(range.ports);
+        }
         Self {
             config,
             parts,
@@ -101,8 +104,13 @@ impl Plane {
     /// As there.
     pub fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {
         let now = self.now();
-        self.clients
-            .admit(session, client, now, &self.config, &mut self.counters)
+        self.clients.admit(
+            session,
+            client,
+            now,
+            &self.config.limits,
+            &mut self.counters,
+        )
     }
 
     /// See [`Gateway::reserve`](crate::engine::gateway::Gateway::reserve).

@@ -12,7 +12,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::stuck::Stuck;
-use super::{DataConnection, PinholeInfo, PinholeState, Plane, RangeEnd, Report, round_up};
+use super::{
+    DataConnection, PinholeInfo, PinholeState, Plane, RangeEnd, Report, TlsRange, round_up,
+};
 use crate::engine::Tuple;
 use crate::engine::gateway::{Error, PinholeId, RangeRequest, SessionId};
 use crate::ftp::Mode;
@@ -71,7 +73,7 @@ impl Plane {
     /// # Errors
     /// As there.
     pub fn open_range(&mut self, request: &RangeRequest) -> Result<(), Error> {
-        let Some(ports) = self.config.tls_range else {
+        let Some(TlsRange { ports, idle }) = self.config.tls_range else {
             return Err(Error::Kernel("no range of ports is configured".into()));
         };
         self.catch_up();
@@ -97,12 +99,12 @@ impl Plane {
             self.leave_range(session, RangeEnd::Conntrack);
             return Err(Error::RangeTaken(other));
         }
-        if self.ranges.sessions.len() >= self.config.ranges && mine.is_none() {
+        if self.ranges.sessions.len() >= self.config.limits.ranges && mine.is_none() {
             self.counters.limited += 1;
             return Err(Error::Limit("ranges"));
         }
-        let is_new = self.put_range(hole, now)?;
-        let deadline = now + self.config.tls_idle;
+        let is_new = self.put_range(hole, idle, now)?;
+        let deadline = now + idle;
         let old = self.ranges.sessions.get(&session).copied();
         let id = old.map_or_else(
             || {
@@ -152,9 +154,9 @@ impl Plane {
     }
 
     /// Opens a range in the kernel, or renews its timeout; whether it is new.
-    fn put_range(&mut self, hole: RangeHole, now: Duration) -> Result<bool, Error> {
+    fn put_range(&mut self, hole: RangeHole, idle: Duration, now: Duration) -> Result<bool, Error> {
         let key = hole.key();
-        let life = self.config.tls_idle.saturating_mul(KERNEL_LIFE);
+        let life = idle.saturating_mul(KERNEL_LIFE);
         let open = self.ranges.open.get_mut(&key);
         let (is_new, hole) = open
             .as_ref()
@@ -203,12 +205,12 @@ impl Plane {
         if let Err(error) = self.parts.backend.close_range(&hole) {
             self.counters.kernel_errors += 1;
             log::warn!("the range of {} stays open for now: {error}", hole.from);
-            let limit = self.config.ranges;
+            let limit = self.config.limits.ranges;
             self.ranges.stuck.add(share.key, hole, limit, now);
         }
         self.counters.ranges_idle += u64::from(why == RangeEnd::Idle);
-        if let Some(ports) = self.config.tls_range {
-            let info = info(session, share, hole, ports, now);
+        if let Some(range) = self.config.tls_range {
+            let info = info(session, share, hole, range.ports, now);
             self.report(Report::RangeClosed(info, why));
         }
     }
@@ -254,7 +256,7 @@ impl Plane {
         };
         let range = self.ranges.at(key)?;
         let port = original.dst.port();
-        if !self.config.tls_range?.contains(port) {
+        if !self.config.tls_range?.ports.contains(port) {
             return None;
         }
         let share = |session: &SessionId| Some((*session, *self.ranges.sessions.get(session)?));
@@ -281,14 +283,14 @@ impl Plane {
             from: key.from,
             to: key.to.ip(),
         };
-        let within = |ports: PortRange| ports.contains(key.to.port());
+        let within = |tls: TlsRange| tls.ports.contains(key.to.port());
         self.config.tls_range.is_some_and(within)
             && self.ranges.at(range).is_some_and(|r| r.hole.land != land)
     }
 
     /// All sessions' ranges, in the order of their ids.
     pub(super) fn range_infos(&self, now: Duration) -> Vec<PinholeInfo> {
-        let Some(ports) = self.config.tls_range else {
+        let Some(TlsRange { ports, .. }) = self.config.tls_range else {
             return Vec::new();
         };
         let mut infos: Vec<_> = self
@@ -307,13 +309,16 @@ impl Plane {
     /// Opens anew what was open, in a backend that was installed anew.
     pub(super) fn reopen_ranges(&mut self, now: Duration) {
         self.ranges.stuck.clear();
+        let Some(TlsRange { idle, .. }) = self.config.tls_range else {
+            return;
+        };
         let open = self.ranges.open.iter();
         let all: Vec<_> = open.map(|(key, range)| (*key, range.hole)).collect();
         for (key, hole) in all {
             if let Some(range) = self.ranges.open.get_mut(&key) {
                 range.lasts = Duration::ZERO;
             }
-            let Err(error) = self.put_range(hole, now) else {
+            let Err(error) = self.put_range(hole, idle, now) else {
                 continue;
             };
             log::warn!("the range of {} is lost: {error}", hole.from);

@@ -213,6 +213,13 @@ fn plane(config: Config) -> (Plane, FakeKernel) {
     (plane, world)
 }
 
+fn limited(limits: PlaneLimits) -> (Plane, FakeKernel) {
+    plane(Config {
+        limits,
+        ..Config::default()
+    })
+}
+
 fn with_ports(range: &str) -> Config {
     Config {
         data_ports: Some(range.parse().unwrap()),
@@ -530,10 +537,10 @@ fn a_server_on_the_gateway_listens_where_its_own_hole_leads() {
 
 #[test]
 fn limits_are_answers() {
-    let (mut plane, _) = plane(Config {
-        total: 2,
-        per_session: 2,
-        ..Config::default()
+    let (mut plane, _) = limited(PlaneLimits {
+        pinholes: 2,
+        pinholes_per_session: 2,
+        ..PlaneLimits::default()
     });
     open(&mut plane, &passive(1, ANN, 40000));
     open(&mut plane, &passive(1, ANN, 40001));
@@ -547,11 +554,11 @@ fn limits_are_answers() {
 
 #[test]
 fn one_client_leaves_others_their_pinholes() {
-    let (mut plane, _) = plane(Config {
-        total: 4,
-        per_client: 2,
-        per_session: 2,
-        ..Config::default()
+    let (mut plane, _) = limited(PlaneLimits {
+        pinholes: 4,
+        pinholes_per_client: 2,
+        pinholes_per_session: 2,
+        ..PlaneLimits::default()
     });
     let hole = open(&mut plane, &passive(1, ANN, 40000));
     open(&mut plane, &passive(2, ANN, 40001));
@@ -571,9 +578,9 @@ fn one_client_leaves_others_their_pinholes() {
 
 #[test]
 fn everybody_together_gets_so_many_per_minute() {
-    let (mut plane, world) = plane(Config {
-        per_minute: 2,
-        ..Config::default()
+    let (mut plane, world) = limited(PlaneLimits {
+        pinholes_per_minute: 2,
+        ..PlaneLimits::default()
     });
     open(&mut plane, &passive(1, ANN, 40000));
     open(&mut plane, &passive(2, BOB, 40000));
@@ -585,10 +592,10 @@ fn everybody_together_gets_so_many_per_minute() {
 
 #[test]
 fn one_client_with_many_sessions_leaves_room_for_others() {
-    let (mut plane, world) = plane(Config {
-        total: 4,
-        per_session: 2,
-        ..Config::default()
+    let (mut plane, world) = limited(PlaneLimits {
+        pinholes: 4,
+        pinholes_per_session: 2,
+        ..PlaneLimits::default()
     });
     for session in 0..4 {
         let port = 40_000 + u16::try_from(session).unwrap();
@@ -607,9 +614,9 @@ fn one_client_with_many_sessions_leaves_room_for_others() {
 
 #[test]
 fn a_client_gets_so_many_per_minute() {
-    let (mut plane, world) = plane(Config {
-        per_client_per_minute: 2,
-        ..Config::default()
+    let (mut plane, world) = limited(PlaneLimits {
+        pinholes_per_client_per_minute: 2,
+        ..PlaneLimits::default()
     });
     let mut active = passive(1, "10.0.0.9", 40000);
     active.mode = Mode::Active;
@@ -697,7 +704,8 @@ proptest! {
     fn the_kernel_never_has_more_than_the_plane_knows(
         ops in prop::collection::vec(any_op(), 1..80)
     ) {
-        let (mut plane, world) = plane(Config { total: 6, per_session: 3, ..with_ports("30000-30002") });
+        let limits = PlaneLimits { pinholes: 6, pinholes_per_session: 3, ..PlaneLimits::default() };
+        let (mut plane, world) = plane(Config { limits, ..with_ports("30000-30002") });
         let range: PortRange = "30000-30002".parse().unwrap();
         let mut last = None;
         for op in ops {

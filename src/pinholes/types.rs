@@ -14,36 +14,54 @@ use crate::net::Mark;
 use crate::net::PortRange;
 use crate::pinholes::backend::Backend;
 
-/// Limits and choices of a [`Plane`](super::Plane).
+/// What a [`Plane`](super::Plane) goes by.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Public ports for data connections to published addresses (`--data-ports`).
     pub data_ports: Option<PortRange>,
-    /// How long a hole waits for its connection.
+    /// How long a pinhole waits for its connection (default 60 s).
     pub deadline: Duration,
-    /// Holes that a session may have pending; beyond this the oldest is superseded.
-    pub per_session: usize,
-    /// Holes that may be pending in total.
-    pub total: usize,
-    /// Data connections that are kept track of at a time.
-    pub connections: usize,
-    /// Holes that a client may have pending.
-    pub per_client: usize,
-    /// Holes that may be reserved per minute.
-    pub per_minute: u32,
-    /// Holes that a client may reserve per minute.
-    pub per_client_per_minute: u32,
-    /// Control connections that are looked at.
-    pub sessions: usize,
-    /// Control connections of a client that are looked at.
-    pub sessions_per_client: usize,
+    /// How much of each there may be.
+    pub limits: PlaneLimits,
     /// The bit by which data connections are known.
     pub mark: Mark,
-    /// Ports of their server that clients under TLS reach (`--tls range:A-B`).
-    pub tls_range: Option<PortRange>,
-    /// How long a range stays open without activity (`--tls-idle`).
-    pub tls_idle: Duration,
-    /// Sessions that may have a range open at a time.
+    /// What clients under TLS reach; `None`: nothing.
+    pub tls_range: Option<TlsRange>,
+}
+
+/// What clients reach at their server while their session is under TLS (`--tls range:A-B`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TlsRange {
+    /// The ports, the same on the public side and at the server.
+    pub ports: PortRange,
+    /// How long they stay open while nothing comes from the client (`--tls-idle`).
+    pub idle: Duration,
+}
+
+/// How much of each there may be, for all workers together. The names are those of `--limit`.
+///
+/// A client is an IPv4 address or an IPv6 /64 network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PlaneLimits {
+    /// Control connections that pinholes open for (default 65,536); more aren't followed.
+    pub sessions: usize,
+    /// Control connections of one client (default 4,096); more aren't followed.
+    pub sessions_per_client: usize,
+    /// Pending pinholes (default 4,096); the client with the most makes room, or more are refused.
+    pub pinholes: usize,
+    /// Pending pinholes of one client (default 512); more are refused.
+    pub pinholes_per_client: usize,
+    /// Pending pinholes of one session (default 4); the oldest makes room.
+    pub pinholes_per_session: usize,
+    /// Pinholes reserved per minute (default 240,000); more are refused.
+    pub pinholes_per_minute: u32,
+    /// Pinholes reserved per minute for one client (default 60,000); more are refused.
+    pub pinholes_per_client_per_minute: u32,
+    /// Data connections that are kept track of (65,536); more aren't reported when they end.
+    #[serde(skip)]
+    pub connections: usize,
+    /// Sessions that have a range of ports open (4,096); more get none.
+    #[serde(skip)]
     pub ranges: usize,
 }
 
@@ -52,17 +70,24 @@ impl Default for Config {
         Self {
             data_ports: None,
             deadline: Duration::from_secs(60),
-            per_session: 4,
-            total: 4096,
-            connections: 65_536,
-            per_client: 512,
-            per_minute: 240_000,
-            per_client_per_minute: 60_000,
-            sessions: 65_536,
-            sessions_per_client: 4096,
+            limits: PlaneLimits::default(),
             mark: Mark::DEFAULT,
             tls_range: None,
-            tls_idle: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Default for PlaneLimits {
+    fn default() -> Self {
+        Self {
+            sessions: 65_536,
+            sessions_per_client: 4096,
+            pinholes: 4096,
+            pinholes_per_client: 512,
+            pinholes_per_session: 4,
+            pinholes_per_minute: 240_000,
+            pinholes_per_client_per_minute: 60_000,
+            connections: 65_536,
             ranges: 4096,
         }
     }

@@ -125,13 +125,6 @@ impl Iptables {
         }
     }
 
-    /// With a range of ports for [`Backend::open_range`].
-    #[must_use]
-    pub fn with_range(mut self, range: Option<PortRange>) -> Self {
-        self.range = range;
-        self
-    }
-
     /// The flavours in use, once installed: IPv4's first.
     #[must_use]
     pub fn flavours(&self) -> Vec<(Family, Flavour)> {
@@ -276,6 +269,10 @@ impl Iptables {
 impl Backend for Iptables {
     fn name(&self) -> &'static str {
         "iptables"
+    }
+
+    fn set_range(&mut self, ports: PortRange) {
+        self.range = Some(ports);
     }
 
     fn install(&mut self) -> Result<(), BackendError> {

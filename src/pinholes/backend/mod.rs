@@ -18,6 +18,7 @@ use std::io;
 use std::time::Duration;
 
 use super::{Pinhole, RangeHole};
+use crate::net::PortRange;
 
 /// Why a backend couldn't do what it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +70,10 @@ pub enum Closed {
 pub trait Backend: Send {
     /// `nft` or `iptables`, as `--backend` names it.
     fn name(&self) -> &'static str;
+
+    /// Learns the range of ports of [`open_range`](Self::open_range), before anything is installed.
+    /// Without one, there is none.
+    fn set_range(&mut self, _ports: PortRange) {}
 
     /// Makes the objects that holes live in: tables, chains and static rules.
     ///

@@ -85,13 +85,6 @@ impl Nft {
         })
     }
 
-    /// With a range of ports for [`Backend::open_range`].
-    #[must_use]
-    pub fn with_range(mut self, range: Option<PortRange>) -> Self {
-        self.range = range;
-        self
-    }
-
     /// Makes the objects of one family, trying what the kernel takes.
     fn install_family(&mut self, layout: &'static FamilyLayout) -> Result<(), BatchError> {
         let leftover = self.has_table(layout).map_err(BatchError::Io)?;
@@ -174,6 +167,10 @@ impl Nft {
 impl Backend for Nft {
     fn name(&self) -> &'static str {
         "nft"
+    }
+
+    fn set_range(&mut self, ports: PortRange) {
+        self.range = Some(ports);
     }
 
     fn install(&mut self) -> Result<(), BackendError> {

@@ -7,8 +7,10 @@ const IDLE: u64 = 300;
 
 fn with_range() -> Config {
     Config {
-        tls_range: Some("40000-40009".parse().unwrap()),
-        tls_idle: Duration::from_secs(IDLE),
+        tls_range: Some(TlsRange {
+            ports: "40000-40009".parse().unwrap(),
+            idle: Duration::from_secs(IDLE),
+        }),
         ..Config::default()
     }
 }
@@ -192,10 +194,9 @@ fn a_kernel_that_refuses() {
 
 #[test]
 fn ranges_are_bounded_and_survive_a_flush() {
-    let (mut plane, world) = plane(Config {
-        ranges: 2,
-        ..with_range()
-    });
+    let mut config = with_range();
+    config.limits.ranges = 2;
+    let (mut plane, world) = plane(config);
     plane.open_range(&request(1, ANN, S1)).unwrap();
     plane.open_range(&request(2, BOB, S1)).unwrap();
     let limited = plane.open_range(&request(3, "203.0.113.12", S1));
