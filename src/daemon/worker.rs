@@ -6,7 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use crate::engine::{Engine, Side, Stats, Unplaced, Verdict};
-use crate::queue::{Answer, Handler, Hook, PacketQueue, ServeError};
+use crate::queue::nfq::NfqQueue;
+use crate::queue::{Answer, Hook, ServeError};
 
 use super::shared::{Door, Shared};
 
@@ -69,7 +70,7 @@ impl Worker {
     }
 
     /// Serves a queue for as long as the process lives; `others` are the workers of the other queues.
-    pub fn serve(&self, mut queue: impl PacketQueue, shared: &Shared, others: &[Arc<Self>]) {
+    pub fn serve(&self, mut queue: NfqQueue, shared: &Shared, others: &[Arc<Self>]) {
         let mut packets = Packets {
             worker: self,
             others,
@@ -78,8 +79,8 @@ impl Worker {
         };
         let mut failures = 0u32;
         loop {
-            match queue.serve(&mut packets) {
-                Ok(_) => failures = 0,
+            match queue.serve(|hook, packet, out| packets.decide(hook, packet, out)) {
+                Ok(()) => failures = 0,
                 Err(ServeError::Verdict(e)) => {
                     self.verdict_errors.fetch_add(1, Ordering::Relaxed);
                     log::debug!("queue {}: verdict: {e}", queue.number());
@@ -128,8 +129,8 @@ struct Packets<'a> {
     ticked: Duration,
 }
 
-impl Handler for Packets<'_> {
-    fn packet(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> Answer {
+impl Packets<'_> {
+    fn decide(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> Answer {
         let Some(side) = side(hook) else {
             self.worker.unknown_hook.fetch_add(1, Ordering::Relaxed);
             return Answer::Accept;
@@ -152,9 +153,7 @@ impl Handler for Packets<'_> {
         self.ask_others(unplaced, side, packet, now, out)
             .unwrap_or(answer)
     }
-}
 
-impl Packets<'_> {
     /// What another engine says to the packet, if it is one's.
     fn ask_others(
         &self,

@@ -1,7 +1,7 @@
-//! The NFQUEUE worker's end of the queue: moves packets between the kernel and whoever decides.
+//! The userspace end of NFQUEUE: receives packets from the kernel and gives their verdicts back.
 //!
-//! [`PacketQueue`] is what the daemon needs of a queue; [`nfq`] implements it; [`kernel`] reads
-//! the kernel's own counters. What happens to a packet is not decided here.
+//! [`nfq`] is the queue itself, [`kernel`] reads the kernel's counters of its queues. What happens
+//! to a packet is not decided here.
 
 pub mod kernel;
 pub mod nfq;
@@ -49,13 +49,6 @@ pub enum Answer {
     Drop,
 }
 
-/// Decides about packets.
-pub trait Handler {
-    /// Looks at a packet (from its IP header on) that was queued in `hook`; `None` is a hook
-    /// unknown to us. For [`Answer::Replace`], the new packet is in `out`, which is empty at first.
-    fn packet(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> Answer;
-}
-
 /// Why a queue couldn't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -97,19 +90,6 @@ pub enum ServeError {
     /// An answer couldn't be given (it was too large, or the packet is gone already).
     #[error("verdict: {0}")]
     Verdict(io::Error),
-}
-
-/// A queue of packets that wait for an answer.
-pub trait PacketQueue: Send {
-    /// The queue's number.
-    fn number(&self) -> u16;
-
-    /// Waits until there are packets, has `handler` look at each of them, and answers all.
-    /// Returns how many there were, at least 1.
-    ///
-    /// # Errors
-    /// Counted by the caller, who calls again.
-    fn serve(&mut self, handler: &mut dyn Handler) -> Result<usize, ServeError>;
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use nfq::{Queue, Verdict};
 use nix::errno::Errno;
 use nix::sys::socket::{NetlinkAddr, getsockname, setsockopt, sockopt};
 
-use super::{Answer, Handler, Hook, OpenError, PacketQueue, ServeError, kernel};
+use super::{Answer, Hook, OpenError, ServeError, kernel};
 
 /// Receive buffer per packet that may wait, in bytes as `setsockopt` takes it (the kernel doubles
 /// it). A queued packet of 1,480 bytes is accounted for with 2,304 bytes, an empty one with 832.
@@ -84,18 +84,29 @@ impl NfqQueue {
             out: Vec::new(),
         })
     }
-}
 
-impl PacketQueue for NfqQueue {
-    fn number(&self) -> u16 {
+    /// The queue's number.
+    #[must_use]
+    pub fn number(&self) -> u16 {
         self.number
     }
 
-    fn serve(&mut self, handler: &mut dyn Handler) -> Result<usize, ServeError> {
+    /// Waits for a packet, has `decide` look at it, and gives its verdict to the kernel.
+    ///
+    /// `decide` is given the hook that the packet was queued in (`None`: one that isn't known
+    /// here), the packet from its IP header on, and an empty buffer: for [`Answer::Replace`] it
+    /// writes the new packet there.
+    ///
+    /// # Errors
+    /// The packet was lost or is gone; the queue works on.
+    pub fn serve(
+        &mut self,
+        decide: impl FnOnce(Option<Hook>, &[u8], &mut Vec<u8>) -> Answer,
+    ) -> Result<(), ServeError> {
         let mut message = self.queue.recv().map_err(ServeError::Receive)?;
         self.out.clear();
         let hook = Hook::from_number(message.get_hook());
-        let answer = handler.packet(hook, message.get_payload(), &mut self.out);
+        let answer = decide(hook, message.get_payload(), &mut self.out);
         message.set_verdict(match answer {
             Answer::Accept | Answer::Replace => Verdict::Accept,
             Answer::Drop => Verdict::Drop,
@@ -107,8 +118,7 @@ impl PacketQueue for NfqQueue {
                 message.set_payload(self.out.as_slice());
             }
         }
-        self.queue.verdict(message).map_err(ServeError::Verdict)?;
-        Ok(1)
+        self.queue.verdict(message).map_err(ServeError::Verdict)
     }
 }
 
