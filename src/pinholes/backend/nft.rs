@@ -36,7 +36,7 @@ use nix::errno::Errno;
 
 use self::elements::{MapElement, of_pinhole};
 use self::objects::{
-    Abilities, CHAINS, ChainSpec, Change, FamilyLayout, IPV4, IPV6, What, del_table, plan,
+    Abilities, CHAINS, ChainSpec, FamilyLayout, IPV4, IPV6, What, del_table, plan,
 };
 use super::{Backend, BackendError, Verification};
 use crate::firewall::tables::ChainInfo;
@@ -90,7 +90,7 @@ impl Nft {
         let leftover = self.has_table(layout).map_err(BatchError::Io)?;
         loop {
             let plan = plan(layout, self.mark, self.abilities, self.range, leftover);
-            let requests: Vec<_> = plan.iter().map(Change::request).collect();
+            let (about, requests): (Vec<_>, Vec<_>) = plan.into_iter().unzip();
             let error = match self.socket.batch(&requests) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
@@ -98,14 +98,13 @@ impl Nft {
             let BatchError::Refused(refused) = &error else {
                 return Err(error);
             };
-            let refused: Vec<_> = refused
-                .iter()
-                .filter_map(|r| plan.get(r.index?).map(|step| (&step.what, r.errno)))
-                .collect();
-            let refuses = |wanted: What| refused.iter().any(|(what, _)| **what == wanted);
+            let refuses = |what: What| {
+                let mut refused = refused.iter().filter_map(|one| about.get(one.index?));
+                refused.any(|about| *about == what)
+            };
             if self.abilities.owner && refuses(What::Table) {
                 self.abilities.owner = false;
-            } else if self.abilities.limit && refuses(What::Map) {
+            } else if self.abilities.limit && refuses(What::PinholeMap) {
                 self.abilities.limit = false;
             } else {
                 return Err(error);

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::objects::{FamilyLayout, MAPS, Map};
+use super::objects::{FamilyLayout, Map};
 use crate::firewall::PINHOLE_TABLE;
 use crate::net::Mark;
 use crate::netlink::codec::{self, Builder};
@@ -15,26 +15,22 @@ use crate::pinholes::Pinhole;
 #[derive(Debug)]
 pub(super) struct MapElement {
     /// The map's name.
-    pub(super) map: &'static str,
+    pub(super) map: String,
     pub(super) key: Vec<u8>,
     /// `None`: nothing, but a hole that had the place before may have left something.
     pub(super) data: Option<Vec<u8>>,
 }
 
 /// The elements of a pinhole.
-pub(super) fn of_pinhole(
-    layout: &FamilyLayout,
-    hole: &Pinhole,
-    mark: Mark,
-) -> [MapElement; MAPS.len()] {
-    MAPS.map(|map| MapElement {
-        map: layout.set(map),
+pub(super) fn of_pinhole(layout: &FamilyLayout, hole: &Pinhole, mark: Mark) -> [MapElement; 3] {
+    Map::OF_PINHOLE.map(|map| MapElement {
+        map: layout.name(map),
         key: [octets(hole.from), endpoint(hole.to)].concat(),
         data: match map {
             Map::Pinholes => Some(endpoint(hole.land)),
             Map::Sources => hole.as_source.map(octets),
             // Both at once: the rule that takes it over sets nothing else.
-            Map::Marks => (hole.mark != 0).then(|| (hole.mark | mark.bit()).to_ne_bytes().to_vec()),
+            _ => (hole.mark != 0).then(|| (hole.mark | mark.bit()).to_ne_bytes().to_vec()),
         },
     })
 }
@@ -79,7 +75,7 @@ impl MapElement {
             family: layout.family.number(),
             attrs: Box::new(move |b| {
                 b.text(attr::ELEMS_TABLE, PINHOLE_TABLE);
-                b.text(attr::ELEMS_SET, self.map);
+                b.text(attr::ELEMS_SET, &self.map);
                 b.nest(attr::ELEMS_LIST, |b| {
                     b.nest(attr::LIST_ELEM, |b| {
                         b.nest(attr::ELEM_KEY, |b| {
