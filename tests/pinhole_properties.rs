@@ -24,7 +24,7 @@ use ftpalg::engine::{Config, Engine, Entry, Side, Tuple, Verdict};
 use ftpalg::net::Mark;
 use ftpalg::pinholes::backend::{Backend, BackendError};
 use ftpalg::pinholes::{self, EventSource, Lookups, Parts, Plane};
-use ftpalg::pinholes::{Key, Pinhole};
+use ftpalg::pinholes::{Pinhole, PinholeKey};
 use proptest::prelude::*;
 use world::{ACK, LOGIN, PSH, SYN, Seg, build, read};
 
@@ -40,7 +40,7 @@ const TOTAL: usize = 5;
 
 /// What is in the kernel.
 #[derive(Clone, Default)]
-struct Kernel(Arc<Mutex<HashMap<Key, Pinhole>>>);
+struct Kernel(Arc<Mutex<HashMap<PinholeKey, Pinhole>>>);
 
 impl Kernel {
     fn holes(&self) -> Vec<Pinhole> {
@@ -146,14 +146,14 @@ impl Lab {
         let kernel = Kernel::default();
         let now = Arc::new(Mutex::new(Duration::ZERO));
         let clock = now.clone();
-        let config = pinholes::Config {
+        let config = pinholes::PlaneConfig {
             limits: pinholes::PlaneLimits {
                 pinholes_per_session: PER_SESSION,
                 pinholes_per_client: PER_CLIENT,
                 pinholes: TOTAL,
                 ..pinholes::PlaneLimits::default()
             },
-            ..pinholes::Config::default()
+            ..pinholes::PlaneConfig::default()
         };
         let parts = Parts {
             backend: Box::new(kernel.clone()),

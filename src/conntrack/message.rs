@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Bytes, ConntrackEvent, Entry, TcpState, Tuple};
 use crate::net::{Family, Mark, TCP};
 use crate::netlink::codec::{Attrs, Builder, Message};
-use crate::netlink::socket::Request;
+use crate::netlink::socket::NetlinkRequest;
 
 /// `NFNL_SUBSYS_CTNETLINK` in the upper byte, the `IPCTNL_MSG_CT_*` in the lower.
 const CT_NEW: u16 = 0x0100;
@@ -49,14 +49,14 @@ const CTA_TIMESTAMP_START: u16 = 1;
 const CTA_TIMESTAMP_STOP: u16 = 2;
 
 /// Asks for the connection that has this direction.
-pub(super) fn ask(src: SocketAddr, dst: SocketAddr) -> Request<'static> {
+pub(super) fn ask(src: SocketAddr, dst: SocketAddr) -> NetlinkRequest<'static> {
     // Either direction is found, whichever attribute carries it.
     let tuple = move |b: &mut Builder| put_tuple(b, CTA_TUPLE_ORIG, src, dst);
     request(CT_GET, family(src.ip()), tuple)
 }
 
 /// Asks for all connections that carry the mark.
-pub(super) fn ask_marked(mark: Mark) -> Request<'static> {
+pub(super) fn ask_marked(mark: Mark) -> NetlinkRequest<'static> {
     request(CT_GET, 0, move |b| {
         b.be32(CTA_MARK, mark.bit());
         b.be32(CTA_MARK_MASK, mark.bit());
@@ -65,7 +65,7 @@ pub(super) fn ask_marked(mark: Mark) -> Request<'static> {
 
 /// Asks for all connections that were made from `from` to `to`. Kernels before 5.8 don't
 /// know the filter and show all.
-pub(super) fn ask_attempts(from: IpAddr, to: SocketAddr) -> Request<'static> {
+pub(super) fn ask_attempts(from: IpAddr, to: SocketAddr) -> NetlinkRequest<'static> {
     request(CT_GET, family(from), move |b| {
         put_tuple(b, CTA_TUPLE_ORIG, SocketAddr::new(from, 0), to);
         b.nest(CTA_FILTER, |b| {
@@ -76,15 +76,19 @@ pub(super) fn ask_attempts(from: IpAddr, to: SocketAddr) -> Request<'static> {
 }
 
 /// Deletes a connection.
-pub(super) fn forget(original: Tuple, id: u32) -> Request<'static> {
+pub(super) fn forget(original: Tuple, id: u32) -> NetlinkRequest<'static> {
     request(CT_DELETE, family(original.src.ip()), move |b| {
         put_tuple(b, CTA_TUPLE_ORIG, original.src, original.dst);
         b.be32(CTA_ID, id);
     })
 }
 
-fn request(kind: u16, family: u8, attrs: impl Fn(&mut Builder) + 'static) -> Request<'static> {
-    Request {
+fn request(
+    kind: u16,
+    family: u8,
+    attrs: impl Fn(&mut Builder) + 'static,
+) -> NetlinkRequest<'static> {
+    NetlinkRequest {
         kind,
         flags: 0,
         family,

@@ -16,7 +16,7 @@ use crate::firewall::xtables::tools::Tools;
 use crate::firewall::{Inside, Look, Rules, RulesError, Steering};
 use crate::ftp::policy::Policy;
 use crate::net::Mark;
-use crate::pinholes::Key;
+use crate::pinholes::PinholeKey;
 use crate::pinholes::backend::iptables::Iptables;
 use crate::pinholes::backend::nft::Nft;
 use crate::pinholes::backend::{Backend, BackendError};
@@ -246,7 +246,7 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
         .try_clone_to_owned()
         .map_err(failed("watch conntrack"))?;
     let plane = Plane::new(
-        pinholes::Config {
+        pinholes::PlaneConfig {
             data_ports: config.data_ports,
             deadline: config.deadline,
             limits: config.limits.plane,
@@ -265,7 +265,7 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
 }
 
 /// Clears connection attempts out of a pinhole's way that were made before it was there.
-pub(super) fn unblock(conntrack: &mut Conntrack, hole: Key, mark: Mark) -> usize {
+pub(super) fn unblock(conntrack: &mut Conntrack, hole: PinholeKey, mark: Mark) -> usize {
     match conntrack.forget_unanswered(hole.from, hole.to, mark) {
         Ok(forgotten) => {
             if forgotten > 0 {

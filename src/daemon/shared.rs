@@ -20,7 +20,7 @@ use crate::engine::gateway::{
 };
 use crate::pinholes::backend::BackendError;
 use crate::pinholes::ports::Listeners;
-use crate::pinholes::{Key, Plane, Transferred};
+use crate::pinholes::{PinholeKey, Plane, Transferred};
 
 use super::output::Output;
 
@@ -239,7 +239,7 @@ impl Shared {
         &self,
         every: Duration,
         mut also: impl FnMut(Duration) -> bool,
-        mut unblock: impl FnMut(Key) -> usize,
+        mut unblock: impl FnMut(PinholeKey) -> usize,
     ) {
         let mut needed = false;
         let mut next = Duration::ZERO;

@@ -2,7 +2,7 @@
 //!
 //! | question | `--json` answer |
 //! |---|---|
-//! | `status` | one object: the fields of `Report` below; `queues` is a list of `Queue`, `counters` are those of [`engine::Stats`](crate::engine::Stats), `nat` those of [`pinholes::Counters`] |
+//! | `status` | one object: the fields of `Report` below; `queues` is a list of `Queue`, `counters` are those of [`engine::Stats`](crate::engine::Stats), `nat` those of [`pinholes::PlaneCounters`] |
 //! | `sessions` | a list of [`SessionInfo`] with [`Transferred`](pinholes::Transferred) and its `range`, ordered by `id` |
 //! | `pinholes` | a list of [`PinholeInfo`](pinholes::PinholeInfo): pending ones first, then ranges, then data connections, each ordered by `id` |
 //!
@@ -81,7 +81,7 @@ struct Report<'a> {
     /// What the engines counted, summed up.
     counters: Stats,
     /// What the NAT plane counted.
-    nat: pinholes::Counters,
+    nat: pinholes::PlaneCounters,
     /// Lines that were not printed because the reader stalled.
     lines_lost: u64,
 }

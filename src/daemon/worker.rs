@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::engine::{Engine, Side, Stats, Unplaced, Verdict};
 use crate::queue::nfq::NfqQueue;
-use crate::queue::{Answer, Hook, ServeError};
+use crate::queue::{Hook, QueueVerdict, ServeError};
 
 use super::shared::{Door, Shared};
 
@@ -130,10 +130,10 @@ struct Packets<'a> {
 }
 
 impl Packets<'_> {
-    fn decide(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> Answer {
+    fn decide(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> QueueVerdict {
         let Some(side) = side(hook) else {
             self.worker.unknown_hook.fetch_add(1, Ordering::Relaxed);
-            return Answer::Accept;
+            return QueueVerdict::Accept;
         };
         let now = self.shared.now();
         let mut door = Door(self.shared);
@@ -162,7 +162,7 @@ impl Packets<'_> {
         packet: &[u8],
         now: Duration,
         out: &mut Vec<u8>,
-    ) -> Option<Answer> {
+    ) -> Option<QueueVerdict> {
         let mut door = Door(self.shared);
         let named = |worker: &&Arc<Worker>| worker.names.load(Ordering::Acquire);
         match unplaced {
@@ -189,14 +189,14 @@ impl Packets<'_> {
     }
 }
 
-fn answer(verdict: Verdict<'_>, out: &mut Vec<u8>) -> Answer {
+fn answer(verdict: Verdict<'_>, out: &mut Vec<u8>) -> QueueVerdict {
     match verdict {
-        Verdict::Accept => Answer::Accept,
+        Verdict::Accept => QueueVerdict::Accept,
         Verdict::Replace(bytes) => {
             out.extend_from_slice(bytes);
-            Answer::Replace
+            QueueVerdict::Replace
         }
-        Verdict::Drop => Answer::Drop,
+        Verdict::Drop => QueueVerdict::Drop,
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) const SUBSYS_NFTABLES: u16 = 10;
 
 /// A request: a message type of a subsystem, its flags (without `REQUEST` and `ACK`), the address
 /// family and its attributes.
-pub struct Request<'a> {
+pub struct NetlinkRequest<'a> {
     /// Subsystem in the upper byte, message in the lower.
     pub kind: u16,
     /// Flags such as [`codec::CREATE`].
@@ -124,7 +124,7 @@ impl Socket {
     /// The kernel's error; `ENOENT` where there is nothing to answer with.
     pub fn get<T>(
         &mut self,
-        request: &Request<'_>,
+        request: &NetlinkRequest<'_>,
         read: impl FnOnce(&Message<'_>) -> T,
     ) -> io::Result<T> {
         let seq = self.send_one(request, 0)?;
@@ -150,7 +150,7 @@ impl Socket {
     ///
     /// # Errors
     /// The kernel's error; `ENOENT` where there is nothing to change.
-    pub fn change(&mut self, request: &Request<'_>) -> io::Result<()> {
+    pub fn change(&mut self, request: &NetlinkRequest<'_>) -> io::Result<()> {
         self.change_of(0, request)
     }
 
@@ -158,7 +158,7 @@ impl Socket {
     ///
     /// # Errors
     /// As [`Socket::change`].
-    pub fn change_of(&mut self, number: u16, request: &Request<'_>) -> io::Result<()> {
+    pub fn change_of(&mut self, number: u16, request: &NetlinkRequest<'_>) -> io::Result<()> {
         let seq = self.send_of(number, request, codec::ACK)?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
@@ -183,7 +183,7 @@ impl Socket {
     /// The kernel's error; `Interrupted` if the objects changed during each of several attempts.
     pub fn dump<T>(
         &mut self,
-        request: &Request<'_>,
+        request: &NetlinkRequest<'_>,
         read: impl FnMut(&Message<'_>) -> Option<T>,
     ) -> io::Result<Vec<T>> {
         self.dump_some(request, usize::MAX, read)
@@ -199,7 +199,7 @@ impl Socket {
     /// As [`dump`](Self::dump).
     pub fn dump_some<T, I: IntoIterator<Item = T>>(
         &mut self,
-        request: &Request<'_>,
+        request: &NetlinkRequest<'_>,
         limit: usize,
         mut read: impl FnMut(&Message<'_>) -> I,
     ) -> io::Result<(Vec<T>, bool)> {
@@ -225,7 +225,7 @@ impl Socket {
     ///
     /// # Errors
     /// Which of them the kernel refused, and why.
-    pub fn batch(&mut self, requests: &[Request<'_>]) -> Result<(), BatchError> {
+    pub fn batch(&mut self, requests: &[NetlinkRequest<'_>]) -> Result<(), BatchError> {
         if requests.is_empty() {
             return Ok(());
         }
@@ -270,7 +270,7 @@ impl Socket {
     /// `None`: interrupted. More than `limit` values: there may be others.
     fn dump_once<T, I: IntoIterator<Item = T>>(
         &mut self,
-        request: &Request<'_>,
+        request: &NetlinkRequest<'_>,
         limit: usize,
         read: &mut impl FnMut(&Message<'_>) -> I,
     ) -> io::Result<Option<Vec<T>>> {
@@ -332,11 +332,16 @@ impl Socket {
         }
     }
 
-    fn send_one(&mut self, request: &Request<'_>, flags: u16) -> io::Result<u32> {
+    fn send_one(&mut self, request: &NetlinkRequest<'_>, flags: u16) -> io::Result<u32> {
         self.send_of(0, request, flags)
     }
 
-    fn send_of(&mut self, number: u16, request: &Request<'_>, flags: u16) -> io::Result<u32> {
+    fn send_of(
+        &mut self,
+        number: u16,
+        request: &NetlinkRequest<'_>,
+        flags: u16,
+    ) -> io::Result<u32> {
         let seq = self.next_seq();
         let mut builder = Builder::new();
         let flags = request.flags | flags | codec::REQUEST;

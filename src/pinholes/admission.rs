@@ -7,7 +7,7 @@ use super::Plane;
 use crate::engine::gateway::{Error, PinholeId, Request, SessionId};
 use crate::firewall::Published;
 use crate::ftp::Mode;
-use crate::pinholes::Key;
+use crate::pinholes::PinholeKey;
 use crate::pinholes::ports::{self, Holder, Listeners};
 
 /// How long the list of the gateway's own listening ports is believed.
@@ -45,7 +45,7 @@ impl Plane {
             // The server itself runs on the gateway: its own socket is where the hole leads.
             let listening = to != request.land
                 && listeners.is_some_and(|listeners| listeners.contains(request.to, port));
-            let key = Key {
+            let key = PinholeKey {
                 from: request.from,
                 to,
             };
@@ -81,7 +81,7 @@ impl Plane {
     pub(super) fn check_limits(
         &mut self,
         request: &Request,
-        key: Key,
+        key: PinholeKey,
         now: Duration,
     ) -> Result<(), Error> {
         let own = self.holes.count(request.session);
@@ -117,7 +117,7 @@ impl Plane {
     }
 
     /// Drops the session's own hole on the key, and its oldest ones beyond the limit.
-    pub(super) fn make_room(&mut self, session: SessionId, key: Key) {
+    pub(super) fn make_room(&mut self, session: SessionId, key: PinholeKey) {
         if let Some((id, _)) = self.holes.at(key) {
             self.counters.superseded += 1;
             self.drop_hole(id);

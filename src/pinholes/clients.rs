@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::admission::network;
-use super::{Counters, PlaneLimits};
+use super::{PlaneCounters, PlaneLimits};
 use crate::engine::gateway::{Error, SessionId};
 
 /// The time over which the rates count.
@@ -67,7 +67,7 @@ impl Clients {
         client: IpAddr,
         now: Duration,
         limits: &PlaneLimits,
-        counters: &mut Counters,
+        counters: &mut PlaneCounters,
     ) -> Result<(), Error> {
         let client = network(client);
         let own = self.clients.get(&client).map_or(0, |c| c.sessions);
@@ -106,7 +106,7 @@ impl Clients {
         replaces: bool,
         now: Duration,
         limits: &PlaneLimits,
-        counters: &mut Counters,
+        counters: &mut PlaneCounters,
     ) -> Result<(), Error> {
         let known = self.clients.get_mut(&client);
         let (own, rate) = known.map_or((0, 0), |c| (c.pending, c.rate.count(now)));
@@ -195,7 +195,7 @@ mod tests {
             ..PlaneLimits::default()
         };
         let mut clients = Clients::default();
-        let mut counters = Counters::default();
+        let mut counters = PlaneCounters::default();
         let mut admit = |clients: &mut Clients, n, client| {
             clients
                 .admit(
@@ -231,7 +231,7 @@ mod tests {
             ..PlaneLimits::default()
         };
         let mut clients = Clients::default();
-        let mut counters = Counters::default();
+        let mut counters = PlaneCounters::default();
         let now = 2 * MINUTE;
         let mut admit = |clients: &mut Clients, n| {
             let client = address(MAX_REMEMBERED + n);

@@ -3,11 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::{DataConnection, Finished, Plane, Report, Transferred};
+use super::{DataConnection, Finished, Plane, PlaneReport, Transferred};
 use crate::conntrack::{Bytes, Completeness, ConntrackEvent, TcpState};
 use crate::engine::Tuple;
 use crate::engine::gateway::SessionId;
-use crate::pinholes::{Key, Pinhole};
+use crate::pinholes::{Pinhole, PinholeKey};
 
 /// Conntrack's timeouts go by jiffies: by how much they may differ from its time stamps.
 const TICK: Duration = Duration::from_millis(50);
@@ -59,7 +59,7 @@ impl Plane {
     /// A connection with the mark exists. The hole that it came through is pending no longer, and is
     /// the caller's to close. A connection through a range has none.
     fn connected(&mut self, original: Tuple) -> Option<(DataConnection, Option<Pinhole>)> {
-        let key = Key {
+        let key = PinholeKey {
             from: original.src.ip(),
             to: original.dst,
         };
@@ -95,7 +95,7 @@ impl Plane {
         if self.connections.len() < self.config.limits.connections {
             self.connections.insert(original, connection);
         }
-        self.report(Report::Connected(connection));
+        self.report(PlaneReport::Connected(connection));
     }
 
     /// A connection with the mark is gone.
@@ -123,7 +123,7 @@ impl Plane {
         if let Some(total) = self.transferred.get_mut(&connection.session) {
             total.bytes = add(total.bytes, bytes);
         }
-        self.report(Report::Finished(finished));
+        self.report(PlaneReport::Finished(finished));
         Some(finished)
     }
 
@@ -152,7 +152,7 @@ impl Plane {
     /// Events were lost: compares with the kernel's list of connections.
     fn resync(&mut self) {
         self.counters.missed_events += 1;
-        self.report(Report::MissedEvents);
+        self.report(PlaneReport::MissedEvents);
         let entries = match self.parts.lookups.marked(self.config.mark) {
             Ok(entries) => entries,
             Err(error) => {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::{PinholeState, Plane, Report};
+use super::{PinholeState, Plane, PlaneReport};
 use crate::engine::gateway::PinholeId;
 use crate::pinholes::backend::{BackendError, Closed, ClosingWork};
-use crate::pinholes::{Key, Pinhole};
+use crate::pinholes::{Pinhole, PinholeKey};
 
 impl Plane {
     /// Closes holes whose deadline has passed. To be called at [`next_deadline`](Self::next_deadline).
@@ -18,7 +18,7 @@ impl Plane {
             let mut info = hole.info(id, now);
             info.state = PinholeState::Expired;
             self.counters.expired += 1;
-            self.report(Report::Expired(info));
+            self.report(PlaneReport::Expired(info));
             holes.extend(hole.open.then_some(hole.pinhole));
         }
         self.close(holes);
@@ -45,7 +45,7 @@ impl Plane {
     /// way: see [`Conntrack::forget_unanswered`](crate::conntrack::Conntrack::forget_unanswered).
     /// To be called at [`next_deadline`](Self::next_deadline). Names each hole once, and only a few
     /// at a time.
-    pub fn neglected(&mut self) -> Vec<Key> {
+    pub fn neglected(&mut self) -> Vec<PinholeKey> {
         let now = self.now();
         self.holes.neglected(now)
     }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Key, Pinhole, PinholeInfo, PinholeState, round_up};
+use super::{Pinhole, PinholeInfo, PinholeKey, PinholeState, round_up};
 use crate::engine::gateway::{PinholeId, SessionId};
 use crate::ftp::Mode;
 
@@ -32,7 +32,7 @@ pub(super) struct PendingHole {
 #[derive(Default)]
 pub(super) struct Holes {
     holes: BTreeMap<PinholeId, PendingHole>,
-    by_key: HashMap<Key, PinholeId>,
+    by_key: HashMap<PinholeKey, PinholeId>,
     /// Oldest first.
     by_session: HashMap<SessionId, VecDeque<PinholeId>>,
     deadlines: BTreeSet<(Duration, PinholeId)>,
@@ -56,7 +56,7 @@ impl Holes {
         self.holes.iter().map(|(&id, hole)| (id, hole))
     }
 
-    pub(super) fn at(&self, key: Key) -> Option<(PinholeId, &PendingHole)> {
+    pub(super) fn at(&self, key: PinholeKey) -> Option<(PinholeId, &PendingHole)> {
         let id = *self.by_key.get(&key)?;
         Some((id, self.holes.get(&id)?))
     }
@@ -134,7 +134,7 @@ impl Holes {
     }
 
     /// Active holes that should have been used by now: each once, and only some of very many.
-    pub(super) fn neglected(&mut self, now: Duration) -> Vec<Key> {
+    pub(super) fn neglected(&mut self, now: Duration) -> Vec<PinholeKey> {
         if now < self.look_at {
             return Vec::new();
         }

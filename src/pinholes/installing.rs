@@ -1,6 +1,6 @@
 //! The backend's objects: put into the kernel, put back, taken out.
 
-use super::{PendingHole, Plane, Report};
+use super::{PendingHole, Plane, PlaneReport};
 #[cfg(doc)]
 use crate::pinholes::backend::Backend;
 use crate::pinholes::backend::{BackendError, Verification};
@@ -62,7 +62,7 @@ impl Plane {
         match missing {
             Some(missing) => {
                 self.counters.restored += 1;
-                self.report(Report::Restored { missing });
+                self.report(PlaneReport::Restored { missing });
             }
             None => self.counters.restore_failures += 1,
         }

@@ -24,10 +24,10 @@ mod ranges;
 mod stuck;
 mod types;
 
-pub use pinhole::{Key, Pinhole, RangeHole, RangeKey};
+pub use pinhole::{Pinhole, PinholeKey, RangeHole, RangeKey};
 pub use types::{
-    Config, Counters, DataConnection, EventSource, Finished, Lookups, Parts, PinholeInfo,
-    PinholeState, PlaneLimits, RangeEnd, Report, TlsRange, Transferred,
+    DataConnection, EventSource, Finished, Lookups, Parts, PinholeInfo, PinholeState, PlaneConfig,
+    PlaneCounters, PlaneLimits, PlaneReport, RangeEnd, TlsRange, Transferred,
 };
 
 use clients::Clients;
@@ -49,7 +49,7 @@ const MAX_REPORTS: usize = 10_000;
 
 /// All pinholes and data connections.
 pub struct Plane {
-    config: Config,
+    config: PlaneConfig,
     parts: Parts,
     holes: Holes,
     connections: HashMap<Tuple, DataConnection>,
@@ -61,12 +61,12 @@ pub struct Plane {
     /// Being closed, by a thread that doesn't hold the plane.
     closing: Vec<Pinhole>,
     /// Holes that the kernel refused to close.
-    stuck: Stuck<Key, Pinhole>,
+    stuck: Stuck<PinholeKey, Pinhole>,
     clients: Clients,
     listeners: Option<(Duration, Listeners)>,
     user_ports: Vec<Published>,
-    reports: VecDeque<Report>,
-    counters: Counters,
+    reports: VecDeque<PlaneReport>,
+    counters: PlaneCounters,
     last_id: u64,
     next_port: u32,
 }
@@ -74,7 +74,7 @@ pub struct Plane {
 impl Plane {
     /// A plane without pinholes.
     #[must_use]
-    pub fn new(config: Config, mut parts: Parts) -> Self {
+    pub fn new(config: PlaneConfig, mut parts: Parts) -> Self {
         if let Some(range) = config.tls_range {
             parts.backend.set_range(range.ports);
         }
@@ -92,7 +92,7 @@ impl Plane {
             listeners: None,
             user_ports: Vec::new(),
             reports: VecDeque::new(),
-            counters: Counters::default(),
+            counters: PlaneCounters::default(),
             last_id: 0,
             next_port: 0,
         }
@@ -127,7 +127,7 @@ impl Plane {
             return Err(Error::NoPort(request.from));
         };
         let to = SocketAddr::new(request.to, port);
-        let key = Key {
+        let key = PinholeKey {
             from: request.from,
             to,
         };
@@ -210,7 +210,7 @@ impl Plane {
     }
 
     /// What happened since the last call, oldest first.
-    pub fn take_reports(&mut self) -> impl Iterator<Item = Report> + use<> {
+    pub fn take_reports(&mut self) -> impl Iterator<Item = PlaneReport> + use<> {
         std::mem::take(&mut self.reports).into_iter()
     }
 
@@ -231,7 +231,7 @@ impl Plane {
 
     /// How often things happened.
     #[must_use]
-    pub fn counters(&self) -> Counters {
+    pub fn counters(&self) -> PlaneCounters {
         self.counters
     }
 
@@ -252,7 +252,7 @@ impl Plane {
         Some(hole)
     }
 
-    fn report(&mut self, report: Report) {
+    fn report(&mut self, report: PlaneReport) {
         if self.reports.len() >= MAX_REPORTS {
             self.reports.pop_front();
         }

@@ -26,8 +26,8 @@ pub struct Pinhole {
 impl Pinhole {
     /// What packets of the data connection are matched by.
     #[must_use]
-    pub fn key(&self) -> Key {
-        Key {
+    pub fn key(&self) -> PinholeKey {
+        PinholeKey {
             from: self.from,
             to: self.to,
         }
@@ -36,7 +36,7 @@ impl Pinhole {
 
 /// What identifies a pinhole in the kernel: at most one hole has the same key at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
+pub struct PinholeKey {
     /// The peer's address.
     pub from: IpAddr,
     /// The address and port the peer connects to.

@@ -13,13 +13,13 @@ use std::time::Duration;
 
 use super::stuck::Stuck;
 use super::{
-    DataConnection, PinholeInfo, PinholeState, Plane, RangeEnd, Report, TlsRange, round_up,
+    DataConnection, PinholeInfo, PinholeState, Plane, PlaneReport, RangeEnd, TlsRange, round_up,
 };
 use crate::engine::Tuple;
 use crate::engine::gateway::{Error, PinholeId, RangeRequest, SessionId};
 use crate::ftp::Mode;
 use crate::net::PortRange;
-use crate::pinholes::{Key, RangeHole, RangeKey};
+use crate::pinholes::{PinholeKey, RangeHole, RangeKey};
 
 /// A range times out in the kernel after so many times the idle limit, so that one of a killed daemon
 /// goes. It is renewed when half of that is over.
@@ -133,7 +133,9 @@ impl Plane {
         if is_new {
             self.counters.ranges_opened += 1;
             self.warn_of_hidden(hole, ports);
-            self.report(Report::RangeOpened(info(session, share, hole, ports, now)));
+            self.report(PlaneReport::RangeOpened(info(
+                session, share, hole, ports, now,
+            )));
         }
         Ok(())
     }
@@ -211,7 +213,7 @@ impl Plane {
         self.counters.ranges_idle += u64::from(why == RangeEnd::Idle);
         if let Some(range) = self.config.tls_range {
             let info = info(session, share, hole, range.ports, now);
-            self.report(Report::RangeClosed(info, why));
+            self.report(PlaneReport::RangeClosed(info, why));
         }
     }
 
@@ -278,7 +280,7 @@ impl Plane {
     }
 
     /// Whether a pinhole with this key would take a port from another server's range.
-    pub(super) fn is_in_range_of_other(&self, key: Key, land: IpAddr) -> bool {
+    pub(super) fn is_in_range_of_other(&self, key: PinholeKey, land: IpAddr) -> bool {
         let range = RangeKey {
             from: key.from,
             to: key.to.ip(),

@@ -22,7 +22,7 @@ use std::io;
 #[derive(Default)]
 struct World {
     now: Duration,
-    kernel: HashMap<Key, (Pinhole, Duration)>,
+    kernel: HashMap<PinholeKey, (Pinhole, Duration)>,
     ranges: BTreeMap<RangeKey, (RangeHole, Duration)>,
     /// How often a range was put into the kernel.
     range_writes: u32,
@@ -49,7 +49,7 @@ impl FakeKernel {
         what(&mut self.0.lock().unwrap())
     }
 
-    fn open_keys(&self) -> Vec<Key> {
+    fn open_keys(&self) -> Vec<PinholeKey> {
         let mut keys: Vec<_> = self.with(|w| w.kernel.keys().copied().collect());
         keys.sort();
         keys
@@ -195,7 +195,7 @@ impl EventSource for FakeKernel {
     }
 }
 
-fn plane(config: Config) -> (Plane, FakeKernel) {
+fn plane(config: PlaneConfig) -> (Plane, FakeKernel) {
     let world = FakeKernel::default();
     let clock = world.clone();
     let plane = Plane::new(
@@ -214,16 +214,16 @@ fn plane(config: Config) -> (Plane, FakeKernel) {
 }
 
 fn limited(limits: PlaneLimits) -> (Plane, FakeKernel) {
-    plane(Config {
+    plane(PlaneConfig {
         limits,
-        ..Config::default()
+        ..PlaneConfig::default()
     })
 }
 
-fn with_ports(range: &str) -> Config {
-    Config {
+fn with_ports(range: &str) -> PlaneConfig {
+    PlaneConfig {
         data_ports: Some(range.parse().unwrap()),
-        ..Config::default()
+        ..PlaneConfig::default()
     }
 }
 
@@ -284,7 +284,7 @@ fn new_event(original: Tuple) -> ConntrackEvent {
 
 #[test]
 fn a_reservation_is_in_the_kernel_only_once_it_is_opened() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     let reservation = plane.reserve(&passive(1, ANN, 40000)).unwrap();
     assert_eq!(reservation.to, "198.51.100.1:40000".parse().unwrap());
     assert_eq!(world.open_keys(), vec![]);
@@ -305,7 +305,7 @@ fn a_reservation_is_in_the_kernel_only_once_it_is_opened() {
 
 #[test]
 fn a_hole_is_used_once_and_its_connection_outlives_the_session() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     let hole = open(&mut plane, &passive(1, ANN, 40000));
     assert_eq!(plane.on_conntrack_new(dialled(BOB, hole.to)), None);
     let tuple = dialled(ANN, hole.to);
@@ -331,14 +331,17 @@ fn a_hole_is_used_once_and_its_connection_outlives_the_session() {
     let reports: Vec<_> = plane.take_reports().collect();
     assert_eq!(
         reports,
-        vec![Report::Connected(connection), Report::Finished(finished)]
+        vec![
+            PlaneReport::Connected(connection),
+            PlaneReport::Finished(finished)
+        ]
     );
     assert_eq!(plane.counters().unattributed, 2);
 }
 
 #[test]
 fn a_duration_ends_where_conntrack_began_to_wait() {
-    let (mut plane, _) = plane(Config::default());
+    let (mut plane, _) = plane(PlaneConfig::default());
     let seconds = Duration::from_secs;
     for (n, state, lifetime, duration) in [
         (1, Some(TIME_WAIT), seconds(125), seconds(5)),
@@ -358,7 +361,7 @@ fn a_duration_ends_where_conntrack_began_to_wait() {
 
 #[test]
 fn bytes_are_summed_up_per_session_while_it_is_there() {
-    let (mut plane, _) = plane(Config::default());
+    let (mut plane, _) = plane(PlaneConfig::default());
     let mut tuples = Vec::new();
     for (session, port) in [(1, 40000), (1, 40001), (2, 40002)] {
         let hole = open(&mut plane, &passive(session, ANN, port));
@@ -396,7 +399,7 @@ fn bytes_are_summed_up_per_session_while_it_is_there() {
 
 #[test]
 fn a_reserved_hole_is_not_used() {
-    let (mut plane, _) = plane(Config::default());
+    let (mut plane, _) = plane(PlaneConfig::default());
     let hole = plane.reserve(&passive(1, ANN, 40000)).unwrap();
     assert_eq!(plane.on_conntrack_new(dialled(ANN, hole.to)), None);
     plane.open(hole.id).unwrap();
@@ -404,7 +407,7 @@ fn a_reserved_hole_is_not_used() {
 
 #[test]
 fn holes_expire_and_say_so() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     assert_eq!(plane.next_deadline(), None);
     let first = open(&mut plane, &passive(1, ANN, 40000));
     world.wait(30);
@@ -415,7 +418,7 @@ fn holes_expire_and_say_so() {
     assert_eq!(plane.next_deadline(), Some(Duration::from_secs(90)));
     let expired: Vec<_> = plane.take_reports().collect();
     assert!(
-        matches!(&expired[..], [Report::Expired(info)] if info.id == first.id && info.state == PinholeState::Expired),
+        matches!(&expired[..], [PlaneReport::Expired(info)] if info.id == first.id && info.state == PinholeState::Expired),
         "{expired:?}"
     );
     assert_eq!(plane.pinholes()[0].id, second.id);
@@ -424,7 +427,7 @@ fn holes_expire_and_say_so() {
 
 #[test]
 fn a_session_has_a_limited_number_of_pending_holes() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     let ids: Vec<_> = (0..6)
         .map(|n| open(&mut plane, &passive(1, ANN, 40000 + n)).id)
         .collect();
@@ -487,7 +490,7 @@ fn a_connection_that_is_not_yet_reported_does_not_use_up_the_next_hole() {
 
 #[test]
 fn lost_events_are_made_up_for() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     let one = open(&mut plane, &passive(1, ANN, 40000));
     let two = open(&mut plane, &passive(1, ANN, 40001));
     plane.on_conntrack_new(dialled(ANN, one.to)).unwrap();
@@ -527,7 +530,7 @@ fn ports_that_the_gateway_listens_on_are_left_alone_where_published() {
 
 #[test]
 fn a_server_on_the_gateway_listens_where_its_own_hole_leads() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     world.with(|w| w.listening = "sl\n 0: 00000000:9C40 00000000:0000 0A\n".into());
     let mut request = passive(1, ANN, 40000);
     request.land = SocketAddr::new(request.to, 40000);
@@ -659,7 +662,7 @@ fn what_the_kernel_refuses_is_an_answer_and_is_tried_again() {
 
 #[test]
 fn flushed_holes_are_put_back_with_the_time_they_have_left() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     plane.install().unwrap();
     open(&mut plane, &passive(1, ANN, 40000));
     plane.reserve(&passive(2, ANN, 40001)).unwrap();
@@ -705,7 +708,7 @@ proptest! {
         ops in prop::collection::vec(any_op(), 1..80)
     ) {
         let limits = PlaneLimits { pinholes: 6, pinholes_per_session: 3, ..PlaneLimits::default() };
-        let (mut plane, world) = plane(Config { limits, ..with_ports("30000-30002") });
+        let (mut plane, world) = plane(PlaneConfig { limits, ..with_ports("30000-30002") });
         let range: PortRange = "30000-30002".parse().unwrap();
         let mut last = None;
         for op in ops {
@@ -738,14 +741,14 @@ proptest! {
             let all = plane.pinholes();
             let pending: Vec<_> = all.iter().filter(|i| i.state != PinholeState::Used).collect();
             let keys: std::collections::HashSet<_> =
-                pending.iter().map(|i| Key { from: i.from, to: i.to }).collect();
+                pending.iter().map(|i| PinholeKey { from: i.from, to: i.to }).collect();
             prop_assert_eq!(keys.len(), pending.len(), "two holes with one key");
             prop_assert!(pending.len() <= 6);
             for session in 0..4 {
                 prop_assert!(pending.iter().filter(|i| i.session.0 == session).count() <= 3);
             }
             let mut open: Vec<_> = pending.iter().filter(|i| i.state == PinholeState::Open)
-                .map(|i| Key { from: i.from, to: i.to }).collect();
+                .map(|i| PinholeKey { from: i.from, to: i.to }).collect();
             open.sort();
             prop_assert_eq!(open, world.open_keys());
             prop_assert_eq!(plane.next_deadline().is_some(), !pending.is_empty());
@@ -760,7 +763,7 @@ proptest! {
 
 #[test]
 fn holes_used_together_are_closed_together() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     let holes: Vec<_> = (1..=3)
         .map(|n| open(&mut plane, &passive(n, ANN, 5000 + n as u16)))
         .collect();
@@ -774,7 +777,7 @@ fn holes_used_together_are_closed_together() {
 
 #[test]
 fn an_active_hole_that_nobody_uses_is_looked_after_once() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     let active = |n: u64| Request {
         mode: Mode::Active,
         published: false,
@@ -787,7 +790,7 @@ fn an_active_hole_that_nobody_uses_is_looked_after_once() {
     assert_eq!(plane.next_deadline(), Some(NEGLECTED));
     assert_eq!(plane.neglected(), []);
     world.wait(1);
-    let key = Key {
+    let key = PinholeKey {
         from: ip(ANN),
         to: hole.to,
     };
@@ -811,7 +814,7 @@ fn an_active_hole_that_nobody_uses_is_looked_after_once() {
 
 #[test]
 fn slow_closing_is_left_to_others_and_done_together() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     world.with(|w| w.slow = true);
     let holes: Vec<_> = (1..=3)
         .map(|n| open(&mut plane, &passive(n, ANN, 5000 + n as u16)))

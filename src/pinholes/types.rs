@@ -16,7 +16,7 @@ use crate::pinholes::backend::Backend;
 
 /// What a [`Plane`](super::Plane) goes by.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct PlaneConfig {
     /// Public ports for data connections to published addresses (`--data-ports`).
     pub data_ports: Option<PortRange>,
     /// How long a pinhole waits for its connection (default 60 s).
@@ -65,7 +65,7 @@ pub struct PlaneLimits {
     pub ranges: usize,
 }
 
-impl Default for Config {
+impl Default for PlaneConfig {
     fn default() -> Self {
         Self {
             data_ports: None,
@@ -242,7 +242,7 @@ pub struct Transferred {
 
 /// Something that happened outside of any packet's handling.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Report {
+pub enum PlaneReport {
     /// A pinhole was used.
     Connected(DataConnection),
     /// A data connection ended.
@@ -275,7 +275,7 @@ pub enum RangeEnd {
 
 /// How often things happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Counters {
+pub struct PlaneCounters {
     /// Pinholes opened in the kernel.
     pub opened: u64,
     /// Pinholes used.

@@ -40,7 +40,7 @@ impl Hook {
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum QueueVerdict {
     /// It goes on as it is.
     Accept,
     /// The bytes that the handler wrote go on in its place.

@@ -16,7 +16,7 @@ use nfq::{Queue, Verdict};
 use nix::errno::Errno;
 use nix::sys::socket::{NetlinkAddr, getsockname, setsockopt, sockopt};
 
-use super::{Answer, Hook, OpenError, ServeError, kernel};
+use super::{Hook, OpenError, QueueVerdict, ServeError, kernel};
 
 /// Receive buffer per packet that may wait, in bytes as `setsockopt` takes it (the kernel doubles
 /// it). A queued packet of 1,480 bytes is accounted for with 2,304 bytes, an empty one with 832.
@@ -94,24 +94,24 @@ impl NfqQueue {
     /// Waits for a packet, has `decide` look at it, and gives its verdict to the kernel.
     ///
     /// `decide` is given the hook that the packet was queued in (`None`: one that isn't known
-    /// here), the packet from its IP header on, and an empty buffer: for [`Answer::Replace`] it
+    /// here), the packet from its IP header on, and an empty buffer: for [`QueueVerdict::Replace`] it
     /// writes the new packet there.
     ///
     /// # Errors
     /// The packet was lost or is gone; the queue works on.
     pub fn serve(
         &mut self,
-        decide: impl FnOnce(Option<Hook>, &[u8], &mut Vec<u8>) -> Answer,
+        decide: impl FnOnce(Option<Hook>, &[u8], &mut Vec<u8>) -> QueueVerdict,
     ) -> Result<(), ServeError> {
         let mut message = self.queue.recv().map_err(ServeError::Receive)?;
         self.out.clear();
         let hook = Hook::from_number(message.get_hook());
         let answer = decide(hook, message.get_payload(), &mut self.out);
         message.set_verdict(match answer {
-            Answer::Accept | Answer::Replace => Verdict::Accept,
-            Answer::Drop => Verdict::Drop,
+            QueueVerdict::Accept | QueueVerdict::Replace => Verdict::Accept,
+            QueueVerdict::Drop => Verdict::Drop,
         });
-        if answer == Answer::Replace {
+        if answer == QueueVerdict::Replace {
             if self.out.len() == message.get_payload().len() {
                 message.get_payload_mut().copy_from_slice(&self.out);
             } else {

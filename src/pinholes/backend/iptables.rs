@@ -28,7 +28,7 @@ use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::tools::{Tool, Tools};
 use crate::firewall::{At, PINHOLE_CHAINS, RulesError, flavours, is_ours, ours};
 use crate::net::{Family, Mark, PortRange};
-use crate::pinholes::{Key, Pinhole, RangeHole, RangeKey};
+use crate::pinholes::{Pinhole, PinholeKey, RangeHole, RangeKey};
 
 /// What [`Backend::install`] loads.
 const RULES: &str = r#"*nat
@@ -100,11 +100,11 @@ pub struct Iptables {
     host: Host,
     mark: Mark,
     tables: Vec<NatTable>,
-    pinholes: Open<Key>,
+    pinholes: Open<PinholeKey>,
     /// The number of the last hole: no two have equal rules, so that `-D` finds its own.
     serial: u64,
     /// The rules that are being removed meanwhile.
-    closing: Vec<(Key, Vec<RuleLine>)>,
+    closing: Vec<(PinholeKey, Vec<RuleLine>)>,
     range: Option<PortRange>,
     ranges: Open<RangeKey>,
 }
@@ -181,7 +181,7 @@ impl Iptables {
     }
 
     /// The holes of a family that are open, out of these.
-    fn open_of(&self, family: Family, holes: &[Pinhole]) -> Vec<Key> {
+    fn open_of(&self, family: Family, holes: &[Pinhole]) -> Vec<PinholeKey> {
         let keys = holes.iter().map(Pinhole::key);
         keys.filter(|key| key.family() == family && self.pinholes.contains(*key))
             .collect()
@@ -390,7 +390,7 @@ impl Backend for Iptables {
         }
         let mut result = Ok(());
         for table in self.tables.clone() {
-            let of_table = |(key, _): &mut (Key, _)| key.family() == table.family;
+            let of_table = |(key, _): &mut (PinholeKey, _)| key.family() == table.family;
             let removed: Vec<_> = removed.extract_if(.., of_table).collect();
             if !removed.is_empty() {
                 let host = &self.host;

@@ -5,13 +5,13 @@ use crate::engine::gateway::RangeRequest;
 
 const IDLE: u64 = 300;
 
-fn with_range() -> Config {
-    Config {
+fn with_range() -> PlaneConfig {
+    PlaneConfig {
         tls_range: Some(TlsRange {
             ports: "40000-40009".parse().unwrap(),
             idle: Duration::from_secs(IDLE),
         }),
-        ..Config::default()
+        ..PlaneConfig::default()
     }
 }
 
@@ -95,9 +95,9 @@ fn it_ends_when_idle_and_opens_again_with_activity() {
         matches!(
             told[..],
             [
-                Report::RangeOpened(_),
-                Report::RangeClosed(_, RangeEnd::Idle),
-                Report::RangeOpened(_)
+                PlaneReport::RangeOpened(_),
+                PlaneReport::RangeClosed(_, RangeEnd::Idle),
+                PlaneReport::RangeOpened(_)
             ]
         ),
         "{told:?}"
@@ -212,6 +212,6 @@ fn ranges_are_bounded_and_survive_a_flush() {
 
 #[test]
 fn without_a_range_there_is_none() {
-    let (mut plane, _) = plane(Config::default());
+    let (mut plane, _) = plane(PlaneConfig::default());
     assert!(plane.open_range(&request(1, ANN, S1)).is_err());
 }

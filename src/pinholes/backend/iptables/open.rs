@@ -6,7 +6,7 @@ use super::lines::{RuleLine, transaction, verb_lines};
 use super::{Host, NatTable};
 use crate::net::Family;
 use crate::pinholes::backend::BackendError;
-use crate::pinholes::{Key, RangeKey};
+use crate::pinholes::{PinholeKey, RangeKey};
 
 /// How often a hole is tried again to be opened while others are being closed.
 const ATTEMPTS: usize = 3;
@@ -16,7 +16,7 @@ pub(super) trait HoleKey: Copy + Ord {
     fn family(self) -> Family;
 }
 
-impl HoleKey for Key {
+impl HoleKey for PinholeKey {
     fn family(self) -> Family {
         Family::of(self.from)
     }

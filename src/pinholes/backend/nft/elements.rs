@@ -8,7 +8,7 @@ use crate::firewall::PINHOLE_TABLE;
 use crate::net::Mark;
 use crate::netlink::codec::{self, Builder};
 use crate::netlink::nftables::{attr, msg};
-use crate::netlink::socket::Request;
+use crate::netlink::socket::NetlinkRequest;
 use crate::pinholes::Pinhole;
 
 /// A place in a map, and what a hole maps it to.
@@ -37,17 +37,21 @@ pub(super) fn of_pinhole(layout: &FamilyLayout, hole: &Pinhole, mark: Mark) -> [
 
 impl MapElement {
     /// Asks whether there is something.
-    pub(super) fn question(&self, layout: &FamilyLayout) -> Request<'_> {
+    pub(super) fn question(&self, layout: &FamilyLayout) -> NetlinkRequest<'_> {
         self.request(msg::GET_ELEM, 0, layout, |_| {})
     }
 
     /// Deletes what is there.
-    pub(super) fn delete(&self, layout: &FamilyLayout) -> Request<'_> {
+    pub(super) fn delete(&self, layout: &FamilyLayout) -> NetlinkRequest<'_> {
         self.request(msg::DEL_ELEM, 0, layout, |_| {})
     }
 
     /// Adds it where nothing is, if the hole has something there.
-    pub(super) fn add(&self, layout: &FamilyLayout, timeout: Duration) -> Option<Request<'_>> {
+    pub(super) fn add(
+        &self,
+        layout: &FamilyLayout,
+        timeout: Duration,
+    ) -> Option<NetlinkRequest<'_>> {
         let data = self.data.as_deref()?;
         // 0 would mean: forever.
         let millis = u64::try_from(timeout.as_millis())
@@ -68,8 +72,8 @@ impl MapElement {
         flags: u16,
         layout: &FamilyLayout,
         more: impl Fn(&mut Builder) + 'a,
-    ) -> Request<'a> {
-        Request {
+    ) -> NetlinkRequest<'a> {
+        NetlinkRequest {
             kind,
             flags,
             family: layout.family.number(),

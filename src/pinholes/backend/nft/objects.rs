@@ -11,7 +11,7 @@ use crate::netlink::nftables::expression::{Base, Ct, Expressions, Translate, put
 use crate::netlink::nftables::{
     SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, attr, comment, datatype, hook, msg, policy,
 };
-use crate::netlink::socket::Request;
+use crate::netlink::socket::NetlinkRequest;
 
 /// Just before `dstnat` (−100) and `srcnat` (100) of the user's rules.
 const DNAT_PRIORITY: i32 = -101;
@@ -219,14 +219,14 @@ pub(super) fn plan(
     abilities: Abilities,
     range: Option<PortRange>,
     leftover: bool,
-) -> Vec<(What, Request<'static>)> {
+) -> Vec<(What, NetlinkRequest<'static>)> {
     let mut steps = Vec::new();
     if leftover {
         steps.push((What::Other, del_table(layout)));
     }
     let mut add = |what, kind, flags, attrs: Box<dyn Fn(&mut Builder)>| {
         let family = layout.family.number();
-        let request = Request {
+        let request = NetlinkRequest {
             kind,
             flags,
             family,
@@ -407,8 +407,8 @@ fn snat_rule(layout: &FamilyLayout, mark: Mark, rule: &mut Expressions<'_>) {
         );
 }
 
-pub(super) fn del_table(layout: &'static FamilyLayout) -> Request<'static> {
-    Request {
+pub(super) fn del_table(layout: &'static FamilyLayout) -> NetlinkRequest<'static> {
+    NetlinkRequest {
         kind: msg::DEL_TABLE,
         flags: 0,
         family: layout.family.number(),
