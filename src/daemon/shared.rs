@@ -250,8 +250,8 @@ impl Shared {
                 next = now + every;
             }
             while self.close_some() {}
-            let neglected = self.lock().plane.neglected();
-            let cleared = neglected.into_iter().map(&mut unblock).sum();
+            let overdue = self.lock().plane.overdue();
+            let cleared = overdue.into_iter().map(&mut unblock).sum();
             let mut state = self.lock();
             state.plane.forgot(cleared);
             if std::mem::take(&mut state.opened) && !needed {

@@ -1,8 +1,9 @@
-//! The limits of each client: sessions, pending pinholes, pinholes per minute. A client is an IPv4
-//! address, or an IPv6 network.
+//! Counts what each client has, and holds it to its limits: sessions, pending pinholes, pinholes per
+//! minute.
 //!
-//! Shared by all workers, so the limits hold for the daemon as a whole. One client's excess takes
-//! nothing from others as long as its own limits are below the totals.
+//! A client is an IPv4 address, or an IPv6 /64 network. The counts are those of the whole daemon, all
+//! workers together. As long as the limits per client are below the totals, no client can use up what
+//! others need.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -12,12 +13,12 @@ use super::admission::network;
 use super::{PlaneCounters, PlaneLimits};
 use crate::engine::gateway::{Error, SessionId};
 
-/// The time over which the rates count.
+/// The time to which the rates refer.
 const MINUTE: Duration = Duration::from_secs(60);
-/// How many clients without sessions and pinholes are remembered for their rate.
+/// How many clients are remembered for their rate alone, without sessions and pinholes.
 const MAX_REMEMBERED: usize = 65_536;
 
-/// All clients that have something, or had lately.
+/// All clients with sessions or pinholes, or with pinholes within the last minute.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     clients: HashMap<IpAddr, Client>,
@@ -32,7 +33,7 @@ struct Client {
     rate: Rate,
 }
 
-/// How many pinholes there were since some moment within the last minute.
+/// Counts pinholes in windows of a minute: the first pinhole begins one.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rate {
     since: Duration,
@@ -40,7 +41,7 @@ struct Rate {
 }
 
 impl Rate {
-    /// How many there were in this minute.
+    /// How many there were in this window. Begins a new one if it is over.
     fn count(&mut self, now: Duration) -> u32 {
         if now.saturating_sub(self.since) >= MINUTE || self.count == 0 {
             *self = Self {
@@ -57,7 +58,7 @@ impl Rate {
 }
 
 impl Clients {
-    /// A session began.
+    /// Counts a session that begins.
     ///
     /// # Errors
     /// [`Error::Limit`]: there are too many.
@@ -85,7 +86,7 @@ impl Clients {
         Ok(())
     }
 
-    /// A session ended.
+    /// A session ended. Unknown ones are ignored.
     pub(super) fn ended(&mut self, session: SessionId) {
         if let Some(address) = self.sessions.remove(&session)
             && let Some(client) = self.clients.get_mut(&address)
@@ -95,8 +96,8 @@ impl Clients {
         }
     }
 
-    /// Whether a client may have another pinhole now: how many are pending, and how many there were
-    /// in this minute. `replaces`: it takes the place of one that is pending.
+    /// Whether a client may reserve another pinhole now. `replaces`: it takes the place of one that is
+    /// pending, so the number of pending ones doesn't grow.
     ///
     /// # Errors
     /// [`Error::Limit`]: there are too many.
@@ -127,7 +128,7 @@ impl Clients {
         Err(Error::Limit(what))
     }
 
-    /// The client with the most pending pinholes, and how many.
+    /// The client with the most pending pinholes, and how many it has.
     pub(super) fn greediest(&self) -> Option<(IpAddr, usize)> {
         let most = self.clients.iter().max_by_key(|(_, c)| c.pending)?;
         Some((*most.0, most.1.pending))
@@ -169,7 +170,7 @@ impl Clients {
         self.clients.entry(address).or_default()
     }
 
-    /// Forgets a client that had nothing but a session.
+    /// Forgets a client without sessions, pinholes and a rate.
     fn tidy(&mut self, address: IpAddr) {
         let nothing = |c: &Client| c.sessions == 0 && c.pending == 0 && c.rate.count == 0;
         if self.clients.get(&address).is_some_and(nothing) {

@@ -1,4 +1,4 @@
-//! Connections through pinholes: what conntrack reports of them.
+//! Data connections: what conntrack's events say of them.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -9,12 +9,12 @@ use crate::engine::Tuple;
 use crate::engine::gateway::SessionId;
 use crate::pinholes::{Pinhole, PinholeKey};
 
-/// Conntrack's timeouts go by jiffies: by how much they may differ from its time stamps.
+/// By how much conntrack's timeouts, counted in jiffies, may differ from its time stamps.
 const TICK: Duration = Duration::from_millis(50);
 
 impl Plane {
-    /// Reads conntrack's events, and acts on them; false if they could not be read. To be called when
-    /// they are readable. Calls that look at pending holes do it by themselves.
+    /// Reads conntrack's events and acts on them; false if they could not be read. To be called when
+    /// they are readable. Calls that look at pending pinholes read them by themselves.
     pub fn catch_up(&mut self) -> bool {
         let mut events = Vec::new();
         let completeness = match self.parts.events.read(&mut events) {
@@ -49,15 +49,15 @@ impl Plane {
         true
     }
 
-    /// A connection with the mark exists: its hole, if it has one, is used and closed.
+    /// A connection with the mark has begun: its pinhole, if it has one, is used and closed.
     pub fn on_conntrack_new(&mut self, original: Tuple) -> Option<DataConnection> {
         let (connection, hole) = self.connected(original)?;
         self.close(hole.into_iter().collect());
         Some(connection)
     }
 
-    /// A connection with the mark exists. The hole that it came through is pending no longer, and is
-    /// the caller's to close. A connection through a range has none.
+    /// A connection with the mark has begun. Returns the pinhole that it came through, which isn't
+    /// pending any more, for the caller to close. A connection through a range has none.
     fn connected(&mut self, original: Tuple) -> Option<(DataConnection, Option<Pinhole>)> {
         let key = PinholeKey {
             from: original.src.ip(),
@@ -98,7 +98,7 @@ impl Plane {
         self.report(PlaneReport::Connected(connection));
     }
 
-    /// A connection with the mark is gone.
+    /// Conntrack deleted a connection with the mark.
     pub fn on_conntrack_destroy(
         &mut self,
         original: Tuple,
@@ -115,7 +115,7 @@ impl Plane {
             connection,
             bytes,
             duration: match lifetime + TICK < remembered {
-                // Somebody made conntrack forget it.
+                // Somebody deleted the entry before its timeout.
                 true => lifetime,
                 false => lifetime.saturating_sub(remembered),
             },
@@ -179,7 +179,7 @@ impl Plane {
     }
 }
 
-/// A sum of what is known.
+/// Adds bytes to a total, where they are known.
 fn add(total: Option<u64>, bytes: Option<Bytes>) -> Option<u64> {
     let Some(bytes) = bytes else {
         return total;

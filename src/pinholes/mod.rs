@@ -1,15 +1,27 @@
-//! The NAT plane: all pinholes and data connections, and everything that ends them.
+//! The NAT plane: all pinholes and data connections, from the choice of a port to the end of the
+//! transfer.
 //!
-//! Shared by the queue workers, the thread that watches conntrack, and the control socket, behind
-//! a mutex. No call waits for anything but the kernel's acknowledgement. It answers everything of
-//! [`Gateway`](crate::engine::gateway::Gateway) but its events and its questions to conntrack.
+//! A pinhole is *reserved* (it has a port), then *open* (it is in the kernel). It ends with its
+//! first connection, at its deadline, with its session, or when its session announces too many
+//! others. A connection that was made through it lives on in conntrack.
 //!
-//! A pinhole is *reserved* (it has a port), then *open* (it is in the kernel). It goes at the first
-//! connection, at its deadline, with its session, or when the session announces too many others.
-//! A connection that was made through it lives on by itself.
+//! Who owns what:
 //!
-//! [`ports`] chooses the port, `admission` applies the limits, `holes` keeps what is pending,
-//! `connections` goes by conntrack's events, `ending` closes. [`backend`] puts it into the kernel.
+//! | state | owner | derived from it |
+//! |---|---|---|
+//! | pinholes and ranges, and how long they last | the plane (`holes`, `ranges`) | the kernel's elements or rules, which a [`backend`] writes and deletes; after a flush, [`Plane::install`] writes them again |
+//! | the text of the rules that are in the kernel | the backend iptables, which needs it to delete them | |
+//! | connections | conntrack | the plane's list of data connections (`connections`), which goes by conntrack's events |
+//! | what the session announced | the session machine ([`crate::ftp`]) | it names pinholes by their ids |
+//!
+//! The kernel's own timeouts of elements and rules matter only if the daemon is killed.
+//!
+//! All threads share the plane behind a mutex. While it is held, nothing is waited for but the
+//! kernel. The plane answers all of [`Gateway`](crate::engine::gateway::Gateway) but events and
+//! questions to conntrack.
+//!
+//! [`ports`] chooses the port, `admission` applies the limits, `ending` closes pinholes, and
+//! `installing` puts the backend's objects into place.
 
 mod admission;
 pub mod backend;
@@ -44,7 +56,7 @@ use ports::Listeners;
 use ranges::Ranges;
 use stuck::Stuck;
 
-/// Reports that nobody takes are dropped beyond this number, oldest first.
+/// How many reports are kept until they are taken; beyond it, the oldest is dropped.
 const MAX_REPORTS: usize = 10_000;
 
 /// All pinholes and data connections.
@@ -53,14 +65,15 @@ pub struct Plane {
     parts: Parts,
     holes: Holes,
     connections: HashMap<Tuple, DataConnection>,
-    /// Of sessions that had data connections and are still there.
+    /// Totals of the sessions that have had data connections and go on.
     transferred: HashMap<SessionId, Transferred>,
     ranges: Ranges,
-    /// Used or given up, but not closed yet: the backend takes long to close.
-    done: Vec<Pinhole>,
-    /// Being closed, by a thread that doesn't hold the plane.
+    /// Pinholes that have ended, but are open in the kernel until the next
+    /// [`take_closing`](Self::take_closing).
+    to_close: Vec<Pinhole>,
+    /// Pinholes that a thread is closing without holding the plane.
     closing: Vec<Pinhole>,
-    /// Holes that the kernel refused to close.
+    /// Pinholes that the kernel refused to close.
     stuck: Stuck<PinholeKey, Pinhole>,
     clients: Clients,
     listeners: Option<(Duration, Listeners)>,
@@ -85,7 +98,7 @@ impl Plane {
             connections: HashMap::new(),
             transferred: HashMap::new(),
             ranges: Ranges::default(),
-            done: Vec::new(),
+            to_close: Vec::new(),
             closing: Vec::new(),
             stuck: Stuck::default(),
             clients: Clients::default(),
@@ -118,7 +131,8 @@ impl Plane {
     /// # Errors
     /// As there.
     pub fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
-        // Otherwise a used hole looks pending, and its connection like that of its successor.
+        // A pinhole whose use isn't known yet would be replaced, and its connection taken for that
+        // of the new one.
         self.catch_up();
         self.expire();
         let now = self.now();
@@ -178,7 +192,7 @@ impl Plane {
             Ok(()) => {
                 self.holes.opened(id, now, now + timeout);
                 self.stuck.remove(&key);
-                self.done.retain(|old| old.key() != key);
+                self.to_close.retain(|old| old.key() != key);
                 self.counters.opened += 1;
                 Ok(())
             }
@@ -214,8 +228,7 @@ impl Plane {
         std::mem::take(&mut self.reports).into_iter()
     }
 
-    /// All pending holes, then open ranges, then all data connections, each in the order of their
-    /// ids.
+    /// All pending pinholes, then open ranges, then data connections, each in the order of ids.
     #[must_use]
     pub fn pinholes(&self) -> Vec<PinholeInfo> {
         let now = self.now();
@@ -229,7 +242,7 @@ impl Plane {
         pending.chain(self.range_infos(now)).chain(used).collect()
     }
 
-    /// How often things happened.
+    /// What was counted since the start.
     #[must_use]
     pub fn counters(&self) -> PlaneCounters {
         self.counters
@@ -245,7 +258,7 @@ impl Plane {
         (self.parts.clock)()
     }
 
-    /// Forgets a hole that isn't pending any more. Doesn't close it.
+    /// Takes a pinhole out of the list of pending ones. Doesn't close it in the kernel.
     fn forget(&mut self, id: PinholeId) -> Option<PendingHole> {
         let hole = self.holes.remove(id)?;
         self.clients.settled(hole.client);
@@ -260,7 +273,7 @@ impl Plane {
     }
 }
 
-/// Whole seconds.
+/// In whole seconds, rounded up.
 fn round_up(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }

@@ -1,4 +1,5 @@
-//! Which public port an announced data connection gets, and which ones the gateway listens on itself.
+//! Which public port an announced data connection gets, and on which ports the gateway itself
+//! listens.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -7,33 +8,37 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::net::PortRange;
 
-/// Ports below are never taken over on a published address, unless `--data-ports` names them:
-/// services live there that the same peer may want to reach.
+/// On a published address, lower ports are used only if `--data-ports` names them: the same peer
+/// may want to reach a service there.
 const FIRST_UNPRIVILEGED: u16 = 1024;
 
-/// Who has a port, for the peer and address in question.
+/// Who uses a port already, as far as one peer and one public address are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holder {
     /// Nobody.
     Nobody,
-    /// A rule of the user's publishes it for another service. A hole there would come first, for
-    /// this one peer, until it is used.
+    /// One of the user's rules publishes another service there. Until it is used, a pinhole would
+    /// hide that service from this peer.
     User,
-    /// The session that asks, with a hole for something else that nobody used yet: it may be
-    /// replaced if nothing else is left.
+    /// The session that asks: it has an unused pinhole there, for something else. That one may be
+    /// replaced if no other port is left.
     Same,
-    /// Another session, or a process of the gateway that listens.
+    /// Another session, or a process on the gateway that listens.
     Other,
 }
 
 /// Chooses the public port of an announced data connection.
 ///
-/// Where the address is the announcer's own (`published` is false), only the announced port will do.
-/// On a published address, the announced port comes first, if the range has it (without a range: if
-/// it isn't below 1024); then those of the range (of the dynamic ports) from the `start`-th on.
+/// The candidates, in order:
 ///
-/// Of these, the first that is free is taken. If none is, the first that the user publishes for
-/// something else; then the first on which the same session has an unused hole. `None`: there is none.
+/// - where the address is the announcer's own (`published` is false): the announced port only;
+/// - on a published address: the announced port, if it is in the range (without a range: if it isn't
+///   below 1024); then all ports of the range (without one: the dynamic ports), from the `start`-th
+///   on.
+///
+/// The first free candidate is chosen. If there is none, the first on which the user publishes
+/// something else; then the first on which the same session has an unused pinhole. `None`: all are
+/// taken by others.
 pub fn choose(
     announced: u16,
     published: bool,
@@ -69,8 +74,8 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Reads the kernel's list for the calling thread's network namespace. What can't be read is
-    /// taken to be empty.
+    /// Reads the kernel's list for the calling thread's network namespace. A list that can't be read
+    /// counts as empty.
     #[must_use]
     pub fn read() -> Self {
         let mut listeners = Self::default();
@@ -86,7 +91,7 @@ impl Listeners {
     /// Whether a process accepts connections to this address.
     #[must_use]
     pub fn contains(&self, ip: IpAddr, port: u16) -> bool {
-        // A wildcard socket of IPv6 takes IPv4, too, unless it is told not to; the list doesn't say.
+        // The list doesn't say whether an IPv6 wildcard socket takes IPv4, too: most do.
         [
             ip,
             Ipv4Addr::UNSPECIFIED.into(),
@@ -104,8 +109,8 @@ impl Listeners {
         listeners
     }
 
-    /// The kernel lists listening sockets first. The many others are left unread: each costs as
-    /// much.
+    /// Reads up to the first socket that doesn't listen: the kernel lists listeners first, and there
+    /// may be many others.
     fn add(&mut self, lines: impl Iterator<Item = impl AsRef<str>>) {
         for line in lines.skip(1) {
             let mut fields = line.as_ref().split_ascii_whitespace().skip(1);

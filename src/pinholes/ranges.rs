@@ -1,11 +1,12 @@
 //! Ranges of ports for sessions under TLS: who has one, and what ends it.
 //!
 //! A range is open for one client, at one public address, towards one server. All sessions between
-//! these share it. A session leaves it when its control connection ends, when conntrack forgets that
-//! connection, or when nothing comes from the client for the idle limit. The last one closes it.
+//! them share it. A session leaves it when its control connection ends, when conntrack deletes the
+//! entry of that connection, or when nothing comes from the client for the idle limit. When the last
+//! session leaves, the range is closed.
 //!
-//! While it is open, a session of the same client with another server at the same public address gets
-//! none: a packet doesn't say which server it is for.
+//! While a range is open, a session of the same client with another server at the same public address
+//! gets none: a packet doesn't say which server it is for.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
@@ -21,8 +22,8 @@ use crate::ftp::Mode;
 use crate::net::PortRange;
 use crate::pinholes::{PinholeKey, RangeHole, RangeKey};
 
-/// A range times out in the kernel after so many times the idle limit, so that one of a killed daemon
-/// goes. It is renewed when half of that is over.
+/// The kernel's timeout of a range, in idle limits: it ends the ranges of a killed daemon. It is
+/// renewed when half of it has passed.
 const KERNEL_LIFE: u32 = 4;
 
 /// All ranges.
@@ -34,19 +35,19 @@ pub(super) struct Ranges {
     deadlines: BTreeSet<(Duration, SessionId)>,
     /// Ranges that the kernel refused to close.
     stuck: Stuck<RangeKey, RangeHole>,
-    /// It was said that a range hides ports of the user's.
+    /// Whether the user was warned that the range hides a published port.
     warned: bool,
 }
 
 /// A range that is open.
 struct OpenRange {
     hole: RangeHole,
-    /// When the kernel closes it by itself.
+    /// When the kernel's timeout ends.
     lasts: Duration,
     sessions: BTreeSet<SessionId>,
 }
 
-/// A session's part in a range.
+/// A session that has a range.
 #[derive(Clone, Copy)]
 struct Share {
     id: PinholeId,
@@ -56,7 +57,7 @@ struct Share {
 }
 
 impl Ranges {
-    /// When there is something to do.
+    /// When a session is idle for too long, or closing is tried again.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let first = self.deadlines.first().map(|&(deadline, _)| deadline);
         first.into_iter().chain(self.stuck.next_deadline()).min()
@@ -88,7 +89,7 @@ impl Plane {
         };
         let key = hole.key();
         let mine = self.ranges.sessions.get(&session).copied();
-        // Its connection is translated in another way now: the old range leads elsewhere.
+        // The control connection is translated in another way now, so the old range leads elsewhere.
         if mine.is_some_and(|mine| mine.key != key || mine.control != request.control) {
             self.leave_range(session, RangeEnd::Conntrack);
         }
@@ -140,7 +141,7 @@ impl Plane {
         Ok(())
     }
 
-    /// Says, once, that a range comes before a rule of the user's.
+    /// Warns, once, that a range takes a port that the user publishes.
     fn warn_of_hidden(&mut self, hole: RangeHole, ports: PortRange) {
         let RangeHole { from, to, land, .. } = hole;
         let mut rules = self.user_ports.iter();
@@ -155,7 +156,7 @@ impl Plane {
         }
     }
 
-    /// Opens a range in the kernel, or renews its timeout; whether it is new.
+    /// Opens a range in the kernel, or renews its timeout. Returns whether it is new.
     fn put_range(&mut self, hole: RangeHole, idle: Duration, now: Duration) -> Result<bool, Error> {
         let key = hole.key();
         let life = idle.saturating_mul(KERNEL_LIFE);
@@ -186,7 +187,7 @@ impl Plane {
         Ok(is_new)
     }
 
-    /// A session has its range no longer; the last one closes it.
+    /// A session leaves its range, and closes it if it was the last one.
     pub(super) fn leave_range(&mut self, session: SessionId, why: RangeEnd) {
         let Some(share) = self.ranges.sessions.remove(&session) else {
             return;
@@ -217,14 +218,14 @@ impl Plane {
         }
     }
 
-    /// Closes what was idle for too long.
+    /// Ends the ranges of sessions that were idle for too long.
     pub(super) fn expire_ranges(&mut self, now: Duration) {
         while let Some(&(deadline, session)) = self.ranges.deadlines.first() {
             if deadline > now {
                 break;
             }
             self.leave_range(session, RangeEnd::Idle);
-            // Whatever the maps say, this one is done with.
+            // So that the loop ends even if the session had no range.
             self.ranges.deadlines.remove(&(deadline, session));
         }
         let backend = &mut self.parts.backend;
@@ -232,14 +233,14 @@ impl Plane {
         self.ranges.stuck.retry(now, close);
     }
 
-    /// Conntrack forgot a connection: maybe a control connection with a range.
+    /// Conntrack deleted the entry of a connection, which may be a control connection with a range.
     pub(super) fn control_forgotten(&mut self, original: Tuple) {
         if let Some(&session) = self.ranges.controls.get(&original) {
             self.leave_range(session, RangeEnd::Conntrack);
         }
     }
 
-    /// Events were lost: asks whether the control connections are still there.
+    /// Events were lost: asks conntrack which control connections are left.
     pub(super) fn look_after_controls(&mut self) {
         let controls: Vec<_> = self.ranges.controls.keys().copied().collect();
         for control in controls {
@@ -249,8 +250,8 @@ impl Plane {
         }
     }
 
-    /// The data connection with this original direction, if it came through a range. Sessions that
-    /// share a range can't be told apart: the one that was active last is taken for its owner.
+    /// The data connection with this original direction, if it came through a range. Which of the
+    /// sessions that share the range it belongs to isn't known: the one that was active last is taken.
     pub(super) fn range_connection(&self, original: Tuple) -> Option<DataConnection> {
         let key = RangeKey {
             from: original.src.ip(),
@@ -290,7 +291,7 @@ impl Plane {
             && self.ranges.at(range).is_some_and(|r| r.hole.land != land)
     }
 
-    /// All sessions' ranges, in the order of their ids.
+    /// The ranges of all sessions, in the order of their ids.
     pub(super) fn range_infos(&self, now: Duration) -> Vec<PinholeInfo> {
         let Some(TlsRange { ports, .. }) = self.config.tls_range else {
             return Vec::new();
@@ -308,7 +309,7 @@ impl Plane {
         infos
     }
 
-    /// Opens anew what was open, in a backend that was installed anew.
+    /// Opens all ranges again after the backend was installed again.
     pub(super) fn reopen_ranges(&mut self, now: Duration) {
         self.ranges.stuck.clear();
         let Some(TlsRange { idle, .. }) = self.config.tls_range else {
@@ -331,7 +332,7 @@ impl Plane {
         }
     }
 
-    /// Forgets all of them without closing any.
+    /// Forgets all ranges, without closing them in the kernel.
     pub(super) fn forget_ranges(&mut self) {
         for control in self.ranges.controls.keys() {
             self.parts.events.watch(*control, false);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
-use super::holes::{LOOK_AFTER, NEGLECTED};
+use super::holes::{MAX_OVERDUE, OVERDUE_AFTER};
 use super::*;
 use crate::conntrack::{Bytes, Completeness, ConntrackEvent, TcpState};
 use crate::engine::Entry;
@@ -776,7 +776,7 @@ fn holes_used_together_are_closed_together() {
 }
 
 #[test]
-fn an_active_hole_that_nobody_uses_is_looked_after_once() {
+fn an_active_pinhole_that_nobody_uses_is_overdue_once() {
     let (mut plane, world) = plane(PlaneConfig::default());
     let active = |n: u64| Request {
         mode: Mode::Active,
@@ -787,29 +787,29 @@ fn an_active_hole_that_nobody_uses_is_looked_after_once() {
     open(&mut plane, &passive(1, ANN, 5001));
     assert_eq!(plane.next_deadline(), Some(Duration::from_secs(60)));
     let hole = open(&mut plane, &active(2));
-    assert_eq!(plane.next_deadline(), Some(NEGLECTED));
-    assert_eq!(plane.neglected(), []);
+    assert_eq!(plane.next_deadline(), Some(OVERDUE_AFTER));
+    assert_eq!(plane.overdue(), []);
     world.wait(1);
     let key = PinholeKey {
         from: ip(ANN),
         to: hole.to,
     };
-    assert_eq!(plane.neglected(), [key]);
-    assert_eq!(plane.neglected(), []);
+    assert_eq!(plane.overdue(), [key]);
+    assert_eq!(plane.overdue(), []);
     assert_eq!(plane.next_deadline(), Some(Duration::from_secs(60)));
 
     // One that is used in time wakes nobody.
     let hole = open(&mut plane, &active(3));
     plane.on_conntrack_new(dialled(ANN, hole.to)).unwrap();
     assert_eq!(plane.next_deadline(), Some(Duration::from_secs(60)));
-    // However many there are, only so many are looked after in a time.
+    // Only so many are named at a time.
     for n in 100..200 {
         open(&mut plane, &active(n));
     }
     world.wait(1);
-    assert_eq!(plane.neglected().len(), LOOK_AFTER);
-    assert_eq!(plane.neglected(), []);
-    assert!(plane.holes.has_no_young());
+    assert_eq!(plane.overdue().len(), MAX_OVERDUE);
+    assert_eq!(plane.overdue(), []);
+    assert!(plane.holes.all_overdue());
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What goes into a [`Plane`](super::Plane), and what comes out: choices, parts, reports, counters.
+//! What a [`Plane`](super::Plane) is made of (settings, limits, its kernel interfaces), and what it
+//! tells (pinholes, connections, reports, counters).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -93,7 +94,7 @@ impl Default for PlaneLimits {
     }
 }
 
-/// Where a [`Plane`](super::Plane) asks about connections: [`Conntrack`], or a test double.
+/// Answers the plane's questions about connections: [`Conntrack`], or a test double.
 pub trait Lookups: Send {
     /// See [`Conntrack::lookup`].
     ///
@@ -118,7 +119,7 @@ impl Lookups for Conntrack {
     }
 }
 
-/// Where a [`Plane`](super::Plane) learns of connections: [`Events`], or a test double.
+/// Tells the plane of new and ended connections: [`Events`], or a test double.
 pub trait EventSource: Send {
     /// See [`Events::read`]: never waits.
     ///
@@ -142,13 +143,13 @@ impl EventSource for Events {
 
 /// What a [`Plane`](super::Plane) works with.
 pub struct Parts {
-    /// Puts holes into the kernel. Installed and removed by the caller, through the plane.
+    /// Puts pinholes into the kernel.
     pub backend: Box<dyn Backend>,
     /// Answers questions about connections.
     pub lookups: Box<dyn Lookups>,
     /// Tells of new and ended connections.
     pub events: Box<dyn EventSource>,
-    /// For how long conntrack remembers closed connections.
+    /// How long conntrack keeps the entries of closed connections.
     pub timeouts: Timeouts,
     /// The time since some start; never goes back.
     pub clock: Box<dyn Fn() -> Duration + Send>,
@@ -162,13 +163,13 @@ pub enum PinholeState {
     Reserved,
     /// It waits for its connection.
     Open,
-    /// Its connection exists; the hole itself is closed.
+    /// Its connection exists; the pinhole itself is closed.
     Used,
     /// Nobody came until its deadline.
     Expired,
 }
 
-/// A pinhole as people see it.
+/// A pinhole, as the control socket and the output show it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PinholeInfo {
     /// Its name.
@@ -183,15 +184,14 @@ pub struct PinholeInfo {
     pub to: SocketAddr,
     /// Where the connection is delivered.
     pub land: SocketAddr,
-    /// The source that the landing side sees, where it isn't `from`.
+    /// The source address that the landing side sees, where it isn't `from`.
     pub as_source: Option<IpAddr>,
-    /// What has become of it.
+    /// Its state.
     pub state: PinholeState,
     /// Seconds until its deadline, rounded up; none once it is used. A range's starts anew with
     /// each activity of its client.
     pub expires_in: Option<u64>,
-    /// The range of ports `A-B` that it is for, where it isn't one port: `to` and `land` name the
-    /// first one then.
+    /// `A-B` for a range of ports; `to` and `land` then name the first one.
     pub ports: Option<String>,
 }
 
@@ -217,16 +217,16 @@ pub struct DataConnection {
     pub started: Duration,
 }
 
-/// A data connection that conntrack has forgotten.
+/// A data connection whose conntrack entry is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Finished {
     /// The connection.
     pub connection: DataConnection,
     /// What it carried, where conntrack counts.
     pub bytes: Option<Bytes>,
-    /// How long it lasted. Where the kernel doesn't tell how it ended (before Linux 5.12), this
-    /// includes the time for which conntrack remembers closed connections, two minutes as a rule;
-    /// and up to a minute more everywhere, since conntrack forgets when it gets to it.
+    /// How long it lasted, up to a minute too much: conntrack deletes entries with delay. Before
+    /// Linux 5.12 the time for which conntrack keeps closed connections (two minutes as a rule) is
+    /// included as well.
     pub duration: Duration,
 }
 
@@ -235,12 +235,12 @@ pub struct Finished {
 pub struct Transferred {
     /// How many there were, those that exist now included.
     pub data_connections: u64,
-    /// Bytes of both directions with IP headers, those of connections that exist now included.
-    /// `None` where conntrack doesn't count them.
+    /// Bytes of both directions, IP headers and connections that exist now included. `None` where
+    /// conntrack doesn't count them.
     pub bytes: Option<u64>,
 }
 
-/// Something that happened outside of any packet's handling.
+/// Something to print that happened in the plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PlaneReport {
     /// A pinhole was used.
@@ -249,31 +249,31 @@ pub enum PlaneReport {
     Finished(Finished),
     /// A pinhole was not used in time.
     Expired(PinholeInfo),
-    /// A client reaches a range of its server's ports.
+    /// A range opened.
     RangeOpened(PinholeInfo),
-    /// It does so no longer.
+    /// A range closed.
     RangeClosed(PinholeInfo, RangeEnd),
-    /// Somebody had removed what carries the pinholes or steers control packets; it is back.
+    /// Steering rules or the backend's objects, which somebody else had removed, were restored.
     Restored {
         /// What was missing, in words.
         missing: Vec<String>,
     },
-    /// Conntrack's events came faster than they were read; the plane compared with its list.
+    /// Conntrack events were lost; the plane compared with conntrack's list.
     MissedEvents,
 }
 
 /// Why a range was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeEnd {
-    /// Its session ended, and no other one has it.
+    /// Its last session ended.
     Session,
     /// Nothing came from its client for the idle limit.
     Idle,
-    /// Conntrack forgot the control connection.
+    /// Conntrack deleted the entry of the control connection.
     Conntrack,
 }
 
-/// How often things happened.
+/// What a plane counts, from its start on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PlaneCounters {
     /// Pinholes opened in the kernel.
@@ -284,19 +284,19 @@ pub struct PlaneCounters {
     pub expired: u64,
     /// Pinholes replaced by later ones of their session.
     pub superseded: u64,
-    /// Requests refused because of a limit: the sum of those below for pinholes.
+    /// Requests refused because of a limit: of pinholes (the next four) or of ranges.
     pub limited: u64,
-    /// Because there were too many pinholes pending.
+    /// Pinholes refused because of `pinholes`.
     pub limited_total: u64,
-    /// Because there were too many of the client's pending.
+    /// Pinholes refused because of `pinholes-per-client`.
     pub limited_per_client: u64,
-    /// Because there were too many within a minute.
+    /// Pinholes refused because of `pinholes-per-minute`.
     pub limited_rate: u64,
-    /// Because there were too many of the client's within a minute.
+    /// Pinholes refused because of `pinholes-per-client-per-minute`.
     pub limited_rate_per_client: u64,
-    /// Control connections passed unread because there were too many.
+    /// Control connections that nothing opens for, because of `sessions`.
     pub limited_sessions: u64,
-    /// Control connections passed unread because there were too many of the client's.
+    /// Control connections that nothing opens for, because of `sessions-per-client`.
     pub limited_sessions_per_client: u64,
     /// Requests refused for want of a port.
     pub no_port: u64,
@@ -304,7 +304,8 @@ pub struct PlaneCounters {
     pub kernel_errors: u64,
     /// Connections with the mark that belong to no pending pinhole.
     pub unattributed: u64,
-    /// Connection attempts made before their pinhole that were in its way, and were forgotten.
+    /// Connection attempts from before their pinhole that were in its way, and were deleted from
+    /// conntrack.
     pub stale_attempts: u64,
     /// Times that conntrack events were lost.
     pub missed_events: u64,
@@ -312,18 +313,18 @@ pub struct PlaneCounters {
     pub ranges_opened: u64,
     /// Ranges closed because nothing came from the client for the idle limit.
     pub ranges_idle: u64,
-    /// Ranges refused because the same client reached another server's at the same address.
+    /// Ranges refused because the client had that of another server at the same address.
     pub ranges_taken: u64,
     /// Data connections made through ranges.
     pub range_connections: u64,
-    /// Times that rules which somebody else had removed were put back.
+    /// Times that what somebody else had removed was restored.
     pub restored: u64,
     /// Times that they could not be.
     pub restore_failures: u64,
 }
 
 impl DataConnection {
-    /// As people see the pinhole that it came through.
+    /// The pinhole that it came through, as it is shown.
     pub(super) fn info(&self) -> PinholeInfo {
         PinholeInfo {
             id: self.pinhole,

@@ -1,7 +1,6 @@
-//! Pinholes as elements of nf_tables maps: the rules are static, a hole is one acknowledged
-//! netlink message of one to three elements.
+//! The backend over nf_tables: a pinhole is one to three elements of maps, which static rules look up.
 //!
-//! For each address family a table `ftpalg` of our own, here for IPv4 in the notation of `nft`:
+//! Each address family has a table `ftpalg` of our own, here for IPv4 in the notation of `nft`:
 //!
 //! ```text
 //! map pinholes4 { type ipv4_addr . ipv4_addr . inet_service : ipv4_addr . inet_service
@@ -15,14 +14,17 @@
 //!     ct mark & BIT != 0 snat to ct original saddr . daddr . proto-dst map @sources4
 //! ```
 //!
-//! Bulk traffic never meets them: nat chains see the first packet of a connection only.
+//! Opening and closing is one acknowledged netlink batch. Only the first packet of a connection meets
+//! these rules, since they are in nat chains.
 //!
-//! One use: the limit of an element lets one first packet through and keeps others out for half a
-//! second, atomically on any number of CPUs. Meanwhile conntrack's event has closed the hole for
-//! good. A first packet that the user's own rules drop on the way makes no conntrack entry: its
-//! retransmission, a second later, finds the hole open. (Deleting the element in a rule of a later
-//! hook was tried: it lets a second connection in while the first one's packet is on its way, costs
-//! every forwarded packet a look, and deleted elements clog the map until the kernel sweeps it.)
+//! One use: the limit of an element lets one first packet through, and keeps others out for half a
+//! second, on any number of CPUs. Meanwhile conntrack's NEW event has closed the pinhole. If the
+//! user's rules drop that first packet, conntrack keeps no entry, and the retransmission a second
+//! later finds the pinhole open.
+//!
+//! Deleting the element by a rule in a later hook was tried. A second connection gets in while the
+//! first packet is on its way, every forwarded packet pays for the rule, and deleted elements fill
+//! the map until the kernel's next garbage collection.
 
 mod elements;
 mod objects;
@@ -45,8 +47,7 @@ use crate::net::{Mark, PortRange};
 use crate::netlink::socket::{BatchError, Socket};
 use crate::pinholes::{Pinhole, RangeHole};
 
-/// How often a change is tried, because an element may expire meanwhile: each of a hole's three can
-/// do so once.
+/// How often a change is tried: each of a pinhole's three elements may expire once meanwhile.
 const ATTEMPTS: usize = 4;
 
 /// The backend over nf_tables.
@@ -85,7 +86,7 @@ impl Nft {
         })
     }
 
-    /// Makes the objects of one family, trying what the kernel takes.
+    /// Makes the objects of one family. Does without what the kernel refuses, as far as possible.
     fn install_family(&mut self, layout: &'static FamilyLayout) -> Result<(), BatchError> {
         let leftover = self.has_table(layout).map_err(BatchError::Io)?;
         loop {
@@ -112,11 +113,11 @@ impl Nft {
         }
     }
 
-    /// Deletes a hole's elements, and adds them anew if they get a timeout, in one batch.
+    /// Deletes elements, and adds them again if there is a `timeout`, in one batch.
     ///
-    /// Asks before which of them are in the kernel, because a batch that it has to undo waits for
-    /// all CPUs (milliseconds), while a question takes about a microsecond. An element may go
-    /// between question and change, by its timeout or use: then asks again.
+    /// Asks first which of them are in the kernel. That takes about a microsecond each, while a
+    /// batch that the kernel has to undo waits for all CPUs (milliseconds). If an element expires
+    /// between question and change, asks again.
     fn replace(
         &mut self,
         layout: &FamilyLayout,
@@ -174,7 +175,7 @@ impl Backend for Nft {
 
     fn install(&mut self) -> Result<(), BackendError> {
         self.layouts.clear();
-        // A socket that owns a table in one family must own those of the others, too.
+        // If a socket owns the table of one family, it must own that of the other, too.
         for layout in [&IPV4, &IPV6] {
             if !layout.is_here() {
                 continue;
@@ -276,7 +277,7 @@ impl Backend for Nft {
 }
 
 impl Drop for Nft {
-    /// A table with an owner goes with the socket; on older kernels it must be taken away.
+    /// The kernel removes a table with its owner; on older kernels, which know no owner, we must.
     fn drop(&mut self) {
         if !self.layouts.is_empty()
             && let Err(error) = self.remove()

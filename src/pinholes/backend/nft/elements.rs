@@ -1,4 +1,4 @@
-//! The elements of the maps: what a hole is in the kernel.
+//! The elements of the maps: what a pinhole is in the kernel.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::netlink::nftables::{attr, msg};
 use crate::netlink::socket::NetlinkRequest;
 use crate::pinholes::Pinhole;
 
-/// A place in a map, and what a hole maps it to.
+/// A key of a map, and what it is mapped to.
 #[derive(Debug)]
 pub(super) struct MapElement {
     /// The map's name.
     pub(super) map: String,
     pub(super) key: Vec<u8>,
-    /// `None`: nothing, but a hole that had the place before may have left something.
+    /// `None`: nothing, but an older pinhole with that key may have left an element.
     pub(super) data: Option<Vec<u8>>,
 }
 
@@ -29,31 +29,31 @@ pub(super) fn of_pinhole(layout: &FamilyLayout, hole: &Pinhole, mark: Mark) -> [
         data: match map {
             Map::Pinholes => Some(endpoint(hole.land)),
             Map::Sources => hole.as_source.map(octets),
-            // Both at once: the rule that takes it over sets nothing else.
+            // With our bit: the rule sets the whole mark.
             _ => (hole.mark != 0).then(|| (hole.mark | mark.bit()).to_ne_bytes().to_vec()),
         },
     })
 }
 
 impl MapElement {
-    /// Asks whether there is something.
+    /// Asks whether the key has an element.
     pub(super) fn question(&self, layout: &FamilyLayout) -> NetlinkRequest<'_> {
         self.request(msg::GET_ELEM, 0, layout, |_| {})
     }
 
-    /// Deletes what is there.
+    /// Deletes the element.
     pub(super) fn delete(&self, layout: &FamilyLayout) -> NetlinkRequest<'_> {
         self.request(msg::DEL_ELEM, 0, layout, |_| {})
     }
 
-    /// Adds it where nothing is, if the hole has something there.
+    /// Adds the element, if there is one to add. There must be none with that key.
     pub(super) fn add(
         &self,
         layout: &FamilyLayout,
         timeout: Duration,
     ) -> Option<NetlinkRequest<'_>> {
         let data = self.data.as_deref()?;
-        // 0 would mean: forever.
+        // The kernel takes 0 for "no timeout".
         let millis = u64::try_from(timeout.as_millis())
             .unwrap_or(u64::MAX)
             .max(1);

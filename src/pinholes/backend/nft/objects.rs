@@ -20,7 +20,7 @@ const SNAT_PRIORITY: i32 = 99;
 /// a SYN is sent again (1 s, RFC 6298 §2.1).
 const FIRST_PACKETS: u64 = 2;
 
-/// What the kernel takes; found out by trying.
+/// What the kernel supports; found out by trying.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Abilities {
     /// A table that belongs to our socket.
@@ -29,7 +29,7 @@ pub(super) struct Abilities {
     pub(super) limit: bool,
 }
 
-/// What differs between IPv4 and IPv6: names, and where things are.
+/// What differs between IPv4 and IPv6: names, offsets and sizes.
 #[derive(Debug)]
 pub(super) struct FamilyLayout {
     pub(super) family: Family,
@@ -212,7 +212,7 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
     },
 ];
 
-/// Everything of one family in one batch: it replaces a leftover and is there at once, or not at all.
+/// The requests that make all objects of one family, for one batch. A leftover is deleted first.
 pub(super) fn plan(
     layout: &'static FamilyLayout,
     mark: Mark,
@@ -326,8 +326,8 @@ fn set_userdata(map: Map) -> Vec<u8> {
     [order(0, 2), order(1, data), role].concat()
 }
 
-/// For control connections that the user has marked. The user's own mark on the data connection
-/// comes first. The packet's mark is set, too: the next thing that happens to it is routing.
+/// For pinholes whose control connection has a mark of the user's. A data connection that the user
+/// has marked already keeps its mark. The packet gets the mark, too, since it is routed next.
 fn marked_dnat_rule(layout: &FamilyLayout, mark: Mark, rule: &mut Expressions<'_>) {
     rule.ct(layout.mark(), Ct::Mark)
         .compare(layout.mark(), true, &[0; 4]);

@@ -1,20 +1,20 @@
-//! Holes for ranges of ports: their maps, rules and elements.
+//! Ranges of ports in nf_tables: their elements and rules.
 //!
-//! Only where a range A-B is configured, here for IPv4 in the notation of `nft`:
+//! They are there only if a range A-B is configured. Here for IPv4 in the notation of `nft`:
 //!
 //! ```text
 //! map ranges4        { type ipv4_addr . ipv4_addr : ipv4_addr }
 //! map range-sources4 { type ipv4_addr . ipv4_addr . ipv4_addr : ipv4_addr }
-//! prerouting, output   # behind the pinholes' rule
+//! prerouting, output   # after the pinholes' rules
 //!     tcp dport A-B ct mark set ct mark | BIT dnat to ip saddr . ip daddr map @ranges4
 //! postrouting, input
 //!     ct mark & BIT != 0 ct original proto-dst A-B
 //!         snat to ct original saddr . ct original daddr . ip daddr map @range-sources4
 //! ```
 //!
-//! Without a port in the translation, the port stays. The second map's key ends with the address
-//! that the connection was delivered to: a pinhole at the same public address, but to another
-//! server, keeps its own source.
+//! The translation names no port, so the port stays. The key of the second map ends with the address
+//! that the connection was delivered to, so a pinhole at the same public address, but to another
+//! server, isn't affected.
 
 use std::net::IpAddr;
 
