@@ -1,16 +1,16 @@
-//! Pinholes as iptables rules in chains of our own, for hosts where nf_tables isn't there or isn't
-//! wanted.
+//! The backend over iptables, for hosts without nf_tables: a pinhole is two to five rules in chains of
+//! our own.
 //!
-//! Table `nat`: `FTPALG-PRE` is entered from the top of `PREROUTING` and `OUTPUT`, `FTPALG-POST`
-//! from the top of `POSTROUTING` and `INPUT`. A hole is two rules in the former (set the mark, then
-//! translate), and one in the latter where the landing side must see another source. All rules of a
-//! hole come and go in one commit, by one run of the tool. Removing a rule takes the kernel longer
-//! than adding one (iptables-nft waits for an RCU grace period, some 15 ms), so holes that are done
-//! with are closed together, while others open.
+//! In table `nat`, `PREROUTING` and `OUTPUT` begin with a jump to `FTPALG-PRE`, `POSTROUTING` and
+//! `INPUT` with one to `FTPALG-POST`. A pinhole has rules in `FTPALG-PRE` that set marks and
+//! translate the destination. If the landing side must see another source, it has one in
+//! `FTPALG-POST`. All rules of a pinhole are added or removed in one commit of `iptables-restore`.
 //!
-//! Where the kernel has the `time` match, a hole also dies by itself at its deadline: that of a
-//! killed daemon doesn't stay open. Its clock is the wall clock, to the second; the daemon closes
-//! holes by its own clock.
+//! Removing takes longer than adding: iptables-nft waits for an RCU grace period of about 15 ms. So
+//! pinholes that ended are closed together, while others may open.
+//!
+//! If the kernel has the `time` match, a killed daemon's pinholes end at their deadline. The match
+//! goes by the wall clock, in whole seconds. A running daemon closes pinholes by its own clock.
 
 mod lines;
 mod open;
@@ -46,7 +46,7 @@ COMMIT
 struct NatTable {
     family: Family,
     flavour: Flavour,
-    /// Whether the kernel can end a hole at its deadline.
+    /// Whether the kernel has the `time` match.
     timed: bool,
 }
 
@@ -101,9 +101,10 @@ pub struct Iptables {
     mark: Mark,
     tables: Vec<NatTable>,
     pinholes: Open<PinholeKey>,
-    /// The number of the last hole: no two have equal rules, so that `-D` finds its own.
+    /// The number of the last pinhole or range. It is in the rules' comments, so that `-D` finds the
+    /// right ones.
     serial: u64,
-    /// The rules that are being removed meanwhile.
+    /// The rules that [`Backend::closing`]'s work is removing.
     closing: Vec<(PinholeKey, Vec<RuleLine>)>,
     range: Option<PortRange>,
     ranges: Open<RangeKey>,
@@ -134,7 +135,7 @@ impl Iptables {
     /// What [`Backend::install`] makes.
     fn chains(&self) -> Table {
         match self.range {
-            // What is inserted last comes first: the pinholes' chains.
+            // The jumps inserted last come first: those to the pinholes' chains.
             Some(_) => chains(&ranges::with_range(RULES)),
             None => chains(RULES),
         }
@@ -173,28 +174,28 @@ impl Iptables {
         self.tables.iter().map(of_table).collect()
     }
 
-    /// The rules of a hole, as no other hole has them.
+    /// The rules of a pinhole or range, with a number of their own.
     fn rules_of(&mut self, table: NatTable, hole: Wording, timeout: Duration) -> Vec<RuleLine> {
         let until = if table.timed { deadline(timeout) } else { None };
         self.serial = self.serial.wrapping_add(1);
         hole.rules(self.mark, until.as_deref(), self.serial)
     }
 
-    /// The holes of a family that are open, out of these.
+    /// The open ones among these pinholes, of one family.
     fn open_of(&self, family: Family, holes: &[Pinhole]) -> Vec<PinholeKey> {
         let keys = holes.iter().map(Pinhole::key);
         keys.filter(|key| key.family() == family && self.pinholes.contains(*key))
             .collect()
     }
 
-    /// Whether the kernel has the `time` match: tries it in a chain of its own.
+    /// Whether the kernel has the `time` match: tries it in a chain that is removed again.
     fn has_time(&self, family: Family, flavour: Flavour) -> bool {
         let text = "*nat\n:FTPALG-PROBE - [0:0]\n-A FTPALG-PROBE -m time --datestop 2037-01-01T00:00:00\nCOMMIT\n\
                     *nat\n-F FTPALG-PROBE\n-X FTPALG-PROBE\nCOMMIT\n";
         self.host.restore(family, flavour, text).is_ok()
     }
 
-    /// Nothing is in the kernel.
+    /// Forgets all state, as if nothing were in the kernel.
     fn forget(&mut self) {
         self.tables.clear();
         self.pinholes.clear();
@@ -249,7 +250,7 @@ impl Iptables {
         self.clear(&snapshot, &[])
     }
 
-    /// Removes what is ours from all `nat` tables but these.
+    /// Removes what is ours from all `nat` tables except these.
     fn clear(&mut self, snapshot: &Snapshot, but: &[At]) -> Result<(), RulesError> {
         let mut failed = self.host.out_of_reach(snapshot, &["nat"]).err();
         for (at, table) in ours(snapshot, &["nat"]) {
@@ -291,14 +292,13 @@ impl Backend for Iptables {
         let table = self.table(Family::of(hole.from))?;
         let lines = self.rules_of(table, wording(hole), timeout);
         let key = hole.key();
-        // It must count even while an older one with the same key is being removed.
+        // Rules of an older one with the same key may still be there: they are being removed.
         let first = self.closing.iter().any(|(closing, _)| *closing == key);
         let host = &self.host;
-        let nat = Nat { host, table };
-        self.pinholes.change(nat, &[key], Some((key, lines)), first)
+        self.pinholes.change(Nat { host, table }, key, lines, first)
     }
 
-    /// One run of the tool per family, however many holes there are.
+    /// Runs the tool once for each family.
     fn open_all(&mut self, holes: &[(Pinhole, Duration)]) -> Result<(), BackendError> {
         for table in self.tables.clone() {
             let of_table = |hole: &Pinhole| Family::of(hole.from) == table.family;
@@ -324,7 +324,7 @@ impl Backend for Iptables {
         let table = self.table(Family::of(hole.from))?;
         let host = &self.host;
         self.pinholes
-            .change(Nat { host, table }, &[key], None, false)
+            .change(Nat { host, table }, key, Vec::new(), false)
     }
 
     fn open_range(&mut self, hole: &RangeHole, timeout: Duration) -> Result<(), BackendError> {
@@ -337,8 +337,7 @@ impl Backend for Iptables {
         let lines = self.rules_of(table, ranges::wording(hole, range), timeout);
         let key = hole.key();
         let host = &self.host;
-        let nat = Nat { host, table };
-        self.ranges.change(nat, &[key], Some((key, lines)), false)
+        self.ranges.change(Nat { host, table }, key, lines, false)
     }
 
     fn close_range(&mut self, hole: &RangeHole) -> Result<(), BackendError> {
@@ -348,7 +347,8 @@ impl Backend for Iptables {
             return Ok(());
         }
         let host = &self.host;
-        self.ranges.change(Nat { host, table }, &[key], None, false)
+        self.ranges
+            .change(Nat { host, table }, key, Vec::new(), false)
     }
 
     /// Removing rules takes long.
@@ -356,7 +356,7 @@ impl Backend for Iptables {
         Ok(Closed::Later)
     }
 
-    /// One run of the tool per family, however many holes there are.
+    /// Runs the tool once for each family.
     fn closing(&mut self, holes: &[Pinhole]) -> Result<Option<ClosingWork>, BackendError> {
         let mut runs = Vec::new();
         for table in self.tables.clone() {
@@ -382,7 +382,7 @@ impl Backend for Iptables {
         })))
     }
 
-    /// If somebody else removed some of the rules meanwhile, fills the chains anew.
+    /// If somebody else removed some of the rules meanwhile, fills the chains again.
     fn closed(&mut self, done: Result<(), BackendError>) -> Result<(), BackendError> {
         let mut removed = std::mem::take(&mut self.closing);
         if done.is_ok() {
@@ -429,13 +429,13 @@ impl From<RulesError> for BackendError {
     }
 }
 
-/// The chains, without holes.
+/// The chains, without pinholes.
 fn chains(text: &str) -> Table {
     let set = Ruleset::parse(text);
     set.tables.into_iter().next().unwrap_or_default()
 }
 
-/// The hole as its rules say it.
+/// What the rules of a pinhole say.
 fn wording(hole: &Pinhole) -> Wording {
     Wording {
         chains: PINHOLE_CHAINS,
