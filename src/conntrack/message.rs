@@ -1,4 +1,4 @@
-//! Conntrack entries and their events as ctnetlink writes them.
+//! The codec of ctnetlink: requests, entries and events (`linux/netfilter/nfnetlink_conntrack.h`).
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -48,14 +48,14 @@ const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_TIMESTAMP_START: u16 = 1;
 const CTA_TIMESTAMP_STOP: u16 = 2;
 
-/// Asks for the connection that has this direction.
+/// Asks for the entry of the connection that has this direction.
 pub(super) fn ask(src: SocketAddr, dst: SocketAddr) -> NetlinkRequest<'static> {
-    // Either direction is found, whichever attribute carries it.
+    // The kernel finds either direction by this attribute.
     let tuple = move |b: &mut Builder| put_tuple(b, CTA_TUPLE_ORIG, src, dst);
     request(CT_GET, family(src.ip()), tuple)
 }
 
-/// Asks for all connections that carry the mark.
+/// Asks for all entries that carry the mark.
 pub(super) fn ask_marked(mark: Mark) -> NetlinkRequest<'static> {
     request(CT_GET, 0, move |b| {
         b.be32(CTA_MARK, mark.bit());
@@ -63,8 +63,8 @@ pub(super) fn ask_marked(mark: Mark) -> NetlinkRequest<'static> {
     })
 }
 
-/// Asks for all connections that were made from `from` to `to`. Kernels before 5.8 don't
-/// know the filter and show all.
+/// Asks for all entries of connections from `from` to `to`. Kernels before 5.8 don't know the filter
+/// and give all entries.
 pub(super) fn ask_attempts(from: IpAddr, to: SocketAddr) -> NetlinkRequest<'static> {
     request(CT_GET, family(from), move |b| {
         put_tuple(b, CTA_TUPLE_ORIG, SocketAddr::new(from, 0), to);
@@ -75,7 +75,7 @@ pub(super) fn ask_attempts(from: IpAddr, to: SocketAddr) -> NetlinkRequest<'stat
     })
 }
 
-/// Deletes a connection.
+/// Deletes an entry.
 pub(super) fn forget(original: Tuple, id: u32) -> NetlinkRequest<'static> {
     request(CT_DELETE, family(original.src.ip()), move |b| {
         put_tuple(b, CTA_TUPLE_ORIG, original.src, original.dst);
@@ -130,8 +130,8 @@ pub(super) fn parse_event(
         return None;
     }
     let number = |kind| message.attrs().find(kind).and_then(|attr| attr.be32());
-    // Before anything else: nearly all connections of a busy gateway are somebody else's. One
-    // without a mark has no attribute for it.
+    // First, since nearly all connections of a busy gateway are somebody else's. An entry without a
+    // mark has no attribute for it.
     let marked = wanted.is_in(number(CTA_MARK).unwrap_or(0));
     if !marked && (message.kind == CT_NEW || watched.is_empty()) {
         return None;

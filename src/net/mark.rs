@@ -1,4 +1,4 @@
-//! The bit of the connection mark that is ours.
+//! Our bit of the connection mark, by which data connections are known.
 
 /// The bit of the connection mark that says "data connection of a pinhole".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

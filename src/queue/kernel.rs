@@ -4,15 +4,15 @@ use std::{fs, io};
 
 use serde::Serialize;
 
-/// Where the kernel shows them: those of the reader's network namespace, to root only.
+/// The kernel's list of queues, of the reader's network namespace. Only root can read it.
 const PATH: &str = "/proc/net/netfilter/nfnetlink_queue";
 
-/// What the kernel tells about one queue.
+/// What the kernel counts for one queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct QueueCounters {
     /// The queue's number.
     pub queue: u16,
-    /// The netlink port of the program that reads it, which mostly is its process id.
+    /// The netlink port of the program that reads it: of its first netlink socket, its process id.
     #[serde(skip)]
     pub port: u32,
     /// Packets that wait for an answer now.
@@ -51,12 +51,12 @@ impl QueueCounters {
 /// # Errors
 /// If `/proc` doesn't show them (not root, not mounted, no NFQUEUE).
 pub fn counters() -> io::Result<Vec<QueueCounters>> {
-    // The thread's view: /proc/net is that of the process's main thread.
+    // /proc/net would be the namespace of the main thread.
     let text = fs::read_to_string(PATH.replace("/proc/", "/proc/thread-self/"))?;
     Ok(text.lines().filter_map(QueueCounters::parse).collect())
 }
 
-/// Who reads a queue: process id and name; `None` where that can't be told.
+/// The process that reads a queue, by id and name; `None` if that can't be told.
 #[must_use]
 pub fn holder(queue: u16) -> Option<(u32, String)> {
     let all = counters().ok()?;

@@ -38,14 +38,14 @@ impl Hook {
     }
 }
 
-/// What becomes of a packet.
+/// What is done with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueVerdict {
     /// It goes on as it is.
     Accept,
-    /// The bytes that the handler wrote go on in its place.
+    /// The new packet goes on in its place.
     Replace,
-    /// It ends here.
+    /// It is dropped.
     Drop,
 }
 
@@ -87,7 +87,7 @@ pub enum ServeError {
     /// No packet could be received (`ENOBUFS`: some were lost).
     #[error("receive: {0}")]
     Receive(io::Error),
-    /// An answer couldn't be given (it was too large, or the packet is gone already).
+    /// A verdict couldn't be given (the new packet was too large, or the old one is gone).
     #[error("verdict: {0}")]
     Verdict(io::Error),
 }

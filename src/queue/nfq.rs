@@ -1,9 +1,9 @@
-//! The queue by way of the `nfq` crate.
+//! A queue, over the `nfq` crate.
 //!
-//! What the crate leaves open is done here: its socket is made close-on-exec (a tool that the
-//! daemon runs would keep the queue bound otherwise), and its receive buffer holds what the queue
-//! may hold (a full buffer drops packets even where the queue is to fail open). The crate doesn't
-//! tell its descriptor, so that is looked up in `/proc/self/fd`.
+//! Two things that the crate leaves open are done here. Its socket is made close-on-exec: otherwise a
+//! tool that the daemon runs would keep the queue bound. Its receive buffer is made to hold what the
+//! queue may hold: a full buffer drops packets even if the queue is to fail open. The crate doesn't
+//! give its descriptor away, so it is looked up in `/proc/self/fd`.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -25,12 +25,12 @@ const BUFFER_PER_PACKET: u32 = 2304;
 /// Never less than this, in bytes.
 const MIN_BUFFER: usize = 256 * 1024;
 
-/// How many packets may wait in the kernel: a second of a busy control plane, some 16 MiB at worst.
-/// What comes on top is dropped, so TCP sends it again: passed unseen, with the numbers of an
-/// unedited stream, it would damage the edited one.
+/// How many packets may wait in the kernel: a second of heavy traffic, 16 MiB at most. The kernel
+/// drops more, so TCP sends them again. Passed unseen, with the sequence numbers of the unedited
+/// stream, they would damage the edited one.
 const MAX_LEN: u32 = 4096;
 
-/// A queue that the `nfq` crate reads. Closing it (dropping it) unbinds it; what waits is dropped.
+/// A bound queue. Dropping it unbinds it, and the kernel drops the packets that wait.
 pub struct NfqQueue {
     queue: Queue,
     number: u16,
@@ -64,7 +64,7 @@ impl NfqQueue {
                 "queue {number}: /proc/self/fd doesn't show its socket, so its buffer stays small"
             ),
         }
-        // Nothing this process has open is meant for the tools that it runs.
+        // No descriptor of this process is meant for the tools that it runs.
         close_fds::set_fds_cloexec(3, &[]);
 
         queue.bind(number).map_err(|e| bind_error(number, e))?;
@@ -76,8 +76,8 @@ impl NfqQueue {
             .map_err(failed("length"))?;
         // The kernel cuts large packets and completes checksums before it queues them.
         queue.set_recv_gso(number, false).map_err(failed("GSO"))?;
-        // ENOBUFS stays off, as the crate has it: a socket that reports it is closed to further
-        // packets until it is read empty. The kernel's counters tell of overruns.
+        // ENOBUFS stays off, as the crate has it: a socket that reports it takes no packets until it
+        // is read empty. The kernel's counters tell of overruns.
         Ok(Self {
             queue,
             number,
@@ -142,7 +142,7 @@ fn bind_error(number: u16, source: io::Error) -> OpenError {
 }
 
 /// Makes the receive buffer large enough for as many packets as the queue may hold, so that the
-/// queue's own limit is the one that bites.
+/// queue's limit is reached first.
 fn widen(socket: &impl AsFd, max_len: u32) {
     let size = usize::try_from(u64::from(max_len) * u64::from(BUFFER_PER_PACKET))
         .unwrap_or(usize::MAX)

@@ -1,4 +1,4 @@
-//! Expressions as the kernel tells them.
+//! Reads the expressions of a rule.
 //!
 //! Contract: reading is total, and bounded by the bytes that are read.
 
