@@ -149,65 +149,42 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn range(text: &str) -> Option<PortRange> {
-        Some(text.parse().unwrap())
-    }
-
     #[test]
-    fn the_announced_port_is_kept_where_it_may_be() {
-        let free = |_| Holder::Nobody;
-        assert_eq!(choose(40000, true, None, 5, free), Some(40000));
-        assert_eq!(choose(40000, false, None, 5, free), Some(40000));
-        assert_eq!(
-            choose(40000, true, range("40000-40009"), 5, free),
-            Some(40000)
-        );
-        assert_eq!(
-            choose(40000, true, range("30000-30009"), 5, free),
-            Some(30005)
-        );
-        assert_eq!(
-            choose(40000, false, range("30000-30009"), 5, free),
-            Some(40000)
-        );
-        assert_eq!(choose(22, true, None, 0, free), Some(49152));
-        assert_eq!(choose(22, true, range("20-30"), 0, free), Some(22));
-    }
-
-    #[test]
-    fn what_others_hold_is_left_alone() {
-        let taken = |_| Holder::Other;
-        assert_eq!(choose(40000, false, None, 0, taken), None);
-        assert_eq!(choose(40000, true, None, 0, taken), None);
-        let one = |port| {
-            if port == 40000 {
-                Holder::Other
-            } else {
-                Holder::Nobody
-            }
-        };
-        assert_eq!(choose(40000, true, None, 3, one), Some(49155));
-        assert_eq!(
-            choose(40000, true, range("40000-40001"), 0, one),
-            Some(40001)
-        );
-        assert_eq!(choose(40000, true, range("40000"), 0, one), None);
-    }
-
-    #[test]
-    fn ones_own_hole_is_replaced_where_there_is_no_other_port() {
-        let own = |_| Holder::Same;
-        assert_eq!(choose(40000, true, range("8080"), 0, own), Some(8080));
-        assert_eq!(choose(40000, false, None, 0, own), Some(40000));
-        assert_eq!(choose(40000, true, None, 0, own), Some(40000));
-        let one = |port| {
-            if port == 30000 {
-                Holder::Same
-            } else {
-                Holder::Nobody
-            }
-        };
-        assert_eq!(choose(1, true, range("30000-30001"), 0, one), Some(30001));
+    fn ports_are_chosen_in_order() {
+        const FREE: Holder = Holder::Nobody;
+        const TAKEN: Holder = Holder::Other;
+        const OWN: Holder = Holder::Same;
+        // The announced port, whether the address is published, the range and where to start in it;
+        // who holds one port, and all others; the choice.
+        #[rustfmt::skip]
+        let cases = [
+            // The announced port is kept where it may be.
+            (40000, true, "", 5, (0, FREE), FREE, Some(40000)),
+            (40000, false, "", 5, (0, FREE), FREE, Some(40000)),
+            (40000, true, "40000-40009", 5, (0, FREE), FREE, Some(40000)),
+            (40000, true, "30000-30009", 5, (0, FREE), FREE, Some(30005)),
+            (40000, false, "30000-30009", 5, (0, FREE), FREE, Some(40000)),
+            (22, true, "", 0, (0, FREE), FREE, Some(49152)),
+            (22, true, "20-30", 0, (0, FREE), FREE, Some(22)),
+            // What others hold is left alone.
+            (40000, false, "", 0, (0, FREE), TAKEN, None),
+            (40000, true, "", 0, (0, FREE), TAKEN, None),
+            (40000, true, "", 3, (40000, TAKEN), FREE, Some(49155)),
+            (40000, true, "40000-40001", 0, (40000, TAKEN), FREE, Some(40001)),
+            (40000, true, "40000", 0, (40000, TAKEN), FREE, None),
+            // One's own pinhole is replaced where there is no other port.
+            (40000, true, "8080", 0, (0, FREE), OWN, Some(8080)),
+            (40000, false, "", 0, (0, FREE), OWN, Some(40000)),
+            (40000, true, "", 0, (0, FREE), OWN, Some(40000)),
+            (1, true, "30000-30001", 0, (30000, OWN), FREE, Some(30001)),
+        ];
+        for case in cases {
+            let (announced, published, range, start, (one, its), others, chosen) = case;
+            let range = (!range.is_empty()).then(|| range.parse().unwrap());
+            let holder = |port| if port == one { its } else { others };
+            let got = choose(announced, published, range, start, holder);
+            assert_eq!(got, chosen, "{case:?}");
+        }
     }
 
     #[test]

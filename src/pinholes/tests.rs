@@ -55,6 +55,14 @@ impl FakeKernel {
         keys
     }
 
+    fn opening(&self, change: impl FnOnce(&mut World)) -> Result<(), BackendError> {
+        self.with(|w| unless(w.refuse_open, w, change))
+    }
+
+    fn closing_one(&self, change: impl FnOnce(&mut World)) -> Result<(), BackendError> {
+        self.with(|w| unless(w.refuse_close, w, change))
+    }
+
     fn close_now(&mut self, holes: &[Pinhole]) -> Result<(), BackendError> {
         self.with(|w| w.closed.push(holes.len()));
         holes.iter().try_for_each(|hole| self.close(hole))
@@ -76,11 +84,20 @@ impl FakeKernel {
     }
 }
 
-fn refused(what: &'static str) -> BackendError {
-    BackendError::System {
-        what,
-        source: io::ErrorKind::PermissionDenied.into(),
+/// Changes the kernel, unless that is refused.
+fn unless(
+    refused: bool,
+    world: &mut World,
+    change: impl FnOnce(&mut World),
+) -> Result<(), BackendError> {
+    if refused {
+        return Err(BackendError::System {
+            what: "change",
+            source: io::ErrorKind::PermissionDenied.into(),
+        });
     }
+    change(world);
+    Ok(())
 }
 
 impl Backend for FakeKernel {
@@ -96,41 +113,19 @@ impl Backend for FakeKernel {
         Ok(())
     }
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
-        self.with(|w| {
-            if w.refuse_open {
-                return Err(refused("open"));
-            }
-            w.kernel.insert(hole.key(), (hole.clone(), timeout));
-            Ok(())
-        })
+        self.opening(|w| _ = w.kernel.insert(hole.key(), (hole.clone(), timeout)))
     }
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
-        self.with(|w| {
-            if w.refuse_close {
-                return Err(refused("close"));
-            }
-            w.kernel.remove(&hole.key());
-            Ok(())
-        })
+        self.closing_one(|w| _ = w.kernel.remove(&hole.key()))
     }
     fn open_range(&mut self, hole: &RangeHole, timeout: Duration) -> Result<(), BackendError> {
-        self.with(|w| {
-            if w.refuse_open {
-                return Err(refused("open"));
-            }
+        self.opening(|w| {
             w.ranges.insert(hole.key(), (*hole, w.now + timeout));
             w.range_writes += 1;
-            Ok(())
         })
     }
     fn close_range(&mut self, hole: &RangeHole) -> Result<(), BackendError> {
-        self.with(|w| {
-            if w.refuse_close {
-                return Err(refused("close"));
-            }
-            w.ranges.remove(&hole.key());
-            Ok(())
-        })
+        self.closing_one(|w| _ = w.ranges.remove(&hole.key()))
     }
     fn close_all(&mut self, holes: &[Pinhole]) -> Result<Closed, BackendError> {
         if self.with(|w| w.slow) {
