@@ -16,8 +16,8 @@
 //!
 //! The kernel's own timeouts of elements and rules matter only if the daemon is killed.
 //!
-//! All threads share the plane behind a mutex. While it is held, nothing is waited for but the
-//! kernel. The plane answers all of [`Gateway`](crate::engine::gateway::Gateway) but events and
+//! All threads share the plane behind a mutex. While it is held, nothing is waited for but the kernel
+//! and, with the backend iptables, its tools. The plane answers all of [`Gateway`](crate::engine::gateway::Gateway) but events and
 //! questions to conntrack.
 //!
 //! [`ports`] chooses the port, `admission` applies the limits, `ending` closes pinholes, and
@@ -150,8 +150,7 @@ impl Plane {
         let client = admission::client(request);
         self.clients.reserved(client, now);
 
-        self.last_id += 1;
-        let id = PinholeId(self.last_id);
+        let id = self.next_id();
         let deadline = now + self.config.deadline;
         self.holes.insert(
             id,
@@ -173,7 +172,7 @@ impl Plane {
         Ok(Reservation { id, to })
     }
 
-    /// See [`Gateway::open`](crate::engine::gateway::Gateway::open). The deadline starts anew.
+    /// See [`Gateway::open`](crate::engine::gateway::Gateway::open). The deadline starts again.
     ///
     /// # Errors
     /// As there; also if the reservation is gone.
@@ -252,6 +251,11 @@ impl Plane {
     #[must_use]
     pub fn backend(&self) -> &'static str {
         self.parts.backend.name()
+    }
+
+    fn next_id(&mut self) -> PinholeId {
+        self.last_id += 1;
+        PinholeId(self.last_id)
     }
 
     fn now(&self) -> Duration {

@@ -62,10 +62,6 @@ impl Ranges {
         let first = self.deadlines.first().map(|&(deadline, _)| deadline);
         first.into_iter().chain(self.stuck.next_deadline()).min()
     }
-
-    fn at(&self, key: RangeKey) -> Option<&OpenRange> {
-        self.open.get(&key)
-    }
 }
 
 impl Plane {
@@ -93,7 +89,7 @@ impl Plane {
         if mine.is_some_and(|mine| mine.key != key || mine.control != request.control) {
             self.leave_range(session, RangeEnd::Conntrack);
         }
-        if let Some(other) = self.ranges.at(key).map(|range| range.hole.land)
+        if let Some(other) = self.ranges.open.get(&key).map(|range| range.hole.land)
             && other != hole.land
         {
             self.counters.ranges_taken += 1;
@@ -106,19 +102,13 @@ impl Plane {
         }
         let is_new = self.put_range(hole, idle, now)?;
         let deadline = now + idle;
-        let old = self.ranges.sessions.get(&session).copied();
-        let id = old.map_or_else(
-            || {
-                self.last_id += 1;
-                PinholeId(self.last_id)
-            },
-            |old| old.id,
-        );
-        if let Some(old) = old {
+        let id = if let Some(old) = self.ranges.sessions.get(&session) {
             self.ranges.deadlines.remove(&(old.deadline, session));
+            old.id
         } else {
             self.parts.events.watch(request.control, true);
-        }
+            self.next_id()
+        };
         let share = Share {
             id,
             key,
@@ -160,30 +150,23 @@ impl Plane {
     fn put_range(&mut self, hole: RangeHole, idle: Duration, now: Duration) -> Result<bool, Error> {
         let key = hole.key();
         let life = idle.saturating_mul(KERNEL_LIFE);
-        let open = self.ranges.open.get_mut(&key);
-        let (is_new, hole) = open
-            .as_ref()
-            .map_or((true, hole), |range| (false, range.hole));
-        if let Some(range) = open
-            && range.lasts.saturating_sub(now) > life / 2
-        {
+        let open = self.ranges.open.get(&key);
+        if open.is_some_and(|range| range.lasts.saturating_sub(now) > life / 2) {
             return Ok(false);
         }
+        let is_new = open.is_none();
+        let hole = open.map_or(hole, |range| range.hole);
         if let Err(error) = self.parts.backend.open_range(&hole, life) {
             self.counters.kernel_errors += 1;
             return Err(Error::Kernel(error.to_string()));
         }
         self.ranges.stuck.remove(&key);
-        let lasts = now + life;
-        self.ranges
-            .open
-            .entry(key)
-            .and_modify(|range| range.lasts = lasts)
-            .or_insert_with(|| OpenRange {
-                hole,
-                lasts,
-                sessions: BTreeSet::new(),
-            });
+        let range = self.ranges.open.entry(key).or_insert_with(|| OpenRange {
+            hole,
+            lasts: Duration::ZERO,
+            sessions: BTreeSet::new(),
+        });
+        range.lasts = now + life;
         Ok(is_new)
     }
 
@@ -257,7 +240,7 @@ impl Plane {
             from: original.src.ip(),
             to: original.dst.ip(),
         };
-        let range = self.ranges.at(key)?;
+        let range = self.ranges.open.get(&key)?;
         let port = original.dst.port();
         if !self.config.tls_range?.ports.contains(port) {
             return None;
@@ -288,7 +271,11 @@ impl Plane {
         };
         let within = |tls: TlsRange| tls.ports.contains(key.to.port());
         self.config.tls_range.is_some_and(within)
-            && self.ranges.at(range).is_some_and(|r| r.hole.land != land)
+            && self
+                .ranges
+                .open
+                .get(&range)
+                .is_some_and(|r| r.hole.land != land)
     }
 
     /// The ranges of all sessions, in the order of their ids.
@@ -301,7 +288,7 @@ impl Plane {
             .sessions
             .iter()
             .filter_map(|(session, share)| {
-                let hole = self.ranges.at(share.key)?.hole;
+                let hole = self.ranges.open.get(&share.key)?.hole;
                 Some(info(*session, *share, hole, ports, now))
             })
             .collect();
