@@ -215,19 +215,17 @@ impl Shared {
         restored.map(|()| true)
     }
 
-    /// Whether the backend's objects are in place. Looks without the lock first. Where something
-    /// seems to be missing, looks again with it: a pinhole may have opened or closed meanwhile.
+    /// Whether the backend's objects are in place. Looks without the lock first. If something seems to
+    /// be missing, or that fails, looks again with it: a pinhole may have opened or closed meanwhile.
     ///
     /// # Errors
     /// What the backend says.
     pub fn in_place(&self) -> Result<bool, BackendError> {
         let verification = self.lock().plane.verification();
-        if let Some(look) = verification
-            && look()?
-        {
-            return Ok(true);
+        match verification.map(|look| look()) {
+            Some(Ok(true)) => Ok(true),
+            _ => self.with(Plane::in_place),
         }
-        self.with(Plane::in_place)
     }
 
     /// Closes pinholes at their deadlines for as long as the process lives, and calls `also` every
