@@ -1,8 +1,6 @@
 //! Puts the backend's objects into the kernel, looks whether they are there, and removes them.
 
 use super::{PendingHole, Plane, PlaneReport};
-#[cfg(doc)]
-use crate::pinholes::backend::Backend;
 use crate::pinholes::backend::{BackendError, Verification};
 
 impl Plane {
@@ -50,7 +48,8 @@ impl Plane {
         self.parts.backend.verify()
     }
 
-    /// The same as work to be run without holding the plane: see [`Backend::verification`].
+    /// The same as work to be run without holding the plane: see
+    /// [`Backend::verification`](crate::pinholes::backend::Backend::verification).
     #[must_use]
     pub fn verification(&self) -> Option<Verification> {
         self.parts.backend.verification()

@@ -15,7 +15,7 @@ use crate::net::Mark;
 use crate::net::PortRange;
 use crate::pinholes::backend::Backend;
 
-/// What a [`Plane`](super::Plane) goes by.
+/// The settings of a [`Plane`](super::Plane).
 #[derive(Clone, Debug)]
 pub struct PlaneConfig {
     /// Public ports for data connections to published addresses (`--data-ports`).
@@ -188,8 +188,8 @@ pub struct PinholeInfo {
     pub as_source: Option<IpAddr>,
     /// Its state.
     pub state: PinholeState,
-    /// Seconds until its deadline, rounded up; none once it is used. A range's starts anew with
-    /// each activity of its client.
+    /// Seconds until its deadline, rounded up; none once it is used. Each activity of the client
+    /// restarts that of a range.
     pub expires_in: Option<u64>,
     /// `A-B` for a range of ports; `to` and `land` then name the first one.
     pub ports: Option<String>,

@@ -44,7 +44,7 @@ pub fn flags(message: &Message<'_>) -> u32 {
     flags.and_then(|flags| flags.be32()).unwrap_or(0)
 }
 
-/// The elements that a message tells of.
+/// The elements in a message.
 #[must_use]
 pub fn elements(message: &Message<'_>) -> Vec<RawElement> {
     let list = message.attrs().find(attr::ELEMS_LIST);

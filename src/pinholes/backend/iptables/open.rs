@@ -61,12 +61,12 @@ impl<K: HoleKey> Open<K> {
         self.holes.contains_key(&key)
     }
 
-    /// Adds holes whose rules are in the kernel.
+    /// Adds those whose rules are in the kernel now.
     pub(super) fn extend(&mut self, holes: Vec<(K, Vec<RuleLine>)>) {
         self.holes.extend(holes);
     }
 
-    /// Forgets holes, and returns their rules, which the caller removes from the kernel.
+    /// Takes some out, with their rules, which the caller removes from the kernel.
     pub(super) fn take(&mut self, keys: &[K]) -> Vec<(K, Vec<RuleLine>)> {
         let entries = keys.iter().filter_map(|key| self.holes.remove_entry(key));
         entries.collect()
@@ -80,8 +80,8 @@ impl<K: HoleKey> Open<K> {
             .flat_map(|(_, lines)| lines)
     }
 
-    /// Puts the rules of a hole in the place of those that it had, in one commit; no rules close it.
-    /// `first`: the new ones come before all others.
+    /// Replaces the rules of a key, in one commit; no rules close it. `first`: the new ones come before
+    /// all others.
     ///
     /// If somebody else removed some of the old rules, fills the chains again with all that they
     /// should hold.
@@ -134,7 +134,7 @@ impl<K: HoleKey> Open<K> {
         }
     }
 
-    /// Fills our chains again with exactly the holes that are open. Fails if the chains are gone.
+    /// Fills our chains again with exactly the rules that they should hold. Fails if they are gone.
     fn refill(&self, nat: Nat<'_>) -> Result<(), BackendError> {
         let [pre, post] = self.chains;
         let lines = verb_lines("-A", self.lines(nat.table.family));
@@ -142,7 +142,7 @@ impl<K: HoleKey> Open<K> {
     }
 
     /// Remembers rules that may still be there, so that closing can be tried again. `false` if our
-    /// chains are gone: then no hole is open.
+    /// chains are gone: then nothing is open.
     fn stay(
         &mut self,
         nat: Nat<'_>,
@@ -163,19 +163,15 @@ impl<K: HoleKey> Open<K> {
 
 impl Nat<'_> {
     pub(super) fn restore(self, text: &str) -> Result<(), BackendError> {
-        let NatTable {
-            family, flavour, ..
-        } = self.table;
-        Ok(self.host.restore(family, flavour, text)?)
+        let table = self.table;
+        Ok(self.host.restore(table.family, table.flavour, text)?)
     }
 
     /// Whether a chain is there; true as well if that can't be told.
     fn has_chain(self, name: &str) -> bool {
-        let NatTable {
-            family, flavour, ..
-        } = self.table;
+        let table = self.table;
         self.host.snapshot().map_or(true, |snapshot| {
-            let nat = snapshot.table(family, flavour, "nat");
+            let nat = snapshot.table(table.family, table.flavour, "nat");
             nat.is_some_and(|table| table.chain(name).is_some())
         })
     }

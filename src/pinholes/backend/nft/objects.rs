@@ -16,8 +16,8 @@ use crate::netlink::socket::NetlinkRequest;
 /// Just before `dstnat` (−100) and `srcnat` (100) of the user's rules.
 const DNAT_PRIORITY: i32 = -101;
 const SNAT_PRIORITY: i32 = 99;
-/// First packets of a connection that a hole lets in per second: below the shortest time after which
-/// a SYN is sent again (1 s, RFC 6298 §2.1).
+/// How many first packets a pinhole lets in per second. The time between two is shorter than the one
+/// after which a SYN is repeated (1 s, RFC 6298 §2.1).
 const FIRST_PACKETS: u64 = 2;
 
 /// What the kernel supports; found out by trying.
