@@ -29,7 +29,7 @@ const GRANULARITY: Duration = Duration::from_millis(10);
 
 /// When conntrack's events are read again after they could not be.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long a tool that closes pinholes may take, at the most.
+/// How long the end waits for tools that other threads run for the backend.
 const WORK_LIMIT: Duration = Duration::from_secs(20);
 
 /// How many clients are remembered for which it was said what TLS means; with more, all are
@@ -69,8 +69,8 @@ struct State {
     plane: Plane,
     /// No pinhole opens any more.
     closing: bool,
-    /// Pinholes are being closed, by a thread that doesn't hold the lock.
-    busy: bool,
+    /// How many threads do the backend's work without holding the lock.
+    at_work: usize,
     /// A session opened since the housekeeping looked.
     opened: bool,
     /// What the housekeeping sleeps towards; `None`: it sleeps until told.
@@ -97,7 +97,7 @@ impl Shared {
             state: Mutex::new(State {
                 plane,
                 closing: false,
-                busy: false,
+                at_work: 0,
                 opened: false,
                 alarm: None,
                 under_tls: HashSet::new(),
@@ -195,7 +195,7 @@ impl Shared {
         // A tool that is at work would make anew what is removed now.
         let (mut state, _) = self
             .changed
-            .wait_timeout_while(state, WORK_LIMIT, |state| state.busy)
+            .wait_timeout_while(state, WORK_LIMIT, |state| state.at_work > 0)
             .unwrap_or_else(PoisonError::into_inner);
         state.plane.remove()
     }
@@ -221,11 +221,24 @@ impl Shared {
     /// # Errors
     /// What the backend says.
     pub fn in_place(&self) -> Result<bool, BackendError> {
-        let verification = self.lock().plane.verification();
-        match verification.map(|look| look()) {
-            Some(Ok(true)) => Ok(true),
-            _ => self.with(Plane::in_place),
+        let verification = {
+            let mut state = self.lock();
+            // No tool is run any more.
+            let look = match state.closing {
+                true => None,
+                false => state.plane.verification(),
+            };
+            state.at_work += usize::from(look.is_some());
+            look
+        };
+        if let Some(look) = verification {
+            let seen = look();
+            drop(self.work_is_done());
+            if let Ok(true) = seen {
+                return Ok(true);
+            }
         }
+        self.with(Plane::in_place)
     }
 
     /// Closes pinholes at their deadlines for as long as the process lives, and calls `also` every
@@ -284,17 +297,22 @@ impl Shared {
             let Some(work) = state.plane.take_closing() else {
                 return false;
             };
-            state.busy = true;
+            state.at_work += 1;
             work
         };
         let done = work();
+        self.work_is_done().plane.closed(done);
+        true
+    }
+
+    /// A thread has done the backend's work, and holds the lock again.
+    fn work_is_done(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
-        state.busy = false;
-        state.plane.closed(done);
+        state.at_work = state.at_work.saturating_sub(1);
         if state.closing {
             self.changed.notify_all();
         }
-        true
+        state
     }
 
     /// Tells the plane whenever `events` has something to read, for as long as the process lives.
