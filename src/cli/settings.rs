@@ -525,8 +525,8 @@ mod tests {
             [0..=1023, 3306..=3306, 8000..=8080]
         );
         assert_eq!(config.deadline, Duration::from_secs(5));
-        assert_eq!(config.limits.sessions_per_client, 7);
-        assert_eq!(config.limits.sessions, 65_536);
+        assert_eq!(config.limits.plane.sessions_per_client, 7);
+        assert_eq!(config.limits.plane.sessions, 65_536);
         assert_eq!(config.data_ports.unwrap().to_string(), "30000-30009");
     }
 

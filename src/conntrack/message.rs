@@ -1,4 +1,4 @@
-//! Conntrack entries and their events as ctnetlink writes them.
+//! The codec of ctnetlink: requests, entries and events (`linux/netfilter/nfnetlink_conntrack.h`).
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{Bytes, ConntrackEvent, Entry, TcpState, Tuple};
 use crate::net::{Family, Mark, TCP};
 use crate::netlink::codec::{Attrs, Builder, Message};
-use crate::netlink::socket::Request;
+use crate::netlink::socket::NetlinkRequest;
 
 /// `NFNL_SUBSYS_CTNETLINK` in the upper byte, the `IPCTNL_MSG_CT_*` in the lower.
 const CT_NEW: u16 = 0x0100;
@@ -48,24 +48,24 @@ const CTA_PROTOINFO_TCP_STATE: u16 = 1;
 const CTA_TIMESTAMP_START: u16 = 1;
 const CTA_TIMESTAMP_STOP: u16 = 2;
 
-/// Asks for the connection that has this direction.
-pub(super) fn ask(src: SocketAddr, dst: SocketAddr) -> Request<'static> {
-    // Either direction is found, whichever attribute carries it.
+/// Asks for the entry of the connection that has this direction.
+pub(super) fn ask(src: SocketAddr, dst: SocketAddr) -> NetlinkRequest<'static> {
+    // The kernel finds either direction by this attribute.
     let tuple = move |b: &mut Builder| put_tuple(b, CTA_TUPLE_ORIG, src, dst);
     request(CT_GET, family(src.ip()), tuple)
 }
 
-/// Asks for all connections that carry the mark.
-pub(super) fn ask_marked(mark: Mark) -> Request<'static> {
+/// Asks for all entries that carry the mark.
+pub(super) fn ask_marked(mark: Mark) -> NetlinkRequest<'static> {
     request(CT_GET, 0, move |b| {
         b.be32(CTA_MARK, mark.bit());
         b.be32(CTA_MARK_MASK, mark.bit());
     })
 }
 
-/// Asks for all connections that were made from `from` to `to`. Kernels before 5.8 don't
-/// know the filter and show all.
-pub(super) fn ask_attempts(from: IpAddr, to: SocketAddr) -> Request<'static> {
+/// Asks for all entries of connections from `from` to `to`. Kernels before 5.8 don't know the filter
+/// and give all entries.
+pub(super) fn ask_attempts(from: IpAddr, to: SocketAddr) -> NetlinkRequest<'static> {
     request(CT_GET, family(from), move |b| {
         put_tuple(b, CTA_TUPLE_ORIG, SocketAddr::new(from, 0), to);
         b.nest(CTA_FILTER, |b| {
@@ -75,8 +75,8 @@ pub(super) fn ask_attempts(from: IpAddr, to: SocketAddr) -> Request<'static> {
     })
 }
 
-/// Deletes a connection.
-pub(super) fn forget(original: Tuple, id: u32) -> Request<'static> {
+/// Deletes an entry.
+pub(super) fn forget(original: Tuple, id: u32) -> NetlinkRequest<'static> {
     request(CT_DELETE, family(original.src.ip()), move |b| {
         put_tuple(b, CTA_TUPLE_ORIG, original.src, original.dst);
         b.be32(CTA_ID, id);
@@ -89,7 +89,7 @@ pub(super) fn change_mark(
     dst: SocketAddr,
     mark: u32,
     mask: u32,
-) -> Request<'static> {
+) -> NetlinkRequest<'static> {
     request(CT_NEW, family(src.ip()), move |b| {
         put_tuple(b, CTA_TUPLE_ORIG, src, dst);
         b.be32(CTA_MARK, mark);
@@ -97,8 +97,12 @@ pub(super) fn change_mark(
     })
 }
 
-fn request(kind: u16, family: u8, attrs: impl Fn(&mut Builder) + 'static) -> Request<'static> {
-    Request {
+fn request(
+    kind: u16,
+    family: u8,
+    attrs: impl Fn(&mut Builder) + 'static,
+) -> NetlinkRequest<'static> {
+    NetlinkRequest {
         kind,
         flags: 0,
         family,
@@ -140,8 +144,8 @@ pub(super) fn parse_event(
         return None;
     }
     let number = |kind| message.attrs().find(kind).and_then(|attr| attr.be32());
-    // Before anything else: nearly all connections of a busy gateway are somebody else's. One
-    // without a mark has no attribute for it.
+    // First, since nearly all connections of a busy gateway are somebody else's. An entry without a
+    // mark has no attribute for it.
     let marked = wanted.is_in(number(CTA_MARK).unwrap_or(0));
     if !marked && (message.kind == CT_NEW || watched.is_empty()) {
         return None;

@@ -1,6 +1,6 @@
-//! Conntrack entries of TCP connections, as ctnetlink tells them.
+//! The kernel's connection tracking, over ctnetlink: entries of TCP connections, and their events.
 //!
-//! [`Conntrack`] answers questions; [`Events`] reports new and ended connections.
+//! [`Conntrack`] looks entries up and deletes them. [`Events`] reports new and deleted ones.
 
 mod message;
 
@@ -18,12 +18,12 @@ use crate::netlink::socket::Socket;
 
 /// `NFNLGRP_CONNTRACK_NEW` (1) and `NFNLGRP_CONNTRACK_DESTROY` (3) as bits.
 const GROUPS: u32 = 1 | 1 << 2;
-/// How many datagrams one [`Events::read`] takes at most, so that it ends under any load.
+/// The most datagrams that one [`Events::read`] takes, so that it ends under any load.
 const READ_AT_ONCE: usize = 65_536;
 /// Receive buffer of [`Events`], in bytes: about 10,000 events.
 const EVENT_BUFFER: usize = 8 * 1024 * 1024;
 
-/// Something that happened to a TCP connection.
+/// An event of a TCP connection's entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConntrackEvent {
     /// Its first packet left the gateway.
@@ -35,7 +35,7 @@ pub enum ConntrackEvent {
         /// `IPS_*` bits.
         status: u32,
     },
-    /// It is forgotten: some time after it was closed, or idle for long.
+    /// The entry is deleted: some time after the connection was closed, or was idle for long.
     Destroy {
         /// The connection.
         entry: Entry,
@@ -45,16 +45,16 @@ pub enum ConntrackEvent {
         bytes: Option<Bytes>,
         /// How long it existed, where `net.netfilter.nf_conntrack_timestamp` is on.
         lifetime: Option<Duration>,
-        /// How far its end had come when it was forgotten, where the kernel tells (Linux 5.12).
+        /// Its state when it was deleted, if the kernel tells (Linux 5.12).
         state: Option<TcpState>,
     },
 }
 
-/// `enum tcp_conntrack`: how far a connection has come.
+/// `enum tcp_conntrack`: the state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpState(pub u8);
 
-/// For how long conntrack remembers connections that end: `nf_conntrack_tcp_timeout_*`.
+/// How long conntrack keeps entries of connections that end: `nf_conntrack_tcp_timeout_*`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts(Vec<(TcpState, Duration)>);
 
@@ -77,8 +77,8 @@ impl Timeouts {
         timeouts.collect()
     }
 
-    /// For how long a connection is remembered that came so far and no further. `None` for one
-    /// that hadn't begun to end.
+    /// How long the entry of a connection in this state is kept. `None` if the connection hadn't
+    /// begun to end.
     #[must_use]
     pub fn after(&self, state: TcpState) -> Option<Duration> {
         let (_, timeout) = self.0.iter().find(|(ending, _)| *ending == state)?;
@@ -101,7 +101,7 @@ pub struct Bytes {
     pub reply: u64,
 }
 
-/// Whether [`Events::read`] read all that happened.
+/// Whether [`Events::read`] gave all events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Completeness {
     /// Nothing is missing.
@@ -110,7 +110,7 @@ pub enum Completeness {
     Missed,
 }
 
-/// Asks the kernel about connections of the network namespace in which it was opened.
+/// Looks up entries in the network namespace in which it was opened.
 #[derive(Debug)]
 pub struct Conntrack {
     socket: Socket,
@@ -221,13 +221,12 @@ impl Conntrack {
         })
     }
 
-    /// Forgets the connection attempts from `from` to `to` that nobody has answered and
-    /// that don't carry the mark: how many there were.
+    /// Deletes the entries of connection attempts from `from` to `to` that nobody has answered and
+    /// that don't carry the mark. Returns how many there were.
     ///
-    /// An attempt made before its pinhole was there was let through untranslated, or the answer
-    /// would have come. While conntrack remembers it (two minutes), its retransmissions, and later
-    /// attempts from the same port, go the same way and never meet the pinhole. Costs a walk
-    /// through conntrack's table.
+    /// A SYN that came before its pinhole was open wasn't translated. While its entry exists (two
+    /// minutes), its retransmissions, and later attempts from the same port, aren't translated
+    /// either, and so never reach the pinhole. Walks through all of conntrack's table.
     ///
     /// # Errors
     /// What the kernel says.
@@ -249,7 +248,7 @@ impl Conntrack {
         for (tuple, id) in attempts {
             match self.socket.change(&message::forget(tuple, id)) {
                 Ok(()) => forgotten += 1,
-                // It went by itself.
+                // The entry is gone already.
                 Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => {}
                 Err(error) => return Err(error),
             }
@@ -258,7 +257,7 @@ impl Conntrack {
     }
 }
 
-/// New and ended TCP connections that carry a mark, and the end of others that are watched.
+/// Events of TCP connections that carry a mark, and the end of others that are watched.
 ///
 /// Ready to [`read`](Self::read) when its file descriptor is readable.
 #[derive(Debug)]
@@ -282,7 +281,7 @@ impl Events {
         })
     }
 
-    /// Reports the end of the connection with this original direction, too, or doesn't any more.
+    /// Begins or ends to report the end of the connection with this original direction.
     pub fn watch(&mut self, original: Tuple, watched: bool) {
         if watched {
             self.watched.insert(original);
@@ -293,7 +292,7 @@ impl Events {
 
     /// Whether the kernel reports events at all here (`net.netfilter.nf_conntrack_events`).
     ///
-    /// `None` where it can't be found out.
+    /// `None` if that can't be found out.
     #[must_use]
     pub fn enabled() -> Option<bool> {
         let text = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_events").ok()?;

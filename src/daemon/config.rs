@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::firewall::{Inside, Steering};
 use crate::ftp::policy::Policy;
 use crate::net::{Mark, PortRange};
-use crate::pinholes;
+use crate::pinholes::{PlaneLimits, TlsRange};
 
 /// All that the daemon goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,39 +47,22 @@ pub struct Config {
 /// What is limited, for all workers together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Limits {
-    /// Control connections; more aren't followed.
-    pub sessions: usize,
-    /// Control connections of one client address; more aren't followed.
-    pub sessions_per_client: usize,
-    /// Pinholes that are pending; more are refused.
-    pub pinholes: usize,
-    /// Pinholes of one client address that are pending; more are refused.
-    pub pinholes_per_client: usize,
-    /// Pinholes of one session that are pending; the oldest makes room.
-    pub pinholes_per_session: usize,
-    /// Pinholes per minute; more are refused.
-    pub pinholes_per_minute: u32,
-    /// Pinholes per minute for one client address; more are refused.
-    pub pinholes_per_client_per_minute: u32,
-    /// Bytes of a command line that is acted on.
+    /// Sessions and pinholes.
+    #[serde(flatten)]
+    pub plane: PlaneLimits,
+    /// Bytes of a command line that is acted on: [`Policy::max_command`].
     pub command_line: usize,
-    /// Bytes of a reply line in which an address is looked for.
+    /// Bytes of a reply line in which an address is looked for: [`Policy::max_reply`].
     pub reply_line: usize,
-    /// Commands that wait for their reply at once.
+    /// Commands that wait for their reply at once: [`Policy::max_pipelined`].
     pub pipelined: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        let (policy, plane) = (Policy::default(), pinholes::Config::default());
+        let policy = Policy::default();
         Self {
-            sessions: plane.sessions,
-            sessions_per_client: plane.sessions_per_client,
-            pinholes: plane.total,
-            pinholes_per_client: plane.per_client,
-            pinholes_per_session: plane.per_session,
-            pinholes_per_minute: plane.per_minute,
-            pinholes_per_client_per_minute: plane.per_client_per_minute,
+            plane: PlaneLimits::default(),
             command_line: policy.max_command,
             reply_line: policy.max_reply,
             pipelined: policy.max_pipelined,
@@ -281,16 +264,25 @@ impl FromStr for PublicName {
 }
 
 impl Config {
+    /// What clients under TLS reach at their server, if they do.
+    #[must_use]
+    pub fn tls_range(&self) -> Option<TlsRange> {
+        match self.tls {
+            Tls::Range(ports) => Some(TlsRange {
+                ports,
+                idle: self.tls_idle,
+            }),
+            Tls::Pass | Tls::Deny => None,
+        }
+    }
+
     /// Whether the choices go together.
     ///
     /// # Errors
     /// What doesn't, and how to mend it, in one line.
     pub fn check(&self) -> Result<(), String> {
         let ports = &self.steering.ports;
-        let range = match self.tls {
-            Tls::Range(range) => Some(range),
-            Tls::Pass | Tls::Deny => None,
-        };
+        let range = self.tls_range().map(|range| range.ports);
         for (flag, range) in [("--data-ports", self.data_ports), ("--tls range", range)] {
             if let Some(range) = range
                 && let Some(port) = ports.iter().find(|&&p| range.contains(p))

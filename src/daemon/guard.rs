@@ -187,10 +187,8 @@ impl Guard {
             );
         }
         self.cut = look.cut;
-        let holes = self.shared.with(|plane| {
-            plane.avoid(look.published);
-            plane.in_place()
-        });
+        self.shared.with(|plane| plane.avoid(look.published));
+        let holes = self.shared.in_place();
         Ok(Missing {
             rules: look.missing,
             holes: !holes.map_err(|e| e.to_string())?,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use crate::netlink::socket::{Request, Socket};
+use crate::netlink::socket::{NetlinkRequest, Socket};
 use crate::queue::kernel;
 
 /// The queue's number, which `--queue-num` and `--queues` must leave alone.
@@ -104,7 +104,7 @@ impl LockError {
 fn command(socket: &mut Socket, command: u8) -> io::Result<()> {
     socket.change_of(
         QUEUE,
-        &Request {
+        &NetlinkRequest {
             kind: CONFIG,
             flags: 0,
             family: 0,

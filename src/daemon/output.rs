@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::engine::event::Event;
 use crate::ftp::Mode;
-use crate::pinholes::{DataConnection, PinholeInfo, RangeEnd, Report};
+use crate::pinholes::{DataConnection, PinholeInfo, PlaneReport, RangeEnd};
 
 /// How many lines may wait for a slow reader.
 const BACKLOG: usize = 4096;
@@ -26,7 +26,7 @@ const REST: Duration = Duration::from_millis(10);
 #[derive(Clone, Debug)]
 enum Item {
     Event(Event),
-    Report(Report),
+    Report(PlaneReport),
     Line(String),
     /// Answered when all before it is printed.
     Flush(SyncSender<()>),
@@ -61,7 +61,7 @@ impl Output {
     }
 
     /// Prints what the NAT plane reports, unless too much waits already. Never blocks.
-    pub fn report(&self, report: Report) {
+    pub fn report(&self, report: PlaneReport) {
         self.send(Item::Report(report));
     }
 
@@ -196,7 +196,7 @@ impl fmt::Display for Line<'_> {
 }
 
 /// A report as a line without its line feed.
-struct Told<'a>(&'a Report);
+struct Told<'a>(&'a PlaneReport);
 
 impl fmt::Display for Told<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -208,8 +208,8 @@ impl fmt::Display for Told<'_> {
             )
         };
         match self.0 {
-            Report::Connected(connection) => data(f, connection),
-            Report::Finished(finished) => {
+            PlaneReport::Connected(connection) => data(f, connection),
+            PlaneReport::Finished(finished) => {
                 data(f, &finished.connection)?;
                 write!(f, " closed after {:.1} s", finished.duration.as_secs_f64())?;
                 match finished.bytes {
@@ -217,12 +217,12 @@ impl fmt::Display for Told<'_> {
                     None => Ok(()),
                 }
             }
-            Report::Expired(hole) => write!(
+            PlaneReport::Expired(hole) => write!(
                 f,
                 "session {} pinhole {} -> {} => {} not used in time",
                 hole.session.0, hole.from, hole.to, hole.land
             ),
-            Report::RangeOpened(range) => {
+            PlaneReport::RangeOpened(range) => {
                 let ports = range.ports.as_deref().unwrap_or_default();
                 let PinholeInfo {
                     session,
@@ -237,7 +237,7 @@ impl fmt::Display for Told<'_> {
                     "session {session} range {from} -> {to} => {land} ports {ports} open"
                 )
             }
-            Report::RangeClosed(range, why) => {
+            PlaneReport::RangeClosed(range, why) => {
                 let why = match why {
                     RangeEnd::Session => "the session ended",
                     RangeEnd::Idle => "idle",
@@ -249,12 +249,12 @@ impl fmt::Display for Told<'_> {
                 let (session, to) = (session.0, to.ip());
                 write!(f, "session {session} range {from} -> {to} closed: {why}")
             }
-            Report::Restored { missing } => write!(
+            PlaneReport::Restored { missing } => write!(
                 f,
                 "rules were removed by somebody else; they are back ({})",
                 missing.join("; ").escape_debug()
             ),
-            Report::MissedEvents => f.write_str("conntrack events were missed; looked again"),
+            PlaneReport::MissedEvents => f.write_str("conntrack events were missed; looked again"),
         }
     }
 }
@@ -294,7 +294,7 @@ mod tests {
             "session 12 227 10.0.0.2:50011 -> 203.0.113.1:50011 (passive, from 198.51.100.7)"
         );
         assert_eq!(
-            Told(&Report::Connected(DataConnection {
+            Told(&PlaneReport::Connected(DataConnection {
                 pinhole: PinholeId(1),
                 session: S,
                 mode: Mode::Passive,

@@ -16,8 +16,7 @@ use crate::firewall::xtables::tools::Tools;
 use crate::firewall::{Inside, Look, Rules, RulesError, Steering};
 use crate::ftp::policy::Policy;
 use crate::net::Mark;
-use crate::net::PortRange;
-use crate::pinholes::Key;
+use crate::pinholes::PinholeKey;
 use crate::pinholes::backend::iptables::Iptables;
 use crate::pinholes::backend::nft::Nft;
 use crate::pinholes::backend::{Backend, BackendError};
@@ -28,7 +27,7 @@ use crate::queue::{OpenError, kernel};
 
 use super::Error;
 use super::advertised::Advertised;
-use super::config::{BackendChoice, Config, RulesMode, Tls};
+use super::config::{BackendChoice, Config, RulesMode};
 use super::control::{self, BindError};
 use super::lock::{self, LockError};
 use super::shared::Clock;
@@ -247,20 +246,12 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
         .try_clone_to_owned()
         .map_err(failed("watch conntrack"))?;
     let plane = Plane::new(
-        pinholes::Config {
+        pinholes::PlaneConfig {
             data_ports: config.data_ports,
             deadline: config.deadline,
-            per_session: config.limits.pinholes_per_session,
-            total: config.limits.pinholes,
-            per_client: config.limits.pinholes_per_client,
-            per_minute: config.limits.pinholes_per_minute,
-            per_client_per_minute: config.limits.pinholes_per_client_per_minute,
-            sessions: config.limits.sessions,
-            sessions_per_client: config.limits.sessions_per_client,
+            limits: config.limits.plane,
             mark,
-            tls_range: range(config),
-            tls_idle: config.tls_idle,
-            ..pinholes::Config::default()
+            tls_range: config.tls_range(),
         },
         Parts {
             backend: backend(config)?,
@@ -268,14 +259,13 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
             events: Box::new(events),
             timeouts: Timeouts::read(),
             clock: Box::new(move || clock.now()),
-            listeners: Box::new(Listeners::read),
         },
     );
     Ok((plane, readable))
 }
 
 /// Clears connection attempts out of a pinhole's way that were made before it was there.
-pub(super) fn unblock(conntrack: &mut Conntrack, hole: Key, mark: Mark) -> usize {
+pub(super) fn unblock(conntrack: &mut Conntrack, hole: PinholeKey, mark: Mark) -> usize {
     match conntrack.forget_unanswered(hole.from, hole.to, mark) {
         Ok(forgotten) => {
             if forgotten > 0 {
@@ -318,8 +308,8 @@ pub(super) fn check_data_ports(config: &Config) {
 /// The backend that was chosen; by itself, nf_tables where the kernel has it, NAT included.
 fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
     let mark = config.steering.mark;
-    let nft = || Ok::<_, BackendError>(Nft::new(mark)?.with_range(range(config)));
-    let iptables = || Iptables::new(Tools::find(), mark).with_range(range(config));
+    let nft = || Nft::new(mark);
+    let iptables = || Iptables::new(Tools::find(), mark);
     match config.backend {
         BackendChoice::Nft => return Ok(Box::new(nft()?)),
         BackendChoice::Auto if tables::available() => {}
@@ -349,20 +339,12 @@ pub(super) fn engine_config(config: &Config, advertised: &Advertised) -> engine:
         }),
         // The plane admits as many as there may be; any worker may get all of them, and those that
         // ended linger for a while.
-        max_flows: config.limits.sessions.saturating_mul(2),
+        max_flows: config.limits.plane.sessions.saturating_mul(2),
         advertise: advertised.list(),
         resume_mark: config.resume_mark.bit(),
         keep_length: config.keep_length,
-        tls_range: range(config).is_some(),
+        tls_range: config.tls_range().is_some(),
         implicit_ports: config.implicit_ports.clone(),
         ..engine::Config::default()
-    }
-}
-
-/// The range that sessions under TLS have.
-fn range(config: &Config) -> Option<PortRange> {
-    match config.tls {
-        Tls::Range(range) => Some(range),
-        Tls::Pass | Tls::Deny => None,
     }
 }

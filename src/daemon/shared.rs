@@ -1,7 +1,8 @@
 //! The NAT plane as the daemon's threads share it: the workers by way of [`Door`], the watch over
 //! conntrack, and the housekeeping.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -18,9 +19,9 @@ use crate::engine::gateway::{
     Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId,
 };
 use crate::net::Mark;
-use crate::pinholes::Key;
-use crate::pinholes::Plane;
 use crate::pinholes::backend::BackendError;
+use crate::pinholes::ports::Listeners;
+use crate::pinholes::{PinholeKey, Plane, Transferred};
 
 use super::output::Output;
 
@@ -29,7 +30,7 @@ const GRANULARITY: Duration = Duration::from_millis(10);
 
 /// When conntrack's events are read again after they could not be.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long a tool that closes pinholes may take, at the most.
+/// How long the end waits for tools that other threads run for the backend.
 const WORK_LIMIT: Duration = Duration::from_secs(20);
 
 /// How many clients are remembered for which it was said what TLS means; with more, all are
@@ -71,8 +72,8 @@ struct State {
     plane: Plane,
     /// No pinhole opens any more.
     closing: bool,
-    /// Pinholes are being closed, by a thread that doesn't hold the lock.
-    busy: bool,
+    /// How many threads do the backend's work without holding the lock.
+    at_work: usize,
     /// A session opened since the housekeeping looked.
     opened: bool,
     /// What the housekeeping sleeps towards; `None`: it sleeps until told.
@@ -99,7 +100,7 @@ impl Shared {
             state: Mutex::new(State {
                 plane,
                 closing: false,
-                busy: false,
+                at_work: 0,
                 opened: false,
                 alarm: None,
                 under_tls: HashSet::new(),
@@ -135,8 +136,9 @@ impl Shared {
     /// Asks conntrack. Each worker that asks at the same time has a socket of its own, and none waits
     /// for the plane.
     fn look_up(&self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
-        let found = self.ask(|conntrack| conntrack.lookup(src, dst))?;
-        found.ok_or(Error::NoConntrack)
+        self.ask(|conntrack| conntrack.lookup(src, dst))
+            .map_err(unanswered)?
+            .ok_or(Error::NoConntrack)
     }
 
     /// Sets or clears the bit that says that a control connection may be joined in its middle.
@@ -147,26 +149,45 @@ impl Shared {
         resumable: bool,
     ) -> Result<(), Error> {
         let bit = self.resume_mark;
-        match self.ask(|conntrack| conntrack.set_mark(src, dst, bit, resumable))? {
+        let found = self.ask(|conntrack| conntrack.set_mark(src, dst, bit, resumable));
+        match found.map_err(unanswered)? {
             false if resumable => Err(Error::NoConntrack),
             _ => Ok(()),
         }
     }
 
-    fn ask<T>(
-        &self,
-        question: impl FnOnce(&mut Conntrack) -> std::io::Result<T>,
-    ) -> Result<T, Error> {
-        let failed = |error| Error::Kernel(format!("ask conntrack: {error}"));
+    fn ask<T>(&self, question: impl FnOnce(&mut Conntrack) -> io::Result<T>) -> io::Result<T> {
         let idle = || self.lookups.lock().unwrap_or_else(PoisonError::into_inner);
         let unused = idle().pop();
         let mut conntrack = match unused {
             Some(conntrack) => conntrack,
-            None => Conntrack::open().map_err(failed)?,
+            None => Conntrack::open()?,
         };
-        let answer = question(&mut conntrack).map_err(failed)?;
+        let answer = question(&mut conntrack)?;
         idle().push(conntrack);
         Ok(answer)
+    }
+
+    /// What the data connections of each session carried so far. Conntrack is asked about those
+    /// that exist now while no lock is held.
+    #[must_use]
+    pub fn transferred(&self) -> HashMap<SessionId, Transferred> {
+        let running = self.with(|plane| plane.running());
+        let carried = running.into_iter().filter_map(|tuple| {
+            let bytes = self.ask(|conntrack| conntrack.bytes(tuple.src, tuple.dst));
+            Some((tuple, bytes.ok()??))
+        });
+        let carried = carried.collect();
+        self.with(|plane| plane.transferred(&carried))
+    }
+
+    /// Reserves a pinhole. The list of the gateway's own listening ports is read without the lock.
+    fn reserve(&self, request: &Request) -> Result<Reservation, Error> {
+        if self.lock().plane.needs_listeners(request) {
+            let listeners = Listeners::read();
+            self.lock().plane.learn_listeners(listeners);
+        }
+        self.with(|plane| plane.reserve(request))
     }
 
     /// Has the plane put something into the kernel, unless that is to be empty from now on.
@@ -193,7 +214,7 @@ impl Shared {
         // A tool that is at work would make anew what is removed now.
         let (mut state, _) = self
             .changed
-            .wait_timeout_while(state, WORK_LIMIT, |state| state.busy)
+            .wait_timeout_while(state, WORK_LIMIT, |state| state.at_work > 0)
             .unwrap_or_else(PoisonError::into_inner);
         state.plane.remove()
     }
@@ -213,6 +234,32 @@ impl Shared {
         restored.map(|()| true)
     }
 
+    /// Whether the backend's objects are in place. Looks without the lock first. If something seems to
+    /// be missing, or that fails, looks again with it: a pinhole may have opened or closed meanwhile.
+    ///
+    /// # Errors
+    /// What the backend says.
+    pub fn in_place(&self) -> Result<bool, BackendError> {
+        let verification = {
+            let mut state = self.lock();
+            // No tool is run any more.
+            let look = match state.closing {
+                true => None,
+                false => state.plane.verification(),
+            };
+            state.at_work += usize::from(look.is_some());
+            look
+        };
+        if let Some(look) = verification {
+            let seen = look();
+            drop(self.work_is_done());
+            if let Ok(true) = seen {
+                return Ok(true);
+            }
+        }
+        self.with(Plane::in_place)
+    }
+
     /// Closes pinholes at their deadlines for as long as the process lives, and calls `also` every
     /// `every` for as long as it says that it is needed, and after a session opened. Sleeps else.
     ///
@@ -222,7 +269,7 @@ impl Shared {
         &self,
         every: Duration,
         mut also: impl FnMut(Duration) -> bool,
-        mut unblock: impl FnMut(Key) -> usize,
+        mut unblock: impl FnMut(PinholeKey) -> usize,
     ) {
         let mut needed = false;
         let mut next = Duration::ZERO;
@@ -233,8 +280,8 @@ impl Shared {
                 next = now + every;
             }
             while self.close_some() {}
-            let neglected = self.lock().plane.neglected();
-            let cleared = neglected.into_iter().map(&mut unblock).sum();
+            let overdue = self.lock().plane.overdue();
+            let cleared = overdue.into_iter().map(&mut unblock).sum();
             let mut state = self.lock();
             state.plane.forgot(cleared);
             if std::mem::take(&mut state.opened) && !needed {
@@ -269,17 +316,22 @@ impl Shared {
             let Some(work) = state.plane.take_closing() else {
                 return false;
             };
-            state.busy = true;
+            state.at_work += 1;
             work
         };
         let done = work();
+        self.work_is_done().plane.closed(done);
+        true
+    }
+
+    /// A thread has done the backend's work, and holds the lock again.
+    fn work_is_done(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
-        state.busy = false;
-        state.plane.closed(done);
+        state.at_work = state.at_work.saturating_sub(1);
         if state.closing {
             self.changed.notify_all();
         }
-        true
+        state
     }
 
     /// Tells the plane whenever `events` has something to read, for as long as the process lives.
@@ -319,6 +371,10 @@ impl Shared {
     }
 }
 
+fn unanswered(error: io::Error) -> Error {
+    Error::Kernel(format!("ask conntrack: {error}"))
+}
+
 /// A worker's way to the plane and to the printer.
 pub struct Door<'a>(pub &'a Shared);
 
@@ -341,7 +397,7 @@ impl Gateway for Door<'_> {
     }
 
     fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
-        self.0.with(|plane| plane.reserve(request))
+        self.0.reserve(request)
     }
 
     fn open(&mut self, id: PinholeId) -> Result<(), Error> {

@@ -2,7 +2,7 @@
 //!
 //! | question | `--json` answer |
 //! |---|---|
-//! | `status` | one object: the fields of `Report` below; `queues` is a list of `Queue`, `counters` are those of [`engine::Stats`](crate::engine::Stats), `nat` those of [`pinholes::Counters`] |
+//! | `status` | one object: the fields of `Report` below; `queues` is a list of `Queue`, `counters` are those of [`engine::Stats`](crate::engine::Stats), `nat` those of [`pinholes::PlaneCounters`] |
 //! | `sessions` | a list of [`SessionInfo`] with [`Transferred`](pinholes::Transferred) and its `range`, ordered by `id` |
 //! | `pinholes` | a list of [`PinholeInfo`](pinholes::PinholeInfo): pending ones first, then ranges, then data connections, each ordered by `id` |
 //!
@@ -81,7 +81,7 @@ struct Report<'a> {
     /// What the engines counted, summed up.
     counters: Stats,
     /// What the NAT plane counted.
-    nat: pinholes::Counters,
+    nat: pinholes::PlaneCounters,
     /// Lines that were not printed because the reader stalled.
     lines_lost: u64,
 }
@@ -195,9 +195,8 @@ impl Status {
     }
 
     fn session_reports(&self) -> Vec<SessionReport> {
-        let (transferred, pinholes) = self
-            .shared
-            .with(|plane| (plane.transferred(), plane.pinholes()));
+        let transferred = self.shared.transferred();
+        let pinholes = self.shared.with(|plane| plane.pinholes());
         let ranges: HashMap<_, _> = pinholes
             .into_iter()
             .filter_map(|p| Some((p.session, p.ports?)))
@@ -273,7 +272,7 @@ impl Status {
             .steered
             .missing()
             .unwrap_or_else(|e| vec![e.to_string()]);
-        match self.shared.with(|plane| plane.in_place()) {
+        match self.shared.in_place() {
             Ok(true) => {}
             Ok(false) => missing.push("the pinhole backend's objects".into()),
             Err(e) => missing.push(e.to_string()),

@@ -6,7 +6,8 @@ use std::thread;
 use std::time::Duration;
 
 use crate::engine::{Engine, Name, Placed, Side, Stats, SynAck, Verdict};
-use crate::queue::{Answer, Handler, Hook, PacketQueue, ServeError};
+use crate::queue::nfq::NfqQueue;
+use crate::queue::{Hook, QueueVerdict, ServeError};
 
 use super::shared::{Door, Shared};
 
@@ -71,7 +72,7 @@ impl Worker {
     }
 
     /// Serves a queue for as long as the process lives; `others` are the workers of the other queues.
-    pub fn serve(&self, mut queue: impl PacketQueue, shared: &Shared, others: &[Arc<Self>]) {
+    pub fn serve(&self, mut queue: NfqQueue, shared: &Shared, others: &[Arc<Self>]) {
         let mut packets = Packets {
             worker: self,
             others,
@@ -80,8 +81,8 @@ impl Worker {
         };
         let mut failures = 0u32;
         loop {
-            match queue.serve(&mut packets) {
-                Ok(_) => failures = 0,
+            match queue.serve(|hook, packet, out| packets.decide(hook, packet, out)) {
+                Ok(()) => failures = 0,
                 Err(ServeError::Verdict(e)) => {
                     self.verdict_errors.fetch_add(1, Ordering::Relaxed);
                     log::debug!("queue {}: verdict: {e}", queue.number());
@@ -135,11 +136,11 @@ struct Packets<'a> {
     ticked: Duration,
 }
 
-impl Handler for Packets<'_> {
-    fn packet(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> Answer {
+impl Packets<'_> {
+    fn decide(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> QueueVerdict {
         let Some(side) = side(hook) else {
             self.worker.unknown_hook.fetch_add(1, Ordering::Relaxed);
-            return Answer::Accept;
+            return QueueVerdict::Accept;
         };
         let now = self.shared.now();
         let mut door = Door(self.shared);
@@ -170,9 +171,9 @@ impl Handler for Packets<'_> {
 
 /// A [`Placed`] without its borrow of the engine: what to ask the other engines.
 enum Asked {
-    Nobody(Answer),
+    Nobody(QueueVerdict),
     Segment(Name),
-    SynAck(SynAck, Answer),
+    SynAck(SynAck, QueueVerdict),
 }
 
 impl Packets<'_> {
@@ -190,7 +191,7 @@ impl Packets<'_> {
         packet: &[u8],
         now: Duration,
         out: &mut Vec<u8>,
-    ) -> Answer {
+    ) -> QueueVerdict {
         for other in self.named() {
             let mut engine = other.engine();
             if engine.knows(name) {
@@ -221,14 +222,14 @@ impl Packets<'_> {
     }
 }
 
-fn answer(verdict: Verdict<'_>, out: &mut Vec<u8>) -> Answer {
+fn answer(verdict: Verdict<'_>, out: &mut Vec<u8>) -> QueueVerdict {
     match verdict {
-        Verdict::Accept => Answer::Accept,
+        Verdict::Accept => QueueVerdict::Accept,
         Verdict::Replace(bytes) => {
             out.extend_from_slice(bytes);
-            Answer::Replace
+            QueueVerdict::Replace
         }
-        Verdict::Drop => Answer::Drop,
+        Verdict::Drop => QueueVerdict::Drop,
     }
 }
 

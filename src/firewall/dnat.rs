@@ -22,7 +22,7 @@ use crate::firewall::xtables::snapshot::Snapshot;
 use crate::netlink::codec::Message;
 use crate::netlink::nftables::set::{self, Set};
 use crate::netlink::nftables::{attr, hook, msg};
-use crate::netlink::socket::{Request, Socket};
+use crate::netlink::socket::{NetlinkRequest, Socket};
 
 use collect::NftTable;
 
@@ -160,7 +160,7 @@ impl RuleReader {
             self.cut = true;
             return Ok(None);
         }
-        let about = |kind, table_attr, name_attr| Request {
+        let about = |kind, table_attr, name_attr| NetlinkRequest {
             kind,
             flags: 0,
             family,

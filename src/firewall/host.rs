@@ -90,6 +90,10 @@ impl Host {
         }
     }
 
+    pub(crate) fn tools(&self) -> &Tools {
+        &self.tools
+    }
+
     pub(crate) fn snapshot(&self) -> Result<Snapshot, RulesError> {
         Ok(Snapshot::take(&self.tools)?)
     }

@@ -21,7 +21,7 @@ use crate::netlink::nftables::expression::{
     self, Ct, Expression, Expressions, MapValue, RuleVerdict,
 };
 use crate::netlink::nftables::{attr, comment, family, hook, msg};
-use crate::netlink::socket::{Request, Socket};
+use crate::netlink::socket::{NetlinkRequest, Socket};
 
 /// The comment of our rules.
 const TAG: &str = "ftpalg:accept";
@@ -278,9 +278,9 @@ fn effect(expressions: &[u8]) -> Effect {
     Effect::None
 }
 
-fn insert(place: &DroppingChain, mark: Mark) -> Request<'_> {
+fn insert(place: &DroppingChain, mark: Mark) -> NetlinkRequest<'_> {
     let bit = mark.bit();
-    Request {
+    NetlinkRequest {
         kind: msg::NEW_RULE,
         // In front of the rule that is named, or of none: at the end.
         flags: match place.before {
@@ -307,9 +307,9 @@ fn insert(place: &DroppingChain, mark: Mark) -> Request<'_> {
     }
 }
 
-fn delete(place: &DroppingChain, handle: u64) -> Request<'static> {
+fn delete(place: &DroppingChain, handle: u64) -> NetlinkRequest<'static> {
     let (family, table, chain) = (place.family, place.table.clone(), place.chain.clone());
-    Request {
+    NetlinkRequest {
         kind: msg::DEL_RULE,
         flags: 0,
         family,

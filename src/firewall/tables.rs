@@ -4,7 +4,7 @@ use std::io;
 
 use crate::netlink::codec::{Builder, Message};
 use crate::netlink::nftables::{ONLY_IF_EMPTY, attr, msg, policy};
-use crate::netlink::socket::{Request, Socket};
+use crate::netlink::socket::{NetlinkRequest, Socket};
 
 /// An nf_tables table. `iptables-nft` keeps its rules in tables named as those of iptables.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,7 +107,7 @@ pub fn delete_table(family: u8, table: &str) -> io::Result<()> {
 }
 
 fn delete_empty(kind: u16, family: u8, name: impl Fn(&mut Builder)) -> io::Result<()> {
-    let delete = Request {
+    let delete = NetlinkRequest {
         kind,
         flags: ONLY_IF_EMPTY,
         family,
@@ -117,8 +117,12 @@ fn delete_empty(kind: u16, family: u8, name: impl Fn(&mut Builder)) -> io::Resul
 }
 
 /// Asks for the rules of a table, or of one of its chains. Old kernels answer with those of all.
-pub(crate) fn rules_of<'a>(family: u8, table: &'a str, chain: Option<&'a str>) -> Request<'a> {
-    Request {
+pub(crate) fn rules_of<'a>(
+    family: u8,
+    table: &'a str,
+    chain: Option<&'a str>,
+) -> NetlinkRequest<'a> {
+    NetlinkRequest {
         kind: msg::GET_RULE,
         flags: 0,
         family,
@@ -132,8 +136,8 @@ pub(crate) fn rules_of<'a>(family: u8, table: &'a str, chain: Option<&'a str>) -
 }
 
 /// About all families.
-fn question(kind: u16) -> Request<'static> {
-    Request {
+fn question(kind: u16) -> NetlinkRequest<'static> {
+    NetlinkRequest {
         kind,
         flags: 0,
         family: 0,

@@ -43,7 +43,7 @@ impl Family {
             .find(|family| family.number() == number)
     }
 
-    /// What its tools are called: `iptables` or `ip6tables`.
+    /// The name of its tools: `iptables` or `ip6tables`.
     #[must_use]
     pub fn program(self) -> &'static str {
         match self {

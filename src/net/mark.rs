@@ -1,4 +1,4 @@
-//! The bits of the connection mark that are ours.
+//! Our bits of the connection mark.
 
 /// One bit of the connection mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

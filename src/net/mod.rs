@@ -1,4 +1,5 @@
-//! What firewalls and networks are described by: families, networks, marks and ports.
+//! The words in which firewalls and networks are described: address families, networks, marks and
+//! ports.
 
 mod family;
 mod mark;

@@ -1,4 +1,4 @@
-//! Networks: what `ipnet` doesn't say about them.
+//! Networks: their text, and which are private.
 
 use std::net::{IpAddr, Ipv4Addr};
 

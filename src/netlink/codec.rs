@@ -4,8 +4,8 @@
 //! and attributes: length, type, value, each padded to 4 bytes. Headers are in host byte order,
 //! netfilter's numbers in network byte order.
 //!
-//! Contract: no input makes the parser panic, read beyond the slice or loop forever. What is
-//! truncated or contradicts itself ends the iteration.
+//! Contract: no input makes the parser panic, read beyond the slice or loop forever. A truncated or
+//! contradictory part ends the iteration.
 
 /// Size of the message header.
 const HEADER: usize = 16;
@@ -44,7 +44,7 @@ fn aligned(len: usize) -> usize {
 
 /// Builds messages, one after the other, in one buffer.
 ///
-/// A value that doesn't fit its length field can't be sent: [`Builder::finish`] says `None` then.
+/// If a value doesn't fit its length field, [`Builder::finish`] returns `None`.
 #[derive(Debug, Default)]
 pub struct Builder {
     buf: Vec<u8>,
@@ -59,7 +59,7 @@ impl Builder {
         Self::default()
     }
 
-    /// Starts a netfilter message; what follows are its attributes.
+    /// Starts a netfilter message. The attributes that follow are its own.
     pub fn message(
         &mut self,
         kind: u16,

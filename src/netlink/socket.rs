@@ -13,14 +13,14 @@ use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::codec::{self, Builder, Message, Messages};
 
-/// How long the kernel may take to answer. It answers within the system call; this only keeps a
-/// lost answer from stopping the caller for good.
+/// How long an answer is waited for. The kernel answers within the system call, so this matters only
+/// if an answer is lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Room for one datagram: the kernel fills dumps up to 32 KiB.
 const DATAGRAM: usize = 64 * 1024;
-/// How often a dump that was interrupted by changes is started again.
+/// How often a dump that was interrupted by changes is tried.
 const DUMP_ATTEMPTS: usize = 5;
-/// Opens and closes a batch (`NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`).
+/// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`: the first and last message of a batch.
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 /// `NFNL_SUBSYS_NFTABLES`: what a batch is for.
@@ -28,7 +28,7 @@ pub(super) const SUBSYS_NFTABLES: u16 = 10;
 
 /// A request: a message type of a subsystem, its flags (without `REQUEST` and `ACK`), the address
 /// family and its attributes.
-pub struct Request<'a> {
+pub struct NetlinkRequest<'a> {
     /// Subsystem in the upper byte, message in the lower.
     pub kind: u16,
     /// Flags such as [`codec::CREATE`].
@@ -124,7 +124,7 @@ impl Socket {
     /// The kernel's error; `ENOENT` where there is nothing to answer with.
     pub fn get<T>(
         &mut self,
-        request: &Request<'_>,
+        request: &NetlinkRequest<'_>,
         read: impl FnOnce(&Message<'_>) -> T,
     ) -> io::Result<T> {
         let seq = self.send_one(request, 0)?;
@@ -150,15 +150,15 @@ impl Socket {
     ///
     /// # Errors
     /// The kernel's error; `ENOENT` where there is nothing to change.
-    pub fn change(&mut self, request: &Request<'_>) -> io::Result<()> {
+    pub fn change(&mut self, request: &NetlinkRequest<'_>) -> io::Result<()> {
         self.change_of(0, request)
     }
 
-    /// The same with the number of what it is about (`res_id`): of a queue, for example.
+    /// The same with the number of a resource (`res_id`), such as a queue.
     ///
     /// # Errors
     /// As [`Socket::change`].
-    pub fn change_of(&mut self, number: u16, request: &Request<'_>) -> io::Result<()> {
+    pub fn change_of(&mut self, number: u16, request: &NetlinkRequest<'_>) -> io::Result<()> {
         let seq = self.send_of(number, request, codec::ACK)?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
@@ -175,31 +175,32 @@ impl Socket {
         }
     }
 
-    /// Asks for all objects that match a request; `read` turns each into a value, or skips it.
+    /// Asks for all objects that match a request. `read` turns each into a value, or skips it.
     ///
-    /// Asks again where the objects changed meanwhile.
+    /// Asks again if the objects changed meanwhile.
     ///
     /// # Errors
     /// The kernel's error; `Interrupted` if the objects changed during each of several attempts.
     pub fn dump<T>(
         &mut self,
-        request: &Request<'_>,
+        request: &NetlinkRequest<'_>,
         read: impl FnMut(&Message<'_>) -> Option<T>,
     ) -> io::Result<Vec<T>> {
         self.dump_some(request, usize::MAX, read)
             .map(|(all, _)| all)
     }
 
-    /// Like [`dump`](Self::dump), of an object any number of values, but at most `limit` of them in
-    /// all, and whether those are all. What is beyond isn't asked for.
+    /// Like [`dump`](Self::dump), but `read` may turn an object into several values, and at most
+    /// `limit` values are read. Also returns whether those are all.
     ///
-    /// For sockets of [`Socket::open`], in the thread's network namespace.
+    /// Only for sockets of [`Socket::open`] that belong to the thread's network namespace: the
+    /// socket may be opened again.
     ///
     /// # Errors
     /// As [`dump`](Self::dump).
     pub fn dump_some<T, I: IntoIterator<Item = T>>(
         &mut self,
-        request: &Request<'_>,
+        request: &NetlinkRequest<'_>,
         limit: usize,
         mut read: impl FnMut(&Message<'_>) -> I,
     ) -> io::Result<(Vec<T>, bool)> {
@@ -210,7 +211,7 @@ impl Socket {
             let complete = all.len() <= limit;
             if !complete {
                 all.truncate(limit);
-                // The kernel still has more for this one.
+                // The kernel would go on with this dump on the old one.
                 *self = Self::open()?;
             }
             return Ok((all, complete));
@@ -225,7 +226,7 @@ impl Socket {
     ///
     /// # Errors
     /// Which of them the kernel refused, and why.
-    pub fn batch(&mut self, requests: &[Request<'_>]) -> Result<(), BatchError> {
+    pub fn batch(&mut self, requests: &[NetlinkRequest<'_>]) -> Result<(), BatchError> {
         if requests.is_empty() {
             return Ok(());
         }
@@ -236,7 +237,8 @@ impl Socket {
         for (i, request) in requests.iter().enumerate() {
             let seq = self.next_seq();
             seqs.push(seq);
-            // Errors come unasked, in order; the last one's acknowledgement ends them.
+            // The kernel reports errors unasked, in order. The acknowledgement of the last request
+            // ends them.
             let ack = if i + 1 == requests.len() {
                 codec::ACK
             } else {
@@ -267,10 +269,10 @@ impl Socket {
         }
     }
 
-    /// `None`: interrupted. More than `limit` values: there may be others.
+    /// One attempt; `None` if it was interrupted. More than `limit` values: there may be others.
     fn dump_once<T, I: IntoIterator<Item = T>>(
         &mut self,
-        request: &Request<'_>,
+        request: &NetlinkRequest<'_>,
         limit: usize,
         read: &mut impl FnMut(&Message<'_>) -> I,
     ) -> io::Result<Option<Vec<T>>> {
@@ -278,7 +280,7 @@ impl Socket {
         let mut all = Vec::new();
         let mut interrupted = false;
         loop {
-            // Per datagram: a long dump may take long, as long as it goes on.
+            // For each datagram, since a dump may take long.
             let deadline = Instant::now() + ANSWER_TIMEOUT;
             let datagram = self.receive(deadline)?;
             for message in Messages::new(datagram) {
@@ -319,7 +321,7 @@ impl Socket {
                     let errno = Errno::from_raw(errno);
                     refused.push(Refused { index, errno });
                 }
-                // An error of the batch as such may be the only answer.
+                // If the batch as such is refused, that may be the only answer.
                 ended |= index.is_none() || index == Some(seqs.len() - 1);
             }
             if ended {
@@ -332,11 +334,16 @@ impl Socket {
         }
     }
 
-    fn send_one(&mut self, request: &Request<'_>, flags: u16) -> io::Result<u32> {
+    fn send_one(&mut self, request: &NetlinkRequest<'_>, flags: u16) -> io::Result<u32> {
         self.send_of(0, request, flags)
     }
 
-    fn send_of(&mut self, number: u16, request: &Request<'_>, flags: u16) -> io::Result<u32> {
+    fn send_of(
+        &mut self,
+        number: u16,
+        request: &NetlinkRequest<'_>,
+        flags: u16,
+    ) -> io::Result<u32> {
         let seq = self.next_seq();
         let mut builder = Builder::new();
         let flags = request.flags | flags | codec::REQUEST;
@@ -372,7 +379,7 @@ impl Socket {
         })
     }
 
-    /// Never 0: that is what events carry.
+    /// Never 0, the number of events.
     fn next_seq(&mut self) -> u32 {
         self.seq = self.seq.wrapping_add(1).max(1);
         self.seq
@@ -404,7 +411,7 @@ fn receive_into<'a>(fd: &OwnedFd, buf: &'a mut [u8], flags: MsgFlags) -> io::Res
             "a netlink message was longer than 64 KiB",
         ));
     }
-    // Another process may send to this socket: not a word of it counts.
+    // Another process may send to this socket: that is ignored.
     let len = if from_kernel { len } else { 0 };
     Ok(buf.get(..len).unwrap_or(&[]))
 }

@@ -1,4 +1,4 @@
-//! Which port a pinhole gets, and whether it may be there at all.
+//! Whether a pinhole may be reserved, on which port, and which other one makes room for it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -7,25 +7,34 @@ use super::Plane;
 use crate::engine::gateway::{Error, PinholeId, Request, SessionId};
 use crate::firewall::Published;
 use crate::ftp::Mode;
-use crate::pinholes::Key;
-use crate::pinholes::ports::{self, Holder, Wanted};
+use crate::pinholes::PinholeKey;
+use crate::pinholes::ports::{self, Holder, Listeners, Wanted};
 
-/// How long the list of the gateway's own listening ports is believed.
+/// How long the list of the gateway's own listening ports is used before it is read again.
 const LISTENERS_LIFE: Duration = Duration::from_secs(5);
 
 impl Plane {
-    /// Learns which ports the user's own rules publish: they are avoided.
+    /// Sets which ports the user's own rules publish: they are avoided.
     pub fn avoid(&mut self, published: Vec<Published>) {
         self.user_ports = published;
     }
 
-    pub(super) fn choose_port(&mut self, request: &Request, now: Duration) -> Option<u16> {
-        if request.published {
-            let stale = |at: Duration| now.saturating_sub(at) > LISTENERS_LIFE;
-            if self.listeners.as_ref().is_none_or(|(at, _)| stale(*at)) {
-                self.listeners = Some((now, (self.parts.listeners)()));
-            }
-        }
+    /// Whether [`reserve`](Self::reserve) needs a new list of the ports on which the gateway itself
+    /// listens: to be read without holding the plane, and given to
+    /// [`learn_listeners`](Self::learn_listeners).
+    #[must_use]
+    pub fn needs_listeners(&self, request: &Request) -> bool {
+        let stale = |at: Duration| self.now().saturating_sub(at) > LISTENERS_LIFE;
+        let known = self.listeners.as_ref();
+        request.published && known.is_none_or(|(at, _)| stale(*at))
+    }
+
+    /// Sets on which ports the gateway itself listens.
+    pub fn learn_listeners(&mut self, listeners: Listeners) {
+        self.listeners = Some((self.now(), listeners));
+    }
+
+    pub(super) fn choose_port(&mut self, request: &Request) -> Option<u16> {
         let listeners = self
             .listeners
             .as_ref()
@@ -33,10 +42,10 @@ impl Plane {
             .map(|(_, listeners)| listeners);
         let holder = |port| {
             let to = SocketAddr::new(request.to, port);
-            // The server itself runs on the gateway: its own socket is where the hole leads.
+            // Unless the server runs on the gateway: then its own socket is where the pinhole leads.
             let listening = to != request.land
                 && listeners.is_some_and(|listeners| listeners.contains(request.to, port));
-            let key = Key {
+            let key = PinholeKey {
                 from: request.from,
                 to,
             };
@@ -46,8 +55,8 @@ impl Plane {
                 let takes = |user: &Published| user.takes(request.from, to, request.land);
                 request.published && self.user_ports.iter().any(takes)
             };
-            // The same endpoint is announced again, by this session or another one: it listens once,
-            // so the old hole is void.
+            // If the same endpoint was announced before, by this session or another one, the new
+            // announcement takes the old pinhole's place: the endpoint listens for one connection.
             let hole = hole.filter(|hole| hole.pinhole.land != request.land);
             match hole {
                 _ if listening || elsewhere => Holder::Other,
@@ -65,7 +74,7 @@ impl Plane {
             fitting: request.fitting,
         };
         let port = ports::choose(&wanted, holder)?;
-        // Not the same port at once again: the peer may still have a connection on it.
+        // Another port next time: the peer may still have a connection on this one.
         self.next_port = self.next_port.wrapping_add(1);
         Some(port)
     }
@@ -73,15 +82,21 @@ impl Plane {
     pub(super) fn check_limits(
         &mut self,
         request: &Request,
-        key: Key,
+        key: PinholeKey,
         now: Duration,
     ) -> Result<(), Error> {
         let own = self.holes.count(request.session);
-        let replaces = self.holes.at(key).is_some() || own >= self.config.per_session;
+        let replaces =
+            self.holes.at(key).is_some() || own >= self.config.limits.pinholes_per_session;
         let client = client(request);
-        self.clients
-            .check(client, replaces, now, &self.config, &mut self.counters)?;
-        if self.holes.len() >= self.config.total && !replaces {
+        self.clients.check(
+            client,
+            replaces,
+            now,
+            &self.config.limits,
+            &mut self.counters,
+        )?;
+        if self.holes.len() >= self.config.limits.pinholes && !replaces {
             let Some(hole) = self.greediest(client) else {
                 self.counters.limited += 1;
                 self.counters.limited_total += 1;
@@ -93,8 +108,8 @@ impl Plane {
         Ok(())
     }
 
-    /// The hole to evict where there are too many: the oldest one of the client with the most. Only if
-    /// that client has more than `other` will have: each gets an equal share.
+    /// The pinhole to evict when there are too many: the oldest one of the client with the most, if
+    /// that client has more than `other` will have. So each client gets an equal share.
     fn greediest(&self, other: IpAddr) -> Option<PinholeId> {
         let (client, count) = self.clients.greediest()?;
         let oldest = self.holes.iter().find(|(_, hole)| hole.client == client);
@@ -102,13 +117,13 @@ impl Plane {
         (count > self.clients.pending(other).saturating_add(1)).then_some(id)
     }
 
-    /// Drops the session's own hole on the key, and its oldest ones beyond the limit.
-    pub(super) fn make_room(&mut self, session: SessionId, key: Key) {
+    /// Evicts the session's pinhole with this key, and its oldest ones beyond the limit.
+    pub(super) fn make_room(&mut self, session: SessionId, key: PinholeKey) {
         if let Some((id, _)) = self.holes.at(key) {
             self.counters.superseded += 1;
             self.drop_hole(id);
         }
-        while self.holes.count(session) >= self.config.per_session
+        while self.holes.count(session) >= self.config.limits.pinholes_per_session
             && let Some(id) = self.holes.oldest_of(session)
         {
             self.counters.superseded += 1;
@@ -117,7 +132,7 @@ impl Plane {
     }
 }
 
-/// Whose limits a pinhole counts for.
+/// The client whose limits a pinhole counts towards.
 pub(super) fn client(request: &Request) -> IpAddr {
     network(match request.mode {
         Mode::Passive => request.from,
@@ -125,7 +140,7 @@ pub(super) fn client(request: &Request) -> IpAddr {
     })
 }
 
-/// What counts as one client: an IPv4 address, an IPv6 network (RFC 6177).
+/// What counts as one client: an IPv4 address, or an IPv6 /64 network (RFC 6177).
 pub(super) fn network(client: IpAddr) -> IpAddr {
     match client {
         IpAddr::V4(_) => client,

@@ -1,23 +1,24 @@
-//! The limits of each client: sessions, pending pinholes, pinholes per minute. A client is an IPv4
-//! address, or an IPv6 network.
+//! Counts what each client has, and holds it to its limits: sessions, pending pinholes, pinholes per
+//! minute.
 //!
-//! Shared by all workers, so the limits hold for the daemon as a whole. One client's excess takes
-//! nothing from others as long as its own limits are below the totals.
+//! A client is an IPv4 address, or an IPv6 /64 network. The counts are those of the whole daemon, all
+//! workers together. As long as the limits per client are below the totals, no client can use up what
+//! others need.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use super::admission::network;
-use super::{Config, Counters};
+use super::{PlaneCounters, PlaneLimits};
 use crate::engine::gateway::{Error, SessionId};
 
-/// The time over which the rates count.
+/// The time to which the rates refer.
 const MINUTE: Duration = Duration::from_secs(60);
-/// How many clients without sessions and pinholes are remembered for their rate.
+/// How many clients are remembered for their rate alone, without sessions and pinholes.
 const MAX_REMEMBERED: usize = 65_536;
 
-/// All clients that have something, or had lately.
+/// All clients with sessions or pinholes, or with pinholes within the last minute.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     clients: HashMap<IpAddr, Client>,
@@ -32,7 +33,7 @@ struct Client {
     rate: Rate,
 }
 
-/// How many pinholes there were since some moment within the last minute.
+/// Counts pinholes in windows of a minute: the first pinhole begins one.
 #[derive(Clone, Copy, Debug, Default)]
 struct Rate {
     since: Duration,
@@ -40,7 +41,7 @@ struct Rate {
 }
 
 impl Rate {
-    /// How many there were in this minute.
+    /// How many there were in this window. Begins a new one if it is over.
     fn count(&mut self, now: Duration) -> u32 {
         if now.saturating_sub(self.since) >= MINUTE || self.count == 0 {
             *self = Self {
@@ -57,7 +58,7 @@ impl Rate {
 }
 
 impl Clients {
-    /// A session began.
+    /// Counts a session that begins.
     ///
     /// # Errors
     /// [`Error::Limit`]: there are too many.
@@ -66,16 +67,16 @@ impl Clients {
         session: SessionId,
         client: IpAddr,
         now: Duration,
-        config: &Config,
-        counters: &mut Counters,
+        limits: &PlaneLimits,
+        counters: &mut PlaneCounters,
     ) -> Result<(), Error> {
         let client = network(client);
         let own = self.clients.get(&client).map_or(0, |c| c.sessions);
-        if own >= config.sessions_per_client {
+        if own >= limits.sessions_per_client {
             counters.limited_sessions_per_client += 1;
             return Err(Error::Limit("sessions-per-client"));
         }
-        if self.sessions.len() >= config.sessions {
+        if self.sessions.len() >= limits.sessions {
             counters.limited_sessions += 1;
             return Err(Error::Limit("sessions"));
         }
@@ -85,7 +86,7 @@ impl Clients {
         Ok(())
     }
 
-    /// A session ended.
+    /// A session ended. Unknown ones are ignored.
     pub(super) fn ended(&mut self, session: SessionId) {
         if let Some(address) = self.sessions.remove(&session)
             && let Some(client) = self.clients.get_mut(&address)
@@ -95,8 +96,8 @@ impl Clients {
         }
     }
 
-    /// Whether a client may have another pinhole now: how many are pending, and how many there were
-    /// in this minute. `replaces`: it takes the place of one that is pending.
+    /// Whether a client may reserve another pinhole now. `replaces`: it takes the place of one that is
+    /// pending, so the number of pending ones doesn't grow.
     ///
     /// # Errors
     /// [`Error::Limit`]: there are too many.
@@ -105,19 +106,19 @@ impl Clients {
         client: IpAddr,
         replaces: bool,
         now: Duration,
-        config: &Config,
-        counters: &mut Counters,
+        limits: &PlaneLimits,
+        counters: &mut PlaneCounters,
     ) -> Result<(), Error> {
         let known = self.clients.get_mut(&client);
         let (own, rate) = known.map_or((0, 0), |c| (c.pending, c.rate.count(now)));
-        let (what, counter) = if own >= config.per_client && !replaces {
+        let (what, counter) = if own >= limits.pinholes_per_client && !replaces {
             ("pinholes-per-client", &mut counters.limited_per_client)
-        } else if rate >= config.per_client_per_minute {
+        } else if rate >= limits.pinholes_per_client_per_minute {
             (
                 "pinholes-per-client-per-minute",
                 &mut counters.limited_rate_per_client,
             )
-        } else if self.rate.count(now) >= config.per_minute {
+        } else if self.rate.count(now) >= limits.pinholes_per_minute {
             ("pinholes-per-minute", &mut counters.limited_rate)
         } else {
             return Ok(());
@@ -127,7 +128,7 @@ impl Clients {
         Err(Error::Limit(what))
     }
 
-    /// The client with the most pending pinholes, and how many.
+    /// The client with the most pending pinholes, and how many it has.
     pub(super) fn greediest(&self) -> Option<(IpAddr, usize)> {
         let most = self.clients.iter().max_by_key(|(_, c)| c.pending)?;
         Some((*most.0, most.1.pending))
@@ -169,7 +170,7 @@ impl Clients {
         self.clients.entry(address).or_default()
     }
 
-    /// Forgets a client that had nothing but a session.
+    /// Forgets a client without sessions, pinholes and a rate.
     fn tidy(&mut self, address: IpAddr) {
         let nothing = |c: &Client| c.sessions == 0 && c.pending == 0 && c.rate.count == 0;
         if self.clients.get(&address).is_some_and(nothing) {
@@ -189,20 +190,20 @@ mod tests {
 
     #[test]
     fn sessions_are_limited_for_each_client_and_in_total() {
-        let config = Config {
+        let limits = PlaneLimits {
             sessions: 5,
             sessions_per_client: 3,
-            ..Config::default()
+            ..PlaneLimits::default()
         };
         let mut clients = Clients::default();
-        let mut counters = Counters::default();
+        let mut counters = PlaneCounters::default();
         let mut admit = |clients: &mut Clients, n, client| {
             clients
                 .admit(
                     SessionId(n),
                     address(client),
                     Duration::ZERO,
-                    &config,
+                    &limits,
                     &mut counters,
                 )
                 .is_ok()
@@ -226,17 +227,17 @@ mod tests {
 
     #[test]
     fn a_session_that_needs_room_makes_old_rates_forgotten_only() {
-        let config = Config {
-            per_client_per_minute: 1,
-            ..Config::default()
+        let limits = PlaneLimits {
+            pinholes_per_client_per_minute: 1,
+            ..PlaneLimits::default()
         };
         let mut clients = Clients::default();
-        let mut counters = Counters::default();
+        let mut counters = PlaneCounters::default();
         let now = 2 * MINUTE;
         let mut admit = |clients: &mut Clients, n| {
             let client = address(MAX_REMEMBERED + n);
             let session = SessionId(n as u64);
-            clients.admit(session, client, now, &config, &mut counters)
+            clients.admit(session, client, now, &limits, &mut counters)
         };
         // As many as there may be while there is a session, and then there is none.
         admit(&mut clients, 1).unwrap();
@@ -248,7 +249,7 @@ mod tests {
         clients.ended(SessionId(1));
         admit(&mut clients, 2).unwrap();
         assert!(clients.clients.len() < MAX_REMEMBERED, "room was made");
-        let again = clients.check(address(0), false, now, &config, &mut counters);
+        let again = clients.check(address(0), false, now, &limits, &mut counters);
         assert!(again.is_err(), "its rate still counts");
     }
 

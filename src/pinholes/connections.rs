@@ -1,20 +1,20 @@
-//! Connections through pinholes: what conntrack reports of them.
+//! Data connections: what conntrack's events say of them.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::{DataConnection, Finished, Plane, Report, Transferred};
+use super::{DataConnection, Finished, Plane, PlaneReport, Transferred};
 use crate::conntrack::{Bytes, Completeness, ConntrackEvent, TcpState};
 use crate::engine::Tuple;
 use crate::engine::gateway::SessionId;
-use crate::pinholes::{Key, Pinhole};
+use crate::pinholes::{Pinhole, PinholeKey};
 
-/// Conntrack's timeouts go by jiffies: by how much they may differ from its time stamps.
+/// By how much conntrack's timeouts, counted in jiffies, may differ from its time stamps.
 const TICK: Duration = Duration::from_millis(50);
 
 impl Plane {
-    /// Reads conntrack's events, and acts on them; false if they could not be read. To be called when
-    /// they are readable. Calls that look at pending holes do it by themselves.
+    /// Reads conntrack's events and acts on them; false if they could not be read. To be called when
+    /// they are readable. Calls that look at pending pinholes read them by themselves.
     pub fn catch_up(&mut self) -> bool {
         let mut events = Vec::new();
         let completeness = match self.parts.events.read(&mut events) {
@@ -49,17 +49,17 @@ impl Plane {
         true
     }
 
-    /// A connection with the mark exists: its hole, if it has one, is used and closed.
+    /// A connection with the mark has begun: its pinhole, if it has one, is used and closed.
     pub fn on_conntrack_new(&mut self, original: Tuple) -> Option<DataConnection> {
         let (connection, hole) = self.connected(original)?;
         self.close(hole.into_iter().collect());
         Some(connection)
     }
 
-    /// A connection with the mark exists. The hole that it came through is pending no longer, and is
-    /// the caller's to close. A connection through a range has none.
+    /// A connection with the mark has begun. Returns the pinhole that it came through, which isn't
+    /// pending any more, for the caller to close. A connection through a range has none.
     fn connected(&mut self, original: Tuple) -> Option<(DataConnection, Option<Pinhole>)> {
-        let key = Key {
+        let key = PinholeKey {
             from: original.src.ip(),
             to: original.dst,
         };
@@ -92,13 +92,13 @@ impl Plane {
     fn keep(&mut self, original: Tuple, connection: DataConnection) {
         let total = self.transferred.entry(connection.session).or_default();
         total.data_connections += 1;
-        if self.connections.len() < self.config.connections {
+        if self.connections.len() < self.config.limits.connections {
             self.connections.insert(original, connection);
         }
-        self.report(Report::Connected(connection));
+        self.report(PlaneReport::Connected(connection));
     }
 
-    /// A connection with the mark is gone.
+    /// Conntrack deleted a connection with the mark.
     pub fn on_conntrack_destroy(
         &mut self,
         original: Tuple,
@@ -115,7 +115,7 @@ impl Plane {
             connection,
             bytes,
             duration: match lifetime + TICK < remembered {
-                // Somebody made conntrack forget it.
+                // Somebody deleted the entry before its timeout.
                 true => lifetime,
                 false => lifetime.saturating_sub(remembered),
             },
@@ -123,18 +123,27 @@ impl Plane {
         if let Some(total) = self.transferred.get_mut(&connection.session) {
             total.bytes = add(total.bytes, bytes);
         }
-        self.report(Report::Finished(finished));
+        self.report(PlaneReport::Finished(finished));
         Some(finished)
     }
 
+    /// The original directions of the data connections that exist now.
+    #[must_use]
+    pub fn running(&self) -> Vec<Tuple> {
+        self.connections.keys().copied().collect()
+    }
+
     /// What the data connections of each session carried so far. Sessions without any are left out.
-    /// Asks conntrack for the bytes of connections that exist now.
-    pub fn transferred(&mut self) -> HashMap<SessionId, Transferred> {
+    ///
+    /// `running` is what conntrack says of the connections named by [`running`](Self::running),
+    /// asked without holding the plane. One that ended since counts with the bytes of its end, and
+    /// one that began since with none.
+    #[must_use]
+    pub fn transferred(&self, running: &HashMap<Tuple, Bytes>) -> HashMap<SessionId, Transferred> {
         let mut all = self.transferred.clone();
-        for (tuple, connection) in &self.connections {
+        for (original, connection) in &self.connections {
             if let Some(total) = all.get_mut(&connection.session) {
-                let bytes = self.parts.lookups.bytes(tuple.src, tuple.dst);
-                total.bytes = add(total.bytes, bytes.ok().flatten());
+                total.bytes = add(total.bytes, running.get(original).copied());
             }
         }
         all
@@ -143,7 +152,7 @@ impl Plane {
     /// Events were lost: compares with the kernel's list of connections.
     fn resync(&mut self) {
         self.counters.missed_events += 1;
-        self.report(Report::MissedEvents);
+        self.report(PlaneReport::MissedEvents);
         let entries = match self.parts.lookups.marked(self.config.mark) {
             Ok(entries) => entries,
             Err(error) => {
@@ -170,7 +179,7 @@ impl Plane {
     }
 }
 
-/// A sum of what is known.
+/// Adds bytes to a total, where they are known.
 fn add(total: Option<u64>, bytes: Option<Bytes>) -> Option<u64> {
     let Some(bytes) = bytes else {
         return total;

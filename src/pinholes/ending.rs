@@ -1,14 +1,15 @@
-//! What ends pinholes, and how they are closed in the kernel.
+//! How pinholes end at their deadline, and how they are closed in the kernel.
 
 use std::time::Duration;
 
-use super::{PinholeState, Plane, Report};
+use super::{PinholeState, Plane, PlaneReport};
 use crate::engine::gateway::PinholeId;
 use crate::pinholes::backend::{BackendError, Closed, ClosingWork};
-use crate::pinholes::{Key, Pinhole};
+use crate::pinholes::{Pinhole, PinholeKey};
 
 impl Plane {
-    /// Closes holes whose deadline has passed. To be called at [`next_deadline`](Self::next_deadline).
+    /// Ends pinholes and ranges whose deadline has passed, and tries again to close what the kernel
+    /// refused to. To be called at [`next_deadline`](Self::next_deadline).
     pub fn expire(&mut self) {
         let now = self.now();
         let mut holes = Vec::new();
@@ -18,13 +19,13 @@ impl Plane {
             let mut info = hole.info(id, now);
             info.state = PinholeState::Expired;
             self.counters.expired += 1;
-            self.report(Report::Expired(info));
+            self.report(PlaneReport::Expired(info));
             holes.extend(hole.open.then_some(hole.pinhole));
         }
         self.close(holes);
         let (holes, backend) = (&self.holes, &mut self.parts.backend);
         self.stuck.retry(now, |key, pinhole| {
-            // Meanwhile replaced by another one.
+            // Another pinhole may have replaced it in the kernel.
             let replaced = holes.at(*key).is_some_and(|(_, hole)| hole.open);
             replaced || backend.close(pinhole).is_ok()
         });
@@ -41,28 +42,30 @@ impl Plane {
             .min()
     }
 
-    /// Active pinholes that should have been used by now. A SYN that came before them may be in their
-    /// way: see [`Conntrack::forget_unanswered`](crate::conntrack::Conntrack::forget_unanswered).
-    /// To be called at [`next_deadline`](Self::next_deadline). Names each hole once, and only a few
-    /// at a time.
-    pub fn neglected(&mut self) -> Vec<Key> {
+    /// Active pinholes that should have been used by now. A SYN that came before the pinhole was open
+    /// may be in the way: see
+    /// [`Conntrack::forget_unanswered`](crate::conntrack::Conntrack::forget_unanswered).
+    ///
+    /// To be called at [`next_deadline`](Self::next_deadline). Names each pinhole once, and only a
+    /// few at a time.
+    pub fn overdue(&mut self) -> Vec<PinholeKey> {
         let now = self.now();
-        self.holes.neglected(now)
+        self.holes.overdue(now)
     }
 
-    /// Whether holes wait to be closed by [`take_closing`](Self::take_closing).
+    /// Whether [`take_closing`](Self::take_closing) has something to do.
     #[must_use]
     pub fn has_closing(&self) -> bool {
-        !self.done.is_empty() && self.closing.is_empty()
+        !self.to_close.is_empty() && self.closing.is_empty()
     }
 
-    /// Work that closes holes, to be run without holding the plane; then call
-    /// [`closed`](Self::closed). `None` if there is nothing to close, or such work is running.
+    /// Work that closes pinholes, to be run without holding the plane; then call
+    /// [`closed`](Self::closed). `None` if there is nothing to close, or such work is under way.
     pub fn take_closing(&mut self) -> Option<ClosingWork> {
         if !self.has_closing() {
             return None;
         }
-        let holes = std::mem::take(&mut self.done);
+        let holes = std::mem::take(&mut self.to_close);
         match self.parts.backend.closing(&holes) {
             Ok(Some(work)) => {
                 self.closing = holes;
@@ -76,7 +79,7 @@ impl Plane {
         }
     }
 
-    /// Learns what came of the work.
+    /// Takes the result of the work that closes pinholes.
     pub fn closed(&mut self, done: Result<(), BackendError>) {
         let holes = std::mem::take(&mut self.closing);
         if let Err(error) = self.parts.backend.closed(done) {
@@ -84,20 +87,21 @@ impl Plane {
         }
     }
 
-    /// Counts what came of [`neglected`](Self::neglected): attempts that were forgotten.
+    /// Counts connection attempts that were in the way of [`overdue`](Self::overdue) pinholes and
+    /// were deleted from conntrack.
     pub fn forgot(&mut self, attempts: usize) {
         let attempts = u64::try_from(attempts).unwrap_or(u64::MAX);
         self.counters.stale_attempts = self.counters.stale_attempts.saturating_add(attempts);
     }
 
-    /// Closes a hole in the kernel if it is there, and forgets it.
+    /// Removes a pinhole, and closes it if it is open.
     pub(super) fn drop_hole(&mut self, id: PinholeId) {
         if let Some(hole) = self.forget(id).filter(|hole| hole.open) {
             self.close(vec![hole.pinhole]);
         }
     }
 
-    /// Closes holes in the kernel, or leaves that to [`take_closing`](Self::take_closing) where the
+    /// Closes pinholes in the kernel, or leaves that to [`take_closing`](Self::take_closing) if the
     /// backend takes long. What the kernel refuses is tried again.
     pub(super) fn close(&mut self, holes: Vec<Pinhole>) {
         if holes.is_empty() {
@@ -105,7 +109,7 @@ impl Plane {
         }
         match self.parts.backend.close_all(&holes) {
             Ok(Closed::Now) => {}
-            Ok(Closed::Later) => self.done.extend(holes),
+            Ok(Closed::Later) => self.to_close.extend(holes),
             Err(error) => self.stay_open(holes, &error),
         }
     }
@@ -115,7 +119,8 @@ impl Plane {
         log::warn!("{} pinholes stay open for now: {error}", holes.len());
         let now = self.now();
         for hole in holes {
-            self.stuck.add(hole.key(), hole, self.config.total, now);
+            self.stuck
+                .add(hole.key(), hole, self.config.limits.pinholes, now);
         }
     }
 }

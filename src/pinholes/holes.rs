@@ -1,25 +1,27 @@
-//! The pending pinholes, and how they are found: by id, key, session and deadline.
+//! The pending pinholes: reserved, or open and not used yet.
 //!
-//! All indices change together, here and nowhere else.
+//! They are found by id, key, session and deadline. Only this file changes these indices, and always
+//! together.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Key, Pinhole, PinholeInfo, PinholeState, round_up};
+use super::{Pinhole, PinholeInfo, PinholeKey, PinholeState, round_up};
 use crate::engine::gateway::{PinholeId, SessionId};
 use crate::ftp::Mode;
 
-/// When an active pinhole that nobody used is looked after: before the server sends its SYN again
-/// (1 s, RFC 6298 §2.1).
-pub(super) const NEGLECTED: Duration = Duration::from_millis(500);
-/// How many of them, at most, in that time: each costs a walk through conntrack's table.
-pub(super) const LOOK_AFTER: usize = 8;
+/// When an active pinhole should have been used: before the server repeats its SYN (1 s, RFC 6298
+/// §2.1).
+pub(super) const OVERDUE_AFTER: Duration = Duration::from_millis(500);
+/// How many overdue pinholes are named within [`OVERDUE_AFTER`]: each costs a walk through
+/// conntrack's table.
+pub(super) const MAX_OVERDUE: usize = 8;
 
-/// A pinhole that nobody has used yet.
+/// A pinhole that is reserved or open.
 pub(super) struct PendingHole {
     pub(super) session: SessionId,
-    /// Whose limits it counts for.
+    /// The client whose limits it counts towards.
     pub(super) client: IpAddr,
     pub(super) mode: Mode,
     pub(super) pinhole: Pinhole,
@@ -28,18 +30,18 @@ pub(super) struct PendingHole {
     pub(super) open: bool,
 }
 
-/// All of them.
+/// All pending pinholes.
 #[derive(Default)]
 pub(super) struct Holes {
     holes: BTreeMap<PinholeId, PendingHole>,
-    by_key: HashMap<Key, PinholeId>,
+    by_key: HashMap<PinholeKey, PinholeId>,
     /// Oldest first.
     by_session: HashMap<SessionId, VecDeque<PinholeId>>,
     deadlines: BTreeSet<(Duration, PinholeId)>,
-    /// Active holes since they opened, oldest first, until they are looked after.
-    young: VecDeque<(Duration, PinholeId)>,
-    /// Until then, no others are looked after.
-    look_at: Duration,
+    /// Open active pinholes that aren't overdue yet, and when they will be; oldest first.
+    not_overdue: VecDeque<(Duration, PinholeId)>,
+    /// The earliest time at which more of them are named.
+    next_overdue: Duration,
 }
 
 impl Holes {
@@ -51,17 +53,17 @@ impl Holes {
         self.holes.get(&id)
     }
 
-    /// All, oldest first.
+    /// All pinholes, oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = (PinholeId, &PendingHole)> + Clone {
         self.holes.iter().map(|(&id, hole)| (id, hole))
     }
 
-    pub(super) fn at(&self, key: Key) -> Option<(PinholeId, &PendingHole)> {
+    pub(super) fn at(&self, key: PinholeKey) -> Option<(PinholeId, &PendingHole)> {
         let id = *self.by_key.get(&key)?;
         Some((id, self.holes.get(&id)?))
     }
 
-    /// How many a session has.
+    /// How many pinholes a session has.
     pub(super) fn count(&self, session: SessionId) -> usize {
         self.by_session.get(&session).map_or(0, VecDeque::len)
     }
@@ -70,7 +72,7 @@ impl Holes {
         self.by_session.get(&session)?.front().copied()
     }
 
-    /// A reserved hole. None has its key, and ids only grow.
+    /// Adds a reserved pinhole. There must be none with its key, and ids must grow.
     pub(super) fn insert(&mut self, id: PinholeId, hole: PendingHole) {
         self.by_key.insert(hole.pinhole.key(), id);
         let of_session = self.by_session.entry(hole.session).or_default();
@@ -79,7 +81,7 @@ impl Holes {
         self.holes.insert(id, hole);
     }
 
-    /// It is in the kernel now, with a deadline of its own.
+    /// A pinhole is in the kernel from now on, with a new deadline.
     pub(super) fn opened(&mut self, id: PinholeId, now: Duration, deadline: Duration) {
         let Some(hole) = self.holes.get_mut(&id) else {
             return;
@@ -89,7 +91,7 @@ impl Holes {
         self.deadlines.insert((deadline, id));
         hole.deadline = deadline;
         if hole.mode == Mode::Active {
-            self.young.push_back((now + NEGLECTED, id));
+            self.not_overdue.push_back((now + OVERDUE_AFTER, id));
         }
     }
 
@@ -103,56 +105,57 @@ impl Holes {
                 self.by_session.remove(&hole.session);
             }
         }
-        // Most holes are used in the order in which they open: then nobody need wake up for them.
-        while let Some((_, id)) = self.young.front()
+        // Most are used in the order in which they open, so nobody need wake up for them.
+        while let Some((_, id)) = self.not_overdue.front()
             && !self.holes.contains_key(id)
         {
-            self.young.pop_front();
+            self.not_overdue.pop_front();
         }
         Some(hole)
     }
 
     pub(super) fn clear(&mut self) {
-        let look_at = self.look_at;
         *self = Self {
-            look_at,
+            next_overdue: self.next_overdue,
             ..Self::default()
         };
     }
 
-    /// A hole whose deadline has passed.
+    /// A pinhole whose deadline has passed.
     pub(super) fn expired(&self, now: Duration) -> Option<PinholeId> {
         let &(deadline, id) = self.deadlines.first()?;
         (deadline <= now).then_some(id)
     }
 
-    /// When there is something to do.
+    /// When the next pinhole expires or is overdue.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let first = self.deadlines.first().map(|&(deadline, _)| deadline);
-        let look = self.young.front().map(|&(at, _)| at.max(self.look_at));
-        first.into_iter().chain(look).min()
+        let overdue = self.not_overdue.front();
+        let overdue = overdue.map(|&(at, _)| at.max(self.next_overdue));
+        first.into_iter().chain(overdue).min()
     }
 
-    /// Active holes that should have been used by now: each once, and only some of very many.
-    pub(super) fn neglected(&mut self, now: Duration) -> Vec<Key> {
-        if now < self.look_at {
+    /// Active pinholes that should have been used by now. Names each once, and only
+    /// [`MAX_OVERDUE`] at a time.
+    pub(super) fn overdue(&mut self, now: Duration) -> Vec<PinholeKey> {
+        if now < self.next_overdue {
             return Vec::new();
         }
         let mut keys = Vec::new();
-        while let Some(&(at, id)) = self.young.front()
+        while let Some(&(at, id)) = self.not_overdue.front()
             && at <= now
         {
-            self.young.pop_front();
-            let hole = self.holes.get(&id).filter(|_| keys.len() < LOOK_AFTER);
+            self.not_overdue.pop_front();
+            let hole = self.holes.get(&id).filter(|_| keys.len() < MAX_OVERDUE);
             keys.extend(hole.map(|hole| hole.pinhole.key()));
         }
         if !keys.is_empty() {
-            self.look_at = now + NEGLECTED;
+            self.next_overdue = now + OVERDUE_AFTER;
         }
         keys
     }
 
-    /// Whether no index knows of a hole.
+    /// Whether no index holds a pinhole.
     #[cfg(test)]
     pub(super) fn holds_nothing(&self) -> bool {
         self.holes.is_empty()
@@ -161,15 +164,15 @@ impl Holes {
             && self.deadlines.is_empty()
     }
 
-    /// Whether no active hole waits to be looked after.
+    /// Whether every active pinhole was overdue.
     #[cfg(test)]
-    pub(super) fn has_no_young(&self) -> bool {
-        self.young.is_empty()
+    pub(super) fn all_overdue(&self) -> bool {
+        self.not_overdue.is_empty()
     }
 }
 
 impl PendingHole {
-    /// As people see it.
+    /// As the control socket and the output show it.
     pub(super) fn info(&self, id: PinholeId, now: Duration) -> PinholeInfo {
         let left = self.deadline.saturating_sub(now);
         PinholeInfo {

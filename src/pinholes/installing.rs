@@ -1,18 +1,18 @@
-//! The backend's objects: put into the kernel, put back, taken out.
+//! Puts the backend's objects into the kernel, looks whether they are there, and removes them.
 
-use super::{PendingHole, Plane, Report};
-use crate::pinholes::backend::BackendError;
+use super::{PendingHole, Plane, PlaneReport};
+use crate::pinholes::backend::{BackendError, Verification};
 
 impl Plane {
-    /// Installs the backend's objects, and opens anew the holes that were open: at start-up, or
-    /// when [`in_place`](Self::in_place) says that somebody flushed them.
+    /// Installs the backend's objects, and opens all pinholes and ranges that should be open: at
+    /// start-up, and when [`in_place`](Self::in_place) says that somebody flushed them.
     ///
     /// # Errors
-    /// What the backend says. Holes that can't be opened again are dropped and counted.
+    /// What the backend says. Pinholes that can't be opened again are dropped and counted.
     pub fn install(&mut self) -> Result<(), BackendError> {
         self.catch_up();
         self.parts.backend.install()?;
-        self.done.clear();
+        self.to_close.clear();
         self.stuck.clear();
         let now = self.now();
         self.reopen_ranges(now);
@@ -25,7 +25,7 @@ impl Plane {
         if self.parts.backend.open_all(&all).is_ok() {
             return Ok(());
         }
-        // Those that can be.
+        // One by one, so that only those are lost that can't be opened.
         let mut lost = Vec::new();
         for (id, hole) in open {
             if let Err(error) = self.parts.backend.open(&hole.pinhole, left(hole)) {
@@ -48,25 +48,32 @@ impl Plane {
         self.parts.backend.verify()
     }
 
-    /// Learns what came of an attempt to put rules back (steering rules, the backend's objects, or
-    /// both) that somebody else had removed.
+    /// The same as work to be run without holding the plane: see
+    /// [`Backend::verification`](crate::pinholes::backend::Backend::verification).
+    #[must_use]
+    pub fn verification(&self) -> Option<Verification> {
+        self.parts.backend.verification()
+    }
+
+    /// Counts and reports an attempt to restore what somebody else removed (steering rules, the
+    /// backend's objects, or both): `missing` is what was restored, `None` that it failed.
     pub fn restored(&mut self, missing: Option<Vec<String>>) {
         match missing {
             Some(missing) => {
                 self.counters.restored += 1;
-                self.report(Report::Restored { missing });
+                self.report(PlaneReport::Restored { missing });
             }
             None => self.counters.restore_failures += 1,
         }
     }
 
-    /// Removes all holes and the backend's objects.
+    /// Removes all pinholes and the backend's objects.
     ///
     /// # Errors
     /// What the backend says.
     pub fn remove(&mut self) -> Result<(), BackendError> {
         self.holes.clear();
-        self.done.clear();
+        self.to_close.clear();
         self.stuck.clear();
         self.forget_ranges();
         self.parts.backend.remove()

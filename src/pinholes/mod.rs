@@ -1,15 +1,27 @@
-//! The NAT plane: all pinholes and data connections, and everything that ends them.
+//! The NAT plane: all pinholes and data connections, from the choice of a port to the end of the
+//! transfer.
 //!
-//! Shared by the queue workers, the thread that watches conntrack, and the control socket, behind
-//! a mutex. No call waits for anything but the kernel's acknowledgement. It answers everything of
-//! [`Gateway`](crate::engine::gateway::Gateway) but its events and its questions to conntrack.
+//! A pinhole is *reserved* (it has a port), then *open* (it is in the kernel). It ends with its
+//! first connection, at its deadline, with its session, or when its session announces too many
+//! others. A connection that was made through it lives on in conntrack.
 //!
-//! A pinhole is *reserved* (it has a port), then *open* (it is in the kernel). It goes at the first
-//! connection, at its deadline, with its session, or when the session announces too many others.
-//! A connection that was made through it lives on by itself.
+//! Who owns what:
 //!
-//! [`ports`] chooses the port, `admission` applies the limits, `holes` keeps what is pending,
-//! `connections` goes by conntrack's events, `ending` closes. [`backend`] puts it into the kernel.
+//! | state | owner | derived from it |
+//! |---|---|---|
+//! | pinholes and ranges, and how long they last | the plane (`holes`, `ranges`) | the kernel's elements or rules, which a [`backend`] writes and deletes; after a flush, [`Plane::install`] writes them again |
+//! | the text of the rules that are in the kernel | the backend iptables, which needs it to delete them | |
+//! | connections | conntrack | the plane's list of data connections (`connections`), which goes by conntrack's events |
+//! | what the session announced | the session machine ([`crate::ftp`]) | it names pinholes by their ids |
+//!
+//! The kernel's own timeouts of elements and rules matter only if the daemon is killed.
+//!
+//! All threads share the plane behind a mutex. While it is held, nothing is waited for but the kernel
+//! and, with the backend iptables, its tools. The plane answers all of [`Gateway`](crate::engine::gateway::Gateway) but events and
+//! questions to conntrack.
+//!
+//! [`ports`] chooses the port, `admission` applies the limits, `ending` closes pinholes, and
+//! `installing` puts the backend's objects into place.
 
 mod admission;
 pub mod backend;
@@ -24,10 +36,10 @@ mod ranges;
 mod stuck;
 mod types;
 
-pub use pinhole::{Key, Pinhole, RangeHole, RangeKey};
+pub use pinhole::{Pinhole, PinholeKey, RangeHole, RangeKey};
 pub use types::{
-    Config, Counters, DataConnection, EventSource, Finished, Lookups, Parts, PinholeInfo,
-    PinholeState, RangeEnd, Report, Transferred,
+    DataConnection, EventSource, Finished, Lookups, Parts, PinholeInfo, PinholeState, PlaneConfig,
+    PlaneCounters, PlaneLimits, PlaneReport, RangeEnd, TlsRange, Transferred,
 };
 
 use clients::Clients;
@@ -44,29 +56,30 @@ use ports::Listeners;
 use ranges::Ranges;
 use stuck::Stuck;
 
-/// Reports that nobody takes are dropped beyond this number, oldest first.
+/// How many reports are kept until they are taken; beyond it, the oldest is dropped.
 const MAX_REPORTS: usize = 10_000;
 
 /// All pinholes and data connections.
 pub struct Plane {
-    config: Config,
+    config: PlaneConfig,
     parts: Parts,
     holes: Holes,
     connections: HashMap<Tuple, DataConnection>,
-    /// Of sessions that had data connections and are still there.
+    /// Totals of the sessions that have had data connections and go on.
     transferred: HashMap<SessionId, Transferred>,
     ranges: Ranges,
-    /// Used or given up, but not closed yet: the backend takes long to close.
-    done: Vec<Pinhole>,
-    /// Being closed, by a thread that doesn't hold the plane.
+    /// Pinholes that have ended, but are open in the kernel until the next
+    /// [`take_closing`](Self::take_closing).
+    to_close: Vec<Pinhole>,
+    /// Pinholes that a thread is closing without holding the plane.
     closing: Vec<Pinhole>,
-    /// Holes that the kernel refused to close.
-    stuck: Stuck<Key, Pinhole>,
+    /// Pinholes that the kernel refused to close.
+    stuck: Stuck<PinholeKey, Pinhole>,
     clients: Clients,
     listeners: Option<(Duration, Listeners)>,
     user_ports: Vec<Published>,
-    reports: VecDeque<Report>,
-    counters: Counters,
+    reports: VecDeque<PlaneReport>,
+    counters: PlaneCounters,
     last_id: u64,
     next_port: u32,
 }
@@ -74,7 +87,10 @@ pub struct Plane {
 impl Plane {
     /// A plane without pinholes.
     #[must_use]
-    pub fn new(config: Config, parts: Parts) -> Self {
+    pub fn new(config: PlaneConfig, mut parts: Parts) -> Self {
+        if let Some(range) = config.tls_range {
+            parts.backend.set_range(range.ports);
+        }
         Self {
             config,
             parts,
@@ -82,14 +98,14 @@ impl Plane {
             connections: HashMap::new(),
             transferred: HashMap::new(),
             ranges: Ranges::default(),
-            done: Vec::new(),
+            to_close: Vec::new(),
             closing: Vec::new(),
             stuck: Stuck::default(),
             clients: Clients::default(),
             listeners: None,
             user_ports: Vec::new(),
             reports: VecDeque::new(),
-            counters: Counters::default(),
+            counters: PlaneCounters::default(),
             last_id: 0,
             next_port: 0,
         }
@@ -101,8 +117,13 @@ impl Plane {
     /// As there.
     pub fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {
         let now = self.now();
-        self.clients
-            .admit(session, client, now, &self.config, &mut self.counters)
+        self.clients.admit(
+            session,
+            client,
+            now,
+            &self.config.limits,
+            &mut self.counters,
+        )
     }
 
     /// See [`Gateway::reserve`](crate::engine::gateway::Gateway::reserve).
@@ -110,16 +131,17 @@ impl Plane {
     /// # Errors
     /// As there.
     pub fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
-        // Otherwise a used hole looks pending, and its connection like that of its successor.
+        // A pinhole whose use isn't known yet would be replaced, and its connection taken for that
+        // of the new one.
         self.catch_up();
         self.expire();
         let now = self.now();
-        let Some(port) = self.choose_port(request, now) else {
+        let Some(port) = self.choose_port(request) else {
             self.counters.no_port += 1;
             return Err(Error::NoPort(request.from));
         };
         let to = SocketAddr::new(request.to, port);
-        let key = Key {
+        let key = PinholeKey {
             from: request.from,
             to,
         };
@@ -128,8 +150,7 @@ impl Plane {
         let client = admission::client(request);
         self.clients.reserved(client, now);
 
-        self.last_id += 1;
-        let id = PinholeId(self.last_id);
+        let id = self.next_id();
         let deadline = now + self.config.deadline;
         self.holes.insert(
             id,
@@ -151,7 +172,7 @@ impl Plane {
         Ok(Reservation { id, to })
     }
 
-    /// See [`Gateway::open`](crate::engine::gateway::Gateway::open). The deadline starts anew.
+    /// See [`Gateway::open`](crate::engine::gateway::Gateway::open). The deadline starts again.
     ///
     /// # Errors
     /// As there; also if the reservation is gone.
@@ -170,7 +191,7 @@ impl Plane {
             Ok(()) => {
                 self.holes.opened(id, now, now + timeout);
                 self.stuck.remove(&key);
-                self.done.retain(|old| old.key() != key);
+                self.to_close.retain(|old| old.key() != key);
                 self.counters.opened += 1;
                 Ok(())
             }
@@ -202,12 +223,11 @@ impl Plane {
     }
 
     /// What happened since the last call, oldest first.
-    pub fn take_reports(&mut self) -> impl Iterator<Item = Report> + use<> {
+    pub fn take_reports(&mut self) -> impl Iterator<Item = PlaneReport> + use<> {
         std::mem::take(&mut self.reports).into_iter()
     }
 
-    /// All pending holes, then open ranges, then all data connections, each in the order of their
-    /// ids.
+    /// All pending pinholes, then open ranges, then data connections, each in the order of ids.
     #[must_use]
     pub fn pinholes(&self) -> Vec<PinholeInfo> {
         let now = self.now();
@@ -221,9 +241,9 @@ impl Plane {
         pending.chain(self.range_infos(now)).chain(used).collect()
     }
 
-    /// How often things happened.
+    /// What was counted since the start.
     #[must_use]
-    pub fn counters(&self) -> Counters {
+    pub fn counters(&self) -> PlaneCounters {
         self.counters
     }
 
@@ -233,18 +253,23 @@ impl Plane {
         self.parts.backend.name()
     }
 
+    fn next_id(&mut self) -> PinholeId {
+        self.last_id += 1;
+        PinholeId(self.last_id)
+    }
+
     fn now(&self) -> Duration {
         (self.parts.clock)()
     }
 
-    /// Forgets a hole that isn't pending any more. Doesn't close it.
+    /// Takes a pinhole out of the list of pending ones. Doesn't close it in the kernel.
     fn forget(&mut self, id: PinholeId) -> Option<PendingHole> {
         let hole = self.holes.remove(id)?;
         self.clients.settled(hole.client);
         Some(hole)
     }
 
-    fn report(&mut self, report: Report) {
+    fn report(&mut self, report: PlaneReport) {
         if self.reports.len() >= MAX_REPORTS {
             self.reports.pop_front();
         }
@@ -252,7 +277,7 @@ impl Plane {
     }
 }
 
-/// Whole seconds.
+/// In whole seconds, rounded up.
 fn round_up(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }

@@ -1,8 +1,9 @@
-//! What a pinhole is: the permission for one announced data connection.
+//! What a pinhole is: the permission for one announced data connection, or, under TLS, for any
+//! number of them to a range of ports.
 
 use std::net::{IpAddr, SocketAddr};
 
-/// A hole for one data connection.
+/// The permission for one data connection.
 ///
 /// With X the endpoint that announced an address to its peer Y, and the control connection's
 /// conntrack tuples `tx` (X's packets) and `ty` (Y's packets):
@@ -18,34 +19,35 @@ pub struct Pinhole {
     pub land: SocketAddr,
     /// The source address that X must see, where it isn't `from`.
     pub as_source: Option<IpAddr>,
-    /// The user's bits of the control connection's mark, 0 if there are none: the data connection
-    /// takes them over if it has no mark of its own, so that it leaves by the same path.
+    /// The user's bits of the control connection's mark (0: none). A data connection without a mark
+    /// of its own takes them over, so that it is routed like the control connection.
     pub mark: u32,
 }
 
 impl Pinhole {
-    /// What packets of the data connection are matched by.
+    /// The addresses and port by which the kernel matches the data connection.
     #[must_use]
-    pub fn key(&self) -> Key {
-        Key {
+    pub fn key(&self) -> PinholeKey {
+        PinholeKey {
             from: self.from,
             to: self.to,
         }
     }
 }
 
-/// What identifies a pinhole in the kernel: at most one hole has the same key at a time.
+/// What identifies a pinhole in the kernel. No two are open with the same key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
+pub struct PinholeKey {
     /// The peer's address.
     pub from: IpAddr,
     /// The address and port the peer connects to.
     pub to: SocketAddr,
 }
 
-/// A hole for any number of data connections to a range of ports, the same on both sides: what
-/// replaces pinholes where the announcements can't be read (TLS). The range itself is the
-/// backend's.
+/// The permission for any number of data connections to a range of ports, the same on both sides.
+/// It takes the place of pinholes where the announcements can't be read (TLS).
+///
+/// The ports are the same for all: [`TlsRange::ports`](super::TlsRange::ports).
 ///
 /// `from`, `to`, `land` and `as_source` are as in [`Pinhole`], with the server as X.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,15 +56,15 @@ pub struct RangeHole {
     pub from: IpAddr,
     /// The address that it connects to, as its packets arrive at the gateway.
     pub to: IpAddr,
-    /// Where the connections are delivered, under the ports that they were made to. Equal to `to`
-    /// where nothing is translated.
+    /// Where the connections are delivered; their ports stay. Equal to `to` where nothing is
+    /// translated.
     pub land: IpAddr,
     /// The source address that the server must see, where it isn't `from`.
     pub as_source: Option<IpAddr>,
 }
 
 impl RangeHole {
-    /// What packets are matched by, besides their port.
+    /// The addresses by which the kernel matches the data connections.
     #[must_use]
     pub fn key(&self) -> RangeKey {
         RangeKey {
@@ -72,7 +74,7 @@ impl RangeHole {
     }
 }
 
-/// What identifies a [`RangeHole`] in the kernel: at most one has the same key at a time.
+/// What identifies a [`RangeHole`] in the kernel. No two are open with the same key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RangeKey {
     /// The client's address.

@@ -1,4 +1,5 @@
-//! Which public port an announced data connection gets, and which ones the gateway listens on itself.
+//! Which public port an announced data connection gets, and on which ports the gateway itself
+//! listens.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -8,22 +9,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::ftp::fit::{Fitting, Lengths, PortText};
 use crate::net::PortRange;
 
-/// Ports below are never taken over on a published address, unless `--data-ports` names them:
-/// services live there that the same peer may want to reach.
+/// On a published address, lower ports are used only if `--data-ports` names them: the same peer
+/// may want to reach a service there.
 const FIRST_UNPRIVILEGED: u16 = 1024;
 
-/// Who has a port, for the peer and address in question.
+/// Who uses a port already, as far as one peer and one public address are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holder {
     /// Nobody.
     Nobody,
-    /// A rule of the user's publishes it for another service. A hole there would come first, for
-    /// this one peer, until it is used.
+    /// One of the user's rules publishes another service there. Until it is used, a pinhole would
+    /// hide that service from this peer.
     User,
-    /// The session that asks, with a hole for something else that nobody used yet: it may be
-    /// replaced if nothing else is left.
+    /// The session that asks: it has an unused pinhole there, for something else. That one may be
+    /// replaced if no other port is left.
     Same,
-    /// Another session, or a process of the gateway that listens.
+    /// Another session, or a process on the gateway that listens.
     Other,
 }
 
@@ -44,17 +45,20 @@ pub struct Wanted {
 
 /// Chooses the public port of an announced data connection.
 ///
-/// Where the address is the announcer's own, only the announced port will do. On a published address,
-/// the announced port comes first, if the range has it (without a range: if it isn't below 1024); then
-/// those of the range (of the dynamic ports) from `start` on.
+/// The candidates, in order:
 ///
-/// Before that, the same is tried with those ports only that keep the announcement's length and that
-/// nobody has; without a range, any unprivileged port may be one of them. The fewest that there can be
-/// are 60 (`4,0` to `9,9`), and a pinhole belongs to one peer.
+/// - where the address is the announcer's own (`published` is false): the announced port only;
+/// - on a published address: the announced port, if it is in the range (without a range: if it isn't
+///   below 1024); then all ports of the range (without one: the dynamic ports), from the `start`-th
+///   on.
 ///
-/// Of the ports in question, the first that is free is taken. If none is, the first that the user
-/// publishes for something else; then the first on which the same session has an unused hole. `None`:
-/// there is none.
+/// Of these, ports with which the announcement keeps its length come before all others, if nobody
+/// has them. Without a range, any port from 1024 on may be one of them. There are 60 at least (`4,0`
+/// to `9,9`), and a pinhole belongs to one peer.
+///
+/// The first free candidate is chosen. If there is none, the first on which the user publishes
+/// something else; then the first on which the same session has an unused pinhole. `None`: all are
+/// taken by others.
 pub fn choose(wanted: &Wanted, holder: impl Fn(u16) -> Holder) -> Option<u16> {
     let Wanted {
         announced,
@@ -146,8 +150,8 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Reads the kernel's list for the calling thread's network namespace. What can't be read is
-    /// taken to be empty.
+    /// Reads the kernel's list for the calling thread's network namespace. A list that can't be read
+    /// counts as empty.
     #[must_use]
     pub fn read() -> Self {
         let mut listeners = Self::default();
@@ -163,7 +167,7 @@ impl Listeners {
     /// Whether a process accepts connections to this address.
     #[must_use]
     pub fn contains(&self, ip: IpAddr, port: u16) -> bool {
-        // A wildcard socket of IPv6 takes IPv4, too, unless it is told not to; the list doesn't say.
+        // The list doesn't say whether an IPv6 wildcard socket takes IPv4, too: most do.
         [
             ip,
             Ipv4Addr::UNSPECIFIED.into(),
@@ -181,8 +185,8 @@ impl Listeners {
         listeners
     }
 
-    /// The kernel lists listening sockets first. The many others are left unread: each costs as
-    /// much.
+    /// Reads up to the first socket that doesn't listen: the kernel lists listeners first, and there
+    /// may be many others.
     fn add(&mut self, lines: impl Iterator<Item = impl AsRef<str>>) {
         for line in lines.skip(1) {
             let mut fields = line.as_ref().split_ascii_whitespace().skip(1);
@@ -221,10 +225,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn range(text: &str) -> Option<PortRange> {
-        Some(text.parse().unwrap())
-    }
-
     fn choose(
         announced: u16,
         published: bool,
@@ -246,60 +246,41 @@ mod tests {
     }
 
     #[test]
-    fn the_announced_port_is_kept_where_it_may_be() {
-        let free = |_| Holder::Nobody;
-        assert_eq!(choose(40000, true, None, 5, free), Some(40000));
-        assert_eq!(choose(40000, false, None, 5, free), Some(40000));
-        assert_eq!(
-            choose(40000, true, range("40000-40009"), 5, free),
-            Some(40000)
-        );
-        assert_eq!(
-            choose(40000, true, range("30000-30009"), 5, free),
-            Some(30005)
-        );
-        assert_eq!(
-            choose(40000, false, range("30000-30009"), 5, free),
-            Some(40000)
-        );
-        assert_eq!(choose(22, true, None, 0, free), Some(49152));
-        assert_eq!(choose(22, true, range("20-30"), 0, free), Some(22));
-    }
-
-    #[test]
-    fn what_others_hold_is_left_alone() {
-        let taken = |_| Holder::Other;
-        assert_eq!(choose(40000, false, None, 0, taken), None);
-        assert_eq!(choose(40000, true, None, 0, taken), None);
-        let one = |port| {
-            if port == 40000 {
-                Holder::Other
-            } else {
-                Holder::Nobody
-            }
-        };
-        assert_eq!(choose(40000, true, None, 3, one), Some(49155));
-        assert_eq!(
-            choose(40000, true, range("40000-40001"), 0, one),
-            Some(40001)
-        );
-        assert_eq!(choose(40000, true, range("40000"), 0, one), None);
-    }
-
-    #[test]
-    fn ones_own_hole_is_replaced_where_there_is_no_other_port() {
-        let own = |_| Holder::Same;
-        assert_eq!(choose(40000, true, range("8080"), 0, own), Some(8080));
-        assert_eq!(choose(40000, false, None, 0, own), Some(40000));
-        assert_eq!(choose(40000, true, None, 0, own), Some(40000));
-        let one = |port| {
-            if port == 30000 {
-                Holder::Same
-            } else {
-                Holder::Nobody
-            }
-        };
-        assert_eq!(choose(1, true, range("30000-30001"), 0, one), Some(30001));
+    fn ports_are_chosen_in_order() {
+        const FREE: Holder = Holder::Nobody;
+        const TAKEN: Holder = Holder::Other;
+        const OWN: Holder = Holder::Same;
+        // The announced port, whether the address is published, the range and where to start in it;
+        // who holds one port, and all others; the choice.
+        #[rustfmt::skip]
+        let cases = [
+            // The announced port is kept where it may be.
+            (40000, true, "", 5, (0, FREE), FREE, Some(40000)),
+            (40000, false, "", 5, (0, FREE), FREE, Some(40000)),
+            (40000, true, "40000-40009", 5, (0, FREE), FREE, Some(40000)),
+            (40000, true, "30000-30009", 5, (0, FREE), FREE, Some(30005)),
+            (40000, false, "30000-30009", 5, (0, FREE), FREE, Some(40000)),
+            (22, true, "", 0, (0, FREE), FREE, Some(49152)),
+            (22, true, "20-30", 0, (0, FREE), FREE, Some(22)),
+            // What others hold is left alone.
+            (40000, false, "", 0, (0, FREE), TAKEN, None),
+            (40000, true, "", 0, (0, FREE), TAKEN, None),
+            (40000, true, "", 3, (40000, TAKEN), FREE, Some(49155)),
+            (40000, true, "40000-40001", 0, (40000, TAKEN), FREE, Some(40001)),
+            (40000, true, "40000", 0, (40000, TAKEN), FREE, None),
+            // One's own pinhole is replaced where there is no other port.
+            (40000, true, "8080", 0, (0, FREE), OWN, Some(8080)),
+            (40000, false, "", 0, (0, FREE), OWN, Some(40000)),
+            (40000, true, "", 0, (0, FREE), OWN, Some(40000)),
+            (1, true, "30000-30001", 0, (30000, OWN), FREE, Some(30001)),
+        ];
+        for case in cases {
+            let (announced, published, range, start, (one, its), others, chosen) = case;
+            let range = (!range.is_empty()).then(|| range.parse().unwrap());
+            let holder = |port| if port == one { its } else { others };
+            let got = choose(announced, published, range, start, holder);
+            assert_eq!(got, chosen, "{case:?}");
+        }
     }
 
     #[test]

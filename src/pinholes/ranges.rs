@@ -1,26 +1,29 @@
 //! Ranges of ports for sessions under TLS: who has one, and what ends it.
 //!
 //! A range is open for one client, at one public address, towards one server. All sessions between
-//! these share it. A session leaves it when its control connection ends, when conntrack forgets that
-//! connection, or when nothing comes from the client for the idle limit. The last one closes it.
+//! them share it. A session leaves it when its control connection ends, when conntrack deletes the
+//! entry of that connection, or when nothing comes from the client for the idle limit. When the last
+//! session leaves, the range is closed.
 //!
-//! While it is open, a session of the same client with another server at the same public address gets
-//! none: a packet doesn't say which server it is for.
+//! While a range is open, a session of the same client with another server at the same public address
+//! gets none: a packet doesn't say which server it is for.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::stuck::Stuck;
-use super::{DataConnection, PinholeInfo, PinholeState, Plane, RangeEnd, Report, round_up};
+use super::{
+    DataConnection, PinholeInfo, PinholeState, Plane, PlaneReport, RangeEnd, TlsRange, round_up,
+};
 use crate::engine::Tuple;
 use crate::engine::gateway::{Error, PinholeId, RangeRequest, SessionId};
 use crate::ftp::Mode;
 use crate::net::PortRange;
-use crate::pinholes::{Key, RangeHole, RangeKey};
+use crate::pinholes::{PinholeKey, RangeHole, RangeKey};
 
-/// A range times out in the kernel after so many times the idle limit, so that one of a killed daemon
-/// goes. It is renewed when half of that is over.
+/// The kernel's timeout of a range, in idle limits: it ends the ranges of a killed daemon. It is
+/// renewed when half of it has passed.
 const KERNEL_LIFE: u32 = 4;
 
 /// All ranges.
@@ -32,19 +35,19 @@ pub(super) struct Ranges {
     deadlines: BTreeSet<(Duration, SessionId)>,
     /// Ranges that the kernel refused to close.
     stuck: Stuck<RangeKey, RangeHole>,
-    /// It was said that a range hides ports of the user's.
+    /// Whether the user was warned that the range hides a published port.
     warned: bool,
 }
 
 /// A range that is open.
 struct OpenRange {
     hole: RangeHole,
-    /// When the kernel closes it by itself.
+    /// When the kernel's timeout ends.
     lasts: Duration,
     sessions: BTreeSet<SessionId>,
 }
 
-/// A session's part in a range.
+/// A session that has a range.
 #[derive(Clone, Copy)]
 struct Share {
     id: PinholeId,
@@ -54,14 +57,10 @@ struct Share {
 }
 
 impl Ranges {
-    /// When there is something to do.
+    /// When a session is idle for too long, or closing is tried again.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let first = self.deadlines.first().map(|&(deadline, _)| deadline);
         first.into_iter().chain(self.stuck.next_deadline()).min()
-    }
-
-    fn at(&self, key: RangeKey) -> Option<&OpenRange> {
-        self.open.get(&key)
     }
 }
 
@@ -71,7 +70,7 @@ impl Plane {
     /// # Errors
     /// As there.
     pub fn open_range(&mut self, request: &RangeRequest) -> Result<(), Error> {
-        let Some(ports) = self.config.tls_range else {
+        let Some(TlsRange { ports, idle }) = self.config.tls_range else {
             return Err(Error::Kernel("no range of ports is configured".into()));
         };
         self.catch_up();
@@ -86,36 +85,30 @@ impl Plane {
         };
         let key = hole.key();
         let mine = self.ranges.sessions.get(&session).copied();
-        // Its connection is translated in another way now: the old range leads elsewhere.
+        // The control connection is translated in another way now, so the old range leads elsewhere.
         if mine.is_some_and(|mine| mine.key != key || mine.control != request.control) {
             self.leave_range(session, RangeEnd::Conntrack);
         }
-        if let Some(other) = self.ranges.at(key).map(|range| range.hole.land)
+        if let Some(other) = self.ranges.open.get(&key).map(|range| range.hole.land)
             && other != hole.land
         {
             self.counters.ranges_taken += 1;
             self.leave_range(session, RangeEnd::Conntrack);
             return Err(Error::RangeTaken(other));
         }
-        if self.ranges.sessions.len() >= self.config.ranges && mine.is_none() {
+        if self.ranges.sessions.len() >= self.config.limits.ranges && mine.is_none() {
             self.counters.limited += 1;
             return Err(Error::Limit("ranges"));
         }
-        let is_new = self.put_range(hole, now)?;
-        let deadline = now + self.config.tls_idle;
-        let old = self.ranges.sessions.get(&session).copied();
-        let id = old.map_or_else(
-            || {
-                self.last_id += 1;
-                PinholeId(self.last_id)
-            },
-            |old| old.id,
-        );
-        if let Some(old) = old {
+        let is_new = self.put_range(hole, idle, now)?;
+        let deadline = now + idle;
+        let id = if let Some(old) = self.ranges.sessions.get(&session) {
             self.ranges.deadlines.remove(&(old.deadline, session));
+            old.id
         } else {
             self.parts.events.watch(request.control, true);
-        }
+            self.next_id()
+        };
         let share = Share {
             id,
             key,
@@ -131,12 +124,14 @@ impl Plane {
         if is_new {
             self.counters.ranges_opened += 1;
             self.warn_of_hidden(hole, ports);
-            self.report(Report::RangeOpened(info(session, share, hole, ports, now)));
+            self.report(PlaneReport::RangeOpened(info(
+                session, share, hole, ports, now,
+            )));
         }
         Ok(())
     }
 
-    /// Says, once, that a range comes before a rule of the user's.
+    /// Warns, once, that a range takes a port that the user publishes.
     fn warn_of_hidden(&mut self, hole: RangeHole, ports: PortRange) {
         let RangeHole { from, to, land, .. } = hole;
         let mut rules = self.user_ports.iter();
@@ -151,38 +146,31 @@ impl Plane {
         }
     }
 
-    /// Opens a range in the kernel, or renews its timeout; whether it is new.
-    fn put_range(&mut self, hole: RangeHole, now: Duration) -> Result<bool, Error> {
+    /// Opens a range in the kernel, or renews its timeout. Returns whether it is new.
+    fn put_range(&mut self, hole: RangeHole, idle: Duration, now: Duration) -> Result<bool, Error> {
         let key = hole.key();
-        let life = self.config.tls_idle.saturating_mul(KERNEL_LIFE);
-        let open = self.ranges.open.get_mut(&key);
-        let (is_new, hole) = open
-            .as_ref()
-            .map_or((true, hole), |range| (false, range.hole));
-        if let Some(range) = open
-            && range.lasts.saturating_sub(now) > life / 2
-        {
+        let life = idle.saturating_mul(KERNEL_LIFE);
+        let open = self.ranges.open.get(&key);
+        if open.is_some_and(|range| range.lasts.saturating_sub(now) > life / 2) {
             return Ok(false);
         }
+        let is_new = open.is_none();
+        let hole = open.map_or(hole, |range| range.hole);
         if let Err(error) = self.parts.backend.open_range(&hole, life) {
             self.counters.kernel_errors += 1;
             return Err(Error::Kernel(error.to_string()));
         }
         self.ranges.stuck.remove(&key);
-        let lasts = now + life;
-        self.ranges
-            .open
-            .entry(key)
-            .and_modify(|range| range.lasts = lasts)
-            .or_insert_with(|| OpenRange {
-                hole,
-                lasts,
-                sessions: BTreeSet::new(),
-            });
+        let range = self.ranges.open.entry(key).or_insert_with(|| OpenRange {
+            hole,
+            lasts: Duration::ZERO,
+            sessions: BTreeSet::new(),
+        });
+        range.lasts = now + life;
         Ok(is_new)
     }
 
-    /// A session has its range no longer; the last one closes it.
+    /// A session leaves its range, and closes it if it was the last one.
     pub(super) fn leave_range(&mut self, session: SessionId, why: RangeEnd) {
         let Some(share) = self.ranges.sessions.remove(&session) else {
             return;
@@ -203,24 +191,24 @@ impl Plane {
         if let Err(error) = self.parts.backend.close_range(&hole) {
             self.counters.kernel_errors += 1;
             log::warn!("the range of {} stays open for now: {error}", hole.from);
-            let limit = self.config.ranges;
+            let limit = self.config.limits.ranges;
             self.ranges.stuck.add(share.key, hole, limit, now);
         }
         self.counters.ranges_idle += u64::from(why == RangeEnd::Idle);
-        if let Some(ports) = self.config.tls_range {
-            let info = info(session, share, hole, ports, now);
-            self.report(Report::RangeClosed(info, why));
+        if let Some(range) = self.config.tls_range {
+            let info = info(session, share, hole, range.ports, now);
+            self.report(PlaneReport::RangeClosed(info, why));
         }
     }
 
-    /// Closes what was idle for too long.
+    /// Ends the ranges of sessions that were idle for too long.
     pub(super) fn expire_ranges(&mut self, now: Duration) {
         while let Some(&(deadline, session)) = self.ranges.deadlines.first() {
             if deadline > now {
                 break;
             }
             self.leave_range(session, RangeEnd::Idle);
-            // Whatever the maps say, this one is done with.
+            // So that the loop ends even if the session had no range.
             self.ranges.deadlines.remove(&(deadline, session));
         }
         let backend = &mut self.parts.backend;
@@ -228,14 +216,14 @@ impl Plane {
         self.ranges.stuck.retry(now, close);
     }
 
-    /// Conntrack forgot a connection: maybe a control connection with a range.
+    /// Conntrack deleted the entry of a connection, which may be a control connection with a range.
     pub(super) fn control_forgotten(&mut self, original: Tuple) {
         if let Some(&session) = self.ranges.controls.get(&original) {
             self.leave_range(session, RangeEnd::Conntrack);
         }
     }
 
-    /// Events were lost: asks whether the control connections are still there.
+    /// Events were lost: asks conntrack which control connections are left.
     pub(super) fn look_after_controls(&mut self) {
         let controls: Vec<_> = self.ranges.controls.keys().copied().collect();
         for control in controls {
@@ -245,16 +233,16 @@ impl Plane {
         }
     }
 
-    /// The data connection with this original direction, if it came through a range. Sessions that
-    /// share a range can't be told apart: the one that was active last is taken for its owner.
+    /// The data connection with this original direction, if it came through a range. Which of the
+    /// sessions that share the range it belongs to isn't known: the one that was active last is taken.
     pub(super) fn range_connection(&self, original: Tuple) -> Option<DataConnection> {
         let key = RangeKey {
             from: original.src.ip(),
             to: original.dst.ip(),
         };
-        let range = self.ranges.at(key)?;
+        let range = self.ranges.open.get(&key)?;
         let port = original.dst.port();
-        if !self.config.tls_range?.contains(port) {
+        if !self.config.tls_range?.ports.contains(port) {
             return None;
         }
         let share = |session: &SessionId| Some((*session, *self.ranges.sessions.get(session)?));
@@ -276,19 +264,23 @@ impl Plane {
     }
 
     /// Whether a pinhole with this key would take a port from another server's range.
-    pub(super) fn is_in_range_of_other(&self, key: Key, land: IpAddr) -> bool {
+    pub(super) fn is_in_range_of_other(&self, key: PinholeKey, land: IpAddr) -> bool {
         let range = RangeKey {
             from: key.from,
             to: key.to.ip(),
         };
-        let within = |ports: PortRange| ports.contains(key.to.port());
+        let within = |tls: TlsRange| tls.ports.contains(key.to.port());
         self.config.tls_range.is_some_and(within)
-            && self.ranges.at(range).is_some_and(|r| r.hole.land != land)
+            && self
+                .ranges
+                .open
+                .get(&range)
+                .is_some_and(|r| r.hole.land != land)
     }
 
-    /// All sessions' ranges, in the order of their ids.
+    /// The ranges of all sessions, in the order of their ids.
     pub(super) fn range_infos(&self, now: Duration) -> Vec<PinholeInfo> {
-        let Some(ports) = self.config.tls_range else {
+        let Some(TlsRange { ports, .. }) = self.config.tls_range else {
             return Vec::new();
         };
         let mut infos: Vec<_> = self
@@ -296,7 +288,7 @@ impl Plane {
             .sessions
             .iter()
             .filter_map(|(session, share)| {
-                let hole = self.ranges.at(share.key)?.hole;
+                let hole = self.ranges.open.get(&share.key)?.hole;
                 Some(info(*session, *share, hole, ports, now))
             })
             .collect();
@@ -304,16 +296,19 @@ impl Plane {
         infos
     }
 
-    /// Opens anew what was open, in a backend that was installed anew.
+    /// Opens all ranges again after the backend was installed again.
     pub(super) fn reopen_ranges(&mut self, now: Duration) {
         self.ranges.stuck.clear();
+        let Some(TlsRange { idle, .. }) = self.config.tls_range else {
+            return;
+        };
         let open = self.ranges.open.iter();
         let all: Vec<_> = open.map(|(key, range)| (*key, range.hole)).collect();
         for (key, hole) in all {
             if let Some(range) = self.ranges.open.get_mut(&key) {
                 range.lasts = Duration::ZERO;
             }
-            let Err(error) = self.put_range(hole, now) else {
+            let Err(error) = self.put_range(hole, idle, now) else {
                 continue;
             };
             log::warn!("the range of {} is lost: {error}", hole.from);
@@ -324,7 +319,7 @@ impl Plane {
         }
     }
 
-    /// Forgets all of them without closing any.
+    /// Forgets all ranges, without closing them in the kernel.
     pub(super) fn forget_ranges(&mut self) {
         for control in self.ranges.controls.keys() {
             self.parts.events.watch(*control, false);

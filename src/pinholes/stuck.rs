@@ -1,12 +1,12 @@
-//! Holes that the kernel refused to close: tried again from time to time.
+//! Pinholes and ranges that the kernel refused to close: closing is tried again every second.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// When closing is tried again.
+/// The time between two attempts to close.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Holes of one kind.
+/// What couldn't be closed, of one kind: `H` by its key `K`.
 #[derive(Debug)]
 pub(super) struct Stuck<K, H> {
     holes: BTreeMap<K, H>,
@@ -23,12 +23,12 @@ impl<K, H> Default for Stuck<K, H> {
 }
 
 impl<K: Ord, H> Stuck<K, H> {
-    /// When there is something to do.
+    /// When closing is tried again.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         (!self.holes.is_empty()).then_some(self.retry_at)
     }
 
-    /// One more; of more than `limit` the later ones are given up.
+    /// Adds one, unless there are `limit` already: then only the kernel's timeout ends it.
     pub(super) fn add(&mut self, key: K, hole: H, limit: usize, now: Duration) {
         if self.holes.is_empty() {
             self.retry_at = now + RETRY;
@@ -38,17 +38,17 @@ impl<K: Ord, H> Stuck<K, H> {
         }
     }
 
-    /// Another hole has taken its place in the kernel.
+    /// Forgets one: another has taken its place in the kernel.
     pub(super) fn remove(&mut self, key: &K) {
         self.holes.remove(key);
     }
 
-    /// Nothing is in the kernel any more.
+    /// Forgets all: nothing is in the kernel any more.
     pub(super) fn clear(&mut self) {
         self.holes.clear();
     }
 
-    /// Tries again if it is time; `close` says whether a hole is done with.
+    /// Tries to close all again if it is time. `close` returns whether one is closed now.
     pub(super) fn retry(&mut self, now: Duration, mut close: impl FnMut(&K, &H) -> bool) {
         if self.holes.is_empty() || now < self.retry_at {
             return;

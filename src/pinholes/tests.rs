@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 
-use super::holes::{LOOK_AFTER, NEGLECTED};
+use super::holes::{MAX_OVERDUE, OVERDUE_AFTER};
 use super::*;
 use crate::conntrack::{Bytes, Completeness, ConntrackEvent, TcpState};
 use crate::engine::Entry;
@@ -23,7 +23,7 @@ use std::io;
 #[derive(Default)]
 struct World {
     now: Duration,
-    kernel: HashMap<Key, (Pinhole, Duration)>,
+    kernel: HashMap<PinholeKey, (Pinhole, Duration)>,
     ranges: BTreeMap<RangeKey, (RangeHole, Duration)>,
     /// How often a range was put into the kernel.
     range_writes: u32,
@@ -50,10 +50,18 @@ impl FakeKernel {
         what(&mut self.0.lock().unwrap())
     }
 
-    fn open_keys(&self) -> Vec<Key> {
+    fn open_keys(&self) -> Vec<PinholeKey> {
         let mut keys: Vec<_> = self.with(|w| w.kernel.keys().copied().collect());
         keys.sort();
         keys
+    }
+
+    fn opening(&self, change: impl FnOnce(&mut World)) -> Result<(), BackendError> {
+        self.with(|w| unless(w.refuse_open, w, change))
+    }
+
+    fn closing_one(&self, change: impl FnOnce(&mut World)) -> Result<(), BackendError> {
+        self.with(|w| unless(w.refuse_close, w, change))
     }
 
     fn close_now(&mut self, holes: &[Pinhole]) -> Result<(), BackendError> {
@@ -61,16 +69,36 @@ impl FakeKernel {
         holes.iter().try_for_each(|hole| self.close(hole))
     }
 
+    /// Has the plane learn what listens, where it asks for that.
+    fn tell_listeners(&self, plane: &mut Plane, request: &Request) {
+        if plane.needs_listeners(request) {
+            let listeners = self.with(|w| {
+                w.listeners_read += 1;
+                Listeners::parse(&w.listening)
+            });
+            plane.learn_listeners(listeners);
+        }
+    }
+
     fn wait(&self, seconds: u64) {
         self.with(|w| w.now += Duration::from_secs(seconds));
     }
 }
 
-fn refused(what: &'static str) -> BackendError {
-    BackendError::System {
-        what,
-        source: io::ErrorKind::PermissionDenied.into(),
+/// Changes the kernel, unless that is refused.
+fn unless(
+    refused: bool,
+    world: &mut World,
+    change: impl FnOnce(&mut World),
+) -> Result<(), BackendError> {
+    if refused {
+        return Err(BackendError::System {
+            what: "change",
+            source: io::ErrorKind::PermissionDenied.into(),
+        });
     }
+    change(world);
+    Ok(())
 }
 
 impl Backend for FakeKernel {
@@ -86,41 +114,19 @@ impl Backend for FakeKernel {
         Ok(())
     }
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
-        self.with(|w| {
-            if w.refuse_open {
-                return Err(refused("open"));
-            }
-            w.kernel.insert(hole.key(), (hole.clone(), timeout));
-            Ok(())
-        })
+        self.opening(|w| _ = w.kernel.insert(hole.key(), (hole.clone(), timeout)))
     }
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
-        self.with(|w| {
-            if w.refuse_close {
-                return Err(refused("close"));
-            }
-            w.kernel.remove(&hole.key());
-            Ok(())
-        })
+        self.closing_one(|w| _ = w.kernel.remove(&hole.key()))
     }
     fn open_range(&mut self, hole: &RangeHole, timeout: Duration) -> Result<(), BackendError> {
-        self.with(|w| {
-            if w.refuse_open {
-                return Err(refused("open"));
-            }
+        self.opening(|w| {
             w.ranges.insert(hole.key(), (*hole, w.now + timeout));
             w.range_writes += 1;
-            Ok(())
         })
     }
     fn close_range(&mut self, hole: &RangeHole) -> Result<(), BackendError> {
-        self.with(|w| {
-            if w.refuse_close {
-                return Err(refused("close"));
-            }
-            w.ranges.remove(&hole.key());
-            Ok(())
-        })
+        self.closing_one(|w| _ = w.ranges.remove(&hole.key()))
     }
     fn close_all(&mut self, holes: &[Pinhole]) -> Result<Closed, BackendError> {
         if self.with(|w| w.slow) {
@@ -155,13 +161,6 @@ impl Lookups for FakeKernel {
                 .copied()
         }))
     }
-    fn bytes(&mut self, _src: SocketAddr, _dst: SocketAddr) -> io::Result<Option<Bytes>> {
-        Ok(Some(Bytes {
-            original: 1000,
-            reply: 1,
-        }))
-    }
-
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
         Ok(self.with(|w| {
             let entries = w.entries.iter();
@@ -192,9 +191,9 @@ impl EventSource for FakeKernel {
     }
 }
 
-fn plane(config: Config) -> (Plane, FakeKernel) {
+fn plane(config: PlaneConfig) -> (Plane, FakeKernel) {
     let world = FakeKernel::default();
-    let (clock, listeners) = (world.clone(), world.clone());
+    let clock = world.clone();
     let plane = Plane::new(
         config,
         Parts {
@@ -205,21 +204,22 @@ fn plane(config: Config) -> (Plane, FakeKernel) {
                 .into_iter()
                 .collect(),
             clock: Box::new(move || clock.with(|w| w.now)),
-            listeners: Box::new(move || {
-                listeners.with(|w| {
-                    w.listeners_read += 1;
-                    Listeners::parse(&w.listening)
-                })
-            }),
         },
     );
     (plane, world)
 }
 
-fn with_ports(range: &str) -> Config {
-    Config {
+fn limited(limits: PlaneLimits) -> (Plane, FakeKernel) {
+    plane(PlaneConfig {
+        limits,
+        ..PlaneConfig::default()
+    })
+}
+
+fn with_ports(range: &str) -> PlaneConfig {
+    PlaneConfig {
         data_ports: Some(range.parse().unwrap()),
-        ..Config::default()
+        ..PlaneConfig::default()
     }
 }
 
@@ -281,7 +281,7 @@ fn new_event(original: Tuple) -> ConntrackEvent {
 
 #[test]
 fn a_reservation_is_in_the_kernel_only_once_it_is_opened() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     let reservation = plane.reserve(&passive(1, ANN, 40000)).unwrap();
     assert_eq!(reservation.to, "198.51.100.1:40000".parse().unwrap());
     assert_eq!(world.open_keys(), vec![]);
@@ -302,7 +302,7 @@ fn a_reservation_is_in_the_kernel_only_once_it_is_opened() {
 
 #[test]
 fn a_hole_is_used_once_and_its_connection_outlives_the_session() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     let hole = open(&mut plane, &passive(1, ANN, 40000));
     assert_eq!(plane.on_conntrack_new(dialled(BOB, hole.to)), None);
     let tuple = dialled(ANN, hole.to);
@@ -328,14 +328,17 @@ fn a_hole_is_used_once_and_its_connection_outlives_the_session() {
     let reports: Vec<_> = plane.take_reports().collect();
     assert_eq!(
         reports,
-        vec![Report::Connected(connection), Report::Finished(finished)]
+        vec![
+            PlaneReport::Connected(connection),
+            PlaneReport::Finished(finished)
+        ]
     );
     assert_eq!(plane.counters().unattributed, 2);
 }
 
 #[test]
 fn a_duration_ends_where_conntrack_began_to_wait() {
-    let (mut plane, _) = plane(Config::default());
+    let (mut plane, _) = plane(PlaneConfig::default());
     let seconds = Duration::from_secs;
     for (n, state, lifetime, duration) in [
         (1, Some(TIME_WAIT), seconds(125), seconds(5)),
@@ -355,7 +358,7 @@ fn a_duration_ends_where_conntrack_began_to_wait() {
 
 #[test]
 fn bytes_are_summed_up_per_session_while_it_is_there() {
-    let (mut plane, _) = plane(Config::default());
+    let (mut plane, _) = plane(PlaneConfig::default());
     let mut tuples = Vec::new();
     for (session, port) in [(1, 40000), (1, 40001), (2, 40002)] {
         let hole = open(&mut plane, &passive(session, ANN, port));
@@ -368,7 +371,13 @@ fn bytes_are_summed_up_per_session_while_it_is_there() {
         reply: 2,
     };
     plane.on_conntrack_destroy(tuples[0], Some(bytes), None, None);
-    let all = plane.transferred();
+    let carried = Bytes {
+        original: 1000,
+        reply: 1,
+    };
+    // The first ended after conntrack was asked: what it said then doesn't count.
+    let running = tuples.iter().map(|tuple| (*tuple, carried)).collect();
+    let all = plane.transferred(&running);
     let told = |session| {
         all.get(&SessionId(session))
             .map(|t| (t.data_connections, t.bytes))
@@ -382,12 +391,12 @@ fn bytes_are_summed_up_per_session_while_it_is_there() {
     plane.session_ended(SessionId(1));
     plane.session_ended(SessionId(2));
     plane.on_conntrack_destroy(tuples[1], Some(bytes), None, None);
-    assert!(plane.transferred().is_empty());
+    assert!(plane.transferred(&running).is_empty());
 }
 
 #[test]
 fn a_reserved_hole_is_not_used() {
-    let (mut plane, _) = plane(Config::default());
+    let (mut plane, _) = plane(PlaneConfig::default());
     let hole = plane.reserve(&passive(1, ANN, 40000)).unwrap();
     assert_eq!(plane.on_conntrack_new(dialled(ANN, hole.to)), None);
     plane.open(hole.id).unwrap();
@@ -395,7 +404,7 @@ fn a_reserved_hole_is_not_used() {
 
 #[test]
 fn holes_expire_and_say_so() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     assert_eq!(plane.next_deadline(), None);
     let first = open(&mut plane, &passive(1, ANN, 40000));
     world.wait(30);
@@ -406,7 +415,7 @@ fn holes_expire_and_say_so() {
     assert_eq!(plane.next_deadline(), Some(Duration::from_secs(90)));
     let expired: Vec<_> = plane.take_reports().collect();
     assert!(
-        matches!(&expired[..], [Report::Expired(info)] if info.id == first.id && info.state == PinholeState::Expired),
+        matches!(&expired[..], [PlaneReport::Expired(info)] if info.id == first.id && info.state == PinholeState::Expired),
         "{expired:?}"
     );
     assert_eq!(plane.pinholes()[0].id, second.id);
@@ -415,7 +424,7 @@ fn holes_expire_and_say_so() {
 
 #[test]
 fn a_session_has_a_limited_number_of_pending_holes() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     let ids: Vec<_> = (0..6)
         .map(|n| open(&mut plane, &passive(1, ANN, 40000 + n)).id)
         .collect();
@@ -478,7 +487,7 @@ fn a_connection_that_is_not_yet_reported_does_not_use_up_the_next_hole() {
 
 #[test]
 fn lost_events_are_made_up_for() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     let one = open(&mut plane, &passive(1, ANN, 40000));
     let two = open(&mut plane, &passive(1, ANN, 40001));
     plane.on_conntrack_new(dialled(ANN, one.to)).unwrap();
@@ -497,35 +506,41 @@ fn lost_events_are_made_up_for() {
 fn ports_that_the_gateway_listens_on_are_left_alone_where_published() {
     let (mut plane, world) = plane(with_ports("30000-30001"));
     world.with(|w| w.listening = "sl\n 0: 00000000:7530 00000000:0000 0A\n".into());
+    let published = passive(1, ANN, 30000);
+    world.tell_listeners(&mut plane, &published);
     assert_eq!(
-        open(&mut plane, &passive(1, ANN, 30000)).to.port(),
+        open(&mut plane, &published).to.port(),
         30001,
         "30000 is 0x7530"
     );
     let mut own = passive(2, ANN, 30000);
     own.published = false;
+    world.tell_listeners(&mut plane, &own);
     assert_eq!(open(&mut plane, &own).to.port(), 30000);
     assert_eq!(world.with(|w| w.listeners_read), 1);
     world.wait(6);
-    let _ = plane.reserve(&passive(3, BOB, 30000)).unwrap();
+    let later = passive(3, BOB, 30000);
+    world.tell_listeners(&mut plane, &later);
+    let _ = plane.reserve(&later).unwrap();
     assert_eq!(world.with(|w| w.listeners_read), 2);
 }
 
 #[test]
 fn a_server_on_the_gateway_listens_where_its_own_hole_leads() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     world.with(|w| w.listening = "sl\n 0: 00000000:9C40 00000000:0000 0A\n".into());
     let mut request = passive(1, ANN, 40000);
     request.land = SocketAddr::new(request.to, 40000);
+    world.tell_listeners(&mut plane, &request);
     assert_eq!(open(&mut plane, &request).to.port(), 40000);
 }
 
 #[test]
 fn limits_are_answers() {
-    let (mut plane, _) = plane(Config {
-        total: 2,
-        per_session: 2,
-        ..Config::default()
+    let (mut plane, _) = limited(PlaneLimits {
+        pinholes: 2,
+        pinholes_per_session: 2,
+        ..PlaneLimits::default()
     });
     open(&mut plane, &passive(1, ANN, 40000));
     open(&mut plane, &passive(1, ANN, 40001));
@@ -539,11 +554,11 @@ fn limits_are_answers() {
 
 #[test]
 fn one_client_leaves_others_their_pinholes() {
-    let (mut plane, _) = plane(Config {
-        total: 4,
-        per_client: 2,
-        per_session: 2,
-        ..Config::default()
+    let (mut plane, _) = limited(PlaneLimits {
+        pinholes: 4,
+        pinholes_per_client: 2,
+        pinholes_per_session: 2,
+        ..PlaneLimits::default()
     });
     let hole = open(&mut plane, &passive(1, ANN, 40000));
     open(&mut plane, &passive(2, ANN, 40001));
@@ -563,9 +578,9 @@ fn one_client_leaves_others_their_pinholes() {
 
 #[test]
 fn everybody_together_gets_so_many_per_minute() {
-    let (mut plane, world) = plane(Config {
-        per_minute: 2,
-        ..Config::default()
+    let (mut plane, world) = limited(PlaneLimits {
+        pinholes_per_minute: 2,
+        ..PlaneLimits::default()
     });
     open(&mut plane, &passive(1, ANN, 40000));
     open(&mut plane, &passive(2, BOB, 40000));
@@ -577,10 +592,10 @@ fn everybody_together_gets_so_many_per_minute() {
 
 #[test]
 fn one_client_with_many_sessions_leaves_room_for_others() {
-    let (mut plane, world) = plane(Config {
-        total: 4,
-        per_session: 2,
-        ..Config::default()
+    let (mut plane, world) = limited(PlaneLimits {
+        pinholes: 4,
+        pinholes_per_session: 2,
+        ..PlaneLimits::default()
     });
     for session in 0..4 {
         let port = 40_000 + u16::try_from(session).unwrap();
@@ -599,9 +614,9 @@ fn one_client_with_many_sessions_leaves_room_for_others() {
 
 #[test]
 fn a_client_gets_so_many_per_minute() {
-    let (mut plane, world) = plane(Config {
-        per_client_per_minute: 2,
-        ..Config::default()
+    let (mut plane, world) = limited(PlaneLimits {
+        pinholes_per_client_per_minute: 2,
+        ..PlaneLimits::default()
     });
     let mut active = passive(1, "10.0.0.9", 40000);
     active.mode = Mode::Active;
@@ -644,7 +659,7 @@ fn what_the_kernel_refuses_is_an_answer_and_is_tried_again() {
 
 #[test]
 fn flushed_holes_are_put_back_with_the_time_they_have_left() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     plane.install().unwrap();
     open(&mut plane, &passive(1, ANN, 40000));
     plane.reserve(&passive(2, ANN, 40001)).unwrap();
@@ -689,7 +704,8 @@ proptest! {
     fn the_kernel_never_has_more_than_the_plane_knows(
         ops in prop::collection::vec(any_op(), 1..80)
     ) {
-        let (mut plane, world) = plane(Config { total: 6, per_session: 3, ..with_ports("30000-30002") });
+        let limits = PlaneLimits { pinholes: 6, pinholes_per_session: 3, ..PlaneLimits::default() };
+        let (mut plane, world) = plane(PlaneConfig { limits, ..with_ports("30000-30002") });
         let range: PortRange = "30000-30002".parse().unwrap();
         let mut last = None;
         for op in ops {
@@ -722,14 +738,14 @@ proptest! {
             let all = plane.pinholes();
             let pending: Vec<_> = all.iter().filter(|i| i.state != PinholeState::Used).collect();
             let keys: std::collections::HashSet<_> =
-                pending.iter().map(|i| Key { from: i.from, to: i.to }).collect();
+                pending.iter().map(|i| PinholeKey { from: i.from, to: i.to }).collect();
             prop_assert_eq!(keys.len(), pending.len(), "two holes with one key");
             prop_assert!(pending.len() <= 6);
             for session in 0..4 {
                 prop_assert!(pending.iter().filter(|i| i.session.0 == session).count() <= 3);
             }
             let mut open: Vec<_> = pending.iter().filter(|i| i.state == PinholeState::Open)
-                .map(|i| Key { from: i.from, to: i.to }).collect();
+                .map(|i| PinholeKey { from: i.from, to: i.to }).collect();
             open.sort();
             prop_assert_eq!(open, world.open_keys());
             prop_assert_eq!(plane.next_deadline().is_some(), !pending.is_empty());
@@ -744,7 +760,7 @@ proptest! {
 
 #[test]
 fn holes_used_together_are_closed_together() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     let holes: Vec<_> = (1..=3)
         .map(|n| open(&mut plane, &passive(n, ANN, 5000 + n as u16)))
         .collect();
@@ -757,8 +773,8 @@ fn holes_used_together_are_closed_together() {
 }
 
 #[test]
-fn an_active_hole_that_nobody_uses_is_looked_after_once() {
-    let (mut plane, world) = plane(Config::default());
+fn an_active_pinhole_that_nobody_uses_is_overdue_once() {
+    let (mut plane, world) = plane(PlaneConfig::default());
     let active = |n: u64| Request {
         mode: Mode::Active,
         published: false,
@@ -768,34 +784,34 @@ fn an_active_hole_that_nobody_uses_is_looked_after_once() {
     open(&mut plane, &passive(1, ANN, 5001));
     assert_eq!(plane.next_deadline(), Some(Duration::from_secs(60)));
     let hole = open(&mut plane, &active(2));
-    assert_eq!(plane.next_deadline(), Some(NEGLECTED));
-    assert_eq!(plane.neglected(), []);
+    assert_eq!(plane.next_deadline(), Some(OVERDUE_AFTER));
+    assert_eq!(plane.overdue(), []);
     world.wait(1);
-    let key = Key {
+    let key = PinholeKey {
         from: ip(ANN),
         to: hole.to,
     };
-    assert_eq!(plane.neglected(), [key]);
-    assert_eq!(plane.neglected(), []);
+    assert_eq!(plane.overdue(), [key]);
+    assert_eq!(plane.overdue(), []);
     assert_eq!(plane.next_deadline(), Some(Duration::from_secs(60)));
 
     // One that is used in time wakes nobody.
     let hole = open(&mut plane, &active(3));
     plane.on_conntrack_new(dialled(ANN, hole.to)).unwrap();
     assert_eq!(plane.next_deadline(), Some(Duration::from_secs(60)));
-    // However many there are, only so many are looked after in a time.
+    // Only so many are named at a time.
     for n in 100..200 {
         open(&mut plane, &active(n));
     }
     world.wait(1);
-    assert_eq!(plane.neglected().len(), LOOK_AFTER);
-    assert_eq!(plane.neglected(), []);
-    assert!(plane.holes.has_no_young());
+    assert_eq!(plane.overdue().len(), MAX_OVERDUE);
+    assert_eq!(plane.overdue(), []);
+    assert!(plane.holes.all_overdue());
 }
 
 #[test]
 fn slow_closing_is_left_to_others_and_done_together() {
-    let (mut plane, world) = plane(Config::default());
+    let (mut plane, world) = plane(PlaneConfig::default());
     world.with(|w| w.slow = true);
     let holes: Vec<_> = (1..=3)
         .map(|n| open(&mut plane, &passive(n, ANN, 5000 + n as u16)))

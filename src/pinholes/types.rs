@@ -1,4 +1,5 @@
-//! What goes into a [`Plane`](super::Plane), and what comes out: choices, parts, reports, counters.
+//! What a [`Plane`](super::Plane) is made of (settings, limits, its kernel interfaces), and what it
+//! tells (pinholes, connections, reports, counters).
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,63 +14,87 @@ use crate::ftp::Mode;
 use crate::net::Mark;
 use crate::net::PortRange;
 use crate::pinholes::backend::Backend;
-use crate::pinholes::ports::Listeners;
 
-/// Limits and choices of a [`Plane`](super::Plane).
+/// The settings of a [`Plane`](super::Plane).
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct PlaneConfig {
     /// Public ports for data connections to published addresses (`--data-ports`).
     pub data_ports: Option<PortRange>,
-    /// How long a hole waits for its connection.
+    /// How long a pinhole waits for its connection (default 60 s).
     pub deadline: Duration,
-    /// Holes that a session may have pending; beyond this the oldest is superseded.
-    pub per_session: usize,
-    /// Holes that may be pending in total.
-    pub total: usize,
-    /// Data connections that are kept track of at a time.
-    pub connections: usize,
-    /// Holes that a client may have pending.
-    pub per_client: usize,
-    /// Holes that may be reserved per minute.
-    pub per_minute: u32,
-    /// Holes that a client may reserve per minute.
-    pub per_client_per_minute: u32,
-    /// Control connections that are looked at.
-    pub sessions: usize,
-    /// Control connections of a client that are looked at.
-    pub sessions_per_client: usize,
+    /// How much of each there may be.
+    pub limits: PlaneLimits,
     /// The bit by which data connections are known.
     pub mark: Mark,
-    /// Ports of their server that clients under TLS reach (`--tls range:A-B`).
-    pub tls_range: Option<PortRange>,
-    /// How long a range stays open without activity (`--tls-idle`).
-    pub tls_idle: Duration,
-    /// Sessions that may have a range open at a time.
+    /// What clients under TLS reach; `None`: nothing.
+    pub tls_range: Option<TlsRange>,
+}
+
+/// What clients reach at their server while their session is under TLS (`--tls range:A-B`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TlsRange {
+    /// The ports, the same on the public side and at the server.
+    pub ports: PortRange,
+    /// How long they stay open while nothing comes from the client (`--tls-idle`).
+    pub idle: Duration,
+}
+
+/// How much of each there may be, for all workers together. The names are those of `--limit`.
+///
+/// A client is an IPv4 address or an IPv6 /64 network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PlaneLimits {
+    /// Control connections that pinholes open for (default 65,536); more aren't followed.
+    pub sessions: usize,
+    /// Control connections of one client (default 4,096); more aren't followed.
+    pub sessions_per_client: usize,
+    /// Pending pinholes (default 4,096); the client with the most makes room, or more are refused.
+    pub pinholes: usize,
+    /// Pending pinholes of one client (default 512); more are refused.
+    pub pinholes_per_client: usize,
+    /// Pending pinholes of one session (default 4); the oldest makes room.
+    pub pinholes_per_session: usize,
+    /// Pinholes reserved per minute (default 240,000); more are refused.
+    pub pinholes_per_minute: u32,
+    /// Pinholes reserved per minute for one client (default 60,000); more are refused.
+    pub pinholes_per_client_per_minute: u32,
+    /// Data connections that are kept track of (65,536); more aren't reported when they end.
+    #[serde(skip)]
+    pub connections: usize,
+    /// Sessions that have a range of ports open (4,096); more get none.
+    #[serde(skip)]
     pub ranges: usize,
 }
 
-impl Default for Config {
+impl Default for PlaneConfig {
     fn default() -> Self {
         Self {
             data_ports: None,
             deadline: Duration::from_secs(60),
-            per_session: 4,
-            total: 4096,
-            connections: 65_536,
-            per_client: 512,
-            per_minute: 240_000,
-            per_client_per_minute: 60_000,
-            sessions: 65_536,
-            sessions_per_client: 4096,
+            limits: PlaneLimits::default(),
             mark: Mark::DEFAULT,
             tls_range: None,
-            tls_idle: Duration::from_secs(300),
+        }
+    }
+}
+
+impl Default for PlaneLimits {
+    fn default() -> Self {
+        Self {
+            sessions: 65_536,
+            sessions_per_client: 4096,
+            pinholes: 4096,
+            pinholes_per_client: 512,
+            pinholes_per_session: 4,
+            pinholes_per_minute: 240_000,
+            pinholes_per_client_per_minute: 60_000,
+            connections: 65_536,
             ranges: 4096,
         }
     }
 }
 
-/// Where a [`Plane`](super::Plane) asks about connections: [`Conntrack`], or a test double.
+/// Answers the plane's questions about connections: [`Conntrack`], or a test double.
 pub trait Lookups: Send {
     /// See [`Conntrack::lookup`].
     ///
@@ -82,12 +107,6 @@ pub trait Lookups: Send {
     /// # Errors
     /// If it could not be asked.
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>>;
-
-    /// See [`Conntrack::bytes`].
-    ///
-    /// # Errors
-    /// If it could not be asked.
-    fn bytes(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Bytes>>;
 }
 
 impl Lookups for Conntrack {
@@ -98,13 +117,9 @@ impl Lookups for Conntrack {
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
         Self::marked(self, mark)
     }
-
-    fn bytes(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Bytes>> {
-        Self::bytes(self, src, dst)
-    }
 }
 
-/// Where a [`Plane`](super::Plane) learns of connections: [`Events`], or a test double.
+/// Tells the plane of new and ended connections: [`Events`], or a test double.
 pub trait EventSource: Send {
     /// See [`Events::read`]: never waits.
     ///
@@ -128,18 +143,16 @@ impl EventSource for Events {
 
 /// What a [`Plane`](super::Plane) works with.
 pub struct Parts {
-    /// Puts holes into the kernel. Installed and removed by the caller, through the plane.
+    /// Puts pinholes into the kernel.
     pub backend: Box<dyn Backend>,
     /// Answers questions about connections.
     pub lookups: Box<dyn Lookups>,
     /// Tells of new and ended connections.
     pub events: Box<dyn EventSource>,
-    /// For how long conntrack remembers closed connections.
+    /// How long conntrack keeps the entries of closed connections.
     pub timeouts: Timeouts,
     /// The time since some start; never goes back.
     pub clock: Box<dyn Fn() -> Duration + Send>,
-    /// Lists the ports on which the gateway itself listens.
-    pub listeners: Box<dyn Fn() -> Listeners + Send>,
 }
 
 /// The state of a pinhole or of the connection that was made through it.
@@ -150,13 +163,13 @@ pub enum PinholeState {
     Reserved,
     /// It waits for its connection.
     Open,
-    /// Its connection exists; the hole itself is closed.
+    /// Its connection exists; the pinhole itself is closed.
     Used,
     /// Nobody came until its deadline.
     Expired,
 }
 
-/// A pinhole as people see it.
+/// A pinhole, as the control socket and the output show it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct PinholeInfo {
     /// Its name.
@@ -171,15 +184,14 @@ pub struct PinholeInfo {
     pub to: SocketAddr,
     /// Where the connection is delivered.
     pub land: SocketAddr,
-    /// The source that the landing side sees, where it isn't `from`.
+    /// The source address that the landing side sees, where it isn't `from`.
     pub as_source: Option<IpAddr>,
-    /// What has become of it.
+    /// Its state.
     pub state: PinholeState,
-    /// Seconds until its deadline, rounded up; none once it is used. A range's starts anew with
-    /// each activity of its client.
+    /// Seconds until its deadline, rounded up; none once it is used. Each activity of the client
+    /// restarts that of a range.
     pub expires_in: Option<u64>,
-    /// The range of ports `A-B` that it is for, where it isn't one port: `to` and `land` name the
-    /// first one then.
+    /// `A-B` for a range of ports; `to` and `land` then name the first one.
     pub ports: Option<String>,
 }
 
@@ -205,16 +217,16 @@ pub struct DataConnection {
     pub started: Duration,
 }
 
-/// A data connection that conntrack has forgotten.
+/// A data connection whose conntrack entry is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Finished {
     /// The connection.
     pub connection: DataConnection,
     /// What it carried, where conntrack counts.
     pub bytes: Option<Bytes>,
-    /// How long it lasted. Where the kernel doesn't tell how it ended (before Linux 5.12), this
-    /// includes the time for which conntrack remembers closed connections, two minutes as a rule;
-    /// and up to a minute more everywhere, since conntrack forgets when it gets to it.
+    /// How long it lasted, up to a minute too much: conntrack deletes entries with delay. Before
+    /// Linux 5.12 the time for which conntrack keeps closed connections (two minutes as a rule) is
+    /// included as well.
     pub duration: Duration,
 }
 
@@ -223,47 +235,47 @@ pub struct Finished {
 pub struct Transferred {
     /// How many there were, those that exist now included.
     pub data_connections: u64,
-    /// Bytes of both directions with IP headers, those of connections that exist now included.
-    /// `None` where conntrack doesn't count them.
+    /// Bytes of both directions, IP headers and connections that exist now included. `None` where
+    /// conntrack doesn't count them.
     pub bytes: Option<u64>,
 }
 
-/// Something that happened outside of any packet's handling.
+/// Something to print that happened in the plane.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Report {
+pub enum PlaneReport {
     /// A pinhole was used.
     Connected(DataConnection),
     /// A data connection ended.
     Finished(Finished),
     /// A pinhole was not used in time.
     Expired(PinholeInfo),
-    /// A client reaches a range of its server's ports.
+    /// A range opened.
     RangeOpened(PinholeInfo),
-    /// It does so no longer.
+    /// A range closed.
     RangeClosed(PinholeInfo, RangeEnd),
-    /// Somebody had removed what carries the pinholes or steers control packets; it is back.
+    /// Steering rules or the backend's objects, which somebody else had removed, were restored.
     Restored {
         /// What was missing, in words.
         missing: Vec<String>,
     },
-    /// Conntrack's events came faster than they were read; the plane compared with its list.
+    /// Conntrack events were lost; the plane compared with conntrack's list.
     MissedEvents,
 }
 
 /// Why a range was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RangeEnd {
-    /// Its session ended, and no other one has it.
+    /// Its last session ended.
     Session,
     /// Nothing came from its client for the idle limit.
     Idle,
-    /// Conntrack forgot the control connection.
+    /// Conntrack deleted the entry of the control connection.
     Conntrack,
 }
 
-/// How often things happened.
+/// What a plane counts, from its start on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Counters {
+pub struct PlaneCounters {
     /// Pinholes opened in the kernel.
     pub opened: u64,
     /// Pinholes used.
@@ -272,19 +284,19 @@ pub struct Counters {
     pub expired: u64,
     /// Pinholes replaced by later ones of their session.
     pub superseded: u64,
-    /// Requests refused because of a limit: the sum of those below for pinholes.
+    /// Requests refused because of a limit: of pinholes (the next four) or of ranges.
     pub limited: u64,
-    /// Because there were too many pinholes pending.
+    /// Pinholes refused because of `pinholes`.
     pub limited_total: u64,
-    /// Because there were too many of the client's pending.
+    /// Pinholes refused because of `pinholes-per-client`.
     pub limited_per_client: u64,
-    /// Because there were too many within a minute.
+    /// Pinholes refused because of `pinholes-per-minute`.
     pub limited_rate: u64,
-    /// Because there were too many of the client's within a minute.
+    /// Pinholes refused because of `pinholes-per-client-per-minute`.
     pub limited_rate_per_client: u64,
-    /// Control connections passed unread because there were too many.
+    /// Control connections that nothing opens for, because of `sessions`.
     pub limited_sessions: u64,
-    /// Control connections passed unread because there were too many of the client's.
+    /// Control connections that nothing opens for, because of `sessions-per-client`.
     pub limited_sessions_per_client: u64,
     /// Requests refused for want of a port.
     pub no_port: u64,
@@ -292,7 +304,8 @@ pub struct Counters {
     pub kernel_errors: u64,
     /// Connections with the mark that belong to no pending pinhole.
     pub unattributed: u64,
-    /// Connection attempts made before their pinhole that were in its way, and were forgotten.
+    /// Connection attempts from before their pinhole that were in its way, and were deleted from
+    /// conntrack.
     pub stale_attempts: u64,
     /// Times that conntrack events were lost.
     pub missed_events: u64,
@@ -300,18 +313,18 @@ pub struct Counters {
     pub ranges_opened: u64,
     /// Ranges closed because nothing came from the client for the idle limit.
     pub ranges_idle: u64,
-    /// Ranges refused because the same client reached another server's at the same address.
+    /// Ranges refused because the client had that of another server at the same address.
     pub ranges_taken: u64,
     /// Data connections made through ranges.
     pub range_connections: u64,
-    /// Times that rules which somebody else had removed were put back.
+    /// Times that what somebody else had removed was restored.
     pub restored: u64,
     /// Times that they could not be.
     pub restore_failures: u64,
 }
 
 impl DataConnection {
-    /// As people see the pinhole that it came through.
+    /// The pinhole that it came through, as it is shown.
     pub(super) fn info(&self) -> PinholeInfo {
         PinholeInfo {
             id: self.pinhole,

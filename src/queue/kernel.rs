@@ -4,15 +4,15 @@ use std::{fs, io};
 
 use serde::Serialize;
 
-/// Where the kernel shows them: those of the reader's network namespace, to root only.
+/// The kernel's list of queues, of the reader's network namespace. Only root can read it.
 const PATH: &str = "/proc/net/netfilter/nfnetlink_queue";
 
-/// What the kernel tells about one queue.
+/// What the kernel counts for one queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Counters {
+pub struct QueueCounters {
     /// The queue's number.
     pub queue: u16,
-    /// The netlink port of the program that reads it, which mostly is its process id.
+    /// The netlink port of the program that reads it: of its first netlink socket, its process id.
     #[serde(skip)]
     pub port: u32,
     /// Packets that wait for an answer now.
@@ -25,7 +25,7 @@ pub struct Counters {
     pub queued: u64,
 }
 
-impl Counters {
+impl QueueCounters {
     /// Reads a line: number, port, waiting, copy mode, copy range, both drops, sequence, 1.
     fn parse(line: &str) -> Option<Self> {
         let mut fields = line.split_ascii_whitespace();
@@ -50,13 +50,13 @@ impl Counters {
 ///
 /// # Errors
 /// If `/proc` doesn't show them (not root, not mounted, no NFQUEUE).
-pub fn counters() -> io::Result<Vec<Counters>> {
-    // The thread's view: /proc/net is that of the process's main thread.
+pub fn counters() -> io::Result<Vec<QueueCounters>> {
+    // /proc/net would be the namespace of the main thread.
     let text = fs::read_to_string(PATH.replace("/proc/", "/proc/thread-self/"))?;
-    Ok(text.lines().filter_map(Counters::parse).collect())
+    Ok(text.lines().filter_map(QueueCounters::parse).collect())
 }
 
-/// Who reads a queue: process id and name; `None` where that can't be told.
+/// The process that reads a queue, by id and name; `None` if that can't be told.
 #[must_use]
 pub fn holder(queue: u16) -> Option<(u32, String)> {
     let all = counters().ok()?;
@@ -74,8 +74,8 @@ mod tests {
     fn a_line_is_read() {
         let line = " 2121  25253     3 2 65535     7     9     1042  1";
         assert_eq!(
-            Counters::parse(line),
-            Some(Counters {
+            QueueCounters::parse(line),
+            Some(QueueCounters {
                 queue: 2121,
                 port: 25253,
                 waiting: 3,
@@ -84,7 +84,7 @@ mod tests {
                 queued: 1042
             })
         );
-        assert_eq!(Counters::parse(""), None);
-        assert_eq!(Counters::parse("2121 1 2"), None);
+        assert_eq!(QueueCounters::parse(""), None);
+        assert_eq!(QueueCounters::parse("2121 1 2"), None);
     }
 }

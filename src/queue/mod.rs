@@ -1,7 +1,7 @@
-//! The NFQUEUE worker's end of the queue: moves packets between the kernel and whoever decides.
+//! The userspace end of NFQUEUE: receives packets from the kernel and gives their verdicts back.
 //!
-//! [`PacketQueue`] is what the daemon needs of a queue; [`nfq`] implements it; [`kernel`] reads
-//! the kernel's own counters. What happens to a packet is not decided here.
+//! [`nfq`] is the queue itself, [`kernel`] reads the kernel's counters of its queues. What happens
+//! to a packet is not decided here.
 
 pub mod kernel;
 pub mod nfq;
@@ -38,22 +38,15 @@ impl Hook {
     }
 }
 
-/// What becomes of a packet.
+/// What is done with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum QueueVerdict {
     /// It goes on as it is.
     Accept,
-    /// The bytes that the handler wrote go on in its place.
+    /// The new packet goes on in its place.
     Replace,
-    /// It ends here.
+    /// It is dropped.
     Drop,
-}
-
-/// Decides about packets.
-pub trait Handler {
-    /// Looks at a packet (from its IP header on) that was queued in `hook`; `None` is a hook
-    /// unknown to us. For [`Answer::Replace`], the new packet is in `out`, which is empty at first.
-    fn packet(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> Answer;
 }
 
 /// Why a queue couldn't be opened.
@@ -94,22 +87,9 @@ pub enum ServeError {
     /// No packet could be received (`ENOBUFS`: some were lost).
     #[error("receive: {0}")]
     Receive(io::Error),
-    /// An answer couldn't be given (it was too large, or the packet is gone already).
+    /// A verdict couldn't be given (the new packet was too large, or the old one is gone).
     #[error("verdict: {0}")]
     Verdict(io::Error),
-}
-
-/// A queue of packets that wait for an answer.
-pub trait PacketQueue: Send {
-    /// The queue's number.
-    fn number(&self) -> u16;
-
-    /// Waits until there are packets, has `handler` look at each of them, and answers all.
-    /// Returns how many there were, at least 1.
-    ///
-    /// # Errors
-    /// Counted by the caller, who calls again.
-    fn serve(&mut self, handler: &mut dyn Handler) -> Result<usize, ServeError>;
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! The queue by way of the `nfq` crate.
+//! A queue, over the `nfq` crate.
 //!
-//! What the crate leaves open is done here: its socket is made close-on-exec (a tool that the
-//! daemon runs would keep the queue bound otherwise), and its receive buffer holds what the queue
-//! may hold (a full buffer drops packets even where the queue is to fail open). The crate doesn't
-//! tell its descriptor, so that is looked up in `/proc/self/fd`.
+//! Two things that the crate leaves open are done here. Its socket is made close-on-exec: otherwise a
+//! tool that the daemon runs would keep the queue bound. Its receive buffer is made to hold what the
+//! queue may hold: a full buffer drops packets even if the queue is to fail open. The crate doesn't
+//! give its descriptor away, so it is looked up in `/proc/self/fd`.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -16,7 +16,7 @@ use nfq::{Queue, Verdict};
 use nix::errno::Errno;
 use nix::sys::socket::{NetlinkAddr, getsockname, setsockopt, sockopt};
 
-use super::{Answer, Handler, Hook, OpenError, PacketQueue, ServeError, kernel};
+use super::{Hook, OpenError, QueueVerdict, ServeError, kernel};
 
 /// Receive buffer per packet that may wait, in bytes as `setsockopt` takes it (the kernel doubles
 /// it). A queued packet of 1,480 bytes is accounted for with 2,304 bytes, an empty one with 832.
@@ -25,12 +25,12 @@ const BUFFER_PER_PACKET: u32 = 2304;
 /// Never less than this, in bytes.
 const MIN_BUFFER: usize = 256 * 1024;
 
-/// How many packets may wait in the kernel: a second of a busy control plane, some 16 MiB at worst.
-/// What comes on top is dropped, so TCP sends it again: passed unseen, with the numbers of an
-/// unedited stream, it would damage the edited one.
+/// How many packets may wait in the kernel: a second of heavy traffic, 16 MiB at most. The kernel
+/// drops more, so TCP sends them again. Passed unseen, with the sequence numbers of the unedited
+/// stream, they would damage the edited one.
 const MAX_LEN: u32 = 4096;
 
-/// A queue that the `nfq` crate reads. Closing it (dropping it) unbinds it; what waits is dropped.
+/// A bound queue. Dropping it unbinds it, and the kernel drops the packets that wait.
 pub struct NfqQueue {
     queue: Queue,
     number: u16,
@@ -64,7 +64,7 @@ impl NfqQueue {
                 "queue {number}: /proc/self/fd doesn't show its socket, so its buffer stays small"
             ),
         }
-        // Nothing this process has open is meant for the tools that it runs.
+        // No descriptor of this process is meant for the tools that it runs.
         close_fds::set_fds_cloexec(3, &[]);
 
         queue.bind(number).map_err(|e| bind_error(number, e))?;
@@ -76,39 +76,49 @@ impl NfqQueue {
             .map_err(failed("length"))?;
         // The kernel cuts large packets and completes checksums before it queues them.
         queue.set_recv_gso(number, false).map_err(failed("GSO"))?;
-        // ENOBUFS stays off, as the crate has it: a socket that reports it is closed to further
-        // packets until it is read empty. The kernel's counters tell of overruns.
+        // ENOBUFS stays off, as the crate has it: a socket that reports it takes no packets until it
+        // is read empty. The kernel's counters tell of overruns.
         Ok(Self {
             queue,
             number,
             out: Vec::new(),
         })
     }
-}
 
-impl PacketQueue for NfqQueue {
-    fn number(&self) -> u16 {
+    /// The queue's number.
+    #[must_use]
+    pub fn number(&self) -> u16 {
         self.number
     }
 
-    fn serve(&mut self, handler: &mut dyn Handler) -> Result<usize, ServeError> {
+    /// Waits for a packet, has `decide` look at it, and gives its verdict to the kernel.
+    ///
+    /// `decide` is given the hook that the packet was queued in (`None`: one that isn't known
+    /// here), the packet from its IP header on, and an empty buffer: for [`QueueVerdict::Replace`] it
+    /// writes the new packet there.
+    ///
+    /// # Errors
+    /// The packet was lost or is gone; the queue works on.
+    pub fn serve(
+        &mut self,
+        decide: impl FnOnce(Option<Hook>, &[u8], &mut Vec<u8>) -> QueueVerdict,
+    ) -> Result<(), ServeError> {
         let mut message = self.queue.recv().map_err(ServeError::Receive)?;
         self.out.clear();
         let hook = Hook::from_number(message.get_hook());
-        let answer = handler.packet(hook, message.get_payload(), &mut self.out);
+        let answer = decide(hook, message.get_payload(), &mut self.out);
         message.set_verdict(match answer {
-            Answer::Accept | Answer::Replace => Verdict::Accept,
-            Answer::Drop => Verdict::Drop,
+            QueueVerdict::Accept | QueueVerdict::Replace => Verdict::Accept,
+            QueueVerdict::Drop => Verdict::Drop,
         });
-        if answer == Answer::Replace {
+        if answer == QueueVerdict::Replace {
             if self.out.len() == message.get_payload().len() {
                 message.get_payload_mut().copy_from_slice(&self.out);
             } else {
                 message.set_payload(self.out.as_slice());
             }
         }
-        self.queue.verdict(message).map_err(ServeError::Verdict)?;
-        Ok(1)
+        self.queue.verdict(message).map_err(ServeError::Verdict)
     }
 }
 
@@ -132,7 +142,7 @@ fn bind_error(number: u16, source: io::Error) -> OpenError {
 }
 
 /// Makes the receive buffer large enough for as many packets as the queue may hold, so that the
-/// queue's own limit is the one that bites.
+/// queue's limit is reached first.
 fn widen(socket: &impl AsFd, max_len: u32) {
     let size = usize::try_from(u64::from(max_len) * u64::from(BUFFER_PER_PACKET))
         .unwrap_or(usize::MAX)

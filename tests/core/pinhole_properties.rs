@@ -9,13 +9,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use ftpalg::conntrack::{Bytes, Completeness, ConntrackEvent, Timeouts};
+use ftpalg::conntrack::{Completeness, ConntrackEvent, Timeouts};
 use ftpalg::engine::{Config, Engine, Entry, Side, Verdict};
 use ftpalg::net::Mark;
 use ftpalg::pinholes::backend::{Backend, BackendError};
-use ftpalg::pinholes::ports::Listeners;
 use ftpalg::pinholes::{self, EventSource, Lookups, Parts, Plane};
-use ftpalg::pinholes::{Key, Pinhole};
+use ftpalg::pinholes::{Pinhole, PinholeKey};
 use proptest::prelude::*;
 use testkit::gateway::{Conntrack, FakeGateway};
 use testkit::packet::{ACK, LOGIN, PSH, SYN, Seg, build, read};
@@ -32,7 +31,7 @@ const TOTAL: usize = 5;
 
 /// What is in the kernel.
 #[derive(Clone, Default)]
-struct Kernel(Arc<Mutex<HashMap<Key, Pinhole>>>);
+struct Kernel(Arc<Mutex<HashMap<PinholeKey, Pinhole>>>);
 
 impl Kernel {
     fn holes(&self) -> Vec<Pinhole> {
@@ -79,9 +78,6 @@ impl Lookups for Kernel {
     fn marked(&mut self, _: Mark) -> io::Result<Vec<Entry>> {
         Ok(Vec::new())
     }
-    fn bytes(&mut self, _: SocketAddr, _: SocketAddr) -> io::Result<Option<Bytes>> {
-        Ok(None)
-    }
 }
 
 impl EventSource for Kernel {
@@ -113,11 +109,14 @@ impl Lab {
         let kernel = Kernel::default();
         let now = Arc::new(Mutex::new(Duration::ZERO));
         let clock = now.clone();
-        let config = pinholes::Config {
-            per_session: PER_SESSION,
-            per_client: PER_CLIENT,
-            total: TOTAL,
-            ..pinholes::Config::default()
+        let config = pinholes::PlaneConfig {
+            limits: pinholes::PlaneLimits {
+                pinholes_per_session: PER_SESSION,
+                pinholes_per_client: PER_CLIENT,
+                pinholes: TOTAL,
+                ..pinholes::PlaneLimits::default()
+            },
+            ..pinholes::PlaneConfig::default()
         };
         let parts = Parts {
             backend: Box::new(kernel.clone()),
@@ -125,7 +124,6 @@ impl Lab {
             events: Box::new(kernel.clone()),
             timeouts: Timeouts::default(),
             clock: Box::new(move || *clock.lock().unwrap()),
-            listeners: Box::new(Listeners::default),
         };
         let mut lab = Self {
             engine: Engine::new(Config::default(), 0),

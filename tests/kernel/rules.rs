@@ -975,7 +975,8 @@ fn flush_nat(lab: &Lab, flavour: Flavour) {
 fn ranges_survive_what_others_remove_from_our_chains() {
     for_each_flavour(|lab, flavour| {
         let range = PortRange::new(50001, 50009).unwrap();
-        let mut backend = backend().with_range(Some(range));
+        let mut backend = backend();
+        backend.set_range(range);
         let of = |client: &str| RangeHole {
             from: client.parse().unwrap(),
             to: "203.0.113.1".parse().unwrap(),

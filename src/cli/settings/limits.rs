@@ -24,22 +24,22 @@ struct Known {
 }
 
 static ALL: [Known; 10] = [
-    known("sessions", 1..=1_000_000, |l, n| l.sessions = size(n)),
+    known("sessions", 1..=1_000_000, |l, n| l.plane.sessions = size(n)),
     known("sessions-per-client", 1..=1_000_000, |l, n| {
-        l.sessions_per_client = size(n);
+        l.plane.sessions_per_client = size(n);
     }),
-    known("pinholes", 1..=65_536, |l, n| l.pinholes = size(n)),
+    known("pinholes", 1..=65_536, |l, n| l.plane.pinholes = size(n)),
     known("pinholes-per-client", 1..=65_536, |l, n| {
-        l.pinholes_per_client = size(n);
+        l.plane.pinholes_per_client = size(n);
     }),
     known("pinholes-per-session", 1..=64, |l, n| {
-        l.pinholes_per_session = size(n);
+        l.plane.pinholes_per_session = size(n);
     }),
     known("pinholes-per-minute", 1..=u32::MAX, |l, n| {
-        l.pinholes_per_minute = n;
+        l.plane.pinholes_per_minute = n;
     }),
     known("pinholes-per-client-per-minute", 1..=u32::MAX, |l, n| {
-        l.pinholes_per_client_per_minute = n;
+        l.plane.pinholes_per_client_per_minute = n;
     }),
     known("command-line", 64..=4000, |l, n| l.command_line = size(n)),
     known("reply-line", 64..=4000, |l, n| l.reply_line = size(n)),

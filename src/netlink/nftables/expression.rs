@@ -1,7 +1,6 @@
-//! Expressions: what a rule of nf_tables consists of.
+//! Expressions: the steps of a rule of nf_tables, which work on 16 registers of 4 bytes.
 //!
-//! They work on 16 registers of 4 bytes. [`Expressions`] writes a rule and numbers registers from 0
-//! to 15. `read` takes one apart.
+//! [`Expressions`] writes a rule, and numbers registers from 0 to 15. `read` parses one.
 
 mod read;
 
@@ -119,7 +118,7 @@ const JUMP: i32 = -3;
 const GOTO: i32 = -4;
 const RETURN: i32 = -5;
 
-/// Where the bytes of a packet are counted from: `NFT_PAYLOAD_*`.
+/// The header that an offset refers to: `NFT_PAYLOAD_*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Base {
     /// From the start of the IP header.
@@ -279,8 +278,8 @@ impl<'a> Expressions<'a> {
     }
 }
 
-/// The attributes of an expression that ends the rule for packets beyond `rate` per second, none of
-/// them saved up.
+/// The attributes of an expression that ends the rule for packets beyond `rate` per second, with a
+/// burst of one.
 pub fn put_limit(b: &mut Builder, rate: u64) {
     const PER_SECOND: u64 = 1;
     b.text(EXPR_NAME, name::LIMIT).nest(EXPR_DATA, |b| {

@@ -1,7 +1,7 @@
-//! The words of nf_tables (`linux/netfilter/nf_tables.h`): each number and name is written here once.
+//! The numbers and names of nf_tables (`linux/netfilter/nf_tables.h`).
 //!
-//! This file has the messages, their attributes and flags. [`expression`] is what a rule consists
-//! of, [`set`] what is in a set or map; both read and write.
+//! This file has messages, attributes and flags. [`expression`] writes and reads the expressions of
+//! rules, [`set`] reads the elements of sets and maps.
 
 pub mod expression;
 pub mod set;
@@ -155,7 +155,7 @@ pub mod family {
     }
 }
 
-/// `NF_INET_*`: where in a packet's way a base chain is.
+/// `NF_INET_*`: the hook of a base chain.
 pub mod hook {
     /// Before routing.
     pub const PREROUTING: u32 = 0;

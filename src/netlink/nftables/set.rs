@@ -1,4 +1,4 @@
-//! The elements of sets and maps, as the kernel tells them.
+//! Reads the elements of sets and maps.
 //!
 //! Contract: reading is total, and bounded by the bytes that are read.
 
@@ -44,7 +44,7 @@ pub fn flags(message: &Message<'_>) -> u32 {
     flags.and_then(|flags| flags.be32()).unwrap_or(0)
 }
 
-/// The elements that a message tells of.
+/// The elements in a message.
 #[must_use]
 pub fn elements(message: &Message<'_>) -> Vec<RawElement> {
     let list = message.attrs().find(attr::ELEMS_LIST);
@@ -104,7 +104,7 @@ impl RawElement {
     }
 }
 
-/// Each interval is an element for its first key, and one for the key after its last one.
+/// In the kernel an interval is two elements: its first key, and the key after its last one.
 fn intervals(mut raw: Vec<RawElement>, complete: bool) -> Vec<Element> {
     raw.sort_by(|a, b| (&a.key, !a.end).cmp(&(&b.key, !b.end)));
     let mut all: Vec<Element> = Vec::with_capacity(raw.len() / 2);
@@ -117,7 +117,7 @@ fn intervals(mut raw: Vec<RawElement>, complete: bool) -> Vec<Element> {
         open = Some(next).filter(|next| !next.end);
     }
     all.extend(open.map(|mut one| {
-        // Without an end: up to the highest key, unless the end wasn't read.
+        // An interval without an end reaches to the highest key, unless the end wasn't read.
         one.last = complete.then(|| vec![u8::MAX; one.key.len()]);
         one.whole()
     }));

@@ -1,16 +1,16 @@
-//! Pinholes as iptables rules in chains of our own, for hosts where nf_tables isn't there or isn't
-//! wanted.
+//! The backend over iptables, for hosts without nf_tables: a pinhole is two to five rules in chains of
+//! our own.
 //!
-//! Table `nat`: `FTPALG-PRE` is entered from the top of `PREROUTING` and `OUTPUT`, `FTPALG-POST`
-//! from the top of `POSTROUTING` and `INPUT`. A hole is two rules in the former (set the mark, then
-//! translate), and one in the latter where the landing side must see another source. All rules of a
-//! hole come and go in one commit, by one run of the tool. Removing a rule takes the kernel longer
-//! than adding one (iptables-nft waits for an RCU grace period, some 15 ms), so holes that are done
-//! with are closed together, while others open.
+//! In table `nat`, `PREROUTING` and `OUTPUT` begin with a jump to `FTPALG-PRE`, `POSTROUTING` and
+//! `INPUT` with one to `FTPALG-POST`. A pinhole has rules in `FTPALG-PRE` that set marks and
+//! translate the destination. If the landing side must see another source, it has one in
+//! `FTPALG-POST`. All rules of a pinhole are added or removed in one commit of `iptables-restore`.
 //!
-//! Where the kernel has the `time` match, a hole also dies by itself at its deadline: that of a
-//! killed daemon doesn't stay open. Its clock is the wall clock, to the second; the daemon closes
-//! holes by its own clock.
+//! Removing takes longer than adding: iptables-nft waits for an RCU grace period of about 15 ms. So
+//! pinholes that ended are closed together, while others may open.
+//!
+//! If the kernel has the `time` match, a killed daemon's pinholes end at their deadline. The match
+//! goes by the wall clock, in whole seconds. A running daemon closes pinholes by its own clock.
 
 mod lines;
 mod open;
@@ -20,15 +20,15 @@ use std::time::Duration;
 
 use self::lines::{RuleLine, Wording, deadline, rules, transaction};
 use self::open::{HoleKey, Nat, Open};
-use super::{Backend, BackendError, Closed, ClosingWork};
+use super::{Backend, BackendError, Closed, ClosingWork, Verification};
 use crate::firewall::host::{Host, holds, missing};
 use crate::firewall::xtables::Flavour;
-use crate::firewall::xtables::save::{Ruleset, Table};
+use crate::firewall::xtables::save::{Rule, Ruleset, Table};
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::tools::{Tool, Tools};
 use crate::firewall::{At, PINHOLE_CHAINS, RulesError, flavours, is_ours, ours};
 use crate::net::{Family, Mark, PortRange};
-use crate::pinholes::{Key, Pinhole, RangeHole, RangeKey};
+use crate::pinholes::{Pinhole, PinholeKey, RangeHole, RangeKey};
 
 /// What [`Backend::install`] loads.
 const RULES: &str = r#"*nat
@@ -46,8 +46,52 @@ COMMIT
 struct NatTable {
     family: Family,
     flavour: Flavour,
-    /// Whether the kernel can end a hole at its deadline.
+    /// Whether the kernel has the `time` match.
     timed: bool,
+}
+
+impl NatTable {
+    fn at(&self) -> At {
+        At {
+            flavour: self.flavour,
+            family: self.family,
+            table: "nat".into(),
+        }
+    }
+}
+
+/// What should be ours in a table.
+struct Expected {
+    at: At,
+    wanted: Table,
+    /// Rules that are being removed: some may be there, some not.
+    closing: Vec<Rule>,
+}
+
+impl Expected {
+    fn is_in(&self, snapshot: &Snapshot) -> bool {
+        let At {
+            family,
+            flavour,
+            table,
+        } = &self.at;
+        let current = snapshot.table(*family, *flavour, table);
+        let is_there = |rule: &&Rule| current.is_some_and(|table| holds(table, rule));
+        let mut wanted = self.wanted.clone();
+        wanted
+            .rules
+            .extend(self.closing.iter().filter(is_there).cloned());
+        missing(&self.at, current, &wanted).is_empty()
+    }
+}
+
+/// Whether the tables hold what they should; false if there should be none.
+fn are_whole(expected: &[Expected], tools: &Tools) -> Result<bool, RulesError> {
+    if expected.is_empty() {
+        return Ok(false);
+    }
+    let snapshot = Snapshot::take(tools)?;
+    Ok(expected.iter().all(|one| one.is_in(&snapshot)))
 }
 
 /// The backend `iptables`.
@@ -56,11 +100,12 @@ pub struct Iptables {
     host: Host,
     mark: Mark,
     tables: Vec<NatTable>,
-    pinholes: Open<Key>,
-    /// The number of the last hole: no two have equal rules, so that `-D` finds its own.
+    pinholes: Open<PinholeKey>,
+    /// The number of the last pinhole or range. It is in the rules' comments, so that `-D` finds the
+    /// right ones.
     serial: u64,
-    /// The rules that are being removed meanwhile.
-    closing: Vec<(Key, Vec<RuleLine>)>,
+    /// The rules that [`Backend::closing`]'s work is removing.
+    closing: Vec<(PinholeKey, Vec<RuleLine>)>,
     range: Option<PortRange>,
     ranges: Open<RangeKey>,
 }
@@ -81,13 +126,6 @@ impl Iptables {
         }
     }
 
-    /// With a range of ports for [`Backend::open_range`].
-    #[must_use]
-    pub fn with_range(mut self, range: Option<PortRange>) -> Self {
-        self.range = range;
-        self
-    }
-
     /// The flavours in use, once installed: IPv4's first.
     #[must_use]
     pub fn flavours(&self) -> Vec<(Family, Flavour)> {
@@ -97,7 +135,7 @@ impl Iptables {
     /// What [`Backend::install`] makes.
     fn chains(&self) -> Table {
         match self.range {
-            // What is inserted last comes first: the pinholes' chains.
+            // The jumps inserted last come first: those to the pinholes' chains.
             Some(_) => chains(&ranges::with_range(RULES)),
             None => chains(RULES),
         }
@@ -116,28 +154,48 @@ impl Iptables {
             })
     }
 
-    /// The rules of a hole, as no other hole has them.
+    /// What should be in each table.
+    fn expected(&self) -> Vec<Expected> {
+        let of_table = |table: &NatTable| {
+            let family = table.family;
+            let mut wanted = self.chains();
+            let open = self.pinholes.lines(family).chain(self.ranges.lines(family));
+            wanted.rules.extend(rules(open));
+            let closing = self.closing.iter();
+            let closing = closing
+                .filter(|(key, _)| key.family() == family)
+                .flat_map(|(_, lines)| lines);
+            Expected {
+                at: table.at(),
+                wanted,
+                closing: rules(closing),
+            }
+        };
+        self.tables.iter().map(of_table).collect()
+    }
+
+    /// The rules of a pinhole or range, with a number of their own.
     fn rules_of(&mut self, table: NatTable, hole: Wording, timeout: Duration) -> Vec<RuleLine> {
         let until = if table.timed { deadline(timeout) } else { None };
         self.serial = self.serial.wrapping_add(1);
         hole.rules(self.mark, until.as_deref(), self.serial)
     }
 
-    /// The holes of a family that are open, out of these.
-    fn open_of(&self, family: Family, holes: &[Pinhole]) -> Vec<Key> {
+    /// The open ones among these pinholes, of one family.
+    fn open_of(&self, family: Family, holes: &[Pinhole]) -> Vec<PinholeKey> {
         let keys = holes.iter().map(Pinhole::key);
         keys.filter(|key| key.family() == family && self.pinholes.contains(*key))
             .collect()
     }
 
-    /// Whether the kernel has the `time` match: tries it in a chain of its own.
+    /// Whether the kernel has the `time` match: tries it in a chain that is removed again.
     fn has_time(&self, family: Family, flavour: Flavour) -> bool {
         let text = "*nat\n:FTPALG-PROBE - [0:0]\n-A FTPALG-PROBE -m time --datestop 2037-01-01T00:00:00\nCOMMIT\n\
                     *nat\n-F FTPALG-PROBE\n-X FTPALG-PROBE\nCOMMIT\n";
         self.host.restore(family, flavour, text).is_ok()
     }
 
-    /// Nothing is in the kernel.
+    /// Forgets all state, as if nothing were in the kernel.
     fn forget(&mut self) {
         self.tables.clear();
         self.pinholes.clear();
@@ -192,7 +250,7 @@ impl Iptables {
         self.clear(&snapshot, &[])
     }
 
-    /// Removes what is ours from all `nat` tables but these.
+    /// Removes what is ours from all `nat` tables except these.
     fn clear(&mut self, snapshot: &Snapshot, but: &[At]) -> Result<(), RulesError> {
         let mut failed = self.host.out_of_reach(snapshot, &["nat"]).err();
         for (at, table) in ours(snapshot, &["nat"]) {
@@ -214,6 +272,10 @@ impl Backend for Iptables {
         "iptables"
     }
 
+    fn set_range(&mut self, ports: PortRange) {
+        self.range = Some(ports);
+    }
+
     fn install(&mut self) -> Result<(), BackendError> {
         self.forget();
         if let Err(e) = self.install_all() {
@@ -230,14 +292,13 @@ impl Backend for Iptables {
         let table = self.table(Family::of(hole.from))?;
         let lines = self.rules_of(table, wording(hole), timeout);
         let key = hole.key();
-        // It must count even while an older one with the same key is being removed.
+        // Rules of an older one with the same key may still be there: they are being removed.
         let first = self.closing.iter().any(|(closing, _)| *closing == key);
         let host = &self.host;
-        let nat = Nat { host, table };
-        self.pinholes.change(nat, &[key], Some((key, lines)), first)
+        self.pinholes.change(Nat { host, table }, key, lines, first)
     }
 
-    /// One run of the tool per family, however many holes there are.
+    /// Runs the tool once for each family.
     fn open_all(&mut self, holes: &[(Pinhole, Duration)]) -> Result<(), BackendError> {
         for table in self.tables.clone() {
             let of_table = |hole: &Pinhole| Family::of(hole.from) == table.family;
@@ -263,7 +324,7 @@ impl Backend for Iptables {
         let table = self.table(Family::of(hole.from))?;
         let host = &self.host;
         self.pinholes
-            .change(Nat { host, table }, &[key], None, false)
+            .change(Nat { host, table }, key, Vec::new(), false)
     }
 
     fn open_range(&mut self, hole: &RangeHole, timeout: Duration) -> Result<(), BackendError> {
@@ -276,8 +337,7 @@ impl Backend for Iptables {
         let lines = self.rules_of(table, ranges::wording(hole, range), timeout);
         let key = hole.key();
         let host = &self.host;
-        let nat = Nat { host, table };
-        self.ranges.change(nat, &[key], Some((key, lines)), false)
+        self.ranges.change(Nat { host, table }, key, lines, false)
     }
 
     fn close_range(&mut self, hole: &RangeHole) -> Result<(), BackendError> {
@@ -287,7 +347,8 @@ impl Backend for Iptables {
             return Ok(());
         }
         let host = &self.host;
-        self.ranges.change(Nat { host, table }, &[key], None, false)
+        self.ranges
+            .change(Nat { host, table }, key, Vec::new(), false)
     }
 
     /// Removing rules takes long.
@@ -295,7 +356,7 @@ impl Backend for Iptables {
         Ok(Closed::Later)
     }
 
-    /// One run of the tool per family, however many holes there are.
+    /// Runs the tool once for each family.
     fn closing(&mut self, holes: &[Pinhole]) -> Result<Option<ClosingWork>, BackendError> {
         let mut runs = Vec::new();
         for table in self.tables.clone() {
@@ -321,7 +382,7 @@ impl Backend for Iptables {
         })))
     }
 
-    /// If somebody else removed some of the rules meanwhile, fills the chains anew.
+    /// If somebody else removed some of the rules meanwhile, fills the chains again.
     fn closed(&mut self, done: Result<(), BackendError>) -> Result<(), BackendError> {
         let mut removed = std::mem::take(&mut self.closing);
         if done.is_ok() {
@@ -329,7 +390,7 @@ impl Backend for Iptables {
         }
         let mut result = Ok(());
         for table in self.tables.clone() {
-            let of_table = |(key, _): &mut (Key, _)| key.family() == table.family;
+            let of_table = |(key, _): &mut (PinholeKey, _)| key.family() == table.family;
             let removed: Vec<_> = removed.extract_if(.., of_table).collect();
             if !removed.is_empty() {
                 let host = &self.host;
@@ -346,34 +407,12 @@ impl Backend for Iptables {
     }
 
     fn verify(&mut self) -> Result<bool, BackendError> {
-        if self.tables.is_empty() {
-            return Ok(false);
-        }
-        let snapshot = self.host.snapshot()?;
-        let whole = self.tables.iter().all(|table| {
-            let NatTable {
-                family, flavour, ..
-            } = *table;
-            let at = At {
-                flavour,
-                family,
-                table: "nat".into(),
-            };
-            let current = snapshot.table(family, flavour, "nat");
-            let mut wanted = self.chains();
-            let open = self.pinholes.lines(family).chain(self.ranges.lines(family));
-            wanted.rules.extend(rules(open));
-            // They go at this moment: some may be there, some not.
-            let closing = self.closing.iter();
-            let closing = closing
-                .filter(|(key, _)| key.family() == family)
-                .flat_map(|(_, lines)| lines);
-            let mut closing = rules(closing);
-            closing.retain(|rule| current.is_some_and(|table| holds(table, rule)));
-            wanted.rules.extend(closing);
-            missing(&at, current, &wanted).is_empty()
-        });
-        Ok(whole)
+        Ok(are_whole(&self.expected(), self.host.tools())?)
+    }
+
+    fn verification(&self) -> Option<Verification> {
+        let (expected, tools) = (self.expected(), self.host.tools().clone());
+        Some(Box::new(move || Ok(are_whole(&expected, &tools)?)))
     }
 }
 
@@ -390,13 +429,13 @@ impl From<RulesError> for BackendError {
     }
 }
 
-/// The chains, without holes.
+/// The chains, without pinholes.
 fn chains(text: &str) -> Table {
     let set = Ruleset::parse(text);
     set.tables.into_iter().next().unwrap_or_default()
 }
 
-/// The hole as its rules say it.
+/// What the rules of a pinhole say.
 fn wording(hole: &Pinhole) -> Wording {
     Wording {
         chains: PINHOLE_CHAINS,

@@ -1,15 +1,17 @@
 //! Pinhole backends: what puts a [`Pinhole`] into the kernel and takes it out again.
 //!
-//! All of them behave the same (and are held to it by the same tests). A data connection that a
-//! pinhole lets in
+//! Both backends behave alike, and pass the same tests. A data connection that a pinhole lets in
 //!
-//! - is delivered to [`Pinhole::land`] (a hole whose `land` equals its `to` translates nothing,
-//!   but is there all the same, for the sake of the mark);
-//! - has the [`Mark`](crate::net::Mark) set in its connection mark, the user's own bits left alone: the accept rules
-//!   for the user's filter chains go by it;
-//! - comes from [`Pinhole::as_source`] as the landing side sees it, its source port kept where free.
+//! - is delivered to [`Pinhole::land`] (if that equals `to`, nothing is translated, but the
+//!   connection is marked all the same);
+//! - gets the [`Mark`](crate::net::Mark) in its connection mark, by which the accept rules in the
+//!   user's filter chains know it; the user's own bits stay;
+//! - comes from [`Pinhole::as_source`], as the landing side sees it, with its own source port if that
+//!   is free.
 //!
-//! Which of the user's rules there are, and the steering of control packets, is not known here.
+//! A backend holds no decisions: the [`Plane`](super::Plane) says what is open, and opens it again
+//! after an [`install`](Backend::install). The user's rules, and the steering of control packets, are
+//! the [firewall](crate::firewall)'s.
 
 pub mod iptables;
 pub mod nft;
@@ -18,14 +20,15 @@ use std::io;
 use std::time::Duration;
 
 use super::{Pinhole, RangeHole};
+use crate::net::PortRange;
 
 /// Why a backend couldn't do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum BackendError {
-    /// The host lacks something that the backend stands on: what it is and how to mend it.
+    /// The host lacks something that the backend needs: what it is and how to mend it.
     #[error("{0}")]
     Unsupported(String),
-    /// The kernel can't do what this backend stands on; another one may work.
+    /// The kernel lacks something that this backend needs; the other one may work.
     #[error("{0}")]
     Lacking(String),
     /// The kernel or the operating system refused.
@@ -46,16 +49,20 @@ pub enum BackendError {
     },
 }
 
-/// Closes holes. May take long, needs nothing of the backend meanwhile, and is to be run in the
+/// Work that closes pinholes. May take long. Others may use the backend meanwhile. To be run in the
 /// backend's network namespace.
 pub type ClosingWork = Box<dyn FnOnce() -> Result<(), BackendError> + Send>;
 
-/// Whether [`Backend::close_all`] did it.
+/// Work that looks whether the installed objects are in place. Others may use the backend meanwhile.
+/// To be run in the backend's network namespace.
+pub type Verification = Box<dyn FnOnce() -> Result<bool, BackendError> + Send>;
+
+/// What [`Backend::close_all`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closed {
-    /// The holes are closed.
+    /// The pinholes are closed.
     Now,
-    /// Nothing was done, since it takes long: see [`Backend::closing`].
+    /// Nothing, since it takes long: see [`Backend::closing`].
     Later,
 }
 
@@ -66,45 +73,49 @@ pub trait Backend: Send {
     /// `nft` or `iptables`, as `--backend` names it.
     fn name(&self) -> &'static str;
 
-    /// Makes the objects that holes live in: tables, chains and static rules.
+    /// Sets the ports of [`open_range`](Self::open_range), before anything is installed. Without
+    /// them, no range can be opened.
+    fn set_range(&mut self, _ports: PortRange) {}
+
+    /// Makes the objects that pinholes live in: tables, chains and static rules.
     ///
-    /// Idempotent. Removes leftovers of a predecessor that was killed first, so no hole is open
-    /// when it returns, and those that were opened before must be opened again.
+    /// Idempotent. First removes what a killed predecessor left, so no pinhole is open when it
+    /// returns: those that were must be opened again.
     ///
     /// # Errors
-    /// What is missing or was refused; nothing is left behind then.
+    /// What is missing or was refused; then nothing is left in the kernel.
     fn install(&mut self) -> Result<(), BackendError>;
 
-    /// Opens a hole. Who opened it closes it when conntrack reports that it was used; a backend
-    /// keeps a second connection out until then as well as it can. It closes by itself after
-    /// `timeout` where the kernel can do that.
+    /// Opens a pinhole. The caller closes it when conntrack reports that it was used; until then the
+    /// backend keeps a second connection out as well as it can. After `timeout` the kernel closes
+    /// the pinhole by itself, if it can.
     ///
-    /// Atomically replaces an open hole with the same [`Pinhole::key`].
+    /// Atomically replaces an open pinhole with the same [`Pinhole::key`].
     ///
     /// # Errors
-    /// The hole isn't open then.
+    /// The pinhole isn't open.
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError>;
 
-    /// Opens holes where none is open: at once, where that is cheaper than one after the other.
+    /// Opens pinholes when none is open: all at once, if that is cheaper than one by one.
     ///
     /// # Errors
-    /// Some of the holes may not be open then.
+    /// Some of the pinholes may not be open.
     fn open_all(&mut self, holes: &[(Pinhole, Duration)]) -> Result<(), BackendError> {
         holes
             .iter()
             .try_for_each(|(hole, timeout)| self.open(hole, *timeout))
     }
 
-    /// Closes a hole. One that is closed already is no error. Connections made through it go on.
+    /// Closes a pinhole. Does nothing if it is closed already. Connections made through it go on.
     ///
     /// # Errors
-    /// The hole may still be open then.
+    /// The pinhole may still be open.
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError>;
 
-    /// Closes several holes, unless that is better left to [`closing`](Self::closing).
+    /// Closes several pinholes, or says that [`closing`](Self::closing) must do it.
     ///
     /// # Errors
-    /// Some of the holes may still be open then.
+    /// Some of the pinholes may still be open.
     fn close_all(&mut self, holes: &[Pinhole]) -> Result<Closed, BackendError> {
         let mut result = Ok(());
         for hole in holes {
@@ -113,9 +124,11 @@ pub trait Backend: Send {
         result.map(|()| Closed::Now)
     }
 
-    /// Closes several holes, but leaves the work to the caller, who may use the backend meanwhile:
-    /// a hole that is opened now comes before one with the same key that is being closed. `None` if
-    /// there is no work. Only one at a time; ends with [`closed`](Self::closed).
+    /// Begins to close several pinholes. The caller runs the work that is returned (`None`: there is
+    /// none) and gives its result to [`closed`](Self::closed) before it calls this again.
+    ///
+    /// The backend can be used meanwhile: a pinhole that is opened comes before one with the same key
+    /// that is being closed.
     ///
     /// # Errors
     /// As [`close_all`](Self::close_all).
@@ -123,40 +136,39 @@ pub trait Backend: Send {
         self.close_all(holes).map(|_| None)
     }
 
-    /// Learns what came of [`closing`](Self::closing)'s work, and mends what it can.
+    /// Takes the result of [`closing`](Self::closing)'s work, and repairs what it can.
     ///
     /// # Errors
-    /// Some of the holes may still be open: close them again.
+    /// Some of the pinholes may still be open: close them again.
     fn closed(&mut self, done: Result<(), BackendError>) -> Result<(), BackendError> {
         done
     }
 
-    /// Opens a hole for a range of ports, or makes the one that is open last `timeout` from now.
+    /// Opens a range of ports, or lets one that is open last until `timeout` from now.
     ///
-    /// What a data connection of it meets is the same as that of a pinhole; where a pinhole has its
-    /// port, the pinhole counts.
+    /// Its data connections are treated like those of pinholes. A pinhole with a port of the range
+    /// comes first.
     ///
     /// # Errors
-    /// The hole isn't open then, or closes at its old deadline; also where no range is configured.
+    /// The range isn't open, or keeps its old timeout; also if no range is configured.
     fn open_range(&mut self, _hole: &RangeHole, _timeout: Duration) -> Result<(), BackendError> {
         Err(BackendError::Unsupported(
             "no range of ports is configured; give one with --tls range:A-B".into(),
         ))
     }
 
-    /// Closes such a hole. One that is closed already is no error. Connections made through it go on.
+    /// Closes a range. Does nothing if it is closed already. Connections made through it go on.
     ///
     /// # Errors
-    /// The hole may still be open then.
+    /// The range may still be open.
     fn close_range(&mut self, _hole: &RangeHole) -> Result<(), BackendError> {
         Ok(())
     }
 
-    /// Removes everything that [`install`](Self::install) and [`open`](Self::open) made, and
-    /// nothing else. Idempotent.
+    /// Removes all that the backend made, and nothing else. Idempotent.
     ///
     /// # Errors
-    /// Something could not be removed; what could be, is.
+    /// Something could not be removed; the rest is.
     fn remove(&mut self) -> Result<(), BackendError>;
 
     /// Whether the installed objects are still in place (somebody may have flushed the rules).
@@ -164,4 +176,11 @@ pub trait Backend: Send {
     /// # Errors
     /// If it couldn't be found out.
     fn verify(&mut self) -> Result<bool, BackendError>;
+
+    /// The same as work that the caller may run while others use the backend. If a pinhole opens or
+    /// closes meanwhile, the result may be a wrong `false`: [`verify`](Self::verify) then tells.
+    /// `None`: only `verify` can tell.
+    fn verification(&self) -> Option<Verification> {
+        None
+    }
 }

@@ -1,7 +1,6 @@
-//! Pinholes as elements of nf_tables maps: the rules are static, a hole is one acknowledged
-//! netlink message of one to three elements.
+//! The backend over nf_tables: a pinhole is one to three elements of maps, which static rules look up.
 //!
-//! For each address family a table `ftpalg` of our own, here for IPv4 in the notation of `nft`:
+//! Each address family has a table `ftpalg` of our own, here for IPv4 in the notation of `nft`:
 //!
 //! ```text
 //! map pinholes4 { type ipv4_addr . ipv4_addr . inet_service : ipv4_addr . inet_service
@@ -15,14 +14,17 @@
 //!     ct mark & BIT != 0 snat to ct original saddr . daddr . proto-dst map @sources4
 //! ```
 //!
-//! Bulk traffic never meets them: nat chains see the first packet of a connection only.
+//! Opening and closing is one acknowledged netlink batch. Only the first packet of a connection meets
+//! these rules, since they are in nat chains.
 //!
-//! One use: the limit of an element lets one first packet through and keeps others out for half a
-//! second, atomically on any number of CPUs. Meanwhile conntrack's event has closed the hole for
-//! good. A first packet that the user's own rules drop on the way makes no conntrack entry: its
-//! retransmission, a second later, finds the hole open. (Deleting the element in a rule of a later
-//! hook was tried: it lets a second connection in while the first one's packet is on its way, costs
-//! every forwarded packet a look, and deleted elements clog the map until the kernel sweeps it.)
+//! One use: the limit of an element lets one first packet through, and keeps others out for half a
+//! second, on any number of CPUs. Meanwhile conntrack's NEW event has closed the pinhole. If the
+//! user's rules drop that first packet, conntrack keeps no entry, and the retransmission a second
+//! later finds the pinhole open.
+//!
+//! Deleting the element by a rule in a later hook was tried. A second connection gets in while the
+//! first packet is on its way, every forwarded packet pays for the rule, and deleted elements fill
+//! the map until the kernel's next garbage collection.
 
 mod elements;
 mod objects;
@@ -35,15 +37,17 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use self::elements::{MapElement, of_pinhole};
-use self::objects::{Abilities, CHAINS, Change, FamilyLayout, IPV4, IPV6, What, del_table, plan};
-use super::{Backend, BackendError};
+use self::objects::{
+    Abilities, CHAINS, ChainSpec, FamilyLayout, IPV4, IPV6, What, del_table, plan,
+};
+use super::{Backend, BackendError, Verification};
+use crate::firewall::tables::ChainInfo;
 use crate::firewall::{PINHOLE_TABLE, tables};
 use crate::net::{Mark, PortRange};
 use crate::netlink::socket::{BatchError, Socket};
 use crate::pinholes::{Pinhole, RangeHole};
 
-/// How often a change is tried, because an element may expire meanwhile: each of a hole's three can
-/// do so once.
+/// How often a change is tried: each of a pinhole's three elements may expire once meanwhile.
 const ATTEMPTS: usize = 4;
 
 /// The backend over nf_tables.
@@ -82,19 +86,12 @@ impl Nft {
         })
     }
 
-    /// With a range of ports for [`Backend::open_range`].
-    #[must_use]
-    pub fn with_range(mut self, range: Option<PortRange>) -> Self {
-        self.range = range;
-        self
-    }
-
-    /// Makes the objects of one family, trying what the kernel takes.
+    /// Makes the objects of one family. Does without what the kernel refuses, as far as possible.
     fn install_family(&mut self, layout: &'static FamilyLayout) -> Result<(), BatchError> {
         let leftover = self.has_table(layout).map_err(BatchError::Io)?;
         loop {
             let plan = plan(layout, self.mark, self.abilities, self.range, leftover);
-            let requests: Vec<_> = plan.iter().map(Change::request).collect();
+            let (about, requests): (Vec<_>, Vec<_>) = plan.into_iter().unzip();
             let error = match self.socket.batch(&requests) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
@@ -102,14 +99,13 @@ impl Nft {
             let BatchError::Refused(refused) = &error else {
                 return Err(error);
             };
-            let refused: Vec<_> = refused
-                .iter()
-                .filter_map(|r| plan.get(r.index?).map(|step| (&step.what, r.errno)))
-                .collect();
-            let refuses = |wanted: What| refused.iter().any(|(what, _)| **what == wanted);
+            let refuses = |what: What| {
+                let mut refused = refused.iter().filter_map(|one| about.get(one.index?));
+                refused.any(|about| *about == what)
+            };
             if self.abilities.owner && refuses(What::Table) {
                 self.abilities.owner = false;
-            } else if self.abilities.limit && refuses(What::Map) {
+            } else if self.abilities.limit && refuses(What::PinholeMap) {
                 self.abilities.limit = false;
             } else {
                 return Err(error);
@@ -117,11 +113,11 @@ impl Nft {
         }
     }
 
-    /// Deletes a hole's elements, and adds them anew if they get a timeout, in one batch.
+    /// Deletes elements, and adds them again if there is a `timeout`, in one batch.
     ///
-    /// Asks before which of them are in the kernel, because a batch that it has to undo waits for
-    /// all CPUs (milliseconds), while a question takes about a microsecond. An element may go
-    /// between question and change, by its timeout or use: then asks again.
+    /// Asks first which of them are in the kernel. That takes about a microsecond each, while a
+    /// batch that the kernel has to undo waits for all CPUs (milliseconds). If an element expires
+    /// between question and change, asks again.
     fn replace(
         &mut self,
         layout: &FamilyLayout,
@@ -173,9 +169,13 @@ impl Backend for Nft {
         "nft"
     }
 
+    fn set_range(&mut self, ports: PortRange) {
+        self.range = Some(ports);
+    }
+
     fn install(&mut self) -> Result<(), BackendError> {
         self.layouts.clear();
-        // A socket that owns a table in one family must own those of the others, too.
+        // If a socket owns the table of one family, it must own that of the other, too.
         for layout in [&IPV4, &IPV6] {
             if !layout.is_here() {
                 continue;
@@ -264,23 +264,20 @@ impl Backend for Nft {
 
     fn verify(&mut self) -> Result<bool, BackendError> {
         let chains = tables::chains_on(&mut self.socket).map_err(failed("list chains"))?;
-        let range = self.range;
-        let all = self.layouts.iter().all(|layout| {
-            CHAINS.iter().all(|spec| {
-                chains.iter().any(|chain| {
-                    chain.family == layout.family.number()
-                        && chain.table == PINHOLE_TABLE
-                        && chain.name == spec.name
-                        && usize::try_from(chain.rules).is_ok_and(|n| n == spec.size(range))
-                })
-            })
-        });
-        Ok(all && !self.layouts.is_empty())
+        Ok(are_whole(&self.layouts, self.range, &chains))
+    }
+
+    fn verification(&self) -> Option<Verification> {
+        let (layouts, range) = (self.layouts.clone(), self.range);
+        Some(Box::new(move || {
+            let chains = tables::chains().map_err(failed("list chains"))?;
+            Ok(are_whole(&layouts, range, &chains))
+        }))
     }
 }
 
 impl Drop for Nft {
-    /// A table with an owner goes with the socket; on older kernels it must be taken away.
+    /// The kernel removes a table with its owner; on older kernels, which know no owner, we must.
     fn drop(&mut self) {
         if !self.layouts.is_empty()
             && let Err(error) = self.remove()
@@ -288,6 +285,20 @@ impl Drop for Nft {
             log::warn!("{error}");
         }
     }
+}
+
+/// Whether the kernel has our chains of all these families, with as many rules as we made.
+fn are_whole(layouts: &[&FamilyLayout], range: Option<PortRange>, chains: &[ChainInfo]) -> bool {
+    let is_whole = |layout: &FamilyLayout, spec: &ChainSpec| {
+        chains.iter().any(|chain| {
+            chain.family == layout.family.number()
+                && chain.table == PINHOLE_TABLE
+                && chain.name == spec.name
+                && usize::try_from(chain.rules).is_ok_and(|n| n == spec.size(range))
+        })
+    };
+    let all_whole = |layout: &&FamilyLayout| CHAINS.iter().all(|spec| is_whole(layout, spec));
+    !layouts.is_empty() && layouts.iter().all(all_whole)
 }
 
 fn failed(what: &'static str) -> impl Fn(io::Error) -> BackendError {

@@ -5,11 +5,13 @@ use crate::engine::gateway::RangeRequest;
 
 const IDLE: u64 = 300;
 
-fn with_range() -> Config {
-    Config {
-        tls_range: Some("40000-40009".parse().unwrap()),
-        tls_idle: Duration::from_secs(IDLE),
-        ..Config::default()
+fn with_range() -> PlaneConfig {
+    PlaneConfig {
+        tls_range: Some(TlsRange {
+            ports: "40000-40009".parse().unwrap(),
+            idle: Duration::from_secs(IDLE),
+        }),
+        ..PlaneConfig::default()
     }
 }
 
@@ -93,9 +95,9 @@ fn it_ends_when_idle_and_opens_again_with_activity() {
         matches!(
             told[..],
             [
-                Report::RangeOpened(_),
-                Report::RangeClosed(_, RangeEnd::Idle),
-                Report::RangeOpened(_)
+                PlaneReport::RangeOpened(_),
+                PlaneReport::RangeClosed(_, RangeEnd::Idle),
+                PlaneReport::RangeOpened(_)
             ]
         ),
         "{told:?}"
@@ -192,10 +194,9 @@ fn a_kernel_that_refuses() {
 
 #[test]
 fn ranges_are_bounded_and_survive_a_flush() {
-    let (mut plane, world) = plane(Config {
-        ranges: 2,
-        ..with_range()
-    });
+    let mut config = with_range();
+    config.limits.ranges = 2;
+    let (mut plane, world) = plane(config);
     plane.open_range(&request(1, ANN, S1)).unwrap();
     plane.open_range(&request(2, BOB, S1)).unwrap();
     let limited = plane.open_range(&request(3, "203.0.113.12", S1));
@@ -211,6 +212,6 @@ fn ranges_are_bounded_and_survive_a_flush() {
 
 #[test]
 fn without_a_range_there_is_none() {
-    let (mut plane, _) = plane(Config::default());
+    let (mut plane, _) = plane(PlaneConfig::default());
     assert!(plane.open_range(&request(1, ANN, S1)).is_err());
 }

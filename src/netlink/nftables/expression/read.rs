@@ -1,4 +1,4 @@
-//! Expressions as the kernel tells them.
+//! Reads the expressions of a rule.
 //!
 //! Contract: reading is total, and bounded by the bytes that are read.
 
@@ -8,7 +8,7 @@ use crate::netlink::codec::{Attr, Attrs};
 /// A register, by its first byte among the 64 bytes of all of them.
 pub(crate) type Register = usize;
 
-/// An expression as the kernel tells it.
+/// An expression of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Expression<'a> {
     /// Loads bytes of the packet.

@@ -1,4 +1,4 @@
-//! Rules and transactions as text, in the words and the order in which the tools save them.
+//! The text of rules and of commits, with the words in the order in which the tools save them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,15 +9,16 @@ use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 use crate::firewall::xtables::save::{Rule, Ruleset};
 use crate::net::Mark;
 
-/// iptables' own limit for `--datestop`, 2038-01-19T03:14:07Z: later deadlines are left to us.
+/// The latest `--datestop` that iptables takes, 2038-01-19T03:14:07Z. Later deadlines aren't given
+/// to the kernel.
 const MAX_STAMP: i64 = i32::MAX as i64;
 
-/// A rule of a hole: its chain and its spec.
+/// A rule of a pinhole or range: its chain and its spec.
 pub(super) type RuleLine = (&'static str, String);
 
-/// A hole of either kind, as its rules say it.
+/// What the rules of a pinhole or range say.
 pub(super) struct Wording {
-    /// The chains: before the translation of the destination, and before that of the source.
+    /// The chains in which the destination and the source are translated.
     pub(super) chains: [&'static str; 2],
     /// `pinhole` or `range`.
     pub(super) kind: &'static str,
@@ -28,15 +29,15 @@ pub(super) struct Wording {
     /// Where connections are delivered; `None`: where they were sent to.
     pub(super) land: Option<String>,
     pub(super) as_source: Option<IpAddr>,
-    /// By which other address the second translation knows its connections, besides their mark and
-    /// where they were made to.
+    /// The address that a connection must have been delivered to for its source to be translated;
+    /// `None`: any.
     pub(super) delivered: Option<IpAddr>,
     /// The user's bits of the mark.
     pub(super) carried: u32,
 }
 
 impl Wording {
-    /// The rules; none is like those of a hole with another number.
+    /// The rules, numbered by `serial` in their comments.
     pub(super) fn rules(self, mark: Mark, until: Option<&str>, serial: u64) -> Vec<RuleLine> {
         let bit = mark.bit();
         let Self {
@@ -54,8 +55,8 @@ impl Wording {
             format!("-s {from}/{bits} -d {to}/{bits} -p tcp -m tcp --dport {ports}{until} {tag}");
         let mut targets = Vec::new();
         if self.carried != 0 {
-            // The user's own mark on the data connection comes first. The packet's mark is set,
-            // too: the next thing that happens to it is routing.
+            // A data connection that the user has marked already keeps its mark. The packet gets
+            // the mark, too, since it is routed next.
             let carried = self.carried;
             targets.extend(["MARK", "CONNMARK"].map(|target| {
                 format!("-m connmark --mark 0x0 -j {target} --set-xmark {carried:#x}/0xffffffff")
@@ -64,7 +65,7 @@ impl Wording {
         targets.push(format!("-j CONNMARK --set-xmark {bit:#x}/{bit:#x}"));
         targets.push(match self.land {
             Some(land) => format!("-j DNAT --to-destination {land}"),
-            // A hole that translates nothing still keeps the user's own translations away.
+            // So that the user's rules don't translate it.
             None => "-j ACCEPT".to_owned(),
         });
         let mut lines: Vec<RuleLine> = targets
@@ -87,7 +88,7 @@ impl Wording {
     }
 }
 
-/// The text that removes some rules and adds others at once, `first` before all that are there.
+/// The text of a commit that removes some rules and adds others. `first`: before all other rules.
 pub(super) fn transaction(remove: &[RuleLine], add: &[RuleLine], first: bool) -> String {
     let mut text = format!("*nat\n{}", verb_lines("-D", remove));
     if first {
@@ -104,7 +105,7 @@ pub(super) fn transaction(remove: &[RuleLine], add: &[RuleLine], first: bool) ->
     text
 }
 
-/// Lines as rules that can be looked for.
+/// Parses rules, to look for them in a table.
 pub(super) fn rules<'a>(lines: impl IntoIterator<Item = &'a RuleLine>) -> Vec<Rule> {
     let set = Ruleset::parse(&format!("*nat\n{}COMMIT\n", verb_lines("-A", lines)));
     set.tables.into_iter().flat_map(|t| t.rules).collect()

@@ -1,4 +1,7 @@
-//! The holes of one kind that are in the kernel, and how their rules are changed there.
+//! The rules of pinholes, or of ranges, that are in the kernel, and how they are changed there.
+//!
+//! Which should be open is for the plane to say. What is kept here is the text of their rules, which
+//! the tools need to delete them.
 
 use std::collections::BTreeMap;
 
@@ -6,17 +9,17 @@ use super::lines::{RuleLine, transaction, verb_lines};
 use super::{Host, NatTable};
 use crate::net::Family;
 use crate::pinholes::backend::BackendError;
-use crate::pinholes::{Key, RangeKey};
+use crate::pinholes::{PinholeKey, RangeKey};
 
-/// How often a hole is tried again to be opened while others are being closed.
+/// How often opening is tried again while others are being closed.
 const ATTEMPTS: usize = 3;
 
-/// What identifies a hole.
+/// The key of a pinhole or of a range.
 pub(super) trait HoleKey: Copy + Ord {
     fn family(self) -> Family;
 }
 
-impl HoleKey for Key {
+impl HoleKey for PinholeKey {
     fn family(self) -> Family {
         Family::of(self.from)
     }
@@ -28,14 +31,14 @@ impl HoleKey for RangeKey {
     }
 }
 
-/// The holes that are open, in chains of their own.
+/// All open pinholes, or all open ranges: they have chains of their own.
 #[derive(Debug)]
 pub(super) struct Open<K> {
     chains: [&'static str; 2],
     holes: BTreeMap<K, Vec<RuleLine>>,
 }
 
-/// A table `nat` of the host's.
+/// The table `nat` of a family, and the tools to change it.
 #[derive(Clone, Copy)]
 pub(super) struct Nat<'a> {
     pub(super) host: &'a Host,
@@ -58,12 +61,12 @@ impl<K: HoleKey> Open<K> {
         self.holes.contains_key(&key)
     }
 
-    /// Counts holes in whose rules were put into the kernel.
+    /// Adds those whose rules are in the kernel now.
     pub(super) fn extend(&mut self, holes: Vec<(K, Vec<RuleLine>)>) {
         self.holes.extend(holes);
     }
 
-    /// Forgets holes, whose rules are being removed.
+    /// Takes some out, with their rules, which the caller removes from the kernel.
     pub(super) fn take(&mut self, keys: &[K]) -> Vec<(K, Vec<RuleLine>)> {
         let entries = keys.iter().filter_map(|key| self.holes.remove_entry(key));
         entries.collect()
@@ -77,25 +80,23 @@ impl<K: HoleKey> Open<K> {
             .flat_map(|(_, lines)| lines)
     }
 
-    /// Takes the rules of some holes out and puts those of another one in, all at once, `first`
-    /// before all that are there.
+    /// Replaces the rules of a key, in one commit; no rules close it. `first`: the new ones come before
+    /// all others.
     ///
-    /// If somebody else removed some of them meanwhile, fills the chains anew with all that should
-    /// be in there.
+    /// If somebody else removed some of the old rules, fills the chains again with all that they
+    /// should hold.
     pub(super) fn change(
         &mut self,
         nat: Nat<'_>,
-        out: &[K],
-        into: Option<(K, Vec<RuleLine>)>,
+        key: K,
+        new: Vec<RuleLine>,
         first: bool,
     ) -> Result<(), BackendError> {
-        let removed = self.take(out);
-        let old: Vec<RuleLine> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
-        let new = into.as_ref().map_or(&[][..], |(_, lines)| lines);
-        let text = transaction(&old, new, first);
+        let old = self.holes.remove(&key).unwrap_or_default();
+        let text = transaction(&old, &new, first);
         let mut done = nat.restore(&text);
         if first {
-            // iptables-nft says "before the rule that is the first now": it may be gone by then.
+            // iptables-nft inserts before the rule that it saw first, which may be gone by then.
             for _ in 0..ATTEMPTS {
                 done = done.or_else(|_| nat.restore(&text));
             }
@@ -103,25 +104,25 @@ impl<K: HoleKey> Open<K> {
         if done.is_err() && old.is_empty() {
             return done;
         }
-        let added = into.map(|(key, lines)| {
-            self.holes.insert(key, lines);
-            key
-        });
+        let opens = !new.is_empty();
+        if opens {
+            self.holes.insert(key, new);
+        }
         let Err(error) = done.or_else(|_| self.refill(nat)) else {
             return Ok(());
         };
-        if let Some(key) = added {
+        if opens {
             self.holes.remove(&key);
         }
-        if self.stay(nat, removed) || added.is_some() {
+        let old = (!old.is_empty()).then_some((key, old));
+        if self.stay(nat, old) || opens {
             Err(error)
         } else {
             Ok(())
         }
     }
 
-    /// Learns that the rules of some holes could not be removed: makes the chains hold what they
-    /// should.
+    /// Makes the chains hold what they should after rules could not be removed.
     pub(super) fn mend(
         &mut self,
         nat: Nat<'_>,
@@ -133,15 +134,15 @@ impl<K: HoleKey> Open<K> {
         }
     }
 
-    /// Makes our chains hold exactly the holes that are open. Fails if the chains are gone.
+    /// Fills our chains again with exactly the rules that they should hold. Fails if they are gone.
     fn refill(&self, nat: Nat<'_>) -> Result<(), BackendError> {
         let [pre, post] = self.chains;
         let lines = verb_lines("-A", self.lines(nat.table.family));
         nat.restore(&format!("*nat\n-F {pre}\n-F {post}\n{lines}COMMIT\n"))
     }
 
-    /// Keeps holes whose rules may still be there, to be tried again. `false` if our chains are
-    /// gone: then no hole is open.
+    /// Remembers rules that may still be there, so that closing can be tried again. `false` if our
+    /// chains are gone: then nothing is open.
     fn stay(
         &mut self,
         nat: Nat<'_>,
@@ -162,19 +163,15 @@ impl<K: HoleKey> Open<K> {
 
 impl Nat<'_> {
     pub(super) fn restore(self, text: &str) -> Result<(), BackendError> {
-        let NatTable {
-            family, flavour, ..
-        } = self.table;
-        Ok(self.host.restore(family, flavour, text)?)
+        let table = self.table;
+        Ok(self.host.restore(table.family, table.flavour, text)?)
     }
 
-    /// Whether a chain is there, or that can't be told.
+    /// Whether a chain is there; true as well if that can't be told.
     fn has_chain(self, name: &str) -> bool {
-        let NatTable {
-            family, flavour, ..
-        } = self.table;
+        let table = self.table;
         self.host.snapshot().map_or(true, |snapshot| {
-            let nat = snapshot.table(family, flavour, "nat");
+            let nat = snapshot.table(table.family, table.flavour, "nat");
             nat.is_some_and(|table| table.chain(name).is_some())
         })
     }

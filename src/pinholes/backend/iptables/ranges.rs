@@ -1,4 +1,4 @@
-//! Holes for ranges of ports, in chains of their own that come right after those of the pinholes.
+//! Ranges of ports in iptables: their chains, which come right after those of the pinholes, and rules.
 
 use super::lines::Wording;
 use crate::net::PortRange;
@@ -7,7 +7,7 @@ use crate::pinholes::RangeHole;
 /// The names of the chains.
 pub(super) const CHAINS: [&str; 2] = ["FTPALG-RANGE-PRE", "FTPALG-RANGE-POST"];
 
-/// The chains, declared and jumped to.
+/// Declares the chains, and inserts the jumps to them.
 const RULES: &str = r#"*nat
 :FTPALG-RANGE-PRE - [0:0]
 :FTPALG-RANGE-POST - [0:0]
@@ -17,12 +17,12 @@ const RULES: &str = r#"*nat
 -I POSTROUTING -m comment --comment "ftpalg:ranges" -j FTPALG-RANGE-POST
 "#;
 
-/// The rules that the backend installs with a range, given those without.
+/// Adds these chains to the pinholes' chains.
 pub(super) fn with_range(pinholes: &str) -> String {
     pinholes.replacen("*nat\n", RULES, 1)
 }
 
-/// The range as its rules say it.
+/// What the rules of a range say.
 pub(super) fn wording(hole: &RangeHole, range: PortRange) -> Wording {
     Wording {
         chains: CHAINS,
@@ -35,7 +35,7 @@ pub(super) fn wording(hole: &RangeHole, range: PortRange) -> Wording {
         },
         land: (hole.land != hole.to).then(|| hole.land.to_string()),
         as_source: hole.as_source,
-        // A pinhole at the same public address, but to another server, keeps its own source.
+        // A pinhole at the same public address, but to another server, isn't affected.
         delivered: Some(hole.land),
         carried: 0,
     }

@@ -1,59 +1,59 @@
-//! The elements of the maps: what a hole is in the kernel.
+//! The elements of the maps: what a pinhole is in the kernel.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::objects::{FamilyLayout, MAPS, Map};
+use super::objects::{FamilyLayout, Map};
 use crate::firewall::PINHOLE_TABLE;
 use crate::net::Mark;
 use crate::netlink::codec::{self, Builder};
 use crate::netlink::nftables::{attr, msg};
-use crate::netlink::socket::Request;
+use crate::netlink::socket::NetlinkRequest;
 use crate::pinholes::Pinhole;
 
-/// A place in a map, and what a hole maps it to.
+/// A key of a map, and what it is mapped to.
 #[derive(Debug)]
 pub(super) struct MapElement {
     /// The map's name.
-    pub(super) map: &'static str,
+    pub(super) map: String,
     pub(super) key: Vec<u8>,
-    /// `None`: nothing, but a hole that had the place before may have left something.
+    /// `None`: nothing, but an older pinhole with that key may have left an element.
     pub(super) data: Option<Vec<u8>>,
 }
 
 /// The elements of a pinhole.
-pub(super) fn of_pinhole(
-    layout: &FamilyLayout,
-    hole: &Pinhole,
-    mark: Mark,
-) -> [MapElement; MAPS.len()] {
-    MAPS.map(|map| MapElement {
-        map: layout.set(map),
+pub(super) fn of_pinhole(layout: &FamilyLayout, hole: &Pinhole, mark: Mark) -> [MapElement; 3] {
+    Map::OF_PINHOLE.map(|map| MapElement {
+        map: layout.name(map),
         key: [octets(hole.from), endpoint(hole.to)].concat(),
         data: match map {
             Map::Pinholes => Some(endpoint(hole.land)),
             Map::Sources => hole.as_source.map(octets),
-            // Both at once: the rule that takes it over sets nothing else.
-            Map::Marks => (hole.mark != 0).then(|| (hole.mark | mark.bit()).to_ne_bytes().to_vec()),
+            // With our bit: the rule sets the whole mark.
+            _ => (hole.mark != 0).then(|| (hole.mark | mark.bit()).to_ne_bytes().to_vec()),
         },
     })
 }
 
 impl MapElement {
-    /// Asks whether there is something.
-    pub(super) fn question(&self, layout: &FamilyLayout) -> Request<'_> {
+    /// Asks whether the key has an element.
+    pub(super) fn question(&self, layout: &FamilyLayout) -> NetlinkRequest<'_> {
         self.request(msg::GET_ELEM, 0, layout, |_| {})
     }
 
-    /// Deletes what is there.
-    pub(super) fn delete(&self, layout: &FamilyLayout) -> Request<'_> {
+    /// Deletes the element.
+    pub(super) fn delete(&self, layout: &FamilyLayout) -> NetlinkRequest<'_> {
         self.request(msg::DEL_ELEM, 0, layout, |_| {})
     }
 
-    /// Adds it where nothing is, if the hole has something there.
-    pub(super) fn add(&self, layout: &FamilyLayout, timeout: Duration) -> Option<Request<'_>> {
+    /// Adds the element, if there is one to add. There must be none with that key.
+    pub(super) fn add(
+        &self,
+        layout: &FamilyLayout,
+        timeout: Duration,
+    ) -> Option<NetlinkRequest<'_>> {
         let data = self.data.as_deref()?;
-        // 0 would mean: forever.
+        // The kernel takes 0 for "no timeout".
         let millis = u64::try_from(timeout.as_millis())
             .unwrap_or(u64::MAX)
             .max(1);
@@ -72,14 +72,14 @@ impl MapElement {
         flags: u16,
         layout: &FamilyLayout,
         more: impl Fn(&mut Builder) + 'a,
-    ) -> Request<'a> {
-        Request {
+    ) -> NetlinkRequest<'a> {
+        NetlinkRequest {
             kind,
             flags,
             family: layout.family.number(),
             attrs: Box::new(move |b| {
                 b.text(attr::ELEMS_TABLE, PINHOLE_TABLE);
-                b.text(attr::ELEMS_SET, self.map);
+                b.text(attr::ELEMS_SET, &self.map);
                 b.nest(attr::ELEMS_LIST, |b| {
                     b.nest(attr::LIST_ELEM, |b| {
                         b.nest(attr::ELEM_KEY, |b| {

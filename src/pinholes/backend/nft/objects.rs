@@ -11,20 +11,16 @@ use crate::netlink::nftables::expression::{Base, Ct, Expressions, Translate, put
 use crate::netlink::nftables::{
     SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, attr, comment, datatype, hook, msg, policy,
 };
-use crate::netlink::socket::Request;
+use crate::netlink::socket::NetlinkRequest;
 
-/// Names of the maps within the batch that makes them.
-const PINHOLES_ID: u32 = 1;
-const SOURCES_ID: u32 = 2;
-const MARKS_ID: u32 = 3;
 /// Just before `dstnat` (−100) and `srcnat` (100) of the user's rules.
 const DNAT_PRIORITY: i32 = -101;
 const SNAT_PRIORITY: i32 = 99;
-/// First packets of a connection that a hole lets in per second: below the shortest time after which
-/// a SYN is sent again (1 s, RFC 6298 §2.1).
+/// How many first packets a pinhole lets in per second. The time between two is shorter than the one
+/// after which a SYN is repeated (1 s, RFC 6298 §2.1).
 const FIRST_PACKETS: u64 = 2;
 
-/// What the kernel takes; found out by trying.
+/// What the kernel supports; found out by trying.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Abilities {
     /// A table that belongs to our socket.
@@ -33,15 +29,10 @@ pub(super) struct Abilities {
     pub(super) limit: bool,
 }
 
-/// What differs between IPv4 and IPv6: names, and where things are.
+/// What differs between IPv4 and IPv6: names, offsets and sizes.
 #[derive(Debug)]
 pub(super) struct FamilyLayout {
     pub(super) family: Family,
-    pinholes: &'static str,
-    sources: &'static str,
-    marks: &'static str,
-    pub(super) ranges: &'static str,
-    pub(super) range_sources: &'static str,
     /// How many registers an address takes.
     pub(super) words: u32,
     /// Where the addresses are in the IP header.
@@ -55,11 +46,6 @@ pub(super) struct FamilyLayout {
 
 pub(super) static IPV4: FamilyLayout = FamilyLayout {
     family: Family::V4,
-    pinholes: "pinholes4",
-    sources: "sources4",
-    marks: "marks4",
-    ranges: "ranges4",
-    range_sources: "range-sources4",
     words: 1,
     source_at: 12,
     target_at: 16,
@@ -71,11 +57,6 @@ pub(super) static IPV4: FamilyLayout = FamilyLayout {
 
 pub(super) static IPV6: FamilyLayout = FamilyLayout {
     family: Family::V6,
-    pinholes: "pinholes6",
-    sources: "sources6",
-    marks: "marks6",
-    ranges: "ranges6",
-    range_sources: "range-sources6",
     words: 4,
     source_at: 8,
     target_at: 24,
@@ -94,12 +75,18 @@ impl FamilyLayout {
         !self.optional || Path::new("/proc/sys/net/ipv6").exists()
     }
 
-    pub(super) fn set(&self, map: Map) -> &'static str {
-        match map {
-            Map::Pinholes => self.pinholes,
-            Map::Sources => self.sources,
-            Map::Marks => self.marks,
-        }
+    /// Bytes of an address.
+    pub(super) fn addr_len(&self) -> u32 {
+        4 * self.words
+    }
+
+    /// The name of a map of this family, such as `pinholes4`.
+    pub(super) fn name(&self, map: Map) -> String {
+        let digit = match self.family {
+            Family::V4 => 4,
+            Family::V6 => 6,
+        };
+        format!("{}{digit}", map.name())
     }
 
     /// Registers: the key from 0 (source, target, port), then what a map gives, then the mark.
@@ -123,47 +110,50 @@ impl FamilyLayout {
     }
 }
 
-/// What a hole has elements in, all under its key.
+/// The maps of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Map {
-    /// Where the connection is delivered.
-    Pinholes,
-    /// Which source it shows, if it is another than its own.
+    /// Of pinholes: where the connection is delivered.
+    Pinholes = 1,
+    /// Of pinholes: which source it shows, if not its own.
     Sources,
-    /// The connection mark that it takes over from its control connection, with our bit.
+    /// Of pinholes: the connection mark that it takes over from its control connection, with our
+    /// bit.
     Marks,
+    /// Of ranges: where the connections are delivered.
+    Ranges,
+    /// Of ranges: which source they show, if not their own.
+    RangeSources,
 }
 
-/// All of them.
-pub(super) const MAPS: [Map; 3] = [Map::Pinholes, Map::Sources, Map::Marks];
+impl Map {
+    /// Those in which a pinhole has elements, all under its key.
+    pub(super) const OF_PINHOLE: [Self; 3] = [Self::Pinholes, Self::Sources, Self::Marks];
+    /// Those of a range.
+    pub(super) const OF_RANGE: [Self; 2] = [Self::Ranges, Self::RangeSources];
 
-/// One change of an installation, and what it is about.
-pub(super) struct Change {
-    pub(super) what: What,
-    kind: u16,
-    flags: u16,
-    family: u8,
-    attrs: Box<dyn Fn(&mut Builder)>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum What {
-    Leftover,
-    Table,
-    Map,
-    RangeMap,
-    Chain,
-}
-
-impl Change {
-    pub(super) fn request(&self) -> Request<'_> {
-        Request {
-            kind: self.kind,
-            flags: self.flags,
-            family: self.family,
-            attrs: Box::new(|b| (self.attrs)(b)),
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pinholes => "pinholes",
+            Self::Sources => "sources",
+            Self::Marks => "marks",
+            Self::Ranges => "ranges",
+            Self::RangeSources => "range-sources",
         }
     }
+
+    /// Names the map within the batch that makes it.
+    pub(super) fn id(self) -> u32 {
+        self as u32
+    }
+}
+
+/// What a request of an installation is about, as far as another one is tried if it is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    Table,
+    PinholeMap,
+    Other,
 }
 
 type WriteRule = fn(&FamilyLayout, Mark, &mut Expressions<'_>);
@@ -222,85 +212,59 @@ pub(super) static CHAINS: [ChainSpec; 4] = [
     },
 ];
 
-/// Everything of one family in one batch: it replaces a leftover and is there at once, or not at all.
+/// The requests that make all objects of one family, for one batch. A leftover is deleted first.
 pub(super) fn plan(
     layout: &'static FamilyLayout,
     mark: Mark,
     abilities: Abilities,
     range: Option<PortRange>,
     leftover: bool,
-) -> Vec<Change> {
-    let step = |what, kind, flags, attrs| Change {
-        what,
-        kind,
-        flags,
-        family: layout.family.number(),
-        attrs,
-    };
+) -> Vec<(What, NetlinkRequest<'static>)> {
     let mut steps = Vec::new();
     if leftover {
-        steps.push(step(
-            What::Leftover,
-            msg::DEL_TABLE,
-            0,
-            Box::new(|b| {
-                b.text(attr::TABLE_NAME, PINHOLE_TABLE);
-            }),
-        ));
+        steps.push((What::Other, del_table(layout)));
     }
-    steps.push(step(
-        What::Table,
-        msg::NEW_TABLE,
-        codec::CREATE | codec::EXCL,
-        Box::new(move |b| {
-            b.text(attr::TABLE_NAME, PINHOLE_TABLE);
-            if abilities.owner {
-                b.be32(attr::TABLE_FLAGS, TABLE_OWNER);
-            }
-            b.bytes(attr::TABLE_USERDATA, &comment(0, "ftpalg:pinholes"));
-        }),
-    ));
-    for map in MAPS {
-        steps.push(step(
-            What::Map,
-            msg::NEW_SET,
-            codec::CREATE,
-            Box::new(move |b| put_map(b, layout, map, abilities.limit)),
-        ));
-    }
-    if range.is_some() {
-        for map in ranges::MAPS {
-            steps.push(step(
-                What::RangeMap,
-                msg::NEW_SET,
-                codec::CREATE,
-                Box::new(move |b| ranges::put_map(b, layout, map)),
-            ));
+    let mut add = |what, kind, flags, attrs: Box<dyn Fn(&mut Builder)>| {
+        let family = layout.family.number();
+        let request = NetlinkRequest {
+            kind,
+            flags,
+            family,
+            attrs,
+        };
+        steps.push((what, request));
+    };
+    let put_table = move |b: &mut Builder| {
+        b.text(attr::TABLE_NAME, PINHOLE_TABLE);
+        if abilities.owner {
+            b.be32(attr::TABLE_FLAGS, TABLE_OWNER);
         }
+        b.bytes(attr::TABLE_USERDATA, &comment(0, "ftpalg:pinholes"));
+    };
+    let flags = codec::CREATE | codec::EXCL;
+    add(What::Table, msg::NEW_TABLE, flags, Box::new(put_table));
+    for map in Map::OF_PINHOLE {
+        let put = move |b: &mut Builder| put_map(b, layout, map, abilities.limit);
+        let put = Box::new(put);
+        add(What::PinholeMap, msg::NEW_SET, codec::CREATE, put);
+    }
+    for map in Map::OF_RANGE.into_iter().filter(|_| range.is_some()) {
+        let put = Box::new(move |b: &mut Builder| put_map(b, layout, map, false));
+        add(What::Other, msg::NEW_SET, codec::CREATE, put);
     }
     for spec in &CHAINS {
-        steps.push(step(
-            What::Chain,
-            msg::NEW_CHAIN,
-            codec::CREATE,
-            Box::new(move |b| put_chain(b, spec)),
-        ));
+        let put = Box::new(|b: &mut Builder| put_chain(b, spec));
+        add(What::Other, msg::NEW_CHAIN, codec::CREATE, put);
+        let flags = codec::CREATE | codec::APPEND;
         for rule in spec.rules {
-            steps.push(step(
-                What::Chain,
-                msg::NEW_RULE,
-                codec::CREATE | codec::APPEND,
-                Box::new(move |b| put_rule(b, spec, |list| rule(layout, mark, list))),
-            ));
+            let put = move |b: &mut Builder| put_rule(b, spec, |list| rule(layout, mark, list));
+            add(What::Other, msg::NEW_RULE, flags, Box::new(put));
         }
         if let Some(range) = range {
             let rule = spec.range_rule;
-            steps.push(step(
-                What::Chain,
-                msg::NEW_RULE,
-                codec::CREATE | codec::APPEND,
-                Box::new(move |b| put_rule(b, spec, |list| rule(layout, mark, range, list))),
-            ));
+            let put =
+                move |b: &mut Builder| put_rule(b, spec, |list| rule(layout, mark, range, list));
+            add(What::Other, msg::NEW_RULE, flags, Box::new(put));
         }
     }
     steps
@@ -327,46 +291,59 @@ fn put_rule(b: &mut Builder, spec: &ChainSpec, rule: impl FnOnce(&mut Expression
 
 fn put_map(b: &mut Builder, layout: &FamilyLayout, map: Map, limit: bool) {
     let addr = layout.datatype;
-    let addr_len = 4 * layout.words;
-    let (id, data_type, data_len, role) = match map {
-        Map::Pinholes => {
-            let data = datatype::concat(&[addr, datatype::PORT]);
-            (PINHOLES_ID, data, addr_len + 4, "ftpalg:pinholes")
-        }
-        Map::Sources => (SOURCES_ID, addr, addr_len, "ftpalg:sources"),
-        Map::Marks => (MARKS_ID, datatype::MARK, 4, "ftpalg:marks"),
+    let (key, data): (&[u32], &[u32]) = match map {
+        Map::Pinholes => (&[addr, addr, datatype::PORT], &[addr, datatype::PORT]),
+        Map::Sources => (&[addr, addr, datatype::PORT], &[addr]),
+        Map::Marks => (&[addr, addr, datatype::PORT], &[datatype::MARK]),
+        Map::Ranges => (&[addr, addr], &[addr]),
+        Map::RangeSources => (&[addr, addr, addr], &[addr]),
     };
-    let key_type = datatype::concat(&[addr, addr, datatype::PORT]);
+    let len_of = |one: &u32| if *one == addr { layout.addr_len() } else { 4 };
+    let len = |types: &[u32]| types.iter().map(len_of).sum();
+    let flags = match map {
+        Map::Ranges | Map::RangeSources => SET_MAP | SET_TIMEOUT,
+        _ => SET_MAP | SET_TIMEOUT | SET_DYNAMIC,
+    };
     b.text(attr::SET_TABLE, PINHOLE_TABLE);
-    b.text(attr::SET_NAME, layout.set(map));
-    b.be32(attr::SET_FLAGS, SET_MAP | SET_TIMEOUT | SET_DYNAMIC);
-    b.be32(attr::SET_KEY_TYPE, key_type);
-    b.be32(attr::SET_KEY_LEN, 2 * addr_len + 4);
-    b.be32(attr::SET_DATA_TYPE, data_type);
-    b.be32(attr::SET_DATA_LEN, data_len);
-    b.be32(attr::SET_ID, id);
-    let host_order = map == Map::Marks;
-    b.bytes(attr::SET_USERDATA, &set_userdata(role, host_order));
+    b.text(attr::SET_NAME, &layout.name(map));
+    b.be32(attr::SET_FLAGS, flags);
+    b.be32(attr::SET_KEY_TYPE, datatype::concat(key));
+    b.be32(attr::SET_KEY_LEN, len(key));
+    b.be32(attr::SET_DATA_TYPE, datatype::concat(data));
+    b.be32(attr::SET_DATA_LEN, len(data));
+    b.be32(attr::SET_ID, map.id());
+    b.bytes(attr::SET_USERDATA, &set_userdata(map));
     if map == Map::Pinholes && limit {
         b.nest(attr::SET_EXPR, |b| put_limit(b, FIRST_PACKETS));
     }
 }
 
 /// User data of a set starts with the byte order of key and data (1: the host's, 2: network).
-pub(super) fn set_userdata(role: &str, host_order: bool) -> Vec<u8> {
+fn set_userdata(map: Map) -> Vec<u8> {
     let order = |kind: u8, order: u32| [vec![kind, 4], order.to_ne_bytes().to_vec()].concat();
-    let data = if host_order { 1 } else { 2 };
-    [order(0, 2), order(1, data), comment(7, role)].concat()
+    let data = if map == Map::Marks { 1 } else { 2 };
+    let role = comment(7, &format!("ftpalg:{}", map.name()));
+    [order(0, 2), order(1, data), role].concat()
 }
 
-/// For control connections that the user has marked. The user's own mark on the data connection
-/// comes first. The packet's mark is set, too: the next thing that happens to it is routing.
+/// For pinholes whose control connection has a mark of the user's. A data connection that the user
+/// has marked already keeps its mark. The packet gets the mark, too, since it is routed next.
 fn marked_dnat_rule(layout: &FamilyLayout, mark: Mark, rule: &mut Expressions<'_>) {
     rule.ct(layout.mark(), Ct::Mark)
         .compare(layout.mark(), true, &[0; 4]);
     load_key(layout, rule)
-        .lookup(layout.marks, MARKS_ID, 0, layout.carried())
-        .lookup(layout.pinholes, PINHOLES_ID, 0, layout.data())
+        .lookup(
+            &layout.name(Map::Marks),
+            Map::Marks.id(),
+            0,
+            layout.carried(),
+        )
+        .lookup(
+            &layout.name(Map::Pinholes),
+            Map::Pinholes.id(),
+            0,
+            layout.data(),
+        )
         .set_mark(layout.carried())
         .bits(layout.carried(), !mark.bit(), 0)
         .set_packet_mark(layout.carried())
@@ -382,7 +359,7 @@ fn load_key<'a, 'b>(
     layout: &FamilyLayout,
     rule: &'a mut Expressions<'b>,
 ) -> &'a mut Expressions<'b> {
-    let addr_len = 4 * layout.words;
+    let addr_len = layout.addr_len();
     rule.protocol(0, TCP)
         .payload(0, Base::Network, layout.source_at, addr_len)
         .payload(layout.target(), Base::Network, layout.target_at, addr_len)
@@ -391,7 +368,12 @@ fn load_key<'a, 'b>(
 
 fn dnat_rule(layout: &FamilyLayout, mark: Mark, rule: &mut Expressions<'_>) {
     load_key(layout, rule)
-        .lookup(layout.pinholes, PINHOLES_ID, 0, layout.data())
+        .lookup(
+            &layout.name(Map::Pinholes),
+            Map::Pinholes.id(),
+            0,
+            layout.data(),
+        )
         .ct(layout.mark(), Ct::Mark)
         .bits(layout.mark(), !mark.bit(), mark.bit())
         .set_mark(layout.mark())
@@ -411,7 +393,12 @@ fn snat_rule(layout: &FamilyLayout, mark: Mark, rule: &mut Expressions<'_>) {
         .ct(0, layout.ct_source)
         .ct(layout.target(), layout.ct_target)
         .ct(layout.port(), Ct::OriginalPort)
-        .lookup(layout.sources, SOURCES_ID, 0, layout.data())
+        .lookup(
+            &layout.name(Map::Sources),
+            Map::Sources.id(),
+            0,
+            layout.data(),
+        )
         .nat(
             Translate::Source,
             layout.family.number(),
@@ -420,8 +407,8 @@ fn snat_rule(layout: &FamilyLayout, mark: Mark, rule: &mut Expressions<'_>) {
         );
 }
 
-pub(super) fn del_table(layout: &'static FamilyLayout) -> Request<'static> {
-    Request {
+pub(super) fn del_table(layout: &'static FamilyLayout) -> NetlinkRequest<'static> {
+    NetlinkRequest {
         kind: msg::DEL_TABLE,
         flags: 0,
         family: layout.family.number(),
