@@ -38,6 +38,22 @@ struct Named {
     deny: Option<Vec<Verb>>,
 }
 
+impl Named {
+    /// The rules that are on or off, by name.
+    fn switches(&mut self) -> [(&'static str, &mut Option<bool>); 8] {
+        [
+            ("order", &mut self.order),
+            ("unknown-verbs", &mut self.unknown_verbs),
+            ("long-lines", &mut self.long_lines),
+            ("control-bytes", &mut self.control_bytes),
+            ("before-greeting", &mut self.before_greeting),
+            ("addresses", &mut self.addresses),
+            ("active-late", &mut self.active_late),
+            ("passive-ports", &mut self.passive_ports),
+        ]
+    }
+}
+
 /// The rules that can be named on the command line.
 const RULES: &str = "all, order, unknown-verbs, long-lines, control-bytes, before-greeting, \
                      addresses, passive-ports, active-late, failed-logins";
@@ -46,28 +62,21 @@ impl StrictChoice {
     /// These, with the other's lists and numbers where they have none: a flag adds rules to those
     /// of the file.
     pub(super) fn over(self, base: Self) -> Self {
-        // What the file leaves out counts no more when the flag asks for all.
-        let either = |own: Option<bool>, base: Option<bool>| own.or(base.filter(|_| !self.all));
-        let (own, base_named) = (self.named, base.named);
+        let Self { all, mut named } = self;
+        let mut file = base.named;
+        for ((_, own), (_, base)) in named.switches().into_iter().zip(file.switches()) {
+            // What the file leaves out counts no more when the flag asks for all.
+            *own = own.or(base.filter(|_| !all));
+        }
         // The flag has no number: it asks for one, unless that is the file's.
-        let asked = self.all || own.failed_logins.is_some();
-        let logins = base_named.failed_logins.filter(|n| !asked || *n > 0);
+        let asked = all || named.failed_logins.is_some();
+        let logins = file.failed_logins.filter(|n| !asked || *n > 0);
+        named.failed_logins = logins.or(named.failed_logins);
+        named.allow = named.allow.or(file.allow);
+        named.deny = named.deny.or(file.deny);
         Self {
-            all: self.all || base.all,
-            named: Named {
-                all: None,
-                order: either(own.order, base_named.order),
-                unknown_verbs: either(own.unknown_verbs, base_named.unknown_verbs),
-                long_lines: either(own.long_lines, base_named.long_lines),
-                control_bytes: either(own.control_bytes, base_named.control_bytes),
-                before_greeting: either(own.before_greeting, base_named.before_greeting),
-                addresses: either(own.addresses, base_named.addresses),
-                active_late: either(own.active_late, base_named.active_late),
-                passive_ports: either(own.passive_ports, base_named.passive_ports),
-                failed_logins: logins.or(own.failed_logins),
-                allow: own.allow.or(base_named.allow),
-                deny: own.deny.or(base_named.deny),
-            },
+            all: all || base.all,
+            named,
         }
     }
 
@@ -104,26 +113,17 @@ impl FromStr for StrictChoice {
         let mut choice = Self::default();
         let named = &mut choice.named;
         for name in text.split(',') {
-            let rule = match name.trim() {
-                "all" => {
-                    choice.all = true;
-                    continue;
+            match name.trim() {
+                "all" => choice.all = true,
+                "failed-logins" => named.failed_logins = Some(Strict::FAILED_LOGINS),
+                name => {
+                    let mut switches = named.switches().into_iter();
+                    let Some((_, rule)) = switches.find(|(known, _)| *known == name) else {
+                        return Err(format!("no rule {name:?}; write some of {RULES}"));
+                    };
+                    *rule = Some(true);
                 }
-                "failed-logins" => {
-                    named.failed_logins = Some(Strict::FAILED_LOGINS);
-                    continue;
-                }
-                "order" => &mut named.order,
-                "unknown-verbs" => &mut named.unknown_verbs,
-                "long-lines" => &mut named.long_lines,
-                "control-bytes" => &mut named.control_bytes,
-                "before-greeting" => &mut named.before_greeting,
-                "addresses" => &mut named.addresses,
-                "active-late" => &mut named.active_late,
-                "passive-ports" => &mut named.passive_ports,
-                other => return Err(format!("no rule {other:?}; write some of {RULES}")),
-            };
-            *rule = Some(true);
+            }
         }
         Ok(choice)
     }
