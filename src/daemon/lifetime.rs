@@ -79,10 +79,7 @@ impl Lifetime {
                 f();
             })
             .map(drop)
-            .map_err(|source| Error::System {
-                what: "start a thread",
-                source,
-            })
+            .map_err(Error::system("start a thread"))
     }
 
     /// Takes SIGHUPs over.

@@ -18,6 +18,7 @@ mod lifetime;
 mod reserve;
 mod setup;
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -81,8 +82,15 @@ pub enum Error {
         /// What was tried.
         what: &'static str,
         /// The error.
-        source: std::io::Error,
+        source: io::Error,
     },
+}
+
+impl Error {
+    /// What the operating system refused, said of an error of its own.
+    fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { what, source }
+    }
 }
 
 /// Runs until SIGINT or SIGTERM: exit code 0, or 1 if something failed on the way.
@@ -92,14 +100,8 @@ pub enum Error {
 pub fn run(config: &Config) -> Result<ExitCode, Error> {
     let mut reserve = Reserve::take(config.steering.queues.count).map_err(Error::Host)?;
     // Before there is any other thread, so that all of them inherit it.
-    let lifetime = Lifetime::begin().map_err(|source| Error::System {
-        what: "wait for signals",
-        source,
-    })?;
-    reserve.park().map_err(|source| Error::System {
-        what: "start a thread",
-        source,
-    })?;
+    let lifetime = Lifetime::begin().map_err(Error::system("wait for signals"))?;
+    reserve.park().map_err(Error::system("start a thread"))?;
     setup::check_permission()?;
     // The first netlink socket of the process: its port, which the kernel shows, is the process id.
     let lock = Lock::take().map_err(setup::explain)?;
@@ -110,10 +112,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     let queues = setup::open_queues(&steered.steering)?;
 
     let clock = Clock::start();
-    let output = Output::start().map_err(|source| Error::System {
-        what: "start a thread",
-        source,
-    })?;
+    let output = Output::start().map_err(Error::system("start a thread"))?;
     let (plane, events) = setup::plane(config, clock)?;
     let shared = Arc::new(Shared::new(plane, clock, output.clone()));
     let engines = setup::engine_config(config, &advertised);
@@ -191,10 +190,7 @@ fn start_threads(
         lifetime.thread("worker", move || worker.serve(queue, &shared, &others))?;
     }
     let (house, rooms) = (Arc::clone(shared), workers.to_vec());
-    let mut asked = Conntrack::open().map_err(|source| Error::System {
-        what: "open a netlink socket",
-        source,
-    })?;
+    let mut asked = Conntrack::open().map_err(Error::system("open a netlink socket"))?;
     lifetime.thread("housekeeping", move || {
         let tick = |now| worker::tick(&rooms, now, &house);
         house.keep_house(HOUSEKEEPING, tick, |hole| {

@@ -44,15 +44,15 @@ pub(super) fn check_permission() -> Result<(), Error> {
         // Without /proc the kernel will say so itself.
         return Ok(());
     };
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|caps| u64::from_str_radix(caps.trim(), 16).ok());
-    match effective {
-        Some(caps) if caps & (1 << CAP_NET_ADMIN) == 0 => Err(Error::NotPermitted),
-        Some(_) => Ok(()),
-        None if Uid::effective().is_root() => Ok(()),
-        None => Err(Error::NotPermitted),
+    let mut lines = status.lines();
+    let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
+    let permitted = match effective.and_then(|caps| u64::from_str_radix(caps.trim(), 16).ok()) {
+        Some(caps) => caps & (1 << CAP_NET_ADMIN) != 0,
+        None => Uid::effective().is_root(),
+    };
+    match permitted {
+        true => Ok(()),
+        false => Err(Error::NotPermitted),
     }
 }
 
@@ -76,10 +76,8 @@ pub(super) fn explain(error: LockError) -> Error {
                     lock::QUEUE
                 ));
             }
-            let who = daemon
-                .map(|pid| format!(" (pid {pid})"))
-                .unwrap_or_default();
-            Error::Control(BindError::Running(who))
+            let who = daemon.map(|pid| format!(" (pid {pid})"));
+            Error::Control(BindError::Running(who.unwrap_or_default()))
         }
         other => Error::Lock(other),
     }
@@ -215,16 +213,12 @@ pub(super) fn drain(steering: &Steering, patience: Duration) {
     let ours = steering.queues.numbers();
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
-        let waiting = kernel::counters().map(|all| {
-            all.iter()
-                .filter(|c| ours.contains(&c.queue))
-                .map(|c| c.waiting)
-                .sum::<u64>()
-        });
-        match waiting {
-            Ok(0) | Err(_) => return,
-            Ok(_) => thread::sleep(DRAIN_STEP),
+        let Ok(all) = kernel::counters() else { return };
+        let mut queues = all.iter().filter(|c| ours.contains(&c.queue));
+        if queues.all(|c| c.waiting == 0) {
+            return;
         }
+        thread::sleep(DRAIN_STEP);
     }
 }
 
@@ -238,14 +232,11 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), E
                 .into(),
         ));
     }
-    let failed = |what| move |source| Error::System { what, source };
     let mark = config.steering.mark;
-    let lookups = Conntrack::open().map_err(failed("open a netlink socket"))?;
-    let events = Events::open(mark).map_err(failed("watch conntrack"))?;
-    let readable = events
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(failed("watch conntrack"))?;
+    let lookups = Conntrack::open().map_err(Error::system("open a netlink socket"))?;
+    let events = Events::open(mark).map_err(Error::system("watch conntrack"))?;
+    let readable = events.as_fd().try_clone_to_owned();
+    let readable = readable.map_err(Error::system("watch conntrack"))?;
     let plane = Plane::new(
         pinholes::Config {
             data_ports: config.data_ports,
