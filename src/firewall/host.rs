@@ -5,7 +5,7 @@
 //! that chain says which of them were ours: `ftpalg:egress new-table new-chain`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::io;
 
 use super::{RulesError, tables};
@@ -55,15 +55,21 @@ pub struct At {
     pub table: String,
 }
 
-impl std::fmt::Display for At {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{}-{} {}",
-            self.family.program(),
-            self.flavour,
-            self.table
-        )
+impl At {
+    pub(crate) fn new(flavour: Flavour, family: Family, table: &str) -> Self {
+        let table = table.to_owned();
+        Self {
+            flavour,
+            family,
+            table,
+        }
+    }
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (program, flavour) = (self.family.program(), self.flavour);
+        write!(f, "{program}-{flavour} {}", self.table)
     }
 }
 
@@ -153,14 +159,11 @@ impl Host {
 
     /// Removes what was made for our rules where somebody else has removed the rules themselves.
     pub(crate) fn clear_made(&mut self, snapshot: &Snapshot, tables: &[&str]) {
-        let of_tables = |at: &&At| tables.contains(&at.table.as_str());
-        for at in self
-            .made
-            .keys()
-            .filter(of_tables)
-            .cloned()
-            .collect::<Vec<_>>()
-        {
+        let remembered = self.made.keys().cloned().collect::<Vec<_>>();
+        for at in remembered {
+            if !tables.contains(&at.table.as_str()) {
+                continue;
+            }
             let mut made = Made::default();
             self.recall(&at, &mut made);
             let current = snapshot.table(at.family, at.flavour, &at.table);
@@ -177,13 +180,10 @@ impl Host {
         tables: &[&str],
     ) -> Result<(), RulesError> {
         for view in &snapshot.views {
-            for table in view
-                .rules
-                .hidden
-                .iter()
-                .filter(|t| tables.contains(&t.as_str()))
-            {
-                let chains = kernel_chains(view.family, table).unwrap_or_default();
+            let hidden = view.rules.hidden.iter();
+            for table in hidden.filter(|table| tables.contains(&table.as_str())) {
+                let chains =
+                    kernel_chains(&At::new(view.flavour, view.family, table)).unwrap_or_default();
                 if chains.iter().any(|(c, _)| is_our_chain(c)) {
                     let program = view.family.program();
                     return Err(RulesError::Input(format!(
@@ -199,18 +199,13 @@ impl Host {
 
     /// Notes which of the table and chains that `wanted` needs are not there yet.
     fn note_missing(&mut self, at: &At, wanted: &Table, made: &mut Made) -> Result<(), RulesError> {
-        let failed = |source| RulesError::System {
-            what: "can't list the kernel's tables",
-            source,
-        };
+        let failed = || RulesError::system("can't list the kernel's tables");
         self.recall(at, made);
-        let tables = kernel_tables(at.family).map_err(failed)?;
-        let chains = if tables.iter().any(|(name, _)| *name == at.table) {
-            kernel_chains(at.family, &at.table).map_err(failed)?
-        } else {
-            made.table = true;
-            Vec::new()
-        };
+        let mut chains = Vec::new();
+        match kernel_table(at).map_err(failed())? {
+            Some(_) => chains = kernel_chains(at).map_err(failed())?,
+            None => made.table = true,
+        }
         for rule in wanted.rules.iter().filter(|r| !is_our_chain(&r.chain)) {
             if !chains.iter().any(|(name, _)| *name == rule.chain) {
                 made.chains.insert(rule.chain.clone());
@@ -224,35 +219,24 @@ impl Host {
         let Some(handles) = self.made.get(at) else {
             return;
         };
-        let tables = kernel_tables(at.family).unwrap_or_default();
-        let chains = kernel_chains(at.family, &at.table).unwrap_or_default();
-        made.table |= tables
-            .iter()
-            .any(|(name, handle)| *name == at.table && handles.table == Some(*handle));
-        let ours = chains
-            .into_iter()
-            .filter(|(_, handle)| handles.chains.contains(handle));
-        made.chains.extend(ours.map(|(name, _)| name));
+        let table = kernel_table(at).unwrap_or_default();
+        made.table |= table.is_some() && table == handles.table;
+        let mut chains = kernel_chains(at).unwrap_or_default();
+        chains.retain(|(_, handle)| handles.chains.contains(handle));
+        made.chains.extend(chains.into_iter().map(|(name, _)| name));
     }
 
     /// Remembers what was made for our rules, as long as it is the same.
     fn remember(&mut self, at: &At, made: &Made) {
-        let tables = kernel_tables(at.family).unwrap_or_default();
-        let chains = match made.chains.is_empty() {
-            true => Vec::new(),
-            false => kernel_chains(at.family, &at.table).unwrap_or_default(),
-        };
-        let table = tables
-            .iter()
-            .find(|(name, _)| made.table && *name == at.table);
-        let handles = Handles {
-            table: table.map(|(_, handle)| *handle),
-            chains: chains
-                .iter()
-                .filter(|(name, _)| made.chains.contains(name))
-                .map(|(_, handle)| *handle)
-                .collect(),
-        };
+        let mut handles = Handles::default();
+        if made.table {
+            handles.table = kernel_table(at).unwrap_or_default();
+        }
+        if !made.chains.is_empty() {
+            let mut chains = kernel_chains(at).unwrap_or_default();
+            chains.retain(|(name, _)| made.chains.contains(name));
+            handles.chains = chains.into_iter().map(|(_, handle)| handle).collect();
+        }
         self.made.insert(at.clone(), handles);
     }
 
@@ -279,26 +263,26 @@ impl Host {
         if !made.table {
             return;
         }
-        let empty = kernel_chains(at.family, &at.table).is_ok_and(|chains| chains.is_empty());
+        let empty = kernel_chains(at).is_ok_and(|chains| chains.is_empty());
         if empty && let Err(e) = tables::delete_table(at.family.number(), &at.table) {
             log::debug!("{at}: the table stays: {e}");
         }
     }
 }
 
-/// The names and handles of a family's tables in nf_tables. `iptables-nft-save` doesn't tell a
-/// builtin chain that is there from one that isn't, and can't delete a table.
-fn kernel_tables(family: Family) -> io::Result<Vec<(String, u64)>> {
-    let all = tables::tables()?.into_iter();
-    let all = all.filter(|table| table.family == family.number());
-    Ok(all.map(|table| (table.name, table.handle)).collect())
+/// The handle of a table in nf_tables, if it is there. `iptables-nft-save` doesn't tell a builtin
+/// chain that is there from one that isn't, and can't delete a table.
+fn kernel_table(at: &At) -> io::Result<Option<u64>> {
+    let mut all = tables::tables()?.into_iter();
+    let found = all.find(|table| table.family == at.family.number() && table.name == at.table);
+    Ok(found.map(|table| table.handle))
 }
 
 /// The names and handles of a table's chains.
-fn kernel_chains(family: Family, table: &str) -> io::Result<Vec<(String, u64)>> {
-    let all = tables::chains()?.into_iter();
-    let all = all.filter(|chain| chain.family == family.number() && chain.table == table);
-    Ok(all.map(|chain| (chain.name, chain.handle)).collect())
+fn kernel_chains(at: &At) -> io::Result<Vec<(String, u64)>> {
+    let mut all = tables::chains()?;
+    all.retain(|chain| chain.family == at.family.number() && chain.table == at.table);
+    Ok(all.into_iter().map(|c| (c.name, c.handle)).collect())
 }
 
 /// What was not there before our rules came.
@@ -332,14 +316,11 @@ impl Made {
             return rule.spec.clone();
         };
         let mut tag = comment.to_owned();
-        for (made, word) in [
-            (self.table, NEW_TABLE),
-            (self.chains.contains(&rule.chain), NEW_CHAIN),
-        ] {
-            if made {
-                tag.push(' ');
-                tag.push_str(word);
-            }
+        if self.table {
+            tag += &format!(" {NEW_TABLE}");
+        }
+        if self.chains.contains(&rule.chain) {
+            tag += &format!(" {NEW_CHAIN}");
         }
         rule.spec
             .replacen(&format!("\"{comment}\""), &format!("\"{tag}\""), 1)
@@ -364,13 +345,11 @@ fn commit(name: &str, current: Option<&Table>, wanted: Option<&Table>, made: &Ma
                 line(format_args!("-D {} {}", rule.chain, rule.spec));
             }
         }
-        let old = || {
-            current.chains.iter().filter(|c| {
-                is_our_chain(&c.name) && wanted.is_none_or(|w| w.chain(&c.name).is_none())
-            })
-        };
-        old().for_each(|c| line(format_args!("-F {}", c.name)));
-        old().for_each(|c| line(format_args!("-X {}", c.name)));
+        let unwanted = |name: &str| wanted.is_none_or(|w| w.chain(name).is_none());
+        let names = current.chains.iter().map(|chain| &chain.name);
+        let old = names.filter(|name| is_our_chain(name) && unwanted(name));
+        old.clone().for_each(|name| line(format_args!("-F {name}")));
+        old.for_each(|name| line(format_args!("-X {name}")));
     }
     for rule in wanted.map_or(&[][..], |t| &t.rules) {
         let verb = match rule.position {
@@ -504,13 +483,9 @@ COMMIT
     #[test]
     fn removal_takes_ours_and_nothing_else() {
         let leftover = table(LEFTOVER);
+        let made = Made::by_tags(Some(&leftover));
         assert_eq!(
-            commit(
-                "raw",
-                Some(&leftover),
-                None,
-                &Made::by_tags(Some(&leftover))
-            ),
+            commit("raw", Some(&leftover), None, &made),
             r#"*raw
 -D PREROUTING -i eth0 -m comment --comment "ftpalg:egress new-table new-chain" -j FTPALG-EGRESS
 -D OUTPUT -j FTPALG-OLD
@@ -525,11 +500,7 @@ COMMIT
 
     #[test]
     fn what_is_missing() {
-        let at = At {
-            flavour: Flavour::Nft,
-            family: Family::V4,
-            table: "raw".into(),
-        };
+        let at = At::new(Flavour::Nft, Family::V4, "raw");
         let wanted = table(WANTED);
         let saved = |text: &str| missing(&at, Some(&table(text)), &wanted);
         let whole = WANTED.replace("--dport", "-m tcp --dport").replace(

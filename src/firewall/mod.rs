@@ -25,9 +25,9 @@ mod native;
 mod port_set;
 pub mod published;
 pub mod steering;
+mod surroundings;
 pub mod tables;
 pub mod template;
-mod used;
 pub mod watch;
 pub mod xtables;
 
@@ -50,6 +50,7 @@ pub use steering::{Inside, Queues, Steering};
 pub use template::{Around, EXAMPLES, Example, print};
 
 use host::Host;
+use surroundings::Surroundings;
 
 /// The tables that steering and accept rules live in, in the order in which they are installed:
 /// nothing is queued before it would be accepted.
@@ -59,6 +60,9 @@ const TABLES: [&str; 3] = ["filter", "mangle", "raw"];
 /// that is in FORWARD, but leaves what is in there.
 const DOCKER: &str = "DOCKER-USER";
 const DOCKER_JUMP: &str = "-I DOCKER-USER -m comment --comment \"ftpalg:data\" -j FTPALG-DATA";
+
+/// Why rules written for nft aren't known.
+const UNLISTED: &str = "can't list the nft rules";
 
 /// Why the rules aren't as they should be.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +90,11 @@ pub enum RulesError {
 }
 
 impl RulesError {
+    /// What the operating system refused, said of an error of its own.
+    pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { what, source }
+    }
+
     pub(crate) fn no_tool(family: Family, flavour: Flavour) -> Self {
         let program = family.program();
         Self::NoTool(format!(
@@ -183,10 +192,9 @@ impl Rules {
     }
 
     fn carry_out(&mut self, plan: &Plan, snapshot: &Snapshot) -> Result<(), RulesError> {
-        native::install(&plan.native, plan.mark).map_err(|source| RulesError::System {
-            what: "can't put accept rules into your nft chains",
-            source,
-        })?;
+        native::install(&plan.native, plan.mark).map_err(RulesError::system(
+            "can't put accept rules into your nft chains",
+        ))?;
         for (at, current) in ours(snapshot, &TABLES) {
             if !plan.tables.iter().any(|(planned, _)| *planned == at) {
                 self.host.clear(&at, current)?;
@@ -240,7 +248,7 @@ impl Rules {
     /// # Errors
     /// As [`verify`](Self::verify).
     pub fn verify_used(&self, steering: &Steering) -> Result<Vec<String>, RulesError> {
-        let families = derive::Surroundings::read()?.families(steering);
+        let families = Surroundings::read()?.families(steering);
         self.verify(&Steering {
             families,
             ..steering.clone()
@@ -258,10 +266,7 @@ impl Rules {
             Some(steering) => missing_in(&snapshot, steering)?,
             None => Vec::new(),
         };
-        let native = dnat::published(&snapshot).map_err(|source| RulesError::System {
-            what: "can't list the nft rules",
-            source,
-        })?;
+        let native = dnat::published(&snapshot).map_err(RulesError::system(UNLISTED))?;
         let mut published = published::published(&snapshot);
         published.extend(native.published);
         Ok(Look {
@@ -288,11 +293,8 @@ impl Rules {
     /// # Errors
     /// If nothing was found, and how to mend that.
     pub fn derive(&self, ports: &[u16]) -> Result<Derived, RulesError> {
-        derive::derive(
-            &self.host.snapshot()?,
-            &derive::Surroundings::read()?,
-            ports,
-        )
+        let around = Surroundings::read()?;
+        derive::derive(&self.host.snapshot()?, &around, ports)
     }
 }
 
@@ -320,10 +322,9 @@ fn missing_in(snapshot: &Snapshot, steering: &Steering) -> Result<Vec<String>, R
 
 /// Removes our rules from chains that iptables doesn't know.
 fn remove_native() -> Result<usize, RulesError> {
-    native::remove().map_err(|source| RulesError::System {
-        what: "can't remove accept rules from your nft chains",
-        source,
-    })
+    native::remove().map_err(RulesError::system(
+        "can't remove accept rules from your nft chains",
+    ))
 }
 
 /// The tables that hold something of ours.
@@ -334,16 +335,9 @@ pub(crate) fn ours<'a>(snapshot: &'a Snapshot, tables: &[&str]) -> Vec<(At, &'a 
             let Some(table) = view.rules.table(name) else {
                 continue;
             };
-            if table.rules.iter().any(is_ours) || table.chains.iter().any(|c| is_our_chain(&c.name))
-            {
-                found.push((
-                    At {
-                        flavour: view.flavour,
-                        family: view.family,
-                        table: (*name).to_owned(),
-                    },
-                    table,
-                ));
+            let ours = table.chains.iter().any(|c| is_our_chain(&c.name));
+            if ours || table.rules.iter().any(is_ours) {
+                found.push((At::new(view.flavour, view.family, name), table));
             }
         }
     }
@@ -376,11 +370,7 @@ impl Plan {
                     continue;
                 };
                 for flavour in flavours(snapshot, choice.flavour, family, name) {
-                    let at = At {
-                        flavour,
-                        family,
-                        table: name.to_owned(),
-                    };
+                    let at = At::new(flavour, family, name);
                     if !snapshot.is_hidden(family, flavour, name) {
                         let mut wanted = wanted.clone();
                         let current = snapshot.table(family, flavour, name);
@@ -398,10 +388,7 @@ impl Plan {
             }
         }
         let mut native =
-            native::places(snapshot, steering.local).map_err(|source| RulesError::System {
-                what: "can't list the nft rules",
-                source,
-            })?;
+            native::places(snapshot, steering.local).map_err(RulesError::system(UNLISTED))?;
         let bit = steering.mark.bit();
         let owned = native.extract_if(.., |place| place.is_out_of_reach());
         notes.extend(owned.map(|place| {
