@@ -8,41 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
 use std::io;
 
+use super::names::{CHAIN_PREFIX, NEW_CHAIN, NEW_TABLE, TAG, is_our_chain, is_ours};
 use super::{RulesError, tables};
 use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::save::{Position, Rule, Table};
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::tools::{Tool, Tools};
 use crate::net::Family;
-
-/// How the names of our chains start.
-const CHAIN: &str = "FTPALG";
-
-/// How the comments of our rules start.
-const TAG: &str = "ftpalg:";
-
-/// The tables of the nft backend, one of each family.
-pub(crate) const PINHOLE_TABLE: &str = "ftpalg";
-
-/// The chains of the iptables backend, whose rules come and go with each pinhole.
-pub(crate) const PINHOLE_CHAINS: [&str; 2] = ["FTPALG-PRE", "FTPALG-POST"];
-
-const NEW_TABLE: &str = "new-table";
-const NEW_CHAIN: &str = "new-chain";
-
-/// Whether a chain is ours.
-#[must_use]
-pub fn is_our_chain(name: &str) -> bool {
-    name.starts_with(CHAIN)
-}
-
-/// Whether a rule is ours: tagged, or in one of our chains, or leading there.
-#[must_use]
-pub fn is_ours(rule: &Rule) -> bool {
-    is_our_chain(&rule.chain)
-        || rule.comment().is_some_and(|c| c.starts_with(TAG))
-        || rule.target().is_some_and(is_our_chain)
-}
 
 /// One table of one family and flavour.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -188,7 +160,7 @@ impl Host {
                     let program = view.family.program();
                     return Err(RulesError::Input(format!(
                         "{program}-{} can't show table {table}, since it holds rules written for nft: remove \
-                         those with the comment {TAG} and the chains {CHAIN}-* with nft",
+                         those with the comment {TAG} and the chains {CHAIN_PREFIX}-* with nft",
                         view.flavour
                     )));
                 }

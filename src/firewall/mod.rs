@@ -20,6 +20,7 @@
 pub mod derive;
 mod dnat;
 pub mod host;
+pub(crate) mod names;
 mod nat_rule;
 mod native;
 mod port_set;
@@ -43,13 +44,15 @@ use crate::net::{Family, Mark};
 
 pub use derive::Derived;
 pub use dnat::SetName;
-pub use host::{At, is_our_chain, is_ours};
-pub(crate) use host::{PINHOLE_CHAINS, PINHOLE_TABLE};
+pub use host::At;
+pub(crate) use names::{PINHOLE_CHAINS, PINHOLE_TABLE};
+pub use names::{is_our_chain, is_ours};
 pub use published::Published;
 pub use steering::{Inside, Queues, Steering};
 pub use template::{Around, EXAMPLES, Example, print};
 
 use host::Host;
+use names::{DATA_CHAIN, TAG};
 use surroundings::Surroundings;
 
 /// The tables that steering and accept rules live in, in the order in which they are installed:
@@ -59,7 +62,6 @@ const TABLES: [&str; 3] = ["filter", "mangle", "raw"];
 /// Docker's chain for other people's rules. When it starts, it puts its own chains in front of all
 /// that is in FORWARD, but leaves what is in there.
 const DOCKER: &str = "DOCKER-USER";
-const DOCKER_JUMP: &str = "-I DOCKER-USER -m comment --comment \"ftpalg:data\" -j FTPALG-DATA";
 
 /// Why rules written for nft aren't known.
 const UNLISTED: &str = "can't list the nft rules";
@@ -327,6 +329,13 @@ fn remove_native() -> Result<usize, RulesError> {
     ))
 }
 
+/// The jump in Docker's chain, as those in FORWARD.
+fn docker_jump() -> Option<Rule> {
+    Rule::parse(&format!(
+        "-I {DOCKER} -m comment --comment \"{TAG}data\" -j {DATA_CHAIN}"
+    ))
+}
+
 /// The tables that hold something of ours.
 pub(crate) fn ours<'a>(snapshot: &'a Snapshot, tables: &[&str]) -> Vec<(At, &'a Table)> {
     let mut found = Vec::new();
@@ -375,7 +384,7 @@ impl Plan {
                         let mut wanted = wanted.clone();
                         let current = snapshot.table(family, flavour, name);
                         if current.is_some_and(|table| table.chain(DOCKER).is_some()) {
-                            wanted.rules.extend(Rule::parse(DOCKER_JUMP));
+                            wanted.rules.extend(docker_jump());
                         }
                         tables.push((at, wanted));
                     } else if name != "filter" {

@@ -12,6 +12,7 @@ use std::io;
 
 use nix::errno::Errno;
 
+use crate::firewall::names::ACCEPT_COMMENT;
 use crate::firewall::tables::{self, ChainInfo, TableInfo};
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::{self, Flavour};
@@ -23,8 +24,6 @@ use crate::netlink::nftables::expression::{
 use crate::netlink::nftables::{attr, comment, family, hook, msg};
 use crate::netlink::socket::{Request, Socket};
 
-/// The comment of our rules.
-const TAG: &str = "ftpalg:accept";
 /// The chains of iptables' tables.
 const BUILTIN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 
@@ -256,7 +255,7 @@ fn read(message: &Message<'_>) -> Option<NftRule> {
             chain: text(attr::RULE_CHAIN)?,
         },
         handle: find(attr::RULE_HANDLE)?.be64()?,
-        ours: userdata == comment(0, TAG),
+        ours: userdata == comment(0, ACCEPT_COMMENT),
         effect: find(attr::RULE_EXPRESSIONS).map_or(Effect::None, |list| effect(list.value)),
     })
 }
@@ -305,7 +304,7 @@ fn insert(place: &DroppingChain, mark: Mark) -> Request<'_> {
             if let Some(handle) = place.before {
                 b.be64(attr::RULE_POSITION, handle);
             }
-            b.bytes(attr::RULE_USERDATA, &comment(0, TAG));
+            b.bytes(attr::RULE_USERDATA, &comment(0, ACCEPT_COMMENT));
         }),
     }
 }
