@@ -17,7 +17,7 @@ use clap::Args;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::daemon::config::{self, Advertise, BackendChoice, Config, RulesMode, Tls};
+use crate::daemon::config::{self, AdvertiseChoice, BackendChoice, Config, RulesMode, Tls};
 use crate::daemon::lock;
 use crate::firewall::{Inside, Queues, Steering};
 use crate::ftp::policy::Policy;
@@ -71,7 +71,7 @@ pub(crate) struct Settings {
     /// endpoints with that address. May be repeated [default: the address that conntrack knows]
     #[arg(long, value_name = "[INSIDE=]PUBLIC")]
     #[serde(deserialize_with = "file::many")]
-    advertise: Vec<Advertise>,
+    advertise: Vec<AdvertiseChoice>,
 
     /// The public ports of data connections to published servers [default: those that the
     /// servers announce]

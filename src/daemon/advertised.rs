@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::engine;
 
-use super::Error;
-use super::config::{Advertise, PublicName};
+use super::StartError;
+use super::config::{AdvertiseChoice, PublicName};
 use super::output::Output;
 use super::worker::Worker;
 
@@ -19,17 +19,17 @@ const PERIOD: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Advertised {
     /// What was asked for, and what it is: at most one address per family.
-    all: Vec<(Advertise, Vec<IpAddr>)>,
+    all: Vec<(AdvertiseChoice, Vec<IpAddr>)>,
 }
 
 impl Advertised {
     /// Looks all names up.
-    pub(super) fn find(wanted: &[Advertise]) -> Result<Self, Error> {
-        Self::find_by(wanted, look_up).map_err(Error::Host)
+    pub(super) fn find(wanted: &[AdvertiseChoice]) -> Result<Self, StartError> {
+        Self::find_by(wanted, look_up).map_err(StartError::Host)
     }
 
     fn find_by(
-        wanted: &[Advertise],
+        wanted: &[AdvertiseChoice],
         look_up: impl Fn(&str) -> Vec<IpAddr>,
     ) -> Result<Self, String> {
         let mut all = Vec::new();
@@ -60,7 +60,7 @@ impl Advertised {
 
     /// As engines take it.
     pub(super) fn list(&self) -> Vec<engine::Advertise> {
-        let each = |(wanted, addresses): &(Advertise, Vec<IpAddr>)| {
+        let each = |(wanted, addresses): &(AdvertiseChoice, Vec<IpAddr>)| {
             let inside = wanted.inside;
             let one = move |public: &IpAddr| engine::Advertise {
                 inside,
@@ -73,7 +73,7 @@ impl Advertised {
 
     /// Whether there is a name among them.
     pub(super) fn has_names(&self) -> bool {
-        let name = |wanted: &Advertise| matches!(wanted.public, PublicName::Name(_));
+        let name = |wanted: &AdvertiseChoice| matches!(wanted.public, PublicName::Name(_));
         self.all.iter().any(|(wanted, _)| name(wanted))
     }
 
@@ -171,7 +171,7 @@ mod tests {
     }
 
     fn find(wanted: &[&str], found: &str) -> Result<Advertised, String> {
-        let wanted: Vec<Advertise> = wanted.iter().map(|w| w.parse().unwrap()).collect();
+        let wanted: Vec<AdvertiseChoice> = wanted.iter().map(|w| w.parse().unwrap()).collect();
         Advertised::find_by(&wanted, |_| ips(found))
     }
 

@@ -19,7 +19,7 @@ pub struct Config {
     /// rules.
     pub steering: Steering,
     /// Addresses to announce where conntrack can't know them.
-    pub advertise: Vec<Advertise>,
+    pub advertise: Vec<AdvertiseChoice>,
     /// The public ports of data connections to published servers; `None` keeps the announced ones.
     pub data_ports: Option<PortRange>,
     /// What puts pinholes into the kernel.
@@ -121,7 +121,7 @@ pub enum Tls {
 
 /// The address that is announced instead of the one that conntrack knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Advertise {
+pub struct AdvertiseChoice {
     /// For endpoints with this address only; `None` for all others.
     pub inside: Option<IpAddr>,
     /// What their peers read.
@@ -212,7 +212,7 @@ impl fmt::Display for Tls {
     }
 }
 
-impl FromStr for Advertise {
+impl FromStr for AdvertiseChoice {
     type Err = BadValue;
 
     fn from_str(text: &str) -> Result<Self, BadValue> {
@@ -237,7 +237,7 @@ impl FromStr for Advertise {
     }
 }
 
-impl fmt::Display for Advertise {
+impl fmt::Display for AdvertiseChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(inside) = self.inside {
             write!(f, "{inside}=")?;
@@ -339,7 +339,7 @@ impl Config {
     }
 }
 
-impl Advertise {
+impl AdvertiseChoice {
     /// Whether both say something about the same endpoints.
     fn rivals(&self, other: &Self) -> bool {
         let family = |a: &Self| match &a.public {
@@ -405,7 +405,7 @@ mod tests {
             "10.0.0.2=ftp.example.org",
             "ftp.example.org",
         ] {
-            assert_eq!(text.parse::<Advertise>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<AdvertiseChoice>().unwrap().to_string(), text);
         }
         for bad in [
             "",
@@ -422,7 +422,7 @@ mod tests {
             "x..y",
             "203.0.113.10/24",
         ] {
-            assert!(bad.parse::<Advertise>().is_err(), "{bad:?}");
+            assert!(bad.parse::<AdvertiseChoice>().is_err(), "{bad:?}");
         }
     }
 }

@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Request {
+pub enum ControlRequest {
     /// How the daemon is: docs/reference.md lists the fields.
     Status,
     /// The control connections.

@@ -7,7 +7,7 @@ use std::thread;
 
 use nix::sys::signal::{SigSet, Signal};
 
-use super::Error;
+use super::StartError;
 
 /// The signals that ask for an end. After SIGXCPU, of a limit of CPU time, comes SIGKILL.
 const ENDS: [Signal; 5] = [
@@ -66,8 +66,8 @@ impl Lifetime {
         &self,
         name: &'static str,
         f: impl FnOnce() + Send + 'static,
-    ) -> Result<(), Error> {
-        let guard = Guard {
+    ) -> Result<(), StartError> {
+        let end = ThreadEnd {
             name,
             endings: self.endings.clone(),
         };
@@ -75,11 +75,11 @@ impl Lifetime {
             .name(name.into())
             .spawn(move || {
                 // Dropped when `f` returns and when it panics.
-                let _guard = guard;
+                let _end = end;
                 f();
             })
             .map(drop)
-            .map_err(Error::system("start a thread"))
+            .map_err(StartError::system("start a thread"))
     }
 
     /// Takes SIGHUPs over.
@@ -97,12 +97,12 @@ impl Lifetime {
 }
 
 /// Reports that its thread is gone.
-struct Guard {
+struct ThreadEnd {
     name: &'static str,
     endings: SyncSender<Ending>,
 }
 
-impl Drop for Guard {
+impl Drop for ThreadEnd {
     fn drop(&mut self) {
         let _ = self.endings.try_send(Ending::Failed(self.name));
     }

@@ -54,7 +54,7 @@ const DRAIN: Duration = Duration::from_secs(1);
 
 /// Why the daemon couldn't start; nothing is installed then.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum StartError {
     /// The process may not change the network.
     #[error("no permission to change the network; run as root, or with CAP_NET_ADMIN")]
     NotPermitted,
@@ -86,7 +86,7 @@ pub enum Error {
     },
 }
 
-impl Error {
+impl StartError {
     /// What the operating system refused, said of an error of its own.
     fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::System { what, source }
@@ -97,11 +97,13 @@ impl Error {
 ///
 /// # Errors
 /// If it couldn't start.
-pub fn run(config: &Config) -> Result<ExitCode, Error> {
-    let mut reserve = Reserve::take(config.steering.queues.count).map_err(Error::Host)?;
+pub fn run(config: &Config) -> Result<ExitCode, StartError> {
+    let mut reserve = Reserve::take(config.steering.queues.count).map_err(StartError::Host)?;
     // Before there is any other thread, so that all of them inherit it.
-    let lifetime = Lifetime::begin().map_err(Error::system("wait for signals"))?;
-    reserve.park().map_err(Error::system("start a thread"))?;
+    let lifetime = Lifetime::begin().map_err(StartError::system("wait for signals"))?;
+    reserve
+        .park()
+        .map_err(StartError::system("start a thread"))?;
     setup::check_permission()?;
     // The first netlink socket of the process: its port, which the kernel shows, is the process id.
     let lock = Lock::take().map_err(setup::explain)?;
@@ -112,7 +114,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     let queues = setup::open_queues(&steered.steering)?;
 
     let clock = Clock::start();
-    let output = Output::start().map_err(Error::system("start a thread"))?;
+    let output = Output::start().map_err(StartError::system("start a thread"))?;
     let (plane, events) = setup::plane(config, clock)?;
     let shared = Arc::new(Shared::new(plane, clock, output.clone()));
     let engines = setup::engine_config(config, &advertised);
@@ -123,7 +125,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     start_threads(&lifetime, &shared, &workers, queues, events, mark)?;
 
     // From here on there is something to take back.
-    let mut installed = Installed {
+    let mut installed = InKernel {
         steered: Arc::clone(&steered),
         shared: Arc::clone(&shared),
         reserve,
@@ -182,7 +184,7 @@ fn start_threads(
     queues: Vec<NfqQueue>,
     events: OwnedFd,
     mark: Mark,
-) -> Result<(), Error> {
+) -> Result<(), StartError> {
     for (worker, queue) in workers.iter().zip(queues) {
         let mut others = workers.to_vec();
         others.retain(|other| !Arc::ptr_eq(other, worker));
@@ -190,7 +192,7 @@ fn start_threads(
         lifetime.thread("worker", move || worker.serve(queue, &shared, &others))?;
     }
     let (house, rooms) = (Arc::clone(shared), workers.to_vec());
-    let mut asked = Conntrack::open().map_err(Error::system("open a netlink socket"))?;
+    let mut asked = Conntrack::open().map_err(StartError::system("open a netlink socket"))?;
     lifetime.thread("housekeeping", move || {
         let tick = |now| worker::tick(&rooms, now, &house);
         house.keep_house(HOUSEKEEPING, tick, |hole| {
@@ -206,7 +208,7 @@ fn start_threads(
 }
 
 /// What is in the kernel because of us; taken back when dropped.
-struct Installed {
+struct InKernel {
     steered: Arc<Steered>,
     shared: Arc<Shared>,
     /// What taking it back needs.
@@ -216,7 +218,7 @@ struct Installed {
     there: bool,
 }
 
-impl Installed {
+impl InKernel {
     /// Takes all back: first what steers packets to us, last what lets data connections in.
     /// Whether everything could be removed.
     fn remove(&mut self) -> bool {
@@ -236,7 +238,7 @@ impl Installed {
     }
 }
 
-impl Drop for Installed {
+impl Drop for InKernel {
     fn drop(&mut self) {
         if self.there {
             self.remove();

@@ -102,7 +102,7 @@ fn print(items: &Receiver<Item>, mut to: impl Write) {
         // What came meanwhile is written at once.
         while let Some(item) = next {
             let written = match item {
-                Item::Event(event) => writeln!(text, "{}", Line(&event)),
+                Item::Event(event) => writeln!(text, "{}", EventLine(&event)),
                 Item::Report(report) => writeln!(text, "{}", Told(&report)),
                 Item::Line(line) => writeln!(text, "{line}"),
                 Item::Flush(sender) => {
@@ -123,9 +123,9 @@ fn print(items: &Receiver<Item>, mut to: impl Write) {
 }
 
 /// An event as a line without its line feed.
-struct Line<'a>(&'a Event);
+struct EventLine<'a>(&'a Event);
 
-impl fmt::Display for Line<'_> {
+impl fmt::Display for EventLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "session {} ", self.0.session().0)?;
         match self.0 {
@@ -257,7 +257,7 @@ mod tests {
     use crate::engine::gateway::{PinholeId, SessionId};
 
     fn line(event: &Event) -> String {
-        Line(event).to_string()
+        EventLine(event).to_string()
     }
 
     const S: SessionId = SessionId(12);

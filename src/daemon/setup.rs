@@ -26,7 +26,7 @@ use crate::pinholes::{self, Parts, Plane};
 use crate::queue::nfq::NfqQueue;
 use crate::queue::{OpenError, kernel};
 
-use super::Error;
+use super::StartError;
 use super::advertised::Advertised;
 use super::config::{BackendChoice, Config, RulesMode, Tls};
 use super::control::{self, BindError};
@@ -39,7 +39,7 @@ const CAP_NET_ADMIN: u32 = 12;
 const DRAIN_STEP: Duration = Duration::from_millis(5);
 
 /// Whether the process may change the network.
-pub(super) fn check_permission() -> Result<(), Error> {
+pub(super) fn check_permission() -> Result<(), StartError> {
     let Ok(status) = fs::read_to_string("/proc/self/status") else {
         // Without /proc the kernel will say so itself.
         return Ok(());
@@ -52,14 +52,14 @@ pub(super) fn check_permission() -> Result<(), Error> {
     };
     match permitted {
         true => Ok(()),
-        false => Err(Error::NotPermitted),
+        false => Err(StartError::NotPermitted),
     }
 }
 
 /// Why there is no lock: with who has it, where that can be told.
-pub(super) fn explain(error: LockError) -> Error {
+pub(super) fn explain(error: LockError) -> StartError {
     match error {
-        LockError::NotPermitted => Error::NotPermitted,
+        LockError::NotPermitted => StartError::NotPermitted,
         LockError::Held => {
             let answers = || {
                 let (pid, _) = control::holder().filter(|(_, uid)| control::trusted(*uid))?;
@@ -70,16 +70,16 @@ pub(super) fn explain(error: LockError) -> Error {
             let daemon = named.clone().filter(|(_, name)| name == "ftpalg");
             let daemon = daemon.map(|(pid, _)| pid).or_else(answers);
             if let (None, Some((pid, name))) = (daemon, named) {
-                return Error::Host(format!(
+                return StartError::Host(format!(
                     "queue {}, ftpalg's lock in this network namespace, is bound by pid {pid} ({name}); \
                      stop it",
                     lock::QUEUE
                 ));
             }
             let who = daemon.map(|pid| format!(" (pid {pid})"));
-            Error::Control(BindError::Running(who.unwrap_or_default()))
+            StartError::Control(BindError::Running(who.unwrap_or_default()))
         }
-        other => Error::Lock(other),
+        other => StartError::Lock(other),
     }
 }
 
@@ -89,10 +89,10 @@ pub(super) struct Steered {
     /// How the inside was found, a line each, where it had to be.
     pub(super) found: Vec<String>,
     manage: bool,
-    host: Mutex<Host>,
+    host: Mutex<ManagedRules>,
 }
 
-struct Host {
+struct ManagedRules {
     rules: Rules,
     /// Nothing is installed any more, and no tool is run: until it has begun, a tool has copies of all
     /// descriptors, the lock's and the queues' among them, and would keep a successor from starting.
@@ -101,11 +101,11 @@ struct Host {
 
 impl Steered {
     /// Finds the tools, and the inside where the configuration names none.
-    pub(super) fn prepare(config: &Config) -> Result<Self, Error> {
+    pub(super) fn prepare(config: &Config) -> Result<Self, StartError> {
         let manage = config.rules == RulesMode::Manage;
         let tools = Tools::find();
         if manage && tools.is_empty() {
-            return Err(Error::Host(
+            return Err(StartError::Host(
                 "no iptables found; install the iptables package, or place the rules yourself \
                  with --rules external"
                     .into(),
@@ -126,7 +126,7 @@ impl Steered {
             steering,
             found,
             manage,
-            host: Mutex::new(Host {
+            host: Mutex::new(ManagedRules {
                 rules,
                 closing: false,
             }),
@@ -198,7 +198,7 @@ impl Steered {
         }
     }
 
-    fn host(&self) -> std::sync::MutexGuard<'_, Host> {
+    fn host(&self) -> std::sync::MutexGuard<'_, ManagedRules> {
         self.host.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -224,19 +224,19 @@ pub(super) fn drain(steering: &Steering, patience: Duration) {
 
 /// The NAT plane over the chosen backend; nothing is in the kernel yet. With a descriptor that is
 /// readable when conntrack has something to tell the plane.
-pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), Error> {
-    Conntrack::probe().map_err(Error::Host)?;
+pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), StartError> {
+    Conntrack::probe().map_err(StartError::Host)?;
     if Events::enabled() == Some(false) {
-        return Err(Error::Host(
+        return Err(StartError::Host(
             "conntrack events are off; switch them on with `sysctl net.netfilter.nf_conntrack_events=1`"
                 .into(),
         ));
     }
     let mark = config.steering.mark;
-    let lookups = Conntrack::open().map_err(Error::system("open a netlink socket"))?;
-    let events = Events::open(mark).map_err(Error::system("watch conntrack"))?;
+    let lookups = Conntrack::open().map_err(StartError::system("open a netlink socket"))?;
+    let events = Events::open(mark).map_err(StartError::system("watch conntrack"))?;
     let readable = events.as_fd().try_clone_to_owned();
-    let readable = readable.map_err(Error::system("watch conntrack"))?;
+    let readable = readable.map_err(StartError::system("watch conntrack"))?;
     let plane = Plane::new(
         pinholes::Config {
             data_ports: config.data_ports,

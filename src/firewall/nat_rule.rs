@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::is_ours;
 use super::port_set::PortSet;
-use crate::firewall::xtables::save::{Rule, Value};
+use crate::firewall::xtables::save::{OptionValue, Rule};
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::net::{Family, parse_network};
 
@@ -31,7 +31,7 @@ pub(super) struct NatRule<'a> {
     pub(super) ports: Option<PortSet>,
     pub(super) ports_negated: bool,
     /// The interface that they leave by.
-    pub(super) out: Option<Value<'a>>,
+    pub(super) out: Option<OptionValue<'a>>,
     /// DNAT: the address, or the first of several.
     pub(super) to: Option<IpAddr>,
     /// DNAT: the port, or the first of several.

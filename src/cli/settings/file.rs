@@ -88,8 +88,8 @@ struct Words(Vec<String>);
 
 impl<'de> Deserialize<'de> for Words {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
+        struct WordsReader;
+        impl<'de> Visitor<'de> for WordsReader {
             type Value = Words;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -112,6 +112,6 @@ impl<'de> Deserialize<'de> for Words {
                 Ok(Words(all))
             }
         }
-        deserializer.deserialize_any(Reader)
+        deserializer.deserialize_any(WordsReader)
     }
 }

@@ -95,8 +95,8 @@ impl FromStr for Limit {
 
 /// Reads the table.
 pub(super) fn table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Limit>, D::Error> {
-    struct Reader;
-    impl<'de> Visitor<'de> for Reader {
+    struct LimitsReader;
+    impl<'de> Visitor<'de> for LimitsReader {
         type Value = Vec<Limit>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -112,7 +112,7 @@ pub(super) fn table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Li
             Ok(all)
         }
     }
-    deserializer.deserialize_map(Reader)
+    deserializer.deserialize_map(LimitsReader)
 }
 
 #[cfg(test)]

@@ -132,8 +132,8 @@ impl FromStr for StrictChoice {
 impl<'de> Deserialize<'de> for StrictChoice {
     /// Reads `true`, `"order,long-lines"`, or a table of rules.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
+        struct StrictReader;
+        impl<'de> Visitor<'de> for StrictReader {
             type Value = StrictChoice;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -159,7 +159,7 @@ impl<'de> Deserialize<'de> for StrictChoice {
                 })
             }
         }
-        deserializer.deserialize_any(Reader)
+        deserializer.deserialize_any(StrictReader)
     }
 }
 
@@ -245,8 +245,8 @@ pub(super) fn yes_or_no(text: &str) -> Result<bool, &'static str> {
 pub(super) fn yes_or_no_in_file<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<bool>, D::Error> {
-    struct Reader;
-    impl Visitor<'_> for Reader {
+    struct YesOrNoReader;
+    impl Visitor<'_> for YesOrNoReader {
         type Value = bool;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -261,7 +261,7 @@ pub(super) fn yes_or_no_in_file<'de, D: Deserializer<'de>>(
             yes_or_no(text).map_err(E::custom)
         }
     }
-    deserializer.deserialize_any(Reader).map(Some)
+    deserializer.deserialize_any(YesOrNoReader).map(Some)
 }
 
 #[cfg(test)]

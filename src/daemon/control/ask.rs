@@ -15,7 +15,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use serde_json::Value;
 
 use super::super::lock;
-use super::{NAME, PATIENCE, Reply, Request, read_line, trusted};
+use super::{ControlRequest, NAME, PATIENCE, Reply, read_line, trusted};
 
 /// The longest answer that a client takes, in bytes.
 const MAX_REPLY: usize = 64 << 20;
@@ -42,7 +42,7 @@ pub enum AskError {
 ///
 /// # Errors
 /// [`AskError::NotRunning`] if there is none.
-pub fn ask(request: Request) -> Result<Value, AskError> {
+pub fn ask(request: ControlRequest) -> Result<Value, AskError> {
     let stream = find()?;
     let mut line = serde_json::to_vec(&request).map_err(io::Error::from)?;
     line.push(b'\n');

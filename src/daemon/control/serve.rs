@@ -18,7 +18,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{getsockopt, sockopt};
 
 use super::ask::holder;
-use super::{NAME, PATIENCE, Reply, Request, read_line, remaining, trusted};
+use super::{ControlRequest, NAME, PATIENCE, Reply, read_line, remaining, trusted};
 
 /// The longest request, in bytes with its line feed.
 const MAX_REQUEST: usize = 4096;
@@ -44,7 +44,7 @@ pub enum BindError {
 }
 
 /// Answers requests; called from several threads.
-pub type Answerer = dyn Fn(Request) -> Reply + Send + Sync;
+pub type Answerer = dyn Fn(ControlRequest) -> Reply + Send + Sync;
 
 /// The bound socket. Nobody is answered before [`serve`](Self::serve).
 pub struct ControlSocket {
@@ -99,11 +99,11 @@ impl ControlSocket {
     /// Answers clients for as long as the process lives, a few at a time, each in a thread of its
     /// own; sleeps while there are none. One that says nothing keeps nobody waiting.
     pub fn serve(self, answer: &Arc<Answerer>) {
-        let places = Arc::new(Places {
+        let places = Arc::new(Slots {
             taken: AtomicUsize::new(0),
             wake: Arc::clone(&self.wake),
         });
-        let mut waiting: VecDeque<Waiting> = VecDeque::new();
+        let mut waiting: VecDeque<WaitingClient> = VecDeque::new();
         let mut entrance = Entrance::default();
         loop {
             let ready = self.wait(&waiting, places.is_free(), &entrance);
@@ -116,7 +116,7 @@ impl ControlSocket {
             if let Some(asked) = ready.clients {
                 let now = Instant::now();
                 for (client, asked) in std::mem::take(&mut waiting).into_iter().zip(asked) {
-                    match asked.then(|| Place::take(&places)).flatten() {
+                    match asked.then(|| Slot::take(&places)).flatten() {
                         Some(place) => client.be_answered(place, answer),
                         None if asked || client.until > now => waiting.push_back(client),
                         None => log::debug!("control client: said nothing"),
@@ -131,7 +131,7 @@ impl ControlSocket {
 
     /// Waits for something to do. Whether clients have asked is looked at while places are free;
     /// until then they may take their time.
-    fn wait(&self, waiting: &VecDeque<Waiting>, free: bool, entrance: &Entrance) -> Ready {
+    fn wait(&self, waiting: &VecDeque<WaitingClient>, free: bool, entrance: &Entrance) -> Ready {
         let now = Instant::now();
         let room = waiting.len() < MAX_WAITING && !self.closing.load(Ordering::Relaxed);
         let reopens = entrance.closed_until.filter(|until| room && *until > now);
@@ -184,7 +184,7 @@ impl Entrance {
         &mut self,
         listener: &UnixListener,
         closing: &AtomicBool,
-        waiting: &mut VecDeque<Waiting>,
+        waiting: &mut VecDeque<WaitingClient>,
     ) {
         while waiting.len() < MAX_WAITING && !closing.load(Ordering::Relaxed) {
             let stream = match listener.accept() {
@@ -204,7 +204,7 @@ impl Entrance {
             };
             *self = Self::default();
             match getsockopt(&stream, sockopt::PeerCredentials) {
-                Ok(peer) if trusted(peer.uid()) => waiting.push_back(Waiting {
+                Ok(peer) if trusted(peer.uid()) => waiting.push_back(WaitingClient {
                     stream,
                     until: Instant::now() + PATIENCE,
                 }),
@@ -220,14 +220,14 @@ impl Entrance {
 }
 
 /// A client that wasn't answered yet.
-struct Waiting {
+struct WaitingClient {
     stream: UnixStream,
     /// When it must have asked.
     until: Instant,
 }
 
-impl Waiting {
-    fn be_answered(self, place: Place, answer: &Arc<Answerer>) {
+impl WaitingClient {
+    fn be_answered(self, place: Slot, answer: &Arc<Answerer>) {
         let answer = Arc::clone(answer);
         let client = move || {
             note(converse(&self.stream, &*answer));
@@ -276,23 +276,23 @@ fn note(result: io::Result<()>) {
 }
 
 /// [`MAX_CLIENTS`] places.
-struct Places {
+struct Slots {
     taken: AtomicUsize,
     /// Told when one is given back.
     wake: Arc<EventFd>,
 }
 
-impl Places {
+impl Slots {
     fn is_free(&self) -> bool {
         self.taken.load(Ordering::Acquire) < MAX_CLIENTS
     }
 }
 
 /// A client's place among them, given back when dropped.
-struct Place(Arc<Places>);
+struct Slot(Arc<Slots>);
 
-impl Place {
-    fn take(places: &Arc<Places>) -> Option<Self> {
+impl Slot {
+    fn take(places: &Arc<Slots>) -> Option<Self> {
         let more = |n| (n < MAX_CLIENTS).then_some(n + 1);
         places
             .taken
@@ -302,7 +302,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.0.taken.fetch_sub(1, Ordering::AcqRel);
         // It can't fail but by being full, and then it wakes all the same.
@@ -362,16 +362,16 @@ mod tests {
     #[test]
     fn places_are_limited_and_given_back() {
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-        let places = Arc::new(Places {
+        let places = Arc::new(Slots {
             taken: AtomicUsize::new(0),
             wake: Arc::new(wake),
         });
-        let all: Vec<_> = (0..MAX_CLIENTS).map(|_| Place::take(&places)).collect();
+        let all: Vec<_> = (0..MAX_CLIENTS).map(|_| Slot::take(&places)).collect();
         assert!(all.iter().all(Option::is_some));
-        assert!(Place::take(&places).is_none() && !places.is_free());
+        assert!(Slot::take(&places).is_none() && !places.is_free());
         assert!(places.wake.read().is_err(), "nobody is woken yet");
         drop(all);
-        assert!(Place::take(&places).is_some());
+        assert!(Slot::take(&places).is_some());
         assert_eq!(places.wake.read(), Ok(MAX_CLIENTS as u64 + 1));
     }
 }

@@ -62,7 +62,7 @@ pub struct Rule {
 
 /// The value of an option in a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Value<'a> {
+pub struct OptionValue<'a> {
     /// Whether a `!` stands before the option.
     pub negated: bool,
     /// The word after it.
@@ -187,7 +187,7 @@ impl Rule {
 
     /// The value of the first option that has one of these names, such as `["-i", "--in-interface"]`.
     #[must_use]
-    pub fn option(&self, names: &[&str]) -> Option<Value<'_>> {
+    pub fn option(&self, names: &[&str]) -> Option<OptionValue<'_>> {
         let mut in_comment = false;
         let at = self.words.iter().position(|w| {
             // What a comment says isn't an option, whatever it looks like.
@@ -195,7 +195,7 @@ impl Rule {
             in_comment = !in_comment && w == "--comment";
             found
         })?;
-        Some(Value {
+        Some(OptionValue {
             negated: at
                 .checked_sub(1)
                 .and_then(|before| self.words.get(before))
