@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand.
 //!
-//! Whatever goes wrong is one line on the standard error, `ftpalg: WHAT; HOW TO MEND IT`, and exit
-//! code 2. `status` and its like have exit codes of their own.
+//! A failure is one line on the standard error, `ftpalg: WHAT; HOW TO MEND IT`, and exit code 2.
+//! `status`, `sessions` and `pinholes` have exit codes of their own.
 
 mod check;
 mod pinholes;

@@ -97,7 +97,8 @@ pub(super) fn run(command: RulesCommand) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// From here on no signal stops halfway what changes rules; the tools that it runs hear them.
+/// Blocks signals, so that none stops a change of rules halfway. The tools that are run still get
+/// theirs.
 fn all_or_none() -> Result<(), Failure> {
     SigSet::all().thread_block().map_err(|e| {
         Failure::usage(format!(
@@ -134,9 +135,9 @@ fn interface(text: &str) -> Result<String, String> {
     }
 }
 
-/// Refuses to touch the rules of a running daemon: it couldn't work without them, and removes
-/// them itself when it ends. One with `--rules external` leaves them to us. While there is none,
-/// none can start as long as the lock is kept.
+/// Refuses to touch the rules of a running daemon: it couldn't work without them, and removes them
+/// itself when it ends. A daemon with `--rules external` doesn't manage rules. If no daemon runs,
+/// none can start while the returned lock is held.
 fn nobody_else_manages() -> Result<Option<Lock>, Failure> {
     match Lock::take() {
         Ok(lock) => return Ok(Some(lock)),

@@ -1,7 +1,7 @@
 //! The choices of `run` and `rules`, from flags and from a configuration file.
 //!
-//! One structure is both: a key in the file (TOML) is a flag's name. A flag on the command line
-//! wins over the file; a flag that can be repeated replaces the file's whole list.
+//! One structure serves for both: the keys of the file (TOML) are the names of the flags. A flag on
+//! the command line wins over the file. A flag that can be repeated replaces the file's whole list.
 
 mod file;
 mod limits;
@@ -228,7 +228,7 @@ impl Settings {
         })
     }
 
-    /// These, and this host itself is served.
+    /// The same settings, with `--local`.
     pub(crate) fn with_local(self) -> Self {
         Self {
             local: true,
@@ -236,7 +236,7 @@ impl Settings {
         }
     }
 
-    /// These, with `base` where they say nothing.
+    /// These settings, with those of `base` where they say nothing.
     fn over(self, base: Self) -> Self {
         Self {
             inside: or(self.inside, base.inside),

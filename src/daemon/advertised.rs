@@ -1,4 +1,5 @@
-//! The addresses of `--advertise`, names among them looked up again from time to time.
+//! The addresses of `--advertise`. Host names among them are looked up again every minute, and on
+//! SIGHUP.
 
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -77,8 +78,8 @@ impl Advertised {
         self.all.iter().any(|(wanted, _)| name(wanted))
     }
 
-    /// Looks names up again, every minute and whenever somebody asks for it, for as long as the
-    /// process lives.
+    /// Looks names up again every minute, and whenever `asked` says so, for as long as the process
+    /// lives.
     pub(super) fn keep(mut self, workers: &[Arc<Worker>], output: &Output, asked: &Receiver<()>) {
         loop {
             match asked.recv_timeout(PERIOD) {
@@ -125,9 +126,9 @@ impl Advertised {
     }
 }
 
-/// At most one address per family: the one from before where it is still among those found (names
-/// may have several, in changing order) or where none of its family was found; else the first.
-/// Only those of the family of `inside`, where one is named.
+/// At most one address per family. It is the one from before, if it was found again (names may have
+/// several, in changing order), or if none of its family was found; otherwise it is the first one
+/// found. If there is an `inside`, only its family counts.
 fn pick(before: &[IpAddr], found: &[IpAddr], inside: Option<IpAddr>) -> Vec<IpAddr> {
     let of_family = |v4: bool| {
         let wanted = inside.is_none_or(|inside| inside.is_ipv4() == v4);

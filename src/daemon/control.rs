@@ -24,8 +24,7 @@ pub use ask::{AskError, ask, holder};
 pub use serve::{Answerer, BindError, ControlSocket};
 pub(super) use serve::{MAX_CLIENTS, MAX_WAITING};
 
-/// The socket's name in the abstract namespace, with a dash and a number behind it where somebody
-/// else has that.
+/// The socket's name in the abstract namespace. If somebody else has it, a dash and a number are added.
 const NAME: &str = "ftpalg";
 /// How long a request may take to arrive, and an answer to be taken.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -1,8 +1,8 @@
-//! The daemon: start-up, signals, control socket and output.
+//! The daemon: its start and end, its workers, signals, control socket and output.
 //!
-//! [`run`] builds everything up in an order in which nothing is ever half there: a queue is read
-//! before packets are steered to it, pinholes can be opened before a packet asks for one. What was
-//! built is torn down the other way round, whether by a signal, a failure or a panic.
+//! [`run`] starts the parts in such an order that nothing is missing when it is needed: a queue is
+//! read before packets are steered to it, and pinholes can be opened before a packet asks for one.
+//! The end takes the reverse order, whether a signal, a failure or a panic is the reason.
 
 pub mod config;
 pub mod control;
@@ -58,13 +58,13 @@ pub enum StartError {
     /// The process may not change the network.
     #[error("no permission to change the network; run as root, or with CAP_NET_ADMIN")]
     NotPermitted,
-    /// The lock of the network namespace can't be had.
+    /// The lock of the network namespace can't be taken.
     #[error(transparent)]
     Lock(LockError),
     /// There is a daemon already, or there can be no control socket.
     #[error(transparent)]
     Control(#[from] BindError),
-    /// A queue couldn't be had.
+    /// A queue couldn't be bound.
     #[error(transparent)]
     Queue(#[from] OpenError),
     /// The steering rules couldn't be put into place.
@@ -124,7 +124,7 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
     let mark = steered.steering.mark;
     start_threads(&lifetime, &shared, &workers, queues, events, mark)?;
 
-    // From here on there is something to take back.
+    // From here on there is something to remove.
     let mut installed = InKernel {
         steered: Arc::clone(&steered),
         shared: Arc::clone(&shared),
@@ -168,7 +168,7 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
         false => "ftpalg: not everything could be removed; run `ftpalg rules remove`".into(),
     });
     output.flush(DRAIN);
-    // A successor may come once nothing is left of this one.
+    // Only now may a successor start: nothing is left of this daemon.
     drop(lock);
     Ok(match ending {
         Ending::Signal(_) if removed => ExitCode::SUCCESS,
@@ -176,7 +176,7 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
     })
 }
 
-/// Starts all threads that work without being asked.
+/// Starts the workers, the housekeeping and the thread that reads conntrack's events.
 fn start_threads(
     lifetime: &Lifetime,
     shared: &Arc<Shared>,
@@ -207,20 +207,20 @@ fn start_threads(
     })
 }
 
-/// What is in the kernel because of us; taken back when dropped.
+/// What the daemon has put into the kernel; removed when dropped.
 struct InKernel {
     steered: Arc<Steered>,
     shared: Arc<Shared>,
-    /// What taking it back needs.
+    /// Descriptors and processes that the removal needs.
     reserve: Reserve,
-    /// Set when that begins: from then on, clients get no descriptors.
+    /// Set when the removal begins: from then on, clients get no descriptors.
     closing: Arc<AtomicBool>,
     there: bool,
 }
 
 impl InKernel {
-    /// Takes all back: first what steers packets to us, last what lets data connections in.
-    /// Whether everything could be removed.
+    /// Removes everything: first what steers packets to the queues, last what lets data connections
+    /// in. Returns whether all could be removed.
     fn remove(&mut self) -> bool {
         self.there = false;
         self.closing.store(true, Ordering::Relaxed);
@@ -246,7 +246,7 @@ impl Drop for InKernel {
     }
 }
 
-/// Tells the service manager, where there is one.
+/// Tells the service manager, if there is one.
 fn notify(state: sd_notify::NotifyState<'_>) {
     if let Err(e) = sd_notify::notify(&[state]) {
         log::warn!("the service manager can't be told: {e}");

@@ -35,7 +35,7 @@ use super::shared::Clock;
 
 /// The number of `CAP_NET_ADMIN`.
 const CAP_NET_ADMIN: u32 = 12;
-/// How often is looked whether a queue is empty yet.
+/// The time between two looks at whether the queues are empty.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
 
 /// Whether the process may change the network.
@@ -56,7 +56,7 @@ pub(super) fn check_permission() -> Result<(), StartError> {
     }
 }
 
-/// Why there is no lock: with who has it, where that can be told.
+/// Why the lock can't be taken, and who has it, where that is known.
 pub(super) fn explain(error: LockError) -> StartError {
     match error {
         LockError::NotPermitted => StartError::NotPermitted,
@@ -94,8 +94,9 @@ pub(super) struct Steered {
 
 struct ManagedRules {
     rules: Rules,
-    /// Nothing is installed any more, and no tool is run: until it has begun, a tool has copies of all
-    /// descriptors, the lock's and the queues' among them, and would keep a successor from starting.
+    /// Nothing more is installed, and no tool is run. Between fork and exec, a tool has copies of all
+    /// descriptors, those of the lock and the queues included, and would keep a successor from
+    /// starting.
     closing: bool,
 }
 
@@ -151,8 +152,8 @@ impl Steered {
         Ok([flavour].into_iter().chain(chains).collect())
     }
 
-    /// Puts the rules back that somebody else removed. Nothing happens any more once they were
-    /// removed by [`remove`](Self::remove): then false.
+    /// Puts the rules back that somebody else removed. After [`remove`](Self::remove) it does nothing,
+    /// and returns false.
     pub(super) fn restore(&self) -> Result<bool, RulesError> {
         let mut host = self.host();
         if self.manage && !host.closing {
@@ -265,7 +266,7 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), S
     Ok((plane, readable))
 }
 
-/// Clears connection attempts out of a pinhole's way that were made before it was there.
+/// Removes connection attempts from conntrack that are older than their pinhole, and so bypass it.
 pub(super) fn unblock(conntrack: &mut Conntrack, hole: Key, mark: Mark) -> usize {
     match conntrack.forget_unanswered(hole.from, hole.to, mark) {
         Ok(forgotten) => {
@@ -317,7 +318,7 @@ fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
         BackendChoice::Auto | BackendChoice::Iptables => return Ok(Box::new(iptables())),
     }
     let mut nft = nft()?;
-    // What it makes now is made anew later, or goes with it.
+    // What this makes is made again later, or is removed with the backend.
     let Err(BackendError::Lacking(why)) = nft.install() else {
         return Ok(Box::new(nft));
     };

@@ -160,7 +160,7 @@ impl Derived {
     }
 
     fn add_iface(&mut self, iface: &str) {
-        // A name that a rule of ours couldn't carry (a wildcard) is left out.
+        // A name that can't stand in one of our rules (a wildcard) is left out.
         if let Ok(inside @ Inside::Iface(_)) = iface.parse() {
             self.inside.push(inside);
         }
@@ -172,7 +172,7 @@ impl Derived {
         }
     }
 
-    /// Names each inside once: a network behind an interface that is named already says nothing.
+    /// Names each inside once: a network behind an interface that is named already adds nothing.
     fn simplify(&mut self, around: &Surroundings) {
         self.inside.sort();
         self.inside.dedup();

@@ -1,8 +1,8 @@
 //! Puts our part of a table into place and takes it out, in one commit, leaving the rest as it is.
 //!
-//! iptables-nft makes the table and the builtin chain that a rule needs. So that they can be
-//! removed again, even by another process after this one was killed, the comment of the jump in
-//! that chain says which of them were ours: `ftpalg:egress new-table new-chain`.
+//! iptables-nft creates the table and the builtin chain that a rule needs. The comment of the jump
+//! in that chain says which of them it created for us: `ftpalg:egress new-table new-chain`. So
+//! they can be removed again, even by another process after this one was killed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
@@ -89,7 +89,7 @@ impl Host {
         Ok(self.tool(family, flavour)?.restore(text)?)
     }
 
-    /// Makes `wanted` all that is ours in a table, in one commit: what was there of ours is gone.
+    /// Replaces all that is ours in a table by `wanted`, in one commit.
     pub(crate) fn replace(
         &mut self,
         at: &At,
@@ -108,7 +108,7 @@ impl Host {
         }
         let kept: Vec<&str> = match &done {
             Ok(()) => wanted.rules.iter().map(|r| r.chain.as_str()).collect(),
-            // Nothing was committed, but a tool may have made the table on its way there.
+            // Nothing was committed, but the tool may have created the table before it failed.
             Err(_) if current.is_some_and(|t| t.rules.iter().any(is_ours)) => return done,
             Err(_) => Vec::new(),
         };
@@ -144,8 +144,8 @@ impl Host {
         }
     }
 
-    /// Looks for chains of ours in tables that the tools can't show (somebody wrote rules for nft
-    /// into them since we came).
+    /// Looks for chains of ours in tables that the tools can't show any more, since somebody has
+    /// added rules written for nft.
     pub(crate) fn out_of_reach(
         &mut self,
         snapshot: &Snapshot,
@@ -198,7 +198,7 @@ impl Host {
         made.chains.extend(chains.into_iter().map(|(name, _)| name));
     }
 
-    /// Remembers what was made for our rules, as long as it is the same.
+    /// Remembers by handle what was made for our rules.
     fn remember(&mut self, at: &At, made: &Made) {
         let mut handles = Handles::default();
         if made.table {
@@ -227,7 +227,7 @@ impl Host {
             if used {
                 continue;
             }
-            // The kernel refuses if a rule came in meanwhile: then it is somebody else's by now.
+            // The kernel refuses if somebody has added a rule meanwhile: then the chain is theirs.
             if let Err(e) = tables::delete_chain(at.family.number(), &at.table, chain) {
                 log::debug!("{at}: chain {chain} stays: {e}");
             }

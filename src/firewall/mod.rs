@@ -1,21 +1,31 @@
 //! Steering and accept rules: prints, installs, removes and verifies them.
 //!
-//! [`steering`] is what a person asks for; [`template`] makes rule text from it and from the files
-//! in `sets/`; [`host`] puts our part of a table into place and takes it out. `nat_rule` reads the
-//! user's NAT rules: [`derive`](mod@derive) finds the inside from them, [`published`] the ports that they publish.
-//! `dnat` does the latter for rules of nft's own, `native` accepts data connections in chains of
-//! nft's own that drop. [`xtables`] drives the tools of both flavours, [`tables`] tells who else uses nf_tables,
-//! [`watch`] notices that somebody changes rules. Pinholes are not known here.
+//! | module | does |
+//! |---|---|
+//! | [`steering`] | holds what a person asks for |
+//! | [`template`] | makes rule text from that and from the files in `sets/` |
+//! | [`host`] | puts our part of a table into place, and takes it out |
+//! | `names` | has the names of all that is ours, and tells it from the rest |
+//! | `nat_rule` | reads the user's NAT rules in iptables |
+//! | [`derive`](mod@derive), `surroundings` | find the inside from these rules, and from routes and addresses |
+//! | [`published`] | finds the ports that these rules publish |
+//! | `dnat` | finds the ports that rules written for nft publish |
+//! | `native` | accepts data connections in chains written for nft |
+//! | [`xtables`] | runs the tools of both flavours |
+//! | [`tables`] | lists the tables and chains of nf_tables |
+//! | [`watch`] | notices that somebody changes rules |
+//!
+//! Pinholes are not known here, but for their names.
 //!
 //! Where the rules go:
 //!
 //! - steering (`raw`, `mangle`): into the flavour that holds the user's rules, so that these come
-//!   first in the same chains. A legacy table that isn't there is not made, since nothing can
-//!   remove it again: steering then goes through iptables-nft, where the kernel has it. Both work
-//!   side by side: a packet meets the hooks of either.
-//! - accept rules (`filter`): into the user's flavour, and into the other where its table is
-//!   there, since either can drop. A legacy `filter` table that isn't there drops nothing.
-//!   Firewalls in tables of nft's own: see `native`.
+//!   first in the same chains. A legacy table that doesn't exist isn't created, since nothing can
+//!   remove it again. Steering then goes through iptables-nft, where the kernel has that. Both
+//!   flavours work side by side: a packet passes the hooks of both.
+//! - accept rules (`filter`): into the user's flavour, and into the other one if its table exists,
+//!   since either can drop. A table that doesn't exist drops nothing. For firewalls written for
+//!   nft see `native`.
 
 pub mod derive;
 mod dnat;
@@ -55,12 +65,12 @@ use host::Host;
 use names::{DATA_CHAIN, TAG};
 use surroundings::Surroundings;
 
-/// The tables that steering and accept rules live in, in the order in which they are installed:
-/// nothing is queued before it would be accepted.
+/// The tables that steering and accept rules are in, in the order in which they are installed: what
+/// accepts comes before what queues.
 const TABLES: [&str; 3] = ["filter", "mangle", "raw"];
 
-/// Docker's chain for other people's rules. When it starts, it puts its own chains in front of all
-/// that is in FORWARD, but leaves what is in there.
+/// Docker's chain for the user's own rules. When Docker starts, it puts its chains in front of
+/// everything in FORWARD, but keeps the rules of this one.
 const DOCKER: &str = "DOCKER-USER";
 
 /// Why rules written for nft aren't known.
@@ -168,8 +178,8 @@ impl Rules {
         self.restore(steering)
     }
 
-    /// Like [`install`](Self::install), but also while an interface isn't there: rules go by its
-    /// name, and hold again when it comes back.
+    /// Like [`install`](Self::install), but an interface of `--inside` may be missing: the rules
+    /// go by its name, and apply again when it comes back.
     ///
     /// # Errors
     /// As [`install`](Self::install).
@@ -245,7 +255,8 @@ impl Rules {
         missing_in(&self.host.snapshot()?, steering)
     }
 
-    /// The same of rules that somebody else places: only in the families that are in use here.
+    /// Like [`verify`](Self::verify), for rules that somebody else places: looks only at the
+    /// address families that are in use here.
     ///
     /// # Errors
     /// As [`verify`](Self::verify).
@@ -257,8 +268,8 @@ impl Rules {
         })
     }
 
-    /// What isn't in place (not asked without `steering`), and which ports the user's own rules
-    /// publish.
+    /// What isn't in place (nothing is looked for without `steering`), and which ports the user's
+    /// own rules publish.
     ///
     /// # Errors
     /// If it couldn't be found out.
@@ -310,8 +321,8 @@ fn missing_in(snapshot: &Snapshot, steering: &Steering) -> Result<Vec<String>, R
             (current.is_some(), host::missing(at, current, wanted))
         };
         let (there, missing) = in_flavour(at.flavour);
-        // Where a person loaded them, they may be in the other flavour: a packet meets both,
-        // and a table that isn't there drops nothing.
+        // A person may have loaded them with the tool of the other flavour. That works as well:
+        // a packet passes both, and a table that doesn't exist drops nothing.
         let elsewhere = || Flavour::ALL.iter().any(|f| in_flavour(*f).1.is_empty());
         if there || !elsewhere() {
             all.extend(missing);
@@ -432,7 +443,7 @@ pub(crate) fn flavours(
 ) -> Vec<Flavour> {
     let there = |flavour| snapshot.table(family, flavour, table).is_some();
     let works = |flavour| snapshot.view(family, flavour).is_some();
-    // A table that has to be made is made by nft where that works: only nft can delete it again.
+    // nft creates a missing table where it works, since only nft can delete it again.
     if table == "filter" {
         return Flavour::ALL
             .into_iter()

@@ -2,8 +2,9 @@
 //!
 //! No verdict of another table can overrule a drop there, so data connections are accepted in the
 //! chain that drops: one rule per chain, with the comment `ftpalg:accept`, in front of the first
-//! rule that may drop, or at the end if only the chain's policy does. What stands before goes on to
-//! apply (MSS clamping, counters, marks). Rules are told apart and removed by handle.
+//! rule that may drop, or at the end if only the chain's policy does. Rules before it still apply
+//! (MSS clamping, counters, marks). Our rules are recognised by their comment and removed by their
+//! handle.
 //!
 //! Tables that iptables-nft can show are left to iptables.
 
@@ -59,7 +60,7 @@ impl std::fmt::Display for DroppingChain {
 }
 
 impl DroppingChain {
-    /// Whether ours is there.
+    /// Whether our rule is there.
     pub(crate) fn is_taken(&self) -> bool {
         !self.ours.is_empty()
     }
@@ -114,7 +115,7 @@ pub(crate) fn remove() -> io::Result<usize> {
         let deleted = socket.batch(&[delete(&rule.at, rule.handle)]);
         match deleted.map_err(io::Error::from) {
             Ok(()) => removed += 1,
-            // It went with its table meanwhile.
+            // Its table was deleted meanwhile.
             Err(e) if e.raw_os_error() == Some(Errno::ENOENT as i32) => {}
             Err(e) => result = Err(e),
         }

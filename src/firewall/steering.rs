@@ -14,7 +14,7 @@ use crate::net::{Family, Mark, parse_network};
 /// The longest name that an interface can have (`IFNAMSIZ` less its NUL).
 const MAX_INTERFACE: usize = 15;
 
-/// One side of the gateway's that is private: see `--inside`.
+/// A private side of the gateway: see `--inside`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Inside {
     /// Whatever is behind this interface.

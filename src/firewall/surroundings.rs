@@ -29,7 +29,7 @@ pub(crate) struct Surroundings {
 }
 
 impl Surroundings {
-    /// Reads them for the calling thread's network namespace (main routing table).
+    /// Reads them in the calling thread's network namespace (main routing table).
     pub(crate) fn read() -> Result<Self, RulesError> {
         let mut found = Self::default();
         if let Some(text) = read_proc("route")? {

@@ -1,4 +1,4 @@
-//! Which tables and chains nf_tables has: who else is here, and clearing up what we emptied.
+//! The tables and chains of nf_tables: lists them, and deletes those that are empty.
 
 use std::io;
 
@@ -131,7 +131,7 @@ pub(crate) fn rules_of<'a>(family: u8, table: &'a str, chain: Option<&'a str>) -
     }
 }
 
-/// About all families.
+/// A question about all families.
 fn question(kind: u16) -> Request<'static> {
     Request {
         kind,

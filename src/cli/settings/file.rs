@@ -1,5 +1,5 @@
-//! How the values of keys are read from a file: what a flag takes as text is also taken as a number,
-//! and what can be repeated as a list.
+//! Reads the values of keys in a configuration file. A value that a flag takes as text may also be a
+//! number, and the values of a flag that can be repeated may be a list.
 
 use std::fmt;
 use std::str::FromStr;

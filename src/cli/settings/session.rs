@@ -59,16 +59,15 @@ const RULES: &str = "all, order, unknown-verbs, long-lines, control-bytes, befor
                      addresses, passive-ports, active-late, failed-logins";
 
 impl StrictChoice {
-    /// These, with the other's lists and numbers where they have none: a flag adds rules to those
-    /// of the file.
+    /// The rules of a flag added to those of the file. The file's lists and numbers stay.
     pub(super) fn over(self, base: Self) -> Self {
         let Self { all, mut named } = self;
         let mut file = base.named;
         for ((_, own), (_, base)) in named.switches().into_iter().zip(file.switches()) {
-            // What the file leaves out counts no more when the flag asks for all.
+            // If the flag asks for all rules, those that the file switches off are on again.
             *own = own.or(base.filter(|_| !all));
         }
-        // The flag has no number: it asks for one, unless that is the file's.
+        // The flag asks for the limit without a number: the file's number counts, unless it is 0.
         let asked = all || named.failed_logins.is_some();
         let logins = file.failed_logins.filter(|n| !asked || *n > 0);
         named.failed_logins = logins.or(named.failed_logins);

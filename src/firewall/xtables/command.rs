@@ -57,7 +57,7 @@ impl CommandError {
         }
     }
 
-    /// Whether it may go well the next time: it says nothing about what the host has.
+    /// Whether a later run may succeed: the reason is momentary, not something that the host lacks.
     #[must_use]
     pub fn is_passing(&self) -> bool {
         match self {
@@ -114,7 +114,7 @@ pub fn run(
     let (output, status) = match talked {
         Ok(done) => done,
         Err(e) => {
-            // Both fail only if it ended by itself meanwhile.
+            // Both fail only if the program has ended meanwhile.
             let _ = child.kill();
             let _ = child.wait();
             return Err(if e.kind() == io::ErrorKind::TimedOut {
@@ -162,7 +162,7 @@ fn talk(child: &mut Child, mut input: &[u8], deadline: Instant) -> io::Result<To
             match pipe.write(input) {
                 Ok(n) => input = input.get(n..).unwrap_or_default(),
                 Err(e) if is_transient(&e) => {}
-                // It doesn't want to read on: its exit status says why.
+                // It reads no further: its exit status says why.
                 Err(_) => input = &[],
             }
             if input.is_empty() {
@@ -216,7 +216,7 @@ fn drain<R: Read>(pipe: &mut Option<R>, into: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Collects the exit status of a program that closed its output: as a rule it is there at once.
+/// Waits for the exit status of a program that has closed its output. Most have ended by then.
 fn wait(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
     let mut pause = Duration::from_micros(50);
     loop {

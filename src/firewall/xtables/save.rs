@@ -1,7 +1,7 @@
 //! The save format: what `iptables-save` writes and `iptables-restore` reads.
 //!
-//! Reading never fails: a line that makes no sense is counted and left out, since a rule set may
-//! come from a tool that is newer than this.
+//! Reading never fails: a line that isn't understood is counted and left out, since a rule set may
+//! come from a newer tool.
 
 /// A rule with more words than this isn't looked at (the tools themselves stop at 255).
 const MAX_WORDS: usize = 1024;
@@ -11,10 +11,10 @@ const MAX_WORDS: usize = 1024;
 pub struct Ruleset {
     /// Its tables, in order.
     pub tables: Vec<Table>,
-    /// Tables that are there, but that the tool can't show, since they hold rules written for
-    /// `nft`. It can still change them.
+    /// Tables that exist, but that the tool can't show, since they hold rules written for `nft`. The
+    /// tool can still change them.
     pub hidden: Vec<String>,
-    /// How many lines made no sense.
+    /// How many lines weren't understood.
     pub skipped: usize,
 }
 

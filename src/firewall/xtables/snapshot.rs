@@ -22,7 +22,7 @@ pub struct View {
     pub rules: Ruleset,
 }
 
-/// All views that could be had.
+/// What all tools say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// One per family and flavour that the host has tools and kernel support for.
@@ -62,13 +62,13 @@ pub struct FlavourChoice {
 }
 
 impl Snapshot {
-    /// Asks all tools. Makes no table by looking.
+    /// Asks all tools. Looking creates no table.
     ///
     /// A family or flavour that the kernel or the host lacks is left out.
     ///
     /// # Errors
-    /// If nothing could be had for IPv4, or a tool failed for a reason that is of this moment: what it
-    /// would have shown would be taken not to be there, and left behind.
+    /// If there is nothing for IPv4, or a tool failed for a momentary reason: the rules that it didn't
+    /// show would be taken for absent, and left behind.
     pub fn take(tools: &Tools) -> Result<Self, SnapshotError> {
         if tools.is_empty() {
             return Err(SnapshotError::NoTools);
@@ -248,7 +248,7 @@ fn view(
                 names => names.map_err(ViewError::Read)?,
             };
             match names {
-                // The module isn't loaded; it would be by the first use.
+                // The module isn't loaded. Running the tool would load it.
                 None if nft_works => return Ok(None),
                 None => Ruleset::default(),
                 Some(names) if names.trim().is_empty() => Ruleset::default(),
