@@ -17,9 +17,8 @@
 //! | [`daemon`] | start and end, workers, signals, the control socket, output | the text of rules |
 //! | [`cli`] | the command line, one file per subcommand | the work itself |
 //!
-//! [`wire`], [`stream`], [`ftp`] and [`engine`] are pure: they are told bytes, time and the
-//! kernel's answers, and return what to do. The other modules are the shell around them. Each imports
-//! only from modules above it, so there are no circles:
+//! Who imports from whom in the shell. A module may also import from those further along its arrows,
+//! and from the core:
 //!
 //! ```text
 //! cli ─▶ daemon ─▶ pinholes ─▶ firewall  ─▶ netlink, net
@@ -27,8 +26,9 @@
 //!           └────▶ queue
 //! ```
 //!
-//! A module may also import from those that are further along its arrows. The layers test lists all
-//! imports, those from the core included, and holds the code to them.
+//! [`wire`], [`stream`], [`ftp`] and [`engine`] are pure: they are told bytes, time and the
+//! kernel's answers, and return what to do. The other modules are the shell around them. Each imports
+//! only from some of those above it; `tests/layers.rs` knows which.
 
 #![forbid(unsafe_code)]
 

@@ -3,7 +3,7 @@
 //! A Unix stream socket with the abstract name `@ftpalg`: it belongs to the network namespace, as
 //! the rules and the queue do, leaves nothing in the file system, and is gone with its process.
 //! Anybody can bind that name. So it is no lock (that is [`lock`](super::lock)), and a daemon that
-//! finds it taken adds a random number to it: [`ask`] finds it in the kernel's list of sockets.
+//! finds it taken adds a random number to it: [`ask()`] finds it in the kernel's list of sockets.
 //!
 //! The protocol: the client sends one JSON object and a line feed, the daemon answers with one
 //! line of JSON, `{"ok": …}` or `{"error": "…"}`, and closes. Both ends go by the other's

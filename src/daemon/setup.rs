@@ -266,7 +266,7 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), S
     Ok((plane, readable))
 }
 
-/// Removes connection attempts from conntrack that are older than their pinhole, and so bypass it.
+/// Clears connection attempts out of a pinhole's way that were made before it was there.
 pub(super) fn unblock(conntrack: &mut Conntrack, hole: Key, mark: Mark) -> usize {
     match conntrack.forget_unanswered(hole.from, hole.to, mark) {
         Ok(forgotten) => {

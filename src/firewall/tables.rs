@@ -131,7 +131,7 @@ pub(crate) fn rules_of<'a>(family: u8, table: &'a str, chain: Option<&'a str>) -
     }
 }
 
-/// A question about all families.
+/// About all families.
 fn question(kind: u16) -> Request<'static> {
     Request {
         kind,
