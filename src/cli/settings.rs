@@ -378,11 +378,7 @@ fn separate(inside: Vec<Inside>) -> Result<Vec<Inside>, String> {
 
 /// A number of decimal digits.
 fn number<T: FromStr>(text: &str) -> Result<T, &'static str> {
-    let digits = text.bytes().all(|b| b.is_ascii_digit());
-    text.parse()
-        .ok()
-        .filter(|_| digits)
-        .ok_or("write a number in decimal digits, in range")
+    config::decimal(text).ok_or("write a number in decimal digits, in range")
 }
 
 /// A mask of one bit.

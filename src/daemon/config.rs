@@ -180,8 +180,8 @@ pub fn port(text: &str) -> Result<u16, BadValue> {
         .ok_or_else(|| BadValue("write a port from 1 to 65535".into()))
 }
 
-/// A number of digits only: no sign, no space.
-fn decimal<T: FromStr>(text: &str) -> Option<T> {
+/// Reads a number of decimal digits only: no sign, no space.
+pub(crate) fn decimal<T: FromStr>(text: &str) -> Option<T> {
     text.bytes()
         .all(|b| b.is_ascii_digit())
         .then(|| text.parse().ok())?

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
-use crate::daemon::config::Limits;
+use crate::daemon::config::{Limits, decimal};
 
 /// One limit that is chosen.
 #[derive(Clone, Copy, Debug)]
@@ -88,8 +88,7 @@ impl FromStr for Limit {
     /// Reads `NAME=N`.
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, value) = text.split_once('=').ok_or("write NAME=N")?;
-        let digits = value.bytes().all(|b| b.is_ascii_digit());
-        Self::new(name, value.parse().ok().filter(|_| digits))
+        Self::new(name, decimal(value))
     }
 }
 
