@@ -8,22 +8,19 @@
 //! machine's.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "../tests/lab/mod.rs"]
-mod lab;
-
 use std::io::{Error, Read, Write};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use lab::alg::{Alg, Running, no_kernel_helper};
-use lab::net::Net;
-use lab::report;
-use lab::rules::{self, Flavour, Policy};
-use lab::scripted::{CONTENT, Plan, Step, Verb, accept, connect, peers, serving, visit};
-use lab::topology::Topology;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::{TimeVal, TimeValLike};
+use testkit::lab::alg::{Alg, Running, no_kernel_helper};
+use testkit::lab::net::Net;
+use testkit::lab::report;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::scripted::{CONTENT, Plan, Step, Verb, accept, connect, peers, serving, visit};
+use testkit::lab::topology::Topology;
 
 /// How often each gateway has its turn.
 const ROUNDS: usize = 15;
@@ -215,7 +212,7 @@ fn small_sessions(net: &Net, crowd: usize) -> (u64, Duration) {
 
 /// Bytes per second of one large download.
 fn bulk(net: &Net) -> f64 {
-    let client = |mut control: lab::scripted::Control| -> Result<Duration, Error> {
+    let client = |mut control: testkit::lab::scripted::Control| -> Result<Duration, Error> {
         control.login()?;
         let (_, to) = control.ask(Verb::Pasv)?;
         let mut data = connect(to, PATIENCE)?;
@@ -237,7 +234,7 @@ fn bulk(net: &Net) -> f64 {
         control.expect("221")?;
         Ok(took)
     };
-    let server = |mut control: lab::scripted::Control| -> Result<(), Error> {
+    let server = |mut control: testkit::lab::scripted::Control| -> Result<(), Error> {
         control.let_in()?;
         control.expect("PASV")?;
         let here = control.stream.local_addr()?.ip();

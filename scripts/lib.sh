@@ -77,7 +77,7 @@ install_tools() {
 # Unpacks the FTP servers without installing them: their packages exclude each other and start
 # services. Only the libraries that they need are installed.
 unpack_servers() {
-    for package in vsftpd proftpd-core pure-ftpd $(said_by unpack tests/programs/*/*); do
+    for package in vsftpd proftpd-core pure-ftpd $(said_by unpack tests/system/programs/*/*); do
         [ -e "$SERVERS/$package/.complete" ] && libraries_there "$SERVERS/$package" && continue
         say "unpacking $package into $SERVERS"
         apt_update
@@ -95,18 +95,18 @@ unpack_servers() {
     done
 }
 
-# said_by KEY SCRIPT…: what is behind `KEY: ` at the scripts' tops (see tests/lab/programs.rs).
+# said_by KEY SCRIPT…: what is behind `KEY: ` at the scripts' tops (see testkit/src/lab/programs.rs).
 said_by() {
     key=$1
     shift
     sed -n "s/^\(#\|\/\/\) $key: //p" "$@" | tr ' ' '\n' | sort -u
 }
 
-# Installs what the scripts in tests/programs need. A program that can't be had here is left out; the
+# Installs what the scripts in tests/system/programs need. A program that can't be had here is left out; the
 # tests say so.
 install_programs() {
     wanted=
-    for script in tests/programs/*/*.*; do
+    for script in tests/system/programs/*/*.*; do
         there=yes
         for program in $(said_by program "$script"); do
             have "$program" || there=
@@ -134,13 +134,13 @@ install_programs() {
             apt_install "$package" || say "left out, since it can't be installed: $package"
         done
     fi
-    if have npm && ! cmp -s tests/programs/package-lock.json "$PROGRAMS/package-lock.json"; then
-        say "installing what tests/programs/package.json lists into $PROGRAMS"
+    if have npm && ! cmp -s tests/system/programs/package-lock.json "$PROGRAMS/package-lock.json"; then
+        say "installing what tests/system/programs/package.json lists into $PROGRAMS"
         mkdir -p "$PROGRAMS"
-        cp tests/programs/package.json "$PROGRAMS"
-        cp tests/programs/package-lock.json "$PROGRAMS/package-lock.json"
+        cp tests/system/programs/package.json "$PROGRAMS"
+        cp tests/system/programs/package-lock.json "$PROGRAMS/package-lock.json"
         if ! npm ci --prefix "$PROGRAMS" --no-audit --no-fund --ignore-scripts --silent; then
-            say "left out, since npm can't install them: the programs of tests/programs/package.json"
+            say "left out, since npm can't install them: the programs of tests/system/programs/package.json"
             rm "$PROGRAMS/package-lock.json"
         fi
     fi

@@ -28,7 +28,7 @@
 //!
 //! [`wire`], [`stream`], [`ftp`] and [`engine`] are pure: they are told bytes, time and the
 //! kernel's answers, and return what to do. The other modules are the shell around them. Each imports
-//! only from some of those above it; `tests/layers.rs` knows which.
+//! only from some of those above it; `tests/core/layers.rs` knows which.
 
 #![forbid(unsafe_code)]
 

@@ -1,6 +1,3 @@
 #![no_main]
 
-#[path = "../checks/mod.rs"]
-mod checks;
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::packet::check(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| testkit::checks::packet::check(data));

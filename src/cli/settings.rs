@@ -172,6 +172,19 @@ pub(crate) struct Settings {
     #[serde(deserialize_with = "file::mark")]
     mark: Option<Mark>,
 
+    /// The bit of the connection mark of control connections that a later ftpalg may go on with, as a
+    /// mask [default: 0x20000000]
+    #[arg(long, value_name = "BIT", value_parser = mark)]
+    #[serde(deserialize_with = "file::mark")]
+    resume_mark: Option<Mark>,
+
+    /// Whether rewritten announcements keep the length of their line wherever that is possible, so
+    /// that a later ftpalg, or another gateway, can go on with the connection: prefer or off
+    /// [default: prefer]
+    #[arg(long, value_name = "prefer|off")]
+    #[serde(deserialize_with = "file::one")]
+    keep_length: Option<KeepLength>,
+
     /// How many seconds an announced data connection is waited for: 1 to 3600 [default: 60]
     #[arg(long, value_name = "SECS", value_parser = number::<u64>)]
     #[serde(deserialize_with = "file::one")]
@@ -196,6 +209,28 @@ impl FromStr for Fail {
             "closed" => Ok(Self::Closed),
             "open" => Ok(Self::Open),
             _ => Err("write one of closed, open"),
+        }
+    }
+}
+
+/// Whether announcements keep the length of their line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum KeepLength {
+    /// Wherever that is possible.
+    #[default]
+    Prefer,
+    /// No more than by chance.
+    Off,
+}
+
+impl FromStr for KeepLength {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "prefer" => Ok(Self::Prefer),
+            "off" => Ok(Self::Off),
+            _ => Err("write one of prefer, off"),
         }
     }
 }
@@ -263,6 +298,8 @@ impl Settings {
             queues: self.queues.or(base.queues),
             queue_num: self.queue_num.or(base.queue_num),
             mark: self.mark.or(base.mark),
+            resume_mark: self.resume_mark.or(base.resume_mark),
+            keep_length: self.keep_length.or(base.keep_length),
             deadline: self.deadline.or(base.deadline),
         }
     }
@@ -297,6 +334,14 @@ impl Settings {
                 "port {port} can't be a --port and an --implicit-port; choose one of them"
             ));
         }
+        let mark = self.mark.unwrap_or_default();
+        let resume_mark = self.resume_mark.unwrap_or(Mark::RESUME);
+        if mark == resume_mark {
+            return Err(format!(
+                "--mark and --resume-mark are both {:#x}; choose two bits",
+                mark.bit()
+            ));
+        }
         let config = Config {
             steering: Steering {
                 inside: separate(self.inside)?,
@@ -304,7 +349,7 @@ impl Settings {
                 ports: unique([plain, implicit_ports.clone()].concat()),
                 queues,
                 fail_open: self.fail.unwrap_or_default() == Fail::Open,
-                mark: self.mark.unwrap_or_default(),
+                mark,
                 families: Family::ALL.to_vec(),
             },
             advertise: self.advertise,
@@ -324,6 +369,8 @@ impl Settings {
                 ..Policy::default()
             },
             deadline: Duration::from_secs(deadline),
+            resume_mark,
+            keep_length: self.keep_length.unwrap_or_default() == KeepLength::Prefer,
             limits: Limit::apply(&self.limits),
         };
         config.check()?;

@@ -83,6 +83,20 @@ pub(super) fn forget(original: Tuple, id: u32) -> Request<'static> {
     })
 }
 
+/// Sets the bits of `mask` in the mark of the connection that has this direction to those of `mark`.
+pub(super) fn change_mark(
+    src: SocketAddr,
+    dst: SocketAddr,
+    mark: u32,
+    mask: u32,
+) -> Request<'static> {
+    request(CT_NEW, family(src.ip()), move |b| {
+        put_tuple(b, CTA_TUPLE_ORIG, src, dst);
+        b.be32(CTA_MARK, mark);
+        b.be32(CTA_MARK_MASK, mask);
+    })
+}
+
 fn request(kind: u16, family: u8, attrs: impl Fn(&mut Builder) + 'static) -> Request<'static> {
     Request {
         kind,

@@ -161,6 +161,30 @@ impl Conntrack {
         }
     }
 
+    /// Sets or clears a bit of the mark of the connection that has a direction from `src` to `dst`;
+    /// false if there is none.
+    ///
+    /// # Errors
+    /// As [`lookup`](Self::lookup).
+    pub fn set_mark(
+        &mut self,
+        src: SocketAddr,
+        dst: SocketAddr,
+        bit: Mark,
+        set: bool,
+    ) -> io::Result<bool> {
+        if src.is_ipv4() != dst.is_ipv4() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let mark = if set { bit.bit() } else { 0 };
+        let change = message::change_mark(src, dst, mark, bit.bit());
+        match self.socket.change(&change) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn find<T>(
         &mut self,
         src: SocketAddr,

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::firewall::{Inside, Steering};
 use crate::ftp::policy::Policy;
-use crate::net::PortRange;
+use crate::net::{Mark, PortRange};
 use crate::pinholes;
 
 /// All that the daemon goes by.
@@ -36,6 +36,10 @@ pub struct Config {
     pub policy: Policy,
     /// How long a pinhole waits for its connection.
     pub deadline: Duration,
+    /// The bit of control connections' marks by which they may be joined in their middle.
+    pub resume_mark: Mark,
+    /// Whether rewritten announcements keep their length where that is possible.
+    pub keep_length: bool,
     /// How much of each there may be.
     pub limits: Limits,
 }

@@ -116,7 +116,12 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
     let clock = Clock::start();
     let output = Output::start().map_err(StartError::system("start a thread"))?;
     let (plane, events) = setup::plane(config, clock)?;
-    let shared = Arc::new(Shared::new(plane, clock, output.clone()));
+    let shared = Arc::new(Shared::new(
+        plane,
+        clock,
+        output.clone(),
+        config.resume_mark,
+    ));
     let engines = setup::engine_config(config, &advertised);
     let workers: Vec<_> = (0..engines.workers)
         .map(|number| Worker::new(Engine::new(engines.clone(), number)))

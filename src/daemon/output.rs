@@ -129,7 +129,15 @@ impl fmt::Display for EventLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "session {} ", self.0.session().0)?;
         match self.0 {
-            Event::SessionOpened { client, server, .. } => write!(f, "{client} -> {server} open"),
+            Event::SessionOpened {
+                client,
+                server,
+                joined,
+                ..
+            } => {
+                let how = if *joined { "joined" } else { "open" };
+                write!(f, "{client} -> {server} {how}")
+            }
             Event::NotAdmitted {
                 client,
                 server,
@@ -269,6 +277,7 @@ mod tests {
                 session: S,
                 client: "10.1.0.9:40112".parse().unwrap(),
                 server: "10.0.0.2:21".parse().unwrap(),
+                joined: false,
             }),
             "session 12 10.1.0.9:40112 -> 10.0.0.2:21 open"
         );

@@ -343,6 +343,8 @@ pub(super) fn engine_config(config: &Config, advertised: &Advertised) -> engine:
         // ended linger for a while.
         max_flows: config.limits.sessions.saturating_mul(2),
         advertise: advertised.list(),
+        resume_mark: config.resume_mark.bit(),
+        keep_length: config.keep_length,
         tls_range: range(config).is_some(),
         implicit_ports: config.implicit_ports.clone(),
         ..engine::Config::default()

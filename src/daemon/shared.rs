@@ -17,6 +17,7 @@ use crate::engine::event::Event;
 use crate::engine::gateway::{
     Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId,
 };
+use crate::net::Mark;
 use crate::pinholes::Key;
 use crate::pinholes::Plane;
 use crate::pinholes::backend::BackendError;
@@ -62,6 +63,8 @@ pub struct Shared {
     lookups: Mutex<Vec<Conntrack>>,
     clock: Clock,
     output: Output,
+    /// See [`engine::Config::resume_mark`](crate::engine::Config::resume_mark).
+    resume_mark: Mark,
 }
 
 struct State {
@@ -91,7 +94,7 @@ impl State {
 impl Shared {
     /// Shares a plane that goes by `clock`, too.
     #[must_use]
-    pub fn new(plane: Plane, clock: Clock, output: Output) -> Self {
+    pub fn new(plane: Plane, clock: Clock, output: Output, resume_mark: Mark) -> Self {
         Self {
             state: Mutex::new(State {
                 plane,
@@ -105,6 +108,7 @@ impl Shared {
             lookups: Mutex::default(),
             clock,
             output,
+            resume_mark,
         }
     }
 
@@ -131,6 +135,28 @@ impl Shared {
     /// Asks conntrack. Each worker that asks at the same time has a socket of its own, and none waits
     /// for the plane.
     fn look_up(&self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
+        let found = self.ask(|conntrack| conntrack.lookup(src, dst))?;
+        found.ok_or(Error::NoConntrack)
+    }
+
+    /// Sets or clears the bit that says that a control connection may be joined in its middle.
+    fn set_resumable(
+        &self,
+        src: SocketAddr,
+        dst: SocketAddr,
+        resumable: bool,
+    ) -> Result<(), Error> {
+        let bit = self.resume_mark;
+        match self.ask(|conntrack| conntrack.set_mark(src, dst, bit, resumable))? {
+            false if resumable => Err(Error::NoConntrack),
+            _ => Ok(()),
+        }
+    }
+
+    fn ask<T>(
+        &self,
+        question: impl FnOnce(&mut Conntrack) -> std::io::Result<T>,
+    ) -> Result<T, Error> {
         let failed = |error| Error::Kernel(format!("ask conntrack: {error}"));
         let idle = || self.lookups.lock().unwrap_or_else(PoisonError::into_inner);
         let unused = idle().pop();
@@ -138,9 +164,9 @@ impl Shared {
             Some(conntrack) => conntrack,
             None => Conntrack::open().map_err(failed)?,
         };
-        let found = conntrack.lookup(src, dst).map_err(failed)?;
+        let answer = question(&mut conntrack).map_err(failed)?;
         idle().push(conntrack);
-        found.ok_or(Error::NoConntrack)
+        Ok(answer)
     }
 
     /// Has the plane put something into the kernel, unless that is to be empty from now on.
@@ -299,6 +325,15 @@ pub struct Door<'a>(pub &'a Shared);
 impl Gateway for Door<'_> {
     fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
         self.0.look_up(src, dst)
+    }
+
+    fn set_resumable(
+        &mut self,
+        src: SocketAddr,
+        dst: SocketAddr,
+        resumable: bool,
+    ) -> Result<(), Error> {
+        self.0.set_resumable(src, dst, resumable)
     }
 
     fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {

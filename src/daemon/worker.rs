@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::engine::{Engine, Side, Stats, Unplaced, Verdict};
+use crate::engine::{Engine, Name, Outcome, Side, Stats, SynAck, Verdict};
 use crate::queue::{Answer, Handler, Hook, PacketQueue, ServeError};
 
 use super::shared::{Door, Shared};
@@ -141,52 +141,76 @@ impl Handler for Packets<'_> {
             self.ticked = now;
             engine.tick(now, &mut door);
         }
-        let answer = answer(engine.packet(side, packet, now, &mut door), out);
+        let outcome = match engine.try_packet(side, packet, now, &mut door) {
+            Outcome::Verdict(verdict) => Asked::Nobody(answer(verdict, out)),
+            Outcome::Unknown(name) => Asked::Segment(name),
+            Outcome::SynAck(syn_ack, verdict) => Asked::SynAck(syn_ack, answer(verdict, out)),
+        };
         // Told before the packet goes on, and so before anybody can answer it.
         self.worker.tell_names(&engine);
-        let Some(unplaced) = engine.take_unplaced() else {
-            return answer;
-        };
         // Never two engines at a time: another worker may want them the other way round.
         drop(engine);
-        self.ask_others(unplaced, side, packet, now, out)
-            .unwrap_or(answer)
+        match outcome {
+            Asked::Nobody(answer) => answer,
+            Asked::Segment(name) => self.ask_for(&name, side, packet, now, out),
+            Asked::SynAck(syn_ack, answer) => {
+                self.ask_about(&syn_ack, now);
+                answer
+            }
+        }
     }
 }
 
+/// An [`Outcome`] that has let go of the engine: what the other engines are to be asked.
+enum Asked {
+    Nobody(Answer),
+    Segment(Name),
+    SynAck(SynAck, Answer),
+}
+
 impl Packets<'_> {
-    /// What another engine says to the packet, if it is one's.
-    fn ask_others(
+    /// The other workers whose connections have other names.
+    fn named(&self) -> impl Iterator<Item = &Arc<Worker>> {
+        let named = |worker: &&Arc<Worker>| worker.names.load(Ordering::Acquire);
+        self.others.iter().filter(named)
+    }
+
+    /// What the engine that knows a segment says to it, if there is one.
+    fn ask_for(
         &self,
-        unplaced: Unplaced,
+        name: &Name,
         side: Side,
         packet: &[u8],
         now: Duration,
         out: &mut Vec<u8>,
-    ) -> Option<Answer> {
-        let mut door = Door(self.shared);
-        let named = |worker: &&Arc<Worker>| worker.names.load(Ordering::Acquire);
-        match unplaced {
-            Unplaced::Segment(_) => {
-                for other in self.others.iter().filter(named) {
-                    let mut engine = other.engine();
-                    if engine.knows(&unplaced) {
-                        return Some(answer(engine.packet(side, packet, now, &mut door), out));
-                    }
-                }
-                self.worker.engine().nobodys();
-            }
-            Unplaced::Answer(syn_ack) => {
-                let mut others = self.others.iter().filter(named);
-                let known = others.any(|other| other.engine().knows(&unplaced));
-                let mut others = self.others.iter();
-                let syn = others.find_map(|other| other.engine().take_syn(&syn_ack));
-                let mut engine = self.worker.engine();
-                engine.answered(&syn_ack, known, syn, now, &mut door);
-                self.worker.tell_names(&engine);
+    ) -> Answer {
+        for other in self.named() {
+            let mut engine = other.engine();
+            if engine.knows(name) {
+                let mut door = Door(self.shared);
+                return answer(engine.packet(side, packet, now, &mut door), out);
             }
         }
-        None
+        let mut engine = self.worker.engine();
+        let mut door = Door(self.shared);
+        let answer = answer(
+            engine.nobody_knows(*name, side, packet, now, &mut door),
+            out,
+        );
+        self.worker.tell_names(&engine);
+        answer
+    }
+
+    /// Asks the other engines about a SYN-ACK.
+    fn ask_about(&self, syn_ack: &SynAck, now: Duration) {
+        let elsewhere = self
+            .named()
+            .any(|other| other.engine().edits_other_end(syn_ack));
+        let mut others = self.others.iter();
+        let syn = others.find_map(|other| other.engine().take_syn(syn_ack));
+        let mut engine = self.worker.engine();
+        engine.answered(syn_ack, elsewhere, syn, now, &mut Door(self.shared));
+        self.worker.tell_names(&engine);
     }
 }
 

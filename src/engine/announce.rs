@@ -7,27 +7,34 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::config::Config;
-use super::gateway::{Error, Gateway, PinholeId, RangeRequest, Request, SessionId};
+use super::gateway::{Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId};
 use super::{Endpoints, Entry, Side, Tuple};
 use crate::ftp::Mode;
-use crate::ftp::hostport;
+use crate::ftp::fit::{Fitting, Rewrite, Slot};
+use crate::ftp::policy::Policy;
 use crate::ftp::session::{Announcement, Form};
 
-/// What to do with an announcement.
+/// An announcement whose data connection is prepared.
 #[derive(Clone, Debug)]
-pub(super) enum Decision {
-    /// `text` goes out in its place; the data connection is prepared.
-    Announce {
-        text: Vec<u8>,
-        old: SocketAddr,
-        new: SocketAddr,
-        from: IpAddr,
-        land: SocketAddr,
-        hole: PinholeId,
-    },
-    /// Nothing is against it, and nothing was asked for: it goes out as it is.
-    Pass,
-    /// It goes out as it is and nothing is opened.
+pub(super) struct Prepared {
+    /// What goes out in its place.
+    pub(super) rewrite: Rewrite,
+    /// The address that was announced.
+    pub(super) old: SocketAddr,
+    /// The address that goes out.
+    pub(super) new: SocketAddr,
+    /// Who may connect.
+    pub(super) from: IpAddr,
+    /// Where the data connection goes.
+    pub(super) land: SocketAddr,
+    /// The pinhole.
+    pub(super) hole: PinholeId,
+}
+
+/// Why no data connection is prepared.
+#[derive(Clone, Debug)]
+pub(super) enum Declined {
+    /// The announcement goes out as it is, and nothing opens.
     Leave(String),
     /// It must be refused in place.
     Refuse(String),
@@ -69,6 +76,13 @@ fn tuples(gateway: &mut dyn Gateway, ends: &Endpoints, side: Side) -> Result<Tup
 }
 
 impl Tuples {
+    fn addresses(&self) -> Addresses {
+        Addresses {
+            own: self.mine.src.ip(),
+            reachable: self.peers.dst.ip(),
+        }
+    }
+
     /// The address under which that end knows its peer, where it isn't the peer's own.
     fn as_source(&self) -> Option<IpAddr> {
         Some(self.mine.dst.ip()).filter(|seen| *seen != self.peers.src.ip())
@@ -96,91 +110,147 @@ pub(super) fn open_range(
 }
 
 /// Decides about an announcement made by the endpoint whose packets come through `side`'s hook;
-/// `how`: what is to be done if nothing is against it.
+/// `how`: what is to be done if nothing is against it. `None`: it goes out as it is.
+///
+/// The stages: conntrack's answer, the policy, the data connection that is wanted, a port for it,
+/// the pinhole, the text.
 pub(super) fn decide(
     config: &Config,
     gateway: &mut dyn Gateway,
     session: SessionId,
     ends: &Endpoints,
     side: Side,
-    said: &Announcement,
+    slot: &Slot<'_>,
     how: How,
-) -> Decision {
+) -> Result<Option<Prepared>, Declined> {
+    let said = slot.said;
     let tuples = tuples(gateway, ends, side);
-    let (own, reachable) = match &tuples {
-        Ok(Tuples { mine, peers, .. }) => (mine.src.ip(), peers.dst.ip()),
-        // What is always refused doesn't depend on conntrack.
-        Err(_) => (ends.of_side(side).ip(), ends.of_side(side).ip()),
+    // What is always refused doesn't depend on conntrack.
+    let addresses = match &tuples {
+        Ok(tuples) => tuples.addresses(),
+        Err(_) => Addresses::untranslated(ends, side),
     };
-    if said.mode == Mode::Active
-        && let Err(why) = config
-            .policy
-            .check_active(said.addr, said.port, own, reachable)
-    {
-        return Decision::Refuse(why.to_owned());
-    }
-    // A server outside is only reached itself, where any other port of its would do as well.
-    if said.mode == Mode::Passive
-        && side == Side::Egress
-        && let Err(why) = config.policy.check_passive(said.port)
-    {
-        return Decision::Refuse(why.to_owned());
-    }
+    check(&config.policy, side, said, addresses).map_err(|why| Declined::Refuse(why.into()))?;
     match how {
-        How::Check => return Decision::Pass,
-        How::Leave(why) => return Decision::Leave(why.to_owned()),
+        How::Check => return Ok(None),
+        How::Leave(why) => return Err(Declined::Leave(why.to_owned())),
         How::Reserve | How::Open => {}
     }
-    let tuples = match tuples {
-        Ok(tuples) => tuples,
-        Err(error) => return Decision::Leave(error.to_string()),
-    };
-    let Tuples { entry, peers, .. } = &tuples;
-    let advertised = if side == Side::Egress {
-        config.advertised(own)
-    } else {
-        None
-    };
-    let foreign = said.addr.filter(|ip| *ip != own && *ip != reachable);
-    let foreign = foreign.filter(|_| said.mode == Mode::Active);
-    let land = SocketAddr::new(foreign.unwrap_or(own), said.port);
-    let request = Request {
-        session,
-        mode: said.mode,
-        from: peers.src.ip(),
-        to: foreign.unwrap_or(reachable),
-        land,
-        as_source: tuples.as_source(),
-        mark: entry.mark,
-        published: foreign.is_none() && (reachable != own || advertised.is_some()),
-        from_range: side == Side::Egress && foreign.is_none(),
-    };
-    // Another server's address (FXP) is known to its peer as it is.
-    let public = foreign.or(advertised).unwrap_or(reachable);
-    if public.is_ipv6() && said.form == Form::HostPort {
-        return Decision::Leave("an IPv6 address can't be written as h1,h2,h3,h4,p1,p2".to_owned());
+    let tuples = tuples.map_err(|error| Declined::Leave(error.to_string()))?;
+    let wanted = Wanted::new(config, session, side, slot, &tuples);
+    wanted.can_be_written(said.form)?;
+    let reserved = wanted.reserve(gateway)?;
+    if how == How::Open {
+        let opened = gateway.open(reserved.id);
+        opened.map_err(|error| Declined::Leave(error.to_string()))?;
     }
-    let reserved = match gateway.reserve(&request) {
-        Ok(reserved) => reserved,
-        // What is written there would lead nowhere, or to somebody else.
-        Err(error @ (Error::NoPort(_) | Error::Limit(_))) => {
-            return Decision::Refuse(error.to_string());
-        }
-        Err(error) => return Decision::Leave(error.to_string()),
-    };
-    if how == How::Open
-        && let Err(error) = gateway.open(reserved.id)
-    {
-        return Decision::Leave(error.to_string());
-    }
-    let new = SocketAddr::new(public, reserved.to.port());
-    let old = SocketAddr::new(said.addr.unwrap_or(own), said.port);
-    Decision::Announce {
-        text: hostport::encode(said.form, new),
-        old,
+    let new = SocketAddr::new(wanted.public, reserved.to.port());
+    Ok(Some(Prepared {
+        rewrite: match config.keep_length {
+            true => slot.rewrite(new),
+            false => slot.plain(new),
+        },
+        old: SocketAddr::new(said.addr.unwrap_or(addresses.own), said.port),
         new,
-        from: request.from,
-        land,
+        from: wanted.request.from,
+        land: wanted.request.land,
         hole: reserved.id,
+    }))
+}
+
+/// The addresses of the endpoint that announces.
+#[derive(Clone, Copy, Debug)]
+struct Addresses {
+    own: IpAddr,
+    /// By which its peer reaches it.
+    reachable: IpAddr,
+}
+
+impl Addresses {
+    /// Where conntrack can't be asked: the same one.
+    fn untranslated(ends: &Endpoints, side: Side) -> Self {
+        let own = ends.of_side(side).ip();
+        let reachable = own;
+        Self { own, reachable }
+    }
+}
+
+/// What is refused whatever else is known.
+fn check(
+    policy: &Policy,
+    side: Side,
+    said: &Announcement,
+    Addresses { own, reachable }: Addresses,
+) -> Result<(), &'static str> {
+    match said.mode {
+        Mode::Active => policy.check_active(said.addr, said.port, own, reachable),
+        Mode::Passive if side == Side::Egress => policy.check_passive(said.port),
+        // A server outside is only reached itself, where any other port of its would do as well.
+        Mode::Passive => Ok(()),
+    }
+}
+
+/// The data connection that an announcement asks for.
+#[derive(Debug)]
+struct Wanted {
+    request: Request,
+    /// The address that the peer is told.
+    public: IpAddr,
+}
+
+impl Wanted {
+    fn new(
+        config: &Config,
+        session: SessionId,
+        side: Side,
+        slot: &Slot<'_>,
+        tuples: &Tuples,
+    ) -> Self {
+        let said = slot.said;
+        let Addresses { own, reachable } = tuples.addresses();
+        let advertised = match side {
+            Side::Egress => config.advertised(own),
+            Side::Ingress => None,
+        };
+        // Another server's address (FXP) is known to its peer as it is.
+        let foreign = said.addr.filter(|ip| *ip != own && *ip != reachable);
+        let foreign = foreign.filter(|_| said.mode == Mode::Active);
+        let public = foreign.or(advertised).unwrap_or(reachable);
+        Self {
+            request: Request {
+                session,
+                mode: said.mode,
+                from: tuples.peers.src.ip(),
+                to: foreign.unwrap_or(reachable),
+                land: SocketAddr::new(foreign.unwrap_or(own), said.port),
+                as_source: tuples.as_source(),
+                mark: tuples.entry.mark & !config.resume_mark,
+                published: foreign.is_none() && (reachable != own || advertised.is_some()),
+                from_range: side == Side::Egress && foreign.is_none(),
+                fitting: match config.keep_length {
+                    true => slot.fitting(public),
+                    false => Fitting::ANY,
+                },
+            },
+            public,
+        }
+    }
+
+    /// Whether the form in which the announcement is written has room for the address.
+    fn can_be_written(&self, form: Form) -> Result<(), Declined> {
+        if self.public.is_ipv6() && form == Form::HostPort {
+            let why = "an IPv6 address can't be written as h1,h2,h3,h4,p1,p2";
+            return Err(Declined::Leave(why.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Asks the gateway for a port.
+    fn reserve(&self, gateway: &mut dyn Gateway) -> Result<Reservation, Declined> {
+        gateway.reserve(&self.request).map_err(|error| match error {
+            // What is written there would lead nowhere, or to somebody else.
+            Error::NoPort(_) | Error::Limit(_) => Declined::Refuse(error.to_string()),
+            error => Declined::Leave(error.to_string()),
+        })
     }
 }

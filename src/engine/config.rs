@@ -14,6 +14,12 @@ pub struct Config {
     pub policy: Arc<Policy>,
     /// Addresses to announce instead of what conntrack says: where the NAT is upstream.
     pub advertise: Vec<Advertise>,
+    /// Whether announcements are rewritten such that their line keeps its length, wherever that can be
+    /// had (default yes): see [`crate::ftp::fit`].
+    pub keep_length: bool,
+    /// The bit of the connection mark by which a control connection that is under way may be joined
+    /// (default 0: none is).
+    pub resume_mark: u32,
     /// Buffers of one direction of a control connection.
     pub limits: Limits,
     /// How many engines share the traffic (default 1): their session numbers interleave.
@@ -51,6 +57,8 @@ impl Default for Config {
         Self {
             policy: Arc::default(),
             advertise: Vec::new(),
+            keep_length: true,
+            resume_mark: 0,
             limits: Limits::default(),
             workers: 1,
             max_flows: 65_536,

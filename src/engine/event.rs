@@ -11,7 +11,7 @@ use crate::ftp::Mode;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// A control connection's handshake was seen.
+    /// A control connection is followed from here on.
     SessionOpened {
         /// The session.
         session: SessionId,
@@ -19,6 +19,8 @@ pub enum Event {
         client: SocketAddr,
         /// The server, as the inside of the gateway sees it.
         server: SocketAddr,
+        /// It was under way already: the handshake wasn't seen.
+        joined: bool,
     },
     /// A limit was reached: a control connection isn't followed, and gets no pinholes. What is always
     /// refused stays refused in it.

@@ -1,9 +1,11 @@
 //! One control connection: its two edited directions and its dialogue.
 
+mod announcement;
 mod dialogue;
 mod numbers;
 mod range;
 mod render;
+mod segment;
 mod tls;
 
 use std::net::SocketAddr;
@@ -17,8 +19,8 @@ use super::second::Second;
 use super::stats::{SessionInfo, Stats};
 use super::{Endpoints, Side};
 use crate::ftp::session::{Peer, Session};
-use crate::stream::{Emit, Half, Intake, Limits, Seq};
-use crate::wire::{Flags, Segment};
+use crate::stream::{Half, Limits, Seq};
+use crate::wire::Segment;
 pub(super) use dialogue::Unread;
 use range::Range;
 use tls::Tls;
@@ -59,6 +61,18 @@ pub(super) struct Known {
     pub(super) implicit: bool,
 }
 
+/// A connection that is joined in its middle.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Joined {
+    pub(super) id: SessionId,
+    /// The hook that the client's packets come through.
+    pub(super) client: Side,
+    /// The hook that the first segment came through.
+    pub(super) side: Side,
+    /// See [`Known::admitted`].
+    pub(super) admitted: bool,
+}
+
 /// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -87,10 +101,6 @@ impl Context<'_> {
         limits
     }
 }
-
-/// What a direction may have in its buffers where all flows together have much, in bytes: no more than
-/// one window of an ordinary dialogue.
-const CROWDED: usize = 8 * 1024;
 
 /// A pinhole's number plus one, so that there may be none in as many bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +149,7 @@ pub(super) struct Flow {
     /// The largest segment for either end, in bytes, TCP options included (RFC 6691).
     mss: u16,
     /// Bit per side: its FIN passed ([`FINS`]), it asked back at a RST; and [`ANSWERED`], [`SIGNED`],
-    /// [`NOT_ADMITTED`].
+    /// [`NOT_ADMITTED`], [`RESUMABLE`].
     pub(super) signs: u8,
     end: End,
     opened: Second,
@@ -154,6 +164,8 @@ pub(super) struct Flow {
     refused: u32,
     /// Where the client may reach a range of the server's ports.
     pub(super) range: Range,
+    /// It was joined in its middle, and no packet of this side's has come since.
+    unheard: Option<Side>,
     pub(super) session: Session,
 }
 
@@ -163,8 +175,12 @@ pub(super) const FINS: u8 = 3;
 const ANSWERED: u8 = 4;
 /// See [`Known::admitted`].
 const NOT_ADMITTED: u8 = 64;
+/// Its mark says that it may be joined in its middle.
+const RESUMABLE: u8 = 128;
 /// Both ends sign their segments (TCP-MD5, TCP-AO): a segment goes on as it came, or not at all.
 const SIGNED: u8 = 32;
+/// The largest window scale that there is (RFC 7323 §2.3): where the handshake wasn't seen.
+const MAX_SHIFT: u8 = 14;
 /// How long a client has to answer the SYN-ACK, where room is needed for others.
 const UNANSWERED: Duration = Duration::from_secs(1);
 
@@ -225,6 +241,55 @@ impl Flow {
             announced: 0,
             refused: 0,
             range: Range::None,
+            unheard: None,
+            session,
+        }
+    }
+
+    /// A connection that is under way, of which this is the first segment that is seen. What the
+    /// handshake said isn't known: what is assumed instead costs some precision, and no bytes.
+    pub(super) fn joined(
+        joined: &Joined,
+        segment: &Segment<'_>,
+        config: &Config,
+        now: Duration,
+    ) -> Self {
+        let Joined {
+            id,
+            client,
+            side,
+            admitted,
+        } = *joined;
+        let seq = [segment.seq(), segment.ack()].map(Seq);
+        let mut halves = seq.map(Half::joined);
+        if side == Side::Ingress {
+            halves.swap(0, 1);
+        }
+        let signed = segment.options().signed;
+        let signs = if signed { SIGNED } else { 0 } | if admitted { 0 } else { NOT_ADMITTED };
+        let mut session = Session::joined(config.policy.clone());
+        if signed {
+            session.lose_patience();
+        }
+        let default = if segment.layout().v6 { 1220 } else { 536 };
+        Self {
+            id,
+            client,
+            starts: seq,
+            halves,
+            shifts: [MAX_SHIFT; 2],
+            mss: default,
+            signs: signs | ANSWERED | RESUMABLE,
+            end: End::Open,
+            opened: Second::of(now),
+            seen: Second::of(now),
+            waiting: [None; 2],
+            active: None,
+            tls: None,
+            announced: 0,
+            refused: 0,
+            range: Range::None,
+            unheard: Some(side.opposite()),
             session,
         }
     }
@@ -338,141 +403,6 @@ impl Flow {
         }
     }
 
-    /// Handles a segment without SYN; `packet` is a copy of it that may be changed.
-    pub(super) fn segment(
-        &mut self,
-        ends: &Endpoints,
-        side: Side,
-        segment: &Segment<'_>,
-        packet: &mut Vec<u8>,
-        cx: &mut Context<'_>,
-    ) -> Fate {
-        let flags = segment.flags();
-        let seq = Seq(segment.seq());
-        if flags.has(Flags::RST) {
-            return self.reset(side, segment, packet, cx);
-        }
-        if !self.believes(side, segment) {
-            return self.disbelieve(side, segment, packet, cx);
-        }
-        self.is_alive(side, cx);
-        let shift = self.shifts.get(side.index()).copied().unwrap_or(0);
-        let ack = Seq(segment.ack());
-        let edge = ack.plus(u32::from(segment.window()) << shift);
-        let [_, reverse] = self.both(side);
-        let answered = reverse.is_new_acknowledgement(ack);
-        reverse.acknowledged(ack, edge);
-        if answered && side == self.client {
-            self.signs |= ANSWERED;
-        }
-        let payload = segment.payload();
-        if side == self.client && !payload.is_empty() {
-            self.renew_range(ends, cx);
-        }
-        let fin = flags.has(Flags::FIN);
-        let signed = self.is_signed();
-        let unread = self.next_records(side, segment, cx);
-        let limits = cx.limits(self.peer(side));
-        let commands = side == self.client;
-        let [forward, _] = self.both(side);
-        let known = if unread == 0 {
-            let mut limits = limits;
-            if cx.crowded && commands {
-                limits.unacked = limits.unacked.min(CROWDED);
-            } else if !commands {
-                // Half of it is left for what was kept from behind a gap: little beside a listing.
-                limits.unacked = limits.unacked.saturating_mul(2);
-            }
-            forward.known_if_full(seq, payload.len(), &limits)
-        } else {
-            None
-        };
-        let (payload, fin) = match known {
-            // What isn't inspected must not go on: it waits at its sender.
-            Some(known) => {
-                cx.stats.waited = cx.stats.waited.saturating_add(1);
-                // Else the packet carries what is left to send on.
-                if signed || (known == 0 && forward.is_sent()) {
-                    return Fate::Dropped;
-                }
-                (payload.get(..known).unwrap_or_default(), false)
-            }
-            None => (payload, fin),
-        };
-        let intake = forward.take_in(seq, payload, fin, &limits);
-        match intake {
-            Intake::Gap => {
-                cx.stats.out_of_order = cx.stats.out_of_order.saturating_add(1);
-                return Fate::Dropped;
-            }
-            Intake::New => {
-                if unread > 0 {
-                    // Within bounds: no more than the segment has.
-                    let _ = forward.pass(unread, &limits);
-                }
-                let mut inspected = self.inspect(ends, side, cx);
-                if fin && commands && self.session.awaits_login() {
-                    inspected = inspected.and(self.stop_waiting(ends, side, cx));
-                }
-                let [forward, _] = self.both(side);
-                // At the end of the stream nothing can complete what still waits; and in replies that
-                // stay as they are, nothing need wait.
-                let all = fin || (signed && !commands);
-                let rest = if all { forward.pending().len() } else { 0 };
-                let passed = forward.pass(rest, &limits);
-                if inspected.and(passed).is_err() {
-                    self.reach_limit(side, cx);
-                }
-            }
-            Intake::Missed => self.end_inspection(Unread::Missed, cx),
-            Intake::Old if commands && self.session.resumes() => {
-                // Nothing new is kept for it.
-                let _ = self.inspect(ends, side, cx);
-            }
-            Intake::Old | Intake::Opaque => {}
-        }
-        self.give_up_waiting(ends, side, cx);
-        let limit = self.limit(side, segment, intake);
-        let [forward, _] = self.both(side);
-        let fate = if signed {
-            let bare = payload.is_empty() && !fin;
-            if !bare && !forward.clears(seq, payload, fin) {
-                cx.stats.held = cx.stats.held.saturating_add(1);
-                return Fate::Dropped;
-            }
-            Fate::Same
-        } else {
-            let emit = match forward.emit(seq, payload, fin, intake, limit) {
-                Emit::Own(_) if known.is_some() => forward.probe(),
-                emit => emit,
-            };
-            if matches!(emit, Emit::Probe { .. }) {
-                cx.stats.held = cx.stats.held.saturating_add(1);
-            }
-            if intake == Intake::Old
-                && known.is_none()
-                && !payload.is_empty()
-                && render::contradicts(forward, &emit, payload)
-            {
-                cx.stats.contradicted = cx.stats.contradicted.saturating_add(1);
-            }
-            let [_, reverse] = self.both(side);
-            reverse.guarantee(ack);
-            self.render(side, segment, packet, emit)
-        };
-        let [forward, _] = self.both(side);
-        if fin && forward.ends_at(seq, payload.len()) {
-            self.signs |= 1 << side.index();
-            if self.signs & FINS == FINS {
-                self.close("FIN", cx.gateway);
-            } else if self.range != Range::None {
-                // Whoever has said goodbye asks for no more data connections, or answers that.
-                cx.gateway.session_ended(self.id);
-            }
-        }
-        fate
-    }
-
     /// The direction of `side`'s packets, and the opposite one.
     pub(super) fn both(&mut self, side: Side) -> [&mut Half; 2] {
         let [egress, ingress] = &mut self.halves;
@@ -480,6 +410,18 @@ impl Flow {
             Side::Egress => [egress, ingress],
             Side::Ingress => [ingress, egress],
         }
+    }
+
+    /// The direction of `side`'s packets.
+    fn forward(&mut self, side: Side) -> &mut Half {
+        let [forward, _] = self.both(side);
+        forward
+    }
+
+    /// The direction that `side`'s packets acknowledge.
+    fn reverse(&mut self, side: Side) -> &mut Half {
+        let [_, reverse] = self.both(side);
+        reverse
     }
 }
 
@@ -491,7 +433,7 @@ mod tests {
     fn an_idle_flow_is_small() {
         let (flow, half, session) = (size_of::<Flow>(), size_of::<Half>(), size_of::<Session>());
         assert!(
-            flow <= 256 && half <= 56 && session <= 80,
+            flow <= 264 && half <= 56 && session <= 80,
             "flow {flow}, of it half {half} twice and session {session} bytes"
         );
     }

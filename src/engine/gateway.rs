@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::event::Event;
 use super::{Entry, Tuple};
 use crate::ftp::Mode;
+use crate::ftp::fit::Fitting;
 
 /// Identifies a control connection for as long as the daemon runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -43,6 +44,8 @@ pub struct Request {
     /// Whether the public port comes from `--data-ports`, where that is given and the port may be
     /// another: X is inside.
     pub from_range: bool,
+    /// The public ports with which the announcement keeps its length: they are preferred.
+    pub fitting: Fitting,
 }
 
 /// A range of a server's ports that its client is to reach, because what they announce to each
@@ -99,6 +102,21 @@ pub trait Gateway {
     /// # Errors
     /// [`Error::NoConntrack`] if there is none, [`Error::Kernel`] if it could not be asked.
     fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error>;
+
+    /// Sets or clears the bit of a control connection's mark that says that it may be joined in its
+    /// middle ([`Config::resume_mark`](super::Config::resume_mark)); returns when the kernel
+    /// acknowledged it. `src` and `dst`: either direction.
+    ///
+    /// # Errors
+    /// [`Error::NoConntrack`] or [`Error::Kernel`]: the bit is as it was.
+    fn set_resumable(
+        &mut self,
+        _src: SocketAddr,
+        _dst: SocketAddr,
+        _resumable: bool,
+    ) -> Result<(), Error> {
+        Err(Error::NoConntrack)
+    }
 
     /// A control connection began; it ends with [`session_ended`](Self::session_ended). `client`:
     /// its address, as the inside sees it.

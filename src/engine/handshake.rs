@@ -46,7 +46,7 @@ type Start = (SocketAddr, Seq);
 
 /// A SYN-ACK, and what it answers.
 #[derive(Clone, Copy, Debug)]
-pub struct Answer {
+pub struct SynAck {
     pub(super) ends: Endpoints,
     pub(super) side: Side,
     pub(super) hello: Hello,
@@ -54,7 +54,7 @@ pub struct Answer {
     acknowledged: Seq,
 }
 
-impl Answer {
+impl SynAck {
     pub(super) fn new(ends: Endpoints, side: Side, hello: Hello, acknowledged: Seq) -> Self {
         Self {
             ends,
@@ -113,22 +113,22 @@ impl HalfOpen {
     }
 
     /// The SYN between the same ends.
-    pub(super) fn direct(&self, answer: &Answer) -> Option<Syn> {
-        let key = (answer.ends, answer.client());
+    pub(super) fn direct(&self, syn_ack: &SynAck) -> Option<Syn> {
+        let key = (syn_ack.ends, syn_ack.client());
         let syn = self.generations().find_map(|g| g.syns.get(&key))?;
-        answer.answers(syn).then_some(*syn)
+        syn_ack.answers(syn).then_some(*syn)
     }
 
     /// The SYN that the answer belongs to by its number, though the outside end has another address
     /// in it. Whoever takes it for one must make sure with conntrack.
-    pub(super) fn translated(&self, answer: &Answer) -> Option<Syn> {
-        let start = (answer.ends.inside, answer.client());
+    pub(super) fn translated(&self, syn_ack: &SynAck) -> Option<Syn> {
+        let start = (syn_ack.ends.inside, syn_ack.client());
         let find = |g: &Generation| {
             let ends = g.by_start.get(&start)?;
             g.syns.get(&(*ends, start.1)).copied()
         };
         let syn = self.generations().find_map(find)?;
-        answer.answers(&syn).then_some(syn)
+        syn_ack.answers(&syn).then_some(syn)
     }
 
     pub(super) fn remove(&mut self, syn: &Syn) {

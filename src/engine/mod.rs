@@ -13,6 +13,7 @@ mod config;
 mod connection;
 mod flow;
 mod handshake;
+mod joining;
 mod names;
 mod opening;
 mod second;
@@ -29,11 +30,12 @@ pub use config::{Advertise, Config};
 pub use connection::{Entry, Tuple};
 pub use stats::{SessionInfo, Stats};
 
-pub use handshake::{Answer, Syn};
+pub use handshake::{Syn, SynAck};
 
 use flow::{Context, Fate, Flow};
 use gateway::Gateway;
 use handshake::HalfOpen;
+use joining::Strangers;
 use names::{Meaning, Names};
 
 use crate::wire::{Flags, Reject, Segment};
@@ -113,13 +115,26 @@ impl Endpoints {
     }
 }
 
-/// What an engine couldn't place by itself, while others have engines, too.
+/// What one engine of several says to a packet: see [`Engine::try_packet`].
 #[derive(Clone, Copy, Debug)]
-pub enum Unplaced {
-    /// A segment of a connection that it doesn't know.
-    Segment(Name),
-    /// A SYN-ACK: it may answer a SYN that came to another engine.
-    Answer(Answer),
+pub enum Outcome<'a> {
+    /// What becomes of it.
+    Verdict(Verdict<'a>),
+    /// A segment of a connection that this engine doesn't know. Ask for the engine that
+    /// [knows](Engine::knows) it, and give it the packet. If there is none, tell this one with
+    /// [`nobody_knows`](Engine::nobody_knows).
+    Unknown(Name),
+    /// A SYN-ACK whose SYN may have come to another engine. The verdict stands. Before it is
+    /// carried out, ask the others whether one [edits](Engine::edits_other_end) the connection, and
+    /// for its [SYN](Engine::take_syn); then tell this engine with [`answered`](Engine::answered).
+    SynAck(SynAck, Verdict<'a>),
+}
+
+/// An [`Outcome`] before the packet's bytes are lent to the caller.
+enum Decided {
+    Verdict(Fate),
+    Unknown(Name),
+    SynAck(SynAck, Fate),
 }
 
 /// How a packet names the ends of its connection.
@@ -135,9 +150,9 @@ pub struct Engine {
     /// Other names of flows.
     names: Names,
     half_open: HalfOpen,
+    strangers: Strangers,
     /// When room was last made in a full table.
     cleared: Option<Duration>,
-    unplaced: Option<Unplaced>,
     stats: Stats,
     next_id: u64,
     /// Bytes in the buffers of all flows.
@@ -157,8 +172,8 @@ impl Engine {
             flows: HashMap::new(),
             names: Names::default(),
             half_open: HalfOpen::default(),
+            strangers: Strangers::default(),
             cleared: None,
-            unplaced: None,
             stats: Stats::default(),
             next_id: u64::from(worker).saturating_add(1),
             buffered: 0,
@@ -172,6 +187,7 @@ impl Engine {
     }
 
     /// Handles one IP packet that came through the hook of `side`; `now` is the time since start.
+    /// For an engine that has all traffic to itself; else see [`try_packet`](Self::try_packet).
     ///
     /// Whatever the packet is, there is no panic and no unbounded memory; what isn't understood
     /// passes unmodified and is counted.
@@ -182,95 +198,41 @@ impl Engine {
         now: Duration,
         gateway: &mut dyn Gateway,
     ) -> Verdict<'_> {
-        self.stats.packets = self.stats.packets.saturating_add(1);
-        let segment = match Segment::parse(packet) {
-            Ok(segment) => segment,
-            Err(Reject::Fragment) => return pass(&mut self.stats.fragments),
-            Err(Reject::NotTcp | Reject::Malformed) => return pass(&mut self.stats.malformed),
-        };
-        // The receiver will throw it away: it must not move our state either.
-        if !segment.checksum_ok() {
-            return pass(&mut self.stats.bad_checksum);
-        }
-        let mut ends = Endpoints::of(&segment, side);
-        if segment.flags().has(Flags::SYN) {
-            self.handshake(ends, side, &segment, now, gateway);
-            self.scratch.clear();
-            self.scratch.extend_from_slice(packet);
-            if !Self::strip(&segment, &mut self.scratch) {
-                return Verdict::Accept;
-            }
-            self.stats.stripped = self.stats.stripped.saturating_add(1);
-            self.stats.changed = self.stats.changed.saturating_add(1);
-            return Verdict::Replace(&self.scratch);
-        }
-        if !self.names.is_empty() && !self.flows.contains_key(&ends) {
-            match self.names.meaning(&ends, now) {
-                Some(Meaning::Flow(flow)) => ends = flow,
-                Some(Meaning::Elsewhere { .. }) => return Verdict::Accept,
-                None => {}
-            }
-        }
-        let Some(flow) = self.flows.get_mut(&ends) else {
-            if self.config.workers > 1 {
-                self.unplaced = Some(Unplaced::Segment(Name(ends)));
-                return Verdict::Accept;
-            }
-            return pass(&mut self.stats.mid_stream);
-        };
-        self.scratch.clear();
-        self.scratch.extend_from_slice(packet);
-        let mut cx = Context {
-            config: &self.config,
-            gateway,
-            stats: &mut self.stats,
-            now,
-            crowded: self.buffered > self.config.max_buffered / 2,
-        };
-        let before = flow.buffered();
-        let fate = flow.segment(&ends, side, &segment, &mut self.scratch, &mut cx);
-        let mut after = flow.buffered();
-        if after > before
-            && self.buffered.saturating_add(after).saturating_sub(before) > self.config.max_buffered
-        {
-            flow.reach_limit(side, &mut cx);
-            after = flow.buffered();
-        }
-        self.buffered = self.buffered.saturating_add(after).saturating_sub(before);
-        match fate {
-            Fate::Same => Verdict::Accept,
-            Fate::Dropped => Verdict::Drop,
-            Fate::Changed => {
-                self.stats.changed = self.stats.changed.saturating_add(1);
-                Verdict::Replace(&self.scratch)
+        match self.decide(side, packet, now, gateway) {
+            Decided::Verdict(fate) => self.verdict(fate),
+            Decided::Unknown(name) => self.nobody_knows(name, side, packet, now, gateway),
+            Decided::SynAck(syn_ack, fate) => {
+                self.answered(&syn_ack, false, None, now, gateway);
+                self.verdict(fate)
             }
         }
     }
 
     // ---- several engines -------------------------------------------------------------------
 
-    /// What the last packet was, if this engine couldn't place it: to be asked for after each packet
-    /// where there are several engines ([`Config::workers`]).
+    /// The same for one of several engines ([`Config::workers`]): what it can't decide alone is
+    /// part of the answer.
     ///
     /// The two directions of a connection can come through different queues where NAT shows the
-    /// inside end another address than the outside end has. Then ask the other engines: for a
-    /// segment, which was accepted, the one that [`knows`](Self::knows) it handles the packet; if there is
-    /// none, [`nobodys`](Self::nobodys) counts it. For a SYN-ACK, whose verdict stands, ask them whether one knows it and for
-    /// its [SYN](Self::take_syn), and tell this one with [`answered`](Self::answered).
-    pub fn take_unplaced(&mut self) -> Option<Unplaced> {
-        self.unplaced.take()
+    /// inside end another address than the outside end has.
+    pub fn try_packet(
+        &mut self,
+        side: Side,
+        packet: &[u8],
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) -> Outcome<'_> {
+        match self.decide(side, packet, now, gateway) {
+            Decided::Verdict(fate) => Outcome::Verdict(self.verdict(fate)),
+            Decided::Unknown(name) => Outcome::Unknown(name),
+            Decided::SynAck(syn_ack, fate) => Outcome::SynAck(syn_ack, self.verdict(fate)),
+        }
     }
 
-    /// Whether a segment belongs to a connection of this engine's, or a SYN-ACK to one that it
-    /// edits at the other end.
+    /// Whether a segment belongs to a connection of this engine's.
     #[must_use]
-    pub fn knows(&self, what: &Unplaced) -> bool {
-        match what {
-            Unplaced::Segment(Name(ends)) => {
-                self.flows.contains_key(ends) || self.names.contains(ends)
-            }
-            Unplaced::Answer(answer) => self.handles(answer),
-        }
+    pub fn knows(&self, Name(ends): &Name) -> bool {
+        self.flows.contains_key(ends) || self.names.contains(ends)
     }
 
     /// Whether any connection of this engine has other names: else it knows nothing that another
@@ -280,32 +242,28 @@ impl Engine {
         !self.names.is_empty()
     }
 
-    /// The SYN that it answers, if it came to this engine. It is another's from here on.
-    pub fn take_syn(&mut self, answer: &Answer) -> Option<Syn> {
-        let syn = self.syn(answer)?;
+    /// The SYN that a SYN-ACK answers, if it came to this engine. It is another's from here on.
+    pub fn take_syn(&mut self, syn_ack: &SynAck) -> Option<Syn> {
+        let syn = self.syn(syn_ack)?;
         self.half_open.remove(&syn);
         Some(syn)
     }
 
-    /// What the others said about a SYN-ACK: whether one knows it, and the SYN that it answers.
+    /// What the other engines said about a SYN-ACK: whether one of them edits the connection at its
+    /// other end, and the SYN that it answers.
     pub fn answered(
         &mut self,
-        answer: &Answer,
-        known: bool,
+        syn_ack: &SynAck,
+        elsewhere: bool,
         syn: Option<Syn>,
         now: Duration,
         gateway: &mut dyn Gateway,
     ) {
-        if let Some(syn) = self.syn(answer).or(syn) {
-            self.begin(answer, &syn, known, now, gateway);
-        } else if known {
-            self.pass_elsewhere(&[answer.ends], now);
+        if let Some(syn) = self.syn(syn_ack).or(syn) {
+            self.begin(syn_ack, &syn, elsewhere, now, gateway);
+        } else if elsewhere {
+            self.pass_elsewhere(&[syn_ack.ends], now);
         }
-    }
-
-    /// No engine knows the segment.
-    pub fn nobodys(&mut self) {
-        self.stats.mid_stream = self.stats.mid_stream.saturating_add(1);
     }
 
     /// Forgets connections that ended or went quiet. To be called now and then: once a second
@@ -354,9 +312,105 @@ impl Engine {
     pub fn buffered(&self) -> usize {
         self.buffered
     }
-}
 
-fn pass(counter: &mut u64) -> Verdict<'static> {
-    *counter = counter.saturating_add(1);
-    Verdict::Accept
+    // ---- one packet ------------------------------------------------------------------------
+
+    /// Decides about a packet. What goes on in its place is in `scratch`.
+    fn decide(
+        &mut self,
+        side: Side,
+        packet: &[u8],
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) -> Decided {
+        self.stats.packets = self.stats.packets.saturating_add(1);
+        let Some(segment) = self.read(packet) else {
+            return Decided::Verdict(Fate::Same);
+        };
+        self.scratch.clear();
+        self.scratch.extend_from_slice(packet);
+        let decided = if segment.flags().has(Flags::SYN) {
+            self.handshake_segment(side, &segment, now, gateway)
+        } else {
+            self.later_segment(side, &segment, now, gateway)
+        };
+        if let Decided::Verdict(Fate::Changed) | Decided::SynAck(_, Fate::Changed) = decided {
+            self.stats.changed = self.stats.changed.saturating_add(1);
+        }
+        decided
+    }
+
+    /// The TCP segment in a packet; `None`, and counted, if it isn't looked at.
+    fn read<'a>(&mut self, packet: &'a [u8]) -> Option<Segment<'a>> {
+        let counter = match Segment::parse(packet) {
+            // Its receiver throws it away: it must not move our state either.
+            Ok(segment) if !segment.checksum_ok() => &mut self.stats.bad_checksum,
+            Ok(segment) => return Some(segment),
+            Err(Reject::Fragment) => &mut self.stats.fragments,
+            Err(Reject::NotTcp | Reject::Malformed) => &mut self.stats.malformed,
+        };
+        *counter = counter.saturating_add(1);
+        None
+    }
+
+    /// A segment without SYN.
+    fn later_segment(
+        &mut self,
+        side: Side,
+        segment: &Segment<'_>,
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) -> Decided {
+        let mut ends = Endpoints::of(segment, side);
+        if !self.names.is_empty() && !self.flows.contains_key(&ends) {
+            match self.names.meaning(&ends, now) {
+                Some(Meaning::Flow(flow)) => ends = flow,
+                Some(Meaning::Elsewhere { .. }) => return Decided::Verdict(Fate::Same),
+                None => {}
+            }
+        }
+        match self.flow_segment(ends, side, segment, now, gateway) {
+            Some(fate) => Decided::Verdict(fate),
+            None => Decided::Unknown(Name(ends)),
+        }
+    }
+
+    /// A segment of the flow between these ends, if there is one. `scratch` is a copy of its packet.
+    fn flow_segment(
+        &mut self,
+        ends: Endpoints,
+        side: Side,
+        segment: &Segment<'_>,
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) -> Option<Fate> {
+        let flow = self.flows.get_mut(&ends)?;
+        let mut cx = Context {
+            config: &self.config,
+            gateway,
+            stats: &mut self.stats,
+            now,
+            crowded: self.buffered > self.config.max_buffered / 2,
+        };
+        let before = flow.buffered();
+        let fate = flow.segment(&ends, side, segment, &mut self.scratch, &mut cx);
+        let mut after = flow.buffered();
+        if after > before
+            && self.buffered.saturating_add(after).saturating_sub(before) > self.config.max_buffered
+        {
+            flow.reach_limit(side, &mut cx);
+            after = flow.buffered();
+        }
+        self.buffered = self.buffered.saturating_add(after).saturating_sub(before);
+        Some(fate)
+    }
+
+    /// A fate as the caller sees it.
+    fn verdict(&self, fate: Fate) -> Verdict<'_> {
+        match fate {
+            Fate::Same => Verdict::Accept,
+            Fate::Changed => Verdict::Replace(&self.scratch),
+            Fate::Dropped => Verdict::Drop,
+        }
+    }
 }

@@ -35,6 +35,8 @@ pub struct Stats {
     pub waited: u64,
     /// Control connections seen.
     pub sessions: u64,
+    /// Of these, those that were under way already: see [`crate::engine::Config::resume_mark`].
+    pub joined: u64,
     /// Connections passed unmodified because the table was full, and SYNs forgotten for others.
     pub table_full: u64,
     /// Connections that aren't followed because a limit on sessions was reached.
@@ -49,6 +51,8 @@ pub struct Stats {
     pub tls_denied: u64,
     /// Connections that aren't FTP.
     pub not_ftp: u64,
+    /// Failures to say in a connection's mark whether it may be joined in its middle.
+    pub mark_errors: u64,
     /// SYNs and SYN-ACKs from which data or the option of Multipath TCP was taken.
     pub stripped: u64,
     /// Connections with TCP-MD5 or TCP-AO at both ends: read, but nothing is changed and nothing opens.
@@ -88,13 +92,14 @@ impl Stats {
 
     /// Adds another worker's counts.
     pub fn add(&mut self, other: &Self) {
-        let pairs: [(&mut u64, u64); 29] = [
+        let pairs: [(&mut u64, u64); 31] = [
             (&mut self.packets, other.packets),
             (&mut self.changed, other.changed),
             (&mut self.malformed, other.malformed),
             (&mut self.fragments, other.fragments),
             (&mut self.bad_checksum, other.bad_checksum),
             (&mut self.mid_stream, other.mid_stream),
+            (&mut self.joined, other.joined),
             (&mut self.unacceptable, other.unacceptable),
             (&mut self.out_of_order, other.out_of_order),
             (&mut self.held, other.held),
@@ -108,6 +113,7 @@ impl Stats {
             (&mut self.clear_again, other.clear_again),
             (&mut self.tls_denied, other.tls_denied),
             (&mut self.not_ftp, other.not_ftp),
+            (&mut self.mark_errors, other.mark_errors),
             (&mut self.stripped, other.stripped),
             (&mut self.untouchable, other.untouchable),
             (&mut self.announced, other.announced),

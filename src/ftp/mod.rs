@@ -5,6 +5,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `hostport` | the ways an address is written, read strictly and written back |
+//! | `fit` | how a rewritten address keeps the length of its line |
 //! | `command`, `reply` | what a line of either peer is |
 //! | `line` | the line of a stream that isn't over yet |
 //! | `mode` | active or passive |
@@ -16,6 +17,7 @@
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 mod command;
+pub mod fit;
 pub mod hostport;
 mod line;
 mod mode;

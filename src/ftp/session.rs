@@ -11,9 +11,10 @@ use std::sync::Arc;
 pub use step::{Address, Announcement, Form, Outcome, Over, Peer, Refusal, Step};
 use tls::Implicit;
 
-use super::command::Command;
+use super::command::{Command, guarded};
 use super::line::Line;
 use super::policy::Policy;
+use super::reply::Start;
 use super::waiting::Waiting;
 
 /// Where the data connection of the last `PORT` or `EPRT` that was followed stands.
@@ -102,6 +103,8 @@ pub struct Session {
     implicit: Implicit,
     /// Lines of text before the greeting.
     preface: u8,
+    /// Of client and server: the stream may have been joined in the middle of a line.
+    unsure: [bool; 2],
     greeted: bool,
     /// A command of FTP's has come.
     spoken: bool,
@@ -144,6 +147,7 @@ impl Session {
             over: None,
             implicit: Implicit::default(),
             preface: 0,
+            unsure: [false; 2],
             greeted: false,
             spoken: false,
             unfollowed: false,
@@ -157,6 +161,20 @@ impl Session {
             forgot_auth: false,
             cancelled: false,
             failed_logins: 0,
+        }
+    }
+
+    /// A session that is under way: the server has greeted, and the login is taken for granted. Its
+    /// streams are followed from the first line on that is certainly one; replies answer commands
+    /// that were seen.
+    #[must_use]
+    pub fn joined(policy: Arc<Policy>) -> Self {
+        Self {
+            greeted: true,
+            spoken: true,
+            logged_in: true,
+            unsure: [true; 2],
+            ..Self::new(policy)
         }
     }
 
@@ -176,10 +194,43 @@ impl Session {
         if self.implicit != Implicit::No {
             return self.next_record(from, pending);
         }
+        self.find_line(from, pending);
         match from {
             Peer::Client => self.next_command(pending),
             Peer::Server => self.next_reply(pending),
         }
+    }
+
+    /// Of a stream that was joined in its middle, the first bytes may be the rest of a line. Then it
+    /// is followed from the next one on.
+    fn find_line(&mut self, from: Peer, pending: &[u8]) {
+        let [client, server] = &mut self.unsure;
+        let unsure = match from {
+            Peer::Client => client,
+            Peer::Server => server,
+        };
+        if !std::mem::take(unsure) {
+            return;
+        }
+        let (piece, ended) = first_line(pending);
+        let line = match ended {
+            true => piece.trim_ascii_end(),
+            false => piece,
+        };
+        match from {
+            // What may be refused is no less so for being cut.
+            Peer::Client
+                if Command::of(line) != Command::Unknown || guarded(line, false).is_some() => {}
+            Peer::Server if Start::of(line, ended) != Start::Text => {}
+            Peer::Client => self.client.settle(),
+            Peer::Server => self.server.settle(),
+        }
+    }
+
+    /// Whether the dialogue is followed: it is FTP as far as one can tell, and in clear text.
+    #[must_use]
+    pub fn is_followed(&self) -> bool {
+        self.greeted && !self.unfollowed && self.over.is_none() && self.implicit == Implicit::No
     }
 
     /// Says what to do with bytes of the client's that have waited for too long for the rest of

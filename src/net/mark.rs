@@ -1,12 +1,16 @@
-//! The bit of the connection mark that is ours.
+//! The bits of the connection mark that are ours.
 
-/// The bit of the connection mark that says "data connection of a pinhole".
+/// One bit of the connection mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark(u32);
 
 impl Mark {
-    /// The bit that is used where the user names no other: bit 30.
+    /// The bit of data connections that come through a pinhole, where the user names no other: bit 30.
     pub const DEFAULT: Self = Self(0x4000_0000);
+
+    /// The bit of control connections that may be joined in their middle, where the user names no other:
+    /// bit 29.
+    pub const RESUME: Self = Self(0x2000_0000);
 
     /// A mark of exactly one bit; `None` for any other number.
     #[must_use]

@@ -8,7 +8,7 @@ use crate::engine::gateway::{Error, PinholeId, Request, SessionId};
 use crate::firewall::Published;
 use crate::ftp::Mode;
 use crate::pinholes::Key;
-use crate::pinholes::ports::{self, Holder};
+use crate::pinholes::ports::{self, Holder, Wanted};
 
 /// How long the list of the gateway's own listening ports is believed.
 const LISTENERS_LIFE: Duration = Duration::from_secs(5);
@@ -57,13 +57,14 @@ impl Plane {
                 Some(_) => Holder::Same,
             }
         };
-        let port = ports::choose(
-            request.land.port(),
-            request.published,
-            self.config.data_ports.filter(|_| request.from_range),
-            self.next_port,
-            holder,
-        )?;
+        let wanted = Wanted {
+            announced: request.land.port(),
+            published: request.published,
+            range: self.config.data_ports.filter(|_| request.from_range),
+            start: self.next_port,
+            fitting: request.fitting,
+        };
+        let port = ports::choose(&wanted, holder)?;
         // Not the same port at once again: the peer may still have a connection on it.
         self.next_port = self.next_port.wrapping_add(1);
         Some(port)

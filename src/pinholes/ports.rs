@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::ftp::fit::{Fitting, Lengths, PortText};
 use crate::net::PortRange;
 
 /// Ports below are never taken over on a published address, unless `--data-ports` names them:
@@ -26,26 +27,71 @@ pub enum Holder {
     Other,
 }
 
+/// What is known of an announced data connection whose public port is to be chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// The port that was announced.
+    pub announced: u16,
+    /// Whether only NAT leads to the announcer: the public port may be another one.
+    pub published: bool,
+    /// The range that public ports come from, if one is configured for it.
+    pub range: Option<PortRange>,
+    /// Where in a range the search begins.
+    pub start: u32,
+    /// The ports with which the announcement keeps its length.
+    pub fitting: Fitting,
+}
+
 /// Chooses the public port of an announced data connection.
 ///
-/// Where the address is the announcer's own (`published` is false), only the announced port will do.
-/// On a published address, the announced port comes first, if the range has it (without a range: if
-/// it isn't below 1024); then those of the range (of the dynamic ports) from the `start`-th on.
+/// Where the address is the announcer's own, only the announced port will do. On a published address,
+/// the announced port comes first, if the range has it (without a range: if it isn't below 1024); then
+/// those of the range (of the dynamic ports) from `start` on.
 ///
-/// Of these, the first that is free is taken. If none is, the first that the user publishes for
-/// something else; then the first on which the same session has an unused hole. `None`: there is none.
-pub fn choose(
-    announced: u16,
-    published: bool,
-    range: Option<PortRange>,
-    start: u32,
-    holder: impl Fn(u16) -> Holder,
-) -> Option<u16> {
+/// Before that, the same is tried with those ports only that keep the announcement's length and that
+/// nobody has; without a range, any unprivileged port may be one of them. The fewest that there can be
+/// are 60 (`4,0` to `9,9`), and a pinhole belongs to one peer.
+///
+/// Of the ports in question, the first that is free is taken. If none is, the first that the user
+/// publishes for something else; then the first on which the same session has an unused hole. `None`:
+/// there is none.
+pub fn choose(wanted: &Wanted, holder: impl Fn(u16) -> Holder) -> Option<u16> {
+    let Wanted {
+        announced,
+        published,
+        range,
+        start,
+        fitting,
+    } = *wanted;
     let may_keep = match range {
         _ if !published => announced > 0,
         Some(range) => range.contains(announced),
         None => announced >= FIRST_UNPRIVILEGED,
     };
+    let fits = |lengths: Lengths| {
+        let free = |port: &u16| holder(*port) == Holder::Nobody;
+        let keeps = may_keep && lengths.contains(fitting.text.length(announced));
+        let same = Some(announced).filter(|_| keeps).filter(free);
+        same.or_else(|| {
+            let pools = match range {
+                _ if !published || lengths.is_empty() => [None, None],
+                Some(range) => [Some(range), None],
+                None => [
+                    Some(PortRange::DYNAMIC),
+                    PortRange::new(FIRST_UNPRIVILEGED, PortRange::DYNAMIC.first() - 1),
+                ],
+            };
+            pools
+                .into_iter()
+                .flatten()
+                .find_map(|pool| of_length(pool, start, fitting.text, lengths).find(free))
+        })
+    };
+    if fitting.best != Lengths::ALL
+        && let Some(port) = fits(fitting.best).or_else(|| fits(fitting.without_dot))
+    {
+        return Some(port);
+    }
     let ports = range.unwrap_or(PortRange::DYNAMIC);
     [Holder::Nobody, Holder::User, Holder::Same]
         .into_iter()
@@ -60,6 +106,20 @@ pub fn choose(
                 .starting_at(start)
                 .find(|&port| holder(port) == wanted)
         })
+}
+
+/// The ports of a pool whose text has one of these lengths, starting somewhere in the middle.
+fn of_length(
+    pool: PortRange,
+    start: u32,
+    text: PortText,
+    lengths: Lengths,
+) -> impl Iterator<Item = u16> {
+    let runs: Vec<_> = text.runs(pool.first(), pool.last(), lengths).collect();
+    let count: u32 = runs.iter().map(|(a, b)| u32::from(b - a) + 1).sum();
+    let ports = move || runs.clone().into_iter().flat_map(|(a, b)| a..=b);
+    let skipped = start.checked_rem(count).unwrap_or(0) as usize;
+    ports().skip(skipped).chain(ports().take(skipped))
 }
 
 /// TCP ports on which processes of this network namespace listen.
@@ -146,6 +206,26 @@ mod tests {
 
     fn range(text: &str) -> Option<PortRange> {
         Some(text.parse().unwrap())
+    }
+
+    fn choose(
+        announced: u16,
+        published: bool,
+        range: Option<PortRange>,
+        start: u32,
+        holder: impl Fn(u16) -> Holder,
+    ) -> Option<u16> {
+        let fitting = Fitting::ANY;
+        super::choose(
+            &Wanted {
+                announced,
+                published,
+                range,
+                start,
+                fitting,
+            },
+            holder,
+        )
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::*;
 use crate::conntrack::{Bytes, Completeness, ConntrackEvent, TcpState};
 use crate::engine::Entry;
 use crate::ftp::Mode;
+use crate::ftp::fit::Fitting;
 use crate::net::Mark;
 use crate::net::PortRange;
 use crate::pinholes::backend::{Backend, BackendError, Closed, ClosingWork};
@@ -236,6 +237,7 @@ fn passive(session: u64, from: &str, port: u16) -> Request {
         as_source: None,
         published: true,
         from_range: true,
+        fitting: Fitting::ANY,
         mark: 0,
     }
 }

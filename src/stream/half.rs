@@ -49,10 +49,6 @@ pub enum Intake {
     Opaque,
 }
 
-/// A bound of [`Limits`] was reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Overflow;
-
 /// What a packet must carry on its way to the receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Emit {
@@ -170,6 +166,25 @@ impl Half {
             heard: false,
             work: None,
         }
+    }
+
+    /// A direction that is under way: everything before `next` was sent and received under the same
+    /// numbers.
+    #[must_use]
+    pub fn joined(next: Seq) -> Self {
+        let mut half = Self::new(next.plus(u32::MAX));
+        // What the receiver offers isn't known yet.
+        half.offered(u16::MAX);
+        half
+    }
+
+    /// Whether somebody else could go on with this direction who knows nothing of it: both ends have
+    /// the same numbers, whatever is in flight, and no byte that waits here was acknowledged.
+    #[must_use]
+    pub fn is_even(&self) -> bool {
+        self.una.original == self.una.edited
+            && !self.guaranteed.after(self.una.original)
+            && self.work.as_ref().is_none_or(|work| work.edits.is_empty())
     }
 
     // ---- the sender's segments -------------------------------------------------------------
@@ -305,29 +320,17 @@ impl Half {
     }
 
     /// Lets the first `n` pending bytes go on as they are.
-    ///
-    /// # Errors
-    /// [`Overflow`] if too much is unacknowledged; the bytes went on all the same.
-    pub fn pass(&mut self, n: usize, limits: &Limits) -> Result<(), Overflow> {
-        let Some(work) = self.work.as_mut() else {
-            return Ok(());
-        };
-        work.released = work.released.saturating_add(n).min(work.buffer.len());
-        if work.released > limits.unacked {
-            Err(Overflow)
-        } else {
-            Ok(())
+    pub fn pass(&mut self, n: usize) {
+        if let Some(work) = self.work.as_mut() {
+            work.released = work.released.saturating_add(n).min(work.buffer.len());
         }
     }
 
     /// Replaces the first `len` pending bytes by `with` (both at least one byte).
-    ///
-    /// # Errors
-    /// [`Overflow`] if there are too many edits in flight; this one was made all the same.
-    pub fn replace(&mut self, len: usize, with: &[u8], limits: &Limits) -> Result<(), Overflow> {
+    pub fn replace(&mut self, len: usize, with: &[u8]) {
         let start = self.released().original;
         let Some(work) = self.work.as_mut() else {
-            return Ok(());
+            return;
         };
         let len = len.min(work.held().len());
         let at = work.released..work.released.saturating_add(len);
@@ -342,8 +345,6 @@ impl Half {
                 new_len: with.len() as u32,
             });
         }
-        let full = work.edits.len() > limits.edits || work.released > limits.unacked;
-        if full { Err(Overflow) } else { Ok(()) }
     }
 
     /// Ends inspection: what is pending goes on as it is, and so does all that follows.

@@ -22,6 +22,6 @@ mod half;
 mod records;
 mod seq;
 
-pub use half::{Emit, Half, Intake, Limits, Overflow, Reset};
+pub use half::{Emit, Half, Intake, Limits, Reset};
 pub use records::Records;
 pub use seq::Seq;

@@ -1,20 +1,12 @@
-//! What the text of a control connection means for it: addresses, refusals, the end of inspection.
+//! What the text of a control connection means for it: the session machine's steps carried out,
+//! refusals, the end of inspection.
 
-use super::{Context, Flow, Hole};
-use crate::engine::announce::{self, Decision, How};
+use super::{Context, Flow};
 use crate::engine::event::Event;
 use crate::engine::second::Second;
 use crate::engine::{Endpoints, Side};
-use crate::ftp::Mode;
-use crate::ftp::session::{Address, Outcome, Over, Peer, Step};
-use crate::stream::{Half, Limits, Overflow};
-
-/// Goes out in place of a `227` or `229` up to the end of its address, where no data connection can
-/// be had; the rest of the server's line follows, a closing bracket as a rule. RFC 959 knows 425 as
-/// an answer to transfer commands only, but clients go by the first digit (RFC 1123 §4.1.2.11).
-const REFUSAL: &[u8] = b"425 Can't open data connection (no usable port";
-/// In place of the address alone: no client can read one from it.
-const NO_ADDRESS: &[u8] = b"no usable port";
+use crate::ftp::session::{Over, Peer, Step};
+use crate::stream::Half;
 
 /// Why a flow isn't read any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +31,17 @@ impl Unread {
     }
 }
 
+/// How far the session machine came with what was pending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::engine) enum Inspected {
+    /// All of it is dealt with, but for what may belong to an address.
+    Done,
+    /// The same, and what waits is more than [`Limits::held`](crate::stream::Limits::held).
+    HoldsTooMuch,
+}
+
 /// What waits of a direction.
-fn pending(halves: &[Half; 2], side: Side) -> &[u8] {
+pub(super) fn pending(halves: &[Half; 2], side: Side) -> &[u8] {
     let [egress, ingress] = halves;
     match side {
         Side::Egress => egress.pending(),
@@ -58,20 +59,17 @@ impl Flow {
     }
 
     /// Takes what is pending through the session machine, as far as it goes.
+    ///
+    /// Only what waits is bounded here. What is in flight is bounded where data is taken in
+    /// ([`Half::known_if_full`]): a segment is inspected as a whole or not at all.
     pub(in crate::engine) fn inspect(
         &mut self,
         ends: &Endpoints,
         side: Side,
         cx: &mut Context<'_>,
-    ) -> Result<(), Overflow> {
+    ) -> Inspected {
         let peer = self.peer(side);
-        // What is in flight is bounded by what is taken in (`Half::known_if_full`), not here: else a
-        // sender could have the rest of a segment pass unread.
-        let limits = Limits {
-            unacked: usize::MAX,
-            edits: usize::MAX,
-            ..cx.limits(peer)
-        };
+        let mut inspected = Inspected::Done;
         let counted = self.session.counts();
         loop {
             let pending = pending(&self.halves, side);
@@ -86,34 +84,34 @@ impl Flow {
             }
             match step {
                 Step::Pass(n) => {
-                    let [forward, _] = self.both(side);
-                    forward.pass(n.max(1), &limits)?;
+                    let forward = self.forward(side);
+                    forward.pass(n.max(1));
                 }
                 Step::Wait => {
-                    if held > limits.held {
-                        if !self.session.awaits_login() || peer == Peer::Server {
-                            return Err(Overflow);
+                    if held > cx.config.limits.held {
+                        if peer == Peer::Client && self.session.awaits_login() {
+                            self.session.lose_patience();
+                            continue;
                         }
-                        self.session.lose_patience();
-                        continue;
+                        inspected = Inspected::HoldsTooMuch;
                     }
                     break;
                 }
-                Step::Address(said) => self.announce(ends, side, &said, &limits, cx)?,
+                Step::Address(said) => self.announce(ends, side, &said, cx),
                 Step::Refuse {
                     at,
                     with,
                     verb,
                     why,
                 } => {
-                    let [forward, _] = self.both(side);
-                    forward.pass(at, &limits)?;
-                    forward.replace(with.len().max(1), &with, &limits)?;
+                    let forward = self.forward(side);
+                    forward.pass(at);
+                    forward.replace(with.len().max(1), &with);
                     self.count_refusal(verb, why.to_owned(), true, cx);
                 }
                 Step::Blank(with) => {
-                    let [forward, _] = self.both(side);
-                    forward.replace(with.len().max(1), &with, &limits)?;
+                    let forward = self.forward(side);
+                    forward.replace(with.len().max(1), &with);
                 }
                 Step::OpenActive => {
                     let opened = self.active.is_some_and(|hole| {
@@ -155,119 +153,7 @@ impl Flow {
                 user,
             });
         }
-        Ok(())
-    }
-
-    fn announce(
-        &mut self,
-        ends: &Endpoints,
-        side: Side,
-        said: &Address,
-        limits: &Limits,
-        cx: &mut Context<'_>,
-    ) -> Result<(), Overflow> {
-        let peer = self.peer(side);
-        let Address {
-            at,
-            len,
-            announcement: said,
-            refusal,
-            follow,
-        } = said;
-        let (at, len) = (*at, *len);
-        let open = said.mode == Mode::Passive || self.session.opens_at_once();
-        let how = match self.no_pinholes() {
-            _ if !follow || !self.is_admitted() => How::Check,
-            Some(why) => How::Leave(why),
-            None if open => How::Open,
-            None => How::Reserve,
-        };
-        let decision = if self.is_closed() && *follow {
-            // Its pinholes went when it ended: nothing would end another one in time.
-            let why = "the control connection is over".to_owned();
-            match said.mode {
-                Mode::Active => Decision::Refuse(why),
-                Mode::Passive => Decision::Leave(why),
-            }
-        } else {
-            announce::decide(cx.config, cx.gateway, self.id, ends, side, said, how)
-        };
-        let [forward, _] = self.both(side);
-        match decision {
-            Decision::Announce {
-                text,
-                old,
-                new,
-                from,
-                land,
-                hole,
-            } => {
-                forward.pass(at, limits)?;
-                forward.replace(len, &text, limits)?;
-                if said.mode == Mode::Active {
-                    let hole = Hole::from(hole);
-                    let superseded = self.active.replace(hole).filter(|old| *old != hole);
-                    if let Some(superseded) = superseded
-                        && !self.session.active_is_commanded()
-                    {
-                        cx.gateway.release(superseded.into());
-                    }
-                }
-                self.session.announced(peer, Outcome::Accepted { open });
-                self.announced = self.announced.saturating_add(1);
-                cx.stats.announced = cx.stats.announced.saturating_add(1);
-                if old != new {
-                    cx.stats.rewritten = cx.stats.rewritten.saturating_add(1);
-                }
-                let (session, verb, mode) = (self.id, said.verb, said.mode);
-                cx.gateway.event(Event::Announced {
-                    session,
-                    verb,
-                    mode,
-                    old,
-                    new,
-                    from,
-                    land,
-                });
-            }
-            Decision::Pass => {
-                forward.pass(at.saturating_add(len), limits)?;
-                self.session.announced(peer, Outcome::PassedUnmodified);
-            }
-            Decision::Leave(why) => {
-                forward.pass(at.saturating_add(len), limits)?;
-                self.session.announced(peer, Outcome::PassedUnmodified);
-                self.count_refusal(said.verb, why, false, cx);
-            }
-            Decision::Refuse(why) if said.mode == Mode::Passive => {
-                let head = forward.pending().get(..at).unwrap_or_default();
-                // The end of a reply of several lines must keep its code (RFC 959 §4.2).
-                let whole = head.starts_with(said.verb.as_bytes()) && self.session.begins_reply();
-                let (at, len, text) = match whole {
-                    true => (0, at.saturating_add(len), REFUSAL),
-                    false => (at, len, NO_ADDRESS),
-                };
-                let [forward, _] = self.both(side);
-                forward.pass(at, limits)?;
-                forward.replace(len, text, limits)?;
-                self.session.announced(peer, Outcome::Refused);
-                self.count_refusal(said.verb, why, true, cx);
-            }
-            Decision::Refuse(why) => {
-                let Some(refusal) = refusal else {
-                    // Only commands are refused.
-                    forward.pass(at.saturating_add(len), limits)?;
-                    self.session.announced(peer, Outcome::PassedUnmodified);
-                    self.count_refusal(said.verb, why, false, cx);
-                    return Ok(());
-                };
-                forward.pass(refusal.at, limits)?;
-                forward.replace(refusal.with.len().max(1), &refusal.with, limits)?;
-                self.session.announced(peer, Outcome::Refused);
-                self.count_refusal(said.verb, why, true, cx);
-            }
-        }
-        Ok(())
+        inspected
     }
 
     pub(in crate::engine) fn count_refusal(
@@ -299,7 +185,7 @@ impl Flow {
     /// Commands stay under inspection, and wait at their sender: what is refused, stays refused.
     pub(in crate::engine) fn reach_limit(&mut self, side: Side, cx: &mut Context<'_>) {
         let from_client = side == self.client;
-        let [forward, _] = self.both(side);
+        let forward = self.forward(side);
         if from_client || forward.is_opaque() {
             return;
         }
@@ -340,7 +226,7 @@ impl Flow {
         side: Side,
         cx: &mut Context<'_>,
     ) {
-        let [forward, _] = self.both(side);
+        let forward = self.forward(side);
         if forward.pending().is_empty() {
             return;
         }
@@ -348,12 +234,13 @@ impl Flow {
         if since.is_none_or(|since| since.until(cx.now) <= cx.config.hold) {
             return;
         }
-        // Any bound that this reaches is reached by the next segment as well.
-        let _ = match self.peer(side) {
+        match self.peer(side) {
             Peer::Server => self.pass_waiting(side, cx),
-            Peer::Client if self.session.awaits_login() => self.stop_waiting(ends, side, cx),
+            Peer::Client if self.session.awaits_login() => {
+                self.stop_waiting(ends, side, cx);
+            }
             Peer::Client => self.refuse_waiting(side, cx),
-        };
+        }
     }
 
     /// Commands that wait for a login go on without it.
@@ -362,39 +249,37 @@ impl Flow {
         ends: &Endpoints,
         side: Side,
         cx: &mut Context<'_>,
-    ) -> Result<(), Overflow> {
+    ) {
         self.session.lose_patience();
-        self.inspect(ends, side, cx)
+        // Whatever is held then is the beginning of one more line: the next segment tells.
+        self.inspect(ends, side, cx);
     }
 
     /// What waits of the server's is no address: one that ends so late is of no use to anybody.
-    fn pass_waiting(&mut self, side: Side, cx: &mut Context<'_>) -> Result<(), Overflow> {
-        let limits = cx.limits(self.peer(side));
+    fn pass_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
         cx.stats.unparsable = cx.stats.unparsable.saturating_add(1);
         let n = self.session.give_up_reply(pending(&self.halves, side));
-        let [forward, _] = self.both(side);
-        forward.pass(n, &limits)
+        let forward = self.forward(side);
+        forward.pass(n);
     }
 
     /// What waits of the client's goes on as something else: it may be the beginning of what is
     /// refused.
-    fn refuse_waiting(&mut self, side: Side, cx: &mut Context<'_>) -> Result<(), Overflow> {
-        let limits = cx.limits(self.peer(side));
+    fn refuse_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
         let step = self.session.give_up(pending(&self.halves, side));
-        let [forward, _] = self.both(side);
+        let forward = self.forward(side);
         match step {
             Step::Refuse {
                 with, verb, why, ..
             } => {
-                forward.replace(with.len().max(1), &with, &limits)?;
+                forward.replace(with.len().max(1), &with);
                 self.count_refusal(verb, why.to_owned(), true, cx);
             }
-            Step::Blank(with) => forward.replace(with.len().max(1), &with, &limits)?,
+            Step::Blank(with) => forward.replace(with.len().max(1), &with),
             _ => {
                 let rest = forward.pending().len();
-                forward.pass(rest, &limits)?;
+                forward.pass(rest);
             }
         }
-        Ok(())
     }
 }

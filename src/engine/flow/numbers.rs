@@ -34,7 +34,7 @@ impl Flow {
         cx: &mut Context<'_>,
     ) -> Fate {
         let (seq, len) = (Seq(segment.seq()), length(segment));
-        let [forward, _] = self.both(side);
+        let forward = self.forward(side);
         let emit = Emit::Own(forward.header_seq(seq));
         if !forward.is_old(seq, len) {
             let inspected = !forward.is_opaque();
@@ -69,7 +69,7 @@ impl Flow {
         cx: &mut Context<'_>,
     ) -> Fate {
         let seq = Seq(segment.seq());
-        let [forward, _] = self.both(side);
+        let forward = self.forward(side);
         let reset = forward.reset(seq);
         let emit = Emit::Own(forward.reset_seq(seq));
         let fate = self.render(side, segment, packet, emit);

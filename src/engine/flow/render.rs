@@ -21,7 +21,7 @@ impl Flow {
         let layout = segment.layout();
         let plain = if layout.v6 { 60 } else { 40 };
         let data = segment.payload().len();
-        let [forward, _] = self.both(side);
+        let forward = self.forward(side);
         // A bare segment says nothing of sizes.
         let (size, intake) = match data {
             0 => (0, Intake::New),

@@ -92,7 +92,7 @@ impl Flow {
             }
             return 0;
         }
-        let [forward, _] = self.both(side);
+        let forward = self.forward(side);
         let unread = begins
             .filter(|_| !lost)
             .and_then(|at| resume(forward, tls.of(side)?, at));

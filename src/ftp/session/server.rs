@@ -1,5 +1,6 @@
 //! What the server's lines do to a session.
 
+use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use super::super::command::Command;
@@ -112,108 +113,101 @@ impl Session {
     fn address_reply(&mut self, code: Code, piece: &[u8], ended: bool) -> Option<Step> {
         // The code's digits are no address.
         let mut at = code.end.saturating_sub(self.server.gone());
-        let code = code.value;
-        let limit = self.policy.max_reply.saturating_sub(self.server.gone());
-        let mut in_run = self.server.is_in_run();
+        let notation = Notation::of(code);
+        if self.server.is_in_run() {
+            at = self.skip_run(piece, at)?;
+        }
         loop {
-            let rest = piece.get(at..).unwrap_or_default();
-            if in_run {
-                let run = rest
-                    .iter()
-                    .take_while(|b| b.is_ascii_digit() || **b == b',')
-                    .count();
-                in_run = run == rest.len();
-                at = at.saturating_add(run);
-                self.server.set_in_run(in_run);
-                if in_run {
-                    return None;
+            at = self.next_candidate(notation, piece, at, ended)?;
+            match notation.scan(piece.get(at..).unwrap_or_default()) {
+                Scan::Found { len, value } => return self.found(notation, value, at, len, piece),
+                Scan::Partial => return Some(self.wait_for_address(at, piece)),
+                // The rest of a run of digits isn't the beginning of another address.
+                Scan::No { .. } if notation == Notation::HostPort => {
+                    at = self.skip_run(piece, at)?;
                 }
-                continue;
-            }
-            let begins = |b: &u8| {
-                if code == 227 {
-                    b.is_ascii_digit()
-                } else {
-                    *b == b'('
-                }
-            };
-            let Some(offset) = rest.iter().position(begins) else {
-                if ended {
-                    count(&mut self.counts.unparsable);
-                }
-                return None;
-            };
-            at = at.saturating_add(offset);
-            if at >= limit {
-                self.server.settle();
-                return None;
-            }
-            let text = piece.get(at..).unwrap_or_default();
-            let scan = if code == 227 {
-                match scan_host_port(text) {
-                    Scan::Found {
-                        len,
-                        value: (ip, port),
-                    } => Scan::Found {
-                        len,
-                        value: (0, Form::HostPort, Some(ip.into()), port),
-                    },
-                    Scan::Partial => Scan::Partial,
-                    Scan::No { len } => Scan::No { len },
-                }
-            } else {
-                match scan_extended_port(text) {
-                    Scan::Found {
-                        len,
-                        value: (delimiter, port),
-                    } => Scan::Found {
-                        len,
-                        value: (1, Form::ExtendedPort(delimiter), None, port),
-                    },
-                    Scan::Partial => Scan::Partial,
-                    Scan::No { len } => Scan::No { len },
-                }
-            };
-            match scan {
-                Scan::Found {
-                    len,
-                    value: (skip, form, addr, port),
-                } => {
-                    let at = at.saturating_add(skip);
-                    self.server.settle();
-                    if at.saturating_add(len) > limit {
-                        return None;
-                    }
-                    self.server.goes(piece.get(..at)?);
-                    let verb = if code == 227 { "227" } else { "229" };
-                    let mode = Mode::Passive;
-                    return Some(Step::Address(Address {
-                        at,
-                        len,
-                        announcement: Announcement {
-                            verb,
-                            mode,
-                            form,
-                            addr,
-                            port,
-                        },
-                        refusal: None,
-                        follow: true,
-                    }));
-                }
-                Scan::Partial if at == 0 => return Some(Step::Wait),
-                Scan::Partial => {
-                    let head = piece.get(..at)?;
-                    self.server.goes(head);
-                    return Some(Step::Pass(head.len()));
-                }
-                Scan::No { len } => {
-                    // The rest of a run of digits isn't the beginning of another one.
-                    in_run = code == 227;
-                    at = at.saturating_add(if code == 227 { 0 } else { len });
-                }
+                Scan::No { len } => at = at.saturating_add(len),
             }
         }
+    }
+
+    /// The end of the run of digits and commas at `at`; `None`: it may go on behind `piece`.
+    fn skip_run(&mut self, piece: &[u8], at: usize) -> Option<usize> {
+        let rest = piece.get(at..).unwrap_or_default();
+        let in_run = |b: &&u8| b.is_ascii_digit() || **b == b',';
+        let run = rest.iter().take_while(in_run).count();
+        let goes_on = run == rest.len();
+        self.server.set_in_run(goes_on);
+        (!goes_on).then(|| at.saturating_add(run))
+    }
+
+    /// Where, from `at` on, an address may begin; `None`: nowhere within the limit on lines.
+    fn next_candidate(
+        &mut self,
+        notation: Notation,
+        piece: &[u8],
+        at: usize,
+        ended: bool,
+    ) -> Option<usize> {
+        let mut rest = piece.get(at..).unwrap_or_default().iter();
+        let Some(offset) = rest.position(|b| notation.begins_with(*b)) else {
+            if ended {
+                count(&mut self.counts.unparsable);
+            }
+            return None;
+        };
+        let at = at.saturating_add(offset);
+        if at >= self.reply_room() {
+            self.server.settle();
+            return None;
+        }
+        Some(at)
+    }
+
+    /// How many more bytes of the line are looked at.
+    fn reply_room(&self) -> usize {
+        self.policy.max_reply.saturating_sub(self.server.gone())
+    }
+
+    /// What begins at `at` may become an address: what comes before it passes.
+    fn wait_for_address(&mut self, at: usize, piece: &[u8]) -> Step {
+        match piece.get(..at) {
+            Some(head) if at > 0 => {
+                self.server.goes(head);
+                Step::Pass(at)
+            }
+            _ => Step::Wait,
+        }
+    }
+
+    /// An address was found at `at`; `None`: it is beyond the limit on lines.
+    fn found(
+        &mut self,
+        notation: Notation,
+        found: Found,
+        at: usize,
+        len: usize,
+        piece: &[u8],
+    ) -> Option<Step> {
+        let at = at.saturating_add(found.skip);
+        self.server.settle();
+        if at.saturating_add(len) > self.reply_room() {
+            return None;
+        }
+        self.server.goes(piece.get(..at)?);
+        Some(Step::Address(Address {
+            at,
+            len,
+            announcement: Announcement {
+                verb: notation.verb(),
+                mode: Mode::Passive,
+                form: found.form,
+                addr: found.addr,
+                port: found.port,
+            },
+            refusal: None,
+            follow: true,
+        }))
     }
 
     /// Whether this reply says what the reserved hole of a `PORT` waited for.
@@ -339,6 +333,65 @@ impl Session {
         } else {
             // Its connection was made, and took the hole with it.
             self.active = Active::None;
+        }
+    }
+}
+
+/// How a reply writes an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Notation {
+    /// `227`: six numbers, anywhere in the line (RFC 1123 §4.1.2.6).
+    HostPort,
+    /// `229`: a port between parentheses (RFC 2428 §3).
+    Extended,
+}
+
+/// An address in a reply.
+struct Found {
+    /// What comes before it in the scanned text: the parenthesis.
+    skip: usize,
+    form: Form,
+    addr: Option<IpAddr>,
+    port: u16,
+}
+
+impl Notation {
+    /// That of a `227` or `229`.
+    fn of(code: Code) -> Self {
+        match code.value {
+            227 => Self::HostPort,
+            _ => Self::Extended,
+        }
+    }
+
+    const fn verb(self) -> &'static str {
+        match self {
+            Self::HostPort => "227",
+            Self::Extended => "229",
+        }
+    }
+
+    fn begins_with(self, byte: u8) -> bool {
+        match self {
+            Self::HostPort => byte.is_ascii_digit(),
+            Self::Extended => byte == b'(',
+        }
+    }
+
+    fn scan(self, text: &[u8]) -> Scan<Found> {
+        match self {
+            Self::HostPort => scan_host_port(text).map(|(ip, port)| Found {
+                skip: 0,
+                form: Form::HostPort,
+                addr: Some(ip.into()),
+                port,
+            }),
+            Self::Extended => scan_extended_port(text).map(|(delimiter, port)| Found {
+                skip: 1,
+                form: Form::ExtendedPort(delimiter),
+                addr: None,
+                port,
+            }),
         }
     }
 }

@@ -1,0 +1,174 @@
+//! What becomes of an announced address: [`announce::decide`] says it, and here it is carried out.
+
+use super::dialogue::pending;
+use super::{Context, Flow, Hole};
+use crate::engine::announce::{self, Declined, How, Prepared};
+use crate::engine::event::Event;
+use crate::engine::{Endpoints, Side};
+use crate::ftp::Mode;
+use crate::ftp::fit::Slot;
+use crate::ftp::session::{Address, Outcome};
+
+/// Goes out in place of a `227` or `229` up to the end of its address, where no data connection can
+/// be had; the rest of the server's line follows, a closing bracket as a rule. RFC 959 knows 425 as
+/// an answer to transfer commands only, but clients go by the first digit (RFC 1123 §4.1.2.11).
+const REFUSAL: &[u8] = b"425 Can't open data connection (no usable port";
+/// In place of the address alone: no client can read one from it.
+const NO_ADDRESS: &[u8] = b"no usable port";
+
+impl Flow {
+    /// Deals with an announcement of `side`'s, which is in what is pending.
+    pub(super) fn announce(
+        &mut self,
+        ends: &Endpoints,
+        side: Side,
+        address: &Address,
+        cx: &mut Context<'_>,
+    ) {
+        let said = &address.announcement;
+        let open = said.mode == Mode::Passive || self.session.opens_at_once();
+        let decided = match self.how(address, open) {
+            Ok(how) => {
+                let pending = pending(&self.halves, side);
+                let before = pending.get(..address.at).unwrap_or_default();
+                let end = address.at.saturating_add(address.len);
+                let after = pending.get(end..).unwrap_or_default();
+                let slot = Slot::new(said, address.len, before, after);
+                announce::decide(cx.config, cx.gateway, self.id, ends, side, &slot, how)
+            }
+            Err(declined) => Err(declined),
+        };
+        match decided {
+            Ok(Some(prepared)) => self.let_announce(side, address, prepared, open, cx),
+            Ok(None) => self.leave(side, address),
+            Err(Declined::Leave(why)) => {
+                self.leave(side, address);
+                self.count_refusal(said.verb, why, false, cx);
+            }
+            Err(Declined::Refuse(why)) => {
+                let replaced = self.refuse(side, address);
+                self.count_refusal(said.verb, why, replaced, cx);
+            }
+        }
+    }
+
+    /// What is to be done if nothing is against the announcement; `open`: its pinhole may be open
+    /// when it goes out.
+    fn how(&self, address: &Address, open: bool) -> Result<How, Declined> {
+        if !address.follow {
+            return Ok(How::Check);
+        }
+        if self.is_closed() {
+            // Its pinholes went when it ended: nothing would end another one in time.
+            let why = "the control connection is over".to_owned();
+            return Err(match address.announcement.mode {
+                Mode::Active => Declined::Refuse(why),
+                Mode::Passive => Declined::Leave(why),
+            });
+        }
+        if !self.is_admitted() {
+            return Ok(How::Check);
+        }
+        Ok(match self.no_pinholes() {
+            Some(why) => How::Leave(why),
+            None if open => How::Open,
+            None => How::Reserve,
+        })
+    }
+
+    /// The announcement goes out with its data connection prepared.
+    fn let_announce(
+        &mut self,
+        side: Side,
+        address: &Address,
+        prepared: Prepared,
+        open: bool,
+        cx: &mut Context<'_>,
+    ) {
+        let Prepared {
+            rewrite,
+            old,
+            new,
+            from,
+            land,
+            hole,
+        } = prepared;
+        let forward = self.forward(side);
+        let replaced = (rewrite.before)
+            .saturating_add(address.len)
+            .saturating_add(rewrite.after);
+        forward.pass(address.at.saturating_sub(rewrite.before));
+        forward.replace(replaced, &rewrite.text);
+        let (verb, mode) = (address.announcement.verb, address.announcement.mode);
+        if mode == Mode::Active {
+            let hole = Hole::from(hole);
+            let superseded = self.active.replace(hole).filter(|old| *old != hole);
+            if let Some(superseded) = superseded
+                && !self.session.active_is_commanded()
+            {
+                cx.gateway.release(superseded.into());
+            }
+        }
+        let peer = self.peer(side);
+        self.session.announced(peer, Outcome::Accepted { open });
+        self.announced = self.announced.saturating_add(1);
+        cx.stats.announced = cx.stats.announced.saturating_add(1);
+        if old != new {
+            cx.stats.rewritten = cx.stats.rewritten.saturating_add(1);
+        }
+        cx.gateway.event(Event::Announced {
+            session: self.id,
+            verb,
+            mode,
+            old,
+            new,
+            from,
+            land,
+        });
+    }
+
+    /// The announcement goes out as it is, without a pinhole.
+    fn leave(&mut self, side: Side, address: &Address) {
+        let end = address.at.saturating_add(address.len);
+        self.forward(side).pass(end);
+        let peer = self.peer(side);
+        self.session.announced(peer, Outcome::PassedUnmodified);
+    }
+
+    /// The announcement is refused in place; false if it can't be, and goes out as it is.
+    fn refuse(&mut self, side: Side, address: &Address) -> bool {
+        let (at, len, text) = match (address.announcement.mode, &address.refusal) {
+            (Mode::Passive, _) => self.refused_reply(side, address),
+            (Mode::Active, Some(refusal)) => (
+                refusal.at,
+                refusal.with.len().max(1),
+                refusal.with.as_slice(),
+            ),
+            // Only commands are refused.
+            (Mode::Active, None) => {
+                self.leave(side, address);
+                return false;
+            }
+        };
+        let forward = self.forward(side);
+        forward.pass(at);
+        forward.replace(len, text);
+        let peer = self.peer(side);
+        self.session.announced(peer, Outcome::Refused);
+        true
+    }
+
+    /// What of a `227` or `229` is replaced where it is refused: from where on, how many bytes, and
+    /// by what.
+    fn refused_reply(&mut self, side: Side, address: &Address) -> (usize, usize, &'static [u8]) {
+        let (at, len) = (address.at, address.len);
+        let head = self.forward(side).pending().get(..at).unwrap_or_default();
+        // The end of a reply of several lines must keep its code (RFC 959 §4.2).
+        let is_whole = head.starts_with(address.announcement.verb.as_bytes());
+        if is_whole && self.session.begins_reply() {
+            (0, at.saturating_add(len), REFUSAL)
+        } else {
+            (at, len, NO_ADDRESS)
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! What a segment does to its flow, and what of it goes on: [`Flow::segment`] in stages.
+//!
+//! | stage | asks |
+//! |---|---|
+//! | `believes` | does the receiver take it for the connection's? |
+//! | `note_acknowledgement` | what has its sender received? |
+//! | `next_records` | under TLS: does clear text begin in it? |
+//! | `data_with_room` | how much of its data can be kept? |
+//! | `take_in` | what is new in it, and what does the session machine say to that? |
+//! | `give_up_waiting` | has something waited for too long? |
+//! | `send_on` | which bytes go on, under which numbers? |
+//! | `note_fin` | is the connection over? |
+
+use super::dialogue::Inspected;
+use super::range::Range;
+use super::{ANSWERED, Context, FINS, Fate, Flow, RESUMABLE, Unread, render};
+use crate::engine::{Endpoints, Side};
+use crate::ftp::session::Peer;
+use crate::stream::{Emit, Half, Intake, Seq};
+use crate::wire::{Flags, Segment};
+
+/// What a direction may have in its buffers where all flows together have much, in bytes: no more than
+/// one window of an ordinary dialogue.
+const CROWDED: usize = 8 * 1024;
+
+/// The data of a segment, as far as it is taken in.
+#[derive(Clone, Copy)]
+struct Data<'a> {
+    seq: Seq,
+    payload: &'a [u8],
+    fin: bool,
+    /// The rest of it waits at its sender, for want of room.
+    cut: bool,
+}
+
+impl Data<'_> {
+    fn is_empty(&self) -> bool {
+        self.payload.is_empty() && !self.fin
+    }
+}
+
+impl Flow {
+    /// Handles a segment without SYN; `packet` is a copy of it that may be changed.
+    pub(in crate::engine) fn segment(
+        &mut self,
+        ends: &Endpoints,
+        side: Side,
+        segment: &Segment<'_>,
+        packet: &mut Vec<u8>,
+        cx: &mut Context<'_>,
+    ) -> Fate {
+        self.hear(side, segment);
+        if segment.flags().has(Flags::RST) {
+            return self.reset(side, segment, packet, cx);
+        }
+        if !self.believes(side, segment) {
+            return self.disbelieve(side, segment, packet, cx);
+        }
+        self.is_alive(side, cx);
+        self.note_acknowledgement(side, segment);
+        if self.peer(side) == Peer::Client && !segment.payload().is_empty() {
+            self.renew_range(ends, cx);
+        }
+        let unread = self.next_records(side, segment, cx);
+        let Some(data) = self.data_with_room(side, segment, unread, cx) else {
+            return Fate::Dropped;
+        };
+        let intake = self.take_in(ends, side, &data, unread, cx);
+        if intake == Intake::Gap {
+            return Fate::Dropped;
+        }
+        self.give_up_waiting(ends, side, cx);
+        let fate = self.send_on(side, segment, packet, &data, intake, cx);
+        if fate != Fate::Dropped {
+            self.note_fin(side, &data, cx);
+        }
+        self.tell_resumable(ends, cx);
+        fate
+    }
+
+    /// Of a connection that was joined in its middle, the numbers of the other direction aren't known
+    /// until its first packet comes: meanwhile they follow what is acknowledged.
+    fn hear(&mut self, side: Side, segment: &Segment<'_>) {
+        let Some(unheard) = self.unheard else {
+            return;
+        };
+        let (seq, ack) = (Seq(segment.seq()), Seq(segment.ack()));
+        if side == unheard {
+            self.unheard = None;
+            // The other end has acknowledged everything before: earlier bytes are repeated.
+            let forward = self.forward(side);
+            if seq.after(forward.expected()) {
+                *forward = Half::joined(seq);
+            }
+        } else if segment.flags().has(Flags::ACK) && ack.after(self.reverse(side).expected()) {
+            *self.reverse(side) = Half::joined(ack);
+        }
+    }
+
+    /// Tells the kernel when the connection can, or can't any more, be joined in its middle by
+    /// whoever knows no more than its mark.
+    fn tell_resumable(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
+        let resumable = cx.config.resume_mark != 0
+            && self.session.is_followed()
+            && !self.is_closed()
+            && self.halves.iter().all(Half::is_even);
+        if resumable == (self.signs & RESUMABLE != 0) {
+            return;
+        }
+        let told = (cx.gateway).set_resumable(ends.inside, ends.outside, resumable);
+        if told.is_err() {
+            cx.stats.mark_errors = cx.stats.mark_errors.saturating_add(1);
+        }
+        // Whoever can't join it loses nothing but that. Whoever could, and mustn't, would do harm.
+        if told.is_ok() || resumable {
+            self.signs ^= RESUMABLE;
+        }
+    }
+
+    /// What the sender has received, and how much more it takes.
+    fn note_acknowledgement(&mut self, side: Side, segment: &Segment<'_>) {
+        let shift = self.shifts.get(side.index()).copied().unwrap_or(0);
+        let ack = Seq(segment.ack());
+        let edge = ack.plus(u32::from(segment.window()) << shift);
+        let reverse = self.reverse(side);
+        let answered = reverse.is_new_acknowledgement(ack);
+        reverse.acknowledged(ack, edge);
+        if answered && side == self.client {
+            self.signs |= ANSWERED;
+        }
+    }
+
+    /// The data that there is room for. What isn't inspected must not go on: without room, only
+    /// what was taken in before goes on again, and the rest waits at its sender. `None`: nothing
+    /// goes on.
+    ///
+    /// `unread`: how many bytes of it needn't be inspected.
+    fn data_with_room<'a>(
+        &mut self,
+        side: Side,
+        segment: &Segment<'a>,
+        unread: usize,
+        cx: &mut Context<'_>,
+    ) -> Option<Data<'a>> {
+        let whole = Data {
+            seq: Seq(segment.seq()),
+            payload: segment.payload(),
+            fin: segment.flags().has(Flags::FIN),
+            cut: false,
+        };
+        if unread > 0 {
+            return Some(whole);
+        }
+        let peer = self.peer(side);
+        let mut limits = cx.limits(peer);
+        limits.unacked = match peer {
+            Peer::Client if cx.crowded => limits.unacked.min(CROWDED),
+            Peer::Client => limits.unacked,
+            // Half of it is left for what was kept from behind a gap: little beside a listing.
+            Peer::Server => limits.unacked.saturating_mul(2),
+        };
+        let signed = self.is_signed();
+        let forward = self.forward(side);
+        let Some(known) = forward.known_if_full(whole.seq, whole.payload.len(), &limits) else {
+            return Some(whole);
+        };
+        cx.stats.waited = cx.stats.waited.saturating_add(1);
+        // Else the packet carries what is left to send on.
+        if signed || (known == 0 && forward.is_sent()) {
+            return None;
+        }
+        Some(Data {
+            payload: whole.payload.get(..known).unwrap_or_default(),
+            fin: false,
+            cut: true,
+            ..whole
+        })
+    }
+
+    /// Takes data in, and new data through the session machine, but for the first `unread` bytes.
+    fn take_in(
+        &mut self,
+        ends: &Endpoints,
+        side: Side,
+        data: &Data<'_>,
+        unread: usize,
+        cx: &mut Context<'_>,
+    ) -> Intake {
+        let peer = self.peer(side);
+        let limits = cx.limits(peer);
+        let forward = self.forward(side);
+        let intake = forward.take_in(data.seq, data.payload, data.fin, &limits);
+        match intake {
+            Intake::Gap => cx.stats.out_of_order = cx.stats.out_of_order.saturating_add(1),
+            Intake::Missed => self.end_inspection(Unread::Missed, cx),
+            Intake::New => {
+                if unread > 0 {
+                    forward.pass(unread);
+                }
+                self.read_new(ends, side, data.fin, cx);
+            }
+            Intake::Old if peer == Peer::Client && self.session.resumes() => {
+                // Nothing new is kept for it.
+                self.inspect(ends, side, cx);
+            }
+            Intake::Old | Intake::Opaque => {}
+        }
+        intake
+    }
+
+    /// Takes new data through the session machine; `fin`: the stream ends with it.
+    fn read_new(&mut self, ends: &Endpoints, side: Side, fin: bool, cx: &mut Context<'_>) {
+        let peer = self.peer(side);
+        let inspected = self.inspect(ends, side, cx);
+        if fin && peer == Peer::Client && self.session.awaits_login() {
+            self.stop_waiting(ends, side, cx);
+        }
+        // At the end of the stream nothing can complete what still waits; and in replies that stay
+        // as they are, nothing need wait.
+        if fin || (self.is_signed() && peer == Peer::Server) {
+            let forward = self.forward(side);
+            forward.pass(forward.pending().len());
+        }
+        if inspected == Inspected::HoldsTooMuch {
+            self.reach_limit(side, cx);
+        }
+    }
+
+    /// Makes the packet that goes on.
+    fn send_on(
+        &mut self,
+        side: Side,
+        segment: &Segment<'_>,
+        packet: &mut Vec<u8>,
+        data: &Data<'_>,
+        intake: Intake,
+        cx: &mut Context<'_>,
+    ) -> Fate {
+        let limit = self.limit(side, segment, intake);
+        if self.is_signed() {
+            return self.send_on_signed(side, data, cx);
+        }
+        let forward = self.forward(side);
+        let emit = match forward.emit(data.seq, data.payload, data.fin, intake, limit) {
+            Emit::Own(_) if data.cut => forward.probe(),
+            emit => emit,
+        };
+        if matches!(emit, Emit::Probe { .. }) {
+            cx.stats.held = cx.stats.held.saturating_add(1);
+        }
+        if intake == Intake::Old
+            && !data.cut
+            && !data.payload.is_empty()
+            && render::contradicts(forward, &emit, data.payload)
+        {
+            cx.stats.contradicted = cx.stats.contradicted.saturating_add(1);
+        }
+        self.reverse(side).guarantee(Seq(segment.ack()));
+        self.render(side, segment, packet, emit)
+    }
+
+    /// A segment that no change may be made to: it goes on as it came, or not at all.
+    fn send_on_signed(&mut self, side: Side, data: &Data<'_>, cx: &mut Context<'_>) -> Fate {
+        let forward = self.forward(side);
+        if data.is_empty() || forward.clears(data.seq, data.payload, data.fin) {
+            return Fate::Same;
+        }
+        cx.stats.held = cx.stats.held.saturating_add(1);
+        Fate::Dropped
+    }
+
+    /// Notes that a FIN went on; the connection is over with the second one.
+    fn note_fin(&mut self, side: Side, data: &Data<'_>, cx: &mut Context<'_>) {
+        if !data.fin || !self.forward(side).ends_at(data.seq, data.payload.len()) {
+            return;
+        }
+        self.signs |= 1 << side.index();
+        if self.signs & FINS == FINS {
+            self.close("FIN", cx.gateway);
+        } else if self.range != Range::None {
+            // Whoever has said goodbye asks for no more data connections, or answers that.
+            cx.gateway.session_ended(self.id);
+        }
+    }
+}

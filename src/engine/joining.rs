@@ -1,0 +1,156 @@
+//! Connections that are joined in their middle: after a restart, or by a gateway that takes over.
+//!
+//! Whoever sees a connection for the first time when it is under way knows neither what was edited in
+//! it nor where its lines begin. A bit of its connection mark ([`Config::resume_mark`]) says what
+//! matters: an `ftpalg` followed it, and its numbers are the same on both sides. So every process on
+//! any gateway that has the mark can go on. Without the bit, the connection passes unread.
+//!
+//! The bit is set when the server's greeting has come, and cleared, acknowledged by the kernel, before
+//! the first packet goes out that changes the numbers of either direction: an edit of another length,
+//! or an acknowledgement of bytes that wait here. Where nothing is read any more, it is cleared, too.
+//!
+//! [`Config::resume_mark`]: super::Config::resume_mark
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use super::flow::{Flow, Joined};
+use super::gateway::Gateway;
+use super::names::Meaning;
+use super::{Endpoints, Engine, Entry, Fate, Name, Side, Verdict};
+use crate::wire::{Flags, Segment};
+
+/// How many connections are remembered that can't be joined.
+const MAX_STRANGERS: usize = 4096;
+/// How long they are: then conntrack is asked again.
+const MEMORY: Duration = Duration::from_secs(1);
+
+/// Connections that can't be joined, as conntrack said a moment ago.
+#[derive(Debug, Default)]
+pub(super) struct Strangers {
+    ends: HashSet<Endpoints>,
+    since: Duration,
+}
+
+impl Strangers {
+    /// Whether conntrack need not be asked about a connection.
+    fn has(&mut self, ends: &Endpoints, now: Duration) -> bool {
+        if now.saturating_sub(self.since) >= MEMORY {
+            self.ends.clear();
+            self.since = now;
+        }
+        self.ends.contains(ends)
+    }
+
+    fn add(&mut self, ends: Endpoints) {
+        if self.ends.len() >= MAX_STRANGERS {
+            self.ends.clear();
+        }
+        self.ends.insert(ends);
+    }
+}
+
+impl Engine {
+    /// Handles a packet of a connection that no engine knows: joins it if it may be joined, counts the
+    /// packet otherwise, which then goes on as it is.
+    pub fn nobody_knows(
+        &mut self,
+        Name(ends): Name,
+        side: Side,
+        packet: &[u8],
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) -> Verdict<'_> {
+        let joined = Segment::parse(packet)
+            .ok()
+            .filter(|segment| self.join(ends, side, segment, now, gateway));
+        match joined {
+            Some(segment) => {
+                self.scratch.clear();
+                self.scratch.extend_from_slice(packet);
+                let fate = self.flow_segment(ends, side, &segment, now, gateway);
+                if fate == Some(Fate::Changed) {
+                    self.stats.changed = self.stats.changed.saturating_add(1);
+                }
+                self.verdict(fate.unwrap_or(Fate::Same))
+            }
+            None => {
+                self.stats.mid_stream = self.stats.mid_stream.saturating_add(1);
+                Verdict::Accept
+            }
+        }
+    }
+
+    /// Joins the connection that a segment belongs to, if its mark says that this is possible.
+    fn join(
+        &mut self,
+        ends: Endpoints,
+        side: Side,
+        segment: &Segment<'_>,
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) -> bool {
+        let flags = segment.flags();
+        let goes_on = flags.has(Flags::ACK) && !flags.has(Flags::RST) && !flags.has(Flags::FIN);
+        if self.config.resume_mark == 0 || !goes_on || self.strangers.has(&ends, now) {
+            return false;
+        }
+        let entry = gateway.conntrack(ends.inside, ends.outside).ok();
+        let entry = entry.filter(|entry| entry.mark & self.config.resume_mark != 0);
+        let Some((entry, names)) = entry.and_then(|entry| Some((entry, Names::of(&entry, ends)?)))
+        else {
+            self.strangers.add(ends);
+            return false;
+        };
+        if self.flows.len() >= self.config.max_flows && !self.clear(now, gateway) {
+            self.stats.table_full = self.stats.table_full.saturating_add(1);
+            return false;
+        }
+        let client = match entry.original.src == ends.inside {
+            true => Side::Egress,
+            false => Side::Ingress,
+        };
+        let (id, admitted) = self.admit(ends, client, true, now, gateway);
+        let max = self.config.max_names();
+        if names.ingress != ends {
+            self.names.insert(names.ingress, Meaning::Flow(ends), max);
+        }
+        // Both ends may be inside: it is edited once.
+        self.pass_elsewhere(&names.other_end, now);
+        let joined = Joined {
+            id,
+            client,
+            side,
+            admitted,
+        };
+        let flow = Flow::joined(&joined, segment, &self.config, now);
+        self.flows.insert(ends, Box::new(flow));
+        self.stats.joined = self.stats.joined.saturating_add(1);
+        true
+    }
+}
+
+/// How the packets of a connection name its ends.
+struct Names {
+    /// Towards the inside end.
+    ingress: Endpoints,
+    /// At the other end, if that is inside as well: from it, and towards it.
+    other_end: Vec<Endpoints>,
+}
+
+impl Names {
+    /// The names of a connection whose inside end names it `ends`.
+    fn of(entry: &Entry, ends: Endpoints) -> Option<Self> {
+        let (outward, inward) = entry.from_sender(ends.outward())?;
+        let name = |inside, outside| Endpoints { inside, outside };
+        let ingress = name(outward.src, inward.src);
+        let other = [name(inward.src, inward.dst), name(inward.src, outward.src)];
+        let other_end = other
+            .into_iter()
+            .filter(|name| *name != ends && *name != ingress);
+        Some(Self {
+            ingress,
+            other_end: other_end.collect(),
+        })
+    }
+}

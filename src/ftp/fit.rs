@@ -1,0 +1,611 @@
+//! Announcements that are rewritten without changing the length of their line.
+//!
+//! An edit that keeps its length leaves no sequence delta behind: whoever takes the connection over,
+//! on this box or another, can go on with it. FTP leaves some room for that. Clients look for the
+//! parenthesis or the first digit of a `227` or `229`, so blanks may stand before it; they stop at the
+//! closing parenthesis, so a final dot may go. The public port may be chosen by the length of its
+//! text, and an IPv6 address has several spellings (RFC 4291 §2.2).
+//!
+//! What clients were seen to stumble over isn't done: leading zeros in decimal numbers, blanks within
+//! the parentheses, anything behind the closing one, other words.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+use super::Mode;
+use super::hostport;
+use super::session::{Announcement, Form};
+
+/// How many lengths a port's text may have: `1` to `65535`, or `0,1` to `255,255`.
+const LONGEST: u8 = 7;
+/// `|1|` before an address in an `EPRT`, and the delimiters behind it and behind the port.
+const EPRT_DELIMITERS: usize = 5;
+/// `|||` before the port of a `229`, and the delimiter behind it.
+const EPSV_DELIMITERS: usize = 4;
+
+/// How a port is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortText {
+    /// `p1,p2`: both bytes as decimal numbers (RFC 959 §4.1.2).
+    Pair,
+    /// One decimal number (RFC 2428).
+    Number,
+}
+
+impl PortText {
+    /// How `form` writes the port.
+    #[must_use]
+    pub fn of(form: Form) -> Self {
+        match form {
+            Form::HostPort => Self::Pair,
+            Form::Extended(_) | Form::ExtendedPort(_) => Self::Number,
+        }
+    }
+
+    /// The length of this port's text, in characters.
+    #[must_use]
+    pub fn length(self, port: u16) -> u8 {
+        let digits = |number: u16| match number {
+            0..10 => 1u8,
+            10..100 => 2,
+            100..1_000 => 3,
+            1_000..10_000 => 4,
+            10_000.. => 5,
+        };
+        match self {
+            Self::Number => digits(port),
+            Self::Pair => {
+                let [high, low] = port.to_be_bytes().map(|byte| digits(byte.into()));
+                high.saturating_add(low).saturating_add(1)
+            }
+        }
+    }
+
+    /// The ports from `first` to `last` whose text has one of these lengths, as runs of consecutive
+    /// ports in ascending order.
+    pub fn runs(self, first: u16, last: u16, lengths: Lengths) -> impl Iterator<Item = (u16, u16)> {
+        // The text of all ports between two of these bounds has the same length.
+        let bounds: Vec<u16> = match self {
+            Self::Number => vec![1, 10, 100, 1_000, 10_000],
+            Self::Pair => (0..=u8::MAX)
+                .flat_map(|high| [0, 10, 100].map(|low| u16::from_be_bytes([high, low])))
+                .collect(),
+        };
+        let ends: Vec<u16> = bounds
+            .iter()
+            .skip(1)
+            .map(|next| next.wrapping_sub(1))
+            .collect();
+        let ends = ends.into_iter().chain([u16::MAX]);
+        bounds
+            .into_iter()
+            .zip(ends)
+            .filter_map(move |(start, end)| {
+                let run = (start.max(first).max(1), end.min(last));
+                (run.0 <= run.1 && lengths.contains(self.length(run.1))).then_some(run)
+            })
+    }
+}
+
+/// Which lengths a port's text may have, in characters.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lengths(u8);
+
+impl Lengths {
+    /// Any length will do.
+    pub const ALL: Self = Self(u8::MAX);
+
+    /// Whether a text of so many characters is among them.
+    #[must_use]
+    pub fn contains(self, length: u8) -> bool {
+        length <= LONGEST && self.0 & (1 << length) != 0
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    fn add(&mut self, length: u8) {
+        if length <= LONGEST {
+            self.0 |= 1 << length;
+        }
+    }
+}
+
+/// The ports with which a rewritten announcement keeps its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fitting {
+    /// How the port is written.
+    pub text: PortText,
+    /// Lengths of the port's text with which only blanks or the spelling of the address change.
+    pub best: Lengths,
+    /// Further ones, with which the final dot of the line goes.
+    pub without_dot: Lengths,
+}
+
+impl Fitting {
+    /// Any port is as good as another.
+    pub const ANY: Self = Self {
+        text: PortText::Number,
+        best: Lengths::ALL,
+        without_dot: Lengths(0),
+    };
+}
+
+/// An announcement's address within its line, as far as the line is here.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot<'a> {
+    /// The announcement that stands there.
+    pub said: &'a Announcement,
+    /// The length of the address and port, in bytes.
+    len: usize,
+    /// How many bytes before the address the blanks go, if they may.
+    blanks: Option<usize>,
+    /// What is between the address and the dot that may go.
+    dot: Option<&'a [u8]>,
+}
+
+/// What replaces an address and the bytes around it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rewrite {
+    /// How many bytes before the address are replaced as well.
+    pub before: usize,
+    /// How many bytes behind it are replaced as well.
+    pub after: usize,
+    /// The new bytes.
+    pub text: Vec<u8>,
+}
+
+impl<'a> Slot<'a> {
+    /// The slot of an announcement whose address has `len` bytes, behind `before` and followed by
+    /// `after`: the parts of its line that can still be changed.
+    #[must_use]
+    pub fn new(said: &'a Announcement, len: usize, before: &'a [u8], after: &'a [u8]) -> Self {
+        let reply = said.mode == Mode::Passive;
+        let blanks = match before {
+            [.., b'('] => Some(1),
+            // A number that no parenthesis leads in is searched for from blank to digit.
+            [.., b' '] if said.form == Form::HostPort => Some(0),
+            _ => None,
+        };
+        let closing = match after {
+            [b')', ..] => 1,
+            _ => 0,
+        };
+        let (closing, rest) = after.split_at_checked(closing).unwrap_or((after, &[]));
+        let ends = rest.starts_with(b".\r\n") || rest.starts_with(b".\n");
+        Self {
+            said,
+            len,
+            blanks: blanks.filter(|_| reply),
+            dot: (reply && ends).then_some(closing),
+        }
+    }
+
+    /// The ports with which `public` fits.
+    #[must_use]
+    pub fn fitting(&self, public: IpAddr) -> Fitting {
+        let mut best = Lengths::default();
+        let mut without_dot = Lengths::default();
+        for length in 1..=LONGEST {
+            if self.fit(public, length, false).is_some() {
+                best.add(length);
+            } else if self.fit(public, length, true).is_some() {
+                without_dot.add(length);
+            }
+        }
+        let text = PortText::of(self.said.form);
+        Fitting {
+            text,
+            best,
+            without_dot,
+        }
+    }
+
+    /// `public` written in the slot: of the slot's length if that can be had.
+    #[must_use]
+    pub fn rewrite(&self, public: SocketAddr) -> Rewrite {
+        let length = PortText::of(self.said.form).length(public.port());
+        let (ip, port) = (public.ip(), public.port());
+        [false, true]
+            .into_iter()
+            .find_map(|dotless| Some((self.fit(ip, length, dotless)?, dotless)))
+            .map_or_else(
+                || self.plain(public),
+                |(fit, dotless)| self.fitted(&fit, ip, port, dotless),
+            )
+    }
+
+    /// `public` as it is usually written, whatever its length.
+    #[must_use]
+    pub fn plain(&self, public: SocketAddr) -> Rewrite {
+        Rewrite {
+            before: 0,
+            after: 0,
+            text: hostport::encode(self.said.form, public),
+        }
+    }
+
+    fn fitted(&self, fit: &Fit, ip: IpAddr, port: u16, dotless: bool) -> Rewrite {
+        let (blanks, address) = match fit {
+            Fit::Blanks(count) => (*count, hostport::encode(self.said.form, (ip, port).into())),
+            Fit::Spelling(spelled) => (0, hostport::encode_as(self.said.form, ip, spelled, port)),
+        };
+        let before = self.blanks.filter(|_| blanks > 0).unwrap_or(0);
+        let mut text = vec![b' '; blanks];
+        text.extend(std::iter::repeat_n(b'(', before));
+        text.extend(address);
+        let closing = self.dot.filter(|_| dotless);
+        text.extend(closing.unwrap_or_default());
+        Rewrite {
+            before,
+            after: closing.map_or(0, |closing| closing.len().saturating_add(1)),
+            text,
+        }
+    }
+
+    /// How an address fits with a port whose text has `length` characters; `dotless`: whether the
+    /// final dot's place is used.
+    fn fit(&self, ip: IpAddr, length: u8, dotless: bool) -> Option<Fit> {
+        if dotless && self.dot.is_none() {
+            return None;
+        }
+        let room = self.len.saturating_add(usize::from(dotless));
+        let port = usize::from(length);
+        let needed = match (self.said.form, ip) {
+            (Form::HostPort, IpAddr::V4(ip)) => ip.to_string().len().saturating_add(1),
+            // Not to be written so.
+            (Form::HostPort, IpAddr::V6(_)) => return None,
+            (Form::ExtendedPort(_), _) => EPSV_DELIMITERS,
+            (Form::Extended(_), IpAddr::V4(ip)) => {
+                ip.to_string().len().saturating_add(EPRT_DELIMITERS)
+            }
+            (Form::Extended(_), IpAddr::V6(ip)) => {
+                let taken = port.saturating_add(EPRT_DELIMITERS);
+                return spelled(ip, room.checked_sub(taken)?).map(Fit::Spelling);
+            }
+        };
+        let left = room.checked_sub(needed.saturating_add(port))?;
+        (left == 0 || self.blanks.is_some()).then_some(Fit::Blanks(left))
+    }
+}
+
+/// How an address is made to fit.
+enum Fit {
+    /// By so many blanks (perhaps none) before it.
+    Blanks(usize),
+    /// By another spelling of the IPv6 address.
+    Spelling(String),
+}
+
+/// A spelling of an IPv6 address with exactly `length` characters (RFC 4291 §2.2), if there is one:
+/// the usual one (RFC 5952), with leading zeros in its groups, or with some or all of the groups that
+/// `::` stands for.
+fn spelled(ip: Ipv6Addr, length: usize) -> Option<String> {
+    let usual = ip.to_string();
+    if usual.len() == length {
+        return Some(usual);
+    }
+    // With an IPv4 address at its end.
+    if length < usual.len() || usual.contains('.') {
+        return None;
+    }
+    let groups = ip.segments();
+    let (at, count) = longest_zeros(&groups);
+    (0..=count)
+        // `::` for a single group is legal, but unusual.
+        .filter(|shown| count.saturating_sub(*shown) != 1)
+        .find_map(|shown| {
+            let hidden = at.saturating_add(shown)..at.saturating_add(count);
+            let written = |at: &usize| !hidden.contains(at);
+            let width = |group: u16| format!("{group:x}").len();
+            let indexed = || {
+                groups
+                    .iter()
+                    .copied()
+                    .enumerate()
+                    .filter(|(at, _)| written(at))
+            };
+            let colons = match hidden.len() {
+                0 => 7,
+                // One between the groups on each side of `::`, and its own two.
+                _ => {
+                    let left = hidden.start.saturating_sub(1);
+                    let right = groups.len().saturating_sub(hidden.end).saturating_sub(1);
+                    left.saturating_add(right).saturating_add(2)
+                }
+            };
+            let digits: usize = indexed().map(|(_, group)| width(group)).sum();
+            let mut zeros = length.checked_sub(digits.saturating_add(colons))?;
+            let mut text = String::with_capacity(length);
+            for (at, group) in indexed() {
+                if at == hidden.end && !hidden.is_empty() {
+                    text += "::";
+                } else if at > 0 {
+                    text.push(':');
+                }
+                let more = zeros.min(4usize.saturating_sub(width(group)));
+                zeros = zeros.saturating_sub(more);
+                let width = width(group).saturating_add(more);
+                text += &format!("{group:0width$x}");
+            }
+            if hidden.end == groups.len() && !hidden.is_empty() {
+                text += "::";
+            }
+            (zeros == 0).then_some(text)
+        })
+}
+
+/// Where the first of the longest runs of zero groups begins that `::` may stand for, and how many
+/// groups it has.
+fn longest_zeros(groups: &[u16; 8]) -> (usize, usize) {
+    let mut best = (0usize, 0usize);
+    let mut run = (0usize, 0usize);
+    for (at, group) in groups.iter().enumerate() {
+        run = match group {
+            0 if run.1 > 0 => (run.0, run.1.saturating_add(1)),
+            0 => (at, 1),
+            _ => (at, 0),
+        };
+        if run.1 > best.1 {
+            best = run;
+        }
+    }
+    if best.1 > 1 { best } else { (0, 0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::net::Ipv4Addr;
+
+    fn reply(form: Form) -> Announcement {
+        Announcement {
+            verb: "227",
+            mode: Mode::Passive,
+            form,
+            addr: None,
+            port: 1,
+        }
+    }
+
+    fn command(form: Form) -> Announcement {
+        Announcement {
+            mode: Mode::Active,
+            ..reply(form)
+        }
+    }
+
+    /// What a line becomes; `at`: its address.
+    fn line(said: &Announcement, line: &str, at: &str, public: &str) -> String {
+        let (before, after) = line.split_once(at).unwrap();
+        let slot = Slot::new(said, at.len(), before.as_bytes(), after.as_bytes());
+        let rewrite = slot.rewrite(public.parse().unwrap());
+        let head = &before[..before.len() - rewrite.before];
+        let text = String::from_utf8(rewrite.text).unwrap();
+        format!("{head}{text}{}", &after[rewrite.after..])
+    }
+
+    #[test]
+    fn a_reply_grows_before_its_parenthesis() {
+        let said = reply(Form::HostPort);
+        let address = "192,168,100,200,195,80";
+        let text = format!("227 Entering Passive Mode ({address}).\r\n");
+        for (public, expected) in [
+            (
+                "9.9.9.9:50000",
+                "227 Entering Passive Mode         (9,9,9,9,195,80).\r\n",
+            ),
+            (
+                "9.9.9.9:1024",
+                "227 Entering Passive Mode            (9,9,9,9,4,0).\r\n",
+            ),
+            // The dot goes.
+            (
+                "203.100.113.200:50100",
+                "227 Entering Passive Mode (203,100,113,200,195,180)\r\n",
+            ),
+        ] {
+            assert_eq!(line(&said, &text, address, public), expected);
+            assert_eq!(expected.len(), text.len());
+        }
+        // No more room.
+        let expected = "227 Entering Passive Mode (203,100,113,222,195,180).\r\n";
+        let short = text.replace("192,168,100,200,195,80", "10,0,0,2,195,80");
+        let address = "10,0,0,2,195,80";
+        assert_eq!(
+            line(&said, &short, address, "203.100.113.222:50100"),
+            expected
+        );
+    }
+
+    #[test]
+    fn a_reply_without_parentheses() {
+        let said = reply(Form::HostPort);
+        let address = "192,168,100,200,195,80";
+        for (text, expected) in [
+            (
+                "227 Passive 192,168,100,200,195,80\r\n",
+                "227 Passive         9,9,9,9,195,80\r\n",
+            ),
+            // A blank behind an equals sign isn't known to be stepped over.
+            ("227 =192,168,100,200,195,80\r\n", "227 =9,9,9,9,195,80\r\n"),
+            (
+                "227 Mode,192,168,100,200,195,80.\r\n",
+                "227 Mode,9,9,9,9,195,80.\r\n",
+            ),
+        ] {
+            assert_eq!(line(&said, text, address, "9.9.9.9:50000"), expected);
+        }
+    }
+
+    #[test]
+    fn a_dot_goes_only_at_the_end_of_the_line() {
+        let said = reply(Form::HostPort);
+        for tail in ["). Bye\r\n", ").", ")..\r\n", ")\r\n"] {
+            let text = format!("227 Ok (10,0,0,2,4,5{tail}");
+            let expected = format!("227 Ok (10,0,0,12,4,5{tail}");
+            assert_eq!(
+                line(&said, &text, "10,0,0,2,4,5", "10.0.0.12:1029"),
+                expected
+            );
+        }
+        let text = "227 Ok 10,0,0,2,4,5.\n";
+        assert_eq!(
+            line(&said, text, "10,0,0,2,4,5", "10.0.0.12:1029"),
+            "227 Ok 10,0,0,12,4,5\n"
+        );
+    }
+
+    #[test]
+    fn a_command_has_no_blanks() {
+        let said = command(Form::HostPort);
+        let text = "PORT 192,168,1,5,200,13\r\n";
+        assert_eq!(
+            line(&said, text, "192,168,1,5,200,13", "9.9.9.9:51213"),
+            "PORT 9,9,9,9,200,13\r\n"
+        );
+        let slot = Slot::new(&said, 18, b"PORT ", b"\r\n");
+        let fitting = slot.fitting("203.0.113.7".parse().unwrap());
+        let lengths =
+            |lengths: Lengths| (0..9).filter(|n| lengths.contains(*n)).collect::<Vec<_>>();
+        assert_eq!(lengths(fitting.best), [6]);
+        assert!(fitting.without_dot.is_empty());
+        // Nine bytes for the port's text: there is none.
+        assert!(slot.fitting("9.9.9.9".parse().unwrap()).best.is_empty());
+    }
+
+    #[test]
+    fn an_extended_reply() {
+        let said = reply(Form::ExtendedPort(b'|'));
+        let text = "229 Extended Passive Mode OK (|||40000|)\r\n";
+        let expected = "229 Extended Passive Mode OK  (|||8080|)\r\n";
+        assert_eq!(
+            line(&said, text, "|||40000|", "[2001:db8::1]:8080"),
+            expected
+        );
+    }
+
+    #[test]
+    fn spellings_of_an_address() {
+        for (ip, length, expected) in [
+            ("2001:db8::1", 11, Some("2001:db8::1")),
+            ("2001:db8::1", 12, Some("2001:0db8::1")),
+            ("2001:db8::1", 13, Some("2001:0db8::01")),
+            (
+                "2001:db8::1",
+                39,
+                Some("2001:0db8:0000:0000:0000:0000:0000:0001"),
+            ),
+            ("2001:db8::1", 40, None),
+            ("2001:db8::1", 10, None),
+            ("2001:1db8::1111", 16, None),
+            ("2001:1db8::1111", 17, Some("2001:1db8:0::1111")),
+            ("::", 3, Some("0::")),
+            ("::", 4, Some("00::")),
+            ("1::", 5, Some("001::")),
+            ("::1", 6, Some("::0001")),
+            ("1:0:2:3:4:5:6:7", 16, Some("01:0:2:3:4:5:6:7")),
+            ("::ffff:10.0.0.1", 16, None),
+        ] {
+            let spelling = spelled(ip.parse().unwrap(), length);
+            assert_eq!(spelling.as_deref(), expected, "{ip} {length}");
+        }
+    }
+
+    #[test]
+    fn runs_of_ports() {
+        let runs = |text: PortText, lengths: &[u8]| {
+            let mut wanted = Lengths::default();
+            lengths.iter().for_each(|n| wanted.add(*n));
+            text.runs(1024, 65_535, wanted).collect::<Vec<_>>()
+        };
+        assert_eq!(runs(PortText::Number, &[4]), [(1024, 9_999)]);
+        assert_eq!(runs(PortText::Number, &[5]), [(10_000, 65_535)]);
+        let shortest = runs(PortText::Pair, &[3]);
+        assert_eq!(shortest.first(), Some(&(1024, 1033)));
+        assert_eq!(shortest.len(), 6);
+    }
+
+    fn any_ip() -> impl Strategy<Value = IpAddr> {
+        let groups = prop::collection::vec(prop_oneof![Just(0u16), any::<u16>(), 0u16..16], 8);
+        let v6 = groups.prop_map(|groups| {
+            let groups: [u16; 8] = groups.try_into().unwrap();
+            IpAddr::from(groups)
+        });
+        prop_oneof![any::<u32>().prop_map(|ip| Ipv4Addr::from(ip).into()), v6]
+    }
+
+    proptest! {
+        #[test]
+        fn a_spelling_is_of_the_same_address(ip in any_ip(), length in 0usize..45) {
+            if let IpAddr::V6(ip) = ip && let Some(text) = spelled(ip, length) {
+                prop_assert_eq!(text.len(), length);
+                prop_assert_eq!(text.parse::<Ipv6Addr>().unwrap(), ip);
+            }
+        }
+
+        /// What is said to fit does, and says the same.
+        #[test]
+        fn a_fitting_port_keeps_the_length(
+            old in any_ip(), old_port in 1u16.., new in any_ip(), port in 1u16..,
+            active: bool, extended: bool, dot: bool,
+        ) {
+            let form = match (extended, active) {
+                (false, _) => Form::HostPort,
+                (true, true) => Form::Extended(b'|'),
+                (true, false) => Form::ExtendedPort(b'|'),
+            };
+            prop_assume!(form != Form::HostPort || old.is_ipv4() && new.is_ipv4());
+            let said = if active { command(form) } else { reply(form) };
+            let address = hostport::encode(form, SocketAddr::new(old, old_port));
+            let after: &[u8] = match (active, dot) {
+                (true, _) => b"\r\n",
+                (false, true) => b").\r\n",
+                (false, false) => b")\r\n",
+            };
+            let before: &[u8] = if active { b"PORT " } else { b"227 Mode (" };
+            let slot = Slot::new(&said, address.len(), before, after);
+            let fitting = slot.fitting(new);
+            let length = fitting.text.length(port);
+            let public = SocketAddr::new(new, port);
+            let rewrite = slot.rewrite(public);
+            let kept = rewrite.text.len() == rewrite.before + address.len() + rewrite.after;
+            let fits = fitting.best.contains(length) || fitting.without_dot.contains(length);
+            prop_assert_eq!(kept, fits);
+            prop_assert_eq!(rewrite.after > 0, fitting.without_dot.contains(length));
+            // Read again, it is the public address.
+            let mut line = before[..before.len() - rewrite.before].to_vec();
+            line.extend(&rewrite.text);
+            line.extend(&after[rewrite.after..]);
+            let opens = |b: &u8| *b == b'(' || active && *b == b' ';
+            let start = line.iter().position(opens).unwrap() + 1;
+            let end = line.iter().position(|b| *b == b')' || *b == b'\r').unwrap();
+            let text = &line[start..end];
+            match form {
+                Form::HostPort => {
+                    let IpAddr::V4(new) = new else { unreachable!() };
+                    prop_assert_eq!(hostport::parse_host_port(text), Some((new, port)));
+                }
+                Form::Extended(_) => {
+                    prop_assert_eq!(hostport::parse_extended(text), Some((b'|', new, port)));
+                }
+                Form::ExtendedPort(_) => {
+                    let whole = format!("|||{port}|");
+                    prop_assert_eq!(text, whole.as_bytes());
+                }
+            }
+        }
+
+        #[test]
+        fn runs_hold_just_the_ports_of_a_length(first in 1u16.., last in 1u16.., pair: bool, wanted: u8, probe in 1u16..) {
+            let text = if pair { PortText::Pair } else { PortText::Number };
+            let lengths = Lengths(wanted);
+            let held = text.runs(first, last, lengths).filter(|(a, b)| (*a..=*b).contains(&probe)).count();
+            let expected = (first..=last).contains(&probe) && lengths.contains(text.length(probe));
+            prop_assert_eq!(held, usize::from(expected));
+        }
+    }
+}

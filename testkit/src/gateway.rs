@@ -1,0 +1,209 @@
+//! The double of the engine's [`Gateway`]: a kernel that says yes, or no more than it is told.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ftpalg::engine::event::Event;
+use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
+use ftpalg::engine::{Entry, Tuple};
+use ftpalg::pinholes::Plane;
+
+use crate::packet::OUTSIDE;
+
+/// What conntrack knows of control connections.
+#[derive(Clone, Copy, Debug)]
+pub enum Conntrack {
+    /// The same of each that it is asked about.
+    Always(Entry),
+    /// Each leads to this server, and was dialled at its public address.
+    Published {
+        /// The server's own address; no other may be asked about.
+        server: SocketAddr,
+        /// The address that clients dial.
+        public: SocketAddr,
+    },
+}
+
+impl Conntrack {
+    /// The entry of the connection that has a direction from `src` to `dst`.
+    ///
+    /// # Panics
+    /// If somebody else's connection than the server's is asked about.
+    pub fn entry(&self, src: SocketAddr, dst: SocketAddr) -> Entry {
+        match *self {
+            Self::Always(entry) => entry,
+            Self::Published { server, public } => {
+                assert_eq!(src, server);
+                Entry {
+                    original: Tuple {
+                        src: dst,
+                        dst: public,
+                    },
+                    reply: Tuple { src, dst },
+                    mark: 0,
+                }
+            }
+        }
+    }
+}
+
+/// The entry of a client's connection to port 21 of a server. One of the two is inside, at `private`,
+/// and known outside as `public`; the other one is [`OUTSIDE`].
+pub fn entry(server_inside: bool, private: Ipv4Addr, public: Ipv4Addr, client_port: u16) -> Entry {
+    let at = |ip: Ipv4Addr, port| SocketAddr::new(ip.into(), port);
+    let (original, reply) = if server_inside {
+        (
+            (at(OUTSIDE, client_port), at(public, 21)),
+            (at(private, 21), at(OUTSIDE, client_port)),
+        )
+    } else {
+        (
+            (at(private, client_port), at(OUTSIDE, 21)),
+            (at(OUTSIDE, 21), at(public, client_port)),
+        )
+    };
+    let tuple = |(src, dst)| Tuple { src, dst };
+    Entry {
+        original: tuple(original),
+        reply: tuple(reply),
+        mark: 0,
+    }
+}
+
+/// The public port in place of a private one, where [`FakeGateway::same_port`] isn't set.
+pub fn public_port(private: u16) -> u16 {
+    1024 + (u32::from(private) * 7919 % 60_000) as u16
+}
+
+/// A gateway for the engine, without a kernel.
+pub struct FakeGateway {
+    /// What it knows of control connections.
+    pub conntrack: Conntrack,
+    /// Whether public ports are the private ones; else they are [`public_port`].
+    pub same_port: bool,
+    /// How many sessions there may be.
+    pub room: usize,
+    /// What was opened.
+    pub opened: Vec<Request>,
+    /// How many sessions have ended.
+    pub ended: usize,
+    /// What the engine told.
+    pub events: Vec<Event>,
+    /// Who decides about sessions and pinholes in its place.
+    pub plane: Option<Plane>,
+    /// Whether it keeps what it opened and was told (a benchmark needs neither).
+    pub remembers: bool,
+    reserved: Vec<Request>,
+}
+
+impl FakeGateway {
+    /// One with room for everybody, that opens whatever it is asked for, under public ports that
+    /// are the private ones.
+    pub fn new(conntrack: Conntrack) -> Self {
+        Self {
+            conntrack,
+            same_port: true,
+            room: usize::MAX,
+            opened: Vec::new(),
+            ended: 0,
+            events: Vec::new(),
+            plane: None,
+            remembers: true,
+            reserved: Vec::new(),
+        }
+    }
+
+    /// One that always knows this [`entry`].
+    pub fn with_entry(entry: Entry) -> Self {
+        Self::new(Conntrack::Always(entry))
+    }
+
+    /// The same in front of a plane, which decides about sessions and pinholes.
+    pub fn plane(mut self, plane: Plane) -> Self {
+        self.plane = Some(plane);
+        self
+    }
+
+    /// The same with public ports that are, or aren't, the private ones.
+    pub fn same_port(mut self, same_port: bool) -> Self {
+        self.same_port = same_port;
+        self
+    }
+
+    /// The entry that it always answers with, to be changed.
+    ///
+    /// # Panics
+    /// If it was made without one.
+    pub fn entry(&mut self) -> &mut Entry {
+        match &mut self.conntrack {
+            Conntrack::Always(entry) => entry,
+            published => panic!("{published:?}"),
+        }
+    }
+
+    /// Why the latest session isn't read any more, if that is so.
+    pub fn opaque(&self) -> Option<&'static str> {
+        self.events.iter().rev().find_map(|event| match event {
+            Event::Opaque { why, .. } => Some(*why),
+            _ => None,
+        })
+    }
+}
+
+impl Gateway for FakeGateway {
+    fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
+        Ok(self.conntrack.entry(src, dst))
+    }
+    fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {
+        if let Some(plane) = &mut self.plane {
+            return plane.admit(session, client);
+        }
+        let room = self.room.checked_sub(1);
+        self.room = room.ok_or(Error::Limit("sessions"))?;
+        Ok(())
+    }
+    fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
+        if let Some(plane) = &mut self.plane {
+            return plane.reserve(request);
+        }
+        let id = PinholeId(self.reserved.len() as u64);
+        if self.remembers {
+            self.reserved.push(request.clone());
+        }
+        let port = request.land.port();
+        let port = if request.published && !self.same_port {
+            public_port(port)
+        } else {
+            port
+        };
+        Ok(Reservation {
+            id,
+            to: SocketAddr::new(request.to, port),
+        })
+    }
+    fn open(&mut self, id: PinholeId) -> Result<(), Error> {
+        if let Some(plane) = &mut self.plane {
+            return plane.open(id);
+        }
+        if self.remembers {
+            self.opened.push(self.reserved[id.0 as usize].clone());
+        }
+        Ok(())
+    }
+    fn release(&mut self, id: PinholeId) {
+        if let Some(plane) = &mut self.plane {
+            plane.release(id);
+        }
+    }
+    fn session_ended(&mut self, session: SessionId) {
+        self.ended += 1;
+        self.room = self.room.saturating_add(1);
+        if let Some(plane) = &mut self.plane {
+            plane.session_ended(session);
+        }
+    }
+    fn event(&mut self, event: Event) {
+        if self.remembers {
+            self.events.push(event);
+        }
+    }
+}

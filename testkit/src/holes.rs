@@ -1,0 +1,85 @@
+//! Pinholes, and connections through them, for the tests of the two backends.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use ftpalg::pinholes::Pinhole;
+
+use crate::lab::net::Net;
+use crate::lab::stations::{host, link, router};
+use crate::lab::topology::Topology;
+
+/// Client `c` (203.0.113.10, 203.0.113.11) — gateway `g`, with `out` and `in` — server `s` (10.0.0.2);
+/// IPv6 alike.
+pub fn network() -> Net {
+    let hosts = vec![
+        host(
+            "c",
+            &["default via 203.0.113.1", "default via 2001:db8:1::1"],
+        ),
+        router("g", &[]),
+        host("s", &["default via 10.0.0.1", "default via fd00::1"]),
+    ];
+    let client = ["203.0.113.10/24", "203.0.113.11/24", "2001:db8:1::10/64"];
+    let links = vec![
+        link(
+            ("c", "e0", &client),
+            ("g", "out", &["203.0.113.1/24", "2001:db8:1::1/64"]),
+        ),
+        link(
+            ("s", "e0", &["10.0.0.2/24", "fd00::2/64"]),
+            ("g", "in", &["10.0.0.1/24", "fd00::1/64"]),
+        ),
+    ];
+    Net::new(&Topology::bare(hosts, links))
+}
+
+/// The peer, what it dials, where that lands, and from which source: for each IP version.
+pub const CASES: [(&str, &str, &str, &str); 2] = [
+    (
+        "203.0.113.10",
+        "203.0.113.1:50001",
+        "10.0.0.2:40001",
+        "10.0.0.1",
+    ),
+    (
+        "2001:db8:1::10",
+        "[2001:db8:1::1]:50001",
+        "[fd00::2]:40001",
+        "fd00::1",
+    ),
+];
+
+/// A pinhole for that peer, without a mark.
+pub fn hole(from: &str, to: &str, land: &str, as_source: Option<&str>) -> Pinhole {
+    Pinhole {
+        from: from.parse().unwrap(),
+        to: to.parse().unwrap(),
+        land: land.parse().unwrap(),
+        as_source: as_source.map(|source| source.parse().unwrap()),
+        mark: 0,
+    }
+}
+
+/// Listens in the namespace of the calling thread. A listener that was closed may still be held by a
+/// process that another thread has forked.
+pub fn bind(at: &str) -> TcpListener {
+    let pause = || std::thread::sleep(Duration::from_millis(5));
+    let retry = || (0..1000).find_map(|_| TcpListener::bind(at).map_err(|_| pause()).ok());
+    retry().unwrap()
+}
+
+/// Sends a word each way.
+pub fn talk(client: &mut TcpStream, server: &mut TcpStream) {
+    const LIMIT: Duration = Duration::from_secs(60);
+    let mut word = [0; 4];
+    client.set_read_timeout(Some(LIMIT)).unwrap();
+    server.set_read_timeout(Some(LIMIT)).unwrap();
+    client.write_all(b"ping").unwrap();
+    server.read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"ping");
+    server.write_all(b"pong").unwrap();
+    client.read_exact(&mut word).unwrap();
+    assert_eq!(&word, b"pong");
+}

@@ -1,0 +1,31 @@
+//! All of it: `ftpalg` as a program, with real FTP servers and clients between network namespaces. Needs
+//! root, and what `scripts/test` installs.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a helper of tests that fails is a test that fails"
+)]
+
+mod accounting;
+mod advertise_name;
+mod cli;
+mod environment;
+mod filtering;
+mod firewalls;
+mod ftps;
+mod gateways;
+mod guard;
+mod hairpin;
+mod lifecycle;
+mod limits;
+mod local;
+mod nat66;
+mod ports;
+mod programs;
+mod real_replies;
+mod refusals;
+mod rootless;
+mod scripts;
+mod segments;
+mod transfers;
+mod urgent;

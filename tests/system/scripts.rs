@@ -1,0 +1,98 @@
+//! What `scripts/test` says of a run, in its last line.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+/// `scripts/lib.sh`'s summary of what `cargo test` printed.
+fn summary(log: &str) -> String {
+    let mut command = Command::new("/bin/sh");
+    command
+        .args(["-euc", ". scripts/lib.sh; summarize /dev/stdin"])
+        .current_dir(testkit::paths::repository())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut child = command.spawn().expect("a shell");
+    let mut input = child.stdin.take().expect("it is piped");
+    input.write_all(log.as_bytes()).unwrap();
+    drop(input);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+const GOOD: &str = "
+     Running unittests src/lib.rs (target/debug/deps/ftpalg-5b0d3be5b0d3be5b)
+
+running 3 tests
+test wire::a ... ok
+test wire::b ... ok
+test wire::c ... ignored
+
+test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s
+";
+
+/// Its own output has a list like the one that counts.
+const BAD: &str = "
+     Running tests/system/main.rs (target/debug/deps/system-0123456789abcdef)
+
+running 3 tests
+test urgent::vsftpd ... ok
+test urgent::proftpd ... FAILED
+test urgent::pyftpdlib ... FAILED
+
+failures:
+
+---- urgent::proftpd stdout ----
+failures:
+    not_this_one
+test elsewhere ... FAILED
+
+---- urgent::pyftpdlib stdout ----
+it said nothing
+
+failures:
+    urgent::proftpd
+    urgent::pyftpdlib
+
+test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s
+
+error: test failed, to rerun pass `--test system`
+";
+
+const NONE: &str = "
+     Running tests/kernel/main.rs (target/debug/deps/kernel-0123456789abcdef)
+
+running 0 tests
+
+test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 7 filtered out; finished in 0.00s
+";
+
+/// It aborted, or was killed at the limit.
+const CUT: &str = "
+     Running tests/kernel/main.rs (target/debug/deps/kernel-0123456789abcdef)
+
+running 2 tests
+test weather::rain ... ok
+";
+
+#[test]
+fn all_is_counted_and_failures_are_named() {
+    assert_eq!(summary(&[GOOD, NONE, GOOD].concat()), "4 passed, 0 failed");
+    let after = [GOOD, BAD, NONE, GOOD].concat();
+    let failed = "5 passed, 2 failed: system::urgent::proftpd, system::urgent::pyftpdlib";
+    assert_eq!(summary(&after), failed);
+}
+
+#[test]
+fn a_program_without_a_result_has_failed() {
+    let cut = "2 passed, 0 failed: kernel (no result)";
+    assert_eq!(summary(&[GOOD, CUT].concat()), cut);
+    assert_eq!(summary(&[CUT, GOOD].concat()), cut);
+    assert_eq!(summary(CUT), "0 passed, 0 failed: kernel (no result)");
+}
+
+#[test]
+fn that_nothing_ran_is_no_success() {
+    assert_eq!(summary(&[NONE, NONE].concat()), "no test ran");
+    assert_eq!(summary(""), "no test ran");
+}
