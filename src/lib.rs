@@ -1,21 +1,30 @@
 //! `ftpalg`: a userspace FTP application-layer gateway for Linux.
 //!
-//! The map of the house, from the wire inwards and out again:
+//! The modules, from the wire inwards and out again:
 //!
-//! | module | lives there | does not |
+//! | module | has | hasn't |
 //! |---|---|---|
 //! | [`wire`] | IPv4/IPv6/TCP views, setters, options, checksums | anything that spans two packets |
 //! | [`stream`] | sequence numbers, edits, one direction of an edited TCP stream | FTP |
 //! | [`ftp`] | lines, commands, replies, host-port codecs, the session machine | packets |
 //! | [`engine`] | flows: stream + ftp + policy → verdicts and pinhole requests | sockets, clocks |
-//! | [`net`] | marks and ranges of ports | what they are used for |
+//! | [`net`] | marks, networks, address families, ranges of ports | what they are used for |
 //! | [`netlink`] | netlink message codec and socket | what the messages mean to FTP |
-//! | [`queue`] | the NFQUEUE socket's end, and what the kernel tells of queues | decisions |
+//! | [`queue`] | NFQUEUE sockets, and the kernel's counters of queues | decisions |
 //! | [`conntrack`] | look-ups and events of connections | pinholes |
-//! | [`firewall`] | our steering and accept rules, reading the user's, the tools of iptables | pinholes, FTP |
+//! | [`firewall`] | our steering and accept rules, readers of the user's rules, the tools of iptables | pinholes, FTP |
 //! | [`pinholes`] | their life, ports, limits, and the backends that put them into the kernel | FTP text |
-//! | [`daemon`] | start-up, workers, signals, control socket, output | rules' text |
-//! | [`cli`] | one file per subcommand | work |
+//! | [`daemon`] | start and end, workers, signals, the control socket, output | the text of rules |
+//! | [`cli`] | the command line, one file per subcommand | the work itself |
+//!
+//! Who imports from whom in the shell. A module may also import from those further along its arrows,
+//! and from the core:
+//!
+//! ```text
+//! cli ─▶ daemon ─▶ pinholes ─▶ firewall  ─▶ netlink, net
+//!           │          └─────▶ conntrack ─▶ netlink, net
+//!           └────▶ queue
+//! ```
 //!
 //! [`wire`], [`stream`], [`ftp`] and [`engine`] are pure: they are told bytes, time and the
 //! kernel's answers, and return what to do. The other modules are the shell around them. Each imports

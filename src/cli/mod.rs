@@ -1,7 +1,7 @@
 //! The command line: one file per subcommand.
 //!
-//! Whatever goes wrong is one line on the standard error, `ftpalg: WHAT; HOW TO MEND IT`, and exit
-//! code 2. `status` and its like have exit codes of their own.
+//! A failure is one line on the standard error, `ftpalg: WHAT; HOW TO MEND IT`, and exit code 2.
+//! `status`, `sessions` and `pinholes` have exit codes of their own.
 
 mod check;
 mod pinholes;
@@ -20,7 +20,7 @@ use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
-use crate::daemon::control::{self, AskError, Request};
+use crate::daemon::control::{self, AskError, ControlRequest};
 
 /// Wrong flags, configuration or environment.
 const USAGE: u8 = 2;
@@ -33,11 +33,11 @@ const NOT_RUNNING: u8 = 3;
 #[command(name = "ftpalg", version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Work as a gateway, in the foreground, until SIGINT or SIGTERM
     Run(Box<settings::Settings>),
     /// Tell how the daemon of this network namespace is: exit code 0 if it runs and all is in
@@ -49,7 +49,7 @@ enum Command {
     Pinholes(Format),
     /// Print, install or remove the steering rules
     #[command(subcommand)]
-    Rules(rules::Command),
+    Rules(rules::RulesCommand),
     /// Check a configuration file
     Check(check::Arguments),
 }
@@ -106,12 +106,12 @@ pub fn main() -> ExitCode {
     };
     start_log();
     let done = match cli.command {
-        Command::Run(settings) => run::run(*settings),
-        Command::Status(format) => status::show(format),
-        Command::Sessions(format) => sessions::show(format),
-        Command::Pinholes(format) => pinholes::show(format),
-        Command::Rules(command) => rules::run(command),
-        Command::Check(arguments) => check::run(&arguments),
+        CliCommand::Run(settings) => run::run(*settings),
+        CliCommand::Status(format) => status::show(format),
+        CliCommand::Sessions(format) => sessions::show(format),
+        CliCommand::Pinholes(format) => pinholes::show(format),
+        CliCommand::Rules(command) => rules::run(command),
+        CliCommand::Check(arguments) => check::run(&arguments),
     };
     done.unwrap_or_else(|failure| fail(&failure))
 }
@@ -165,7 +165,7 @@ fn condense(error: &clap::Error) -> String {
 
 /// Asks the daemon and shows its answer, as JSON or by `text`.
 fn show(
-    request: Request,
+    request: ControlRequest,
     format: Format,
     text: impl FnOnce(&Value) -> String,
 ) -> Result<Value, Failure> {

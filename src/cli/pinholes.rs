@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::table::{Column, span, table, text};
 use super::{Failure, Format};
-use crate::daemon::control::Request;
+use crate::daemon::control::ControlRequest;
 
 pub(super) fn show(format: Format) -> Result<ExitCode, Failure> {
     let columns: [Column; 10] = [
@@ -19,7 +19,7 @@ pub(super) fn show(format: Format) -> Result<ExitCode, Failure> {
         ("STATE", "state", text),
         ("EXPIRES", "expires_in", span),
     ];
-    super::show(Request::Pinholes, format, |rows| {
+    super::show(ControlRequest::Pinholes, format, |rows| {
         table(rows, &columns, "no pinholes")
     })?;
     Ok(ExitCode::SUCCESS)

@@ -9,14 +9,14 @@ use serde_json::Value;
 
 use super::settings::Settings;
 use super::{Failure, print};
-use crate::daemon::control::{self, AskError, Request};
+use crate::daemon::control::{self, AskError, ControlRequest};
 use crate::daemon::lock::{Lock, LockError};
 use crate::firewall::xtables::tools::Tools;
 use crate::firewall::{self, Around, EXAMPLES, Inside, Rules, Steering};
 use crate::net::Family;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum RulesCommand {
     /// Print the rules as text for `iptables-restore --noflush`. Takes run's flags
     Print(Box<Print>),
     /// Put the rules into place, all or none, and leave them there. Takes run's flags
@@ -50,9 +50,9 @@ enum Choice {
     Ipv6,
 }
 
-pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
+pub(super) fn run(command: RulesCommand) -> Result<ExitCode, Failure> {
     match command {
-        Command::Print(arguments) => {
+        RulesCommand::Print(arguments) => {
             let family = match arguments.family {
                 Choice::Ipv4 => Family::V4,
                 Choice::Ipv6 => Family::V6,
@@ -71,7 +71,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
             };
             print(&text.map_err(Failure::usage)?)?;
         }
-        Command::Install(settings) => {
+        RulesCommand::Install(settings) => {
             all_or_none()?;
             let _lock = nobody_else_manages()?;
             let mut rules = host()?;
@@ -87,7 +87,7 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
                 print(&format!("note: {note}\n"))?;
             }
         }
-        Command::Remove => {
+        RulesCommand::Remove => {
             all_or_none()?;
             let _lock = nobody_else_manages()?;
             let removed = host()?.remove().map_err(Failure::usage)?;
@@ -97,7 +97,8 @@ pub(super) fn run(command: Command) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// From here on no signal stops halfway what changes rules; the tools that it runs hear them.
+/// Blocks signals, so that none stops a change of rules halfway. The tools that are run still get
+/// theirs.
 fn all_or_none() -> Result<(), Failure> {
     SigSet::all().thread_block().map_err(|e| {
         Failure::usage(format!(
@@ -134,9 +135,9 @@ fn interface(text: &str) -> Result<String, String> {
     }
 }
 
-/// Refuses to touch the rules of a running daemon: it couldn't work without them, and removes
-/// them itself when it ends. One with `--rules external` leaves them to us. While there is none,
-/// none can start as long as the lock is kept.
+/// Refuses to touch the rules of a running daemon: it couldn't work without them, and removes them
+/// itself when it ends. A daemon with `--rules external` doesn't manage rules. If no daemon runs,
+/// none can start while the returned lock is held.
 fn nobody_else_manages() -> Result<Option<Lock>, Failure> {
     match Lock::take() {
         Ok(lock) => return Ok(Some(lock)),
@@ -145,7 +146,7 @@ fn nobody_else_manages() -> Result<Option<Lock>, Failure> {
         Err(LockError::Held) => {}
         Err(e) => return Err(Failure::usage(e)),
     }
-    let status = match control::ask(Request::Status) {
+    let status = match control::ask(ControlRequest::Status) {
         Ok(status) => status,
         // It starts or ends just now.
         Err(AskError::NotRunning(_)) => return Err(Failure::usage(LockError::Held)),

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::table::{Column, span, table, text};
 use super::{Failure, Format};
-use crate::daemon::control::Request;
+use crate::daemon::control::ControlRequest;
 
 pub(super) fn show(format: Format) -> Result<ExitCode, Failure> {
     let columns: [Column; 11] = [
@@ -20,7 +20,7 @@ pub(super) fn show(format: Format) -> Result<ExitCode, Failure> {
         ("BYTES", "bytes", text),
         ("RANGE", "range", text),
     ];
-    super::show(Request::Sessions, format, |rows| {
+    super::show(ControlRequest::Sessions, format, |rows| {
         table(rows, &columns, "no sessions")
     })?;
     Ok(ExitCode::SUCCESS)

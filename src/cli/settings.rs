@@ -1,7 +1,7 @@
 //! The choices of `run` and `rules`, from flags and from a configuration file.
 //!
-//! One structure is both: a key in the file (TOML) is a flag's name. A flag on the command line
-//! wins over the file; a flag that can be repeated replaces the file's whole list.
+//! One structure serves for both: the keys of the file (TOML) are the names of the flags. A flag on
+//! the command line wins over the file. A flag that can be repeated replaces the file's whole list.
 
 mod file;
 mod limits;
@@ -17,7 +17,7 @@ use clap::Args;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::daemon::config::{self, Advertise, BackendChoice, Config, RulesMode, Tls};
+use crate::daemon::config::{self, AdvertiseChoice, BackendChoice, Config, RulesMode, Tls};
 use crate::daemon::lock;
 use crate::firewall::{Inside, Queues, Steering};
 use crate::ftp::policy::Policy;
@@ -71,7 +71,7 @@ pub(crate) struct Settings {
     /// endpoints with that address. May be repeated [default: the address that conntrack knows]
     #[arg(long, value_name = "[INSIDE=]PUBLIC")]
     #[serde(deserialize_with = "file::many")]
-    advertise: Vec<Advertise>,
+    advertise: Vec<AdvertiseChoice>,
 
     /// The public ports of data connections to published servers [default: those that the
     /// servers announce]
@@ -263,7 +263,7 @@ impl Settings {
         })
     }
 
-    /// These, and this host itself is served.
+    /// The same settings, with `--local`.
     pub(crate) fn with_local(self) -> Self {
         Self {
             local: true,
@@ -271,7 +271,7 @@ impl Settings {
         }
     }
 
-    /// These, with `base` where they say nothing.
+    /// These settings, with those of `base` where they say nothing.
     fn over(self, base: Self) -> Self {
         Self {
             inside: or(self.inside, base.inside),
@@ -425,11 +425,7 @@ fn separate(inside: Vec<Inside>) -> Result<Vec<Inside>, String> {
 
 /// A number of decimal digits.
 fn number<T: FromStr>(text: &str) -> Result<T, &'static str> {
-    let digits = text.bytes().all(|b| b.is_ascii_digit());
-    text.parse()
-        .ok()
-        .filter(|_| digits)
-        .ok_or("write a number in decimal digits, in range")
+    config::decimal(text).ok_or("write a number in decimal digits, in range")
 }
 
 /// A mask of one bit.

@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use super::table::{Column, span, table, text};
 use super::{Failure, Format};
-use crate::daemon::control::Request;
+use crate::daemon::control::ControlRequest;
 
 pub(super) fn show(format: Format) -> Result<ExitCode, Failure> {
-    let answer = super::show(Request::Status, format, describe)?;
+    let answer = super::show(ControlRequest::Status, format, describe)?;
     Ok(match answer.get("in_place") {
         Some(Value::Bool(true)) => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,

@@ -1,4 +1,5 @@
-//! The addresses of `--advertise`, names among them looked up again from time to time.
+//! The addresses of `--advertise`. Host names among them are looked up again every minute, and on
+//! SIGHUP.
 
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
@@ -7,8 +8,8 @@ use std::time::Duration;
 
 use crate::engine;
 
-use super::Error;
-use super::config::{Advertise, PublicName};
+use super::StartError;
+use super::config::{AdvertiseChoice, PublicName};
 use super::output::Output;
 use super::worker::Worker;
 
@@ -19,17 +20,17 @@ const PERIOD: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Advertised {
     /// What was asked for, and what it is: at most one address per family.
-    all: Vec<(Advertise, Vec<IpAddr>)>,
+    all: Vec<(AdvertiseChoice, Vec<IpAddr>)>,
 }
 
 impl Advertised {
     /// Looks all names up.
-    pub(super) fn find(wanted: &[Advertise]) -> Result<Self, Error> {
-        Self::find_by(wanted, look_up).map_err(Error::Host)
+    pub(super) fn find(wanted: &[AdvertiseChoice]) -> Result<Self, StartError> {
+        Self::find_by(wanted, look_up).map_err(StartError::Host)
     }
 
     fn find_by(
-        wanted: &[Advertise],
+        wanted: &[AdvertiseChoice],
         look_up: impl Fn(&str) -> Vec<IpAddr>,
     ) -> Result<Self, String> {
         let mut all = Vec::new();
@@ -60,7 +61,7 @@ impl Advertised {
 
     /// As engines take it.
     pub(super) fn list(&self) -> Vec<engine::Advertise> {
-        let each = |(wanted, addresses): &(Advertise, Vec<IpAddr>)| {
+        let each = |(wanted, addresses): &(AdvertiseChoice, Vec<IpAddr>)| {
             let inside = wanted.inside;
             let one = move |public: &IpAddr| engine::Advertise {
                 inside,
@@ -73,12 +74,12 @@ impl Advertised {
 
     /// Whether there is a name among them.
     pub(super) fn has_names(&self) -> bool {
-        let name = |wanted: &Advertise| matches!(wanted.public, PublicName::Name(_));
+        let name = |wanted: &AdvertiseChoice| matches!(wanted.public, PublicName::Name(_));
         self.all.iter().any(|(wanted, _)| name(wanted))
     }
 
-    /// Looks names up again, every minute and whenever somebody asks for it, for as long as the
-    /// process lives.
+    /// Looks names up again every minute, and whenever `asked` says so, for as long as the process
+    /// lives.
     pub(super) fn keep(mut self, workers: &[Arc<Worker>], output: &Output, asked: &Receiver<()>) {
         loop {
             match asked.recv_timeout(PERIOD) {
@@ -125,9 +126,9 @@ impl Advertised {
     }
 }
 
-/// At most one address per family: the one from before where it is still among those found (names
-/// may have several, in changing order) or where none of its family was found; else the first.
-/// Only those of the family of `inside`, where one is named.
+/// At most one address per family. It is the one from before, if it was found again (names may have
+/// several, in changing order), or if none of its family was found; otherwise it is the first one
+/// found. If there is an `inside`, only its family counts.
 fn pick(before: &[IpAddr], found: &[IpAddr], inside: Option<IpAddr>) -> Vec<IpAddr> {
     let of_family = |v4: bool| {
         let wanted = inside.is_none_or(|inside| inside.is_ipv4() == v4);
@@ -171,7 +172,7 @@ mod tests {
     }
 
     fn find(wanted: &[&str], found: &str) -> Result<Advertised, String> {
-        let wanted: Vec<Advertise> = wanted.iter().map(|w| w.parse().unwrap()).collect();
+        let wanted: Vec<AdvertiseChoice> = wanted.iter().map(|w| w.parse().unwrap()).collect();
         Advertised::find_by(&wanted, |_| ips(found))
     }
 

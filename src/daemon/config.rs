@@ -19,7 +19,7 @@ pub struct Config {
     /// rules.
     pub steering: Steering,
     /// Addresses to announce where conntrack can't know them.
-    pub advertise: Vec<Advertise>,
+    pub advertise: Vec<AdvertiseChoice>,
     /// The public ports of data connections to published servers; `None` keeps the announced ones.
     pub data_ports: Option<PortRange>,
     /// What puts pinholes into the kernel.
@@ -108,7 +108,7 @@ pub enum Tls {
 
 /// The address that is announced instead of the one that conntrack knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Advertise {
+pub struct AdvertiseChoice {
     /// For endpoints with this address only; `None` for all others.
     pub inside: Option<IpAddr>,
     /// What their peers read.
@@ -167,8 +167,8 @@ pub fn port(text: &str) -> Result<u16, BadValue> {
         .ok_or_else(|| BadValue("write a port from 1 to 65535".into()))
 }
 
-/// A number of digits only: no sign, no space.
-fn decimal<T: FromStr>(text: &str) -> Option<T> {
+/// Reads a number of decimal digits only: no sign, no space.
+pub(crate) fn decimal<T: FromStr>(text: &str) -> Option<T> {
     text.bytes()
         .all(|b| b.is_ascii_digit())
         .then(|| text.parse().ok())?
@@ -199,7 +199,7 @@ impl fmt::Display for Tls {
     }
 }
 
-impl FromStr for Advertise {
+impl FromStr for AdvertiseChoice {
     type Err = BadValue;
 
     fn from_str(text: &str) -> Result<Self, BadValue> {
@@ -224,7 +224,7 @@ impl FromStr for Advertise {
     }
 }
 
-impl fmt::Display for Advertise {
+impl fmt::Display for AdvertiseChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(inside) = self.inside {
             write!(f, "{inside}=")?;
@@ -335,7 +335,7 @@ impl Config {
     }
 }
 
-impl Advertise {
+impl AdvertiseChoice {
     /// Whether both say something about the same endpoints.
     fn rivals(&self, other: &Self) -> bool {
         let family = |a: &Self| match &a.public {
@@ -401,7 +401,7 @@ mod tests {
             "10.0.0.2=ftp.example.org",
             "ftp.example.org",
         ] {
-            assert_eq!(text.parse::<Advertise>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<AdvertiseChoice>().unwrap().to_string(), text);
         }
         for bad in [
             "",
@@ -418,7 +418,7 @@ mod tests {
             "x..y",
             "203.0.113.10/24",
         ] {
-            assert!(bad.parse::<Advertise>().is_err(), "{bad:?}");
+            assert!(bad.parse::<AdvertiseChoice>().is_err(), "{bad:?}");
         }
     }
 }

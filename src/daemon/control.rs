@@ -3,7 +3,7 @@
 //! A Unix stream socket with the abstract name `@ftpalg`: it belongs to the network namespace, as
 //! the rules and the queue do, leaves nothing in the file system, and is gone with its process.
 //! Anybody can bind that name. So it is no lock (that is [`lock`](super::lock)), and a daemon that
-//! finds it taken adds a random number to it: [`ask`] finds it in the kernel's list of sockets.
+//! finds it taken adds a random number to it: [`ask()`] finds it in the kernel's list of sockets.
 //!
 //! The protocol: the client sends one JSON object and a line feed, the daemon answers with one
 //! line of JSON, `{"ok": …}` or `{"error": "…"}`, and closes. Both ends go by the other's
@@ -24,8 +24,7 @@ pub use ask::{AskError, ask, holder};
 pub use serve::{Answerer, BindError, ControlSocket};
 pub(super) use serve::{MAX_CLIENTS, MAX_WAITING};
 
-/// The socket's name in the abstract namespace, with a dash and a number behind it where somebody
-/// else has that.
+/// The socket's name in the abstract namespace. If somebody else has it, a dash and a number are added.
 const NAME: &str = "ftpalg";
 /// How long a request may take to arrive, and an answer to be taken.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -33,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Request {
+pub enum ControlRequest {
     /// How the daemon is: docs/reference.md lists the fields.
     Status,
     /// The control connections.

@@ -1,11 +1,12 @@
-//! Looks after what is ours in the kernel: puts back what somebody else removed.
+//! Puts back what is ours in the kernel, when somebody else has removed it.
 //!
-//! A flush or reload of a firewall takes our rules with it. The guard is woken by notifications of
-//! changed rules, looks whether all is in place, and puts back what isn't, with the pinholes that
-//! are open. Without changes it sleeps; only rules in iptables-legacy, whose changes nobody has to
-//! tell, are looked at every few seconds.
+//! A flush or reload of a firewall takes our rules with it. Notifications of changed rules wake the
+//! guard. It checks whether all is in place, and puts back what isn't, with the pinholes that are
+//! open. Without changes it sleeps. Only where rules are in iptables-legacy, which sends no
+//! notifications, it checks every few seconds.
 //!
-//! It doesn't fight: whoever removes rules again and again is let wait for longer each time.
+//! It doesn't fight: if rules are removed again and again, it waits longer each time before it puts
+//! them back.
 
 use std::sync::Arc;
 use std::thread;
@@ -16,12 +17,12 @@ use crate::firewall::watch::Changes;
 use super::setup::Steered;
 use super::shared::Shared;
 
-/// How long a change is given to become complete, before it is looked at.
+/// How long a change may take to become complete, before the guard looks.
 const SETTLE: Duration = Duration::from_millis(20);
-/// How often is looked where not every change is told.
+/// How often the guard looks where not every change is notified.
 const LOOK: Duration = Duration::from_secs(5);
-/// Others may change rules all day: so many looks in a row, closer together than [`OFTEN`], that
-/// find nothing amiss are made at once, further ones after a pause.
+/// Others may change rules all day. So many looks in a row that find nothing missing, each less than
+/// [`OFTEN`] after the one before, are made at once. Further ones are made after a pause.
 const EAGER: u32 = 4;
 /// See [`EAGER`].
 const OFTEN: Duration = Duration::from_secs(1);
@@ -30,16 +31,16 @@ const REST: u32 = 20;
 /// The longest pause.
 const LONGEST_REST: Duration = Duration::from_secs(2);
 
-/// How often is tried again at once when the rules change while they are being put back.
+/// How often the guard tries again at once if the rules change while it puts them back.
 const TRIES: u32 = 3;
 
 /// The first of several waits between attempts; each is twice as long as the one before.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 /// The longest wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// After so long without an attempt, besides its wait, the next one is made at once again.
+/// If no attempt was made for this long after the last one's wait, the next one is made at once.
 const PEACE: Duration = Duration::from_secs(30);
-/// How many attempts in a row are a fight, which is told.
+/// How many attempts in a row are a fight, which is logged.
 const FIGHT: u32 = 6;
 
 /// Watches for as long as the process lives.
@@ -48,11 +49,11 @@ pub(super) struct Guard {
     steered: Arc<Steered>,
     shared: Arc<Shared>,
     pace: Pace,
-    /// Whether rules are where changes aren't told.
+    /// Whether rules are where changes aren't notified.
     blind: bool,
     /// Whether the user's rules were more than are read.
     cut: bool,
-    /// Why it couldn't be looked the last time: it is said once.
+    /// Why the last look failed, so that each reason is logged once.
     blocked: Option<String>,
 }
 
@@ -64,7 +65,7 @@ struct Missing {
 }
 
 impl Guard {
-    /// Watches from now on. To be made before anything is installed, so that nothing is missed.
+    /// Watches from now on. Call it before anything is installed, so that no change is missed.
     pub(super) fn new(steered: &Arc<Steered>, shared: &Arc<Shared>) -> Self {
         Self {
             changes: Changes::open(),
@@ -77,14 +78,14 @@ impl Guard {
         }
     }
 
-    /// The guard's thread. To be started when all is installed.
+    /// The guard's thread. Start it when all is installed.
     pub(super) fn serve(mut self) {
         self.blind = self.is_blind();
         let mut last = Duration::ZERO;
         let mut idle = 0;
         loop {
             thread::sleep(SETTLE);
-            // What comes from here on is looked at next time.
+            // Changes from here on are for the next look.
             self.changes.happened();
             let started = self.shared.now();
             let missing = self.missing();
@@ -127,7 +128,7 @@ impl Guard {
         }
     }
 
-    /// Puts back what is missing, when it is time; whether all is in place.
+    /// Puts back what is missing, after the wait that is due. Returns whether all is in place.
     fn put_back(&mut self) -> bool {
         let wait = self.pace.wait(self.shared.now());
         thread::sleep(wait);
@@ -141,7 +142,7 @@ impl Guard {
             };
             match self.restore(&missing) {
                 Ok(false) => return true,
-                // Somebody was still at it: what was looked at is not what there is.
+                // Somebody was still changing rules, after they were looked at.
                 Err(_) if self.changes.happened() && tries.next().is_some() => {
                     thread::sleep(SETTLE);
                 }
@@ -165,7 +166,7 @@ impl Guard {
         restored.is_ok()
     }
 
-    /// False where it was ftpalg itself that removed them, to end.
+    /// False if ftpalg itself removed them, since it ends.
     fn restore(&self, missing: &Missing) -> Result<bool, String> {
         let mut wanted = true;
         // As at the start: what lets data connections in comes first.
@@ -231,7 +232,7 @@ impl Pace {
         wait.saturating_sub(since)
     }
 
-    /// An attempt is made: the how manieth in a row.
+    /// Notes an attempt. Returns how many there were in a row, this one included.
     fn attempt(&mut self, now: Duration) -> u32 {
         if now.saturating_sub(self.last) >= self.whole_wait().saturating_add(PEACE) {
             self.attempts = 0;

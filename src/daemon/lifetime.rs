@@ -7,7 +7,7 @@ use std::thread;
 
 use nix::sys::signal::{SigSet, Signal};
 
-use super::Error;
+use super::StartError;
 
 /// The signals that ask for an end. After SIGXCPU, of a limit of CPU time, comes SIGKILL.
 const ENDS: [Signal; 5] = [
@@ -31,22 +31,23 @@ pub(super) enum Ending {
 pub(super) struct Lifetime {
     endings: SyncSender<Ending>,
     wait: Receiver<Ending>,
-    /// Whom a SIGHUP is for.
+    /// Who is told of a SIGHUP.
     hangup: Arc<Mutex<Option<SyncSender<()>>>>,
 }
 
 impl Lifetime {
-    /// Takes all signals over for this thread and all that it starts: none ends or stops the process
-    /// before its rules are removed. Those that ask for an end are waited for, and SIGHUP; all others are
-    /// blocked for good. (What the kernel doesn't let a process block, a fault of its own above all, ends
-    /// it as ever; so do SIGKILL, and the two signals that the C library keeps to itself.)
+    /// Blocks all signals in this thread and in all that it starts, so that none ends or stops the
+    /// process before its rules are removed. A thread waits for those that ask for an end, and for
+    /// SIGHUP; all others stay blocked. (Some can't be blocked, and end the process as always: SIGKILL,
+    /// faults of the process itself, and two signals that the C library keeps for itself.)
     ///
-    /// A signal that comes before [`wait`](Self::wait) is kept until then, so start-up is never
-    /// left half done. Programs that are run get their signals back (the standard library sees to it).
+    /// A signal that comes before [`wait`](Self::wait) is kept until then, so the start is never
+    /// left half done. Programs that the daemon runs start with no signals blocked: the standard
+    /// library sees to that.
     pub(super) fn begin() -> io::Result<Self> {
         SigSet::all().thread_block()?;
         let signals: SigSet = ENDS.into_iter().chain([Signal::SIGHUP]).collect();
-        // Whoever comes first is heard; the others find the place taken, and nobody waits.
+        // The first reason counts. Later ones find the channel full, and aren't waited for.
         let (endings, wait) = mpsc::sync_channel(1);
         let lifetime = Self {
             endings,
@@ -66,8 +67,8 @@ impl Lifetime {
         &self,
         name: &'static str,
         f: impl FnOnce() + Send + 'static,
-    ) -> Result<(), Error> {
-        let guard = Guard {
+    ) -> Result<(), StartError> {
+        let end = ThreadEnd {
             name,
             endings: self.endings.clone(),
         };
@@ -75,17 +76,14 @@ impl Lifetime {
             .name(name.into())
             .spawn(move || {
                 // Dropped when `f` returns and when it panics.
-                let _guard = guard;
+                let _end = end;
                 f();
             })
             .map(drop)
-            .map_err(|source| Error::System {
-                what: "start a thread",
-                source,
-            })
+            .map_err(StartError::system("start a thread"))
     }
 
-    /// Takes SIGHUPs over.
+    /// From now on, each SIGHUP sends a message to this receiver.
     pub(super) fn hangups(&self) -> Receiver<()> {
         let (sender, receiver) = mpsc::sync_channel(1);
         *self.hangup.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
@@ -100,18 +98,18 @@ impl Lifetime {
 }
 
 /// Reports that its thread is gone.
-struct Guard {
+struct ThreadEnd {
     name: &'static str,
     endings: SyncSender<Ending>,
 }
 
-impl Drop for Guard {
+impl Drop for ThreadEnd {
     fn drop(&mut self) {
         let _ = self.endings.try_send(Ending::Failed(self.name));
     }
 }
 
-/// Passes signals on; the second one of an impatient user changes nothing.
+/// Passes signals on. A second signal that asks for an end changes nothing.
 fn wait_for(
     signals: &SigSet,
     endings: &SyncSender<Ending>,
@@ -120,7 +118,7 @@ fn wait_for(
     loop {
         match signals.wait() {
             Ok(Signal::SIGHUP) => match &*hangup.lock().unwrap_or_else(PoisonError::into_inner) {
-                // One that waits already will do.
+                // If a message waits already, that is enough.
                 Some(hangup) => drop(hangup.try_send(())),
                 None => log::info!("SIGHUP: there is nothing to reload; going on"),
             },

@@ -23,12 +23,12 @@ const CONFIG: u16 = 3 << 8 | 2;
 const COMMAND: u16 = 1;
 /// `NFQNL_CFG_CMD_BIND`.
 const BIND: u8 = 1;
-/// `NFQNL_CFG_CMD_PF_BIND`: since Linux 3.8 it does nothing, for those who may.
+/// `NFQNL_CFG_CMD_PF_BIND`: since Linux 3.8 it only checks the permission.
 const PF_BIND: u8 = 3;
 
-/// How long a lock without a visible holder is waited for.
+/// How long to wait for a lock that has no visible holder.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often it is tried then.
+/// The time between two attempts then.
 const STEP: Duration = Duration::from_millis(20);
 
 /// Why the lock can't be had.
@@ -58,9 +58,9 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock of the calling thread's network namespace. Where a process has it that is gone,
-    /// or can't be seen, it is waited for, for a moment: a killed daemon's tool may still be on its way
-    /// to be executed, with the dead one's sockets.
+    /// Takes the lock of the calling thread's network namespace. If it is held, but no process can be
+    /// seen that holds it, waits for a moment: a tool that a killed daemon was starting, between fork
+    /// and exec, may still have that daemon's sockets.
     ///
     /// # Errors
     /// [`LockError::Held`] if somebody has it.
@@ -80,7 +80,7 @@ impl Lock {
 
     fn take_now() -> Result<Self, LockError> {
         let mut socket = Socket::open().map_err(|e| LockError::of(e, LockError::System))?;
-        // The kernel refuses both in one word: those who may not, and those who come second.
+        // The kernel has one error for both: the process may not bind, or another one has bound.
         command(&mut socket, PF_BIND).map_err(|e| LockError::of(e, |_| LockError::NotPermitted))?;
         command(&mut socket, BIND).map_err(|e| LockError::of(e, |_| LockError::Held))?;
         Ok(Self { _socket: socket })
@@ -88,7 +88,7 @@ impl Lock {
 }
 
 impl LockError {
-    /// `refused`: what it means that the kernel forbids it.
+    /// `refused` says what EPERM and EBUSY mean here.
     fn of(error: io::Error, refused: impl FnOnce(io::Error) -> Self) -> Self {
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EPERM | Errno::EBUSY) => refused(error),

@@ -1,8 +1,8 @@
-//! The daemon: start-up, signals, control socket and output.
+//! The daemon: its start and end, its workers, signals, control socket and output.
 //!
-//! [`run`] builds everything up in an order in which nothing is ever half there: a queue is read
-//! before packets are steered to it, pinholes can be opened before a packet asks for one. What was
-//! built is torn down the other way round, whether by a signal, a failure or a panic.
+//! [`run`] starts the parts in such an order that nothing is missing when it is needed: a queue is
+//! read before packets are steered to it, and pinholes can be opened before a packet asks for one.
+//! The end takes the reverse order, whether a signal, a failure or a panic is the reason.
 
 pub mod config;
 pub mod control;
@@ -18,6 +18,7 @@ mod lifetime;
 mod reserve;
 mod setup;
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -53,17 +54,17 @@ const DRAIN: Duration = Duration::from_secs(1);
 
 /// Why the daemon couldn't start; nothing is installed then.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub enum StartError {
     /// The process may not change the network.
     #[error("no permission to change the network; run as root, or with CAP_NET_ADMIN")]
     NotPermitted,
-    /// The lock of the network namespace can't be had.
+    /// The lock of the network namespace can't be taken.
     #[error(transparent)]
     Lock(LockError),
     /// There is a daemon already, or there can be no control socket.
     #[error(transparent)]
     Control(#[from] BindError),
-    /// A queue couldn't be had.
+    /// A queue couldn't be bound.
     #[error(transparent)]
     Queue(#[from] OpenError),
     /// The steering rules couldn't be put into place.
@@ -81,25 +82,28 @@ pub enum Error {
         /// What was tried.
         what: &'static str,
         /// The error.
-        source: std::io::Error,
+        source: io::Error,
     },
+}
+
+impl StartError {
+    /// What the operating system refused, said of an error of its own.
+    fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { what, source }
+    }
 }
 
 /// Runs until SIGINT or SIGTERM: exit code 0, or 1 if something failed on the way.
 ///
 /// # Errors
 /// If it couldn't start.
-pub fn run(config: &Config) -> Result<ExitCode, Error> {
-    let mut reserve = Reserve::take(config.steering.queues.count).map_err(Error::Host)?;
+pub fn run(config: &Config) -> Result<ExitCode, StartError> {
+    let mut reserve = Reserve::take(config.steering.queues.count).map_err(StartError::Host)?;
     // Before there is any other thread, so that all of them inherit it.
-    let lifetime = Lifetime::begin().map_err(|source| Error::System {
-        what: "wait for signals",
-        source,
-    })?;
-    reserve.park().map_err(|source| Error::System {
-        what: "start a thread",
-        source,
-    })?;
+    let lifetime = Lifetime::begin().map_err(StartError::system("wait for signals"))?;
+    reserve
+        .park()
+        .map_err(StartError::system("start a thread"))?;
     setup::check_permission()?;
     // The first netlink socket of the process: its port, which the kernel shows, is the process id.
     let lock = Lock::take().map_err(setup::explain)?;
@@ -110,10 +114,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     let queues = setup::open_queues(&steered.steering)?;
 
     let clock = Clock::start();
-    let output = Output::start().map_err(|source| Error::System {
-        what: "start a thread",
-        source,
-    })?;
+    let output = Output::start().map_err(StartError::system("start a thread"))?;
     let (plane, events) = setup::plane(config, clock)?;
     let shared = Arc::new(Shared::new(
         plane,
@@ -128,8 +129,8 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     let mark = steered.steering.mark;
     start_threads(&lifetime, &shared, &workers, queues, events, mark)?;
 
-    // From here on there is something to take back.
-    let mut installed = Installed {
+    // From here on there is something to remove.
+    let mut installed = InKernel {
         steered: Arc::clone(&steered),
         shared: Arc::clone(&shared),
         reserve,
@@ -172,7 +173,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
         false => "ftpalg: not everything could be removed; run `ftpalg rules remove`".into(),
     });
     output.flush(DRAIN);
-    // A successor may come once nothing is left of this one.
+    // Only now may a successor start: nothing is left of this daemon.
     drop(lock);
     Ok(match ending {
         Ending::Signal(_) if removed => ExitCode::SUCCESS,
@@ -180,7 +181,7 @@ pub fn run(config: &Config) -> Result<ExitCode, Error> {
     })
 }
 
-/// Starts all threads that work without being asked.
+/// Starts the workers, the housekeeping and the thread that reads conntrack's events.
 fn start_threads(
     lifetime: &Lifetime,
     shared: &Arc<Shared>,
@@ -188,7 +189,7 @@ fn start_threads(
     queues: Vec<NfqQueue>,
     events: OwnedFd,
     mark: Mark,
-) -> Result<(), Error> {
+) -> Result<(), StartError> {
     for (worker, queue) in workers.iter().zip(queues) {
         let mut others = workers.to_vec();
         others.retain(|other| !Arc::ptr_eq(other, worker));
@@ -196,10 +197,7 @@ fn start_threads(
         lifetime.thread("worker", move || worker.serve(queue, &shared, &others))?;
     }
     let (house, rooms) = (Arc::clone(shared), workers.to_vec());
-    let mut asked = Conntrack::open().map_err(|source| Error::System {
-        what: "open a netlink socket",
-        source,
-    })?;
+    let mut asked = Conntrack::open().map_err(StartError::system("open a netlink socket"))?;
     lifetime.thread("housekeeping", move || {
         let tick = |now| worker::tick(&rooms, now, &house);
         house.keep_house(HOUSEKEEPING, tick, |hole| {
@@ -214,20 +212,20 @@ fn start_threads(
     })
 }
 
-/// What is in the kernel because of us; taken back when dropped.
-struct Installed {
+/// What the daemon has put into the kernel; removed when dropped.
+struct InKernel {
     steered: Arc<Steered>,
     shared: Arc<Shared>,
-    /// What taking it back needs.
+    /// Descriptors and processes that the removal needs.
     reserve: Reserve,
-    /// Set when that begins: from then on, clients get no descriptors.
+    /// Set when the removal begins: from then on, clients get no descriptors.
     closing: Arc<AtomicBool>,
     there: bool,
 }
 
-impl Installed {
-    /// Takes all back: first what steers packets to us, last what lets data connections in.
-    /// Whether everything could be removed.
+impl InKernel {
+    /// Removes everything: first what steers packets to the queues, last what lets data connections
+    /// in. Returns whether all could be removed.
     fn remove(&mut self) -> bool {
         self.there = false;
         self.closing.store(true, Ordering::Relaxed);
@@ -245,7 +243,7 @@ impl Installed {
     }
 }
 
-impl Drop for Installed {
+impl Drop for InKernel {
     fn drop(&mut self) {
         if self.there {
             self.remove();
@@ -253,7 +251,7 @@ impl Drop for Installed {
     }
 }
 
-/// Tells the service manager, where there is one.
+/// Tells the service manager, if there is one.
 fn notify(state: sd_notify::NotifyState<'_>) {
     if let Err(e) = sd_notify::notify(&[state]) {
         log::warn!("the service manager can't be told: {e}");

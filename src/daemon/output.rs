@@ -18,8 +18,8 @@ use crate::pinholes::{DataConnection, PinholeInfo, PlaneReport, RangeEnd};
 /// How many lines may wait for a slow reader.
 const BACKLOG: usize = 4096;
 
-/// How long the printer rests after it wrote. Where lines come thick, this saves a wake-up and a write
-/// for each of them, which is a tenth of what a small session costs.
+/// How long the printer rests after each write. If many lines come in a short time, they share a
+/// wake-up and a write; one for each line would be a tenth of what a small session costs.
 const REST: Duration = Duration::from_millis(10);
 
 /// Something to print.
@@ -32,7 +32,7 @@ enum Item {
     Flush(SyncSender<()>),
 }
 
-/// The near end of the printer; cheap to clone.
+/// A handle to the printer; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Output {
     items: SyncSender<Item>,
@@ -99,10 +99,10 @@ fn print(items: &Receiver<Item>, mut to: impl Write) {
         text.clear();
         let mut done = Vec::new();
         let mut next = Some(first);
-        // What came meanwhile is written at once.
+        // All that has come meanwhile goes into the same write.
         while let Some(item) = next {
             let written = match item {
-                Item::Event(event) => writeln!(text, "{}", Line(&event)),
+                Item::Event(event) => writeln!(text, "{}", EventLine(&event)),
                 Item::Report(report) => writeln!(text, "{}", Told(&report)),
                 Item::Line(line) => writeln!(text, "{line}"),
                 Item::Flush(sender) => {
@@ -123,9 +123,9 @@ fn print(items: &Receiver<Item>, mut to: impl Write) {
 }
 
 /// An event as a line without its line feed.
-struct Line<'a>(&'a Event);
+struct EventLine<'a>(&'a Event);
 
-impl fmt::Display for Line<'_> {
+impl fmt::Display for EventLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "session {} ", self.0.session().0)?;
         match self.0 {
@@ -265,7 +265,7 @@ mod tests {
     use crate::engine::gateway::{PinholeId, SessionId};
 
     fn line(event: &Event) -> String {
-        Line(event).to_string()
+        EventLine(event).to_string()
     }
 
     const S: SessionId = SessionId(12);

@@ -1,9 +1,9 @@
-//! Enough file descriptors from the start, and what removing the rules takes kept back for the end.
+//! Reserves the file descriptors and processes that the removal of the rules needs.
 //!
-//! All that the daemon opens while it runs is bounded, so one look at the limit is enough, unless
-//! somebody lowers it later (`prlimit`). How many processes there may be isn't the daemon's alone to
-//! know: others of the user or the control group have their part of them. In any case the rules can be
-//! removed.
+//! The number of descriptors that the daemon opens is bounded. So it checks the limit once, at its
+//! start, and raises it if need be. But somebody may lower the limit later (`prlimit`), and other
+//! processes of the user or the control group may use up the number of processes. With the reserve,
+//! the rules can be removed all the same.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,36 +14,36 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::control::{MAX_CLIENTS, MAX_WAITING};
 
-/// What is open besides queues and clients, and what looking at the rules takes, with room for libraries
-/// (looking up names) and for what was inherited.
+/// Descriptors for all but queues, clients and the reserve: what is always open, what looking at the
+/// rules needs, and room for libraries (looking up names) and for inherited ones.
 const BASE: u64 = 64;
-/// What removing rules and pinholes takes: a tool with its three pipes, and sockets.
+/// Descriptors that removing rules and pinholes needs: a tool with its three pipes, and sockets.
 const RESERVE: usize = 16;
 
 /// How many tools run at a time: one for the rules, one for pinholes. A thread counts as a process.
 const TOOLS: usize = 2;
-/// Enough for a thread that does nothing, in bytes.
+/// The stack of a thread that does nothing, in bytes.
 const STACK: usize = 64 * 1024;
 
-/// What is kept back.
+/// What is reserved.
 #[derive(Debug)]
 pub(super) struct Reserve {
-    /// The lowest free ones, so that they are below even a limit that was lowered meanwhile.
+    /// The lowest free ones: they stay below a limit that somebody lowers later.
     descriptors: Vec<OwnedFd>,
     /// Threads that wait for their senders to be dropped.
     threads: Vec<(Sender<()>, JoinHandle<()>)>,
 }
 
 impl Reserve {
-    /// Makes sure that there may be as many descriptors as `queues` queues need, and keeps some back.
-    /// To be called before anything is opened.
+    /// Makes sure that the limit allows as many descriptors as a daemon with `queues` queues needs, and
+    /// reserves some. Call it before anything is opened.
     ///
     /// # Errors
-    /// In one line, that there may not be so many.
+    /// One line, if the limit is too low and can't be raised.
     pub(super) fn take(queues: u16) -> Result<Self, String> {
         let clients = u64::try_from(MAX_CLIENTS + MAX_WAITING + RESERVE).unwrap_or(u64::MAX);
         let needed = clients.saturating_add(BASE).saturating_add(queues.into());
-        // Where it isn't told, it turns out.
+        // Where the limit can't be read, opening will fail if it is too low.
         if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
             && soft < needed
             && (hard < needed || setrlimit(Resource::RLIMIT_NOFILE, needed, hard).is_err())
@@ -68,10 +68,10 @@ impl Reserve {
         })
     }
 
-    /// Keeps room for tools as well. To be called once signals are taken care of.
+    /// Reserves processes for tools as well, as threads. Call it when signals are blocked.
     ///
     /// # Errors
-    /// If there is no such room.
+    /// If no thread can be started.
     pub(super) fn park(&mut self) -> io::Result<()> {
         for _ in 0..TOOLS {
             let (sender, wait) = mpsc::channel();
@@ -85,7 +85,7 @@ impl Reserve {
         Ok(())
     }
 
-    /// Gives all back, for what removing rules takes.
+    /// Frees all of it, so that removing the rules can use it.
     pub(super) fn give_back(&mut self) {
         self.descriptors.clear();
         for (sender, thread) in self.threads.drain(..) {

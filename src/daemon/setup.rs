@@ -25,7 +25,7 @@ use crate::pinholes::{self, Parts, Plane};
 use crate::queue::nfq::NfqQueue;
 use crate::queue::{OpenError, kernel};
 
-use super::Error;
+use super::StartError;
 use super::advertised::Advertised;
 use super::config::{BackendChoice, Config, RulesMode};
 use super::control::{self, BindError};
@@ -34,31 +34,31 @@ use super::shared::Clock;
 
 /// The number of `CAP_NET_ADMIN`.
 const CAP_NET_ADMIN: u32 = 12;
-/// How often is looked whether a queue is empty yet.
+/// The time between two looks at whether the queues are empty.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
 
 /// Whether the process may change the network.
-pub(super) fn check_permission() -> Result<(), Error> {
+pub(super) fn check_permission() -> Result<(), StartError> {
     let Ok(status) = fs::read_to_string("/proc/self/status") else {
         // Without /proc the kernel will say so itself.
         return Ok(());
     };
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|caps| u64::from_str_radix(caps.trim(), 16).ok());
-    match effective {
-        Some(caps) if caps & (1 << CAP_NET_ADMIN) == 0 => Err(Error::NotPermitted),
-        Some(_) => Ok(()),
-        None if Uid::effective().is_root() => Ok(()),
-        None => Err(Error::NotPermitted),
+    let mut lines = status.lines();
+    let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
+    let permitted = match effective.and_then(|caps| u64::from_str_radix(caps.trim(), 16).ok()) {
+        Some(caps) => caps & (1 << CAP_NET_ADMIN) != 0,
+        None => Uid::effective().is_root(),
+    };
+    match permitted {
+        true => Ok(()),
+        false => Err(StartError::NotPermitted),
     }
 }
 
-/// Why there is no lock: with who has it, where that can be told.
-pub(super) fn explain(error: LockError) -> Error {
+/// Why the lock can't be taken, and who has it, where that is known.
+pub(super) fn explain(error: LockError) -> StartError {
     match error {
-        LockError::NotPermitted => Error::NotPermitted,
+        LockError::NotPermitted => StartError::NotPermitted,
         LockError::Held => {
             let answers = || {
                 let (pid, _) = control::holder().filter(|(_, uid)| control::trusted(*uid))?;
@@ -69,18 +69,16 @@ pub(super) fn explain(error: LockError) -> Error {
             let daemon = named.clone().filter(|(_, name)| name == "ftpalg");
             let daemon = daemon.map(|(pid, _)| pid).or_else(answers);
             if let (None, Some((pid, name))) = (daemon, named) {
-                return Error::Host(format!(
+                return StartError::Host(format!(
                     "queue {}, ftpalg's lock in this network namespace, is bound by pid {pid} ({name}); \
                      stop it",
                     lock::QUEUE
                 ));
             }
-            let who = daemon
-                .map(|pid| format!(" (pid {pid})"))
-                .unwrap_or_default();
-            Error::Control(BindError::Running(who))
+            let who = daemon.map(|pid| format!(" (pid {pid})"));
+            StartError::Control(BindError::Running(who.unwrap_or_default()))
         }
-        other => Error::Lock(other),
+        other => StartError::Lock(other),
     }
 }
 
@@ -90,23 +88,24 @@ pub(super) struct Steered {
     /// How the inside was found, a line each, where it had to be.
     pub(super) found: Vec<String>,
     manage: bool,
-    host: Mutex<Host>,
+    host: Mutex<ManagedRules>,
 }
 
-struct Host {
+struct ManagedRules {
     rules: Rules,
-    /// Nothing is installed any more, and no tool is run: until it has begun, a tool has copies of all
-    /// descriptors, the lock's and the queues' among them, and would keep a successor from starting.
+    /// Nothing more is installed, and no tool is run. Between fork and exec, a tool has copies of all
+    /// descriptors, those of the lock and the queues included, and would keep a successor from
+    /// starting.
     closing: bool,
 }
 
 impl Steered {
     /// Finds the tools, and the inside where the configuration names none.
-    pub(super) fn prepare(config: &Config) -> Result<Self, Error> {
+    pub(super) fn prepare(config: &Config) -> Result<Self, StartError> {
         let manage = config.rules == RulesMode::Manage;
         let tools = Tools::find();
         if manage && tools.is_empty() {
-            return Err(Error::Host(
+            return Err(StartError::Host(
                 "no iptables found; install the iptables package, or place the rules yourself \
                  with --rules external"
                     .into(),
@@ -127,7 +126,7 @@ impl Steered {
             steering,
             found,
             manage,
-            host: Mutex::new(Host {
+            host: Mutex::new(ManagedRules {
                 rules,
                 closing: false,
             }),
@@ -152,8 +151,8 @@ impl Steered {
         Ok([flavour].into_iter().chain(chains).collect())
     }
 
-    /// Puts the rules back that somebody else removed. Nothing happens any more once they were
-    /// removed by [`remove`](Self::remove): then false.
+    /// Puts the rules back that somebody else removed. After [`remove`](Self::remove) it does nothing,
+    /// and returns false.
     pub(super) fn restore(&self) -> Result<bool, RulesError> {
         let mut host = self.host();
         if self.manage && !host.closing {
@@ -199,7 +198,7 @@ impl Steered {
         }
     }
 
-    fn host(&self) -> std::sync::MutexGuard<'_, Host> {
+    fn host(&self) -> std::sync::MutexGuard<'_, ManagedRules> {
         self.host.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -214,37 +213,30 @@ pub(super) fn drain(steering: &Steering, patience: Duration) {
     let ours = steering.queues.numbers();
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
-        let waiting = kernel::counters().map(|all| {
-            all.iter()
-                .filter(|c| ours.contains(&c.queue))
-                .map(|c| c.waiting)
-                .sum::<u64>()
-        });
-        match waiting {
-            Ok(0) | Err(_) => return,
-            Ok(_) => thread::sleep(DRAIN_STEP),
+        let Ok(all) = kernel::counters() else { return };
+        let mut queues = all.iter().filter(|c| ours.contains(&c.queue));
+        if queues.all(|c| c.waiting == 0) {
+            return;
         }
+        thread::sleep(DRAIN_STEP);
     }
 }
 
 /// The NAT plane over the chosen backend; nothing is in the kernel yet. With a descriptor that is
 /// readable when conntrack has something to tell the plane.
-pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), Error> {
-    Conntrack::probe().map_err(Error::Host)?;
+pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), StartError> {
+    Conntrack::probe().map_err(StartError::Host)?;
     if Events::enabled() == Some(false) {
-        return Err(Error::Host(
+        return Err(StartError::Host(
             "conntrack events are off; switch them on with `sysctl net.netfilter.nf_conntrack_events=1`"
                 .into(),
         ));
     }
-    let failed = |what| move |source| Error::System { what, source };
     let mark = config.steering.mark;
-    let lookups = Conntrack::open().map_err(failed("open a netlink socket"))?;
-    let events = Events::open(mark).map_err(failed("watch conntrack"))?;
-    let readable = events
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(failed("watch conntrack"))?;
+    let lookups = Conntrack::open().map_err(StartError::system("open a netlink socket"))?;
+    let events = Events::open(mark).map_err(StartError::system("watch conntrack"))?;
+    let readable = events.as_fd().try_clone_to_owned();
+    let readable = readable.map_err(StartError::system("watch conntrack"))?;
     let plane = Plane::new(
         pinholes::PlaneConfig {
             data_ports: config.data_ports,
@@ -316,7 +308,7 @@ fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
         BackendChoice::Auto | BackendChoice::Iptables => return Ok(Box::new(iptables())),
     }
     let mut nft = nft()?;
-    // What it makes now is made anew later, or goes with it.
+    // What this makes is made again later, or is removed with the backend.
     let Err(BackendError::Lacking(why)) = nft.install() else {
         return Ok(Box::new(nft));
     };

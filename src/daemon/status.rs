@@ -22,7 +22,7 @@ use crate::pinholes;
 use crate::queue::kernel;
 
 use super::config::{Config, Limits, RulesMode};
-use super::control::{Reply, Request};
+use super::control::{ControlRequest, Reply};
 use super::setup::Steered;
 use super::shared::Shared;
 use super::worker::Worker;
@@ -145,11 +145,13 @@ impl Status {
     }
 
     /// Answers a request.
-    pub(super) fn answer(&self, request: Request) -> Reply {
+    pub(super) fn answer(&self, request: ControlRequest) -> Reply {
         let value = match request {
-            Request::Status => serde_json::to_value(self.report()),
-            Request::Sessions => serde_json::to_value(self.session_reports()),
-            Request::Pinholes => serde_json::to_value(self.shared.with(|plane| plane.pinholes())),
+            ControlRequest::Status => serde_json::to_value(self.report()),
+            ControlRequest::Sessions => serde_json::to_value(self.session_reports()),
+            ControlRequest::Pinholes => {
+                serde_json::to_value(self.shared.with(|plane| plane.pinholes()))
+            }
         };
         match value {
             Ok(value) => Reply::Ok(value),

@@ -1,16 +1,12 @@
 //! Finds the inside from the user's own NAT rules, where nobody named it.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use nix::ifaddrs::getifaddrs;
-use nix::net::if_::InterfaceFlags;
 
 use super::RulesError;
 use super::nat_rule::{Action, NatRule, nat_rules};
 use super::steering::Inside;
-use crate::firewall::xtables::snapshot::{Snapshot, read_proc};
+use super::surroundings::Surroundings;
+use crate::firewall::xtables::snapshot::Snapshot;
 use crate::net::{Family, is_private};
 
 /// What the rules tell about the inside.
@@ -24,104 +20,6 @@ pub struct Derived {
     pub found: Vec<String>,
 }
 
-/// A route: which networks are behind which interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Route {
-    pub(super) net: IpNet,
-    pub(super) iface: String,
-}
-
-/// The network as it is: routes, own addresses, interfaces that are up.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Surroundings {
-    pub(super) routes: Vec<Route>,
-    pub(super) own: BTreeSet<IpAddr>,
-    pub(super) up: BTreeSet<String>,
-}
-
-impl Surroundings {
-    /// Reads them for the calling thread's network namespace (main routing table).
-    pub(crate) fn read() -> Result<Self, RulesError> {
-        let mut found = Self::default();
-        if let Some(text) = read_proc("route")? {
-            found.routes.extend(text.lines().filter_map(route_v4));
-        }
-        if let Some(text) = read_proc("ipv6_route")? {
-            found.routes.extend(text.lines().filter_map(route_v6));
-        }
-        let interfaces = getifaddrs().map_err(|e| RulesError::System {
-            what: "can't list the interfaces",
-            source: e.into(),
-        })?;
-        for interface in interfaces {
-            if interface.flags.contains(InterfaceFlags::IFF_UP)
-                && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
-            {
-                found.up.insert(interface.interface_name);
-            }
-            if let Some(addr) = interface.address {
-                let v4 = addr.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-                let v6 = addr.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip()));
-                found.own.extend(v4.or(v6));
-            }
-        }
-        Ok(found)
-    }
-
-    fn is_own(&self, addr: IpAddr) -> bool {
-        addr.is_loopback() || self.own.contains(&addr)
-    }
-
-    /// The interface that an address is behind.
-    fn iface_to(&self, addr: IpAddr) -> Option<&str> {
-        self.routes
-            .iter()
-            .filter(|r| r.net.contains(&addr))
-            .max_by_key(|r| r.net.prefix_len())
-            .map(|r| r.iface.as_str())
-    }
-
-    /// The interfaces, other than those, that are up and have private networks behind them.
-    fn private_but(&self, outside: &[Outside<'_>]) -> BTreeSet<&str> {
-        self.routes
-            .iter()
-            .filter(|r| is_private(&r.net) && self.up.contains(&r.iface))
-            .map(|r| r.iface.as_str())
-            .filter(|iface| !outside.iter().any(|o| o.is(iface)))
-            .collect()
-    }
-}
-
-/// One line of `/proc/net/route`: interface, destination, gateway, …, mask is the eighth; numbers
-/// in hexadecimal as the host's CPU reads the four bytes.
-fn route_v4(line: &str) -> Option<Route> {
-    let words: Vec<&str> = line.split_ascii_whitespace().collect();
-    let octets = |at: usize| {
-        let number = u32::from_str_radix(words.get(at)?, 16).ok()?;
-        Some(number.to_ne_bytes())
-    };
-    let mask = u32::from_be_bytes(octets(7)?);
-    let prefix = u8::try_from(mask.leading_ones()).ok()?;
-    Some(Route {
-        net: Ipv4Net::new(Ipv4Addr::from(octets(1)?), prefix)
-            .ok()?
-            .into(),
-        iface: (*words.first()?).to_owned(),
-    })
-}
-
-/// One line of `/proc/net/ipv6_route`: destination, its prefix length, …, interface is the last;
-/// numbers in hexadecimal.
-fn route_v6(line: &str) -> Option<Route> {
-    let words: Vec<&str> = line.split_ascii_whitespace().collect();
-    let addr = u128::from_str_radix(words.first()?, 16).ok()?;
-    let prefix = u8::from_str_radix(words.get(1)?, 16).ok()?;
-    Some(Route {
-        net: Ipv6Net::new(Ipv6Addr::from(addr), prefix).ok()?.into(),
-        iface: (*words.get(9)?).to_owned(),
-    })
-}
-
 /// An outside interface as a rule names it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Outside<'a>(&'a str);
@@ -131,6 +29,18 @@ impl Outside<'_> {
         self.0
             .strip_suffix('+')
             .map_or(self.0 == iface, |stem| iface.starts_with(stem))
+    }
+}
+
+impl Surroundings {
+    /// The interfaces, other than those, that are up and have private networks behind them.
+    fn private_but(&self, outside: &[Outside<'_>]) -> BTreeSet<&str> {
+        self.routes
+            .iter()
+            .filter(|r| is_private(&r.net) && self.up.contains(&r.iface))
+            .map(|r| r.iface.as_str())
+            .filter(|iface| !outside.iter().any(|o| o.is(iface)))
+            .collect()
     }
 }
 
@@ -250,7 +160,7 @@ impl Derived {
     }
 
     fn add_iface(&mut self, iface: &str) {
-        // A name that a rule of ours couldn't carry (a wildcard) is left out.
+        // A name that can't stand in one of our rules (a wildcard) is left out.
         if let Ok(inside @ Inside::Iface(_)) = iface.parse() {
             self.inside.push(inside);
         }
@@ -262,24 +172,17 @@ impl Derived {
         }
     }
 
-    /// Names each inside once: a network behind an interface that is named already says nothing.
+    /// Names each inside once: a network behind an interface that is named already adds nothing.
     fn simplify(&mut self, around: &Surroundings) {
         self.inside.sort();
         self.inside.dedup();
-        let named: BTreeSet<String> = self
-            .inside
-            .iter()
-            .filter_map(|i| match i {
-                Inside::Iface(name) => Some(name.clone()),
-                Inside::Net(_) => None,
+        let named: BTreeSet<Inside> = self.inside.iter().cloned().collect();
+        self.inside.retain(|inside| {
+            let mut routes = around.routes.iter();
+            !routes.any(|route| {
+                *inside == Inside::Net(route.net)
+                    && named.contains(&Inside::Iface(route.iface.clone()))
             })
-            .collect();
-        self.inside.retain(|inside| match inside {
-            Inside::Iface(_) => true,
-            Inside::Net(net) => !around
-                .routes
-                .iter()
-                .any(|r| r.net == *net && named.contains(&r.iface)),
         });
     }
 }
@@ -293,6 +196,7 @@ fn may_be_control(rule: &NatRule<'_>, ports: &[u16]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::firewall::surroundings::Route;
     use crate::firewall::xtables::Flavour;
     use crate::firewall::xtables::save::Ruleset;
     use crate::firewall::xtables::snapshot::View;
@@ -427,26 +331,5 @@ mod tests {
                 "{e}"
             );
         }
-    }
-
-    #[test]
-    fn routes_are_read() {
-        let line = format!(
-            "eth1\t{:08X}\t00000000\t0001\t0\t0\t0\t{:08X}\t0\t0\t0",
-            u32::from_ne_bytes([192, 168, 1, 0]),
-            u32::from_ne_bytes([255, 255, 255, 0])
-        );
-        let route = route_v4(&line).unwrap();
-        assert_eq!(
-            (route.iface.as_str(), route.net.to_string().as_str()),
-            ("eth1", "192.168.1.0/24")
-        );
-        assert_eq!(route_v4("Iface\tDestination\tGateway \tFlags"), None);
-        let route = route_v6("fd000001000000000000000000000000 40 00000000000000000000000000000000 00 00000000000000000000000000000000 00000100 00000001 00000000 00000001     eth1").unwrap();
-        assert_eq!(
-            (route.iface.as_str(), route.net.to_string().as_str()),
-            ("eth1", "fd00:1::/64")
-        );
-        assert_eq!(route_v6(""), None);
     }
 }

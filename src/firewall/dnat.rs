@@ -1,8 +1,9 @@
-//! What DNAT and redirect rules publish that are written for nft itself, in tables of any name.
+//! Finds the ports that the user's DNAT and redirect rules publish, where these are written for nft
+//! itself, in tables of any name.
 //!
-//! A base chain of type nat at the prerouting hook is where it starts. [`collect`](mod@collect)
-//! says which chains, sets and maps it needs to know besides. Only these are asked for, until
-//! nothing more is needed. Tables that iptables-nft can show are left to `published`.
+//! Reading starts at the base chains of type nat at the prerouting hook. [`collect`](mod@collect)
+//! says which other chains, sets and maps it needs. Only these are fetched, until it needs no more.
+//! Tables that iptables-nft can show are left to `published`.
 
 mod collect;
 #[cfg(test)]
@@ -26,7 +27,7 @@ use crate::netlink::socket::{NetlinkRequest, Socket};
 
 use collect::NftTable;
 
-/// How many chains, rules and elements are read in all, and elements of one set.
+/// The most chains, rules and elements that are read in all, and elements of one set.
 const CHAINS: usize = 1024;
 const RULES: usize = 8192;
 const ELEMENTS: usize = 65_536;
@@ -153,7 +154,7 @@ impl RuleReader {
         Ok(rules)
     }
 
-    /// A set or map; `None` if it can't be had.
+    /// A set or map; `None` if it can't be read.
     fn set(&mut self, family: u8, table: &str, name: &str) -> io::Result<Option<Set>> {
         let limit = self.elements.min(ELEMENTS_OF_SET);
         if limit == 0 {

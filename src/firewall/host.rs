@@ -1,48 +1,20 @@
 //! Puts our part of a table into place and takes it out, in one commit, leaving the rest as it is.
 //!
-//! iptables-nft makes the table and the builtin chain that a rule needs. So that they can be
-//! removed again, even by another process after this one was killed, the comment of the jump in
-//! that chain says which of them were ours: `ftpalg:egress new-table new-chain`.
+//! iptables-nft creates the table and the builtin chain that a rule needs. The comment of the jump
+//! in that chain says which of them it created for us: `ftpalg:egress new-table new-chain`. So
+//! they can be removed again, even by another process after this one was killed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::io;
 
+use super::names::{CHAIN_PREFIX, NEW_CHAIN, NEW_TABLE, TAG, is_our_chain, is_ours};
 use super::{RulesError, tables};
 use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::save::{Position, Rule, Table};
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::tools::{Tool, Tools};
 use crate::net::Family;
-
-/// How the names of our chains start.
-const CHAIN: &str = "FTPALG";
-
-/// How the comments of our rules start.
-const TAG: &str = "ftpalg:";
-
-/// The tables of the nft backend, one of each family.
-pub(crate) const PINHOLE_TABLE: &str = "ftpalg";
-
-/// The chains of the iptables backend, whose rules come and go with each pinhole.
-pub(crate) const PINHOLE_CHAINS: [&str; 2] = ["FTPALG-PRE", "FTPALG-POST"];
-
-const NEW_TABLE: &str = "new-table";
-const NEW_CHAIN: &str = "new-chain";
-
-/// Whether a chain is ours.
-#[must_use]
-pub fn is_our_chain(name: &str) -> bool {
-    name.starts_with(CHAIN)
-}
-
-/// Whether a rule is ours: tagged, or in one of our chains, or leading there.
-#[must_use]
-pub fn is_ours(rule: &Rule) -> bool {
-    is_our_chain(&rule.chain)
-        || rule.comment().is_some_and(|c| c.starts_with(TAG))
-        || rule.target().is_some_and(is_our_chain)
-}
 
 /// One table of one family and flavour.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,15 +27,21 @@ pub struct At {
     pub table: String,
 }
 
-impl std::fmt::Display for At {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{}-{} {}",
-            self.family.program(),
-            self.flavour,
-            self.table
-        )
+impl At {
+    pub(crate) fn new(flavour: Flavour, family: Family, table: &str) -> Self {
+        let table = table.to_owned();
+        Self {
+            flavour,
+            family,
+            table,
+        }
+    }
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (program, flavour) = (self.family.program(), self.flavour);
+        write!(f, "{program}-{flavour} {}", self.table)
     }
 }
 
@@ -115,7 +93,7 @@ impl Host {
         Ok(self.tool(family, flavour)?.restore(text)?)
     }
 
-    /// Makes `wanted` all that is ours in a table, in one commit: what was there of ours is gone.
+    /// Replaces all that is ours in a table by `wanted`, in one commit.
     pub(crate) fn replace(
         &mut self,
         at: &At,
@@ -134,7 +112,7 @@ impl Host {
         }
         let kept: Vec<&str> = match &done {
             Ok(()) => wanted.rules.iter().map(|r| r.chain.as_str()).collect(),
-            // Nothing was committed, but a tool may have made the table on its way there.
+            // Nothing was committed, but the tool may have created the table before it failed.
             Err(_) if current.is_some_and(|t| t.rules.iter().any(is_ours)) => return done,
             Err(_) => Vec::new(),
         };
@@ -157,14 +135,11 @@ impl Host {
 
     /// Removes what was made for our rules where somebody else has removed the rules themselves.
     pub(crate) fn clear_made(&mut self, snapshot: &Snapshot, tables: &[&str]) {
-        let of_tables = |at: &&At| tables.contains(&at.table.as_str());
-        for at in self
-            .made
-            .keys()
-            .filter(of_tables)
-            .cloned()
-            .collect::<Vec<_>>()
-        {
+        let remembered = self.made.keys().cloned().collect::<Vec<_>>();
+        for at in remembered {
+            if !tables.contains(&at.table.as_str()) {
+                continue;
+            }
             let mut made = Made::default();
             self.recall(&at, &mut made);
             let current = snapshot.table(at.family, at.flavour, &at.table);
@@ -173,26 +148,23 @@ impl Host {
         }
     }
 
-    /// Looks for chains of ours in tables that the tools can't show (somebody wrote rules for nft
-    /// into them since we came).
+    /// Looks for chains of ours in tables that the tools can't show any more, since somebody has
+    /// added rules written for nft.
     pub(crate) fn out_of_reach(
         &mut self,
         snapshot: &Snapshot,
         tables: &[&str],
     ) -> Result<(), RulesError> {
         for view in &snapshot.views {
-            for table in view
-                .rules
-                .hidden
-                .iter()
-                .filter(|t| tables.contains(&t.as_str()))
-            {
-                let chains = kernel_chains(view.family, table).unwrap_or_default();
+            let hidden = view.rules.hidden.iter();
+            for table in hidden.filter(|table| tables.contains(&table.as_str())) {
+                let chains =
+                    kernel_chains(&At::new(view.flavour, view.family, table)).unwrap_or_default();
                 if chains.iter().any(|(c, _)| is_our_chain(c)) {
                     let program = view.family.program();
                     return Err(RulesError::Input(format!(
                         "{program}-{} can't show table {table}, since it holds rules written for nft: remove \
-                         those with the comment {TAG} and the chains {CHAIN}-* with nft",
+                         those with the comment {TAG} and the chains {CHAIN_PREFIX}-* with nft",
                         view.flavour
                     )));
                 }
@@ -203,18 +175,13 @@ impl Host {
 
     /// Notes which of the table and chains that `wanted` needs are not there yet.
     fn note_missing(&mut self, at: &At, wanted: &Table, made: &mut Made) -> Result<(), RulesError> {
-        let failed = |source| RulesError::System {
-            what: "can't list the kernel's tables",
-            source,
-        };
+        let failed = || RulesError::system("can't list the kernel's tables");
         self.recall(at, made);
-        let tables = kernel_tables(at.family).map_err(failed)?;
-        let chains = if tables.iter().any(|(name, _)| *name == at.table) {
-            kernel_chains(at.family, &at.table).map_err(failed)?
-        } else {
-            made.table = true;
-            Vec::new()
-        };
+        let mut chains = Vec::new();
+        match kernel_table(at).map_err(failed())? {
+            Some(_) => chains = kernel_chains(at).map_err(failed())?,
+            None => made.table = true,
+        }
         for rule in wanted.rules.iter().filter(|r| !is_our_chain(&r.chain)) {
             if !chains.iter().any(|(name, _)| *name == rule.chain) {
                 made.chains.insert(rule.chain.clone());
@@ -228,35 +195,24 @@ impl Host {
         let Some(handles) = self.made.get(at) else {
             return;
         };
-        let tables = kernel_tables(at.family).unwrap_or_default();
-        let chains = kernel_chains(at.family, &at.table).unwrap_or_default();
-        made.table |= tables
-            .iter()
-            .any(|(name, handle)| *name == at.table && handles.table == Some(*handle));
-        let ours = chains
-            .into_iter()
-            .filter(|(_, handle)| handles.chains.contains(handle));
-        made.chains.extend(ours.map(|(name, _)| name));
+        let table = kernel_table(at).unwrap_or_default();
+        made.table |= table.is_some() && table == handles.table;
+        let mut chains = kernel_chains(at).unwrap_or_default();
+        chains.retain(|(_, handle)| handles.chains.contains(handle));
+        made.chains.extend(chains.into_iter().map(|(name, _)| name));
     }
 
-    /// Remembers what was made for our rules, as long as it is the same.
+    /// Remembers by handle what was made for our rules.
     fn remember(&mut self, at: &At, made: &Made) {
-        let tables = kernel_tables(at.family).unwrap_or_default();
-        let chains = match made.chains.is_empty() {
-            true => Vec::new(),
-            false => kernel_chains(at.family, &at.table).unwrap_or_default(),
-        };
-        let table = tables
-            .iter()
-            .find(|(name, _)| made.table && *name == at.table);
-        let handles = Handles {
-            table: table.map(|(_, handle)| *handle),
-            chains: chains
-                .iter()
-                .filter(|(name, _)| made.chains.contains(name))
-                .map(|(_, handle)| *handle)
-                .collect(),
-        };
+        let mut handles = Handles::default();
+        if made.table {
+            handles.table = kernel_table(at).unwrap_or_default();
+        }
+        if !made.chains.is_empty() {
+            let mut chains = kernel_chains(at).unwrap_or_default();
+            chains.retain(|(name, _)| made.chains.contains(name));
+            handles.chains = chains.into_iter().map(|(_, handle)| handle).collect();
+        }
         self.made.insert(at.clone(), handles);
     }
 
@@ -275,7 +231,7 @@ impl Host {
             if used {
                 continue;
             }
-            // The kernel refuses if a rule came in meanwhile: then it is somebody else's by now.
+            // The kernel refuses if somebody has added a rule meanwhile: then the chain is theirs.
             if let Err(e) = tables::delete_chain(at.family.number(), &at.table, chain) {
                 log::debug!("{at}: chain {chain} stays: {e}");
             }
@@ -283,26 +239,26 @@ impl Host {
         if !made.table {
             return;
         }
-        let empty = kernel_chains(at.family, &at.table).is_ok_and(|chains| chains.is_empty());
+        let empty = kernel_chains(at).is_ok_and(|chains| chains.is_empty());
         if empty && let Err(e) = tables::delete_table(at.family.number(), &at.table) {
             log::debug!("{at}: the table stays: {e}");
         }
     }
 }
 
-/// The names and handles of a family's tables in nf_tables. `iptables-nft-save` doesn't tell a
-/// builtin chain that is there from one that isn't, and can't delete a table.
-fn kernel_tables(family: Family) -> io::Result<Vec<(String, u64)>> {
-    let all = tables::tables()?.into_iter();
-    let all = all.filter(|table| table.family == family.number());
-    Ok(all.map(|table| (table.name, table.handle)).collect())
+/// The handle of a table in nf_tables, if it is there. `iptables-nft-save` doesn't tell a builtin
+/// chain that is there from one that isn't, and can't delete a table.
+fn kernel_table(at: &At) -> io::Result<Option<u64>> {
+    let mut all = tables::tables()?.into_iter();
+    let found = all.find(|table| table.family == at.family.number() && table.name == at.table);
+    Ok(found.map(|table| table.handle))
 }
 
 /// The names and handles of a table's chains.
-fn kernel_chains(family: Family, table: &str) -> io::Result<Vec<(String, u64)>> {
-    let all = tables::chains()?.into_iter();
-    let all = all.filter(|chain| chain.family == family.number() && chain.table == table);
-    Ok(all.map(|chain| (chain.name, chain.handle)).collect())
+fn kernel_chains(at: &At) -> io::Result<Vec<(String, u64)>> {
+    let mut all = tables::chains()?;
+    all.retain(|chain| chain.family == at.family.number() && chain.table == at.table);
+    Ok(all.into_iter().map(|c| (c.name, c.handle)).collect())
 }
 
 /// What was not there before our rules came.
@@ -336,14 +292,11 @@ impl Made {
             return rule.spec.clone();
         };
         let mut tag = comment.to_owned();
-        for (made, word) in [
-            (self.table, NEW_TABLE),
-            (self.chains.contains(&rule.chain), NEW_CHAIN),
-        ] {
-            if made {
-                tag.push(' ');
-                tag.push_str(word);
-            }
+        if self.table {
+            tag += &format!(" {NEW_TABLE}");
+        }
+        if self.chains.contains(&rule.chain) {
+            tag += &format!(" {NEW_CHAIN}");
         }
         rule.spec
             .replacen(&format!("\"{comment}\""), &format!("\"{tag}\""), 1)
@@ -368,13 +321,11 @@ fn commit(name: &str, current: Option<&Table>, wanted: Option<&Table>, made: &Ma
                 line(format_args!("-D {} {}", rule.chain, rule.spec));
             }
         }
-        let old = || {
-            current.chains.iter().filter(|c| {
-                is_our_chain(&c.name) && wanted.is_none_or(|w| w.chain(&c.name).is_none())
-            })
-        };
-        old().for_each(|c| line(format_args!("-F {}", c.name)));
-        old().for_each(|c| line(format_args!("-X {}", c.name)));
+        let unwanted = |name: &str| wanted.is_none_or(|w| w.chain(name).is_none());
+        let names = current.chains.iter().map(|chain| &chain.name);
+        let old = names.filter(|name| is_our_chain(name) && unwanted(name));
+        old.clone().for_each(|name| line(format_args!("-F {name}")));
+        old.for_each(|name| line(format_args!("-X {name}")));
     }
     for rule in wanted.map_or(&[][..], |t| &t.rules) {
         let verb = match rule.position {
@@ -508,13 +459,9 @@ COMMIT
     #[test]
     fn removal_takes_ours_and_nothing_else() {
         let leftover = table(LEFTOVER);
+        let made = Made::by_tags(Some(&leftover));
         assert_eq!(
-            commit(
-                "raw",
-                Some(&leftover),
-                None,
-                &Made::by_tags(Some(&leftover))
-            ),
+            commit("raw", Some(&leftover), None, &made),
             r#"*raw
 -D PREROUTING -i eth0 -m comment --comment "ftpalg:egress new-table new-chain" -j FTPALG-EGRESS
 -D OUTPUT -j FTPALG-OLD
@@ -529,11 +476,7 @@ COMMIT
 
     #[test]
     fn what_is_missing() {
-        let at = At {
-            flavour: Flavour::Nft,
-            family: Family::V4,
-            table: "raw".into(),
-        };
+        let at = At::new(Flavour::Nft, Family::V4, "raw");
         let wanted = table(WANTED);
         let saved = |text: &str| missing(&at, Some(&table(text)), &wanted);
         let whole = WANTED.replace("--dport", "-m tcp --dport").replace(

@@ -1,33 +1,44 @@
 //! Steering and accept rules: prints, installs, removes and verifies them.
 //!
-//! [`steering`] is what a person asks for; [`template`] makes rule text from it and from the files
-//! in `sets/`; [`host`] puts our part of a table into place and takes it out. `nat_rule` reads the
-//! user's NAT rules: [`derive`](mod@derive) finds the inside from them, [`published`] the ports that they publish.
-//! `dnat` does the latter for rules of nft's own, `native` accepts data connections in chains of
-//! nft's own that drop. [`xtables`] drives the tools of both flavours, [`tables`] tells who else uses nf_tables,
-//! [`watch`] notices that somebody changes rules. Pinholes are not known here.
+//! | module | does |
+//! |---|---|
+//! | [`steering`] | holds what a person asks for |
+//! | [`template`] | makes rule text from that and from the files in `sets/` |
+//! | [`host`] | puts our part of a table into place, and takes it out |
+//! | `names` | has the names of all that is ours, and tells it from the rest |
+//! | `nat_rule` | reads the user's NAT rules in iptables |
+//! | [`derive`](mod@derive), `surroundings` | find the inside from these rules, and from routes and addresses |
+//! | [`published`] | finds the ports that these rules publish |
+//! | `dnat` | finds the ports that rules written for nft publish |
+//! | `native` | accepts data connections in chains written for nft |
+//! | [`xtables`] | runs the tools of both flavours |
+//! | [`tables`] | lists the tables and chains of nf_tables |
+//! | [`watch`] | notices that somebody changes rules |
+//!
+//! Pinholes are not known here, but for their names.
 //!
 //! Where the rules go:
 //!
 //! - steering (`raw`, `mangle`): into the flavour that holds the user's rules, so that these come
-//!   first in the same chains. A legacy table that isn't there is not made, since nothing can
-//!   remove it again: steering then goes through iptables-nft, where the kernel has it. Both work
-//!   side by side: a packet meets the hooks of either.
-//! - accept rules (`filter`): into the user's flavour, and into the other where its table is
-//!   there, since either can drop. A legacy `filter` table that isn't there drops nothing.
-//!   Firewalls in tables of nft's own: see `native`.
+//!   first in the same chains. A legacy table that doesn't exist isn't created, since nothing can
+//!   remove it again. Steering then goes through iptables-nft, where the kernel has that. Both
+//!   flavours work side by side: a packet passes the hooks of both.
+//! - accept rules (`filter`): into the user's flavour, and into the other one if its table exists,
+//!   since either can drop. A table that doesn't exist drops nothing. For firewalls written for
+//!   nft see `native`.
 
 pub mod derive;
 mod dnat;
 pub mod host;
+pub(crate) mod names;
 mod nat_rule;
 mod native;
 mod port_set;
 pub mod published;
 pub mod steering;
+mod surroundings;
 pub mod tables;
 pub mod template;
-mod used;
 pub mod watch;
 pub mod xtables;
 
@@ -43,22 +54,27 @@ use crate::net::{Family, Mark};
 
 pub use derive::Derived;
 pub use dnat::SetName;
-pub use host::{At, is_our_chain, is_ours};
-pub(crate) use host::{PINHOLE_CHAINS, PINHOLE_TABLE};
+pub use host::At;
+pub(crate) use names::{PINHOLE_CHAINS, PINHOLE_TABLE};
+pub use names::{is_our_chain, is_ours};
 pub use published::Published;
 pub use steering::{Inside, Queues, Steering};
 pub use template::{Around, EXAMPLES, Example, print};
 
 use host::Host;
+use names::{DATA_CHAIN, TAG};
+use surroundings::Surroundings;
 
-/// The tables that steering and accept rules live in, in the order in which they are installed:
-/// nothing is queued before it would be accepted.
+/// The tables that steering and accept rules are in, in the order in which they are installed: what
+/// accepts comes before what queues.
 const TABLES: [&str; 3] = ["filter", "mangle", "raw"];
 
-/// Docker's chain for other people's rules. When it starts, it puts its own chains in front of all
-/// that is in FORWARD, but leaves what is in there.
+/// Docker's chain for the user's own rules. When Docker starts, it puts its chains in front of
+/// everything in FORWARD, but keeps the rules of this one.
 const DOCKER: &str = "DOCKER-USER";
-const DOCKER_JUMP: &str = "-I DOCKER-USER -m comment --comment \"ftpalg:data\" -j FTPALG-DATA";
+
+/// Why rules written for nft aren't known.
+const UNLISTED: &str = "can't list the nft rules";
 
 /// Why the rules aren't as they should be.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +102,11 @@ pub enum RulesError {
 }
 
 impl RulesError {
+    /// What the operating system refused, said of an error of its own.
+    pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::System { what, source }
+    }
+
     pub(crate) fn no_tool(family: Family, flavour: Flavour) -> Self {
         let program = family.program();
         Self::NoTool(format!(
@@ -157,8 +178,8 @@ impl Rules {
         self.restore(steering)
     }
 
-    /// Like [`install`](Self::install), but also while an interface isn't there: rules go by its
-    /// name, and hold again when it comes back.
+    /// Like [`install`](Self::install), but an interface of `--inside` may be missing: the rules
+    /// go by its name, and apply again when it comes back.
     ///
     /// # Errors
     /// As [`install`](Self::install).
@@ -183,10 +204,9 @@ impl Rules {
     }
 
     fn carry_out(&mut self, plan: &Plan, snapshot: &Snapshot) -> Result<(), RulesError> {
-        native::install(&plan.native, plan.mark).map_err(|source| RulesError::System {
-            what: "can't put accept rules into your nft chains",
-            source,
-        })?;
+        native::install(&plan.native, plan.mark).map_err(RulesError::system(
+            "can't put accept rules into your nft chains",
+        ))?;
         for (at, current) in ours(snapshot, &TABLES) {
             if !plan.tables.iter().any(|(planned, _)| *planned == at) {
                 self.host.clear(&at, current)?;
@@ -235,20 +255,21 @@ impl Rules {
         missing_in(&self.host.snapshot()?, steering)
     }
 
-    /// The same of rules that somebody else places: only in the families that are in use here.
+    /// Like [`verify`](Self::verify), for rules that somebody else places: looks only at the
+    /// address families that are in use here.
     ///
     /// # Errors
     /// As [`verify`](Self::verify).
     pub fn verify_used(&self, steering: &Steering) -> Result<Vec<String>, RulesError> {
-        let families = derive::Surroundings::read()?.families(steering);
+        let families = Surroundings::read()?.families(steering);
         self.verify(&Steering {
             families,
             ..steering.clone()
         })
     }
 
-    /// What isn't in place (not asked without `steering`), and which ports the user's own rules
-    /// publish.
+    /// What isn't in place (nothing is looked for without `steering`), and which ports the user's
+    /// own rules publish.
     ///
     /// # Errors
     /// If it couldn't be found out.
@@ -258,10 +279,7 @@ impl Rules {
             Some(steering) => missing_in(&snapshot, steering)?,
             None => Vec::new(),
         };
-        let native = dnat::published(&snapshot).map_err(|source| RulesError::System {
-            what: "can't list the nft rules",
-            source,
-        })?;
+        let native = dnat::published(&snapshot).map_err(RulesError::system(UNLISTED))?;
         let mut published = published::published(&snapshot);
         published.extend(native.published);
         Ok(Look {
@@ -288,11 +306,8 @@ impl Rules {
     /// # Errors
     /// If nothing was found, and how to mend that.
     pub fn derive(&self, ports: &[u16]) -> Result<Derived, RulesError> {
-        derive::derive(
-            &self.host.snapshot()?,
-            &derive::Surroundings::read()?,
-            ports,
-        )
+        let around = Surroundings::read()?;
+        derive::derive(&self.host.snapshot()?, &around, ports)
     }
 }
 
@@ -306,8 +321,8 @@ fn missing_in(snapshot: &Snapshot, steering: &Steering) -> Result<Vec<String>, R
             (current.is_some(), host::missing(at, current, wanted))
         };
         let (there, missing) = in_flavour(at.flavour);
-        // Where a person loaded them, they may be in the other flavour: a packet meets both,
-        // and a table that isn't there drops nothing.
+        // A person may have loaded them with the tool of the other flavour. That works as well:
+        // a packet passes both, and a table that doesn't exist drops nothing.
         let elsewhere = || Flavour::ALL.iter().any(|f| in_flavour(*f).1.is_empty());
         if there || !elsewhere() {
             all.extend(missing);
@@ -320,10 +335,16 @@ fn missing_in(snapshot: &Snapshot, steering: &Steering) -> Result<Vec<String>, R
 
 /// Removes our rules from chains that iptables doesn't know.
 fn remove_native() -> Result<usize, RulesError> {
-    native::remove().map_err(|source| RulesError::System {
-        what: "can't remove accept rules from your nft chains",
-        source,
-    })
+    native::remove().map_err(RulesError::system(
+        "can't remove accept rules from your nft chains",
+    ))
+}
+
+/// The jump in Docker's chain, as those in FORWARD.
+fn docker_jump() -> Option<Rule> {
+    Rule::parse(&format!(
+        "-I {DOCKER} -m comment --comment \"{TAG}data\" -j {DATA_CHAIN}"
+    ))
 }
 
 /// The tables that hold something of ours.
@@ -334,16 +355,9 @@ pub(crate) fn ours<'a>(snapshot: &'a Snapshot, tables: &[&str]) -> Vec<(At, &'a 
             let Some(table) = view.rules.table(name) else {
                 continue;
             };
-            if table.rules.iter().any(is_ours) || table.chains.iter().any(|c| is_our_chain(&c.name))
-            {
-                found.push((
-                    At {
-                        flavour: view.flavour,
-                        family: view.family,
-                        table: (*name).to_owned(),
-                    },
-                    table,
-                ));
+            let ours = table.chains.iter().any(|c| is_our_chain(&c.name));
+            if ours || table.rules.iter().any(is_ours) {
+                found.push((At::new(view.flavour, view.family, name), table));
             }
         }
     }
@@ -376,16 +390,12 @@ impl Plan {
                     continue;
                 };
                 for flavour in flavours(snapshot, choice.flavour, family, name) {
-                    let at = At {
-                        flavour,
-                        family,
-                        table: name.to_owned(),
-                    };
+                    let at = At::new(flavour, family, name);
                     if !snapshot.is_hidden(family, flavour, name) {
                         let mut wanted = wanted.clone();
                         let current = snapshot.table(family, flavour, name);
                         if current.is_some_and(|table| table.chain(DOCKER).is_some()) {
-                            wanted.rules.extend(Rule::parse(DOCKER_JUMP));
+                            wanted.rules.extend(docker_jump());
                         }
                         tables.push((at, wanted));
                     } else if name != "filter" {
@@ -398,10 +408,7 @@ impl Plan {
             }
         }
         let mut native =
-            native::places(snapshot, steering.local).map_err(|source| RulesError::System {
-                what: "can't list the nft rules",
-                source,
-            })?;
+            native::places(snapshot, steering.local).map_err(RulesError::system(UNLISTED))?;
         let bit = steering.mark.bit();
         let owned = native.extract_if(.., |place| place.is_out_of_reach());
         notes.extend(owned.map(|place| {
@@ -436,7 +443,7 @@ pub(crate) fn flavours(
 ) -> Vec<Flavour> {
     let there = |flavour| snapshot.table(family, flavour, table).is_some();
     let works = |flavour| snapshot.view(family, flavour).is_some();
-    // A table that has to be made is made by nft where that works: only nft can delete it again.
+    // nft creates a missing table where it works, since only nft can delete it again.
     if table == "filter" {
         return Flavour::ALL
             .into_iter()

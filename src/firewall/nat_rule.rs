@@ -1,4 +1,4 @@
-//! The user's NAT rules, as iptables saves them.
+//! Reads the user's NAT rules, as iptables saves them.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::is_ours;
 use super::port_set::PortSet;
-use crate::firewall::xtables::save::{Rule, Value};
+use crate::firewall::xtables::save::{OptionValue, Rule};
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::net::{Family, parse_network};
 
@@ -23,15 +23,15 @@ pub(super) enum Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NatRule<'a> {
     pub(super) action: Action,
-    /// Whose connections, where the rule says so, and not whose not.
+    /// Whose connections; `None` where the rule names no network, or one with `!`.
     pub(super) source: Option<IpNet>,
-    /// To which addresses.
+    /// To which addresses; `None` as for `source`.
     pub(super) destination: Option<IpNet>,
     /// To which ports; with `ports_negated`, to all others.
     pub(super) ports: Option<PortSet>,
     pub(super) ports_negated: bool,
     /// The interface that they leave by.
-    pub(super) out: Option<Value<'a>>,
+    pub(super) out: Option<OptionValue<'a>>,
     /// DNAT: the address, or the first of several.
     pub(super) to: Option<IpAddr>,
     /// DNAT: the port, or the first of several.
@@ -91,7 +91,7 @@ impl<'a> NatRule<'a> {
     }
 }
 
-/// All NAT rules of iptables; ours left out.
+/// All NAT rules of iptables, without ours.
 pub(super) fn nat_rules(snapshot: &Snapshot) -> impl Iterator<Item = (Family, NatRule<'_>)> {
     snapshot.views.iter().flat_map(|view| {
         let rules = view.rules.table("nat").map_or(&[][..], |nat| &nat.rules);

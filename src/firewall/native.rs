@@ -2,8 +2,9 @@
 //!
 //! No verdict of another table can overrule a drop there, so data connections are accepted in the
 //! chain that drops: one rule per chain, with the comment `ftpalg:accept`, in front of the first
-//! rule that may drop, or at the end if only the chain's policy does. What stands before goes on to
-//! apply (MSS clamping, counters, marks). Rules are told apart and removed by handle.
+//! rule that may drop, or at the end if only the chain's policy does. Rules before it still apply
+//! (MSS clamping, counters, marks). Our rules are recognised by their comment and removed by their
+//! handle.
 //!
 //! Tables that iptables-nft can show are left to iptables.
 
@@ -12,6 +13,7 @@ use std::io;
 
 use nix::errno::Errno;
 
+use crate::firewall::names::ACCEPT_COMMENT;
 use crate::firewall::tables::{self, ChainInfo, TableInfo};
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::{self, Flavour};
@@ -23,17 +25,21 @@ use crate::netlink::nftables::expression::{
 use crate::netlink::nftables::{attr, comment, family, hook, msg};
 use crate::netlink::socket::{NetlinkRequest, Socket};
 
-/// The comment of our rules.
-const TAG: &str = "ftpalg:accept";
 /// The chains of iptables' tables.
 const BUILTIN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+
+/// What identifies a chain.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct ChainName {
+    family: u8,
+    table: String,
+    chain: String,
+}
 
 /// A chain that drops packets, and where our rule goes in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DroppingChain {
-    family: u8,
-    table: String,
-    chain: String,
+    at: ChainName,
     /// The handle of the rule that it goes in front of; `None`: the end.
     before: Option<u64>,
     /// The handles of ours that are there.
@@ -44,13 +50,17 @@ pub(crate) struct DroppingChain {
 
 impl std::fmt::Display for DroppingChain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let family = family::name(self.family);
-        write!(f, "nft {family} {} {}", self.table, self.chain)
+        let ChainName {
+            family,
+            table,
+            chain,
+        } = &self.at;
+        write!(f, "nft {} {table} {chain}", family::name(*family))
     }
 }
 
 impl DroppingChain {
-    /// Whether ours is there.
+    /// Whether our rule is there.
     pub(crate) fn is_taken(&self) -> bool {
         !self.ours.is_empty()
     }
@@ -82,7 +92,8 @@ pub(crate) fn places(snapshot: &Snapshot, local: bool) -> io::Result<Vec<Droppin
 pub(crate) fn install(places: &[DroppingChain], mark: Mark) -> io::Result<()> {
     let mut requests = Vec::new();
     for place in places.iter().filter(|place| !place.owned) {
-        requests.extend(place.ours.iter().map(|handle| delete(place, *handle)));
+        let ours = place.ours.iter();
+        requests.extend(ours.map(|handle| delete(&place.at, *handle)));
         requests.push(insert(place, mark));
     }
     if requests.is_empty() {
@@ -96,27 +107,15 @@ pub(crate) fn remove() -> io::Result<usize> {
     let Some((mut socket, chains)) = base_chains("filter")? else {
         return Ok(0);
     };
-    let ours: Vec<_> = rules(&mut socket, &chains)?
-        .into_iter()
-        .filter(|rule| rule.ours)
-        .collect();
+    let mut ours = rules(&mut socket, &chains)?;
+    ours.retain(|rule| rule.ours);
     let mut removed = 0;
     let mut result = Ok(());
     for rule in &ours {
-        let place = DroppingChain {
-            family: rule.family,
-            table: rule.table.clone(),
-            chain: rule.chain.clone(),
-            before: None,
-            ours: Vec::new(),
-            owned: false,
-        };
-        match socket
-            .batch(&[delete(&place, rule.handle)])
-            .map_err(io::Error::from)
-        {
+        let deleted = socket.batch(&[delete(&rule.at, rule.handle)]);
+        match deleted.map_err(io::Error::from) {
             Ok(()) => removed += 1,
-            // It went with its table meanwhile.
+            // Its table was deleted meanwhile.
             Err(e) if e.raw_os_error() == Some(Errno::ENOENT as i32) => {}
             Err(e) => result = Err(e),
         }
@@ -155,16 +154,18 @@ fn find(
     chains: &[ChainInfo],
     all: &[TableInfo],
 ) -> io::Result<Vec<DroppingChain>> {
-    let rules = rules(socket, chains)?;
-    let mut of_chain: BTreeMap<(u8, &str, &str), Vec<&NftRule>> = BTreeMap::new();
-    for rule in &rules {
-        let key = (rule.family, rule.table.as_str(), rule.chain.as_str());
-        of_chain.entry(key).or_default().push(rule);
+    let mut of_chain: BTreeMap<ChainName, Vec<NftRule>> = BTreeMap::new();
+    for rule in rules(socket, chains)? {
+        of_chain.entry(rule.at.clone()).or_default().push(rule);
     }
     let mut places = Vec::new();
     for chain in chains {
-        let key = (chain.family, chain.table.as_str(), chain.name.as_str());
-        let own = of_chain.get(&key).map(Vec::as_slice).unwrap_or_default();
+        let at = ChainName {
+            family: chain.family,
+            table: chain.table.clone(),
+            chain: chain.name.clone(),
+        };
+        let own = of_chain.get(&at).map(Vec::as_slice).unwrap_or_default();
         let first = own
             .iter()
             .find(|rule| !rule.ours && drops(rule, &of_chain, &mut BTreeSet::new()));
@@ -177,9 +178,7 @@ fn find(
             .iter()
             .find(|table| table.family == chain.family && table.name == chain.table);
         places.push(DroppingChain {
-            family: chain.family,
-            table: chain.table.clone(),
-            chain: chain.name.clone(),
+            at,
             before: first.map(|rule| rule.handle),
             ours,
             owned: table.is_some_and(|table| table.owner.is_some()),
@@ -191,18 +190,22 @@ fn find(
 /// Whether a rule may drop packets, itself or in a chain that it jumps to.
 fn drops<'a>(
     rule: &'a NftRule,
-    of_chain: &BTreeMap<(u8, &'a str, &'a str), Vec<&'a NftRule>>,
+    of_chain: &'a BTreeMap<ChainName, Vec<NftRule>>,
     seen: &mut BTreeSet<&'a str>,
 ) -> bool {
     match &rule.effect {
         Effect::None => false,
         Effect::Drop => true,
+        // The kernel refuses loops. Each chain is looked at once.
+        Effect::Jump(to) if !seen.insert(to) => false,
         Effect::Jump(to) => {
-            // The kernel refuses loops. Each chain is looked at once.
-            seen.insert(to)
-                && of_chain
-                    .get(&(rule.family, rule.table.as_str(), to.as_str()))
-                    .is_some_and(|rules| rules.iter().any(|rule| drops(rule, of_chain, seen)))
+            let chain = to.clone();
+            let at = ChainName {
+                chain,
+                ..rule.at.clone()
+            };
+            let rules = of_chain.get(&at).into_iter().flatten();
+            rules.into_iter().any(|rule| drops(rule, of_chain, seen))
         }
     }
 }
@@ -210,9 +213,7 @@ fn drops<'a>(
 /// What is to be known of a rule.
 #[derive(Debug, PartialEq, Eq)]
 struct NftRule {
-    family: u8,
-    table: String,
-    chain: String,
+    at: ChainName,
     handle: u64,
     ours: bool,
     effect: Effect,
@@ -237,7 +238,7 @@ fn rules(socket: &mut Socket, chains: &[ChainInfo]) -> io::Result<Vec<NftRule>> 
     let mut all = Vec::new();
     for (family, table) in tables {
         let of_table = |message: &Message<'_>| {
-            read(message).filter(|rule| rule.family == family && rule.table == table)
+            read(message).filter(|rule| rule.at.family == family && rule.at.table == table)
         };
         all.extend(socket.dump(&tables::rules_of(family, table, None), of_table)?);
     }
@@ -249,11 +250,13 @@ fn read(message: &Message<'_>) -> Option<NftRule> {
     let text = |kind| Some(find(kind)?.text()?.to_owned());
     let userdata = find(attr::RULE_USERDATA).map_or(&[][..], |data| data.value);
     Some(NftRule {
-        family: message.family(),
-        table: text(attr::RULE_TABLE)?,
-        chain: text(attr::RULE_CHAIN)?,
+        at: ChainName {
+            family: message.family(),
+            table: text(attr::RULE_TABLE)?,
+            chain: text(attr::RULE_CHAIN)?,
+        },
         handle: find(attr::RULE_HANDLE)?.be64()?,
-        ours: userdata == comment(0, TAG),
+        ours: userdata == comment(0, ACCEPT_COMMENT),
         effect: find(attr::RULE_EXPRESSIONS).map_or(Effect::None, |list| effect(list.value)),
     })
 }
@@ -287,10 +290,10 @@ fn insert(place: &DroppingChain, mark: Mark) -> NetlinkRequest<'_> {
             Some(_) => codec::CREATE,
             None => codec::CREATE | codec::APPEND,
         },
-        family: place.family,
+        family: place.at.family,
         attrs: Box::new(move |b| {
-            b.text(attr::RULE_TABLE, &place.table);
-            b.text(attr::RULE_CHAIN, &place.chain);
+            b.text(attr::RULE_TABLE, &place.at.table);
+            b.text(attr::RULE_CHAIN, &place.at.chain);
             b.nest(attr::RULE_EXPRESSIONS, |b| {
                 Expressions::new(b)
                     .protocol(0, TCP)
@@ -302,20 +305,19 @@ fn insert(place: &DroppingChain, mark: Mark) -> NetlinkRequest<'_> {
             if let Some(handle) = place.before {
                 b.be64(attr::RULE_POSITION, handle);
             }
-            b.bytes(attr::RULE_USERDATA, &comment(0, TAG));
+            b.bytes(attr::RULE_USERDATA, &comment(0, ACCEPT_COMMENT));
         }),
     }
 }
 
-fn delete(place: &DroppingChain, handle: u64) -> NetlinkRequest<'static> {
-    let (family, table, chain) = (place.family, place.table.clone(), place.chain.clone());
+fn delete(at: &ChainName, handle: u64) -> NetlinkRequest<'_> {
     NetlinkRequest {
         kind: msg::DEL_RULE,
         flags: 0,
-        family,
+        family: at.family,
         attrs: Box::new(move |b| {
-            b.text(attr::RULE_TABLE, &table);
-            b.text(attr::RULE_CHAIN, &chain);
+            b.text(attr::RULE_TABLE, &at.table);
+            b.text(attr::RULE_CHAIN, &at.chain);
             b.be64(attr::RULE_HANDLE, handle);
         }),
     }

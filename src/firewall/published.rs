@@ -1,4 +1,4 @@
-//! What the user's own rules publish: ports of public addresses that lead to somebody already.
+//! What the user's own rules in iptables publish: public ports that they lead somewhere already.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -67,7 +67,7 @@ impl Published {
         self.ports.ranges().find_map(|ports| {
             let first = ports.first().max(range.first());
             let last = ports.last().min(range.last());
-            // At most one port may lead to where the range leads it: that isn't both of them.
+            // At most one port can lead to where the range leads it. So of two ports, at least one is taken.
             [first, last]
                 .into_iter()
                 .filter(|_| first <= last)

@@ -14,7 +14,7 @@ use crate::net::{Family, Mark, parse_network};
 /// The longest name that an interface can have (`IFNAMSIZ` less its NUL).
 const MAX_INTERFACE: usize = 15;
 
-/// One side of the gateway's that is private: see `--inside`.
+/// A private side of the gateway: see `--inside`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Inside {
     /// Whatever is behind this interface.
@@ -149,13 +149,8 @@ impl Steering {
         if self.ports.is_empty() || self.ports.contains(&0) {
             return wrong("no control port: give --port with a number from 1 to 65535");
         }
-        if self.queues.count == 0
-            || self
-                .queues
-                .first
-                .checked_add(self.queues.count - 1)
-                .is_none()
-        {
+        let Queues { first, count } = self.queues;
+        if count == 0 || first.checked_add(count - 1).is_none() {
             return wrong("queue numbers must lie within 0 to 65535: take fewer, or a lower first");
         }
         if self.families.is_empty() {
@@ -219,40 +214,21 @@ mod tests {
         };
         assert!(good.check().is_ok());
         assert!(Steering::default().check().is_err());
-        for bad in [
-            Steering {
-                ports: vec![],
-                ..good.clone()
-            },
-            Steering {
-                ports: vec![21, 0],
-                ..good.clone()
-            },
-            Steering {
-                families: vec![],
-                ..good.clone()
-            },
-            Steering {
-                queues: Queues {
-                    first: 65535,
-                    count: 2,
-                },
-                ..good.clone()
-            },
-            Steering {
-                queues: Queues { first: 0, count: 0 },
-                ..good.clone()
-            },
-        ] {
-            assert!(bad.check().is_err(), "{bad:?}");
-        }
-        let last = Steering {
-            queues: Queues {
-                first: 65535,
-                count: 1,
-            },
-            ..good
+        let changed = |change: fn(&mut Steering)| {
+            let mut steering = good.clone();
+            change(&mut steering);
+            steering.check()
         };
-        assert!(last.check().is_ok());
+        assert!(changed(|s| s.ports = vec![]).is_err());
+        assert!(changed(|s| s.ports = vec![21, 0]).is_err());
+        assert!(changed(|s| s.families = vec![]).is_err());
+        for (first, count, fits) in [(65535, 2, false), (0, 0, false), (65535, 1, true)] {
+            let queues = Queues { first, count };
+            let steering = Steering {
+                queues,
+                ..good.clone()
+            };
+            assert_eq!(steering.check().is_ok(), fits, "{queues:?}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Which tables and chains nf_tables has: who else is here, and clearing up what we emptied.
+//! The tables and chains of nf_tables: lists them, and deletes those that are empty.
 
 use std::io;
 

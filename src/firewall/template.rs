@@ -60,27 +60,27 @@ impl Default for Around {
 
 /// All examples.
 pub const EXAMPLES: [Example; 4] = [
-    Example {
-        name: "gateway",
-        text: include_str!("sets/gateway.rules"),
-        local: false,
-    },
-    Example {
-        name: "local-server",
-        text: include_str!("sets/local-server.rules"),
-        local: true,
-    },
-    Example {
-        name: "client-firewall",
-        text: include_str!("sets/client-firewall.rules"),
-        local: false,
-    },
-    Example {
-        name: "default-drop-host",
-        text: include_str!("sets/default-drop-host.rules"),
-        local: true,
-    },
+    example("gateway", include_str!("sets/gateway.rules"), false),
+    example(
+        "local-server",
+        include_str!("sets/local-server.rules"),
+        true,
+    ),
+    example(
+        "client-firewall",
+        include_str!("sets/client-firewall.rules"),
+        false,
+    ),
+    example(
+        "default-drop-host",
+        include_str!("sets/default-drop-host.rules"),
+        true,
+    ),
 ];
+
+const fn example(name: &'static str, text: &'static str, local: bool) -> Example {
+    Example { name, text, local }
+}
 
 impl Example {
     /// Whether it is about servers and clients on this host itself, which are steered then.
@@ -162,10 +162,9 @@ fn expand(template: &str, steering: &Steering, around: &Around, family: Family) 
 
 /// Puts in what has one value only.
 fn fill(line: &str, around: &Around, family: Family) -> String {
-    let (v4, v6) = around.server;
     let server = match family {
-        Family::V4 => v4.to_string(),
-        Family::V6 => v6.to_string(),
+        Family::V4 => around.server.0.to_string(),
+        Family::V6 => around.server.1.to_string(),
     };
     line.replace("{outside}", &around.outside)
         .replace("{server}", &server)
@@ -235,16 +234,14 @@ fn ports(steering: &Steering, option: &str) -> Vec<String> {
 
 fn queue(steering: &Steering) -> String {
     let (first, last) = steering.queues.numbers().into_inner();
-    let bypass = if steering.fail_open {
-        " --queue-bypass"
-    } else {
-        ""
-    };
+    let mut text = format!("--queue-num {first}");
     if last > first {
-        format!("--queue-balance {first}:{last}{bypass}")
-    } else {
-        format!("--queue-num {first}{bypass}")
+        text = format!("--queue-balance {first}:{last}");
     }
+    if steering.fail_open {
+        text += " --queue-bypass";
+    }
+    text
 }
 
 #[cfg(test)]
@@ -344,31 +341,20 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        assert!(print(&steering(&[], false, &[21]), Family::V4).is_err());
-        assert!(
-            EXAMPLES[0]
-                .print(
-                    &steering(&["eth1"], false, &[]),
-                    &Around::default(),
-                    Family::V4
-                )
-                .is_err()
-        );
-        let printed = |example: usize, inside: &[&str], local| {
-            EXAMPLES[example].print(
-                &steering(inside, local, &[21]),
-                &Around::default(),
-                Family::V4,
-            )
+        let around = Around::default();
+        let printed = |example: usize, inside: &[&str], local, ports: &[u16]| {
+            let steering = steering(inside, local, ports);
+            let text = EXAMPLES[example].print(&steering, &around, Family::V4);
+            text.map_err(|e| e.to_string())
         };
-        let why = |e: RulesError| e.to_string();
-        assert!(why(printed(0, &[], true).unwrap_err()).contains("--inside"));
-        assert!(why(printed(2, &["eth0"], false).unwrap_err()).contains("--outside"));
+        assert!(print(&steering(&[], false, &[21]), Family::V4).is_err());
+        assert!(printed(0, &["eth1"], false, &[]).is_err());
+        let no_inside = printed(0, &[], true, &[21]).unwrap_err();
+        assert!(no_inside.contains("--inside"));
+        let twice = printed(2, &["eth0"], false, &[21]).unwrap_err();
+        assert!(twice.contains("--outside"));
         // One about this host steers it, whatever else is steered.
-        assert!(
-            printed(1, &["eth1"], false)
-                .unwrap()
-                .contains("-A OUTPUT ! -o lo")
-        );
+        let local = printed(1, &["eth1"], false, &[21]).unwrap();
+        assert!(local.contains("-A OUTPUT ! -o lo"));
     }
 }

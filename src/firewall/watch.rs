@@ -1,8 +1,8 @@
-//! Notices that somebody changes packet filter rules, so that what is ours can be looked after.
+//! Notices that somebody changes packet filter rules, so that ours can be checked and restored.
 //!
-//! Says *when* to look, never *what* changed. Changes of nf_tables come as netlink notifications.
-//! iptables-legacy tells nobody, but its tools open their lock file: inotify sees that, where they
-//! share our file system.
+//! It says *when* to look, never *what* changed. nf_tables sends netlink notifications. iptables-legacy
+//! notifies nobody, but its tools open their lock file: inotify sees that, if they use the same
+//! file system as this process.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -24,9 +24,9 @@ use crate::netlink::socket::Socket;
 const GROUP: u32 = 1 << 6;
 /// Receive buffer in bytes: some thousand notifications. More than that is a change in any case.
 const BUFFER: usize = 1 << 20;
-/// How many datagrams one look takes at most, so that it ends under any load.
+/// The most datagrams that are read at once, so that reading ends under any load.
 const READ_AT_ONCE: usize = 65_536;
-/// How long notifications gather after one that was of no interest.
+/// How long further notifications are collected after one that was of no interest.
 const NOISE: Duration = Duration::from_millis(200);
 /// The lock file of the legacy tools.
 const LOCK: &str = "/run/xtables.lock";
@@ -40,7 +40,7 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Subscribes to what can be had here.
+    /// Subscribes to all of these sources that this host has.
     #[must_use]
     pub fn open() -> Self {
         let nft = Socket::subscribe(GROUP, BUFFER)
@@ -65,16 +65,17 @@ impl Changes {
         self.nft.is_some()
     }
 
-    /// Waits until somebody may have changed rules, for at most `patience` (`None`: for as long as
-    /// it takes). `false` if the time is over.
+    /// Waits until somebody may have changed rules, for at most `patience` (`None`: without limit).
+    /// Returns `false` if the time is over.
     ///
     /// # Errors
-    /// If it can't be waited.
+    /// If waiting isn't possible.
     pub fn wait(&mut self, patience: Option<Duration>) -> io::Result<bool> {
         let end = patience.map(|time| Instant::now() + time);
         loop {
             let left = match end.map(|end| end.saturating_duration_since(Instant::now())) {
-                // Rounded up: cut to whole milliseconds, it would end early, again and again.
+                // Rounded up: rounded down to milliseconds, the wait would end early, again and
+                // again.
                 Some(time) => PollTimeout::try_from(time + Duration::from_millis(1))
                     .unwrap_or(PollTimeout::MAX),
                 None => PollTimeout::NONE,
@@ -100,7 +101,7 @@ impl Changes {
         }
     }
 
-    /// Takes all notifications that have come; whether any is of interest.
+    /// Takes all notifications that have arrived. Returns whether any is of interest.
     pub fn happened(&mut self) -> bool {
         let mut changed = false;
         if let Some(socket) = &mut self.nft {
@@ -132,9 +133,9 @@ fn watch(path: &Path) -> io::Result<Inotify> {
     Ok(inotify)
 }
 
-/// Whether a notification may concern our rules, or what the user's rules publish. Rules in the chains
-/// of pinholes and elements of sets that aren't followed change all the time, and don't count. Rules
-/// of ranges do: they stay for long.
+/// Whether a notification may be about our rules, or about what the user's rules publish. Rules in the
+/// chains of pinholes, and elements of sets that aren't followed, change all the time and don't
+/// count. Rules of ranges do count: they stay for long.
 fn matters(message: &Message<'_>, sets: &BTreeSet<SetName>) -> bool {
     let text = |kind| message.attrs().find(kind).and_then(|attr| attr.text());
     match message.kind {

@@ -1,5 +1,5 @@
-//! How the values of keys are read from a file: what a flag takes as text is also taken as a number,
-//! and what can be repeated as a list.
+//! Reads the values of keys in a configuration file. A value that a flag takes as text may also be a
+//! number, and the values of a flag that can be repeated may be a list.
 
 use std::fmt;
 use std::str::FromStr;
@@ -88,8 +88,8 @@ struct Words(Vec<String>);
 
 impl<'de> Deserialize<'de> for Words {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
+        struct WordsReader;
+        impl<'de> Visitor<'de> for WordsReader {
             type Value = Words;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -112,6 +112,6 @@ impl<'de> Deserialize<'de> for Words {
                 Ok(Words(all))
             }
         }
-        deserializer.deserialize_any(Reader)
+        deserializer.deserialize_any(WordsReader)
     }
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
-use crate::daemon::config::Limits;
+use crate::daemon::config::{Limits, decimal};
 
 /// One limit that is chosen.
 #[derive(Clone, Copy, Debug)]
@@ -88,15 +88,14 @@ impl FromStr for Limit {
     /// Reads `NAME=N`.
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, value) = text.split_once('=').ok_or("write NAME=N")?;
-        let digits = value.bytes().all(|b| b.is_ascii_digit());
-        Self::new(name, value.parse().ok().filter(|_| digits))
+        Self::new(name, decimal(value))
     }
 }
 
 /// Reads the table.
 pub(super) fn table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Limit>, D::Error> {
-    struct Reader;
-    impl<'de> Visitor<'de> for Reader {
+    struct LimitsReader;
+    impl<'de> Visitor<'de> for LimitsReader {
         type Value = Vec<Limit>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -112,7 +111,7 @@ pub(super) fn table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Li
             Ok(all)
         }
     }
-    deserializer.deserialize_map(Reader)
+    deserializer.deserialize_map(LimitsReader)
 }
 
 #[cfg(test)]

@@ -38,36 +38,44 @@ struct Named {
     deny: Option<Vec<Verb>>,
 }
 
+impl Named {
+    /// The rules that are on or off, by name.
+    fn switches(&mut self) -> [(&'static str, &mut Option<bool>); 8] {
+        [
+            ("order", &mut self.order),
+            ("unknown-verbs", &mut self.unknown_verbs),
+            ("long-lines", &mut self.long_lines),
+            ("control-bytes", &mut self.control_bytes),
+            ("before-greeting", &mut self.before_greeting),
+            ("addresses", &mut self.addresses),
+            ("active-late", &mut self.active_late),
+            ("passive-ports", &mut self.passive_ports),
+        ]
+    }
+}
+
 /// The rules that can be named on the command line.
 const RULES: &str = "all, order, unknown-verbs, long-lines, control-bytes, before-greeting, \
                      addresses, passive-ports, active-late, failed-logins";
 
 impl StrictChoice {
-    /// These, with the other's lists and numbers where they have none: a flag adds rules to those
-    /// of the file.
+    /// The rules of a flag added to those of the file. The file's lists and numbers stay.
     pub(super) fn over(self, base: Self) -> Self {
-        // What the file leaves out counts no more when the flag asks for all.
-        let either = |own: Option<bool>, base: Option<bool>| own.or(base.filter(|_| !self.all));
-        let (own, base_named) = (self.named, base.named);
-        // The flag has no number: it asks for one, unless that is the file's.
-        let asked = self.all || own.failed_logins.is_some();
-        let logins = base_named.failed_logins.filter(|n| !asked || *n > 0);
+        let Self { all, mut named } = self;
+        let mut file = base.named;
+        for ((_, own), (_, base)) in named.switches().into_iter().zip(file.switches()) {
+            // If the flag asks for all rules, those that the file switches off are on again.
+            *own = own.or(base.filter(|_| !all));
+        }
+        // The flag asks for the limit without a number: the file's number counts, unless it is 0.
+        let asked = all || named.failed_logins.is_some();
+        let logins = file.failed_logins.filter(|n| !asked || *n > 0);
+        named.failed_logins = logins.or(named.failed_logins);
+        named.allow = named.allow.or(file.allow);
+        named.deny = named.deny.or(file.deny);
         Self {
-            all: self.all || base.all,
-            named: Named {
-                all: None,
-                order: either(own.order, base_named.order),
-                unknown_verbs: either(own.unknown_verbs, base_named.unknown_verbs),
-                long_lines: either(own.long_lines, base_named.long_lines),
-                control_bytes: either(own.control_bytes, base_named.control_bytes),
-                before_greeting: either(own.before_greeting, base_named.before_greeting),
-                addresses: either(own.addresses, base_named.addresses),
-                active_late: either(own.active_late, base_named.active_late),
-                passive_ports: either(own.passive_ports, base_named.passive_ports),
-                failed_logins: logins.or(own.failed_logins),
-                allow: own.allow.or(base_named.allow),
-                deny: own.deny.or(base_named.deny),
-            },
+            all: all || base.all,
+            named,
         }
     }
 
@@ -104,26 +112,17 @@ impl FromStr for StrictChoice {
         let mut choice = Self::default();
         let named = &mut choice.named;
         for name in text.split(',') {
-            let rule = match name.trim() {
-                "all" => {
-                    choice.all = true;
-                    continue;
+            match name.trim() {
+                "all" => choice.all = true,
+                "failed-logins" => named.failed_logins = Some(Strict::FAILED_LOGINS),
+                name => {
+                    let mut switches = named.switches().into_iter();
+                    let Some((_, rule)) = switches.find(|(known, _)| *known == name) else {
+                        return Err(format!("no rule {name:?}; write some of {RULES}"));
+                    };
+                    *rule = Some(true);
                 }
-                "failed-logins" => {
-                    named.failed_logins = Some(Strict::FAILED_LOGINS);
-                    continue;
-                }
-                "order" => &mut named.order,
-                "unknown-verbs" => &mut named.unknown_verbs,
-                "long-lines" => &mut named.long_lines,
-                "control-bytes" => &mut named.control_bytes,
-                "before-greeting" => &mut named.before_greeting,
-                "addresses" => &mut named.addresses,
-                "active-late" => &mut named.active_late,
-                "passive-ports" => &mut named.passive_ports,
-                other => return Err(format!("no rule {other:?}; write some of {RULES}")),
-            };
-            *rule = Some(true);
+            }
         }
         Ok(choice)
     }
@@ -132,8 +131,8 @@ impl FromStr for StrictChoice {
 impl<'de> Deserialize<'de> for StrictChoice {
     /// Reads `true`, `"order,long-lines"`, or a table of rules.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
+        struct StrictReader;
+        impl<'de> Visitor<'de> for StrictReader {
             type Value = StrictChoice;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -159,7 +158,7 @@ impl<'de> Deserialize<'de> for StrictChoice {
                 })
             }
         }
-        deserializer.deserialize_any(Reader)
+        deserializer.deserialize_any(StrictReader)
     }
 }
 
@@ -245,8 +244,8 @@ pub(super) fn yes_or_no(text: &str) -> Result<bool, &'static str> {
 pub(super) fn yes_or_no_in_file<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<bool>, D::Error> {
-    struct Reader;
-    impl Visitor<'_> for Reader {
+    struct YesOrNoReader;
+    impl Visitor<'_> for YesOrNoReader {
         type Value = bool;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -261,7 +260,7 @@ pub(super) fn yes_or_no_in_file<'de, D: Deserializer<'de>>(
             yes_or_no(text).map_err(E::custom)
         }
     }
-    deserializer.deserialize_any(Reader).map(Some)
+    deserializer.deserialize_any(YesOrNoReader).map(Some)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub(super) fn read(path: &Path) -> Result<String, String> {
             .try_clone_to_owned()
             .map(File::from)
             .map_err(|e| e.to_string())?,
-        // Looked at before it is opened, since that alone means something to some devices.
+        // Checked before it is opened: with some devices, opening alone has an effect.
         _ => std::fs::metadata(path)
             .map_err(|e| e.to_string())
             .and_then(|metadata| check(&metadata))
@@ -39,7 +39,7 @@ pub(super) fn read(path: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "it isn't text in UTF-8".to_owned())
 }
 
-/// Neither waits for a FIFO's writer, nor makes a terminal the process's own.
+/// Opens a file. Doesn't wait for a FIFO's writer, and doesn't make a terminal the controlling one.
 fn open(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
     OpenOptions::new()
@@ -48,7 +48,7 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Whether such a thing has a text.
+/// Whether a file of this kind can be read as text.
 fn check(metadata: &Metadata) -> Result<(), String> {
     let kind: FileType = metadata.file_type();
     let what = match () {
@@ -60,7 +60,7 @@ fn check(metadata: &Metadata) -> Result<(), String> {
     Err(format!("it is {what}"))
 }
 
-/// `/dev/null`: for some, the name of an empty file.
+/// Whether it is `/dev/null`, which some use as an empty file.
 fn is_null(metadata: &Metadata) -> bool {
     metadata.file_type().is_char_device() && metadata.rdev() == makedev(1, 3)
 }
@@ -70,7 +70,7 @@ fn drain(mut file: &File, deadline: Instant) -> Result<Vec<u8>, String> {
     let mut piece = [0; 8192];
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        // A reader of a FIFO without a writer reads its end, but waits here.
+        // Without a writer, reading a FIFO returns its end at once; polling waits for a writer.
         let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
         let timeout = u16::try_from(left.as_millis()).unwrap_or(u16::MAX);
         match poll(&mut fds, timeout) {

@@ -1,4 +1,4 @@
-//! The client's end: finds the daemon of the network namespace, and asks it.
+//! The client's end of the control socket: finds the daemon of the network namespace, and asks it.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
@@ -15,7 +15,7 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use serde_json::Value;
 
 use super::super::lock;
-use super::{NAME, PATIENCE, Reply, Request, read_line, trusted};
+use super::{ControlRequest, NAME, PATIENCE, Reply, read_line, trusted};
 
 /// The longest answer that a client takes, in bytes.
 const MAX_REPLY: usize = 64 << 20;
@@ -42,7 +42,7 @@ pub enum AskError {
 ///
 /// # Errors
 /// [`AskError::NotRunning`] if there is none.
-pub fn ask(request: Request) -> Result<Value, AskError> {
+pub fn ask(request: ControlRequest) -> Result<Value, AskError> {
     let stream = find()?;
     let mut line = serde_json::to_vec(&request).map_err(io::Error::from)?;
     line.push(b'\n');
@@ -66,8 +66,8 @@ pub fn holder() -> Option<(i32, u32)> {
     Some((peer.pid(), peer.uid()))
 }
 
-/// A connection to the daemon: to the first socket of its names that somebody trusted listens on.
-/// Whoever else has one of these names isn't believed, and keeps nobody from finding it.
+/// Connects to the daemon: to the first socket with one of its names on which a trusted process
+/// listens. Other processes that have such a name aren't believed, and don't hide the daemon.
 fn find() -> Result<UnixStream, AskError> {
     let mut search = Search::default();
     let names = std::iter::once_with(|| vec![NAME.to_owned()]).chain(std::iter::once_with(others));
@@ -76,7 +76,7 @@ fn find() -> Result<UnixStream, AskError> {
             return Ok(stream);
         }
     }
-    // More clients than fit wait for the daemon, or a stranger's socket is full for good.
+    // Either too many clients wait for the daemon, or another process has filled its own socket.
     let until = Instant::now() + ANSWER;
     let mut full = std::mem::take(&mut search.full);
     while let Some(name) = full.pop() {
@@ -136,7 +136,7 @@ impl Search {
     }
 }
 
-/// A socket's time limit is an error of its own words.
+/// Says a socket's time limit in words.
 fn late(error: io::Error) -> io::Error {
     match error.kind() {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
@@ -168,7 +168,7 @@ fn dial(name: &str, patience: Duration) -> Result<(UnixStream, UnixCredentials),
     Ok((stream, peer))
 }
 
-/// The names that daemons take where the usual one is taken, of sockets of this network namespace.
+/// The other names that daemons may have, as far as there are such sockets in this network namespace.
 fn others() -> Vec<String> {
     let mut text = String::new();
     // The thread's view: /proc/net is that of the process's main thread.
@@ -192,7 +192,7 @@ fn listed(text: &str) -> Vec<String> {
         let hex = number.len() == 16 && number.bytes().all(|b| b.is_ascii_hexdigit());
         hex.then(|| name.to_owned())
     });
-    // Connections that were accepted bear the name as well.
+    // Accepted connections have the name as well.
     let mut names: Vec<_> = names.collect();
     names.sort_unstable();
     names.dedup();

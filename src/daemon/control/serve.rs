@@ -1,4 +1,4 @@
-//! The daemon's end: clients come in, wait for their turn, and are answered.
+//! The daemon's end of the control socket: accepts clients, queues them, and answers them.
 
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
@@ -18,18 +18,18 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{getsockopt, sockopt};
 
 use super::ask::holder;
-use super::{NAME, PATIENCE, Reply, Request, read_line, remaining, trusted};
+use super::{ControlRequest, NAME, PATIENCE, Reply, read_line, remaining, trusted};
 
 /// The longest request, in bytes with its line feed.
 const MAX_REQUEST: usize = 4096;
 /// How many clients are answered at a time.
 pub(in super::super) const MAX_CLIENTS: usize = 8;
-/// How many more may be connected: those that haven't asked yet, or wait for their turn. Others
-/// wait in the kernel, for these to be answered or given up.
+/// How many more may be connected: those that haven't asked yet, and those that wait for their turn.
+/// Further ones wait in the kernel until some of these are answered or given up.
 pub(in super::super) const MAX_WAITING: usize = 32;
-/// How long nobody is let in after that failed.
+/// How long no client is accepted after accepting one failed.
 const REST: Duration = Duration::from_millis(200);
-/// How many names are tried.
+/// How many names are tried for the socket.
 const TRIES: usize = 8;
 
 /// Why the socket couldn't be bound.
@@ -44,21 +44,21 @@ pub enum BindError {
 }
 
 /// Answers requests; called from several threads.
-pub type Answerer = dyn Fn(Request) -> Reply + Send + Sync;
+pub type Answerer = dyn Fn(ControlRequest) -> Reply + Send + Sync;
 
 /// The bound socket. Nobody is answered before [`serve`](Self::serve).
 pub struct ControlSocket {
     listener: UnixListener,
-    /// Wakes the thread that lets clients in.
+    /// Wakes the thread that accepts clients.
     wake: Arc<EventFd>,
-    /// Nobody is let in any more.
+    /// No more clients are accepted.
     closing: Arc<AtomicBool>,
 }
 
 impl ControlSocket {
     /// Binds the socket of the calling thread's network namespace, for whoever has the
-    /// [`Lock`](super::super::lock::Lock). Where somebody else has its name, which anybody can take, it gets
-    /// one that nobody foresees.
+    /// [`Lock`](super::super::lock::Lock). Anybody can take its name. If somebody else has it, the
+    /// socket gets another name, with a random part.
     ///
     /// # Errors
     /// What the operating system says.
@@ -91,7 +91,7 @@ impl ControlSocket {
         Err(io::Error::from(ErrorKind::AddrInUse).into())
     }
 
-    /// When it is set, nobody is let in any more.
+    /// Once it is set, no more clients are accepted.
     pub fn closing(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.closing)
     }
@@ -99,25 +99,25 @@ impl ControlSocket {
     /// Answers clients for as long as the process lives, a few at a time, each in a thread of its
     /// own; sleeps while there are none. One that says nothing keeps nobody waiting.
     pub fn serve(self, answer: &Arc<Answerer>) {
-        let places = Arc::new(Places {
+        let slots = Arc::new(Slots {
             taken: AtomicUsize::new(0),
             wake: Arc::clone(&self.wake),
         });
-        let mut waiting: VecDeque<Waiting> = VecDeque::new();
+        let mut waiting: VecDeque<WaitingClient> = VecDeque::new();
         let mut entrance = Entrance::default();
         loop {
-            let ready = self.wait(&waiting, places.is_free(), &entrance);
-            // Whoever wrote it: it has woken this thread.
+            let ready = self.wait(&waiting, slots.is_free(), &entrance);
+            // It was written to wake this thread; its value doesn't matter.
             let _ = self.wake.read();
-            // The rules go: what is left of processes and descriptors is for that.
+            // The rules are being removed: all processes and descriptors are for that now.
             while self.closing.load(Ordering::Relaxed) {
                 thread::park();
             }
             if let Some(asked) = ready.clients {
                 let now = Instant::now();
                 for (client, asked) in std::mem::take(&mut waiting).into_iter().zip(asked) {
-                    match asked.then(|| Place::take(&places)).flatten() {
-                        Some(place) => client.be_answered(place, answer),
+                    match asked.then(|| Slot::take(&slots)).flatten() {
+                        Some(slot) => client.be_answered(slot, answer),
                         None if asked || client.until > now => waiting.push_back(client),
                         None => log::debug!("control client: said nothing"),
                     }
@@ -129,9 +129,9 @@ impl ControlSocket {
         }
     }
 
-    /// Waits for something to do. Whether clients have asked is looked at while places are free;
-    /// until then they may take their time.
-    fn wait(&self, waiting: &VecDeque<Waiting>, free: bool, entrance: &Entrance) -> Ready {
+    /// Waits for something to do. While no slot is free, waiting clients aren't looked at, and aren't
+    /// given up.
+    fn wait(&self, waiting: &VecDeque<WaitingClient>, free: bool, entrance: &Entrance) -> Ready {
         let now = Instant::now();
         let room = waiting.len() < MAX_WAITING && !self.closing.load(Ordering::Relaxed);
         let reopens = entrance.closed_until.filter(|until| room && *until > now);
@@ -145,7 +145,7 @@ impl ControlSocket {
         let gives_up = clients.clone().map(|one| one.until).min();
         fds.extend(clients.map(|one| PollFd::new(one.stream.as_fd(), PollFlags::POLLIN)));
         let timeout = match gives_up.into_iter().chain(reopens).min() {
-            // A millisecond more, so as not to wake before it.
+            // A millisecond more, so that it doesn't end too early.
             Some(at) => (at.saturating_duration_since(now) + Duration::from_millis(1))
                 .try_into()
                 .unwrap_or(PollTimeout::MAX),
@@ -165,17 +165,17 @@ impl ControlSocket {
 
 /// What there is to do.
 struct Ready {
-    /// Somebody wants in.
+    /// A client wants to connect.
     listener: bool,
-    /// Which of those who wait have asked, or gone; `None`: nobody looked.
+    /// Which of the waiting clients have asked or gone; `None`: not looked at.
     clients: Option<Vec<bool>>,
 }
 
-/// Lets clients in, except for a while after that failed.
+/// Accepts clients, except for a while after that failed.
 #[derive(Default)]
 struct Entrance {
     closed_until: Option<Instant>,
-    /// Why it failed the last time, until it succeeds.
+    /// Why it failed last, until it succeeds.
     failed: Option<Errno>,
 }
 
@@ -184,7 +184,7 @@ impl Entrance {
         &mut self,
         listener: &UnixListener,
         closing: &AtomicBool,
-        waiting: &mut VecDeque<Waiting>,
+        waiting: &mut VecDeque<WaitingClient>,
     ) {
         while waiting.len() < MAX_WAITING && !closing.load(Ordering::Relaxed) {
             let stream = match listener.accept() {
@@ -192,7 +192,7 @@ impl Entrance {
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Err(e) => {
-                    // Out of descriptors, most likely: it passes, and they wait.
+                    // Most likely there are no descriptors. That passes, and clients wait.
                     let errno = e.raw_os_error().map(Errno::from_raw);
                     if errno != self.failed {
                         log::warn!("control socket: nobody can be let in for now: {e}");
@@ -204,7 +204,7 @@ impl Entrance {
             };
             *self = Self::default();
             match getsockopt(&stream, sockopt::PeerCredentials) {
-                Ok(peer) if trusted(peer.uid()) => waiting.push_back(Waiting {
+                Ok(peer) if trusted(peer.uid()) => waiting.push_back(WaitingClient {
                     stream,
                     until: Instant::now() + PATIENCE,
                 }),
@@ -219,19 +219,19 @@ impl Entrance {
     }
 }
 
-/// A client that wasn't answered yet.
-struct Waiting {
+/// A client that hasn't been answered yet.
+struct WaitingClient {
     stream: UnixStream,
     /// When it must have asked.
     until: Instant,
 }
 
-impl Waiting {
-    fn be_answered(self, place: Place, answer: &Arc<Answerer>) {
+impl WaitingClient {
+    fn be_answered(self, slot: Slot, answer: &Arc<Answerer>) {
         let answer = Arc::clone(answer);
         let client = move || {
             note(converse(&self.stream, &*answer));
-            drop(place);
+            drop(slot);
         };
         let thread = thread::Builder::new().name("control-client".into());
         if let Err(e) = thread.spawn(client) {
@@ -268,44 +268,44 @@ fn reply(mut stream: &UnixStream, reply: &Reply) -> io::Result<()> {
     Ok(())
 }
 
-/// A client that went away is its own affair.
+/// Logs a failure: a client that went away is no problem of the daemon.
 fn note(result: io::Result<()>) {
     if let Err(e) = result {
         log::debug!("control client: {e}");
     }
 }
 
-/// [`MAX_CLIENTS`] places.
-struct Places {
+/// [`MAX_CLIENTS`] slots.
+struct Slots {
     taken: AtomicUsize,
     /// Told when one is given back.
     wake: Arc<EventFd>,
 }
 
-impl Places {
+impl Slots {
     fn is_free(&self) -> bool {
         self.taken.load(Ordering::Acquire) < MAX_CLIENTS
     }
 }
 
-/// A client's place among them, given back when dropped.
-struct Place(Arc<Places>);
+/// A client's slot, given back when dropped.
+struct Slot(Arc<Slots>);
 
-impl Place {
-    fn take(places: &Arc<Places>) -> Option<Self> {
+impl Slot {
+    fn take(slots: &Arc<Slots>) -> Option<Self> {
         let more = |n| (n < MAX_CLIENTS).then_some(n + 1);
-        places
+        slots
             .taken
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, more)
             .is_ok()
-            .then(|| Self(Arc::clone(places)))
+            .then(|| Self(Arc::clone(slots)))
     }
 }
 
-impl Drop for Place {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.0.taken.fetch_sub(1, Ordering::AcqRel);
-        // It can't fail but by being full, and then it wakes all the same.
+        // It fails only if the counter is full, and then the thread wakes anyway.
         let _ = self.0.wake.write(1);
     }
 }
@@ -360,18 +360,18 @@ mod tests {
     }
 
     #[test]
-    fn places_are_limited_and_given_back() {
+    fn slots_are_limited_and_given_back() {
         let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-        let places = Arc::new(Places {
+        let slots = Arc::new(Slots {
             taken: AtomicUsize::new(0),
             wake: Arc::new(wake),
         });
-        let all: Vec<_> = (0..MAX_CLIENTS).map(|_| Place::take(&places)).collect();
+        let all: Vec<_> = (0..MAX_CLIENTS).map(|_| Slot::take(&slots)).collect();
         assert!(all.iter().all(Option::is_some));
-        assert!(Place::take(&places).is_none() && !places.is_free());
-        assert!(places.wake.read().is_err(), "nobody is woken yet");
+        assert!(Slot::take(&slots).is_none() && !slots.is_free());
+        assert!(slots.wake.read().is_err(), "nobody is woken yet");
         drop(all);
-        assert!(Place::take(&places).is_some());
-        assert_eq!(places.wake.read(), Ok(MAX_CLIENTS as u64 + 1));
+        assert!(Slot::take(&slots).is_some());
+        assert_eq!(slots.wake.read(), Ok(MAX_CLIENTS as u64 + 1));
     }
 }

@@ -3,10 +3,10 @@
 //! Rules aren't executed. Of the registers, only these are followed: where the destination port and
 //! the protocol were loaded to, and which constants. A comparison of the port narrows the set of
 //! ports; all other comparisons count as met. A rule in a chain starts with the ports that the jump
-//! to it was for. So there may be ports too many, but none too few. A rule that compares no port
-//! publishes all of them: it is left out, since no port is free of it.
+//! to it was for. So it may find too many ports, but never too few. A rule that compares no port
+//! publishes all of them. It is left out, since then no port could be chosen at all.
 //!
-//! Contract: total, and bounded whatever the rules are.
+//! Contract: it never fails, and its work is bounded, whatever the rules are.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -20,15 +20,15 @@ use crate::netlink::nftables::expression::{
 };
 use crate::netlink::nftables::set::Set;
 
-/// How many expressions and elements are looked at in a table.
+/// The most expressions and elements that are looked at in a table.
 const STEPS: usize = 1 << 18;
-/// How many chains are looked at, each time with other ports on the way.
+/// The most visits to chains. A chain is visited once for each set of ports on the way to it.
 const VISITS: usize = 8192;
-/// How many results a table may have.
+/// The most results that a table may have.
 const RESULTS: usize = 4096;
 /// Where the destination port is in the TCP header.
 const PORT: std::ops::Range<usize> = 2..4;
-/// The most that is loaded at once into registers, where its size isn't told.
+/// How many bytes a load is taken to overwrite, where its size isn't known.
 const LONGEST: usize = 16;
 /// All registers.
 const REGISTERS: usize = 64;
@@ -38,7 +38,7 @@ const REGISTERS: usize = 64;
 pub(super) struct NftTable {
     /// The rules of chains, by name: lists of expressions.
     pub(super) chains: BTreeMap<String, Vec<Vec<u8>>>,
-    /// Sets and maps by name; `None`: they can't be had.
+    /// Sets and maps by name; `None` for those that couldn't be read.
     pub(super) sets: BTreeMap<String, Option<Set>>,
 }
 
@@ -46,9 +46,9 @@ pub(super) struct NftTable {
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) published: BTreeSet<Published>,
-    /// Chains that need to be known to find all.
+    /// Chains that are needed to find all.
     pub(super) chains: BTreeSet<String>,
-    /// Sets that need to be known.
+    /// Sets that are needed to find all.
     pub(super) sets: BTreeSet<String>,
     /// Whether there was more than the bounds allow.
     pub(super) cut: bool,
@@ -185,7 +185,7 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// Whether any packet comes behind a lookup in the rule.
+    /// Whether any packet gets past a lookup in the rule.
     fn lookup(
         &mut self,
         registers: &Registers<'_>,
@@ -199,7 +199,7 @@ impl<'a> Collector<'a> {
             self.found.sets.insert(name.to_owned());
             return true;
         };
-        // A set that can't be had says nothing.
+        // A set that couldn't be read says nothing.
         let Some(set) = set else {
             return true;
         };
@@ -254,8 +254,8 @@ enum Says {
     Ports(u16, u16),
 }
 
-/// Goes on with the packets that meet one of the conditions, as far as they speak of ports; whether
-/// there are any.
+/// Narrows the way to packets that meet one of the conditions, as far as these are about ports.
+/// Returns whether any packet is left.
 fn narrow(way: &mut Way, conditions: impl IntoIterator<Item = Says>) -> bool {
     let mut ports = Vec::new();
     for condition in conditions {
@@ -336,7 +336,8 @@ impl<'a> Registers<'a> {
         self.constants.retain(|(at, value)| !gone(*at, value.len()));
     }
 
-    /// What it says that the registers from one on hold a key between these two, field by field.
+    /// What follows from a match: from register `from` on there is a key between these two, field
+    /// by field.
     fn says(&self, from: Register, first: &[u8], last: &[u8]) -> Says {
         let at = |register: Register| register.checked_sub(from);
         let protocols = self.protocol.and_then(at);
@@ -353,7 +354,7 @@ impl<'a> Registers<'a> {
         ports.map_or(Says::Nothing, |(first, last)| Says::Ports(first, last))
     }
 
-    /// The same for a range of numbers; of a number that is more than the port it says nothing.
+    /// The same for a range of numbers. If the number is longer than the port, nothing follows.
     fn says_range(
         &self,
         from: Register,

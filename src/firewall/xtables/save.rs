@@ -1,7 +1,7 @@
 //! The save format: what `iptables-save` writes and `iptables-restore` reads.
 //!
-//! Reading never fails: a line that makes no sense is counted and left out, since a rule set may
-//! come from a tool that is newer than this.
+//! Reading never fails: a line that isn't understood is counted and left out, since a rule set may
+//! come from a newer tool.
 
 /// A rule with more words than this isn't looked at (the tools themselves stop at 255).
 const MAX_WORDS: usize = 1024;
@@ -11,10 +11,10 @@ const MAX_WORDS: usize = 1024;
 pub struct Ruleset {
     /// Its tables, in order.
     pub tables: Vec<Table>,
-    /// Tables that are there, but that the tool can't show, since they hold rules written for
-    /// `nft`. It can still change them.
+    /// Tables that exist, but that the tool can't show, since they hold rules written for `nft`. The
+    /// tool can still change them.
     pub hidden: Vec<String>,
-    /// How many lines made no sense.
+    /// How many lines weren't understood.
     pub skipped: usize,
 }
 
@@ -62,7 +62,7 @@ pub struct Rule {
 
 /// The value of an option in a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Value<'a> {
+pub struct OptionValue<'a> {
     /// Whether a `!` stands before the option.
     pub negated: bool,
     /// The word after it.
@@ -187,7 +187,7 @@ impl Rule {
 
     /// The value of the first option that has one of these names, such as `["-i", "--in-interface"]`.
     #[must_use]
-    pub fn option(&self, names: &[&str]) -> Option<Value<'_>> {
+    pub fn option(&self, names: &[&str]) -> Option<OptionValue<'_>> {
         let mut in_comment = false;
         let at = self.words.iter().position(|w| {
             // What a comment says isn't an option, whatever it looks like.
@@ -195,7 +195,7 @@ impl Rule {
             in_comment = !in_comment && w == "--comment";
             found
         })?;
-        Some(Value {
+        Some(OptionValue {
             negated: at
                 .checked_sub(1)
                 .and_then(|before| self.words.get(before))

@@ -22,7 +22,7 @@ pub struct View {
     pub rules: Ruleset,
 }
 
-/// All views that could be had.
+/// What all tools say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// One per family and flavour that the host has tools and kernel support for.
@@ -62,13 +62,13 @@ pub struct FlavourChoice {
 }
 
 impl Snapshot {
-    /// Asks all tools. Makes no table by looking.
+    /// Asks all tools. Looking creates no table.
     ///
     /// A family or flavour that the kernel or the host lacks is left out.
     ///
     /// # Errors
-    /// If nothing could be had for IPv4, or a tool failed for a reason that is of this moment: what it
-    /// would have shown would be taken not to be there, and left behind.
+    /// If there is nothing for IPv4, or a tool failed for a momentary reason: the rules that it didn't
+    /// show would be taken for absent, and left behind.
     pub fn take(tools: &Tools) -> Result<Self, SnapshotError> {
         if tools.is_empty() {
             return Err(SnapshotError::NoTools);
@@ -141,46 +141,33 @@ impl Snapshot {
             held
         });
         let available = |flavour| self.view(Family::V4, flavour).is_some();
-        let choice = |flavour, why: String| FlavourChoice { flavour, why };
-        match (available(Flavour::Nft), available(Flavour::Legacy)) {
-            (true, false) => {
-                return choice(
-                    Flavour::Nft,
-                    "iptables-nft: legacy isn't there, or not for us to look at".into(),
-                );
-            }
-            (false, true) => {
-                return choice(
-                    Flavour::Legacy,
-                    "iptables-legacy: iptables-nft doesn't work here".into(),
-                );
-            }
-            _ => {}
-        }
-        match (nft.any(), legacy.any()) {
-            (true, false) => choice(Flavour::Nft, format!("iptables-nft: it holds {nft}")),
-            (false, true) => choice(
-                Flavour::Legacy,
-                format!("iptables-legacy: it holds {legacy}"),
+        let plain = self.plain.unwrap_or(Flavour::Nft);
+        let (flavour, why) = match (available(Flavour::Nft), available(Flavour::Legacy)) {
+            (true, false) => (
+                Flavour::Nft,
+                "legacy isn't there, or not for us to look at".to_owned(),
             ),
-            (true, true) => {
-                let flavour = match (nft.nat > 0, legacy.nat > 0) {
-                    (true, false) => Flavour::Nft,
-                    (false, true) => Flavour::Legacy,
-                    _ => self.plain.unwrap_or(Flavour::Nft),
-                };
-                choice(
-                    flavour,
-                    format!("iptables-{flavour}: nft holds {nft}, legacy {legacy}"),
-                )
-            }
-            (false, false) => {
-                let flavour = self.plain.unwrap_or(Flavour::Nft);
-                choice(
-                    flavour,
-                    format!("iptables-{flavour}: no rules yet, it is what iptables is here"),
-                )
-            }
+            (false, true) => (Flavour::Legacy, "iptables-nft doesn't work here".to_owned()),
+            _ => match (nft.any(), legacy.any()) {
+                (true, false) => (Flavour::Nft, format!("it holds {nft}")),
+                (false, true) => (Flavour::Legacy, format!("it holds {legacy}")),
+                (true, true) => {
+                    let flavour = match (nft.nat > 0, legacy.nat > 0) {
+                        (true, false) => Flavour::Nft,
+                        (false, true) => Flavour::Legacy,
+                        _ => plain,
+                    };
+                    (flavour, format!("nft holds {nft}, legacy {legacy}"))
+                }
+                (false, false) => (
+                    plain,
+                    "no rules yet, it is what iptables is here".to_owned(),
+                ),
+            },
+        };
+        FlavourChoice {
+            flavour,
+            why: format!("iptables-{flavour}: {why}"),
         }
     }
 }
@@ -190,13 +177,15 @@ impl Snapshot {
 struct Held {
     rules: usize,
     nat: usize,
-    policies: usize,
-    hidden: usize,
+    /// A builtin chain has another policy than `ACCEPT`.
+    drops: bool,
+    /// A table holds rules that aren't shown.
+    hidden: bool,
 }
 
 impl Held {
     fn add(&mut self, set: &Ruleset, is_ours: impl Fn(&Rule) -> bool) {
-        self.hidden += set.hidden.len();
+        self.hidden |= !set.hidden.is_empty();
         for table in &set.tables {
             for rule in table.rules.iter().filter(|r| !is_ours(r)) {
                 self.rules += 1;
@@ -205,28 +194,20 @@ impl Held {
                     Some("DNAT" | "SNAT" | "MASQUERADE" | "REDIRECT" | "NETMAP")
                 ));
             }
-            self.policies += table
-                .chains
-                .iter()
-                .filter(|c| c.policy.as_deref().is_some_and(|p| p != "ACCEPT"))
-                .count();
+            let mut policies = table.chains.iter().filter_map(|c| c.policy.as_deref());
+            self.drops |= policies.any(|policy| policy != "ACCEPT");
         }
     }
 
     fn any(&self) -> bool {
-        self.rules > 0 || self.policies > 0 || self.hidden > 0
+        self.rules > 0 || self.drops || self.hidden
     }
 }
 
 impl std::fmt::Display for Held {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} rule{}, {} of them NAT",
-            self.rules,
-            if self.rules == 1 { "" } else { "s" },
-            self.nat
-        )
+        let s = if self.rules == 1 { "" } else { "s" };
+        write!(f, "{} rule{s}, {} of them NAT", self.rules, self.nat)
     }
 }
 
@@ -244,8 +225,12 @@ fn view(
     let Some(tool) = tools.tool(family, flavour) else {
         return Ok(None);
     };
+    let saved = || {
+        let text = tool.save().map_err(ViewError::Tool)?;
+        Ok(Ruleset::parse(&text))
+    };
     let rules = match flavour {
-        Flavour::Nft => Ruleset::parse(&tool.save().map_err(ViewError::Tool)?),
+        Flavour::Nft => saved()?,
         Flavour::Legacy => {
             let names = match family {
                 Family::V4 => "ip_tables_names",
@@ -263,11 +248,11 @@ fn view(
                 names => names.map_err(ViewError::Read)?,
             };
             match names {
-                // The module isn't loaded; it would be by the first use.
+                // The module isn't loaded. Running the tool would load it.
                 None if nft_works => return Ok(None),
                 None => Ruleset::default(),
                 Some(names) if names.trim().is_empty() => Ruleset::default(),
-                Some(_) => Ruleset::parse(&tool.save().map_err(ViewError::Tool)?),
+                Some(_) => saved()?,
             }
         }
     };

@@ -22,6 +22,7 @@ use self::lines::{RuleLine, Wording, deadline, rules, transaction};
 use self::open::{HoleKey, Nat, Open};
 use super::{Backend, BackendError, Closed, ClosingWork, Verification};
 use crate::firewall::host::{Host, holds, missing};
+use crate::firewall::names::{PROBE_CHAIN, RANGE_CHAINS, TAG};
 use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::save::{Rule, Ruleset, Table};
 use crate::firewall::xtables::snapshot::Snapshot;
@@ -29,17 +30,6 @@ use crate::firewall::xtables::tools::{Tool, Tools};
 use crate::firewall::{At, PINHOLE_CHAINS, RulesError, flavours, is_ours, ours};
 use crate::net::{Family, Mark, PortRange};
 use crate::pinholes::{Pinhole, PinholeKey, RangeHole, RangeKey};
-
-/// What [`Backend::install`] loads.
-const RULES: &str = r#"*nat
-:FTPALG-PRE - [0:0]
-:FTPALG-POST - [0:0]
--I PREROUTING -m comment --comment "ftpalg:pinholes" -j FTPALG-PRE
--I OUTPUT -m comment --comment "ftpalg:pinholes" -j FTPALG-PRE
--I INPUT -m comment --comment "ftpalg:pinholes" -j FTPALG-POST
--I POSTROUTING -m comment --comment "ftpalg:pinholes" -j FTPALG-POST
-COMMIT
-"#;
 
 /// The table `nat` that holds a family's chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,7 +112,7 @@ impl Iptables {
             serial: 0,
             closing: Vec::new(),
             range: None,
-            ranges: Open::new(ranges::CHAINS),
+            ranges: Open::new(RANGE_CHAINS),
         }
     }
 
@@ -134,11 +124,7 @@ impl Iptables {
 
     /// What [`Backend::install`] makes.
     fn chains(&self) -> Table {
-        match self.range {
-            // The jumps inserted last come first: those to the pinholes' chains.
-            Some(_) => chains(&ranges::with_range(RULES)),
-            None => chains(RULES),
-        }
+        chains(self.range.is_some())
     }
 
     fn table(&self, family: Family) -> Result<NatTable, BackendError> {
@@ -190,9 +176,11 @@ impl Iptables {
 
     /// Whether the kernel has the `time` match: tries it in a chain that is removed again.
     fn has_time(&self, family: Family, flavour: Flavour) -> bool {
-        let text = "*nat\n:FTPALG-PROBE - [0:0]\n-A FTPALG-PROBE -m time --datestop 2037-01-01T00:00:00\nCOMMIT\n\
-                    *nat\n-F FTPALG-PROBE\n-X FTPALG-PROBE\nCOMMIT\n";
-        self.host.restore(family, flavour, text).is_ok()
+        let text = format!(
+            "*nat\n:{PROBE_CHAIN} - [0:0]\n-A {PROBE_CHAIN} -m time --datestop 2037-01-01T00:00:00\nCOMMIT\n\
+             *nat\n-F {PROBE_CHAIN}\n-X {PROBE_CHAIN}\nCOMMIT\n"
+        );
+        self.host.restore(family, flavour, &text).is_ok()
     }
 
     /// Forgets all state, as if nothing were in the kernel.
@@ -429,10 +417,30 @@ impl From<RulesError> for BackendError {
     }
 }
 
-/// The chains, without pinholes.
-fn chains(text: &str) -> Table {
-    let set = Ruleset::parse(text);
+/// The chains without pinholes, and the jumps to them.
+fn chains(with_ranges: bool) -> Table {
+    let mut text = "*nat\n".to_owned();
+    if with_ranges {
+        // Each jump is inserted at the top. So the pinholes' chains, inserted last, come first.
+        text += &declared(RANGE_CHAINS, "ranges");
+    }
+    text += &declared(PINHOLE_CHAINS, "pinholes");
+    let set = Ruleset::parse(&text);
     set.tables.into_iter().next().unwrap_or_default()
+}
+
+/// Declares two chains and jumps to them.
+fn declared([pre, post]: [&str; 2], of: &str) -> String {
+    let jump =
+        |from: &str, to: &str| format!("-I {from} -m comment --comment \"{TAG}{of}\" -j {to}\n");
+    [
+        format!(":{pre} - [0:0]\n:{post} - [0:0]\n"),
+        jump("PREROUTING", pre),
+        jump("OUTPUT", pre),
+        jump("INPUT", post),
+        jump("POSTROUTING", post),
+    ]
+    .concat()
 }
 
 /// What the rules of a pinhole say.
@@ -503,7 +511,7 @@ mod tests {
 
     #[test]
     fn the_chains_are_tagged() {
-        let table = chains(RULES);
+        let table = chains(false);
         assert_eq!((table.chains.len(), table.rules.len()), (2, 4));
         assert!(table.rules.iter().all(is_ours));
     }

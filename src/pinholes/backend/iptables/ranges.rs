@@ -1,31 +1,14 @@
 //! Ranges of ports in iptables: their chains, which come right after those of the pinholes, and rules.
 
 use super::lines::Wording;
+use crate::firewall::names::RANGE_CHAINS;
 use crate::net::PortRange;
 use crate::pinholes::RangeHole;
-
-/// The names of the chains.
-pub(super) const CHAINS: [&str; 2] = ["FTPALG-RANGE-PRE", "FTPALG-RANGE-POST"];
-
-/// Declares the chains, and inserts the jumps to them.
-const RULES: &str = r#"*nat
-:FTPALG-RANGE-PRE - [0:0]
-:FTPALG-RANGE-POST - [0:0]
--I PREROUTING -m comment --comment "ftpalg:ranges" -j FTPALG-RANGE-PRE
--I OUTPUT -m comment --comment "ftpalg:ranges" -j FTPALG-RANGE-PRE
--I INPUT -m comment --comment "ftpalg:ranges" -j FTPALG-RANGE-POST
--I POSTROUTING -m comment --comment "ftpalg:ranges" -j FTPALG-RANGE-POST
-"#;
-
-/// Adds these chains to the pinholes' chains.
-pub(super) fn with_range(pinholes: &str) -> String {
-    pinholes.replacen("*nat\n", RULES, 1)
-}
 
 /// What the rules of a range say.
 pub(super) fn wording(hole: &RangeHole, range: PortRange) -> Wording {
     Wording {
-        chains: CHAINS,
+        chains: RANGE_CHAINS,
         kind: "range",
         from: hole.from,
         to: hole.to,
@@ -69,7 +52,7 @@ mod tests {
 
     #[test]
     fn pinholes_come_before_ranges() {
-        let table = chains(&with_range(super::super::RULES));
+        let table = chains(true);
         assert_eq!((table.chains.len(), table.rules.len()), (4, 8));
         let of = |chain: &str| table.rules.iter().rposition(|r| r.spec.contains(chain));
         assert!(of("FTPALG-PRE") > of("FTPALG-RANGE-PRE"), "inserted later");
