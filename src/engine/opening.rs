@@ -1,5 +1,6 @@
 //! How flows begin: handshakes, and evictions from a full table.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::endpoints::Endpoints;
@@ -155,37 +156,15 @@ impl Engine {
         if !self.make_room(ends, syn, &syn_ack.hello, now, gateway) {
             return;
         }
-        let id = SessionId(self.next_id);
-        let step = u64::from(self.config.workers.max(1));
-        self.next_id = self.next_id.wrapping_add(step);
-        let (client, server) = ends.client_and_server(syn.side);
-        let mut admitted = gateway.admit(id, client.ip());
-        if admitted.is_err() && self.clear(now, gateway) {
-            admitted = gateway.admit(id, client.ip());
-        }
-        if let Err(error) = &admitted {
-            self.stats.not_admitted = self.stats.not_admitted.saturating_add(1);
-            gateway.event(Event::NotAdmitted {
-                session: id,
-                client,
-                server,
-                why: error.to_string(),
-            });
-        } else {
-            self.stats.sessions = self.stats.sessions.saturating_add(1);
-            gateway.event(Event::SessionOpened {
-                session: id,
-                client,
-                server,
-            });
-        }
-        if ends != ingress {
-            // An earlier connection of the same client port to another address.
-            self.replace(&ingress, gateway);
-            let flow = Meaning::Flow(ends);
-            self.names.insert(ingress, flow, self.config.max_names());
-        }
-        self.names.remove(&ends);
+        let id = self.next_session();
+        let admitted = self.admit(id, ends.client_and_server(syn.side), now, gateway);
+        self.give_name(ends, ingress, gateway);
+        let (_, server) = ends.client_and_server(syn.side);
+        let options = FlowOptions {
+            v6: ends.inside().is_ipv6(),
+            admitted,
+            implicit: self.config.implicit_ports.contains(&server.port()),
+        };
         let mut cx = Context {
             config: &self.config,
             gateway,
@@ -193,13 +172,63 @@ impl Engine {
             now,
             crowded: false,
         };
-        let known = FlowOptions {
-            v6: ends.inside().is_ipv6(),
-            admitted: admitted.is_ok(),
-            implicit: self.config.implicit_ports.contains(&server.port()),
-        };
-        let flow = Flow::new(id, syn.side, syn.hello, syn_ack.hello, known, &mut cx);
+        let flow = Flow::new(id, syn.side, syn.hello, syn_ack.hello, options, &mut cx);
         self.flows.insert(ends, Box::new(flow));
+    }
+
+    fn next_session(&mut self) -> SessionId {
+        let id = SessionId(self.next_id);
+        let step = u64::from(self.config.workers.max(1));
+        self.next_id = self.next_id.wrapping_add(step);
+        id
+    }
+
+    /// Asks the gateway to admit a session, and reports what it says. If a limit is reached, flows
+    /// are evicted, and it is asked once more.
+    fn admit(
+        &mut self,
+        session: SessionId,
+        (client, server): (SocketAddr, SocketAddr),
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) -> bool {
+        let mut admitted = gateway.admit(session, client.ip());
+        if admitted.is_err() && self.clear(now, gateway) {
+            admitted = gateway.admit(session, client.ip());
+        }
+        let (counter, event) = match &admitted {
+            Ok(()) => (
+                &mut self.stats.sessions,
+                Event::SessionOpened {
+                    session,
+                    client,
+                    server,
+                },
+            ),
+            Err(error) => (
+                &mut self.stats.not_admitted,
+                Event::NotAdmitted {
+                    session,
+                    client,
+                    server,
+                    why: error.to_string(),
+                },
+            ),
+        };
+        *counter = counter.saturating_add(1);
+        gateway.event(event);
+        admitted.is_ok()
+    }
+
+    /// Remembers that packets towards the inside name a new flow `ingress`, if that differs.
+    fn give_name(&mut self, ends: Endpoints, ingress: Endpoints, gateway: &mut dyn Gateway) {
+        if ends != ingress {
+            // An earlier connection of the same client port to another address.
+            self.replace(&ingress, gateway);
+            let flow = Meaning::Flow(ends);
+            self.names.insert(ingress, flow, self.config.max_names());
+        }
+        self.names.remove(&ends);
     }
 
     /// Makes room for a flow. False if it exists, or if the table is full and nothing can be
