@@ -74,8 +74,8 @@ impl Engine {
         None
     }
 
-    /// Removes from a SYN or SYN-ACK what would keep the connection from being inspected. Returns
-    /// whether there was such. `packet` is a copy of it that may be changed.
+    /// Removes from a SYN or SYN-ACK what would prevent the inspection of the connection. Returns
+    /// whether anything was removed. `packet` is a copy of it that may be changed.
     ///
     /// - Data (TCP Fast Open). It would be taken in before the server has accepted it. Without it,
     ///   only the SYN is acknowledged, and the sender sends the data again in a segment of its own
