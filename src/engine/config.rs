@@ -84,7 +84,7 @@ pub struct Advertise {
 }
 
 impl Config {
-    /// How many names are remembered besides those that flows go by.
+    /// How many other names of connections are remembered.
     pub(super) fn max_names(&self) -> usize {
         self.max_flows.saturating_mul(2)
     }

@@ -1,4 +1,4 @@
-//! The two ends of a control connection: what the engine's tables go by.
+//! The two ends of a control connection: the key of the engine's tables.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -83,7 +83,7 @@ impl Endpoints {
         }
     }
 
-    /// The same connection as a hook at its other end names it.
+    /// The same connection as the hooks of its other end name it.
     pub(super) fn mirrored(&self) -> Self {
         Self {
             inside: self.outside,

@@ -198,11 +198,11 @@ impl Flow {
         side: Side,
         client: Hello,
         server: Hello,
-        known: FlowOptions,
+        options: FlowOptions,
         cx: &mut Context<'_>,
     ) -> Self {
         // RFC 9293 §3.7.1: what is sent to an end that doesn't say what it takes.
-        let default = least_mtu(known.v6).saturating_sub(headers(known.v6));
+        let default = least_mtu(options.v6).saturating_sub(headers(options.v6));
         let mut halves = [Half::new(client.isn), Half::new(server.isn)];
         for (half, receiver) in halves.iter_mut().zip([server, client]) {
             half.offered(receiver.window);
@@ -219,9 +219,10 @@ impl Flow {
         if signed {
             cx.stats.untouchable = cx.stats.untouchable.saturating_add(1);
         }
-        let signs = if signed { SIGNED } else { 0 } | if known.admitted { 0 } else { NOT_ADMITTED };
+        let signs =
+            if signed { SIGNED } else { 0 } | if options.admitted { 0 } else { NOT_ADMITTED };
         let mut session = Session::new(cx.config.policy.clone());
-        if known.implicit {
+        if options.implicit {
             session.expect_tls();
         }
         if signed {

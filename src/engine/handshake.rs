@@ -80,7 +80,7 @@ impl SynAck {
         self.acknowledged.plus(u32::MAX)
     }
 
-    /// The two ends as a hook at the other end of the connection names them.
+    /// The two ends as the hooks of the connection's other end name them.
     pub(super) fn mirrored(&self) -> Endpoints {
         self.ends.mirrored()
     }

@@ -17,7 +17,6 @@ use std::time::Duration;
 use super::endpoints::Endpoints;
 use super::flow::{Flow, Joined};
 use super::gateway::Gateway;
-use super::names::Meaning;
 use super::{Engine, Entry, Fate, Name, Side, Verdict};
 use crate::wire::{Flags, Segment};
 
@@ -111,11 +110,9 @@ impl Engine {
             true => Side::Egress,
             false => Side::Ingress,
         };
-        let (id, admitted) = self.admit(ends, client, true, now, gateway);
-        let max = self.config.max_names();
-        if names.ingress != ends {
-            self.names.insert(names.ingress, Meaning::Flow(ends), max);
-        }
+        let id = self.next_session();
+        let admitted = self.admit(id, ends.client_and_server(client), true, now, gateway);
+        self.give_name(ends, names.ingress, gateway);
         // Both ends may be inside: it is edited once.
         self.pass_elsewhere(&names.other_end, now);
         let joined = Joined {

@@ -1,8 +1,8 @@
 //! The other names of connections.
 //!
-//! A flow goes by the two ends as its inside end writes them. Towards the inside, a packet passes
-//! our hook before its source is translated. So it may carry another address of the outside end.
-//! That happens in two cases: the gateway source-NATs clients towards a server inside, or it
+//! The key of a flow is the two ends as its inside end writes them. Towards the inside, a packet
+//! passes our hook before its source is translated. So it may carry another address of the outside
+//! end. That happens in two cases: the gateway source-NATs clients towards a server inside, or it
 //! redirects clients inside to another server than they dialled.
 //!
 //! Where both ends are inside (two networks, a hairpin, the gateway itself and its inside), a
@@ -21,13 +21,13 @@ const IDLE: Duration = Duration::from_secs(3600);
 /// What a name means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// The flow of that name.
+    /// The flow with that key.
     Flow(Endpoints),
     /// A connection that is edited at its other end.
     Elsewhere { seen: Duration },
 }
 
-/// All names but those that flows go by.
+/// All names but the keys of flows.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     meanings: EndpointTable<Meaning>,
@@ -49,7 +49,7 @@ impl Names {
         Some(*meaning)
     }
 
-    /// The flow's own name.
+    /// The key of the flow with that name; the name itself if it isn't known.
     pub(super) fn flow(&self, ends: Endpoints) -> Endpoints {
         match self.meanings.get(&ends) {
             Some(Meaning::Flow(flow)) => *flow,

@@ -1,5 +1,6 @@
 //! How flows begin: handshakes, and evictions from a full table.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::endpoints::Endpoints;
@@ -73,8 +74,8 @@ impl Engine {
         None
     }
 
-    /// Removes from a SYN or SYN-ACK what would keep the connection from being inspected. Returns
-    /// whether there was such. `packet` is a copy of it that may be changed.
+    /// Removes from a SYN or SYN-ACK what would prevent the inspection of the connection. Returns
+    /// whether anything was removed. `packet` is a copy of it that may be changed.
     ///
     /// - Data (TCP Fast Open). It would be taken in before the server has accepted it. Without it,
     ///   only the SYN is acknowledged, and the sender sends the data again in a segment of its own
@@ -155,15 +156,15 @@ impl Engine {
         if !self.make_room(ends, syn, &syn_ack.hello, now, gateway) {
             return;
         }
-        let (id, admitted) = self.admit(ends, syn.side, false, now, gateway);
-        if ends != ingress {
-            // An earlier connection of the same client port to another address.
-            self.replace(&ingress, gateway);
-            let flow = Meaning::Flow(ends);
-            self.names.insert(ingress, flow, self.config.max_names());
-        }
-        self.names.remove(&ends);
-        let implicit = self.is_implicit(ends, syn.side);
+        let id = self.next_session();
+        let admitted = self.admit(id, ends.client_and_server(syn.side), false, now, gateway);
+        self.give_name(ends, ingress, gateway);
+        let (_, server) = ends.client_and_server(syn.side);
+        let options = FlowOptions {
+            v6: ends.inside().is_ipv6(),
+            admitted,
+            implicit: self.config.implicit_ports.contains(&server.port()),
+        };
         let mut cx = Context {
             config: &self.config,
             gateway,
@@ -171,60 +172,70 @@ impl Engine {
             now,
             crowded: false,
         };
-        let known = FlowOptions {
-            v6: ends.inside().is_ipv6(),
-            admitted,
-            implicit,
-        };
-        let flow = Flow::new(id, syn.side, syn.hello, syn_ack.hello, known, &mut cx);
+        let flow = Flow::new(id, syn.side, syn.hello, syn_ack.hello, options, &mut cx);
         self.flows.insert(ends, Box::new(flow));
     }
 
-    /// Gives a session its number, and says whether the gateway counts it as one. `client`: the hook
-    /// that the client's packets come through; `joined`: it is under way already.
+    pub(super) fn next_session(&mut self) -> SessionId {
+        let id = SessionId(self.next_id);
+        let step = u64::from(self.config.workers.max(1));
+        self.next_id = self.next_id.wrapping_add(step);
+        id
+    }
+
+    /// Asks the gateway to admit a session, and reports what it says. If a limit is reached, flows
+    /// are evicted, and it is asked once more. `joined`: the session is under way already.
     pub(super) fn admit(
         &mut self,
-        ends: Endpoints,
-        client: Side,
+        session: SessionId,
+        (client, server): (SocketAddr, SocketAddr),
         joined: bool,
         now: Duration,
         gateway: &mut dyn Gateway,
-    ) -> (SessionId, bool) {
-        let session = SessionId(self.next_id);
-        let step = u64::from(self.config.workers.max(1));
-        self.next_id = self.next_id.wrapping_add(step);
-        let (client, server) = ends.client_and_server(client);
+    ) -> bool {
         let mut admitted = gateway.admit(session, client.ip());
         if admitted.is_err() && self.clear(now, gateway) {
             admitted = gateway.admit(session, client.ip());
         }
-        match &admitted {
-            Err(error) => {
-                self.stats.not_admitted = self.stats.not_admitted.saturating_add(1);
-                gateway.event(Event::NotAdmitted {
-                    session,
-                    client,
-                    server,
-                    why: error.to_string(),
-                });
-            }
-            Ok(()) => {
-                self.stats.sessions = self.stats.sessions.saturating_add(1);
-                gateway.event(Event::SessionOpened {
+        let (counter, event) = match &admitted {
+            Ok(()) => (
+                &mut self.stats.sessions,
+                Event::SessionOpened {
                     session,
                     client,
                     server,
                     joined,
-                });
-            }
-        }
-        (session, admitted.is_ok())
+                },
+            ),
+            Err(error) => (
+                &mut self.stats.not_admitted,
+                Event::NotAdmitted {
+                    session,
+                    client,
+                    server,
+                    why: error.to_string(),
+                },
+            ),
+        };
+        *counter = counter.saturating_add(1);
+        gateway.event(event);
+        admitted.is_ok()
     }
 
-    /// Whether the server between these ends is spoken to under TLS from the first byte.
-    fn is_implicit(&self, ends: Endpoints, client: Side) -> bool {
-        let (_, server) = ends.client_and_server(client);
-        self.config.implicit_ports.contains(&server.port())
+    /// Remembers that packets towards the inside name a new flow `ingress`, if that differs.
+    pub(super) fn give_name(
+        &mut self,
+        ends: Endpoints,
+        ingress: Endpoints,
+        gateway: &mut dyn Gateway,
+    ) {
+        if ends != ingress {
+            // An earlier connection of the same client port to another address.
+            self.replace(&ingress, gateway);
+            let flow = Meaning::Flow(ends);
+            self.names.insert(ingress, flow, self.config.max_names());
+        }
+        self.names.remove(&ends);
     }
 
     /// Makes room for a flow. False if it exists, or if the table is full and nothing can be

@@ -4,7 +4,7 @@
 /// only while it waits.
 pub(super) const HEAD: usize = 96;
 
-/// What of the current line has gone out. Needs no memory for a line that arrives whole.
+/// The part of the current line that has gone out. Needs no memory for a line that arrives whole.
 #[derive(Debug, Default)]
 pub(super) struct PartialLine(Option<Box<Begun>>);
 

@@ -239,10 +239,10 @@ impl Half {
         Intake::New
     }
 
-    /// Whether this segment's data is more than may be in flight. Then returns how many of its
-    /// bytes were taken in before, and may go on again. Only half of the [`BufferLimits`] is used
-    /// here; the rest is for segments that arrived out of order, and for edits that make the text
-    /// longer.
+    /// If this segment's data is more than may be in flight: how many of its bytes were taken in
+    /// before, and may go on again. `None`: there is room. Only half of the [`BufferLimits`] is
+    /// used here; the rest is for segments that arrived out of order, and for edits that make the
+    /// text longer.
     #[must_use]
     pub fn known_if_full(&self, seq: Seq, len: usize, limits: &BufferLimits) -> Option<usize> {
         let end = seq.plus_len(len);

@@ -14,7 +14,7 @@ pub struct Options {
     pub sack: Option<(usize, usize)>,
     /// An option that signs the segment: TCP-MD5 (kind 19, RFC 2385) or TCP-AO (kind 29, RFC 5925).
     pub signed: bool,
-    /// Multipath TCP (kind 30, RFC 8684): the data has sequence numbers of its own besides.
+    /// Multipath TCP (kind 30, RFC 8684): the data has a second sequence space.
     pub multipath: bool,
 }
 

@@ -71,75 +71,8 @@ impl Flow {
         side: Side,
         cx: &mut Context<'_>,
     ) -> Inspected {
-        let peer = self.peer(side);
-        let mut inspected = Inspected::Done;
         let counted = self.session.counts();
-        loop {
-            let pending = pending(&self.halves, side);
-            if pending.is_empty() {
-                break;
-            }
-            let held = pending.len();
-            let step = self.session.next(peer, pending);
-            let since = self.waiting.get_mut(side.index());
-            if let Some(since) = since {
-                *since = (step == Step::Wait).then(|| Second::of(cx.now));
-            }
-            match step {
-                Step::Pass(n) => {
-                    let forward = self.forward(side);
-                    forward.pass(n.max(1));
-                }
-                Step::Wait => {
-                    if held > cx.config.limits.held {
-                        if peer == Peer::Client && self.session.awaits_login() {
-                            self.session.lose_patience();
-                            continue;
-                        }
-                        inspected = Inspected::HoldsTooMuch;
-                    }
-                    break;
-                }
-                Step::Address(said) => self.announce(ends, side, &said, cx),
-                Step::Refuse {
-                    at,
-                    with,
-                    verb,
-                    why,
-                } => {
-                    let forward = self.forward(side);
-                    forward.pass(at);
-                    forward.replace(with.len().max(1), &with);
-                    self.count_refusal(verb, why.to_owned(), true, cx);
-                }
-                Step::Blank(with) => {
-                    let forward = self.forward(side);
-                    forward.replace(with.len().max(1), &with);
-                }
-                Step::OpenActive(Hole(hole)) => {
-                    let opened = cx.gateway.open(PinholeId(hole));
-                    self.session.active_opened(opened.is_ok());
-                    if let Err(error) = opened {
-                        self.count_refusal("PORT", error.to_string(), false, cx);
-                    }
-                }
-                Step::Unfollowed => {
-                    cx.stats.not_ftp = cx.stats.not_ftp.saturating_add(1);
-                    let (session, why) = (self.id, Over::NotFtp.why());
-                    cx.gateway.event(Event::Opaque { session, why });
-                }
-                Step::Opaque(Over::Tls) => {
-                    self.follow_records(side);
-                    self.end_inspection(Unread::TLS, cx);
-                    self.tls_begins(ends, cx);
-                    break;
-                }
-                Step::Opaque(over) => {
-                    self.end_inspection(Unread::Over(over), cx);
-                    break;
-                }
-            }
-        }
+        let inspected = self.take_steps(ends, side, cx);
         cx.stats.count_lines(counted, self.session.counts());
         if let Some(Hole(hole)) = self.session.take_cancelled() {
             cx.gateway.release(PinholeId(hole));
@@ -153,6 +86,79 @@ impl Flow {
         inspected
     }
 
+    /// Carries out steps until nothing is pending, or what is pending waits.
+    fn take_steps(&mut self, ends: &Endpoints, side: Side, cx: &mut Context<'_>) -> Inspected {
+        let peer = self.peer(side);
+        loop {
+            let pending = pending(&self.halves, side);
+            if pending.is_empty() {
+                return Inspected::Done;
+            }
+            let held = pending.len();
+            let step = self.session.next(peer, pending);
+            if let Some(since) = self.waiting.get_mut(side.index()) {
+                *since = (step == Step::Wait).then(|| Second::of(cx.now));
+            }
+            match step {
+                Step::Wait if held <= cx.config.limits.held => return Inspected::Done,
+                Step::Wait if peer == Peer::Client && self.session.awaits_login() => {
+                    self.session.lose_patience();
+                }
+                Step::Wait => return Inspected::HoldsTooMuch,
+                Step::Opaque(over) => {
+                    self.become_opaque(ends, side, over, cx);
+                    return Inspected::Done;
+                }
+                Step::Pass(n) => self.forward(side).pass(n.max(1)),
+                Step::Address(address) => self.announce(ends, side, &address, cx),
+                Step::Refuse {
+                    at,
+                    with,
+                    verb,
+                    why,
+                } => {
+                    self.forward(side).pass(at);
+                    self.blank(side, &with);
+                    self.count_refusal(verb, why.to_owned(), true, cx);
+                }
+                Step::Blank(with) => self.blank(side, &with),
+                Step::OpenActive(hole) => self.open_active(hole, cx),
+                Step::Unfollowed => {
+                    cx.stats.not_ftp = cx.stats.not_ftp.saturating_add(1);
+                    let (session, why) = (self.id, Over::NotFtp.why());
+                    cx.gateway.event(Event::Opaque { session, why });
+                }
+            }
+        }
+    }
+
+    /// Replaces pending bytes by as many others.
+    fn blank(&mut self, side: Side, with: &[u8]) {
+        self.forward(side).replace(with.len().max(1), with);
+    }
+
+    /// Opens the pinhole that a `PORT` reserved.
+    fn open_active(&mut self, Hole(hole): Hole, cx: &mut Context<'_>) {
+        let opened = cx.gateway.open(PinholeId(hole));
+        self.session.active_opened(opened.is_ok());
+        if let Err(error) = opened {
+            self.count_refusal("PORT", error.to_string(), false, cx);
+        }
+    }
+
+    /// The session machine reads no further. Under TLS, the records are followed instead.
+    fn become_opaque(&mut self, ends: &Endpoints, side: Side, over: Over, cx: &mut Context<'_>) {
+        if over == Over::Tls {
+            self.follow_records(side);
+        }
+        self.end_inspection(Unread::Over(over), cx);
+        if over == Over::Tls {
+            self.tls_begins(ends, cx);
+        }
+    }
+
+    /// Counts and reports an announcement or command that isn't followed. `replaced`: it was refused
+    /// in place.
     pub(in crate::engine) fn count_refusal(
         &mut self,
         verb: &'static str,
@@ -218,14 +224,16 @@ impl Flow {
         });
     }
 
+    /// Ends the wait of bytes that have waited for longer than [`Config::hold`].
+    ///
+    /// [`Config::hold`]: crate::engine::Config::hold
     pub(in crate::engine) fn give_up_waiting(
         &mut self,
         ends: &Endpoints,
         side: Side,
         cx: &mut Context<'_>,
     ) {
-        let forward = self.forward(side);
-        if forward.pending().is_empty() {
+        if self.forward(side).pending().is_empty() {
             return;
         }
         let since = self.waiting.get(side.index()).copied().flatten();
@@ -257,26 +265,24 @@ impl Flow {
     fn pass_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
         cx.stats.unparsable = cx.stats.unparsable.saturating_add(1);
         let n = self.session.give_up_reply(pending(&self.halves, side));
-        let forward = self.forward(side);
-        forward.pass(n);
+        self.forward(side).pass(n);
     }
 
     /// The client's bytes have waited for too long: they are refused, since they may be the
     /// beginning of a command that must be.
     fn refuse_waiting(&mut self, side: Side, cx: &mut Context<'_>) {
         let step = self.session.give_up(pending(&self.halves, side));
-        let forward = self.forward(side);
         match step {
             Step::Refuse {
                 with, verb, why, ..
             } => {
-                forward.replace(with.len().max(1), &with);
+                self.blank(side, &with);
                 self.count_refusal(verb, why.to_owned(), true, cx);
             }
-            Step::Blank(with) => forward.replace(with.len().max(1), &with),
+            Step::Blank(with) => self.blank(side, &with),
             _ => {
-                let rest = forward.pending().len();
-                forward.pass(rest);
+                let forward = self.forward(side);
+                forward.pass(forward.pending().len());
             }
         }
     }

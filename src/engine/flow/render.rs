@@ -15,8 +15,8 @@ impl Flow {
     /// again. So no packet gets larger than its sender's largest, or than 1,280 bytes, which nearly
     /// every path takes.
     ///
-    /// A retransmission may have been lost for its size. It goes by its own size, and what follows
-    /// by the sizes seen from there on; with IPv4, down to 576 bytes.
+    /// If a packet may have been lost for its size, the sizes seen before don't count any more.
+    /// Then the limit is the retransmission's own size, or what every path takes.
     pub(super) fn limit(&mut self, side: Side, segment: &Segment<'_>, intake: Intake) -> usize {
         let layout = segment.layout();
         let data = segment.payload().len();
