@@ -18,8 +18,7 @@ use nix::unistd::Pid;
 
 use testkit::lab::activity::{activity, settled};
 use testkit::lab::net::{Directory, Net};
-use testkit::lab::stations::{host, link};
-use testkit::lab::topology::Topology;
+use testkit::lab::topology::{Topology, host, link};
 use testkit::paths;
 
 const PATIENCE: Duration = Duration::from_secs(20);
