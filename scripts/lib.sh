@@ -155,24 +155,28 @@ libraries_there() {
     done
 }
 
-# Deletes networks whose process is gone: of tests (`fa<pid>x<number>-<host>`) and of the demo
-# (`ftpalg-demo<pid>-<host>`).
+# Deletes what is left of networks whose process is gone: of tests (namespaces `fa<pid>x<number>-<host>`,
+# directories `fa<pid>x<number>`; testkit/src/lab/net.rs makes them) and of the demo
+# (`ftpalg-demo<pid>-<host>`). Says so of each.
 remove_leftovers() {
-    for path in /run/netns/fa[0-9]*x[0-9]*-* /run/netns/ftpalg-demo[0-9]*-*; do
+    for path in /run/netns/fa[0-9]*x[0-9]*-* "${TMPDIR:-/tmp}"/fa[0-9]*x[0-9]* \
+        /run/netns/ftpalg-demo[0-9]*-*; do
         [ -e "$path" ] || continue
-        namespace=${path##*/}
-        case $namespace in
-        ftpalg-demo*) pid=${namespace#ftpalg-demo} pid=${pid%%-*} program='sh$' ;;
-        *) pid=${namespace#fa} pid=${pid%%x*} program=/deps/ ;;
+        name=${path##*/}
+        case $name in
+        ftpalg-demo*) pid=${name#ftpalg-demo} pid=${pid%%-*} program='sh$' ;;
+        *) pid=${name#fa} pid=${pid%%x*} program=/deps/ ;;
         esac
         case $pid in *[!0-9]*) continue ;; esac
         # Not there any more, or another program by now.
         if readlink "/proc/$pid/exe" 2>/dev/null | grep -q "$program"; then
             continue
         fi
-        say "removing $namespace, left over from a run that is gone"
-        remove_namespace "$namespace"
-        rm -rf "${TMPDIR:-/tmp}/${namespace%-*}"
+        say "removing $path, left over from a run that is gone"
+        case $path in
+        /run/netns/*) remove_namespace "$name" ;;
+        *) rm -rf "$path" ;;
+        esac
     done
 }
 
@@ -187,7 +191,7 @@ remove_namespace() {
     ip netns del "$1" 2>/dev/null || true
 }
 
-# summarize FILE: what `cargo test` said, in one line: `502 passed, 1 failed: urgent::vsftpd_inside`.
+# summarize FILE: what `cargo test` said, in one line: `502 passed, 1 failed: system::urgent::vsftpd_inside`.
 # A test program that ended without a result is named, too.
 summarize() {
     awk '

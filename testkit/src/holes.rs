@@ -7,8 +7,7 @@ use std::time::Duration;
 use ftpalg::pinholes::Pinhole;
 
 use crate::lab::net::Net;
-use crate::lab::stations::{host, link, router};
-use crate::lab::topology::Topology;
+use crate::lab::topology::{Topology, host, link, router};
 
 /// Client `c` (203.0.113.10, 203.0.113.11) — gateway `g`, with `out` and `in` — server `s` (10.0.0.2);
 /// IPv6 alike.

@@ -7,7 +7,7 @@
 //! | [`trace`] | a conversation through the engine, packet by packet |
 //! | [`tcp`] | two models of TCP with the engine between them: a real one (smoltcp) over bad links, and one whose every step the fuzzer decides |
 //! | [`transcript`] | a dialogue through the session machine, in any pieces |
-//! | [`line`] | lines that mean something, for properties |
+//! | [`mod@line`] | lines that mean something, for properties |
 //! | [`checks`] | what must hold for any input: the bodies of the fuzz targets |
 //! | [`lab`] | network namespaces with real servers, clients and gateways; needs root |
 //! | [`holes`] | pinholes, and connections through them, for the tests of the two backends |

@@ -91,7 +91,12 @@ fn header(seg: &Seg, from: u16, to: u16) -> etherparse::TcpHeader {
 
 /// A packet with right checksums.
 pub fn build(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), seg: &Seg) -> Vec<u8> {
-    let builder = etherparse::PacketBuilder::ipv4(from.0.octets(), to.0.octets(), 61)
+    build_with_ttl(from, to, 61, seg)
+}
+
+/// The same, with this time to live.
+pub fn build_with_ttl(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), ttl: u8, seg: &Seg) -> Vec<u8> {
+    let builder = etherparse::PacketBuilder::ipv4(from.0.octets(), to.0.octets(), ttl)
         .tcp_header(header(seg, from.1, to.1));
     let mut packet = Vec::with_capacity(builder.size(seg.payload.len()));
     if let Err(error) = builder.write(&mut packet, &seg.payload) {

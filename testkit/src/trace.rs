@@ -75,6 +75,10 @@ pub struct Trace {
 
 impl Trace {
     /// Connected, nobody has said anything.
+    #[expect(
+        clippy::new_without_default,
+        reason = "it does more than to begin empty"
+    )]
     pub fn new() -> Self {
         Self::with(Config::default(), [1000, 5000], &[])
     }

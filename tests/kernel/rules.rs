@@ -17,8 +17,8 @@ use ftpalg::pinholes::backend::{Backend, BackendError, Closed};
 use ftpalg::pinholes::{Pinhole, RangeHole};
 use testkit::holes::{self, CASES, bind, hole, talk};
 use testkit::lab::net::{Directory, Net};
-use testkit::lab::stations::{host, link};
-use testkit::lab::topology::{Link, Topology};
+use testkit::lab::rules::without_counters;
+use testkit::lab::topology::{Link, Topology, host, link};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long a connection that comes about may take (a SYN is sent again after a second).
@@ -80,22 +80,8 @@ impl Ns {
             "nft list ruleset; for f in iptables ip6tables; do for s in nft legacy; do \
              echo == $f-$s; $f-$s-save; done; done; cat /proc/net/ip_tables_names /proc/net/ip6_tables_names",
         );
-        all.lines()
-            .filter(|l| !l.starts_with("# Generated") && !l.starts_with("# Completed"))
-            .map(|l| without_counters(l) + "\n")
-            .collect()
+        without_counters(&all)
     }
-}
-
-/// Takes out `[1:60]` and `packets 1 bytes 60`: the kernel counts while we look.
-fn without_counters(line: &str) -> String {
-    let mut after_counter = false;
-    let words = line.split(' ').filter(|word| {
-        let number = after_counter;
-        after_counter = matches!(*word, "packets" | "bytes");
-        !(number || word.starts_with('[') && word.ends_with(']'))
-    });
-    words.collect::<Vec<_>>().join(" ")
 }
 
 fn run(command: &mut Command) -> String {

@@ -1,8 +1,7 @@
 //! Firewalls that translate nothing: a pinhole is only the permission for a data connection.
 
-use testkit::lab::stations::{
-    Case, FEW, FEW_V6, Part, Station, at, drop_by_default, host, link, router,
-};
+use testkit::lab::stations::{Case, FEW, FEW_V6, Part, Station, drop_by_default};
+use testkit::lab::topology::{at, host, link, router};
 
 /// `c (198.51.100.2, 2001:db8:1::2) — r — s (192.0.2.2, 2001:db8:2::2)`, and only control
 /// connections may begin; `inside` is the interface of ftpalg's inside.

@@ -6,9 +6,8 @@ use std::time::Duration;
 use testkit::lab::gateway::Control;
 use testkit::lab::scripted;
 use testkit::lab::server::{Config, Kind, Server};
-use testkit::lab::stations::{
-    BACKENDS, Case, FEW, Part, Station, at, drop_by_default, host, link, nat, router,
-};
+use testkit::lab::stations::{BACKENDS, Case, FEW, Part, Station, drop_by_default, nat};
+use testkit::lab::topology::{at, host, link, router};
 
 /// `o (198.51.100.2) — a — b — i (10.0.0.2)`: both gateways translate, and both run ftpalg.
 fn in_series(outer: &[&str], inner: &[&str]) -> Case {

@@ -11,9 +11,8 @@ use testkit::lab::gateway::Control;
 use testkit::lab::rules::Flavour;
 use testkit::lab::scripted;
 use testkit::lab::server::{Config, Kind, Server};
-use testkit::lab::stations::{
-    BACKENDS, Case, FEW, Outcome, Part, Station, at, drop_by_default, host, link, nat, router,
-};
+use testkit::lab::stations::{BACKENDS, Case, FEW, Outcome, Part, Station, drop_by_default, nat};
+use testkit::lab::topology::{at, host, link, router};
 
 /// ```text
 /// o (198.51.100.2) — r — w — c (10.0.0.2)

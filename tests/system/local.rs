@@ -1,9 +1,8 @@
 //! Servers and clients on the host that ftpalg runs on, with NAT further out and without.
 
 use testkit::lab::client::Client;
-use testkit::lab::stations::{
-    Case, FEW, FEW_V6, Part, Station, at, drop_by_default, host, link, nat, router,
-};
+use testkit::lab::stations::{Case, FEW, FEW_V6, Part, Station, drop_by_default, nat};
+use testkit::lab::topology::{at, host, link, router};
 
 /// A host `h` with a default-drop firewall, and one outside, `o`.
 fn lone_host() -> Case {

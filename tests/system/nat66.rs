@@ -1,8 +1,7 @@
 //! IPv6 with NAT: a published server, masqueraded clients, and IPv4 beside it.
 
-use testkit::lab::stations::{
-    Case, FEW, FEW_V6, Part, Station, at, drop_by_default, host, link, nat, router,
-};
+use testkit::lab::stations::{Case, FEW, FEW_V6, Part, Station, drop_by_default, nat};
+use testkit::lab::topology::{at, host, link, router};
 
 /// `a (198.51.100.2, 2001:db8:1::2) — r — b (10.0.0.2, fd00::2)`: `b` is private.
 fn gateway(v4: &[&str], v6: &[&str]) -> Case {

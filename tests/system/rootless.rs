@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use testkit::lab::net::Net;
 use testkit::lab::process::{PATH, Process, run};
-use testkit::lab::stations::{
-    Case, FEW, Part, Station, at, drop_by_default, host, link, nat, router,
-};
+use testkit::lab::stations::{Case, FEW, Part, Station, drop_by_default, nat};
+use testkit::lab::topology::{at, host, link, router};
 
 const LIMIT: Duration = Duration::from_secs(10);
 

@@ -1,4 +1,4 @@
-//! Whatever [`Layout::parse`] accepts can be worked on, and checksums follow every change: right
+//! Whatever [`Segment::parse`] accepts can be worked on, and checksums follow every change: right
 //! ones stay right, wrong ones stay wrong. The oracle is etherparse.
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};

@@ -135,7 +135,7 @@ pub struct Done {
     pub downloads: usize,
     /// Files uploaded.
     pub uploads: usize,
-    /// Whether it took another session, as the first one met with [`NO_ADDRESS`].
+    /// Whether it took another session, as the first one met with `NO_ADDRESS`.
     pub again: bool,
 }
 

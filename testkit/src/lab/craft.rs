@@ -4,7 +4,7 @@
 //! connection, is kept from resetting it.
 
 use std::io::{Error, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use nix::sys::time::TimeVal;
 
 use super::net::Net;
 pub use crate::packet::{ACK, FIN, PSH, RST, SYN, URG};
+use crate::packet::{Seg, build_with_ttl};
 
 /// What its own packets are marked with: the host's firewall drops resets without it.
 const MARK: u32 = 0x5c;
@@ -273,12 +274,6 @@ impl Craft {
     }
 
     fn packet(&self, shot: Shot) -> Vec<u8> {
-        let mut tcp = Vec::new();
-        tcp.extend(self.local.port().to_be_bytes());
-        tcp.extend(self.remote.port().to_be_bytes());
-        tcp.extend(shot.seq.to_be_bytes());
-        let ack = if shot.flags & ACK != 0 { self.ack } else { 0 };
-        tcp.extend(ack.to_be_bytes());
         // The SYN says how long segments may be.
         let [high, low] = self.mss.to_be_bytes();
         let mut options = Vec::new();
@@ -286,42 +281,23 @@ impl Craft {
             options.extend([2, 4, high, low]);
             options.extend(self.shift.iter().flat_map(|shift| [1, 3, 3, *shift]));
         }
-        tcp.push(u8::try_from((20 + options.len()) / 4 * 16).expect("short"));
-        tcp.push(shot.flags);
-        tcp.extend(self.window.to_be_bytes());
-        tcp.extend([0, 0]);
-        tcp.extend(shot.urgent.to_be_bytes());
-        tcp.extend(&options);
-        tcp.extend(shot.payload);
-        let mut sum = checksum(*self.local.ip(), *self.remote.ip(), &tcp);
+        let seg = Seg {
+            seq: shot.seq,
+            ack: if shot.flags & ACK != 0 { self.ack } else { 0 },
+            flags: shot.flags,
+            window: self.window,
+            urgent: shot.urgent,
+            options,
+            payload: shot.payload.to_vec(),
+        };
+        let end = |at: SocketAddrV4| (*at.ip(), at.port());
+        let mut packet = build_with_ttl(end(self.local), end(self.remote), shot.ttl, &seg);
         if !shot.good_checksum {
-            sum ^= 0x5555;
+            // Of an IPv4 header without options, and TCP's behind it.
+            packet[36..38].iter_mut().for_each(|byte| *byte ^= 0x55);
         }
-        tcp[16..18].copy_from_slice(&sum.to_be_bytes());
-        let mut packet = vec![0x45, 0];
-        let length = u16::try_from(20 + tcp.len()).expect("short");
-        packet.extend(length.to_be_bytes());
-        packet.extend([0, 0, 0x40, 0, shot.ttl, 6, 0, 0]);
-        packet.extend(self.local.ip().octets());
-        packet.extend(self.remote.ip().octets());
-        packet.extend(tcp);
         packet
     }
-}
-
-/// The TCP checksum (RFC 9293 §3.1) of a segment whose own field is 0.
-fn checksum(from: Ipv4Addr, to: Ipv4Addr, tcp: &[u8]) -> u16 {
-    let length = u16::try_from(tcp.len()).expect("short").to_be_bytes();
-    let pseudo = [&from.octets()[..], &to.octets(), &[0, 6], &length].concat();
-    let words = [&pseudo, tcp].concat();
-    let mut sum: u32 = words
-        .chunks(2)
-        .map(|word| u32::from(word[0]) << 8 | u32::from(*word.get(1).unwrap_or(&0)))
-        .sum();
-    while sum >> 16 != 0 {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !u16::try_from(sum).expect("folded")
 }
 
 /// A packet that came.

@@ -95,9 +95,10 @@ pub fn snapshot(net: &Net, host: &str) -> String {
     .collect()
 }
 
-fn without_counters(text: &str) -> String {
+/// A listing of rules without its dates, and without the numbers that the kernel counts meanwhile.
+pub fn without_counters(text: &str) -> String {
     text.lines()
-        .filter(|line| !line.starts_with('#'))
+        .filter(|line| !line.starts_with("# Generated") && !line.starts_with("# Completed"))
         .map(|line| {
             // `:FORWARD DROP [12:345]` and `counter packets 12 bytes 345`.
             let line = match line.rfind(" [") {

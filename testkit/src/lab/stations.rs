@@ -16,7 +16,7 @@ use super::report;
 use super::rules::{self, Flavour};
 use super::scenario::greeting;
 use super::server::{Config, Kind, Server, content};
-use super::topology::{End, Host, Link, Shape, Topology};
+use super::topology::{Host, Link, Shape, Topology};
 
 /// How long `ftpalg` may take to start, to stop and to answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -450,36 +450,6 @@ impl Station {
     }
 }
 
-/// A host that forwards nothing.
-pub fn host(name: &'static str, routes: &[&'static str]) -> Host {
-    Host {
-        name,
-        forwards: false,
-        routes: routes.to_vec(),
-    }
-}
-
-/// A host that forwards.
-pub fn router(name: &'static str, routes: &[&'static str]) -> Host {
-    Host {
-        forwards: true,
-        ..host(name, routes)
-    }
-}
-
-/// A cable: host, interface and addresses of either end.
-pub fn link(
-    a: (&'static str, &'static str, &[&'static str]),
-    b: (&'static str, &'static str, &[&'static str]),
-) -> Link {
-    let end = |(host, interface, addresses): (_, _, &[&'static str])| End {
-        host,
-        interface,
-        addresses: addresses.to_vec(),
-    };
-    Link(end(a), end(b))
-}
-
 /// Rules of a careful user: INVALID dropped, a chain that drops what nobody accepted, and new
 /// connections to these ports accepted.
 pub fn drop_by_default(chains: &[&str], ports: &[u16]) -> String {
@@ -507,9 +477,4 @@ pub fn drop_by_default(chains: &[&str], ports: &[u16]) -> String {
 /// The table `nat` with these rules.
 pub fn nat(rules: &[&str]) -> String {
     format!("*nat\n{}\nCOMMIT\n", rules.join("\n"))
-}
-
-/// An address and port.
-pub fn at(text: &str) -> SocketAddr {
-    text.parse().expect("an address and port")
 }

@@ -70,7 +70,7 @@ impl Topology {
     /// Hosts and cables whose parts are nobody's business but the test's.
     pub fn bare(hosts: Vec<Host>, links: Vec<Link>) -> Self {
         let first = hosts[0].name;
-        let nowhere = address("0.0.0.0:0");
+        let nowhere = at("0.0.0.0:0");
         Self {
             name: "",
             shape: Shape::ServerInside,
@@ -96,17 +96,17 @@ impl Topology {
             shape: Shape::ServerInside,
             hosts: vec![
                 outsider("c", "203.0.113.0/24 via 198.51.100.1"),
-                gateway("r"),
+                router("r", &[]),
                 insider("s"),
             ],
             links: vec![
-                Link(
-                    end("c", "e0", &["198.51.100.2/24"]),
-                    end("r", "out0", &["198.51.100.1/24", "203.0.113.1/32"]),
+                link(
+                    ("c", "e0", &["198.51.100.2/24"]),
+                    ("r", "out0", &["198.51.100.1/24", "203.0.113.1/32"]),
                 ),
-                Link(
-                    end("r", "in0", &["10.0.0.1/24"]),
-                    end("s", "e0", &["10.0.0.2/24"]),
+                link(
+                    ("r", "in0", &["10.0.0.1/24"]),
+                    ("s", "e0", &["10.0.0.2/24"]),
                 ),
             ],
             client: "c",
@@ -114,8 +114,8 @@ impl Topology {
             router: "r",
             inside: "in0",
             outside: "out0",
-            listen: address("10.0.0.2:21"),
-            dial: address("203.0.113.1:21"),
+            listen: at("10.0.0.2:21"),
+            dial: at("203.0.113.1:21"),
             nat: vec![
                 "-A PREROUTING -d 203.0.113.1/32 -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.0.2:21",
             ],
@@ -126,7 +126,7 @@ impl Topology {
     pub fn published_server_2121() -> Self {
         Self {
             name: "DNAT 2121→21",
-            dial: address("203.0.113.1:2121"),
+            dial: at("203.0.113.1:2121"),
             nat: vec![
                 "-A PREROUTING -d 203.0.113.1/32 -p tcp -m tcp --dport 2121 -j DNAT --to-destination 10.0.0.2:21",
             ],
@@ -159,17 +159,17 @@ impl Topology {
             shape: Shape::ClientInside,
             hosts: vec![
                 insider("c"),
-                gateway("r"),
+                router("r", &[]),
                 outsider("s", "203.0.113.0/24 via 198.51.100.1"),
             ],
             links: vec![
-                Link(
-                    end("c", "e0", &["10.0.0.2/24"]),
-                    end("r", "in0", &["10.0.0.1/24"]),
+                link(
+                    ("c", "e0", &["10.0.0.2/24"]),
+                    ("r", "in0", &["10.0.0.1/24"]),
                 ),
-                Link(
-                    end("r", "out0", &["198.51.100.1/24"]),
-                    end("s", "e0", &["198.51.100.2/24"]),
+                link(
+                    ("r", "out0", &["198.51.100.1/24"]),
+                    ("s", "e0", &["198.51.100.2/24"]),
                 ),
             ],
             client: "c",
@@ -177,8 +177,8 @@ impl Topology {
             router: "r",
             inside: "in0",
             outside: "out0",
-            listen: address("198.51.100.2:21"),
-            dial: address("198.51.100.2:21"),
+            listen: at("198.51.100.2:21"),
+            dial: at("198.51.100.2:21"),
             nat: vec!["-A POSTROUTING -s 10.0.0.0/24 -o out0 -j MASQUERADE"],
         }
     }
@@ -208,83 +208,88 @@ impl Topology {
 
     /// `outer (198.51.100.2) — wo — gateway — wi — inner (10.0.0.2)`
     fn add_hops(&mut self, outer: &'static str, inner: &'static str, public: &[&'static str]) {
-        let router = |name, routes| Host {
-            name,
-            forwards: true,
-            routes,
-        };
         self.hosts.extend([
-            router("wo", vec!["203.0.113.0/24 via 192.0.2.2"]),
+            router("wo", &["203.0.113.0/24 via 192.0.2.2"]),
             router(
                 "r",
-                vec!["198.51.100.0/24 via 192.0.2.1", "10.0.0.0/24 via 10.0.1.2"],
+                &["198.51.100.0/24 via 192.0.2.1", "10.0.0.0/24 via 10.0.1.2"],
             ),
-            router("wi", vec!["default via 10.0.1.1"]),
+            router("wi", &["default via 10.0.1.1"]),
         ]);
         self.links = vec![
-            Link(
-                end(outer, "e0", &["198.51.100.2/24"]),
-                end("wo", "far", &["198.51.100.1/24"]),
+            link(
+                (outer, "e0", &["198.51.100.2/24"]),
+                ("wo", "far", &["198.51.100.1/24"]),
             ),
-            Link(
-                end("wo", "near", &["192.0.2.1/30"]),
-                end("r", "out0", public),
+            link(("wo", "near", &["192.0.2.1/30"]), ("r", "out0", public)),
+            link(
+                ("r", "in0", &["10.0.1.1/30"]),
+                ("wi", "near", &["10.0.1.2/30"]),
             ),
-            Link(
-                end("r", "in0", &["10.0.1.1/30"]),
-                end("wi", "near", &["10.0.1.2/30"]),
-            ),
-            Link(
-                end("wi", "far", &["10.0.0.1/24"]),
-                end(inner, "e0", &["10.0.0.2/24"]),
+            link(
+                ("wi", "far", &["10.0.0.1/24"]),
+                (inner, "e0", &["10.0.0.2/24"]),
             ),
         ];
-    }
-}
-
-fn gateway(name: &'static str) -> Host {
-    Host {
-        name,
-        forwards: true,
-        routes: Vec::new(),
     }
 }
 
 /// A host of the private network. It knows the lab's outside, and no default route, so that what
 /// looks for a name server fails at once.
 fn insider(name: &'static str) -> Host {
-    Host {
+    host(
         name,
-        forwards: false,
-        routes: vec![
+        &[
             "198.51.100.0/24 via 10.0.0.1",
             "203.0.113.0/24 via 10.0.0.1",
         ],
-    }
+    )
 }
 
 /// A host of the rest of the world: it has no way to a private network, and knows so at once.
 fn outsider(name: &'static str, route: &'static str) -> Host {
-    Host {
+    host(
         name,
-        forwards: false,
-        routes: vec![
+        &[
             route,
             "unreachable 10.0.0.0/8",
             "unreachable 172.16.0.0/12",
             "unreachable 192.168.0.0/16",
         ],
+    )
+}
+
+/// A host that forwards nothing.
+pub fn host(name: &'static str, routes: &[&'static str]) -> Host {
+    Host {
+        name,
+        forwards: false,
+        routes: routes.to_vec(),
     }
 }
 
-fn end(host: &'static str, interface: &'static str, addresses: &[&'static str]) -> End {
-    End {
+/// A host that forwards.
+pub fn router(name: &'static str, routes: &[&'static str]) -> Host {
+    Host {
+        forwards: true,
+        ..host(name, routes)
+    }
+}
+
+/// A cable: host, interface and addresses of either end.
+pub fn link(
+    a: (&'static str, &'static str, &[&'static str]),
+    b: (&'static str, &'static str, &[&'static str]),
+) -> Link {
+    let end = |(host, interface, addresses): (_, _, &[&'static str])| End {
         host,
         interface,
         addresses: addresses.to_vec(),
-    }
+    };
+    Link(end(a), end(b))
 }
 
-fn address(text: &str) -> SocketAddr {
+/// An address and port.
+pub fn at(text: &str) -> SocketAddr {
     text.parse().expect("an address and port")
 }

@@ -197,7 +197,7 @@ impl<'a> Sky<'a> {
         let add = |counter: &AtomicU64| counter.fetch_add(1, Ordering::Relaxed);
         add(&self.happened.packets);
         let happens = |part: u64, dice: u64| dice % 100 < part;
-        let [lost, burst, twice, late] = std::array::from_fn(|_| self.random.next() >> 16);
+        let [lost, burst, twice, late] = std::array::from_fn(|_| self.random.draw() >> 16);
         if self.burst == 0 && happens(self.climate.bursts, burst) {
             self.burst = 1 + (burst >> 16) % 4;
         }

@@ -395,14 +395,14 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
     let mut inside = Host::new(
         setup.private,
         setup.mtu,
-        rng.next(),
+        rng.draw(),
         setup.nagle,
         setup.delayed_ack,
     );
     let mut outside = Host::new(
         OUTSIDE,
         setup.mtu,
-        rng.next(),
+        rng.draw(),
         setup.nagle,
         setup.delayed_ack,
     );
@@ -648,7 +648,7 @@ fn forged(like: &[u8], rng: &mut Rng) -> Option<Vec<u8>> {
         tcp.sequence_number = tcp.sequence_number.wrapping_add(off);
         tcp.acknowledgment_number = tcp.acknowledgment_number.wrapping_add(ack);
     }
-    tcp.window_size = rng.next() as u16;
+    tcp.window_size = rng.draw() as u16;
     let text = "227 x (6,6,6,6,6,6)\r\nPASV\r\nPORT 6,6,6,6,6,6\r\nQUIT\r\n";
     let text = &text.as_bytes()[..rng.below(text.len() as u64 + 1) as usize];
     let builder = etherparse::PacketBuilder::ipv4(ip.source, ip.destination, 64).tcp_header(tcp);
