@@ -122,14 +122,8 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
         output.clone(),
         config.resume_mark,
     ));
-    let engines = setup::engine_config(config, &advertised);
-    let workers: Vec<_> = (0..engines.workers)
-        .map(|number| Worker::new(Engine::new(engines.clone(), number)))
-        .collect();
-    let mark = steered.steering.mark;
-    start_threads(&lifetime, &shared, &workers, queues, events, mark)?;
-
-    // From here on there is something to remove.
+    // The start of the pinholes has put something into the kernel, which is to be removed if anything
+    // fails from here on.
     let mut installed = InKernel {
         steered: Arc::clone(&steered),
         shared: Arc::clone(&shared),
@@ -137,15 +131,25 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
         closing: socket.closing(),
         there: true,
     };
+    let engines = setup::engine_config(config, &advertised);
+    let workers: Vec<_> = (0..engines.workers)
+        .map(|number| Worker::new(Engine::new(engines.clone(), number)))
+        .collect();
+    let mark = steered.steering.mark;
+    start_threads(&lifetime, &shared, &workers, queues, events, mark)?;
+
     let guard = Guard::new(&steered, &shared);
-    shared.with(Plane::install)?;
+    let adopted = match shared.with(Plane::adopt)? {
+        0 => None,
+        n => Some(format!("pinholes taken over from an earlier ftpalg: {n}")),
+    };
     let placed = steered.install()?;
     match steered.look() {
         Ok(look) => shared.with(|plane| plane.avoid(look.published)),
         Err(e) => log::info!("ports that your own rules publish aren't avoided: {e}"),
     }
     let status = Arc::new(Status::new(config, &steered, &shared, &workers));
-    let greeting = placed.into_iter().chain(status.greeting());
+    let greeting = placed.into_iter().chain(adopted).chain(status.greeting());
     lifetime.thread("control", move || {
         socket.serve(&(Arc::new(move |request| status.answer(request)) as Arc<Answerer>));
     })?;

@@ -309,11 +309,12 @@ fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
     }
     let mut nft = nft()?;
     // What this makes is made again later, or is removed with the backend.
-    let Err(BackendError::Lacking(why)) = nft.install() else {
+    let (most, longest) = (config.limits.plane.pinholes, config.deadline);
+    let Err(BackendError::Lacking(why)) = nft.adopt(most, longest) else {
         return Ok(Box::new(nft));
     };
     let mut iptables = iptables();
-    let tried = iptables.install().and_then(|()| iptables.remove());
+    let tried = iptables.adopt(most, longest);
     tried.map_err(|e| BackendError::Lacking(format!("{why}; that fails, too: {e}")))?;
     log::warn!("using the backend iptables: {why}");
     Ok(Box::new(iptables))

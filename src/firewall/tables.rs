@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::PINHOLE_TABLE;
 use crate::netlink::codec::{Builder, Message};
 use crate::netlink::nftables::{ONLY_IF_EMPTY, attr, msg, policy};
 use crate::netlink::socket::{NetlinkRequest, Socket};
@@ -104,6 +105,39 @@ pub fn delete_table(family: u8, table: &str) -> io::Result<()> {
     delete_empty(msg::DEL_TABLE, family, move |b| {
         b.text(attr::TABLE_NAME, table);
     })
+}
+
+/// Deletes the nft backend's tables that have no owner: those of a killed daemon. Returns how many
+/// rules they had.
+///
+/// # Errors
+/// As [`tables`]; `EPERM` if a program took one of them meanwhile.
+pub fn remove_abandoned() -> io::Result<usize> {
+    let mut socket = Socket::open()?;
+    let mut tables = tables_on(&mut socket)?;
+    tables.retain(|table| table.name == PINHOLE_TABLE && table.owner.is_none());
+    if tables.is_empty() {
+        return Ok(0);
+    }
+    let chains = chains_on(&mut socket)?;
+    let deletions: Vec<_> = tables
+        .iter()
+        .map(|table| NetlinkRequest {
+            kind: msg::DEL_TABLE,
+            flags: 0,
+            family: table.family,
+            attrs: Box::new(|b| {
+                b.text(attr::TABLE_NAME, PINHOLE_TABLE);
+            }),
+        })
+        .collect();
+    socket.batch(&deletions)?;
+    let of = |chain: &&ChainInfo| {
+        let mut tables = tables.iter();
+        tables.any(|table| table.family == chain.family && table.name == chain.table)
+    };
+    let rules = chains.iter().filter(of).map(|chain| chain.rules);
+    Ok(rules.filter_map(|n| usize::try_from(n).ok()).sum())
 }
 
 fn delete_empty(kind: u16, family: u8, name: impl Fn(&mut Builder)) -> io::Result<()> {

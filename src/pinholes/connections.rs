@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use super::{DataConnection, Finished, Plane, PlaneReport, Transferred};
+use super::{DataConnection, Finished, NO_SESSION, Plane, PlaneReport, Transferred};
 use crate::conntrack::{Bytes, Completeness, ConntrackEvent, TcpState};
 use crate::engine::Tuple;
 use crate::engine::gateway::SessionId;
@@ -90,8 +90,10 @@ impl Plane {
 
     /// Keeps track of a new data connection.
     fn keep(&mut self, original: Tuple, connection: DataConnection) {
-        let total = self.transferred.entry(connection.session).or_default();
-        total.data_connections += 1;
+        if connection.session != NO_SESSION {
+            let total = self.transferred.entry(connection.session).or_default();
+            total.data_connections += 1;
+        }
         if self.connections.len() < self.config.limits.connections {
             self.connections.insert(original, connection);
         }

@@ -1,11 +1,75 @@
 //! Puts the backend's objects into the kernel, looks whether they are there, and removes them.
 
-use super::{PendingHole, Plane, PlaneReport};
+use super::admission::network;
+use super::{NO_SESSION, PendingHole, Plane, PlaneReport};
+use crate::ftp::Mode;
+use crate::pinholes::PinholeKey;
 use crate::pinholes::backend::{BackendError, Verification};
 
 impl Plane {
-    /// Installs the backend's objects, and opens all pinholes and ranges that should be open: at
-    /// start-up, and when [`in_place`](Self::in_place) says that somebody flushed them.
+    /// Installs the backend's objects at start-up, and adopts the pinholes that a daemon before this
+    /// one left open. Returns how many. They belong to no session ([`NO_SESSION`]).
+    ///
+    /// # Errors
+    /// What the backend says.
+    pub fn adopt(&mut self) -> Result<usize, BackendError> {
+        let (most, longest) = (self.config.limits.pinholes, self.config.deadline);
+        let found = self.parts.backend.adopt(most, longest)?;
+        let now = self.now();
+        for (pinhole, left) in found {
+            // Who of the two announced it isn't known, so it counts towards the peer's limits.
+            let client = network(pinhole.from);
+            self.clients.reserved(client, now);
+            let id = self.next_id();
+            let hole = PendingHole {
+                session: NO_SESSION,
+                client,
+                mode: Mode::Passive,
+                pinhole,
+                deadline: now + left,
+                open: true,
+            };
+            self.holes.insert(id, hole);
+        }
+        self.close_used_meanwhile();
+        let adopted = self.holes.len();
+        self.counters.adopted = u64::try_from(adopted).unwrap_or(u64::MAX);
+        Ok(adopted)
+    }
+
+    /// Closes adopted pinholes that were used while no daemon was told of it. An older connection
+    /// with the same addresses and port counts as well: better one transfer lost than a pinhole
+    /// that is used twice.
+    fn close_used_meanwhile(&mut self) {
+        if self.holes.len() == 0 {
+            return;
+        }
+        let entries = match self.parts.lookups.marked(self.config.mark) {
+            Ok(entries) => entries,
+            Err(error) => {
+                log::warn!("can't list conntrack entries: {error}");
+                return;
+            }
+        };
+        for entry in entries {
+            let key = PinholeKey {
+                from: entry.original.src.ip(),
+                to: entry.original.dst,
+            };
+            if let Some((id, _)) = self.holes.at(key) {
+                self.drop_hole(id);
+            }
+        }
+    }
+
+    /// Leaves the pinholes that are open to a successor, which may [`adopt`](Self::adopt) them. From
+    /// then on, the plane can only be dropped.
+    pub fn leave(&mut self) {
+        self.parts.backend.leave();
+    }
+
+    /// Installs the backend's objects, and opens all pinholes and ranges that should be open: when
+    /// [`in_place`](Self::in_place) says that somebody flushed them.
     ///
     /// # Errors
     /// What the backend says. Pinholes that can't be opened again are dropped and counted.

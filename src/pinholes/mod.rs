@@ -14,7 +14,8 @@
 //! | connections | conntrack | the plane's list of data connections (`connections`), which goes by conntrack's events |
 //! | what the session announced | the session machine ([`crate::ftp`]) | it names pinholes by their ids |
 //!
-//! The kernel's own timeouts of elements and rules matter only if the daemon is killed.
+//! The kernel's own timeouts of elements and rules matter only if the daemon is killed. The next
+//! daemon adopts the pinholes that are open then ([`Plane::adopt`]): they belong to no session.
 //!
 //! All threads share the plane behind a mutex. While it is held, nothing is waited for but the kernel
 //! and, with the backend iptables, its tools. The plane answers all of [`Gateway`](crate::engine::gateway::Gateway) but events and
@@ -58,6 +59,10 @@ use stuck::Stuck;
 
 /// How many reports are kept until they are taken; beyond it, the oldest is dropped.
 const MAX_REPORTS: usize = 10_000;
+
+/// The session of pinholes that were adopted from a daemon before this one. Sessions of this one are
+/// numbered from 1.
+const NO_SESSION: SessionId = SessionId(0);
 
 /// All pinholes and data connections.
 pub struct Plane {

@@ -174,9 +174,9 @@ pub enum PinholeState {
 pub struct PinholeInfo {
     /// Its name.
     pub id: PinholeId,
-    /// The control connection that it belongs to.
+    /// The control connection that it belongs to; 0 if it was adopted from a daemon before this one.
     pub session: SessionId,
-    /// Active or passive.
+    /// Active or passive; passive if it was adopted.
     pub mode: Mode,
     /// Who may connect.
     pub from: IpAddr,
@@ -200,9 +200,9 @@ pub struct PinholeInfo {
 pub struct DataConnection {
     /// The pinhole.
     pub pinhole: PinholeId,
-    /// The control connection.
+    /// The control connection; 0 if the pinhole was adopted from a daemon before this one.
     pub session: SessionId,
-    /// Active or passive.
+    /// Active or passive; passive if it was adopted.
     pub mode: Mode,
     /// The address and port that connected.
     pub from: SocketAddr,
@@ -276,6 +276,8 @@ pub enum RangeEnd {
 /// What a plane counts, from its start on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PlaneCounters {
+    /// Pinholes taken over from a daemon before this one.
+    pub adopted: u64,
     /// Pinholes opened in the kernel.
     pub opened: u64,
     /// Pinholes used.

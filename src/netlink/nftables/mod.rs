@@ -124,6 +124,8 @@ pub mod attr {
     pub const ELEM_FLAGS: u16 = 3;
     /// Milliseconds.
     pub const ELEM_TIMEOUT: u16 = 4;
+    /// Milliseconds that are left of the timeout.
+    pub const ELEM_EXPIRATION: u16 = 5;
     /// The last key of a range of concatenations.
     pub const ELEM_KEY_END: u16 = 10;
     /// `NFTA_LIST_ELEM`
@@ -180,6 +182,9 @@ pub mod policy {
 /// `NFT_TABLE_F_OWNER` (Linux 5.12): only the socket that made the table may change it, and the
 /// table goes when the socket is closed.
 pub const TABLE_OWNER: u32 = 0x2;
+/// `NFT_TABLE_F_PERSIST` (Linux 6.9): the table stays when the socket of its owner is closed, and
+/// has no owner from then on.
+pub const TABLE_PERSIST: u32 = 0x4;
 /// `NFT_SET_INTERVAL`
 pub const SET_INTERVAL: u32 = 0x4;
 /// `NFT_SET_MAP`

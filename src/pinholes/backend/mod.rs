@@ -79,12 +79,33 @@ pub trait Backend: Send {
 
     /// Makes the objects that pinholes live in: tables, chains and static rules.
     ///
-    /// Idempotent. First removes what a killed predecessor left, so no pinhole is open when it
-    /// returns: those that were must be opened again.
+    /// Idempotent. First removes what is there of them, so no pinhole is open when it returns: those
+    /// that were must be opened again.
     ///
     /// # Errors
     /// What is missing or was refused; then nothing is left in the kernel.
     fn install(&mut self) -> Result<(), BackendError>;
+
+    /// Like [`install`](Self::install), but *adopts* pinholes that a daemon before this one left:
+    /// they stay open. Returns them, with the time that each has left, the shortest first.
+    ///
+    /// At most `most` pinholes, for at most `longest` each. That is also the time of a pinhole whose
+    /// own isn't known. Ranges, pinholes of which a part is missing, and those of another backend
+    /// are dropped.
+    ///
+    /// # Errors
+    /// As [`install`](Self::install).
+    fn adopt(
+        &mut self,
+        _most: usize,
+        _longest: Duration,
+    ) -> Result<Vec<(Pinhole, Duration)>, BackendError> {
+        self.install().map(|()| Vec::new())
+    }
+
+    /// Leaves what is in the kernel to a successor, which may [`adopt`](Self::adopt) it. From then
+    /// on, the backend can only be dropped.
+    fn leave(&mut self) {}
 
     /// Opens a pinhole. The caller closes it when conntrack reports that it was used; until then the
     /// backend keeps a second connection out as well as it can. After `timeout` the kernel closes

@@ -22,11 +22,16 @@
 //! user's rules drop that first packet, conntrack keeps no entry, and the retransmission a second
 //! later finds the pinhole open.
 //!
+//! The table belongs to our socket, so that nobody else changes it, but stays when the socket is closed
+//! (Linux 6.9): the elements of a killed daemon live on until their timeouts, or until the next daemon
+//! adopts them ([`leftover`]). Before Linux 6.9 the table goes with the socket.
+//!
 //! Deleting the element by a rule in a later hook was tried. A second connection gets in while the
 //! first packet is on its way, every forwarded packet pays for the rule, and deleted elements fill
 //! the map until the kernel's next garbage collection.
 
 mod elements;
+mod leftover;
 mod objects;
 mod ranges;
 
@@ -44,11 +49,14 @@ use super::{Backend, BackendError, Verification};
 use crate::firewall::tables::ChainInfo;
 use crate::firewall::{PINHOLE_TABLE, tables};
 use crate::net::{Mark, PortRange};
-use crate::netlink::socket::{BatchError, Socket};
+use crate::netlink::socket::{BatchError, NetlinkRequest, Socket};
 use crate::pinholes::{Pinhole, RangeHole};
 
 /// How often a change is tried: each of a pinhole's three elements may expire once meanwhile.
 const ATTEMPTS: usize = 4;
+/// How many adopted pinholes come with the new table, and how many in each batch after it: as many as
+/// a batch surely has room for.
+const AT_ONCE: usize = 256;
 
 /// The backend over nf_tables.
 #[derive(Debug)]
@@ -81,17 +89,98 @@ impl Nft {
             layouts: Vec::new(),
             abilities: Abilities {
                 owner: true,
+                persist: true,
                 limit: true,
             },
         })
     }
 
-    /// Makes the objects of one family. Does without what the kernel refuses, as far as possible.
-    fn install_family(&mut self, layout: &'static FamilyLayout) -> Result<(), BatchError> {
+    /// Makes the objects of all families. `leftover` says which pinholes are in a family's table from
+    /// the start; they are returned.
+    fn install_all(
+        &mut self,
+        mut leftover: impl FnMut(&mut Self, &'static FamilyLayout) -> Vec<(Pinhole, Duration)>,
+    ) -> Result<Vec<(Pinhole, Duration)>, BackendError> {
+        self.layouts.clear();
+        let mut all = Vec::new();
+        // If a socket owns the table of one family, it must own that of the other, too.
+        for layout in [&IPV4, &IPV6] {
+            if !layout.is_here() {
+                continue;
+            }
+            let holes = leftover(self, layout);
+            match self.install_with(layout, holes) {
+                Ok(holes) => {
+                    self.layouts.push(layout);
+                    all.extend(holes);
+                }
+                Err(error) => {
+                    let source = io::Error::from(error);
+                    if layout.optional && lacks_support(&source) {
+                        log::debug!("no {} NAT in this kernel: {source}", layout.family);
+                        continue;
+                    }
+                    let _ = self.remove();
+                    return Err(explain(layout, source));
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Makes the objects of one family and puts pinholes into them. Returns those that are open.
+    fn install_with(
+        &mut self,
+        layout: &'static FamilyLayout,
+        mut holes: Vec<(Pinhole, Duration)>,
+    ) -> Result<Vec<(Pinhole, Duration)>, BatchError> {
+        let elements: Vec<_> = holes
+            .iter()
+            .map(|(hole, left)| (of_pinhole(layout, hole, self.mark), *left))
+            .collect();
+        let mut batches = elements.chunks(AT_ONCE);
+        let first = batches.next().unwrap_or_default();
+        let mut open = first.len();
+        let mut refused = None;
+        if let Err(error) = self.install_family(layout, first) {
+            if first.is_empty() {
+                return Err(error);
+            }
+            self.install_family(layout, &[])?;
+            (open, refused) = (0, Some(error));
+        }
+        for batch in batches {
+            if refused.is_some() {
+                break;
+            }
+            match self.socket.batch(&additions(layout, batch)) {
+                Ok(()) => open = open.saturating_add(batch.len()),
+                Err(error) => refused = Some(error),
+            }
+        }
+        if let Some(error) = refused {
+            let (lost, error) = (holes.len().saturating_sub(open), io::Error::from(error));
+            log::warn!("{lost} pinholes of an earlier ftpalg are dropped: {error}");
+            holes.truncate(open);
+        }
+        Ok(holes)
+    }
+
+    /// Makes the objects of one family, with these elements. Does without what the kernel refuses, as
+    /// far as possible.
+    fn install_family(
+        &mut self,
+        layout: &'static FamilyLayout,
+        elements: &[TimedElements],
+    ) -> Result<(), BatchError> {
         let leftover = self.has_table(layout).map_err(BatchError::Io)?;
         loop {
             let plan = plan(layout, self.mark, self.abilities, self.range, leftover);
-            let (about, requests): (Vec<_>, Vec<_>) = plan.into_iter().unzip();
+            let filling = additions(layout, elements).into_iter();
+            let plan = plan
+                .into_iter()
+                .chain(filling.map(|add| (What::Other, add)));
+            let (about, requests): (Vec<_>, Vec<_>) = plan.unzip();
             let error = match self.socket.batch(&requests) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
@@ -103,7 +192,9 @@ impl Nft {
                 let mut refused = refused.iter().filter_map(|one| about.get(one.index?));
                 refused.any(|about| *about == what)
             };
-            if self.abilities.owner && refuses(What::Table) {
+            if self.abilities.persist && refuses(What::Table) {
+                self.abilities.persist = false;
+            } else if self.abilities.owner && refuses(What::Table) {
                 self.abilities.owner = false;
             } else if self.abilities.limit && refuses(What::PinholeMap) {
                 self.abilities.limit = false;
@@ -174,26 +265,28 @@ impl Backend for Nft {
     }
 
     fn install(&mut self) -> Result<(), BackendError> {
+        self.install_all(|_, _| Vec::new()).map(drop)
+    }
+
+    /// The pinholes come with the new table, which takes the old one's place in the same
+    /// transaction (the first [`AT_ONCE`] of them; others follow).
+    fn adopt(
+        &mut self,
+        most: usize,
+        longest: Duration,
+    ) -> Result<Vec<(Pinhole, Duration)>, BackendError> {
+        let mut room = most;
+        let mut all = self.install_all(|nft, layout| {
+            let holes = leftover::pinholes(&mut nft.socket, layout, nft.mark, room, longest);
+            room = room.saturating_sub(holes.len());
+            holes
+        })?;
+        all.sort_by_key(|(_, left)| *left);
+        Ok(all)
+    }
+
+    fn leave(&mut self) {
         self.layouts.clear();
-        // If a socket owns the table of one family, it must own that of the other, too.
-        for layout in [&IPV4, &IPV6] {
-            if !layout.is_here() {
-                continue;
-            }
-            match self.install_family(layout) {
-                Ok(()) => self.layouts.push(layout),
-                Err(error) => {
-                    let source = io::Error::from(error);
-                    if layout.optional && lacks_support(&source) {
-                        log::debug!("no {} NAT in this kernel: {source}", layout.family);
-                        continue;
-                    }
-                    let _ = self.remove();
-                    return Err(explain(layout, source));
-                }
-            }
-        }
-        Ok(())
     }
 
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
@@ -277,7 +370,7 @@ impl Backend for Nft {
 }
 
 impl Drop for Nft {
-    /// The kernel removes a table with its owner; on older kernels, which know no owner, we must.
+    /// Unless it is left to a successor, the table goes with the backend.
     fn drop(&mut self) {
         if !self.layouts.is_empty()
             && let Err(error) = self.remove()
@@ -285,6 +378,18 @@ impl Drop for Nft {
             log::warn!("{error}");
         }
     }
+}
+
+/// The elements of a pinhole, and how long they last.
+type TimedElements = ([MapElement; 3], Duration);
+
+/// The requests that add elements.
+fn additions<'a>(layout: &FamilyLayout, all: &'a [TimedElements]) -> Vec<NetlinkRequest<'a>> {
+    let of_hole = |(elements, left): &'a TimedElements| {
+        let elements = elements.iter();
+        elements.filter_map(|element| element.add(layout, *left))
+    };
+    all.iter().flat_map(of_hole).collect()
 }
 
 /// Whether the kernel has our chains of all these families, with as many rules as we made.

@@ -9,7 +9,7 @@ use crate::net::{Family, Mark, PortRange, TCP};
 use crate::netlink::codec::{self, Builder};
 use crate::netlink::nftables::expression::{Base, Ct, Expressions, Translate, put_limit};
 use crate::netlink::nftables::{
-    SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, attr, comment, datatype, hook, msg, policy,
+    SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, TABLE_PERSIST, attr, comment, datatype, hook, msg, policy,
 };
 use crate::netlink::socket::NetlinkRequest;
 
@@ -25,6 +25,8 @@ const FIRST_PACKETS: u64 = 2;
 pub(super) struct Abilities {
     /// A table that belongs to our socket.
     pub(super) owner: bool,
+    /// A table that has an owner, and stays without it.
+    pub(super) persist: bool,
     /// A limit for each element of a map.
     pub(super) limit: bool,
 }
@@ -236,8 +238,10 @@ pub(super) fn plan(
     };
     let put_table = move |b: &mut Builder| {
         b.text(attr::TABLE_NAME, PINHOLE_TABLE);
-        if abilities.owner {
-            b.be32(attr::TABLE_FLAGS, TABLE_OWNER);
+        match abilities {
+            Abilities { owner: false, .. } => {}
+            Abilities { persist: false, .. } => _ = b.be32(attr::TABLE_FLAGS, TABLE_OWNER),
+            _ => _ = b.be32(attr::TABLE_FLAGS, TABLE_OWNER | TABLE_PERSIST),
         }
         b.bytes(attr::TABLE_USERDATA, &comment(0, "ftpalg:pinholes"));
     };
@@ -289,7 +293,15 @@ fn put_rule(b: &mut Builder, spec: &ChainSpec, rule: impl FnOnce(&mut Expression
     b.bytes(attr::RULE_USERDATA, &comment(0, spec.role));
 }
 
-fn put_map(b: &mut Builder, layout: &FamilyLayout, map: Map, limit: bool) {
+/// What a map's keys and data are: their types and lengths in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) key: (u32, u32),
+    pub(super) data: (u32, u32),
+}
+
+/// The shape of a map.
+pub(super) fn shape(layout: &FamilyLayout, map: Map) -> Shape {
     let addr = layout.datatype;
     let (key, data): (&[u32], &[u32]) = match map {
         Map::Pinholes => (&[addr, addr, datatype::PORT], &[addr, datatype::PORT]),
@@ -299,7 +311,15 @@ fn put_map(b: &mut Builder, layout: &FamilyLayout, map: Map, limit: bool) {
         Map::RangeSources => (&[addr, addr, addr], &[addr]),
     };
     let len_of = |one: &u32| if *one == addr { layout.addr_len() } else { 4 };
-    let len = |types: &[u32]| types.iter().map(len_of).sum();
+    let of = |types: &[u32]| (datatype::concat(types), types.iter().map(len_of).sum());
+    Shape {
+        key: of(key),
+        data: of(data),
+    }
+}
+
+fn put_map(b: &mut Builder, layout: &FamilyLayout, map: Map, limit: bool) {
+    let Shape { key, data } = shape(layout, map);
     let flags = match map {
         Map::Ranges | Map::RangeSources => SET_MAP | SET_TIMEOUT,
         _ => SET_MAP | SET_TIMEOUT | SET_DYNAMIC,
@@ -307,10 +327,10 @@ fn put_map(b: &mut Builder, layout: &FamilyLayout, map: Map, limit: bool) {
     b.text(attr::SET_TABLE, PINHOLE_TABLE);
     b.text(attr::SET_NAME, &layout.name(map));
     b.be32(attr::SET_FLAGS, flags);
-    b.be32(attr::SET_KEY_TYPE, datatype::concat(key));
-    b.be32(attr::SET_KEY_LEN, len(key));
-    b.be32(attr::SET_DATA_TYPE, datatype::concat(data));
-    b.be32(attr::SET_DATA_LEN, len(data));
+    b.be32(attr::SET_KEY_TYPE, key.0);
+    b.be32(attr::SET_KEY_LEN, key.1);
+    b.be32(attr::SET_DATA_TYPE, data.0);
+    b.be32(attr::SET_DATA_LEN, data.1);
     b.be32(attr::SET_ID, map.id());
     b.bytes(attr::SET_USERDATA, &set_userdata(map));
     if map == Map::Pinholes && limit {
