@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ftpalg::ftp::Mode;
-use ftpalg::ftp::fit::Slot;
+use ftpalg::ftp::fit::LineSlot;
 use ftpalg::ftp::hostport;
 use ftpalg::ftp::session::{Announcement, Form};
-use ftpalg::pinholes::ports::{self, Holder, Wanted};
+use ftpalg::pinholes::ports::{self, Holder, PortRequest};
 use testkit::random::Rng;
 
 /// Enough for half a percent; with 200,000 the shares are the same.
@@ -54,8 +54,8 @@ fn share(mode: Mode, form: Form, mut pair: impl FnMut(&mut Rng) -> (IpAddr, IpAd
             Mode::Passive => (b"227 Entering Passive Mode (", b").\r\n"),
             Mode::Active => (b"PORT ", b"\r\n"),
         };
-        let slot = Slot::new(&said, text.len(), before, after);
-        let wanted = Wanted {
+        let slot = LineSlot::new(&said, text.len(), before, after);
+        let wanted = PortRequest {
             announced,
             published: true,
             range: None,
@@ -110,10 +110,10 @@ fn ports_take_turns() {
         addr: Some(own),
         port: 50_000,
     };
-    let slot = Slot::new(&said, 15, b"227 Ok (", b")\r\n");
+    let slot = LineSlot::new(&said, 15, b"227 Ok (", b")\r\n");
     let chosen: HashSet<_> = (0..60)
         .map(|start| {
-            let wanted = Wanted {
+            let wanted = PortRequest {
                 announced: 50_000,
                 published: true,
                 range: None,
