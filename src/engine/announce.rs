@@ -11,7 +11,7 @@ use super::endpoints::Endpoints;
 use super::gateway::{Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId};
 use super::{Entry, Side, Tuple};
 use crate::ftp::Mode;
-use crate::ftp::fit::{Fitting, Rewrite, Slot};
+use crate::ftp::fit::{Fitting, LineSlot, Rewrite};
 use crate::ftp::policy::Policy;
 use crate::ftp::session::{Announcement, Form};
 
@@ -121,7 +121,7 @@ pub(super) fn decide(
     session: SessionId,
     ends: &Endpoints,
     side: Side,
-    slot: &Slot<'_>,
+    slot: &LineSlot<'_>,
     how: How,
 ) -> Result<Option<Prepared>, Declined> {
     let said = slot.said;
@@ -204,7 +204,7 @@ impl Wanted {
         config: &Config,
         session: SessionId,
         side: Side,
-        slot: &Slot<'_>,
+        slot: &LineSlot<'_>,
         tuples: &Tuples,
     ) -> Self {
         let said = slot.said;

@@ -97,7 +97,8 @@ impl Engine {
         }
         let entry = gateway.conntrack(ends.inside(), ends.outside()).ok();
         let entry = entry.filter(|entry| entry.mark & self.config.resume_mark != 0);
-        let Some((entry, names)) = entry.and_then(|entry| Some((entry, Names::of(&entry, ends)?)))
+        let Some((entry, names)) =
+            entry.and_then(|entry| Some((entry, FlowNames::of(&entry, ends)?)))
         else {
             self.strangers.add(ends);
             return false;
@@ -129,14 +130,14 @@ impl Engine {
 }
 
 /// How the packets of a connection name its ends.
-struct Names {
+struct FlowNames {
     /// Towards the inside end.
     ingress: Endpoints,
     /// At the other end, if that is inside as well: from it, and towards it.
     other_end: Vec<Endpoints>,
 }
 
-impl Names {
+impl FlowNames {
     /// The names of a connection whose inside end names it `ends`.
     fn of(entry: &Entry, ends: Endpoints) -> Option<Self> {
         let (outward, inward) = entry.from_sender(ends.outward())?;

@@ -135,7 +135,7 @@ impl Fitting {
 
 /// An announcement's address within its line, as far as the line is here.
 #[derive(Clone, Copy, Debug)]
-pub struct Slot<'a> {
+pub struct LineSlot<'a> {
     /// The announcement that stands there.
     pub said: &'a Announcement,
     /// The length of the address and port, in bytes.
@@ -157,7 +157,7 @@ pub struct Rewrite {
     pub text: Vec<u8>,
 }
 
-impl<'a> Slot<'a> {
+impl<'a> LineSlot<'a> {
     /// The slot of an announcement whose address has `len` bytes, behind `before` and followed by
     /// `after`: the parts of its line that can still be changed.
     #[must_use]
@@ -381,7 +381,7 @@ mod tests {
     /// What a line becomes; `at`: its address.
     fn line(said: &Announcement, line: &str, at: &str, public: &str) -> String {
         let (before, after) = line.split_once(at).unwrap();
-        let slot = Slot::new(said, at.len(), before.as_bytes(), after.as_bytes());
+        let slot = LineSlot::new(said, at.len(), before.as_bytes(), after.as_bytes());
         let rewrite = slot.rewrite(public.parse().unwrap());
         let head = &before[..before.len() - rewrite.before];
         let text = String::from_utf8(rewrite.text).unwrap();
@@ -467,7 +467,7 @@ mod tests {
             line(&said, text, "192,168,1,5,200,13", "9.9.9.9:51213"),
             "PORT 9,9,9,9,200,13\r\n"
         );
-        let slot = Slot::new(&said, 18, b"PORT ", b"\r\n");
+        let slot = LineSlot::new(&said, 18, b"PORT ", b"\r\n");
         let fitting = slot.fitting("203.0.113.7".parse().unwrap());
         let lengths =
             |lengths: Lengths| (0..9).filter(|n| lengths.contains(*n)).collect::<Vec<_>>();
@@ -567,7 +567,7 @@ mod tests {
                 (false, false) => b")\r\n",
             };
             let before: &[u8] = if active { b"PORT " } else { b"227 Mode (" };
-            let slot = Slot::new(&said, address.len(), before, after);
+            let slot = LineSlot::new(&said, address.len(), before, after);
             let fitting = slot.fitting(new);
             let length = fitting.text.length(port);
             let public = SocketAddr::new(new, port);

@@ -8,7 +8,7 @@ use crate::engine::gateway::{Error, PinholeId, Request, SessionId};
 use crate::firewall::Published;
 use crate::ftp::Mode;
 use crate::pinholes::PinholeKey;
-use crate::pinholes::ports::{self, Holder, Listeners, Wanted};
+use crate::pinholes::ports::{self, Holder, Listeners, PortRequest};
 
 /// How long the list of the gateway's own listening ports is used before it is read again.
 const LISTENERS_LIFE: Duration = Duration::from_secs(5);
@@ -66,7 +66,7 @@ impl Plane {
                 Some(_) => Holder::Same,
             }
         };
-        let wanted = Wanted {
+        let wanted = PortRequest {
             announced: request.land.port(),
             published: request.published,
             range: self.config.data_ports.filter(|_| request.from_range),

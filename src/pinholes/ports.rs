@@ -30,7 +30,7 @@ pub enum Holder {
 
 /// What is known of an announced data connection whose public port is to be chosen.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
+pub struct PortRequest {
     /// The port that was announced.
     pub announced: u16,
     /// Whether only NAT leads to the announcer: the public port may be another one.
@@ -59,8 +59,8 @@ pub struct Wanted {
 /// The first free candidate is chosen. If there is none, the first on which the user publishes
 /// something else; then the first on which the same session has an unused pinhole. `None`: all are
 /// taken by others.
-pub fn choose(wanted: &Wanted, holder: impl Fn(u16) -> Holder) -> Option<u16> {
-    let Wanted {
+pub fn choose(wanted: &PortRequest, holder: impl Fn(u16) -> Holder) -> Option<u16> {
+    let PortRequest {
         announced,
         published,
         range,
@@ -234,7 +234,7 @@ mod tests {
     ) -> Option<u16> {
         let fitting = Fitting::ANY;
         super::choose(
-            &Wanted {
+            &PortRequest {
                 announced,
                 published,
                 range,

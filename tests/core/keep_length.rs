@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ftpalg::ftp::Mode;
-use ftpalg::ftp::fit::Slot;
+use ftpalg::ftp::fit::LineSlot;
 use ftpalg::ftp::hostport;
 use ftpalg::ftp::session::{Announcement, Form};
-use ftpalg::pinholes::ports::{self, Holder, Wanted};
+use ftpalg::pinholes::ports::{self, Holder, PortRequest};
 use testkit::random::Rng;
 
 /// Enough for half a percent; with 200,000 the shares are the same.
@@ -15,8 +15,8 @@ const PAIRS: usize = 20_000;
 
 /// A private address, as servers and clients have them.
 fn private(rng: &mut Rng) -> Ipv4Addr {
-    let [_, b, c, d] = (rng.next() as u32).to_be_bytes();
-    match rng.next() % 3 {
+    let [_, b, c, d] = (rng.draw() as u32).to_be_bytes();
+    match rng.draw() % 3 {
         0 => Ipv4Addr::new(10, b, c, d),
         1 => Ipv4Addr::new(172, 16 + b % 16, c, d),
         _ => Ipv4Addr::new(192, 168, c, d),
@@ -24,13 +24,13 @@ fn private(rng: &mut Rng) -> Ipv4Addr {
 }
 
 fn public(rng: &mut Rng) -> Ipv4Addr {
-    let [a, b, c, d] = (rng.next() as u32).to_be_bytes();
+    let [a, b, c, d] = (rng.draw() as u32).to_be_bytes();
     Ipv4Addr::new(1 + a % 223, b, c, d)
 }
 
 /// Any prefix, with a network in it, and an interface identifier at random (RFC 7217).
 fn global(rng: &mut Rng) -> Ipv6Addr {
-    let mut groups = [0; 8].map(|_: u16| rng.next() as u16);
+    let mut groups = [0; 8].map(|_: u16| rng.draw() as u16);
     groups[0] = 0x2000 | groups[0] & 0x1fff;
     groups.into()
 }
@@ -41,7 +41,7 @@ fn share(mode: Mode, form: Form, mut pair: impl FnMut(&mut Rng) -> (IpAddr, IpAd
     let mut kept = 0;
     for start in 0..PAIRS {
         let (own, public) = pair(&mut rng);
-        let announced = 32_768 + (rng.next() % 28_232) as u16;
+        let announced = 32_768 + (rng.draw() % 28_232) as u16;
         let said = Announcement {
             verb: "227",
             mode,
@@ -54,8 +54,8 @@ fn share(mode: Mode, form: Form, mut pair: impl FnMut(&mut Rng) -> (IpAddr, IpAd
             Mode::Passive => (b"227 Entering Passive Mode (", b").\r\n"),
             Mode::Active => (b"PORT ", b"\r\n"),
         };
-        let slot = Slot::new(&said, text.len(), before, after);
-        let wanted = Wanted {
+        let slot = LineSlot::new(&said, text.len(), before, after);
+        let wanted = PortRequest {
             announced,
             published: true,
             range: None,
@@ -110,10 +110,10 @@ fn ports_take_turns() {
         addr: Some(own),
         port: 50_000,
     };
-    let slot = Slot::new(&said, 15, b"227 Ok (", b")\r\n");
+    let slot = LineSlot::new(&said, 15, b"227 Ok (", b")\r\n");
     let chosen: HashSet<_> = (0..60)
         .map(|start| {
-            let wanted = Wanted {
+            let wanted = PortRequest {
                 announced: 50_000,
                 published: true,
                 range: None,

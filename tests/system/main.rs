@@ -24,6 +24,7 @@ mod ports;
 mod programs;
 mod real_replies;
 mod refusals;
+mod restart;
 mod rootless;
 mod scripts;
 mod segments;

@@ -8,7 +8,7 @@ use crate::engine::endpoints::Endpoints;
 use crate::engine::event::Event;
 use crate::engine::gateway::PinholeId;
 use crate::ftp::Mode;
-use crate::ftp::fit::Slot;
+use crate::ftp::fit::LineSlot;
 use crate::ftp::session::{Address, Hole, Outcome};
 
 /// Replaces a `227` or `229`, up to the end of its address, if no data connection can be had. The
@@ -35,7 +35,7 @@ impl Flow {
                 let before = pending.get(..address.at).unwrap_or_default();
                 let end = address.at.saturating_add(address.len);
                 let after = pending.get(end..).unwrap_or_default();
-                let slot = Slot::new(said, address.len, before, after);
+                let slot = LineSlot::new(said, address.len, before, after);
                 announce::decide(cx.config, cx.gateway, self.id, ends, side, &slot, how)
             }
             Err(declined) => Err(declined),

@@ -7,10 +7,10 @@ use std::time::Duration;
 use super::alg::Alg;
 use super::client::{Client, Done, Job, Mode, each_of, limits};
 use super::net::Net;
+use super::report;
 use super::rules::{self, Flavour, Policy};
 use super::server::{Config, Kind, Server, content};
 use super::topology::{Shape, Topology};
-use super::{process, report};
 
 /// What one lab is for.
 #[derive(Clone, Debug)]
@@ -270,12 +270,5 @@ pub fn greeting(net: &Net, dial: SocketAddr) {
             "no greeting from {dial}: {other:?}; conntrack on the gateway:\n{}",
             net.exec(net.topology().router, &["conntrack", "-L"]).log
         ),
-    }
-}
-
-/// Makes sure that the tools of all clients are there, before anything is set up.
-pub fn require_clients() {
-    for program in ["curl", "lftp", "wget", "tnftp", "ncftpget", "python3"] {
-        process::require(program);
     }
 }
