@@ -12,7 +12,7 @@ use super::{Failure, print};
 use crate::daemon::control::{self, AskError, ControlRequest};
 use crate::daemon::lock::{Lock, LockError};
 use crate::firewall::xtables::tools::Tools;
-use crate::firewall::{self, tables, Around, EXAMPLES, Inside, Rules, Steering};
+use crate::firewall::{self, Around, EXAMPLES, Inside, Rules, Steering, tables};
 use crate::net::Family;
 
 #[derive(Debug, Subcommand)]
@@ -93,9 +93,8 @@ pub(super) fn run(command: RulesCommand) -> Result<ExitCode, Failure> {
             let mut removed = host()?.remove().map_err(Failure::usage)?;
             // Without the lock, a daemon may run whose tables have no owner on an old kernel.
             if lock.is_some() && tables::available() {
-                let of_tables = tables::remove_abandoned().map_err(|e| {
-                    Failure::usage(format!("can't remove the tables ftpalg: {e}"))
-                })?;
+                let of_tables = tables::remove_abandoned()
+                    .map_err(|e| Failure::usage(format!("can't remove the tables ftpalg: {e}")))?;
                 removed = removed.saturating_add(of_tables);
             }
             print(&format!("{removed} rules removed\n"))?;

@@ -113,6 +113,22 @@ impl Backend for FakeKernel {
         });
         Ok(())
     }
+    fn adopt(
+        &mut self,
+        most: usize,
+        longest: Duration,
+    ) -> Result<Vec<(Pinhole, Duration)>, BackendError> {
+        Ok(self.with(|w| {
+            w.installed = true;
+            w.ranges.clear();
+            let mut all: Vec<_> = w.kernel.values().cloned().collect();
+            all.sort_by_key(|(_, left)| *left);
+            let dropped = all.drain(..all.len().saturating_sub(most));
+            dropped.for_each(|(hole, _)| _ = w.kernel.remove(&hole.key()));
+            let bounded = |(hole, left): (Pinhole, Duration)| (hole, left.min(longest));
+            all.into_iter().map(bounded).collect()
+        }))
+    }
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
         self.opening(|w| _ = w.kernel.insert(hole.key(), (hole.clone(), timeout)))
     }
@@ -843,4 +859,85 @@ fn slow_closing_is_left_to_others_and_done_together() {
     plane.expire();
     assert_eq!(world.open_keys().len(), 1);
     assert!(plane.take_closing().is_none());
+}
+
+/// A plane whose kernel holds the pinholes of another one, which was killed: with these ports, and so
+/// many seconds left.
+fn after_a_crash(limits: PlaneLimits, holes: &[(u16, u64)]) -> (Plane, FakeKernel) {
+    let (plane, world) = limited(limits);
+    for (port, left) in holes {
+        let hole = Pinhole {
+            from: ip(ANN),
+            to: SocketAddr::new(ip("198.51.100.1"), *port),
+            land: SocketAddr::new(ip("10.0.0.2"), *port),
+            as_source: None,
+            mark: 0,
+        };
+        let left = Duration::from_secs(*left);
+        world.with(|w| w.kernel.insert(hole.key(), (hole, left)));
+    }
+    (plane, world)
+}
+
+#[test]
+fn adopted_pinholes_are_used_once_and_end_at_their_deadline() {
+    let left = [(40_000, 30), (40_001, 10), (40_002, 20)];
+    let (mut plane, world) = after_a_crash(PlaneLimits::default(), &left);
+    assert_eq!(plane.adopt().unwrap(), 3);
+    let listed: Vec<_> = plane.pinholes().iter().map(|i| i.expires_in).collect();
+    assert_eq!(listed, [Some(10), Some(20), Some(30)]);
+    let mut infos = plane.pinholes().into_iter();
+    assert!(infos.all(|i| i.session == NO_SESSION && i.state == PinholeState::Open));
+    assert_eq!(plane.counters().adopted, 3);
+    assert_eq!(plane.next_deadline(), Some(Duration::from_secs(10)));
+
+    let to = |port| SocketAddr::new(ip("198.51.100.1"), port);
+    let tuple = dialled(ANN, to(40_000));
+    world.with(|w| w.events.push(new_event(tuple)));
+    assert!(plane.catch_up());
+    assert_eq!(plane.counters().used, 1);
+    assert!(plane.on_conntrack_new(tuple).is_none(), "only once");
+    plane.on_conntrack_destroy(tuple, None, None, None).unwrap();
+    assert!(plane.transferred(&HashMap::new()).is_empty());
+    world.wait(10);
+    plane.expire();
+    assert_eq!(plane.counters().expired, 1);
+    let left: Vec<_> = world.open_keys().iter().map(|k| k.to.port()).collect();
+    assert_eq!(left, [40_002]);
+    // It holds its port for that peer, unless the same endpoint is announced again.
+    let mut other = passive(1, ANN, 40_002);
+    other.land.set_ip(ip("10.0.0.3"));
+    assert_ne!(open(&mut plane, &other).to.port(), 40_002);
+    let same = open(&mut plane, &passive(2, ANN, 40_002));
+    assert_eq!(same.to.port(), 40_002);
+    assert_eq!(plane.counters().superseded, 1);
+    plane.session_ended(SessionId(1));
+    plane.session_ended(SessionId(2));
+    assert!(plane.holes.holds_nothing() && world.open_keys().is_empty());
+}
+
+#[test]
+fn no_more_pinholes_are_adopted_than_there_may_be() {
+    let limits = PlaneLimits {
+        pinholes: 2,
+        ..PlaneLimits::default()
+    };
+    let left = [(40_000, 30), (40_001, 1000), (40_002, 20)];
+    let (mut plane, world) = after_a_crash(limits, &left);
+    assert_eq!(plane.adopt().unwrap(), 2);
+    let listed: Vec<_> = plane.pinholes().iter().map(|i| i.expires_in).collect();
+    assert_eq!(listed, [Some(30), Some(60)], "the deadline of this plane");
+    assert_eq!(world.open_keys().len(), 2);
+}
+
+#[test]
+fn a_pinhole_that_was_used_while_no_daemon_ran_is_closed() {
+    let left = [(40_000, 30), (40_001, 30)];
+    let (mut plane, world) = after_a_crash(PlaneLimits::default(), &left);
+    let used = dialled(ANN, SocketAddr::new(ip("198.51.100.1"), 40_000));
+    world.with(|w| w.entries.push(entry(used)));
+    assert_eq!(plane.adopt().unwrap(), 1);
+    let open: Vec<_> = world.open_keys().iter().map(|k| k.to.port()).collect();
+    assert_eq!(open, [40_001]);
+    assert_eq!((plane.counters().adopted, plane.counters().used), (1, 0));
 }

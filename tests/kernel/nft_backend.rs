@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use ftpalg::conntrack::{Completeness, Conntrack, ConntrackEvent, Events};
 use ftpalg::firewall::tables;
 use ftpalg::net::Mark;
+use ftpalg::pinholes::RangeHole;
 use ftpalg::pinholes::backend::Backend;
 use ftpalg::pinholes::backend::nft::Nft;
 use testkit::holes::{self, CASES, bind, hole, talk};
@@ -357,6 +358,156 @@ fn a_leftover_is_replaced_and_a_living_owner_is_respected() {
     drop(first);
     let mut third = lab.nft();
     third.install().unwrap();
+}
+
+/// The daemon was killed, or left its holes to its successor.
+fn left_behind(mut nft: Nft) {
+    nft.leave();
+}
+
+#[test]
+fn a_successor_adopts_what_is_open() {
+    let lab = Lab::new();
+    let before = lab.ruleset();
+    let mut first = lab.nft();
+    first.set_range("40000-40009".parse().unwrap());
+    first.install().unwrap();
+    let mut all = Vec::new();
+    for (n, (from, to, land, as_source)) in (1..).zip(CASES) {
+        let mut marked = hole(from, to, land, None);
+        marked.to.set_port(50_077);
+        marked.mark = 0x11;
+        first.open(&marked, n * MINUTE / 6).unwrap();
+        all.push(marked);
+        let whole = hole(from, to, land, Some(as_source));
+        first.open(&whole, n * MINUTE / 2).unwrap();
+        all.push(whole);
+        let range = RangeHole {
+            from: ip(from),
+            to: addr(to).ip(),
+            land: addr(land).ip(),
+            as_source: None,
+        };
+        first.open_range(&range, MINUTE).unwrap();
+    }
+    left_behind(first);
+    assert!(lab.ruleset().contains("50077"), "{}", lab.ruleset());
+
+    // Twice, as it is with `--backend auto`.
+    let mut next = lab.nft();
+    for _ in 0..2 {
+        let found = next.adopt(100, MINUTE * 3 / 4).unwrap();
+        let left: Vec<_> = found.iter().map(|(_, left)| *left).collect();
+        assert!(left.is_sorted(), "{left:?}");
+        assert_eq!(found.len(), 4);
+        for (hole, left) in &found {
+            let n = 1 + u32::from(hole.from.is_ipv6());
+            let whole = if hole.mark == 0 {
+                n * MINUTE / 2
+            } else {
+                n * MINUTE / 6
+            };
+            assert!(all.contains(hole), "{hole:?}");
+            assert!(
+                *left <= whole.min(MINUTE * 3 / 4) && *left > whole / 2,
+                "{left:?}"
+            );
+        }
+    }
+    assert!(next.verify().unwrap());
+    assert!(!lab.ruleset().contains("range"), "ranges aren't adopted");
+    for (from, to, land, as_source) in CASES {
+        let listener = lab.listen("s", land);
+        lab.connect(to).expect("the hole is open");
+        assert_eq!(listener.accept().unwrap().1.ip(), ip(as_source));
+        next.close(&hole(from, to, land, Some(as_source))).unwrap();
+        lab.no_connect(to);
+    }
+    // Others are open until their own deadline.
+    next.install().unwrap();
+    assert!(!lab.ruleset().contains("50077"));
+    next.remove().unwrap();
+    assert_eq!(lab.ruleset(), before);
+}
+
+#[test]
+fn what_is_strange_or_too_much_is_not_adopted() {
+    let lab = Lab::new();
+    let (from, to, land, _) = CASES[0];
+    let mut nft = lab.nft();
+    nft.install().unwrap();
+    for n in 0..600 {
+        let mut hole = hole(from, to, land, None);
+        hole.to.set_port(10_000 + n);
+        nft.open(&hole, MINUTE + Duration::from_millis(n.into()))
+            .unwrap();
+    }
+    left_behind(nft);
+    // One without a timeout gets the longest; one that leads to no port isn't a hole.
+    for (port, land_port) in [(9000, 9), (9001, 0)] {
+        lab.on_gateway(&format!(
+            "nft add element ip ftpalg pinholes4 {{ {from} . 203.0.113.1 . {port} : 10.0.0.2 . {land_port} }}"
+        ));
+    }
+    let mut nft = lab.nft();
+    let found = nft.adopt(1000, 2 * MINUTE).unwrap();
+    assert_eq!(found.len(), 601);
+    let last = found.last().unwrap();
+    assert_eq!((last.0.to.port(), last.1), (9000, 2 * MINUTE));
+    let text = lab.ruleset();
+    assert!(text.contains(". 9000 ") && !text.contains(". 9001 "));
+    let listener = lab.listen("s", land);
+    lab.connect("203.0.113.1:10599").expect("the hole is open");
+    listener.accept().unwrap();
+    assert_eq!(nft.adopt(300, MINUTE).unwrap().len(), 300);
+    left_behind(nft);
+
+    // A table of another shape is replaced, and what is left without a successor removed.
+    lab.on_gateway("nft delete table ip ftpalg");
+    lab.on_gateway("nft add table ip ftpalg");
+    lab.on_gateway("nft add map ip ftpalg pinholes4 { type ipv4_addr : ipv4_addr; }");
+    lab.on_gateway("nft add element ip ftpalg pinholes4 { 10.9.9.9 : 10.9.9.8 }");
+    let mut nft = lab.nft();
+    assert_eq!(nft.adopt(1000, MINUTE).unwrap(), vec![]);
+    assert!(nft.verify().unwrap());
+    assert_eq!(lab.0.within("g", || tables::remove_abandoned().unwrap()), 0);
+    assert!(nft.verify().unwrap(), "it has an owner");
+    left_behind(nft);
+    assert!(lab.0.within("g", || tables::remove_abandoned().unwrap()) > 0);
+    assert_eq!(lab.ruleset(), "");
+}
+
+/// At no moment a hole is missing while one backend after the other adopts it.
+#[test]
+fn adopting_leaves_no_gap() {
+    let lab = Lab::new();
+    let mut nft = lab.nft();
+    nft.install().unwrap();
+    let (from, to, land, _) = CASES[0];
+    nft.open(&hole(from, to, land, None), MINUTE).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let done = &done;
+    let looks = std::thread::scope(|scope| {
+        let look = scope.spawn(|| {
+            let mut looks = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let key = format!("{from} . 203.0.113.1 . 50001");
+                lab.on_gateway(&format!("nft get element ip ftpalg pinholes4 {{ {key} }}"));
+                looks += 1;
+            }
+            looks
+        });
+        for _ in 0..100 {
+            let mut next = lab.nft();
+            left_behind(std::mem::replace(&mut nft, lab.nft()));
+            assert_eq!(next.adopt(1, MINUTE).unwrap().len(), 1);
+            nft = next;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        look.join().unwrap()
+    });
+    assert!(looks > 10, "{looks}");
 }
 
 #[test]

@@ -699,6 +699,70 @@ fn for_each_flavour(test: impl Fn(&Lab, Flavour)) {
 }
 
 #[test]
+fn a_successor_adopts_the_rules_of_open_holes() {
+    for_each_flavour(|lab, flavour| {
+        let mut first = backend();
+        first.set_range("40000-40009".parse().unwrap());
+        lab.gateway.within(|| first.install()).unwrap();
+        let mut all = Vec::new();
+        for (from, to, land, source) in CASES {
+            let mut marked = hole(from, to, land, Some(source));
+            marked.mark = 0x11;
+            let mut same = hole(from, to, land, None);
+            same.to.set_port(50_077);
+            same.land = same.to;
+            let mut broken = same.clone();
+            broken.to.set_port(50_078);
+            let range = RangeHole {
+                from: marked.from,
+                to: marked.to.ip(),
+                land: marked.land.ip(),
+                as_source: None,
+            };
+            lab.gateway.within(|| {
+                for hole in [&marked, &same, &broken] {
+                    first.open(hole, MINUTE / 2).unwrap();
+                }
+                first.open_range(&range, MINUTE).unwrap();
+            });
+            all.extend([marked, same]);
+        }
+        drop(first);
+        // Somebody removed one of a hole's rules, and a table of the other backend is left.
+        lab.gateway.sh(&format!(
+            "for f in iptables ip6tables; do
+                 n=$($f-{flavour} -t nat -S FTPALG-PRE | grep -n 'dport 50078 .*ACCEPT' | cut -d: -f1)
+                 $f-{flavour} -t nat -D FTPALG-PRE $((n - 1))
+             done
+             nft add table ip ftpalg"
+        ));
+        let mut next = backend();
+        for most in [100, 3] {
+            let found = lab.gateway.within(|| next.adopt(most, MINUTE)).unwrap();
+            assert_eq!(found.len(), most.min(4), "{found:?}");
+            for (hole, left) in &found {
+                assert!(all.contains(hole), "{hole:?}");
+                assert!(*left > MINUTE / 4 && *left <= MINUTE / 2 + MINUTE / 60);
+            }
+            assert!(lab.gateway.within(|| next.verify()).unwrap());
+        }
+        let now = lab.gateway.ruleset();
+        assert!(!now.contains("table ip ftpalg"), "{now}");
+        assert!(!now.contains("50078") && !now.contains("RANGE"), "{now}");
+        let (from, to, land, source) = CASES[1];
+        let listener = listen(&lab.server, land);
+        let _client = lab.connect(to, ACCEPTED).expect("the hole is open");
+        assert_eq!(listener.accept().unwrap().1.ip().to_string(), source);
+        let used = hole(from, to, land, Some(source));
+        lab.gateway
+            .within(|| close_together(&mut next, &[used]))
+            .unwrap();
+        assert!(lab.connect(to, REFUSED).is_none(), "closed");
+        assert!(lab.gateway.within(|| next.verify()).unwrap());
+    });
+}
+
+#[test]
 fn a_hole_lets_its_peer_through_a_dropping_forward_chain() {
     for_each_flavour(|lab, flavour| {
         let mut backend = backend();

@@ -12,9 +12,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use testkit::lab::activity::{activity, settled};
-use testkit::lab::alg::Alg;
+use testkit::lab::alg::{Alg, Running};
 use testkit::lab::gateway::{
-    Control, HOSTS, LIMIT, download, ftpalg, gateway, refused, start, status,
+    Control, HOSTS, LIMIT, address, download, ftpalg, gateway, refused, start, status,
 };
 use testkit::lab::net::Net;
 use testkit::lab::rules::{self, Flavour, Policy};
@@ -101,15 +101,14 @@ fn a_daemon_killed_during_sessions_has_a_clean_successor() {
         // A pinhole that nobody uses, and a data connection.
         control.ask("PASV\r\n", "227");
         let mut data = control.passive(&net);
-        let process = alg.process().unwrap();
-        process.signal(Signal::SIGKILL);
-        let deadline = Instant::now() + LIMIT;
-        while ftpalg(&net, &["status"]).status.and_then(|s| s.code()) != Some(3) {
-            assert!(Instant::now() < deadline, "it doesn't die");
-        }
+        kill(&net, &alg);
 
         let second = start(&net, backend, flavour);
-        assert_eq!(ftpalg(&net, &["pinholes", "--json"]).must().stdout, "[]\n");
+        // The pinhole, and nothing that was used.
+        let pinholes = pinholes(&net);
+        assert_eq!(pinholes.len(), 1, "{pinholes:?}");
+        assert_eq!(pinholes[0]["session"], 0);
+        assert_eq!(pinholes[0]["state"], "open");
         // The session from before isn't known any more: it passes as it is, and so does its data.
         drop(data.set_nonblocking(true));
         assert_eq!(
@@ -124,6 +123,97 @@ fn a_daemon_killed_during_sessions_has_a_clean_successor() {
             before,
             "{backend} beside {flavour:?}"
         );
+    }
+}
+
+/// Kills the daemon, and waits until it is gone.
+fn kill(net: &Net, alg: &Running<'_>) {
+    alg.process().unwrap().signal(Signal::SIGKILL);
+    let deadline = Instant::now() + LIMIT;
+    while ftpalg(net, &["status"]).status.and_then(|s| s.code()) != Some(3) {
+        assert!(Instant::now() < deadline, "it doesn't die");
+    }
+}
+
+fn pinholes(net: &Net) -> Vec<Value> {
+    let json = ftpalg(net, &["pinholes", "--json"]).must().stdout;
+    serde_json::from_str(&json).unwrap()
+}
+
+/// The daemon is killed between the `227` and the client's connection.
+#[test]
+fn an_announced_pinhole_survives_a_kill() {
+    for (backend, flavour) in HOSTS {
+        let net = gateway(Policy::Drop, flavour);
+        let server = Server::start(&net, &Config::new(Kind::Vsftpd));
+        let before = rules::snapshot(&net, net.topology().router);
+        let alg = start(&net, backend, flavour);
+        let mut control = Control::dial(&net);
+        control.log_in(&server);
+        let to = address(&control.ask("PASV\r\n", "227"));
+        let expected = pinholes(&net);
+        kill(&net, &alg);
+        drop(alg);
+
+        let second = start(&net, backend, flavour);
+        let adopted = pinholes(&net);
+        assert_eq!(adopted.len(), 1, "{backend} beside {flavour:?}");
+        for field in ["mode", "from", "to", "land", "as_source", "state", "ports"] {
+            assert_eq!(adopted[0][field], expected[0][field], "{field}");
+        }
+        assert_eq!(adopted[0]["session"], 0);
+        let left = |list: &[Value]| list[0]["expires_in"].as_u64().unwrap();
+        assert!(left(&adopted) > 30 && left(&adopted) <= left(&expected) + 1);
+        let connect = || TcpStream::connect_timeout(&to, LIMIT);
+        let mut data = net.within(net.topology().client, connect).unwrap();
+        control.ask(&format!("RETR {}\r\n", Server::SMALL), "150");
+        let mut got = Vec::new();
+        data.read_to_end(&mut got).unwrap();
+        assert!(got == std::fs::read(server.path(Server::SMALL)).unwrap());
+        assert!(control.reply().starts_with("226"));
+        let used = pinholes(&net);
+        assert_eq!((used.len(), &used[0]["state"]), (1, &Value::from("used")));
+        let counters = &status(&net)["nat"];
+        assert_eq!(
+            (&counters["adopted"], &counters["used"]),
+            (&1.into(), &1.into())
+        );
+        // Only once.
+        let short = Duration::from_millis(700);
+        let connect = || TcpStream::connect_timeout(&to, short);
+        assert!(net.within(net.topology().client, connect).is_err());
+        let log = second.stop();
+        let told = "pinholes taken over from an earlier ftpalg: 1\n";
+        assert!(log.contains(told), "{log}");
+        assert!(log.contains("session 0 data "), "{log}");
+        assert_eq!(rules::snapshot(&net, net.topology().router), before);
+    }
+}
+
+/// What a killed daemon leaves can be removed without a successor, or by one with another backend.
+#[test]
+fn what_a_killed_daemon_leaves_is_removed() {
+    for (backend, flavour) in HOSTS {
+        let net = gateway(Policy::Drop, flavour);
+        let server = Server::start(&net, &Config::new(Kind::Vsftpd));
+        let before = rules::snapshot(&net, net.topology().router);
+        let open = || {
+            let alg = start(&net, backend, flavour);
+            let mut control = Control::dial(&net);
+            control.log_in(&server);
+            control.ask("PASV\r\n", "227");
+            kill(&net, &alg);
+        };
+        open();
+        ftpalg(&net, &["rules", "remove"]).must();
+        assert_eq!(rules::snapshot(&net, net.topology().router), before);
+        open();
+        let other = if backend == "nft" { "iptables" } else { "nft" };
+        let alg = start(&net, other, flavour);
+        assert_eq!(pinholes(&net), [Value::Null; 0]);
+        download(&net, &server, &[]).must();
+        alg.stop();
+        assert_eq!(rules::snapshot(&net, net.topology().router), before);
     }
 }
 

@@ -10,14 +10,17 @@
 //! pinholes that ended are closed together, while others may open.
 //!
 //! If the kernel has the `time` match, a killed daemon's pinholes end at their deadline. The match
-//! goes by the wall clock, in whole seconds. A running daemon closes pinholes by its own clock.
+//! goes by the wall clock, in whole seconds. A running daemon closes pinholes by its own clock. The next
+//! daemon adopts those that are open: it finds them in the rules ([`leftover`]).
 
+mod leftover;
 mod lines;
 mod open;
 mod ranges;
 
 use std::time::Duration;
 
+use self::leftover::Leftover;
 use self::lines::{RuleLine, Wording, deadline, rules, transaction};
 use self::open::{HoleKey, Nat, Open};
 use super::{Backend, BackendError, Closed, ClosingWork, Verification};
@@ -27,7 +30,7 @@ use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::save::{Rule, Ruleset, Table};
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::tools::{Tool, Tools};
-use crate::firewall::{At, PINHOLE_CHAINS, RulesError, flavours, is_ours, ours};
+use crate::firewall::{At, PINHOLE_CHAINS, RulesError, flavours, is_ours, ours, tables};
 use crate::net::{Family, Mark, PortRange};
 use crate::pinholes::{Pinhole, PinholeKey, RangeHole, RangeKey};
 
@@ -191,8 +194,14 @@ impl Iptables {
         self.closing.clear();
     }
 
-    fn install_all(&mut self) -> Result<(), RulesError> {
+    /// Makes the chains, with the rules of pinholes that `leftover` finds in them from the start.
+    /// Returns these pinholes, with the time that each has left.
+    fn install_all(
+        &mut self,
+        mut leftover: impl FnMut(&Snapshot, Family) -> Vec<Leftover>,
+    ) -> Result<Vec<(Pinhole, Duration)>, RulesError> {
         let snapshot = self.host.snapshot()?;
+        let mut adopted = Vec::new();
         let users = snapshot.choose(is_ours).flavour;
         let wanted = self.chains();
         let mut planned = Vec::new();
@@ -217,19 +226,75 @@ impl Iptables {
                 log::info!("no IPv6 pinholes: {why}");
                 continue;
             }
-            let current = snapshot.table(at.family, at.flavour, "nat");
-            match self.host.replace(&at, current, &wanted) {
-                Ok(()) => self.tables.push(NatTable {
-                    family: at.family,
-                    flavour: at.flavour,
-                    timed: self.has_time(at.family, at.flavour),
-                }),
+            let holes = leftover(&snapshot, at.family);
+            match self.fill(&at, &snapshot, &wanted, holes) {
+                Ok(holes) => {
+                    adopted.extend(holes);
+                    self.tables.push(NatTable {
+                        family: at.family,
+                        flavour: at.flavour,
+                        timed: self.has_time(at.family, at.flavour),
+                    });
+                }
                 // Many kernels have IPv6 without NAT for it.
                 Err(e) if at.family == Family::V6 => log::info!("no IPv6 pinholes: {e}"),
                 Err(e) => return Err(e),
             }
         }
-        Ok(())
+        Ok(adopted)
+    }
+
+    /// Makes the chains of a table and the rules of pinholes in them, in one commit. Returns the
+    /// pinholes, unless their rules were refused.
+    fn fill(
+        &mut self,
+        at: &At,
+        snapshot: &Snapshot,
+        chains: &Table,
+        holes: Vec<Leftover>,
+    ) -> Result<Vec<(Pinhole, Duration)>, RulesError> {
+        let current = snapshot.table(at.family, at.flavour, "nat");
+        let mut open = Vec::new();
+        let mut lines = Vec::new();
+        for Leftover { hole, until, left } in holes {
+            self.serial = self.serial.wrapping_add(1);
+            let rules = wording(&hole).rules(self.mark, until.as_deref(), self.serial);
+            lines.push((hole.key(), rules));
+            open.push((hole, left));
+        }
+        if !open.is_empty() {
+            let mut wanted = chains.clone();
+            wanted
+                .rules
+                .extend(rules(lines.iter().flat_map(|(_, lines)| lines)));
+            match self.host.replace(at, current, &wanted) {
+                Ok(()) => {
+                    self.pinholes.extend(lines);
+                    return Ok(open);
+                }
+                Err(e) => {
+                    let lost = open.len();
+                    log::warn!("{lost} pinholes of an earlier ftpalg are dropped: {e}");
+                }
+            }
+        }
+        self.host.replace(at, current, chains)?;
+        Ok(Vec::new())
+    }
+
+    /// Installs all, or nothing.
+    fn install_with(
+        &mut self,
+        leftover: impl FnMut(&Snapshot, Family) -> Vec<Leftover>,
+    ) -> Result<Vec<(Pinhole, Duration)>, BackendError> {
+        self.forget();
+        self.install_all(leftover).map_err(|e| {
+            self.forget();
+            if let Err(again) = self.clear_all() {
+                log::warn!("rules that could not be removed again: {again}");
+            }
+            e.into()
+        })
     }
 
     /// Removes what is ours from all `nat` tables.
@@ -265,15 +330,29 @@ impl Backend for Iptables {
     }
 
     fn install(&mut self) -> Result<(), BackendError> {
-        self.forget();
-        if let Err(e) = self.install_all() {
-            self.tables.clear();
-            if let Err(again) = self.clear_all() {
-                log::warn!("rules that could not be removed again: {again}");
-            }
-            return Err(e.into());
+        self.install_with(|_, _| Vec::new()).map(drop)
+    }
+
+    /// The pinholes' rules are written again, in the commit that makes the chains. A table of a killed
+    /// daemon with the backend nft is removed.
+    fn adopt(
+        &mut self,
+        most: usize,
+        longest: Duration,
+    ) -> Result<Vec<(Pinhole, Duration)>, BackendError> {
+        let (mark, mut room) = (self.mark, most);
+        let mut all = self.install_with(|snapshot, family| {
+            let holes = leftover::pinholes(snapshot, family, mark, room, longest);
+            room = room.saturating_sub(holes.len());
+            holes
+        })?;
+        all.sort_by_key(|(_, left)| *left);
+        if tables::available()
+            && let Err(e) = tables::remove_abandoned()
+        {
+            log::warn!("a table ftpalg of an earlier ftpalg stays: {e}");
         }
-        Ok(())
+        Ok(all)
     }
 
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {

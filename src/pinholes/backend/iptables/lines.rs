@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
 use crate::firewall::xtables::save::{Rule, Ruleset};
@@ -135,6 +137,17 @@ pub(super) fn deadline(timeout: Duration) -> Option<String> {
     Some(date(end))
 }
 
+/// The time from now until a `--datestop`, as [`deadline`] writes it: zero if it has passed.
+pub(super) fn left(until: &str) -> Option<Duration> {
+    let end = until
+        .parse::<DateTime>()
+        .ok()?
+        .to_zoned(TimeZone::UTC)
+        .ok()?;
+    let left = end.timestamp().duration_since(Timestamp::now());
+    Some(Duration::try_from(left).unwrap_or_default())
+}
+
 fn date(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%S").to_string()
 }
@@ -154,7 +167,12 @@ mod tests {
         assert_eq!(date(2_147_483_647), "2038-01-19T03:14:07");
         assert_eq!(deadline(Duration::MAX), None);
         assert_eq!(deadline(Duration::from_secs(1 << 40)), None);
-        assert!(deadline(Duration::from_secs(60)).is_some());
+        let minute = Duration::from_secs(60);
+        let until = deadline(minute).unwrap();
+        let left_then = left(&until).unwrap();
+        assert!(left_then > minute / 2 && left_then <= minute + Duration::from_secs(1));
+        assert_eq!(left("2026-01-02T03:04:05"), Some(Duration::ZERO));
+        assert_eq!(left("soon"), None);
     }
 
     #[test]

@@ -204,7 +204,12 @@ mod tests {
     #[test]
     fn elements_are_read_as_they_are_written() {
         let v4 = ["192.0.2.7", "203.0.113.1:4000", "10.0.0.2:5000", "10.0.0.1"];
-        let v6 = ["2001:db8::7", "[2001:db8::1]:4000", "[fd00::2]:1", "fd00::1"];
+        let v6 = [
+            "2001:db8::7",
+            "[2001:db8::1]:4000",
+            "[fd00::2]:1",
+            "fd00::1",
+        ];
         for (layout, [from, to, land, source]) in [(&IPV4, v4), (&IPV6, v6)] {
             for (as_source, user) in [(None, 0), (Some(source), 0x11)] {
                 let hole = Pinhole {
@@ -217,9 +222,8 @@ mod tests {
                 let [main, sources, marks] = of_pinhole(layout, &hole, Mark::DEFAULT);
                 let data = main.data.unwrap();
                 let (source, marks) = (sources.data.as_ref(), marks.data.as_ref());
-                let read = |mark, key: &[u8], data: &[u8]| {
-                    pinhole(layout, mark, key, data, source, marks)
-                };
+                let read =
+                    |mark, key: &[u8], data: &[u8]| pinhole(layout, mark, key, data, source, marks);
                 assert_eq!(read(Mark::DEFAULT, &main.key, &data), Some(hole));
                 let other = read(Mark::new(0x2000_0000).unwrap(), &main.key, &data);
                 assert_eq!(other.is_none(), user != 0, "another mark");

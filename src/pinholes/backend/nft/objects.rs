@@ -9,7 +9,8 @@ use crate::net::{Family, Mark, PortRange, TCP};
 use crate::netlink::codec::{self, Builder};
 use crate::netlink::nftables::expression::{Base, Ct, Expressions, Translate, put_limit};
 use crate::netlink::nftables::{
-    SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, TABLE_PERSIST, attr, comment, datatype, hook, msg, policy,
+    SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, TABLE_PERSIST, attr, comment, datatype, hook,
+    msg, policy,
 };
 use crate::netlink::socket::NetlinkRequest;
 

@@ -1,0 +1,212 @@
+//! What a daemon before this one left: the pinholes in the rules of its chains.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use super::lines::{left, rules};
+use super::wording;
+use crate::firewall::host::holds;
+use crate::firewall::xtables::Flavour;
+use crate::firewall::xtables::save::{Rule, Table};
+use crate::firewall::xtables::snapshot::Snapshot;
+use crate::firewall::{PINHOLE_CHAINS, names::TAG};
+use crate::net::{Family, Mark};
+use crate::pinholes::Pinhole;
+
+/// A pinhole that is in the kernel.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Leftover {
+    pub(super) hole: Pinhole,
+    /// Its `--datestop`, where the kernel has the `time` match.
+    pub(super) until: Option<String>,
+    /// The time until then.
+    pub(super) left: Duration,
+}
+
+/// The pinholes of a family, oldest first: at most `most`, for at most `longest` each. One line says
+/// what is dropped.
+pub(super) fn pinholes(
+    snapshot: &Snapshot,
+    family: Family,
+    mark: Mark,
+    most: usize,
+    longest: Duration,
+) -> Vec<Leftover> {
+    let mut found = Vec::new();
+    let mut dropped = 0_usize;
+    for flavour in Flavour::ALL {
+        if let Some(table) = snapshot.table(family, flavour, "nat") {
+            let (holes, strange) = of_table(table, mark, longest);
+            found.extend(holes);
+            dropped = dropped.saturating_add(strange);
+        }
+    }
+    let excess = found.len().saturating_sub(most);
+    found.drain(..excess);
+    dropped = dropped.saturating_add(excess);
+    if dropped > 0 {
+        log::warn!(
+            "{dropped} {family} pinholes of an earlier ftpalg are dropped: beyond the limit of \
+             pinholes, or not understood"
+        );
+    }
+    found
+}
+
+/// The pinholes in a table, and how many others there are that aren't understood. Those whose time
+/// is over, or that a later one replaced, don't count.
+fn of_table(table: &Table, mark: Mark, longest: Duration) -> (Vec<Leftover>, usize) {
+    let mut numbered: BTreeMap<u64, Vec<&Rule>> = BTreeMap::new();
+    for rule in PINHOLE_CHAINS
+        .iter()
+        .flat_map(|chain| table.rules_of(chain))
+    {
+        if let Some(serial) = serial(rule) {
+            numbered.entry(serial).or_default().push(rule);
+        }
+    }
+    let mut keys = HashSet::new();
+    let mut holes = Vec::new();
+    let mut strange = 0;
+    for (serial, of_hole) in numbered.into_iter().rev() {
+        let Some((hole, until)) = pinhole(&of_hole) else {
+            strange += 1;
+            continue;
+        };
+        // Its rules must be those that we would write.
+        let lines = wording(&hole).rules(mark, until, serial);
+        if lines.len() != of_hole.len() || !rules(&lines).iter().all(|rule| holds(table, rule)) {
+            strange += 1;
+            continue;
+        }
+        let left = match until.map(left) {
+            Some(Some(left)) => left.min(longest),
+            // A deadline that isn't known.
+            Some(None) | None => longest,
+        };
+        if keys.insert(hole.key()) && !left.is_zero() {
+            let until = until.map(str::to_owned);
+            holes.push(Leftover { hole, until, left });
+        }
+    }
+    holes.reverse();
+    (holes, strange)
+}
+
+/// The number in the comment of a pinhole's rule.
+fn serial(rule: &Rule) -> Option<u64> {
+    let comment = rule.comment()?.strip_prefix(TAG)?;
+    comment.strip_prefix("pinhole ")?.parse().ok()
+}
+
+/// The pinhole that rules with one number make, as far as these words of theirs say, and its
+/// `--datestop`: the reverse of [`Wording::rules`](super::lines::Wording::rules).
+fn pinhole<'a>(of_hole: &[&'a Rule]) -> Option<(Pinhole, Option<&'a str>)> {
+    let [pre, _] = PINHOLE_CHAINS;
+    let word = |rule: &'a Rule, name| rule.option(&[name]).map(|value| value.text);
+    let last = |name| of_hole.iter().rev().find_map(|rule| word(rule, name));
+    let first = of_hole.iter().find(|rule| rule.chain == pre)?;
+    let ip = |name| -> Option<IpAddr> { word(first, name)?.split('/').next()?.parse().ok() };
+    let to = SocketAddr::new(ip("-d")?, word(first, "--dport")?.parse().ok()?);
+    let land = match last("--to-destination") {
+        Some(land) => land.parse().ok()?,
+        None => to,
+    };
+    let as_source = match last("--to-source") {
+        Some(source) => Some(source.parse().ok()?),
+        None => None,
+    };
+    let whole = |rule: &&'a Rule| word(rule, "--set-xmark")?.strip_suffix("/0xffffffff");
+    let mark = match of_hole.iter().find_map(whole) {
+        Some(mark) => u32::from_str_radix(mark.strip_prefix("0x")?, 16).ok()?,
+        None => 0,
+    };
+    let hole = Pinhole {
+        from: ip("-s")?,
+        to,
+        land,
+        as_source,
+        mark,
+    };
+    Some((hole, word(first, "--datestop")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::lines::{RuleLine, deadline, verb_lines};
+    use super::*;
+    use crate::firewall::xtables::save::Ruleset;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn hole(port: u16, land: &str, as_source: Option<&str>, mark: u32) -> Pinhole {
+        Pinhole {
+            from: "192.0.2.7".parse().unwrap(),
+            to: SocketAddr::new("203.0.113.1".parse().unwrap(), port),
+            land: land.parse().unwrap(),
+            as_source: as_source.map(|ip| ip.parse().unwrap()),
+            mark,
+        }
+    }
+
+    fn lines(hole: &Pinhole, until: Option<&str>, serial: u64) -> Vec<RuleLine> {
+        wording(hole).rules(Mark::DEFAULT, until, serial)
+    }
+
+    fn read(lines: &[RuleLine]) -> (Vec<Leftover>, usize) {
+        let text = format!("*nat\n{}COMMIT\n", verb_lines("-A", lines));
+        let set = Ruleset::parse(&text);
+        of_table(&set.tables[0], Mark::DEFAULT, MINUTE)
+    }
+
+    fn cases() -> [Pinhole; 3] {
+        [
+            hole(4000, "10.0.0.2:5000", Some("10.0.0.1"), 0x11),
+            hole(4001, "10.0.0.2:5000", None, 0),
+            hole(4002, "203.0.113.1:4002", None, 0),
+        ]
+    }
+
+    #[test]
+    fn rules_are_read_as_they_are_written() {
+        let until = deadline(MINUTE / 2).unwrap();
+        for until in [None, Some(until.as_str())] {
+            let all = (1..).zip(cases());
+            let all: Vec<_> = all.flat_map(|(n, hole)| lines(&hole, until, n)).collect();
+            let (found, strange) = read(&all);
+            assert_eq!(strange, 0);
+            let longest = until.map_or(MINUTE, |_| MINUTE / 2 + Duration::from_secs(1));
+            assert!(found.iter().all(|one| one.left <= longest));
+            assert!(found.iter().all(|one| one.until.as_deref() == until));
+            let found: Vec<_> = found.into_iter().map(|one| one.hole).collect();
+            assert_eq!(found, cases());
+        }
+    }
+
+    #[test]
+    fn what_is_incomplete_over_or_replaced_is_dropped() {
+        for hole in cases() {
+            let all = lines(&hole, None, 1);
+            for missing in 0..all.len() {
+                let mut some = all.clone();
+                some.remove(missing);
+                let found = read(&some);
+                assert!(found.0.is_empty() || found.0[0].hole != hole, "{some:?}");
+            }
+            let over = lines(&hole, Some("2026-01-02T03:04:05"), 1);
+            assert_eq!(read(&over), (vec![], 0));
+        }
+        let (new, old) = (hole(4000, "10.0.0.2:2", None, 0), &cases()[0]);
+        let both = [lines(old, None, 1), lines(&new, None, 2)].concat();
+        let (found, strange) = read(&both);
+        assert_eq!((found.len(), strange), (1, 0));
+        assert_eq!(found[0].hole, new);
+    }
+
+    #[test]
+    fn rules_of_another_mark_are_strange() {
+        let all = wording(&cases()[1]).rules(Mark::new(0x2000_0000).unwrap(), None, 1);
+        assert_eq!(read(&all), (vec![], 1));
+    }
+}
