@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use ftpalg::conntrack::{Completeness, Conntrack, ConntrackEvent, Events};
 use ftpalg::firewall::tables;
 use ftpalg::net::Mark;
-use ftpalg::pinholes::RangeHole;
 use ftpalg::pinholes::backend::Backend;
 use ftpalg::pinholes::backend::nft::Nft;
+use ftpalg::pinholes::{Pinhole, RangeHole};
 use testkit::holes::{self, CASES, bind, hole, talk};
 use testkit::lab::net::Net;
 
@@ -365,6 +365,14 @@ fn left_behind(mut nft: Nft) {
     nft.leave();
 }
 
+/// What a successor adopts. A process that another thread has forked may still hold the socket that
+/// owned the table.
+fn adopt(nft: &mut Nft, most: usize, longest: Duration) -> Vec<(Pinhole, Duration)> {
+    let pause = |_| std::thread::sleep(Duration::from_millis(5));
+    let mut tries = (0..1000).filter_map(|_| nft.adopt(most, longest).map_err(pause).ok());
+    tries.next().unwrap()
+}
+
 #[test]
 fn a_successor_adopts_what_is_open() {
     let lab = Lab::new();
@@ -396,7 +404,7 @@ fn a_successor_adopts_what_is_open() {
     // Twice, as it is with `--backend auto`.
     let mut next = lab.nft();
     for _ in 0..2 {
-        let found = next.adopt(100, MINUTE * 3 / 4).unwrap();
+        let found = adopt(&mut next, 100, MINUTE * 3 / 4);
         let left: Vec<_> = found.iter().map(|(_, left)| *left).collect();
         assert!(left.is_sorted(), "{left:?}");
         assert_eq!(found.len(), 4);
@@ -450,7 +458,7 @@ fn what_is_strange_or_too_much_is_not_adopted() {
         ));
     }
     let mut nft = lab.nft();
-    let found = nft.adopt(1000, 2 * MINUTE).unwrap();
+    let found = adopt(&mut nft, 1000, 2 * MINUTE);
     assert_eq!(found.len(), 601);
     let last = found.last().unwrap();
     assert_eq!((last.0.to.port(), last.1), (9000, 2 * MINUTE));
@@ -459,7 +467,7 @@ fn what_is_strange_or_too_much_is_not_adopted() {
     let listener = lab.listen("s", land);
     lab.connect("203.0.113.1:10599").expect("the hole is open");
     listener.accept().unwrap();
-    assert_eq!(nft.adopt(300, MINUTE).unwrap().len(), 300);
+    assert_eq!(adopt(&mut nft, 300, MINUTE).len(), 300);
     left_behind(nft);
 
     // A table of another shape is replaced, and what is left without a successor removed.
@@ -468,7 +476,7 @@ fn what_is_strange_or_too_much_is_not_adopted() {
     lab.on_gateway("nft add map ip ftpalg pinholes4 { type ipv4_addr : ipv4_addr; }");
     lab.on_gateway("nft add element ip ftpalg pinholes4 { 10.9.9.9 : 10.9.9.8 }");
     let mut nft = lab.nft();
-    assert_eq!(nft.adopt(1000, MINUTE).unwrap(), vec![]);
+    assert_eq!(adopt(&mut nft, 1000, MINUTE), vec![]);
     assert!(nft.verify().unwrap());
     assert_eq!(lab.0.within("g", || tables::remove_abandoned().unwrap()), 0);
     assert!(nft.verify().unwrap(), "it has an owner");
@@ -477,7 +485,7 @@ fn what_is_strange_or_too_much_is_not_adopted() {
     assert_eq!(lab.ruleset(), "");
 }
 
-/// At no moment a hole is missing while one backend after the other adopts it.
+/// While one backend after the other adopts a hole, it is in each list of the rules.
 #[test]
 fn adopting_leaves_no_gap() {
     let lab = Lab::new();
@@ -486,28 +494,28 @@ fn adopting_leaves_no_gap() {
     let (from, to, land, _) = CASES[0];
     nft.open(&hole(from, to, land, None), MINUTE).unwrap();
     let done = std::sync::atomic::AtomicBool::new(false);
-    let done = &done;
     let looks = std::thread::scope(|scope| {
         let look = scope.spawn(|| {
-            let mut looks = 0;
+            let mut looks = Vec::new();
             while !done.load(std::sync::atomic::Ordering::Relaxed) {
-                let key = format!("{from} . 203.0.113.1 . 50001");
-                lab.on_gateway(&format!("nft get element ip ftpalg pinholes4 {{ {key} }}"));
-                looks += 1;
+                let seen = lab.on_gateway("nft list map ip ftpalg pinholes4");
+                looks.push(seen.contains(". 50001 "));
             }
             looks
         });
-        for _ in 0..100 {
-            let mut next = lab.nft();
-            left_behind(std::mem::replace(&mut nft, lab.nft()));
-            assert_eq!(next.adopt(1, MINUTE).unwrap().len(), 1);
-            nft = next;
-            std::thread::sleep(Duration::from_millis(5));
+        for _ in 0..50 {
+            left_behind(nft);
+            nft = lab.nft();
+            assert_eq!(adopt(&mut nft, 1, MINUTE).len(), 1);
+            std::thread::sleep(Duration::from_millis(10));
         }
         done.store(true, std::sync::atomic::Ordering::Relaxed);
         look.join().unwrap()
     });
-    assert!(looks > 10, "{looks}");
+    assert!(
+        looks.len() > 10 && looks.iter().all(|seen| *seen),
+        "{looks:?}"
+    );
 }
 
 #[test]

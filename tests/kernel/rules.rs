@@ -713,6 +713,7 @@ fn a_successor_adopts_the_rules_of_open_holes() {
             same.land = same.to;
             let mut broken = same.clone();
             broken.to.set_port(50_078);
+            broken.land = broken.to;
             let range = RangeHole {
                 from: marked.from,
                 to: marked.to.ip(),
@@ -749,7 +750,7 @@ fn a_successor_adopts_the_rules_of_open_holes() {
         let now = lab.gateway.ruleset();
         assert!(!now.contains("table ip ftpalg"), "{now}");
         assert!(!now.contains("50078") && !now.contains("RANGE"), "{now}");
-        let (from, to, land, source) = CASES[1];
+        let (from, to, land, source) = CASES[0];
         let listener = listen(&lab.server, land);
         let _client = lab.connect(to, ACCEPTED).expect("the hole is open");
         assert_eq!(listener.accept().unwrap().1.ip().to_string(), source);

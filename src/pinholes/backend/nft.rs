@@ -54,6 +54,8 @@ use crate::pinholes::{Pinhole, RangeHole};
 
 /// How often a change is tried: each of a pinhole's three elements may expire once meanwhile.
 const ATTEMPTS: usize = 4;
+/// The families that there may be tables for.
+const ALL: [&FamilyLayout; 2] = [&IPV4, &IPV6];
 /// How many adopted pinholes come with the new table, and how many in each batch after it: as many as
 /// a batch surely has room for.
 const AT_ONCE: usize = 256;
@@ -104,7 +106,7 @@ impl Nft {
         self.layouts.clear();
         let mut all = Vec::new();
         // If a socket owns the table of one family, it must own that of the other, too.
-        for layout in [&IPV4, &IPV6] {
+        for layout in ALL {
             if !layout.is_here() {
                 continue;
             }
@@ -115,12 +117,15 @@ impl Nft {
                     all.extend(holes);
                 }
                 Err(error) => {
+                    let foreign = is_foreign(&error);
                     let source = io::Error::from(error);
                     if layout.optional && lacks_support(&source) {
                         log::debug!("no {} NAT in this kernel: {source}", layout.family);
                         continue;
                     }
-                    let _ = self.remove();
+                    // Another one's table stays, even if its owner ends at this moment.
+                    let made = std::mem::take(&mut self.layouts);
+                    let _ = self.remove_tables(if foreign { &made } else { &ALL });
                     return Err(explain(layout, source));
                 }
             }
@@ -143,7 +148,7 @@ impl Nft {
         let mut open = first.len();
         let mut refused = None;
         if let Err(error) = self.install_family(layout, first) {
-            if first.is_empty() {
+            if first.is_empty() || is_foreign(&error) {
                 return Err(error);
             }
             self.install_family(layout, &[])?;
@@ -188,6 +193,9 @@ impl Nft {
             let BatchError::Refused(refused) = &error else {
                 return Err(error);
             };
+            if is_foreign(&error) {
+                return Err(error);
+            }
             let refuses = |what: What| {
                 let mut refused = refused.iter().filter_map(|one| about.get(one.index?));
                 refused.any(|about| *about == what)
@@ -233,6 +241,27 @@ impl Nft {
             }
         }
         Err(io::ErrorKind::Interrupted.into())
+    }
+
+    fn remove_tables(&mut self, layouts: &[&'static FamilyLayout]) -> Result<(), BackendError> {
+        let mut result = Ok(());
+        for layout in layouts {
+            let present = self.has_table(layout).unwrap_or(true);
+            if !present {
+                continue;
+            }
+            match self
+                .socket
+                .batch(&[del_table(layout)])
+                .map_err(io::Error::from)
+            {
+                Err(source) if !is(&source, Errno::ENOENT) => {
+                    result = Err(failed("remove table ftpalg")(source));
+                }
+                _ => {}
+            }
+        }
+        result
     }
 
     fn has_table(&mut self, layout: &FamilyLayout) -> io::Result<bool> {
@@ -334,25 +363,8 @@ impl Backend for Nft {
     }
 
     fn remove(&mut self) -> Result<(), BackendError> {
-        let mut result = Ok(());
         self.layouts.clear();
-        for layout in [&IPV4, &IPV6] {
-            let present = self.has_table(layout).unwrap_or(true);
-            if !present {
-                continue;
-            }
-            match self
-                .socket
-                .batch(&[del_table(layout)])
-                .map_err(io::Error::from)
-            {
-                Err(source) if !is(&source, Errno::ENOENT) => {
-                    result = Err(failed("remove table ftpalg")(source));
-                }
-                _ => {}
-            }
-        }
-        result
+        self.remove_tables(&ALL)
     }
 
     fn verify(&mut self) -> Result<bool, BackendError> {
@@ -412,6 +424,15 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> BackendError {
 
 fn is(error: &io::Error, errno: Errno) -> bool {
     error.raw_os_error().map(Errno::from_raw) == Some(errno)
+}
+
+/// Whether the table belongs to somebody else, or the process may not change it: another request would
+/// be refused as well.
+fn is_foreign(error: &BatchError) -> bool {
+    match error {
+        BatchError::Refused(refused) => refused.iter().any(|one| one.errno == Errno::EPERM),
+        BatchError::Io(_) => false,
+    }
 }
 
 fn lacks_support(error: &io::Error) -> bool {
