@@ -122,8 +122,7 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
         output.clone(),
         config.resume_mark,
     ));
-    // The start of the pinholes has put something into the kernel, which is to be removed if anything
-    // fails from here on.
+    // From here on there is something to remove: the backend may have been tried.
     let mut installed = InKernel {
         steered: Arc::clone(&steered),
         shared: Arc::clone(&shared),
