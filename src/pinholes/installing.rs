@@ -8,7 +8,7 @@ use crate::pinholes::backend::{BackendError, Verification};
 
 impl Plane {
     /// Installs the backend's objects at start-up, and adopts the pinholes that a daemon before this
-    /// one left open. Returns how many. They belong to no session ([`NO_SESSION`]).
+    /// one left open. Returns how many. They belong to no session (number 0).
     ///
     /// # Errors
     /// What the backend says.

@@ -11,7 +11,7 @@
 //!
 //! If the kernel has the `time` match, a killed daemon's pinholes end at their deadline. The match
 //! goes by the wall clock, in whole seconds. A running daemon closes pinholes by its own clock. The next
-//! daemon adopts those that are open: it finds them in the rules ([`leftover`]).
+//! daemon adopts those that are open: it finds them in the rules (`leftover`).
 
 mod leftover;
 mod lines;

@@ -24,7 +24,7 @@
 //!
 //! The table belongs to our socket, so that nobody else changes it, but stays when the socket is closed
 //! (Linux 6.9): the elements of a killed daemon live on until their timeouts, or until the next daemon
-//! adopts them ([`leftover`]). Before Linux 6.9 the table goes with the socket.
+//! adopts them (`leftover`). Before Linux 6.9 the table goes with the socket.
 //!
 //! Deleting the element by a rule in a later hook was tried. A second connection gets in while the
 //! first packet is on its way, every forwarded packet pays for the rule, and deleted elements fill
@@ -298,7 +298,7 @@ impl Backend for Nft {
     }
 
     /// The pinholes come with the new table, which takes the old one's place in the same
-    /// transaction (the first [`AT_ONCE`] of them; others follow).
+    /// transaction (the first `AT_ONCE` of them; others follow).
     fn adopt(
         &mut self,
         most: usize,
