@@ -13,6 +13,7 @@ pub mod status;
 pub mod worker;
 
 mod advertised;
+mod farewell;
 mod guard;
 mod lifetime;
 mod reserve;
@@ -166,6 +167,9 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
     notify(sd_notify::NotifyState::Stopping);
     if let Ending::Failed(thread) = ending {
         log::error!("the thread {thread} ended, so ftpalg ends, too; its panic message is above");
+    }
+    if let Ending::Signal(_) = ending {
+        farewell::farewell(&workers, &shared);
     }
     let removed = installed.remove();
     output.line(match removed {
