@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etherparse::PacketBuilder;
 use nix::errno::Errno;
@@ -26,10 +26,28 @@ use super::worker::Worker;
 
 /// How long the ends get to answer a RST that doesn't have the number that they expect.
 const ROUND_TRIP: Duration = Duration::from_millis(100);
+/// How long a handover waits for replies.
+const REPLIES: Duration = Duration::from_millis(300);
+/// The time between two looks at whether they have come.
+const STEP: Duration = Duration::from_millis(5);
 /// How often the ends are told again, with the numbers that they answered.
 const ROUNDS: usize = 3;
 /// What a host's own packets have.
 const TTL: u8 = 64;
+
+/// Prepares the sessions for a successor: waits for a moment until none awaits a reply that the successor
+/// couldn't understand.
+pub(super) fn settle(workers: &[Arc<Worker>]) {
+    let deadline = Instant::now() + REPLIES;
+    // Each engine is to hold commands, so none is left out.
+    let awaits = || {
+        let held = workers.iter().map(|worker| worker.engine().hold_commands());
+        held.fold(false, |any, one| any | one)
+    };
+    while awaits() && Instant::now() < deadline {
+        thread::sleep(STEP);
+    }
+}
 
 /// Ends the sessions that can't go on without this process, and says so. From now on the numbers of
 /// no other session begin to differ.

@@ -78,7 +78,8 @@ impl Lock {
         }
     }
 
-    fn take_now() -> Result<Self, LockError> {
+    /// Takes it, or fails at once.
+    pub(super) fn take_now() -> Result<Self, LockError> {
         let mut socket = Socket::open().map_err(|e| LockError::of(e, LockError::System))?;
         // The kernel has one error for both: the process may not bind, or another one has bound.
         command(&mut socket, PF_BIND).map_err(|e| LockError::of(e, |_| LockError::NotPermitted))?;

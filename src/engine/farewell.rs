@@ -22,6 +22,17 @@ pub struct Reset {
 }
 
 impl Engine {
+    /// Prepares for a successor, who doesn't know what was asked before: no further command goes on,
+    /// but in sessions that [await](crate::ftp::session::Session::awaits_telling_reply) such a reply.
+    /// Returns whether there are any.
+    ///
+    /// A command that doesn't go on is sent again by its sender, so the successor reads it.
+    pub fn hold_commands(&mut self) -> bool {
+        self.holding = true;
+        let mut flows = self.flows.iter();
+        flows.any(|(_, flow)| flow.awaits_telling_reply())
+    }
+
     /// From now on the numbers of no connection begin to differ: a packet that would change that
     /// doesn't go on. Ends the connections whose numbers differ already, and returns the RSTs that
     /// tell their ends.

@@ -89,6 +89,8 @@ pub(super) struct Context<'a> {
     pub(super) now: Duration,
     /// Half of what all flows together may buffer is taken.
     pub(super) crowded: bool,
+    /// A successor takes over: it is to read further commands.
+    pub(super) holding: bool,
     /// The gateway ends: the numbers of no direction may begin to differ.
     pub(super) ending: bool,
 }

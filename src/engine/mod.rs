@@ -145,6 +145,8 @@ pub struct Engine {
     next_id: u64,
     /// Bytes in the buffers of all flows.
     buffered: usize,
+    /// See [`hold_commands`](Self::hold_commands).
+    holding: bool,
     /// See [`farewell`](Self::farewell).
     ending: bool,
     scratch: Vec<u8>,
@@ -168,6 +170,7 @@ impl Engine {
             stats: Stats::default(),
             next_id: u64::from(worker).saturating_add(1),
             buffered: 0,
+            holding: false,
             ending: false,
             scratch: Vec::with_capacity(2048),
         }
@@ -402,6 +405,7 @@ impl Engine {
             stats: &mut self.stats,
             now,
             crowded: self.buffered > self.config.max_buffered / 2,
+            holding: self.holding,
             ending: self.ending,
         };
         let before = flow.buffered();

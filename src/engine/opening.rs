@@ -171,6 +171,7 @@ impl Engine {
             stats: &mut self.stats,
             now,
             crowded: false,
+            holding: false,
             ending: false,
         };
         let flow = Flow::new(id, syn.side, syn.hello, syn_ack.hello, options, &mut cx);

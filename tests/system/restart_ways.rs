@@ -1,13 +1,17 @@
 //! How the daemon ends, and what its sessions notice of it: stopped, or handed over to a successor.
 
 use std::io::{ErrorKind, Read};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use testkit::lab::alg::{Alg, Running};
-use testkit::lab::gateway::{Control, LIMIT};
+use testkit::lab::gateway::{Control, LIMIT, download, ftpalg, refused, status};
 use testkit::lab::net::Net;
 use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::server::{Config, Kind, Server};
 use testkit::lab::topology::Topology;
 
 /// How soon both ends notice that their connection is over.
@@ -81,7 +85,10 @@ impl Session {
             TcpStream::connect_timeout(&to, LIMIT)
         });
         let out = out.unwrap_or_else(|e| panic!("{}: {e}", reply.trim()));
-        [out, testkit::lab::scripted::accept(&listener, LIMIT).unwrap()]
+        [
+            out,
+            testkit::lab::scripted::accept(&listener, LIMIT).unwrap(),
+        ]
     }
 
     /// Asserts that both ends get a RST soon.
@@ -131,4 +138,172 @@ fn a_stop_resets_an_uneven_session_of_a_masqueraded_client() {
     stopped(&Topology::masqueraded_client(), |session, _| {
         session.say("PORT 10,0,0,2,200,1\r\n", "200 fine\r\n");
     });
+}
+
+#[test]
+fn a_stop_resets_a_session_whose_replies_were_changed_inwards() {
+    stopped(&Topology::masqueraded_client(), |session, _| {
+        // Corrected to the server's address, which is longer.
+        let reply = session.say("PASV\r\n", "227 here (127,0,0,1,200,1)\r\n");
+        assert!(reply.contains("(198,51,100,2,"), "{reply}");
+    });
+}
+
+#[test]
+fn a_stop_resets_an_uneven_session_without_translation() {
+    stopped(&Topology::routed(), |session, _| {
+        // No port of a service: the client reads a shorter reply.
+        let reply = session.say("PASV\r\n", "227 here you are (10,0,0,2,0,22)\r\n");
+        assert!(reply.starts_with("425"), "{reply}");
+    });
+}
+
+/// Whether anything of the steering rules is there.
+fn steers(net: &Net) -> bool {
+    rules::snapshot(net, net.topology().router).contains("FTPALG-EGRESS")
+}
+
+/// Waits until no daemon runs.
+fn ended(net: &Net) {
+    let deadline = Instant::now() + LIMIT;
+    while ftpalg(net, &["status"]).status.and_then(|s| s.code()) != Some(3) {
+        assert!(Instant::now() < deadline, "it doesn't end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn an_even_session_goes_on_through_stop_and_start() {
+    for topology in [
+        Topology::published_server(),
+        Topology::masqueraded_client(),
+        Topology::routed(),
+    ] {
+        for (backend, flavour) in HOSTS {
+            let net = Net::new(&topology);
+            rules::install(&net, flavour, Policy::Drop, true);
+            let alg = start(&net, backend, flavour, &[]);
+            let mut session = Session::open(&net);
+            drop(session.passive(&net));
+            let log = alg.stop();
+            assert!(!log.contains("ended, since"), "{log}");
+            assert_eq!(session.say("NOOP\r\n", "200 fine\r\n"), "200 fine\r\n");
+
+            let alg = start(&net, backend, flavour, &[]);
+            assert_eq!(session.say("NOOP\r\n", "200 fine\r\n"), "200 fine\r\n");
+            drop(session.passive(&net));
+            assert_eq!(status(&net)["counters"]["joined"], 1);
+            alg.stop();
+        }
+    }
+}
+
+#[test]
+fn a_handover_keeps_the_rules_for_a_successor() {
+    for (backend, flavour) in HOSTS {
+        let net = Net::new(&Topology::published_server());
+        rules::install(&net, flavour, Policy::Drop, true);
+        let before = rules::snapshot(&net, net.topology().router);
+        let more = ["--handover", "2"];
+        let first = start(&net, backend, flavour, &more);
+        let mut session = Session::open(&net);
+        drop(session.passive(&net));
+
+        let over = AtomicBool::new(false);
+        let second = std::thread::scope(|scope| {
+            let watch = scope.spawn(|| {
+                let mut looks = 0;
+                while !over.load(Ordering::Relaxed) {
+                    assert!(steers(&net), "gone at look {looks}");
+                    looks += 1;
+                }
+                looks
+            });
+            first.process().unwrap().signal(Signal::SIGUSR2);
+            ended(&net);
+            let second = start(&net, backend, flavour, &more);
+            // The guardian of the first one finds the second one.
+            std::thread::sleep(Duration::from_millis(2500));
+            over.store(true, Ordering::Relaxed);
+            assert!(watch.join().unwrap() > 5);
+            second
+        });
+        assert!(first.log().contains("rules stay for a successor for 2 s"));
+        drop(session.passive(&net));
+        assert_eq!(status(&net)["counters"]["joined"], 1);
+        ftpalg(&net, &["status"]).must();
+        second.stop();
+        assert_eq!(rules::snapshot(&net, net.topology().router), before);
+    }
+}
+
+#[test]
+fn without_a_successor_the_rules_go_in_time() {
+    for (backend, flavour) in HOSTS {
+        let net = Net::new(&Topology::published_server());
+        rules::install(&net, flavour, Policy::Drop, true);
+        let before = rules::snapshot(&net, net.topology().router);
+        let more = ["--handover", "1", "--keep-length", "off"];
+        let alg = start(&net, backend, flavour, &more);
+        let mut session = Session::open(&net);
+        drop(session.passive(&net));
+        alg.process().unwrap().signal(Signal::SIGUSR2);
+        session.is_reset();
+        ended(&net);
+        assert!(steers(&net), "too early");
+        let deadline = Instant::now() + LIMIT;
+        while rules::snapshot(&net, net.topology().router) != before {
+            let now = rules::snapshot(&net, net.topology().router);
+            assert!(Instant::now() < deadline, "{now}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(alg.log().contains("1 session ended"), "{}", alg.log());
+
+        // No time for a successor: as with SIGTERM.
+        let alg = start(&net, backend, flavour, &["--handover", "0"]);
+        alg.process().unwrap().signal(Signal::SIGUSR2);
+        ended(&net);
+        assert_eq!(rules::snapshot(&net, net.topology().router), before);
+        assert!(alg.log().contains("rules removed, bye"), "{}", alg.log());
+    }
+}
+
+/// One takes over from another while clients come and go.
+#[test]
+fn no_transfer_fails_while_one_takes_over_from_another() {
+    for (backend, flavour) in HOSTS {
+        let net = Net::new(&Topology::published_server());
+        rules::install(&net, flavour, Policy::Drop, true);
+        let before = rules::snapshot(&net, net.topology().router);
+        let server = Server::start(&net, &Config::new(Kind::Vsftpd));
+        let more = ["--takeover", "--handover", "3"];
+        // There is none yet.
+        let mut alg = start(&net, backend, flavour, &more);
+        let over = AtomicBool::new(false);
+        let last = std::thread::scope(|scope| {
+            let transfers = scope.spawn(|| {
+                let mut done = 0;
+                while !over.load(Ordering::Relaxed) {
+                    download(&net, &server, &[]).must();
+                    download(&net, &server, &["--ftp-port", "-"]).must();
+                    done += 2;
+                }
+                done
+            });
+            for _ in 0..6 {
+                std::thread::sleep(Duration::from_millis(700));
+                alg = start(&net, backend, flavour, &more);
+            }
+            over.store(true, Ordering::Relaxed);
+            assert!(transfers.join().unwrap() > 10);
+            alg
+        });
+        let second = ftpalg(&net, &["run", "--inside", "in0"]);
+        refused(&second, 2, "already runs in this network namespace");
+        let late = ftpalg(&net, &["run", "--inside", "nosuch0", "--takeover"]);
+        refused(&late, 2, "nosuch0");
+        ftpalg(&net, &["status"]).must();
+        last.stop();
+        assert_eq!(rules::snapshot(&net, net.topology().router), before);
+    }
 }

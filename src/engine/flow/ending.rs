@@ -31,6 +31,20 @@ impl Flow {
             .map(|expected| (expected, forward.ack_to_sender(expected)))
     }
 
+    /// Whether a successor could join the session, but not understand the reply that it awaits.
+    pub(in crate::engine) fn awaits_telling_reply(&self) -> bool {
+        self.end == End::Open && self.is_even() && self.session.awaits_telling_reply()
+    }
+
+    /// Whether a segment has a further command that a successor is to read.
+    pub(super) fn is_held(&mut self, side: Side, segment: &Segment<'_>) -> bool {
+        let payload = segment.payload();
+        let forward = self.forward(side);
+        let end = Seq(segment.seq()).plus_len(payload.len());
+        let fresh = !forward.is_opaque() && end.after(forward.expected());
+        side == self.client && !payload.is_empty() && fresh && !self.awaits_telling_reply()
+    }
+
     /// The packet goes no further, and no other one does.
     pub(super) fn freeze(&mut self) -> Fate {
         self.end = End::Frozen;

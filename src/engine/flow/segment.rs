@@ -61,6 +61,9 @@ impl Flow {
         }
         self.is_alive(side, cx);
         self.settle(side, segment);
+        if cx.holding && self.is_held(side, segment) {
+            return Fate::Dropped;
+        }
         self.note_acknowledgement(side, segment);
         if self.peer(side) == Peer::Client && !segment.payload().is_empty() {
             self.renew_range(ends, cx);
