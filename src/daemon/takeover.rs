@@ -57,8 +57,25 @@ pub(super) fn lock(config: &Config) -> Result<Lock, StartError> {
                     PATIENCE.as_secs()
                 )));
             }
-            done => return done.map_err(setup::explain),
+            done => {
+                let lock = done.map_err(setup::explain)?;
+                wait_for_end(pid, config, deadline);
+                return Ok(lock);
+            }
         }
+    }
+}
+
+/// Waits until nothing is left of the process whose lock was freed: neither its queues nor its socket.
+fn wait_for_end(pid: Pid, config: &Config, deadline: Instant) {
+    let wanted = config.steering.queues.numbers();
+    let is_bound = || {
+        let queues = kernel::counters().unwrap_or_default();
+        let mut others = queues.iter().filter(|queue| wanted.contains(&queue.queue));
+        others.next().is_some() || control::holder().is_some_and(|(other, _)| other == pid.as_raw())
+    };
+    while is_bound() && Instant::now() < deadline {
+        thread::sleep(STEP);
     }
 }
 

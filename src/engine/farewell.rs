@@ -22,15 +22,17 @@ pub struct Reset {
 }
 
 impl Engine {
-    /// Prepares for a successor, who doesn't know what was asked before: no further command goes on,
-    /// but in sessions that [await](crate::ftp::session::Session::awaits_telling_reply) such a reply.
-    /// Returns whether there are any.
+    /// Prepares for a successor, who can neither follow a connection that it doesn't see from its SYN on
+    /// or from its greeting on, nor understand
+    /// [some replies](crate::ftp::session::Session::awaits_telling_reply) if it hasn't seen what they
+    /// answer. So no further SYN or command goes on, but in sessions that are in such a state. Returns
+    /// whether there are any.
     ///
-    /// A command that doesn't go on is sent again by its sender, so the successor reads it.
+    /// What doesn't go on is sent again by its sender, so the successor sees it.
     pub fn hold_commands(&mut self) -> bool {
         self.holding = true;
         let mut flows = self.flows.iter();
-        flows.any(|(_, flow)| flow.awaits_telling_reply())
+        !self.half_open.is_empty() || flows.any(|(_, flow)| flow.awaits_telling_reply())
     }
 
     /// From now on the numbers of no connection begin to differ: a packet that would change that

@@ -33,6 +33,8 @@ impl Engine {
         if segment.flags().has(Flags::ACK) {
             let syn_ack = SynAck::new(ends, side, hello, Seq(segment.ack()), now);
             asks = self.syn_ack(syn_ack, now, gateway);
+        } else if self.holding {
+            return Decided::Verdict(Fate::Dropped);
         } else {
             self.syn_waits(Syn::new(ends, side, hello, now));
         }

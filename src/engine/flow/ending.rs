@@ -31,7 +31,8 @@ impl Flow {
             .map(|expected| (expected, forward.ack_to_sender(expected)))
     }
 
-    /// Whether a successor could join the session, but not understand the reply that it awaits.
+    /// Whether a successor couldn't join the session yet, or couldn't understand the reply that it
+    /// awaits.
     pub(in crate::engine) fn awaits_telling_reply(&self) -> bool {
         self.end == End::Open && self.is_even() && self.session.awaits_telling_reply()
     }
