@@ -75,16 +75,18 @@ pub(super) fn farewell(workers: &[Arc<Worker>], shared: &Shared) {
         }
         thread::sleep(ROUND_TRIP);
     }
-    match (ended.len(), sockets.failed) {
-        (0, _) => {}
-        (n, None) => shared.output().line(format!(
-            "{n} session{} ended, since nobody else knows {} numbers",
-            if n == 1 { "" } else { "s" },
-            if n == 1 { "its" } else { "their" }
+    let sessions = match ended.len() {
+        0 => return,
+        1 => "1 session".to_owned(),
+        n => format!("{n} sessions"),
+    };
+    match sockets.failed {
+        None => shared.output().line(format!(
+            "{sessions} ended by RST: nobody else knows how their numbers differ on the two sides"
         )),
-        (n, Some(e)) => log::warn!(
-            "{n} sessions can't go on without ftpalg, and their ends can't be told ({e}; CAP_NET_RAW is \
-             needed): they will hang"
+        Some(e) => log::warn!(
+            "{sessions} can't go on without ftpalg, and will hang: their ends can't be told ({e}; it takes \
+             CAP_NET_RAW)"
         ),
     }
 }

@@ -10,9 +10,11 @@ use nix::sys::signal::Signal;
 use testkit::lab::alg::{Alg, Running};
 use testkit::lab::gateway::{Control, LIMIT, download, ftpalg, refused, status};
 use testkit::lab::net::Net;
+use testkit::lab::process::{Finished, Process};
 use testkit::lab::rules::{self, Flavour, Policy};
 use testkit::lab::server::{Config, Kind, Server};
-use testkit::lab::topology::Topology;
+use testkit::lab::topology::{Topology, at, host, link, router};
+use testkit::paths;
 
 /// How soon both ends notice that their connection is over.
 const SOON: Duration = Duration::from_secs(2);
@@ -120,7 +122,7 @@ fn stopped(topology: &Topology, uneven: impl Fn(&mut Session, &Net)) {
         uneven(&mut session, &net);
         let log = alg.stop();
         session.is_reset();
-        assert!(log.contains("1 session ended"), "{log}");
+        assert!(log.contains("1 session ended by RST"), "{log}");
         assert_eq!(rules::snapshot(&net, topology.router), before);
         assert_eq!(rules::invalid(&net, topology.router), invalid, "{backend}");
     }
@@ -158,6 +160,119 @@ fn a_stop_resets_an_uneven_session_without_translation() {
     });
 }
 
+/// Runs these words on the gateway, with `--keep-length off`, until a session is uneven; then stops that
+/// process. Returns the session, and what was printed.
+fn stopped_on(net: &Net, words: &[&str], uneven: impl Fn(&mut Session)) -> (Session, Finished) {
+    let (program, words) = words.split_first().unwrap();
+    let mut command = net.command(net.topology().router, program);
+    command.args(words).args(["--keep-length", "off"]);
+    let process = Process::spawn(command);
+    assert!(process.wait_for("ready", LIMIT), "{}", process.log());
+    let mut session = Session::open(net);
+    uneven(&mut session);
+    process.signal(Signal::SIGTERM);
+    (session, process.finish(LIMIT).must())
+}
+
+#[test]
+fn a_stop_resets_uneven_sessions_over_ipv6() {
+    let topology = Topology::bare(
+        vec![
+            host("a", &["2001:db8:f::/64 via 2001:db8:1::1"]),
+            router("r", &[]),
+            host("b", &["2001:db8:1::/64 via fd00::1"]),
+        ],
+        vec![
+            link(
+                ("a", "e0", &["2001:db8:1::2/64"]),
+                ("r", "out0", &["2001:db8:1::1/64", "2001:db8:f::1/128"]),
+            ),
+            link(("r", "in0", &["fd00::1/64"]), ("b", "e0", &["fd00::2/64"])),
+        ],
+    );
+    let net = Net::new(&Topology {
+        router: "r",
+        ..topology
+    });
+    let nat = [
+        "*nat",
+        "-A PREROUTING -d 2001:db8:f::1 -p tcp --dport 21 -j DNAT --to-destination [fd00::2]:21",
+        "-A POSTROUTING -o out0 -j MASQUERADE",
+        "COMMIT",
+        "*mangle",
+        "-A PREROUTING -m conntrack --ctstate INVALID -j DROP",
+        "COMMIT\n",
+    ];
+    let nat = nat.join("\n");
+    net.feed("r", &["ip6tables-restore", "--noflush"], &nat)
+        .must();
+    let words = [paths::ftpalg(), "run", "--inside", "in0"];
+    let published = net.recast(|topology| {
+        (topology.client, topology.server) = ("a", "b");
+        (topology.listen, topology.dial) = (at("[fd00::2]:21"), at("[2001:db8:f::1]:21"));
+    });
+    let (session, _) = stopped_on(&published, &words, |session| {
+        let reply = session.say("EPSV\r\n", "229 here you are (|||22|)\r\n");
+        assert!(reply.starts_with("425"), "{reply}");
+    });
+    session.is_reset();
+    let masqueraded = net.recast(|topology| {
+        (topology.client, topology.server) = ("b", "a");
+        (topology.listen, topology.dial) = (at("[2001:db8:1::2]:21"), at("[2001:db8:1::2]:21"));
+    });
+    let (session, _) = stopped_on(&masqueraded, &words, |session| {
+        session.say("EPRT |2|fd00::2|51201|\r\n", "200 fine\r\n");
+    });
+    session.is_reset();
+}
+
+/// The gateway is one of the two ends.
+#[test]
+fn a_stop_resets_uneven_sessions_of_the_host_itself() {
+    let net = Net::new(&Topology {
+        router: "h",
+        ..Topology::bare(
+            vec![host("h", &[]), host("o", &[])],
+            vec![link(
+                ("h", "e0", &["198.51.100.1/24"]),
+                ("o", "e0", &["198.51.100.2/24"]),
+            )],
+        )
+    });
+    let words = [paths::ftpalg(), "run", "--local"];
+    let server = net.recast(|topology| {
+        (topology.client, topology.server) = ("o", "h");
+        (topology.listen, topology.dial) = (at("198.51.100.1:21"), at("198.51.100.1:21"));
+    });
+    let (session, _) = stopped_on(&server, &words, |session| {
+        let reply = session.say("PASV\r\n", "227 here you are (198,51,100,1,0,22)\r\n");
+        assert!(reply.starts_with("425"), "{reply}");
+    });
+    session.is_reset();
+    let client = net.recast(|topology| {
+        (topology.client, topology.server) = ("h", "o");
+        (topology.listen, topology.dial) = (at("198.51.100.2:21"), at("198.51.100.2:21"));
+    });
+    let (session, _) = stopped_on(&client, &words, |session| {
+        let reply = session.say("PASV\r\n", "227 here (127,0,0,1,200,1)\r\n");
+        assert!(reply.contains("(198,51,100,2,"), "{reply}");
+    });
+    session.is_reset();
+}
+
+#[test]
+fn without_raw_sockets_it_says_so_and_ends() {
+    let net = Net::new(&Topology::published_server());
+    rules::install(&net, Flavour::Nft, Policy::Drop, true);
+    let before = rules::snapshot(&net, net.topology().router);
+    let without = ["setpriv", "--bounding-set=-net_raw", paths::ftpalg()];
+    let words = [&without[..], &["run", "--inside", "in0"]].concat();
+    let (_session, finished) = stopped_on(&net, &words, |session| drop(session.passive(&net)));
+    let said = |line: &&str| line.contains("CAP_NET_RAW");
+    assert_eq!(finished.log.lines().filter(said).count(), 1, "{finished}");
+    assert_eq!(rules::snapshot(&net, net.topology().router), before);
+}
+
 /// Whether anything of the steering rules is there.
 fn steers(net: &Net) -> bool {
     rules::snapshot(net, net.topology().router).contains("FTPALG-EGRESS")
@@ -186,7 +301,7 @@ fn an_even_session_goes_on_through_stop_and_start() {
             let mut session = Session::open(&net);
             drop(session.passive(&net));
             let log = alg.stop();
-            assert!(!log.contains("ended, since"), "{log}");
+            assert!(!log.contains("ended by RST"), "{log}");
             assert_eq!(session.say("NOOP\r\n", "200 fine\r\n"), "200 fine\r\n");
 
             let alg = start(&net, backend, flavour, &[]);
@@ -257,7 +372,11 @@ fn without_a_successor_the_rules_go_in_time() {
             assert!(Instant::now() < deadline, "{now}");
             std::thread::sleep(Duration::from_millis(20));
         }
-        assert!(alg.log().contains("1 session ended"), "{}", alg.log());
+        assert!(
+            alg.log().contains("1 session ended by RST"),
+            "{}",
+            alg.log()
+        );
 
         // No time for a successor: as with SIGTERM.
         let alg = start(&net, backend, flavour, &["--handover", "0"]);
