@@ -95,7 +95,7 @@ impl Session {
 
     /// Asserts that both ends get a RST soon.
     #[track_caller]
-    fn is_reset(self) {
+    fn gets_reset(self) {
         let deadline = Instant::now() + SOON;
         for (name, end) in [("client", self.client), ("server", self.server)] {
             let mut end = end.0;
@@ -121,7 +121,7 @@ fn stopped(topology: &Topology, uneven: impl Fn(&mut Session, &Net)) {
         let mut session = Session::open(&net);
         uneven(&mut session, &net);
         let log = alg.stop();
-        session.is_reset();
+        session.gets_reset();
         assert!(log.contains("1 session ended by RST"), "{log}");
         assert_eq!(rules::snapshot(&net, topology.router), before);
         assert_eq!(rules::invalid(&net, topology.router), invalid, "{backend}");
@@ -215,7 +215,7 @@ fn a_stop_resets_uneven_sessions_over_ipv6() {
         let reply = session.say("EPSV\r\n", "229 here you are (|||22|)\r\n");
         assert!(reply.starts_with("425"), "{reply}");
     });
-    session.is_reset();
+    session.gets_reset();
     let masqueraded = net.recast(|topology| {
         (topology.client, topology.server) = ("b", "a");
         (topology.listen, topology.dial) = (at("[2001:db8:1::2]:21"), at("[2001:db8:1::2]:21"));
@@ -223,7 +223,7 @@ fn a_stop_resets_uneven_sessions_over_ipv6() {
     let (session, _) = stopped_on(&masqueraded, &words, |session| {
         session.say("EPRT |2|fd00::2|51201|\r\n", "200 fine\r\n");
     });
-    session.is_reset();
+    session.gets_reset();
 }
 
 /// The gateway is one of the two ends.
@@ -248,7 +248,7 @@ fn a_stop_resets_uneven_sessions_of_the_host_itself() {
         let reply = session.say("PASV\r\n", "227 here you are (198,51,100,1,0,22)\r\n");
         assert!(reply.starts_with("425"), "{reply}");
     });
-    session.is_reset();
+    session.gets_reset();
     let client = net.recast(|topology| {
         (topology.client, topology.server) = ("h", "o");
         (topology.listen, topology.dial) = (at("198.51.100.2:21"), at("198.51.100.2:21"));
@@ -257,7 +257,7 @@ fn a_stop_resets_uneven_sessions_of_the_host_itself() {
         let reply = session.say("PASV\r\n", "227 here (127,0,0,1,200,1)\r\n");
         assert!(reply.contains("(198,51,100,2,"), "{reply}");
     });
-    session.is_reset();
+    session.gets_reset();
 }
 
 #[test]
@@ -363,7 +363,7 @@ fn without_a_successor_the_rules_go_in_time() {
         let mut session = Session::open(&net);
         drop(session.passive(&net));
         alg.process().unwrap().signal(Signal::SIGUSR2);
-        session.is_reset();
+        session.gets_reset();
         ended(&net);
         assert!(steers(&net), "too early");
         let deadline = Instant::now() + LIMIT;
