@@ -102,17 +102,22 @@ pub(super) fn run(command: RulesCommand) -> Result<ExitCode, Failure> {
             match Lock::take() {
                 Err(LockError::Held) => {}
                 Err(e) => return Err(Failure::usage(e)),
-                Ok(_lock) => drop(host()?.remove().map_err(Failure::usage)?),
+                Ok(_lock) => _ = remove()?,
             }
         }
         RulesCommand::Remove(Remove { after: None }) => {
             all_or_none()?;
             let _lock = nobody_else_manages()?;
-            let removed = host()?.remove().map_err(Failure::usage)?;
+            let removed = remove()?;
             print(&format!("{removed} rules removed\n"))?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes all that is ours; returns how many rules.
+fn remove() -> Result<usize, Failure> {
+    host()?.remove().map_err(Failure::usage)
 }
 
 /// Blocks signals, so that none stops a change of rules halfway. The tools that are run still get

@@ -59,24 +59,32 @@ pub(super) fn lock(config: &Config) -> Result<Lock, StartError> {
             }
             done => {
                 let lock = done.map_err(setup::explain)?;
-                wait_for_end(pid, config, deadline);
+                wait_for_end(pid, deadline);
                 return Ok(lock);
             }
         }
     }
 }
 
-/// Waits until nothing is left of the process whose lock was freed: neither its queues nor its socket.
-fn wait_for_end(pid: Pid, config: &Config, deadline: Instant) {
-    let wanted = config.steering.queues.numbers();
-    let is_bound = || {
-        let queues = kernel::counters().unwrap_or_default();
-        let mut others = queues.iter().filter(|queue| wanted.contains(&queue.queue));
-        others.next().is_some() || control::holder().is_some_and(|(other, _)| other == pid.as_raw())
-    };
-    while is_bound() && Instant::now() < deadline {
+/// Waits until nothing is left of the process whose lock was freed: its queues, its socket and its nft
+/// tables go with its last thread.
+fn wait_for_end(pid: Pid, deadline: Instant) {
+    while is_alive(pid) && Instant::now() < deadline {
         thread::sleep(STEP);
     }
+}
+
+/// Whether a thread of a process may still have open descriptors: a zombie has none.
+fn is_alive(pid: Pid) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
+    threads.flatten().any(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // Behind the name, which is in parentheses and may have any character.
+        let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        state.is_some_and(|state| !state.starts_with(['Z', 'X']))
+    })
 }
 
 /// The daemon that has the lock.
