@@ -4,12 +4,14 @@
 //! on this box or another, can go on with it. FTP leaves some room for that. Clients look for the
 //! parenthesis or the first digit of a `227` or `229`, so blanks may stand before it; they stop at the
 //! closing parenthesis, so a final dot may go. The public port may be chosen by the length of its
-//! text, and an IPv6 address has several spellings (RFC 4291 §2.2).
+//! text.
 //!
-//! What clients were seen to stumble over isn't done: leading zeros in decimal numbers, blanks within
-//! the parentheses, anything behind the closing one, other words.
+//! What programs were seen to stumble over isn't done: leading zeros in decimal numbers (Go's client),
+//! blanks within the parentheses, anything behind the closing one (.NET's), other words, and other
+//! spellings of an IPv6 address than the usual one (RFC 5952): pyftpdlib compares the text of an `EPRT`
+//! with that of the client's address.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use super::Mode;
 use super::hostport;
@@ -118,7 +120,7 @@ impl Lengths {
 pub struct Fitting {
     /// How the port is written.
     pub text: PortText,
-    /// Lengths of the port's text with which only blanks or the spelling of the address change.
+    /// Lengths of the port's text with which only blanks are added.
     pub best: Lengths,
     /// Further ones, with which the final dot of the line goes.
     pub without_dot: Lengths,
@@ -141,7 +143,7 @@ pub struct LineSlot<'a> {
     /// The length of the address and port, in bytes.
     len: usize,
     /// How many bytes before the address the blanks go, if they may.
-    blanks: Option<usize>,
+    blanks_at: Option<usize>,
     /// What is between the address and the dot that may go.
     dot: Option<&'a [u8]>,
 }
@@ -178,7 +180,7 @@ impl<'a> LineSlot<'a> {
         Self {
             said,
             len,
-            blanks: blanks.filter(|_| reply),
+            blanks_at: blanks.filter(|_| reply),
             dot: (reply && ends).then_some(closing),
         }
     }
@@ -189,9 +191,9 @@ impl<'a> LineSlot<'a> {
         let mut best = Lengths::default();
         let mut without_dot = Lengths::default();
         for length in 1..=LONGEST {
-            if self.fit(public, length, false).is_some() {
+            if self.blanks(public, length, false).is_some() {
                 best.add(length);
-            } else if self.fit(public, length, true).is_some() {
+            } else if self.blanks(public, length, true).is_some() {
                 without_dot.add(length);
             }
         }
@@ -207,14 +209,22 @@ impl<'a> LineSlot<'a> {
     #[must_use]
     pub fn rewrite(&self, public: SocketAddr) -> Rewrite {
         let length = PortText::of(self.said.form).length(public.port());
-        let (ip, port) = (public.ip(), public.port());
-        [false, true]
-            .into_iter()
-            .find_map(|dotless| Some((self.fit(ip, length, dotless)?, dotless)))
-            .map_or_else(
-                || self.plain(public),
-                |(fit, dotless)| self.fitted(&fit, ip, port, dotless),
-            )
+        let fit = |dotless| Some((self.blanks(public.ip(), length, dotless)?, dotless));
+        let plain = self.plain(public);
+        let Some((blanks, dotless)) = fit(false).or_else(|| fit(true)) else {
+            return plain;
+        };
+        let before = self.blanks_at.filter(|_| blanks > 0).unwrap_or(0);
+        let closing = self.dot.filter(|_| dotless);
+        let mut text = vec![b' '; blanks];
+        text.extend(std::iter::repeat_n(b'(', before));
+        text.extend(plain.text);
+        text.extend(closing.unwrap_or_default());
+        Rewrite {
+            before,
+            after: closing.map_or(0, |closing| closing.len().saturating_add(1)),
+            text,
+        }
     }
 
     /// `public` as it is usually written, whatever its length.
@@ -227,132 +237,23 @@ impl<'a> LineSlot<'a> {
         }
     }
 
-    fn fitted(&self, fit: &Fit, ip: IpAddr, port: u16, dotless: bool) -> Rewrite {
-        let (blanks, address) = match fit {
-            Fit::Blanks(count) => (*count, hostport::encode(self.said.form, (ip, port).into())),
-            Fit::Spelling(spelled) => (0, hostport::encode_as(self.said.form, ip, spelled, port)),
-        };
-        let before = self.blanks.filter(|_| blanks > 0).unwrap_or(0);
-        let mut text = vec![b' '; blanks];
-        text.extend(std::iter::repeat_n(b'(', before));
-        text.extend(address);
-        let closing = self.dot.filter(|_| dotless);
-        text.extend(closing.unwrap_or_default());
-        Rewrite {
-            before,
-            after: closing.map_or(0, |closing| closing.len().saturating_add(1)),
-            text,
-        }
-    }
-
-    /// How an address fits with a port whose text has `length` characters; `dotless`: whether the
-    /// final dot's place is used.
-    fn fit(&self, ip: IpAddr, length: u8, dotless: bool) -> Option<Fit> {
+    /// How many blanks make an address fit with a port whose text has `length` characters; `dotless`:
+    /// whether the final dot's place is used.
+    fn blanks(&self, ip: IpAddr, length: u8, dotless: bool) -> Option<usize> {
         if dotless && self.dot.is_none() {
             return None;
         }
-        let room = self.len.saturating_add(usize::from(dotless));
-        let port = usize::from(length);
-        let needed = match (self.said.form, ip) {
+        let others = match (self.said.form, ip) {
             (Form::HostPort, IpAddr::V4(ip)) => ip.to_string().len().saturating_add(1),
             // Not to be written so.
             (Form::HostPort, IpAddr::V6(_)) => return None,
             (Form::ExtendedPort(_), _) => EPSV_DELIMITERS,
-            (Form::Extended(_), IpAddr::V4(ip)) => {
-                ip.to_string().len().saturating_add(EPRT_DELIMITERS)
-            }
-            (Form::Extended(_), IpAddr::V6(ip)) => {
-                let taken = port.saturating_add(EPRT_DELIMITERS);
-                return spelled(ip, room.checked_sub(taken)?).map(Fit::Spelling);
-            }
+            (Form::Extended(_), ip) => ip.to_string().len().saturating_add(EPRT_DELIMITERS),
         };
-        let left = room.checked_sub(needed.saturating_add(port))?;
-        (left == 0 || self.blanks.is_some()).then_some(Fit::Blanks(left))
+        let room = self.len.saturating_add(usize::from(dotless));
+        let left = room.checked_sub(others.saturating_add(usize::from(length)))?;
+        (left == 0 || self.blanks_at.is_some()).then_some(left)
     }
-}
-
-/// How an address is made to fit.
-enum Fit {
-    /// By so many blanks (perhaps none) before it.
-    Blanks(usize),
-    /// By another spelling of the IPv6 address.
-    Spelling(String),
-}
-
-/// A spelling of an IPv6 address with exactly `length` characters (RFC 4291 §2.2), if there is one:
-/// the usual one (RFC 5952), with leading zeros in its groups, or with some or all of the groups that
-/// `::` stands for.
-fn spelled(ip: Ipv6Addr, length: usize) -> Option<String> {
-    let usual = ip.to_string();
-    if usual.len() == length {
-        return Some(usual);
-    }
-    // With an IPv4 address at its end.
-    if length < usual.len() || usual.contains('.') {
-        return None;
-    }
-    let groups = ip.segments();
-    let (at, count) = longest_zeros(&groups);
-    (0..=count)
-        // `::` for a single group is legal, but unusual.
-        .filter(|shown| count.saturating_sub(*shown) != 1)
-        .find_map(|shown| {
-            let hidden = at.saturating_add(shown)..at.saturating_add(count);
-            let written = |at: &usize| !hidden.contains(at);
-            let width = |group: u16| format!("{group:x}").len();
-            let indexed = || {
-                groups
-                    .iter()
-                    .copied()
-                    .enumerate()
-                    .filter(|(at, _)| written(at))
-            };
-            let colons = match hidden.len() {
-                0 => 7,
-                // One between the groups on each side of `::`, and its own two.
-                _ => {
-                    let left = hidden.start.saturating_sub(1);
-                    let right = groups.len().saturating_sub(hidden.end).saturating_sub(1);
-                    left.saturating_add(right).saturating_add(2)
-                }
-            };
-            let digits: usize = indexed().map(|(_, group)| width(group)).sum();
-            let mut zeros = length.checked_sub(digits.saturating_add(colons))?;
-            let mut text = String::with_capacity(length);
-            for (at, group) in indexed() {
-                if at == hidden.end && !hidden.is_empty() {
-                    text += "::";
-                } else if at > 0 {
-                    text.push(':');
-                }
-                let more = zeros.min(4usize.saturating_sub(width(group)));
-                zeros = zeros.saturating_sub(more);
-                let width = width(group).saturating_add(more);
-                text += &format!("{group:0width$x}");
-            }
-            if hidden.end == groups.len() && !hidden.is_empty() {
-                text += "::";
-            }
-            (zeros == 0).then_some(text)
-        })
-}
-
-/// Where the first of the longest runs of zero groups begins that `::` may stand for, and how many
-/// groups it has.
-fn longest_zeros(groups: &[u16; 8]) -> (usize, usize) {
-    let mut best = (0usize, 0usize);
-    let mut run = (0usize, 0usize);
-    for (at, group) in groups.iter().enumerate() {
-        run = match group {
-            0 if run.1 > 0 => (run.0, run.1.saturating_add(1)),
-            0 => (at, 1),
-            _ => (at, 0),
-        };
-        if run.1 > best.1 {
-            best = run;
-        }
-    }
-    if best.1 > 1 { best } else { (0, 0) }
 }
 
 #[cfg(test)]
@@ -489,33 +390,6 @@ mod tests {
     }
 
     #[test]
-    fn spellings_of_an_address() {
-        for (ip, length, expected) in [
-            ("2001:db8::1", 11, Some("2001:db8::1")),
-            ("2001:db8::1", 12, Some("2001:0db8::1")),
-            ("2001:db8::1", 13, Some("2001:0db8::01")),
-            (
-                "2001:db8::1",
-                39,
-                Some("2001:0db8:0000:0000:0000:0000:0000:0001"),
-            ),
-            ("2001:db8::1", 40, None),
-            ("2001:db8::1", 10, None),
-            ("2001:1db8::1111", 16, None),
-            ("2001:1db8::1111", 17, Some("2001:1db8:0::1111")),
-            ("::", 3, Some("0::")),
-            ("::", 4, Some("00::")),
-            ("1::", 5, Some("001::")),
-            ("::1", 6, Some("::0001")),
-            ("1:0:2:3:4:5:6:7", 16, Some("01:0:2:3:4:5:6:7")),
-            ("::ffff:10.0.0.1", 16, None),
-        ] {
-            let spelling = spelled(ip.parse().unwrap(), length);
-            assert_eq!(spelling.as_deref(), expected, "{ip} {length}");
-        }
-    }
-
-    #[test]
     fn runs_of_ports() {
         let runs = |text: PortText, lengths: &[u8]| {
             let mut wanted = Lengths::default();
@@ -539,14 +413,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn a_spelling_is_of_the_same_address(ip in any_ip(), length in 0usize..45) {
-            if let IpAddr::V6(ip) = ip && let Some(text) = spelled(ip, length) {
-                prop_assert_eq!(text.len(), length);
-                prop_assert_eq!(text.parse::<Ipv6Addr>().unwrap(), ip);
-            }
-        }
-
         /// What is said to fit does, and says the same.
         #[test]
         fn a_fitting_port_keeps_the_length(

@@ -229,23 +229,16 @@ pub fn encode(form: Form, addr: SocketAddr) -> Vec<u8> {
             let [hi, lo] = port.to_be_bytes();
             format!("{a},{b},{c},{d},{hi},{lo}").into_bytes()
         }
-        Form::Extended(_) => encode_as(form, addr.ip(), &addr.ip().to_string(), port),
+        Form::Extended(delimiter) => {
+            let d = char::from(delimiter);
+            let protocol = if addr.is_ipv4() { 1 } else { 2 };
+            format!("{d}{protocol}{d}{}{d}{port}{d}", addr.ip()).into_bytes()
+        }
         Form::ExtendedPort(delimiter) => {
             let d = char::from(delimiter);
             format!("{d}{d}{d}{port}{d}").into_bytes()
         }
     }
-}
-
-/// The same with a spelling of the address that the caller chose. Only [`Form::Extended`] has the
-/// address in it as text; the other forms are written as ever.
-pub(super) fn encode_as(form: Form, ip: IpAddr, spelled: &str, port: u16) -> Vec<u8> {
-    let Form::Extended(delimiter) = form else {
-        return encode(form, SocketAddr::new(ip, port));
-    };
-    let d = char::from(delimiter);
-    let protocol = if ip.is_ipv4() { 1 } else { 2 };
-    format!("{d}{protocol}{d}{spelled}{d}{port}{d}").into_bytes()
 }
 
 #[cfg(test)]

@@ -7,11 +7,15 @@ use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::ftp::fit::{Fitting, Lengths, PortText};
+use crate::ftp::policy::SERVICE_PORTS;
 use crate::net::PortRange;
 
 /// On a published address, lower ports are used only if `--data-ports` names them: the same peer
 /// may want to reach a service there.
 const FIRST_UNPRIVILEGED: u16 = 1024;
+
+/// The lowest port that is chosen because of its length: BSD's ftpd refuses 1024 in a `PORT`.
+const FIRST_HARMLESS: u16 = 1025;
 
 /// Who uses a port already, as far as one peer and one public address are concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,8 +57,9 @@ pub struct PortRequest {
 ///   on.
 ///
 /// Of these, ports with which the announcement keeps its length come before all others, if nobody
-/// has them. Without a range, any port from 1024 on may be one of them. There are 60 at least (`4,0`
-/// to `9,9`), and a pinhole belongs to one peer.
+/// has them. Without a range, any port from 1025 on may be one of them, but for those of services that
+/// servers may refuse in a `PORT`. There are 58 at least (`4,1` to `9,9`), and a pinhole belongs to one
+/// peer.
 ///
 /// The first free candidate is chosen. If there is none, the first on which the user publishes
 /// something else; then the first on which the same session has an unused pinhole. `None`: all are
@@ -82,13 +87,17 @@ pub fn choose(wanted: &PortRequest, holder: impl Fn(u16) -> Holder) -> Option<u1
                 Some(range) => [Some(range), None],
                 None => [
                     Some(PortRange::DYNAMIC),
-                    PortRange::new(FIRST_UNPRIVILEGED, PortRange::DYNAMIC.first() - 1),
+                    PortRange::new(FIRST_HARMLESS, PortRange::DYNAMIC.first() - 1),
                 ],
             };
-            pools
-                .into_iter()
-                .flatten()
-                .find_map(|pool| of_length(pool, start, fitting.text, lengths).find(free))
+            let may_be_refused = |port: &u16| {
+                let mut services = SERVICE_PORTS.iter();
+                range.is_none() && services.any(|range| range.contains(port))
+            };
+            pools.into_iter().flatten().find_map(|pool| {
+                let mut ports = of_length(pool, start, fitting.text, lengths);
+                ports.find(|port| free(port) && !may_be_refused(port))
+            })
         })
     };
     if fitting.best != Lengths::ALL

@@ -146,18 +146,38 @@ fn whoever_speaks_first() {
     }
 }
 
+/// The process ends when the command has gone on, and the reply comes to its successor.
 #[test]
-fn a_reply_that_no_seen_command_asked_for_opens_nothing() {
+fn the_first_reply_may_answer_what_was_not_seen() {
+    for before in ["", "200 Fine\r\n"] {
+        let mut talk = Talk::new(config());
+        for (who, text) in DIALOGUE {
+            talk.say(who, text);
+        }
+        talk.say(Client, "PASV\r\n");
+        talk.restart();
+        if !before.is_empty() {
+            talk.say(Server, before);
+        }
+        let reply = format!("227 Entering Passive Mode ({OLD}).\r\n");
+        let followed = talk.say(Server, &reply).contains(READ);
+        assert_eq!(followed, before.is_empty(), "only the first one");
+        assert_eq!(talk.trace.world.opened.len(), usize::from(followed));
+        assert!(talk.is_followed(), "the next one does");
+    }
+}
+
+#[test]
+fn a_reply_that_nobody_asked_for_opens_nothing() {
     let mut talk = Talk::new(config());
     for (who, text) in DIALOGUE {
         talk.say(who, text);
     }
-    talk.say(Client, "PASV\r\n");
     talk.restart();
+    talk.say(Client, "NOOP\r\n");
     let reply = format!("227 Entering Passive Mode ({OLD}).\r\n");
     assert_eq!(talk.say(Server, &reply), reply);
     assert_eq!(talk.trace.world.opened.len(), 0);
-    assert!(talk.is_followed(), "the next one does");
 }
 
 #[test]
@@ -206,14 +226,40 @@ fn without_the_mark_it_passes_unread() {
     }
 }
 
+/// Not before: the client's address may be forged.
 #[test]
-fn the_mark_is_set_with_the_greeting() {
+fn the_mark_is_set_when_the_client_has_answered() {
     let mut talk = Talk::new(config());
     assert!(!talk.marked());
-    talk.say(Server, "120 Wait\r\n");
-    assert!(!talk.marked());
-    talk.say(Server, "220 Hello\r\n");
+    assert_eq!(talk.trace.send(Client, ack(0, 0)), Out::Same);
     assert!(talk.marked());
+    talk.restart();
+    for (who, text) in DIALOGUE {
+        talk.say(who, text);
+    }
+    assert!(talk.is_followed());
+}
+
+/// A page that makes a browser connect here finds nothing open behind a restart either.
+#[test]
+fn a_web_page_is_not_joined() {
+    let request = [
+        "POST / HTTP/1.1\r\n",
+        "Host: x\r\n",
+        "\r\n",
+        "PORT 198,51,100,7,9,9\r\n",
+    ];
+    for end in 0..request.len() {
+        let mut talk = Talk::new(config());
+        talk.trace.send(Client, ack(0, 0));
+        for (at, line) in request.iter().enumerate() {
+            if at == end {
+                talk.restart();
+            }
+            talk.say(Client, line);
+        }
+        assert_eq!(talk.trace.world.opened.len(), 0, "ended before line {end}");
+    }
 }
 
 #[test]

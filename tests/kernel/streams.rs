@@ -26,7 +26,9 @@ fn gateway(topology: &Topology, arguments: &[&str], what: impl FnOnce(&Net)) -> 
     let net = Net::new(topology);
     rules::install(&net, Flavour::Nft, Policy::Drop, true);
     let invalid = rules::invalid(&net, topology.router);
-    let arguments = [&["--backend", "nft"], arguments].concat();
+    // Edits of other lengths are the hard ones.
+    let uneven = ["--backend", "nft", "--keep-length", "off"];
+    let arguments = [&uneven, arguments].concat();
     let alg = Alg::under_test(&arguments).start(&net, Flavour::Nft);
     what(&net);
     let log = alg.stop();

@@ -89,7 +89,9 @@ fn publish(net: &Net, flavour: Flavour, port: u16) {
         .must();
 }
 
+/// What is asked here is which port comes instead of the announced one, whatever its length.
 fn run<'a>(net: &'a Net, flavour: Flavour, words: &[&str]) -> testkit::lab::alg::Running<'a> {
+    let words = [words, &["--keep-length", "off"]].concat();
     Alg::Ftpalg(words.iter().map(|&w| w.to_owned()).collect()).start(net, flavour)
 }
 

@@ -358,7 +358,8 @@ fn an_address_in_the_urgent_segment() {
     let net = Net::new(&topology);
     rules::install(&net, Flavour::Nft, Policy::Drop, true);
     let invalid = rules::invalid(&net, topology.router);
-    let alg = Alg::under_test(&["--backend", "nft"]).start(&net, Flavour::Nft);
+    let alg =
+        Alg::under_test(&["--backend", "nft", "--keep-length", "off"]).start(&net, Flavour::Nft);
     let line = Verb::Port.line(([10, 0, 0, 2], 44_444).into());
     for cut in [0, 3, 12, line.len() - 1] {
         let near = Capture::start(&net, topology.client, INTERFACE, topology.dial.port());

@@ -64,7 +64,9 @@ impl Session {
     /// header fields that come next.
     fn is_no_ftp(&self, line: &[u8], command: Command, overlong: bool, piece: &[u8]) -> bool {
         let begins = || !overlong && may_begin(line, command) && !self.client.is_binary(piece);
-        is_header_field(line) || self.spoken == Spoken::Nothing && !begins()
+        // Of a stream that was joined in its middle, the first line may be the rest of one.
+        let first = self.spoken == Spoken::Nothing && !self.client.is_settled();
+        is_header_field(line) || first && !begins()
     }
 
     /// The reserved pinhole of a `PORT`, if it opens with this transfer command. That is so with
