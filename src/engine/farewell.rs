@@ -22,8 +22,8 @@ pub struct Reset {
 }
 
 impl Engine {
-    /// Prepares for a successor, who can neither follow a connection that it doesn't see from its SYN on
-    /// or from its greeting on, nor understand
+    /// Prepares for a successor, who can neither follow a connection of whose handshake it sees only a
+    /// part, nor understand
     /// [some replies](crate::ftp::session::Session::awaits_telling_reply) if it hasn't seen what they
     /// answer. So no further SYN or command goes on, but in sessions that are in such a state. Returns
     /// whether there are any.

@@ -319,13 +319,12 @@ impl Session {
         asked && !self.is_unfollowed() && !self.logged_in && self.policy.require_login
     }
 
-    /// Whether a reply is awaited that means nothing to somebody who hasn't read what it answers: a
-    /// `227`, a `229`, the one to `AUTH`, or the server's greeting.
+    /// Whether a reply is awaited that may mean nothing to somebody who hasn't read what it answers: a
+    /// `227`, a `229`, or the one to `AUTH`.
     #[must_use]
     pub fn awaits_telling_reply(&self) -> bool {
         let telling = [Command::Pasv, Command::Epsv, Command::Auth];
-        let asked = telling.into_iter().any(|command| self.waiting.has(command));
-        !self.is_unfollowed() && self.reading == Reading::Clear && (asked || !self.greeted)
+        self.is_followed() && telling.into_iter().any(|command| self.waiting.has(command))
     }
 
     /// Gives up on bytes of the server that have waited for too long for the rest of an address.

@@ -77,9 +77,10 @@ fn a_handover_waits_for_what_a_successor_could_not_follow() {
     assert!(t.engine.hold_commands(), "a connection begins");
 
     let mut t = Trace::new();
-    assert!(t.engine.hold_commands(), "no greeting yet");
-    assert_eq!(t.send(Server, data(0, 0, "220 x\r\n")), Out::Same);
+    assert!(t.engine.hold_commands(), "the SYN-ACK isn't answered");
+    assert_eq!(t.send(Client, ack(0, 0)), Out::Same);
     assert!(!t.engine.hold_commands());
+    assert_eq!(t.send(Server, data(0, 0, "220 x\r\n")), Out::Same);
     let user = data(0, 7, "USER a\r\n");
     assert_eq!(t.send(Client, user.clone()), Out::Dropped);
     assert_eq!(t.send(Client, user), Out::Dropped);

@@ -1,6 +1,6 @@
 //! A flow when the gateway ends: see [`farewell`](crate::engine::farewell).
 
-use super::{End, Fate, Flow};
+use super::{ANSWERED, End, Fate, Flow};
 use crate::engine::Side;
 use crate::engine::gateway::Gateway;
 use crate::stream::{Emit, Half, Seq};
@@ -34,7 +34,8 @@ impl Flow {
     /// Whether a successor couldn't join the session yet, or couldn't understand the reply that it
     /// awaits.
     pub(in crate::engine) fn awaits_telling_reply(&self) -> bool {
-        self.end == End::Open && self.is_even() && self.session.awaits_telling_reply()
+        let begins = self.signs & ANSWERED == 0;
+        self.end == End::Open && self.is_even() && (begins || self.session.awaits_telling_reply())
     }
 
     /// Whether a segment has a further command that a successor is to read.
