@@ -14,6 +14,8 @@ use nix::unistd::setsid;
 
 /// This program, even if its file was replaced since.
 const SELF: &str = "/proc/self/exe";
+/// The name that the kernel gives to a process started in that way.
+pub(super) const NAME: &str = "exe";
 
 /// Starts a guardian that removes the rules after this time.
 pub(super) fn start(after: Duration) -> io::Result<()> {

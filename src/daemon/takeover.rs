@@ -92,7 +92,7 @@ fn holder() -> Option<Pid> {
     let listens = control::holder().filter(|(_, uid)| control::trusted(*uid));
     let named = kernel::holder(lock::QUEUE).filter(|(_, name)| name == "ftpalg");
     let named = named.and_then(|(pid, _)| i32::try_from(pid).ok());
-    let mut pids = listens.map(|(pid, _)| pid).into_iter().chain(named);
+    let mut pids = named.into_iter().chain(listens.map(|(pid, _)| pid));
     // A number that the kernel shows may be of another process in this process's view.
     pids.find(|pid| *pid > 0 && is_here(*pid))
         .map(Pid::from_raw)
