@@ -38,8 +38,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum CliCommand {
-    /// Work as a gateway, in the foreground, until SIGINT or SIGTERM
-    Run(Box<settings::Settings>),
+    /// Work as a gateway, in the foreground, until SIGINT, SIGTERM or SIGUSR2
+    Run(Box<run::Run>),
     /// Tell how the daemon of this network namespace is: exit code 0 if it runs and all is in
     /// place, 3 if none runs, 1 otherwise
     Status(Format),
@@ -106,7 +106,7 @@ pub fn main() -> ExitCode {
     };
     start_log();
     let done = match cli.command {
-        CliCommand::Run(settings) => run::run(*settings),
+        CliCommand::Run(arguments) => run::run(*arguments),
         CliCommand::Status(format) => status::show(format),
         CliCommand::Sessions(format) => sessions::show(format),
         CliCommand::Pinholes(format) => pinholes::show(format),

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use nix::sys::signal::SigSet;
@@ -10,6 +11,7 @@ use serde_json::Value;
 use super::settings::Settings;
 use super::{Failure, print};
 use crate::daemon::control::{self, AskError, ControlRequest};
+use crate::daemon::guardian;
 use crate::daemon::lock::{Lock, LockError};
 use crate::firewall::xtables::tools::Tools;
 use crate::firewall::{self, Around, EXAMPLES, Inside, Rules, Steering, tables};
@@ -22,7 +24,14 @@ pub(super) enum RulesCommand {
     /// Put the rules into place, all or none, and leave them there. Takes run's flags
     Install(Box<Settings>),
     /// Remove all rules that `install` or a killed daemon left
-    Remove,
+    Remove(Remove),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Remove {
+    /// Wait this many seconds, and then do nothing if a daemon runs
+    #[arg(long, value_name = "SECS", hide = true)]
+    after: Option<u64>,
 }
 
 #[derive(Args, Debug)]
@@ -87,20 +96,35 @@ pub(super) fn run(command: RulesCommand) -> Result<ExitCode, Failure> {
                 print(&format!("note: {note}\n"))?;
             }
         }
-        RulesCommand::Remove => {
+        RulesCommand::Remove(Remove { after: Some(after) }) => {
+            all_or_none()?;
+            guardian::wait(Duration::from_secs(after));
+            match Lock::take() {
+                Err(LockError::Held) => {}
+                Err(e) => return Err(Failure::usage(e)),
+                Ok(lock) => _ = remove(Some(&lock))?,
+            }
+        }
+        RulesCommand::Remove(Remove { after: None }) => {
             all_or_none()?;
             let lock = nobody_else_manages()?;
-            let mut removed = host()?.remove().map_err(Failure::usage)?;
-            // Without the lock, a daemon may run whose tables have no owner on an old kernel.
-            if lock.is_some() && tables::available() {
-                let of_tables = tables::remove_abandoned()
-                    .map_err(|e| Failure::usage(format!("can't remove the tables ftpalg: {e}")))?;
-                removed = removed.saturating_add(of_tables);
-            }
+            let removed = remove(lock.as_ref())?;
             print(&format!("{removed} rules removed\n"))?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes all that is ours; returns how many rules and tables.
+fn remove(lock: Option<&Lock>) -> Result<usize, Failure> {
+    let mut removed = host()?.remove().map_err(Failure::usage)?;
+    // Without the lock, a daemon may run whose tables have no owner on an old kernel.
+    if lock.is_some() && tables::available() {
+        let of_tables = tables::remove_abandoned()
+            .map_err(|e| Failure::usage(format!("can't remove the tables ftpalg: {e}")))?;
+        removed = removed.saturating_add(of_tables);
+    }
+    Ok(removed)
 }
 
 /// Blocks signals, so that none stops a change of rules halfway. The tools that are run still get

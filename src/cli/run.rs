@@ -2,11 +2,24 @@
 
 use std::process::ExitCode;
 
+use clap::Args;
+
 use super::Failure;
 use super::settings::Settings;
 use crate::daemon;
 
-pub(super) fn run(settings: Settings) -> Result<ExitCode, Failure> {
-    let config = settings.resolve().map_err(Failure::usage)?;
+#[derive(Args, Debug)]
+pub(super) struct Run {
+    /// Take the place of the ftpalg that runs in this network namespace, if there is one: it hands over
+    /// (as at SIGUSR2), and its sessions go on [default: no]
+    #[arg(long)]
+    takeover: bool,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+pub(super) fn run(arguments: Run) -> Result<ExitCode, Failure> {
+    let mut config = arguments.settings.resolve().map_err(Failure::usage)?;
+    config.takeover = arguments.takeover;
     daemon::run(&config).map_err(Failure::usage)
 }

@@ -36,6 +36,10 @@ const MAX_QUEUES: u16 = 64;
 const DEFAULT_DEADLINE: u64 = 60;
 /// The longest that it can wait, in seconds.
 const MAX_DEADLINE: u64 = 3600;
+/// How long the rules stay for a successor, in seconds, where nothing is given.
+const DEFAULT_HANDOVER: u64 = 10;
+/// The longest that they can stay, in seconds.
+const MAX_HANDOVER: u64 = 600;
 /// How long a range stays open while nothing comes from its client, in seconds, where nothing is
 /// given.
 const DEFAULT_TLS_IDLE: u64 = 300;
@@ -189,6 +193,11 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "SECS", value_parser = number::<u64>)]
     #[serde(deserialize_with = "file::one")]
     deadline: Option<u64>,
+
+    /// How many seconds the rules stay for a successor after SIGUSR2: 0 to 600 [default: 10]
+    #[arg(long, value_name = "SECS", value_parser = number::<u64>)]
+    #[serde(deserialize_with = "file::one")]
+    handover: Option<u64>,
 }
 
 /// What happens to packets that nobody looks at.
@@ -301,6 +310,7 @@ impl Settings {
             resume_mark: self.resume_mark.or(base.resume_mark),
             keep_length: self.keep_length.or(base.keep_length),
             deadline: self.deadline.or(base.deadline),
+            handover: self.handover.or(base.handover),
         }
     }
 
@@ -325,6 +335,12 @@ impl Settings {
         }
         let deadline = self.deadline.unwrap_or(DEFAULT_DEADLINE);
         let deadline = within("--deadline", deadline, MAX_DEADLINE, " seconds")?;
+        let handover = self.handover.unwrap_or(DEFAULT_HANDOVER);
+        if handover > MAX_HANDOVER {
+            return Err(format!(
+                "--handover {handover} is out of range; choose 0 to {MAX_HANDOVER} seconds"
+            ));
+        }
         let tls_idle = self.tls_idle.unwrap_or(DEFAULT_TLS_IDLE);
         let tls_idle = within("--tls-idle", tls_idle, MAX_TLS_IDLE, " seconds")?;
         let plain = or(self.port, vec![DEFAULT_PORT]);
@@ -369,6 +385,8 @@ impl Settings {
                 ..Policy::default()
             },
             deadline: Duration::from_secs(deadline),
+            handover: Duration::from_secs(handover),
+            takeover: false,
             resume_mark,
             keep_length: self.keep_length.unwrap_or_default() == KeepLength::Prefer,
             limits: Limit::apply(&self.limits),
@@ -466,6 +484,7 @@ mod tests {
         assert!(!config.steering.fail_open && !config.steering.local);
         assert_eq!(config.policy, Policy::default());
         assert_eq!(config.deadline, Duration::from_secs(60));
+        assert_eq!(config.handover, Duration::from_secs(10));
         assert_eq!(config.tls, Tls::Pass);
         assert_eq!(config.tls_idle, Duration::from_secs(300));
         assert!(config.implicit_ports.is_empty());
@@ -498,6 +517,7 @@ mod tests {
             queue-num = 7
             mark = 0x100
             deadline = 5
+            handover = 0
             [limits]
             sessions-per-client = 7
             "#,
@@ -521,6 +541,7 @@ mod tests {
             [0..=1023, 3306..=3306, 8000..=8080]
         );
         assert_eq!(config.deadline, Duration::from_secs(5));
+        assert_eq!(config.handover, Duration::ZERO);
         assert_eq!(config.limits.plane.sessions_per_client, 7);
         assert_eq!(config.limits.plane.sessions, 65_536);
         assert_eq!(config.data_ports.unwrap().to_string(), "30000-30009");
@@ -591,6 +612,7 @@ mod tests {
             ("queues = 4\nqueue-num = 63390", "lock"),
             ("deadline = 0", "seconds"),
             ("deadline = 3601", "seconds"),
+            ("handover = 601", "seconds"),
             (
                 "advertise = [\"203.0.113.1\", \"203.0.113.2\"]",
                 "contradicts",

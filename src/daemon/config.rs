@@ -36,6 +36,10 @@ pub struct Config {
     pub policy: Policy,
     /// How long a pinhole waits for its connection.
     pub deadline: Duration,
+    /// How long the rules stay for a successor when the daemon hands over; zero: they don't.
+    pub handover: Duration,
+    /// Whether to take the place of a daemon that runs.
+    pub takeover: bool,
     /// The bit of control connections' marks by which they may be joined in their middle.
     pub resume_mark: Mark,
     /// Whether rewritten announcements keep their length where that is possible.

@@ -18,11 +18,16 @@ const ENDS: [Signal; 5] = [
     Signal::SIGXCPU,
 ];
 
+/// The signal that asks for an end at which the rules stay for a successor.
+pub(super) const HAND_OVER: Signal = Signal::SIGUSR2;
+
 /// Why the daemon ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     /// Somebody asked for it.
     Signal(Signal),
+    /// Somebody asked for it, and a successor is to go on.
+    HandOver,
     /// This thread returned or panicked.
     Failed(&'static str),
 }
@@ -37,8 +42,8 @@ pub(super) struct Lifetime {
 
 impl Lifetime {
     /// Blocks all signals in this thread and in all that it starts, so that none ends or stops the
-    /// process before its rules are removed. A thread waits for those that ask for an end, and for
-    /// SIGHUP; all others stay blocked. (Some can't be blocked, and end the process as always: SIGKILL,
+    /// process before its rules are removed. A thread waits for those that ask for an end or for a handover,
+    /// and for SIGHUP; all others stay blocked. (Some can't be blocked, and end the process as always: SIGKILL,
     /// faults of the process itself, and two signals that the C library keeps for itself.)
     ///
     /// A signal that comes before [`wait`](Self::wait) is kept until then, so the start is never
@@ -46,7 +51,10 @@ impl Lifetime {
     /// library sees to that.
     pub(super) fn begin() -> io::Result<Self> {
         SigSet::all().thread_block()?;
-        let signals: SigSet = ENDS.into_iter().chain([Signal::SIGHUP]).collect();
+        let signals: SigSet = ENDS
+            .into_iter()
+            .chain([Signal::SIGHUP, HAND_OVER])
+            .collect();
         // The first reason counts. Later ones find the channel full, and aren't waited for.
         let (endings, wait) = mpsc::sync_channel(1);
         let lifetime = Self {
@@ -122,6 +130,9 @@ fn wait_for(
                 Some(hangup) => drop(hangup.try_send(())),
                 None => log::info!("SIGHUP: there is nothing to reload; going on"),
             },
+            Ok(HAND_OVER) => {
+                let _ = endings.try_send(Ending::HandOver);
+            }
             Ok(signal) => {
                 let _ = endings.try_send(Ending::Signal(signal));
             }

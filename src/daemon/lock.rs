@@ -14,6 +14,8 @@ use nix::errno::Errno;
 use crate::netlink::socket::{NetlinkRequest, Socket};
 use crate::queue::kernel;
 
+use super::guardian;
+
 /// The queue's number, which `--queue-num` and `--queues` must leave alone.
 pub const QUEUE: u16 = 0xf7a1;
 
@@ -59,8 +61,9 @@ pub struct Lock {
 
 impl Lock {
     /// Takes the lock of the calling thread's network namespace. If it is held, but no process can be
-    /// seen that holds it, waits for a moment: a tool that a killed daemon was starting, between fork
-    /// and exec, may still have that daemon's sockets.
+    /// seen that keeps it, waits for a moment: a tool that a killed daemon was starting, between fork
+    /// and exec, may still have that daemon's sockets. A [guardian] that removes rules just now has the lock
+    /// for a moment, too.
     ///
     /// # Errors
     /// [`LockError::Held`] if somebody has it.
@@ -69,7 +72,8 @@ impl Lock {
         loop {
             match Self::take_now() {
                 Err(LockError::Held)
-                    if kernel::holder(QUEUE).is_none() && Instant::now() < deadline =>
+                    if kernel::holder(QUEUE).is_none_or(|(_, name)| name == guardian::NAME)
+                        && Instant::now() < deadline =>
                 {
                     thread::sleep(STEP);
                 }
@@ -78,7 +82,8 @@ impl Lock {
         }
     }
 
-    fn take_now() -> Result<Self, LockError> {
+    /// Takes it, or fails at once.
+    pub(super) fn take_now() -> Result<Self, LockError> {
         let mut socket = Socket::open().map_err(|e| LockError::of(e, LockError::System))?;
         // The kernel has one error for both: the process may not bind, or another one has bound.
         command(&mut socket, PF_BIND).map_err(|e| LockError::of(e, |_| LockError::NotPermitted))?;

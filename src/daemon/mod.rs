@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod control;
+pub mod guardian;
 pub mod lock;
 pub mod output;
 pub mod shared;
@@ -13,10 +14,12 @@ pub mod status;
 pub mod worker;
 
 mod advertised;
+mod farewell;
 mod guard;
 mod lifetime;
 mod reserve;
 mod setup;
+mod takeover;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -93,7 +96,7 @@ impl StartError {
     }
 }
 
-/// Runs until SIGINT or SIGTERM: exit code 0, or 1 if something failed on the way.
+/// Runs until SIGINT, SIGTERM or SIGUSR2: exit code 0, or 1 if something failed on the way.
 ///
 /// # Errors
 /// If it couldn't start.
@@ -106,7 +109,10 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
         .map_err(StartError::system("start a thread"))?;
     setup::check_permission()?;
     // The first netlink socket of the process: its port, which the kernel shows, is the process id.
-    let lock = Lock::take().map_err(setup::explain)?;
+    let lock = match config.takeover {
+        true => takeover::lock(config)?,
+        false => Lock::take().map_err(setup::explain)?,
+    };
     setup::check_data_ports(config);
     let advertised = Advertised::find(&config.advertise)?;
     let socket = ControlSocket::bind()?;
@@ -170,17 +176,28 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
     if let Ending::Failed(thread) = ending {
         log::error!("the thread {thread} ended, so ftpalg ends, too; its panic message is above");
     }
-    let removed = installed.remove();
-    output.line(match removed {
-        true => "ftpalg: rules removed, bye".into(),
-        false => "ftpalg: not everything could be removed; run `ftpalg rules remove`".into(),
+    if ending == Ending::HandOver {
+        farewell::settle(&workers);
+    }
+    if !matches!(ending, Ending::Failed(_)) {
+        farewell::farewell(&workers, &shared);
+    }
+    let handed_over = ending == Ending::HandOver && installed.hand_over(config.handover);
+    let done = handed_over || installed.remove();
+    output.line(match (handed_over, done) {
+        (true, _) => format!(
+            "ftpalg: rules stay for a successor for {} s, bye",
+            config.handover.as_secs()
+        ),
+        (_, true) => "ftpalg: rules removed, bye".into(),
+        (_, false) => "ftpalg: not everything could be removed; run `ftpalg rules remove`".into(),
     });
     output.flush(DRAIN);
-    // Only now may a successor start: nothing is left of this daemon.
+    // Only now may a successor start: nothing is left of this daemon but what it left on purpose.
     drop(lock);
     Ok(match ending {
-        Ending::Signal(_) if removed => ExitCode::SUCCESS,
-        Ending::Signal(_) | Ending::Failed(_) => ExitCode::FAILURE,
+        Ending::Signal(_) | Ending::HandOver if done => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     })
 }
 
@@ -227,6 +244,27 @@ struct InKernel {
 }
 
 impl InKernel {
+    /// Leaves everything in place for a successor, and has it removed after `patience` if there is
+    /// none. Returns false if it has to be removed now.
+    fn hand_over(&mut self, patience: Duration) -> bool {
+        // Rules that somebody else placed aren't the guardian's to remove.
+        if patience.is_zero() || !self.steered.manages() {
+            return false;
+        }
+        self.closing.store(true, Ordering::Relaxed);
+        self.reserve.give_back();
+        setup::drain(&self.steered.steering, DRAIN);
+        self.steered.leave();
+        self.shared.hand_over();
+        match guardian::start(patience) {
+            Ok(()) => self.there = false,
+            Err(e) => {
+                log::error!("nobody can be left to remove the rules later ({e}): they go now")
+            }
+        }
+        !self.there
+    }
+
     /// Removes everything: first what steers packets to the queues, last what lets data connections
     /// in. Returns whether all could be removed.
     fn remove(&mut self) -> bool {

@@ -188,6 +188,16 @@ impl Steered {
         Ok(())
     }
 
+    /// Leaves the rules as they are, for a successor, and runs no tool any more.
+    pub(super) fn leave(&self) {
+        self.host().closing = true;
+    }
+
+    /// Whether the rules are this process's to place and remove.
+    pub(super) fn manages(&self) -> bool {
+        self.manage
+    }
+
     /// What isn't in place.
     pub(super) fn missing(&self) -> Result<Vec<String>, RulesError> {
         let host = self.host();

@@ -209,14 +209,24 @@ impl Shared {
     /// # Errors
     /// Something could not be removed; what could be, is.
     pub fn close(&self) -> Result<(), BackendError> {
+        self.leave().plane.remove()
+    }
+
+    /// Opens no pinhole from here on, and leaves what is there for a successor.
+    pub fn hand_over(&self) {
+        drop(self.leave());
+    }
+
+    /// Has nobody change the backend's objects any more.
+    fn leave(&self) -> MutexGuard<'_, State> {
         let mut state = self.lock();
         state.closing = true;
-        // A tool that is at work would make anew what is removed now.
-        let (mut state, _) = self
+        // A tool that is at work would make anew what is removed afterwards.
+        let (state, _) = self
             .changed
             .wait_timeout_while(state, WORK_LIMIT, |state| state.at_work > 0)
             .unwrap_or_else(PoisonError::into_inner);
-        state.plane.remove()
+        state
     }
 
     /// Puts the backend's objects back, which somebody else removed, and the pinholes that are

@@ -2,6 +2,7 @@
 
 mod announcement;
 mod dialogue;
+mod ending;
 mod numbers;
 mod range;
 mod render;
@@ -88,6 +89,10 @@ pub(super) struct Context<'a> {
     pub(super) now: Duration,
     /// Half of what all flows together may buffer is taken.
     pub(super) crowded: bool,
+    /// A successor takes over: it is to read further commands.
+    pub(super) holding: bool,
+    /// The gateway ends: the numbers of no direction may begin to differ.
+    pub(super) ending: bool,
 }
 
 impl Context<'_> {
@@ -113,6 +118,12 @@ enum End {
     /// A RST came that may have been exact. If either end sends a packet, it wasn't.
     Reset,
     Closed,
+    /// The gateway ends, and this connection with it: its numbers differ on the two sides. Nothing
+    /// goes on but a RST. See [`farewell`](super::farewell).
+    Dismissed,
+    /// The gateway ends. A packet would have changed the numbers, so it didn't go on, and no other
+    /// packet does. Its sender sends it again, to whoever is next.
+    Frozen,
 }
 
 /// How long a silent connection that may be over is kept: as long as a NAT must keep an established
@@ -313,7 +324,7 @@ impl Flow {
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.end == End::Closed
+        matches!(self.end, End::Closed | End::Dismissed)
     }
 
     /// Whether the gateway admitted it as a session.
@@ -324,9 +335,9 @@ impl Flow {
     /// How long it may be without a packet before it is forgotten.
     pub(super) fn patience(&self, idle: Duration, linger: Duration) -> Duration {
         match self.end {
-            End::Open => idle,
+            End::Open | End::Frozen => idle,
             End::Doubted { .. } => idle.min(DOUBT),
-            End::Reset | End::Closed => linger,
+            End::Reset | End::Closed | End::Dismissed => linger,
         }
     }
 

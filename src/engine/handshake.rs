@@ -125,6 +125,11 @@ impl HalfOpen {
         }
     }
 
+    /// Whether no SYN waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.generations().all(|g| g.syns.is_empty())
+    }
+
     /// Remembers a SYN, and returns how many others are evicted for it. A retransmission (the same
     /// ends and number) replaces the SYN.
     pub(super) fn insert(&mut self, syn: Syn) -> usize {

@@ -13,6 +13,7 @@ mod announce;
 mod config;
 mod connection;
 mod endpoints;
+mod farewell;
 mod flow;
 mod handshake;
 mod joining;
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 pub use config::{Advertise, Config};
 pub use connection::{Entry, Tuple};
+pub use farewell::Reset;
 pub use stats::{SessionInfo, Stats};
 
 pub use handshake::{Syn, SynAck};
@@ -143,6 +145,10 @@ pub struct Engine {
     next_id: u64,
     /// Bytes in the buffers of all flows.
     buffered: usize,
+    /// See [`hold_commands`](Self::hold_commands).
+    holding: bool,
+    /// See [`farewell`](Self::farewell).
+    ending: bool,
     scratch: Vec<u8>,
 }
 
@@ -164,6 +170,8 @@ impl Engine {
             stats: Stats::default(),
             next_id: u64::from(worker).saturating_add(1),
             buffered: 0,
+            holding: false,
+            ending: false,
             scratch: Vec::with_capacity(2048),
         }
     }
@@ -397,6 +405,8 @@ impl Engine {
             stats: &mut self.stats,
             now,
             crowded: self.buffered > self.config.max_buffered / 2,
+            holding: self.holding,
+            ending: self.ending,
         };
         let before = flow.buffered();
         let fate = flow.segment(&ends, side, segment, &mut self.scratch, &mut cx);

@@ -33,6 +33,8 @@ impl Engine {
         if segment.flags().has(Flags::ACK) {
             let syn_ack = SynAck::new(ends, side, hello, Seq(segment.ack()), now);
             asks = self.syn_ack(syn_ack, now, gateway);
+        } else if self.holding {
+            return Decided::Verdict(Fate::Dropped);
         } else {
             self.syn_waits(Syn::new(ends, side, hello, now));
         }
@@ -171,6 +173,8 @@ impl Engine {
             stats: &mut self.stats,
             now,
             crowded: false,
+            holding: false,
+            ending: false,
         };
         let flow = Flow::new(id, syn.side, syn.hello, syn_ack.hello, options, &mut cx);
         self.flows.insert(ends, Box::new(flow));

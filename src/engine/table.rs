@@ -96,6 +96,10 @@ impl<V> EndpointTable<V> {
         self.entries.iter()
     }
 
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&Endpoints, &mut V)> {
+        self.entries.iter_mut().map(|(ends, value)| (&*ends, value))
+    }
+
     /// A walk through what is there now.
     pub(super) fn walk(&self) -> Walk {
         Walk { left: self.len() }

@@ -319,6 +319,14 @@ impl Session {
         asked && !self.is_unfollowed() && !self.logged_in && self.policy.require_login
     }
 
+    /// Whether a reply is awaited that may mean nothing to somebody who hasn't read what it answers: a
+    /// `227`, a `229`, or the one to `AUTH`.
+    #[must_use]
+    pub fn awaits_telling_reply(&self) -> bool {
+        let telling = [Command::Pasv, Command::Epsv, Command::Auth];
+        self.is_followed() && telling.into_iter().any(|command| self.waiting.has(command))
+    }
+
     /// Gives up on bytes of the server that have waited for too long for the rest of an address.
     /// Returns how many pass.
     pub fn give_up_reply(&mut self, pending: &[u8]) -> usize {

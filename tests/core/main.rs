@@ -14,6 +14,7 @@ mod engine_forged;
 mod engine_names;
 mod engine_packets;
 mod engine_paths;
+mod farewell;
 mod fuzz_corpus;
 mod joining;
 mod keep_length;

@@ -25,6 +25,7 @@ mod programs;
 mod real_replies;
 mod refusals;
 mod restart;
+mod restart_ways;
 mod rootless;
 mod scripts;
 mod segments;

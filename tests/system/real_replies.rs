@@ -1,6 +1,7 @@
 //! Real servers that answer early, late, twice or never: the next transfer of the session works.
 
 use std::io::{BufRead, Read, Write};
+use std::net::TcpListener;
 
 use testkit::lab::gateway::{Control, address, gateway, start, status};
 use testkit::lab::net::Net;
@@ -83,11 +84,17 @@ fn out_of_step(kind: Kind, backend: &str) {
         "TYPE I",
     ] {
         let mut data = begin(&mut control, &net);
+        // pyftpdlib connects at once, and where nobody listens, it gives up the next PASV as well.
+        let listener = command.strip_prefix("PORT ").map(|_| {
+            let at = "198.51.100.2:50001";
+            net.within(net.topology().client, || TcpListener::bind(at).unwrap())
+        });
         control.send(&format!("{command}\r\n"));
         // pyftpdlib ends the transfer for another address.
         drop(data.read_to_end(&mut Vec::new()));
         drop(data);
         transfer(&mut control, &net, &server, command);
+        drop(listener);
     }
 
     let mut control = session();

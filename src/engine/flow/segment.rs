@@ -50,6 +50,9 @@ impl Flow {
         packet: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Fate {
+        if let Some(fate) = self.after_farewell(side, segment, packet) {
+            return fate;
+        }
         if segment.flags().has(Flags::RST) {
             return self.reset(side, segment, packet, cx);
         }
@@ -58,6 +61,9 @@ impl Flow {
         }
         self.is_alive(side, cx);
         self.settle(side, segment);
+        if cx.holding && self.is_held(side, segment) {
+            return Fate::Dropped;
+        }
         self.note_acknowledgement(side, segment);
         if self.peer(side) == Peer::Client && !segment.payload().is_empty() {
             self.renew_range(ends, cx);
@@ -72,6 +78,9 @@ impl Flow {
         }
         self.give_up_waiting(ends, side, cx);
         let fate = self.send_on(side, segment, packet, &data, intake, cx);
+        if cx.ending && !self.is_even() {
+            return self.freeze();
+        }
         if fate != Fate::Dropped {
             self.note_fin(side, &data, cx);
         }
@@ -116,7 +125,7 @@ impl Flow {
         let resumable = cx.config.resume_mark != 0
             && self.session.is_followed()
             && !self.is_closed()
-            && self.halves.iter().all(Half::is_even);
+            && self.is_even();
         if resumable == (self.signs & RESUMABLE != 0) {
             return;
         }
@@ -131,7 +140,7 @@ impl Flow {
     }
 
     /// What the sender has received, and how much more it takes.
-    fn note_acknowledgement(&mut self, side: Side, segment: &Segment<'_>) {
+    pub(super) fn note_acknowledgement(&mut self, side: Side, segment: &Segment<'_>) {
         let shift = self.shifts.get(side.index()).copied().unwrap_or(0);
         let ack = Seq(segment.ack());
         let edge = ack.plus(u32::from(segment.window()) << shift);

@@ -88,6 +88,13 @@ impl Half {
         !ack.before(self.acked) && !ack.after(self.sent)
     }
 
+    /// The numbers that the receiver may expect next, in edited space: what it acknowledged last,
+    /// and the end of all that it may have.
+    #[must_use]
+    pub fn may_expect(&self) -> [Seq; 2] {
+        [self.acked, self.sent]
+    }
+
     /// Whether a segment at `seq` comes right behind all that its sender sent before.
     #[must_use]
     pub fn is_exact(&self, seq: Seq) -> bool {

@@ -3,12 +3,14 @@
 use super::*;
 
 /// After these it ends.
-const ENDS: [i32; 5] = [
+const ENDS: [i32; 6] = [
     Signal::SIGINT as i32,
     Signal::SIGQUIT as i32,
     Signal::SIGABRT as i32,
     Signal::SIGTERM as i32,
     Signal::SIGXCPU as i32,
+    // With no time for a successor.
+    Signal::SIGUSR2 as i32,
 ];
 /// Not in a program's hand: two by the kernel's rules, and two that the C library uses by itself and lets
 /// nobody block.
@@ -19,7 +21,7 @@ fn every_signal_ends_it_cleanly_or_not_at_all() {
     in_namespace(|| {
         shell("iptables -A FORWARD -j ACCEPT");
         let before = ruleset();
-        let mut daemon = Daemon::start(&["--inside", "in0"]);
+        let mut daemon = Daemon::start(&["--inside", "in0", "--handover", "0"]);
         let during = ruleset();
         assert_ne!(during, before);
         for signal in (1..=64).filter(|signal| !OTHERS.contains(signal)) {
@@ -29,7 +31,7 @@ fn every_signal_ends_it_cleanly_or_not_at_all() {
                 assert_eq!(daemon.ended(), Some(0), "signal {signal}");
                 daemon.expect("rules removed");
                 assert_eq!(ruleset(), before, "signal {signal}");
-                daemon = Daemon::start(&["--inside", "in0"]);
+                daemon = Daemon::start(&["--inside", "in0", "--handover", "0"]);
                 continue;
             }
             let status = ftpalg(&["status"]);

@@ -1,0 +1,427 @@
+//! How the daemon ends, and what its sessions notice of it: stopped, or handed over to a successor.
+
+use std::io::{ErrorKind, Read};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use testkit::lab::alg::{Alg, Running};
+use testkit::lab::gateway::{Control, LIMIT, download, ftpalg, refused, status};
+use testkit::lab::net::Net;
+use testkit::lab::process::{Finished, Process};
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::server::{Config, Kind, Server};
+use testkit::lab::topology::{Topology, at, host, link, router};
+use testkit::paths;
+
+/// How soon both ends notice that their connection is over.
+const SOON: Duration = Duration::from_secs(2);
+
+/// Both backends, beside one flavour each.
+const HOSTS: [(&str, Flavour); 2] = [("nft", Flavour::Nft), ("iptables", Flavour::Legacy)];
+
+fn start<'a>(net: &'a Net, backend: &str, flavour: Flavour, more: &[&str]) -> Running<'a> {
+    let words = [&["--backend", backend], more].concat();
+    Alg::Ftpalg(words.into_iter().map(str::to_owned).collect()).start(net, flavour)
+}
+
+/// Both ends of a control connection.
+struct Session {
+    client: Control,
+    server: Control,
+}
+
+impl Session {
+    /// A session that has logged in.
+    fn open(net: &Net) -> Self {
+        let topology = net.topology();
+        let listener = net.within(topology.server, || {
+            TcpListener::bind(topology.listen).unwrap()
+        });
+        let client = Control::dial(net);
+        let server = Control::new(listener.accept().unwrap().0);
+        let mut session = Self { client, server };
+        session.server.send("220 ready\r\n");
+        assert_eq!(session.client.read(), "220 ready\r\n");
+        session.say("USER lab\r\n", "331 password\r\n");
+        session.say("PASS lab\r\n", "230 fine\r\n");
+        session
+    }
+
+    /// A command and its reply; returns what the client reads.
+    #[track_caller]
+    fn say(&mut self, command: &str, reply: &str) -> String {
+        self.client.send(command);
+        let heard = self.server.read();
+        assert_eq!(heard.get(..4), command.get(..4), "{heard}");
+        self.server.send(reply);
+        self.client.read()
+    }
+
+    /// A passive data connection; returns its two ends.
+    #[track_caller]
+    fn passive(&mut self, net: &Net) -> [TcpStream; 2] {
+        let own = self.server.0.get_ref().local_addr().unwrap();
+        let listener = net.within(net.topology().server, || {
+            TcpListener::bind((own.ip(), 0)).unwrap()
+        });
+        let port = listener.local_addr().unwrap().port();
+        let (command, reply) = match own {
+            SocketAddr::V4(own) => {
+                let ip = own.ip().to_string().replace('.', ",");
+                let (high, low) = (port >> 8, port & 255);
+                ("PASV\r\n", format!("227 here ({ip},{high},{low})\r\n"))
+            }
+            SocketAddr::V6(_) => ("EPSV\r\n", format!("229 here (|||{port}|)\r\n")),
+        };
+        let reply = self.say(command, &reply);
+        let verb = match own {
+            SocketAddr::V4(_) => testkit::lab::scripted::Verb::Pasv,
+            SocketAddr::V6(_) => testkit::lab::scripted::Verb::Epsv,
+        };
+        let peer = self.client.0.get_ref().peer_addr().unwrap();
+        let to = verb.address(&reply, peer.ip()).unwrap();
+        let out = net.within(net.topology().client, || {
+            TcpStream::connect_timeout(&to, LIMIT)
+        });
+        let out = out.unwrap_or_else(|e| panic!("{}: {e}", reply.trim()));
+        [
+            out,
+            testkit::lab::scripted::accept(&listener, LIMIT).unwrap(),
+        ]
+    }
+
+    /// Asserts that both ends get a RST soon.
+    #[track_caller]
+    fn gets_reset(self) {
+        let deadline = Instant::now() + SOON;
+        for (name, end) in [("client", self.client), ("server", self.server)] {
+            let mut end = end.0;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left = left.max(Duration::from_millis(1));
+            end.get_ref().set_read_timeout(Some(left)).unwrap();
+            let got = end.read(&mut [0]);
+            let kind = got.as_ref().map_err(std::io::Error::kind);
+            assert_eq!(kind, Err(ErrorKind::ConnectionReset), "{name}: {got:?}");
+        }
+    }
+}
+
+/// A stop ends the sessions whose numbers differ on the two sides, and no others.
+fn stopped(topology: &Topology, uneven: impl Fn(&mut Session, &Net)) {
+    for (backend, flavour) in HOSTS {
+        let net = Net::new(topology);
+        rules::install(&net, flavour, Policy::Drop, true);
+        let before = rules::snapshot(&net, topology.router);
+        let invalid = rules::invalid(&net, topology.router);
+
+        let alg = start(&net, backend, flavour, &["--keep-length", "off"]);
+        let mut session = Session::open(&net);
+        uneven(&mut session, &net);
+        let log = alg.stop();
+        session.gets_reset();
+        assert!(log.contains("1 session ended by RST"), "{log}");
+        assert_eq!(rules::snapshot(&net, topology.router), before);
+        assert_eq!(rules::invalid(&net, topology.router), invalid, "{backend}");
+    }
+}
+
+#[test]
+fn a_stop_resets_an_uneven_session_with_a_published_server() {
+    stopped(&Topology::published_server(), |session, net| {
+        drop(session.passive(net));
+    });
+}
+
+#[test]
+fn a_stop_resets_an_uneven_session_of_a_masqueraded_client() {
+    stopped(&Topology::masqueraded_client(), |session, _| {
+        session.say("PORT 10,0,0,2,200,1\r\n", "200 fine\r\n");
+    });
+}
+
+#[test]
+fn a_stop_resets_a_session_whose_replies_were_changed_inwards() {
+    stopped(&Topology::masqueraded_client(), |session, _| {
+        // Corrected to the server's address, which is longer.
+        let reply = session.say("PASV\r\n", "227 here (127,0,0,1,200,1)\r\n");
+        assert!(reply.contains("(198,51,100,2,"), "{reply}");
+    });
+}
+
+#[test]
+fn a_stop_resets_an_uneven_session_without_translation() {
+    stopped(&Topology::routed(), |session, _| {
+        // No port of a service: the client reads a shorter reply.
+        let reply = session.say("PASV\r\n", "227 here you are (10,0,0,2,0,22)\r\n");
+        assert!(reply.starts_with("425"), "{reply}");
+    });
+}
+
+/// Runs these words on the gateway, with `--keep-length off`, until a session is uneven; then stops that
+/// process. Returns the session, and what was printed.
+fn stopped_on(net: &Net, words: &[&str], uneven: impl Fn(&mut Session)) -> (Session, Finished) {
+    let (program, words) = words.split_first().unwrap();
+    let mut command = net.command(net.topology().router, program);
+    command.args(words).args(["--keep-length", "off"]);
+    let process = Process::spawn(command);
+    assert!(process.wait_for("ready", LIMIT), "{}", process.log());
+    let mut session = Session::open(net);
+    uneven(&mut session);
+    process.signal(Signal::SIGTERM);
+    (session, process.finish(LIMIT).must())
+}
+
+#[test]
+fn a_stop_resets_uneven_sessions_over_ipv6() {
+    let topology = Topology::bare(
+        vec![
+            host("a", &["2001:db8:f::/64 via 2001:db8:1::1"]),
+            router("r", &[]),
+            host("b", &["2001:db8:1::/64 via fd00::1"]),
+        ],
+        vec![
+            link(
+                ("a", "e0", &["2001:db8:1::2/64"]),
+                ("r", "out0", &["2001:db8:1::1/64", "2001:db8:f::1/128"]),
+            ),
+            link(("r", "in0", &["fd00::1/64"]), ("b", "e0", &["fd00::2/64"])),
+        ],
+    );
+    let net = Net::new(&Topology {
+        router: "r",
+        ..topology
+    });
+    let nat = [
+        "*nat",
+        "-A PREROUTING -d 2001:db8:f::1 -p tcp --dport 21 -j DNAT --to-destination [fd00::2]:21",
+        "-A POSTROUTING -o out0 -j MASQUERADE",
+        "COMMIT",
+        "*mangle",
+        "-A PREROUTING -m conntrack --ctstate INVALID -j DROP",
+        "COMMIT\n",
+    ];
+    let nat = nat.join("\n");
+    net.feed("r", &["ip6tables-restore", "--noflush"], &nat)
+        .must();
+    let words = [paths::ftpalg(), "run", "--inside", "in0"];
+    let published = net.recast(|topology| {
+        (topology.client, topology.server) = ("a", "b");
+        (topology.listen, topology.dial) = (at("[fd00::2]:21"), at("[2001:db8:f::1]:21"));
+    });
+    let (session, _) = stopped_on(&published, &words, |session| {
+        let reply = session.say("EPSV\r\n", "229 here you are (|||22|)\r\n");
+        assert!(reply.starts_with("425"), "{reply}");
+    });
+    session.gets_reset();
+    let masqueraded = net.recast(|topology| {
+        (topology.client, topology.server) = ("b", "a");
+        (topology.listen, topology.dial) = (at("[2001:db8:1::2]:21"), at("[2001:db8:1::2]:21"));
+    });
+    let (session, _) = stopped_on(&masqueraded, &words, |session| {
+        session.say("EPRT |2|fd00::2|51201|\r\n", "200 fine\r\n");
+    });
+    session.gets_reset();
+}
+
+/// The gateway is one of the two ends.
+#[test]
+fn a_stop_resets_uneven_sessions_of_the_host_itself() {
+    let net = Net::new(&Topology {
+        router: "h",
+        ..Topology::bare(
+            vec![host("h", &[]), host("o", &[])],
+            vec![link(
+                ("h", "e0", &["198.51.100.1/24"]),
+                ("o", "e0", &["198.51.100.2/24"]),
+            )],
+        )
+    });
+    let words = [paths::ftpalg(), "run", "--local"];
+    let server = net.recast(|topology| {
+        (topology.client, topology.server) = ("o", "h");
+        (topology.listen, topology.dial) = (at("198.51.100.1:21"), at("198.51.100.1:21"));
+    });
+    let (session, _) = stopped_on(&server, &words, |session| {
+        let reply = session.say("PASV\r\n", "227 here you are (198,51,100,1,0,22)\r\n");
+        assert!(reply.starts_with("425"), "{reply}");
+    });
+    session.gets_reset();
+    let client = net.recast(|topology| {
+        (topology.client, topology.server) = ("h", "o");
+        (topology.listen, topology.dial) = (at("198.51.100.2:21"), at("198.51.100.2:21"));
+    });
+    let (session, _) = stopped_on(&client, &words, |session| {
+        let reply = session.say("PASV\r\n", "227 here (127,0,0,1,200,1)\r\n");
+        assert!(reply.contains("(198,51,100,2,"), "{reply}");
+    });
+    session.gets_reset();
+}
+
+#[test]
+fn without_raw_sockets_it_says_so_and_ends() {
+    let net = Net::new(&Topology::published_server());
+    rules::install(&net, Flavour::Nft, Policy::Drop, true);
+    let before = rules::snapshot(&net, net.topology().router);
+    let without = ["setpriv", "--bounding-set=-net_raw", paths::ftpalg()];
+    let words = [&without[..], &["run", "--inside", "in0"]].concat();
+    let (_session, finished) = stopped_on(&net, &words, |session| drop(session.passive(&net)));
+    let said = |line: &&str| line.contains("CAP_NET_RAW");
+    assert_eq!(finished.log.lines().filter(said).count(), 1, "{finished}");
+    assert_eq!(rules::snapshot(&net, net.topology().router), before);
+}
+
+/// Whether anything of the steering rules is there.
+fn steers(net: &Net) -> bool {
+    rules::snapshot(net, net.topology().router).contains("FTPALG-EGRESS")
+}
+
+/// Waits until no daemon runs.
+fn ended(net: &Net) {
+    let deadline = Instant::now() + LIMIT;
+    while ftpalg(net, &["status"]).status.and_then(|s| s.code()) != Some(3) {
+        assert!(Instant::now() < deadline, "it doesn't end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn an_even_session_goes_on_through_stop_and_start() {
+    for topology in [
+        Topology::published_server(),
+        Topology::masqueraded_client(),
+        Topology::routed(),
+    ] {
+        for (backend, flavour) in HOSTS {
+            let net = Net::new(&topology);
+            rules::install(&net, flavour, Policy::Drop, true);
+            let alg = start(&net, backend, flavour, &[]);
+            let mut session = Session::open(&net);
+            drop(session.passive(&net));
+            let log = alg.stop();
+            assert!(!log.contains("ended by RST"), "{log}");
+            assert_eq!(session.say("NOOP\r\n", "200 fine\r\n"), "200 fine\r\n");
+
+            let alg = start(&net, backend, flavour, &[]);
+            assert_eq!(session.say("NOOP\r\n", "200 fine\r\n"), "200 fine\r\n");
+            drop(session.passive(&net));
+            assert_eq!(status(&net)["counters"]["joined"], 1);
+            alg.stop();
+        }
+    }
+}
+
+#[test]
+fn a_handover_keeps_the_rules_for_a_successor() {
+    for (backend, flavour) in HOSTS {
+        let net = Net::new(&Topology::published_server());
+        rules::install(&net, flavour, Policy::Drop, true);
+        let before = rules::snapshot(&net, net.topology().router);
+        let more = ["--handover", "2"];
+        let first = start(&net, backend, flavour, &more);
+        let mut session = Session::open(&net);
+        drop(session.passive(&net));
+
+        let over = AtomicBool::new(false);
+        let second = std::thread::scope(|scope| {
+            let watch = scope.spawn(|| {
+                let mut looks = 0;
+                while !over.load(Ordering::Relaxed) {
+                    assert!(steers(&net), "gone at look {looks}");
+                    looks += 1;
+                }
+                looks
+            });
+            first.process().unwrap().signal(Signal::SIGUSR2);
+            ended(&net);
+            let second = start(&net, backend, flavour, &more);
+            // The guardian of the first one finds the second one.
+            std::thread::sleep(Duration::from_millis(2500));
+            over.store(true, Ordering::Relaxed);
+            assert!(watch.join().unwrap() > 5);
+            second
+        });
+        assert!(first.log().contains("rules stay for a successor for 2 s"));
+        drop(session.passive(&net));
+        assert_eq!(status(&net)["counters"]["joined"], 1);
+        ftpalg(&net, &["status"]).must();
+        second.stop();
+        assert_eq!(rules::snapshot(&net, net.topology().router), before);
+    }
+}
+
+#[test]
+fn without_a_successor_the_rules_go_in_time() {
+    for (backend, flavour) in HOSTS {
+        let net = Net::new(&Topology::published_server());
+        rules::install(&net, flavour, Policy::Drop, true);
+        let before = rules::snapshot(&net, net.topology().router);
+        let more = ["--handover", "1", "--keep-length", "off"];
+        let alg = start(&net, backend, flavour, &more);
+        let mut session = Session::open(&net);
+        drop(session.passive(&net));
+        alg.process().unwrap().signal(Signal::SIGUSR2);
+        session.gets_reset();
+        ended(&net);
+        assert!(steers(&net), "too early");
+        let deadline = Instant::now() + LIMIT;
+        while rules::snapshot(&net, net.topology().router) != before {
+            let now = rules::snapshot(&net, net.topology().router);
+            assert!(Instant::now() < deadline, "{now}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(
+            alg.log().contains("1 session ended by RST"),
+            "{}",
+            alg.log()
+        );
+
+        // No time for a successor: as with SIGTERM.
+        let alg = start(&net, backend, flavour, &["--handover", "0"]);
+        alg.process().unwrap().signal(Signal::SIGUSR2);
+        ended(&net);
+        assert_eq!(rules::snapshot(&net, net.topology().router), before);
+        assert!(alg.log().contains("rules removed, bye"), "{}", alg.log());
+    }
+}
+
+/// One takes over from another while clients come and go.
+#[test]
+fn no_transfer_fails_while_one_takes_over_from_another() {
+    for (backend, flavour) in HOSTS {
+        let net = Net::new(&Topology::published_server());
+        rules::install(&net, flavour, Policy::Drop, true);
+        let before = rules::snapshot(&net, net.topology().router);
+        let server = Server::start(&net, &Config::new(Kind::Vsftpd));
+        let more = ["--takeover", "--handover", "3"];
+        // There is none yet.
+        let mut alg = start(&net, backend, flavour, &more);
+        let over = AtomicBool::new(false);
+        let last = std::thread::scope(|scope| {
+            let transfers = scope.spawn(|| {
+                let mut done = 0;
+                while !over.load(Ordering::Relaxed) {
+                    download(&net, &server, &[]).must();
+                    done += 1;
+                }
+                done
+            });
+            for _ in 0..6 {
+                std::thread::sleep(Duration::from_millis(700));
+                alg = start(&net, backend, flavour, &more);
+            }
+            over.store(true, Ordering::Relaxed);
+            assert!(transfers.join().unwrap() > 10);
+            alg
+        });
+        let second = ftpalg(&net, &["run", "--inside", "in0"]);
+        refused(&second, 2, "already runs in this network namespace");
+        let late = ftpalg(&net, &["run", "--inside", "nosuch0", "--takeover"]);
+        refused(&late, 2, "nosuch0");
+        ftpalg(&net, &["status"]).must();
+        last.stop();
+        assert_eq!(rules::snapshot(&net, net.topology().router), before);
+    }
+}
