@@ -62,12 +62,6 @@ impl Plane {
         }
     }
 
-    /// Leaves the pinholes that are open to a successor, which may [`adopt`](Self::adopt) them. From
-    /// then on, the plane can only be dropped.
-    pub fn leave(&mut self) {
-        self.parts.backend.leave();
-    }
-
     /// Installs the backend's objects, and opens all pinholes and ranges that should be open: when
     /// [`in_place`](Self::in_place) says that somebody flushed them.
     ///
