@@ -72,7 +72,8 @@ impl Session {
             SocketAddr::V4(own) => {
                 let ip = own.ip().to_string().replace('.', ",");
                 let (high, low) = (port >> 8, port & 255);
-                ("PASV\r\n", format!("227 here ({ip},{high},{low})\r\n"))
+                // The dot makes room for a longer address, whatever the port is.
+                ("PASV\r\n", format!("227 here ({ip},{high},{low}).\r\n"))
             }
             SocketAddr::V6(_) => ("EPSV\r\n", format!("229 here (|||{port}|)\r\n")),
         };
