@@ -141,13 +141,14 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
         .map(|number| Worker::new(Engine::new(engines.clone(), number)))
         .collect();
     let mark = steered.steering.mark;
-    start_threads(&lifetime, &shared, &workers, queues, events, mark)?;
-
-    let guard = Guard::new(&steered, &shared);
+    // An earlier one's rules may steer packets already: they need pinholes at once.
     let adopted = match shared.with(Plane::adopt)? {
         0 => None,
         n => Some(format!("pinholes taken over from an earlier ftpalg: {n}")),
     };
+    start_threads(&lifetime, &shared, &workers, queues, events, mark)?;
+
+    let guard = Guard::new(&steered, &shared);
     let placed = steered.install()?;
     match steered.look() {
         Ok(look) => shared.with(|plane| plane.avoid(look.published)),

@@ -203,8 +203,7 @@ impl Session {
 
     /// A session that is under way: the server has greeted, and the login is taken for granted. Its
     /// streams are followed from the first line on that is certainly one. Replies answer commands
-    /// that were seen, but for the first one, if it comes before any command: it may answer one that
-    /// wasn't.
+    /// that were seen. Before the first command, a `227` or `229` may answer one that wasn't.
     #[must_use]
     pub fn joined(policy: Arc<Policy>) -> Self {
         let mut session = Self {
@@ -244,30 +243,12 @@ impl Session {
         let begins = match from {
             // What may be refused is refused all the same.
             Peer::Client => Command::of(head) != Command::Unknown || guarded(head, false).is_some(),
-            Peer::Server => {
-                let start = ReplyStart::of(head, ended);
-                if self.client.was_lost()
-                    && let ReplyStart::Last(code) = start
-                {
-                    self.presume_asked(code.value);
-                }
-                start != ReplyStart::Text
-            }
+            Peer::Server => ReplyStart::of(head, ended) != ReplyStart::Text,
         };
         let line = self.line(from);
         line.end();
         if !begins {
             line.settle();
-        }
-    }
-
-    /// The first reply after the connection was joined, before any command, answers a command that
-    /// wasn't seen. If it announces an address, that was asked for.
-    fn presume_asked(&mut self, code: u16) {
-        match code {
-            227 => self.waiting.push(Command::Pasv),
-            229 => self.waiting.push(Command::Epsv),
-            _ => {}
         }
     }
 

@@ -10,7 +10,6 @@ use nix::sys::signal::Signal;
 use testkit::lab::alg::Running;
 use testkit::lab::gateway::{Control, LIMIT, ftpalg, start, status};
 use testkit::lab::net::Net;
-use testkit::lab::process::Process;
 use testkit::lab::rules::{self, Flavour, Policy};
 use testkit::lab::scripted::Verb;
 use testkit::lab::server::{Config, Kind, Server};
@@ -130,50 +129,4 @@ fn a_published_server() {
 #[test]
 fn a_masqueraded_client() {
     killed_between_lines(&Topology::masqueraded_client());
-}
-
-/// Real clients, four at a time, while the process is killed again and again.
-fn killed_under_load(topology: &Topology) {
-    const KILLS: usize = 8;
-    for (backend, flavour) in HOSTS {
-        let net = Net::new(topology);
-        rules::install(&net, flavour, Policy::Drop, true);
-        let server = Server::start(&net, &Config::new(Kind::Pyftpdlib));
-        let begin = || start(&net, backend, flavour);
-        let mut alg = begin();
-        let stop = net.directory().join("stop");
-        let clients: Vec<_> = (0..4)
-            .map(|number| {
-                let login = server.login();
-                let mut command = net.command(topology.client, "python3");
-                command
-                    .args(["-c", include_str!("restart/sessions.py")])
-                    .args([
-                        topology.dial.ip().to_string(),
-                        topology.dial.port().to_string(),
-                    ])
-                    .args([login.user, login.password, Server::SMALL])
-                    .arg(server.path(Server::SMALL))
-                    .arg(if number % 2 == 0 { "0" } else { "1" })
-                    .arg(&stop);
-                Process::spawn(command)
-            })
-            .collect();
-        for _ in 0..KILLS {
-            std::thread::sleep(Duration::from_millis(400));
-            alg = restart(&net, alg, begin);
-        }
-        std::fs::write(&stop, "").unwrap();
-        for client in clients {
-            let finished = client.finish(Duration::from_secs(60));
-            println!("{backend}: {}", finished.stdout);
-        }
-        println!("{}", status(&net)["counters"]);
-        alg.stop();
-    }
-}
-
-#[test]
-fn a_published_server_under_load() {
-    killed_under_load(&Topology::published_server());
 }

@@ -106,7 +106,8 @@ impl Session {
             // RFC 2428 §4: after `EPSV ALL`, only `EPSV` is allowed.
             Some((_, Command::Pasv)) => !self.epsv_all,
             Some((_, Command::Epsv)) => true,
-            _ => false,
+            // Joined in its middle, before any command: it answers one that wasn't seen.
+            _ => self.client.was_lost(),
         };
         asked && self.may_open()
     }
