@@ -146,6 +146,48 @@ fn whoever_speaks_first() {
     }
 }
 
+/// The process ends with a packet in its hands. What the successor sees first are acknowledgements: the
+/// numbers of their senders are ahead of what has to be sent again.
+#[test]
+fn what_got_lost_with_the_process_is_sent_again() {
+    let reply = format!("227 Entering Passive Mode ({OLD}).\r\n");
+    for by_client in [false, true] {
+        let mut talk = Talk::new(config());
+        for (who, text) in DIALOGUE {
+            talk.say(who, text);
+        }
+        let [c, s] = talk.at;
+        if by_client {
+            // The command got lost. The server repeats its last reply, and the client acknowledges it.
+            talk.restart();
+            let again = data(s - 10, c, "250 Fine\r\n");
+            assert_eq!(talk.trace.send(Server, again), Out::Same);
+            assert_eq!(talk.trace.send(Client, ack(c + 6, s)), Out::Same);
+            assert!(talk.is_followed());
+        } else {
+            // The reply got lost. The client repeats its command, and the server acknowledges it.
+            talk.say(Client, "PASV\r\n");
+            talk.restart();
+            assert_eq!(talk.trace.send(Client, data(c, s, "PASV\r\n")), Out::Same);
+            let behind = s + reply.len() as u32;
+            assert_eq!(talk.trace.send(Server, ack(behind, c + 6)), Out::Same);
+            assert!(talk.say(Server, &reply).contains(READ));
+            assert!(talk.is_followed());
+        }
+        // And once more, with the acknowledgement as the very first.
+        talk.restart();
+        let [c, s] = talk.at;
+        assert_eq!(talk.trace.send(Client, ack(c + 6, s)), Out::Same);
+        assert!(talk.is_followed());
+        talk.say(Client, "PASV\r\n");
+        talk.restart();
+        let [c, s] = talk.at;
+        let behind = s + reply.len() as u32;
+        assert_eq!(talk.trace.send(Server, ack(behind, c)), Out::Same);
+        assert!(talk.say(Server, &reply).contains(READ));
+    }
+}
+
 /// The process ends when the command has gone on, and the reply comes to its successor.
 #[test]
 fn replies_before_any_command_may_answer_what_was_not_seen() {

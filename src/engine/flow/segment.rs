@@ -90,33 +90,50 @@ impl Flow {
 
     /// In a connection that was joined in its middle, bytes may be under way that nobody has seen
     /// here. Until a direction's receiver has acknowledged just what was seen, its numbers follow
-    /// what is sent and acknowledged.
+    /// what is sent and acknowledged: an acknowledgement says where the receiver is, the first data
+    /// where its sender goes on. A bare segment's own number says neither, since what comes before
+    /// may have to be sent again.
     fn settle(&mut self, side: Side, segment: &Segment<'_>) {
         if self.joined & UNSETTLED == 0 {
             return;
         }
-        let (own, others) = (1 << side.index(), 1 << side.opposite().index());
         let (seq, ack) = (Seq(segment.seq()), Seq(segment.ack()));
-        if self.joined & others != 0 {
+        let (own, other) = (side, side.opposite());
+        if self.is_unsettled(other) {
+            let seen = self.has_sent_data(other);
             let reverse = self.reverse(side);
-            let ahead = ack.after(reverse.expected());
-            if ahead && reverse.is_plain() {
-                *reverse = Half::joined(ack);
-                let peer = self.peer(side.opposite());
-                self.session.loses_line(peer);
-            } else if !ahead && self.joined & (others << 2) != 0 {
-                self.joined &= !others;
+            let expected = reverse.expected();
+            let movable = reverse.is_even() && !reverse.is_edited() && reverse.pending().is_empty();
+            if ack == expected && seen {
+                self.joined &= !(1 << other.index());
+            } else if ack != expected && movable && (ack.after(expected) || !seen) {
+                self.moves_to(other, ack);
             }
         }
-        let forward = self.forward(side);
-        if seq.after(forward.expected()) && forward.is_plain() && self.joined & own != 0 {
-            *self.forward(side) = Half::joined(seq);
-            let peer = self.peer(side);
-            self.session.loses_line(peer);
+        if self.is_unsettled(own) && !segment.payload().is_empty() {
+            let forward = self.forward(side);
+            let elsewhere = seq != forward.expected() && forward.is_plain();
+            if elsewhere && !self.has_sent_data(own) {
+                self.moves_to(own, seq);
+            }
+            self.joined |= 4 << own.index();
         }
-        if !segment.payload().is_empty() {
-            self.joined |= own << 2;
-        }
+    }
+
+    fn is_unsettled(&self, side: Side) -> bool {
+        self.joined & (1 << side.index()) != 0
+    }
+
+    /// Whether data of this direction has come since the connection was joined.
+    fn has_sent_data(&self, side: Side) -> bool {
+        self.joined & (4 << side.index()) != 0
+    }
+
+    /// What was sent in this direction before `next` isn't seen any more.
+    fn moves_to(&mut self, side: Side, next: Seq) {
+        *self.forward(side) = Half::joined(next);
+        let peer = self.peer(side);
+        self.session.loses_line(peer);
     }
 
     /// Tells the kernel when the connection can, or can't any more, be joined in its middle by
