@@ -5,7 +5,7 @@
 //! matters: an `ftpalg` followed it, and its numbers are the same on both sides. So every process on
 //! any gateway that has the mark can go on. Without the bit, the connection passes unread.
 //!
-//! The bit is set when the client has answered the SYN-ACK, and cleared, acknowledged by the kernel, before
+//! The bit is set when the SYN-ACK comes, and cleared, acknowledged by the kernel, before
 //! the first packet goes out that changes the numbers of either direction: an edit of another length,
 //! or an acknowledgement of bytes that wait here. Where nothing is read any more, it is cleared, too.
 //!

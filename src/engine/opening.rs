@@ -176,7 +176,9 @@ impl Engine {
             holding: false,
             ending: false,
         };
-        let flow = Flow::new(id, syn.side, syn.hello, syn_ack.hello, options, &mut cx);
+        let mut flow = Flow::new(id, syn.side, syn.hello, syn_ack.hello, options, &mut cx);
+        // Whatever of the handshake gets lost with this process, the next one can go on.
+        flow.tell_resumable(&ends, &mut cx);
         self.flows.insert(ends, Box::new(flow));
     }
 

@@ -267,14 +267,19 @@ fn without_the_mark_it_passes_unread() {
     }
 }
 
-/// Not before: the client's address may be forged.
+/// The client's answer to the SYN-ACK may get lost with the process.
 #[test]
-fn the_mark_is_set_when_the_client_has_answered() {
-    let mut talk = Talk::new(config());
+fn the_mark_is_set_with_the_syn_ack() {
+    let mut trace = Trace::unborn(config(), [1000, 5000]);
+    *trace.world.entry() = entry(true, INSIDE, PUBLIC, CLIENT_PORT);
+    let mut talk = Talk { trace, at: [0, 0] };
+    assert_eq!(talk.trace.send(Client, syn(SYN)), Out::Same);
     assert!(!talk.marked());
-    assert_eq!(talk.trace.send(Client, ack(0, 0)), Out::Same);
+    assert_eq!(talk.trace.send(Server, syn(SYN | ACK)), Out::Same);
     assert!(talk.marked());
     talk.restart();
+    assert_eq!(talk.trace.send(Server, syn(SYN | ACK)), Out::Same);
+    assert_eq!(talk.trace.send(Client, ack(0, 0)), Out::Same);
     for (who, text) in DIALOGUE {
         talk.say(who, text);
     }

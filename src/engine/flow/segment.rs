@@ -138,7 +138,7 @@ impl Flow {
 
     /// Tells the kernel when the connection can, or can't any more, be joined in its middle by
     /// whoever knows no more than its mark.
-    fn tell_resumable(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
+    pub(in crate::engine) fn tell_resumable(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
         let resumable = cx.config.resume_mark != 0
             && self.session.is_followed()
             && !self.is_closed()
