@@ -10,17 +10,24 @@ use nix::sys::signal::Signal;
 use testkit::lab::alg::Running;
 use testkit::lab::gateway::{Control, LIMIT, ftpalg, start, status};
 use testkit::lab::net::Net;
+use testkit::lab::process::Process;
 use testkit::lab::rules::{self, Flavour, Policy};
 use testkit::lab::scripted::Verb;
 use testkit::lab::server::{Config, Kind, Server};
 use testkit::lab::topology::Topology;
+use testkit::random::Rng;
 
 /// Both backends, beside one flavour each.
 const HOSTS: [(&str, Flavour); 2] = [("nft", Flavour::Nft), ("iptables", Flavour::Legacy)];
 
-/// Kills the process as a crash does, and starts another one.
-fn restart<'a>(net: &'a Net, alg: Running<'a>, again: impl Fn() -> Running<'a>) -> Running<'a> {
-    alg.process().unwrap().signal(Signal::SIGKILL);
+/// Ends the process by a signal (SIGKILL, as a crash does), and starts another one.
+fn restart<'a>(
+    net: &'a Net,
+    alg: Running<'a>,
+    how: Signal,
+    again: impl Fn() -> Running<'a>,
+) -> Running<'a> {
+    alg.process().unwrap().signal(how);
     let deadline = Instant::now() + LIMIT;
     while ftpalg(net, &["status"]).status.and_then(|s| s.code()) != Some(3) {
         assert!(Instant::now() < deadline, "it doesn't die");
@@ -99,12 +106,12 @@ fn killed_between_lines(topology: &Topology) {
             assert!(control.reply().starts_with("220"));
             for (at, (line, code)) in lines.iter().enumerate() {
                 if at == killed {
-                    alg = restart(&net, alg, begin);
+                    alg = restart(&net, alg, Signal::SIGKILL, begin);
                 }
                 control.ask(line, code);
             }
             if killed == lines.len() {
-                alg = restart(&net, alg, begin);
+                alg = restart(&net, alg, Signal::SIGKILL, begin);
             }
             for verb in verbs(topology.dial.ip()) {
                 transfer(&net, &mut control, &server, *verb);
@@ -129,4 +136,77 @@ fn a_published_server() {
 #[test]
 fn a_masqueraded_client() {
     killed_between_lines(&Topology::masqueraded_client());
+}
+
+/// Real clients, four at a time, while the process is killed or handed over again and again. Runs for
+/// `SOAK_SECONDS` with each backend in each place.
+#[test]
+#[ignore = "takes as long as it is told: scripts/soak"]
+fn soak() {
+    let seconds = std::env::var("SOAK_SECONDS").map_or(10, |text| text.parse().unwrap());
+    let mut problems = Vec::new();
+    for topology in [Topology::published_server(), Topology::masqueraded_client()] {
+        for (backend, flavour) in HOSTS {
+            problems.extend(soaked(&topology, backend, flavour, seconds));
+        }
+    }
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+/// What was lost.
+fn soaked(topology: &Topology, backend: &str, flavour: Flavour, seconds: u64) -> Vec<String> {
+    let net = Net::new(topology);
+    rules::install(&net, flavour, Policy::Drop, true);
+    let server = Server::start(&net, &Config::new(Kind::Pyftpdlib));
+    let stop = net.directory().join("stop");
+    let begin = || start(&net, backend, flavour);
+    let mut alg = begin();
+    let client = |active: bool| {
+        let (login, dial) = (server.login(), topology.dial);
+        let mut command = net.command(topology.client, "python3");
+        command
+            .args(["-c", include_str!("restart/sessions.py")])
+            .args([dial.ip().to_string(), dial.port().to_string()])
+            .args([login.user, login.password, Server::SMALL])
+            .arg(server.path(Server::SMALL))
+            .arg(if active { "1" } else { "0" })
+            .arg(&stop);
+        Process::spawn(command)
+    };
+    // Where clients are masqueraded, one `PORT` in three doesn't keep its length. Such a session doesn't
+    // outlive a crash.
+    let published = topology.dial.ip() == IpAddr::from([203, 0, 113, 1]);
+    let clients = [false, published, false, published].map(client);
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut rng = Rng::new(1);
+    let mut ends = 0;
+    while Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(200 + rng.below(600)));
+        let how = match rng.below(2) {
+            0 => Signal::SIGKILL,
+            _ => Signal::SIGUSR2,
+        };
+        alg = restart(&net, alg, how, begin);
+        ends += 1;
+    }
+    std::fs::write(&stop, "").unwrap();
+    let said: Vec<_> = clients
+        .into_iter()
+        .flat_map(|client| {
+            let finished = client.finish(Duration::from_secs(90));
+            let lines: Vec<_> = finished.stdout.lines().map(str::to_owned).collect();
+            lines
+        })
+        .collect();
+    let place = match published {
+        true => "published server",
+        false => "masqueraded client",
+    };
+    let (whole, lost): (Vec<_>, Vec<_>) =
+        said.into_iter().partition(|line| line.ends_with(" lost"));
+    println!("{place}, {backend}: {ends} ends; {}", whole.join("; "));
+    alg.stop();
+    lost.into_iter()
+        .map(|line| format!("{place}, {backend}: {line}"))
+        .collect()
 }
