@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Side, Tuple};
+use super::{Entry, Side, Tuple};
 use crate::wire::Segment;
 
 /// An address and a port. Takes 20 bytes, where a `SocketAddr` takes 32: the tables hold many.
@@ -35,11 +35,6 @@ pub(super) struct Endpoints {
 }
 
 impl Endpoints {
-    pub(super) fn new(inside: SocketAddr, outside: SocketAddr) -> Self {
-        let (inside, outside) = (inside.into(), outside.into());
-        Self { inside, outside }
-    }
-
     pub(super) fn of(segment: &Segment<'_>, side: Side) -> Self {
         let (source, destination) = (segment.source().into(), segment.destination().into());
         match side {
@@ -81,6 +76,23 @@ impl Endpoints {
             src: self.inside(),
             dst: self.outside(),
         }
+    }
+
+    /// How packets towards the inside name the connection, according to its conntrack entry: their
+    /// source isn't translated yet. `None`: it is another one's entry.
+    pub(super) fn towards_inside(&self, entry: &Entry) -> Option<Self> {
+        let (_, inward) = entry.from_sender(self.outward())?;
+        let outside = inward.src.into();
+        Some(Self { outside, ..*self })
+    }
+
+    /// The names that the connection has at its other end, from it and towards it, according to its
+    /// conntrack entry.
+    pub(super) fn at_other_end(&self, entry: &Entry) -> Option<[Self; 2]> {
+        let (_, inward) = entry.from_sender(self.outward())?;
+        let (inside, outside) = (inward.src.into(), inward.dst.into());
+        let other = Self { inside, outside };
+        Some([other, other.towards_inside(entry)?])
     }
 
     /// The same connection as the hooks of its other end name it.

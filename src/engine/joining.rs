@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::endpoints::Endpoints;
 use super::flow::{Flow, Joined};
 use super::gateway::Gateway;
-use super::{Engine, Entry, Fate, Name, Side, Verdict};
+use super::{Engine, Fate, Name, Side, Verdict};
 use crate::wire::{Flags, Segment};
 
 /// How many connections are remembered that can't be joined.
@@ -97,9 +97,11 @@ impl Engine {
         }
         let entry = gateway.conntrack(ends.inside(), ends.outside()).ok();
         let entry = entry.filter(|entry| entry.mark & self.config.resume_mark != 0);
-        let Some((entry, names)) =
-            entry.and_then(|entry| Some((entry, FlowNames::of(&entry, ends)?)))
-        else {
+        let named = entry.and_then(|entry| {
+            let ingress = ends.towards_inside(&entry)?;
+            Some((entry, ingress, ends.at_other_end(&entry)?))
+        });
+        let Some((entry, ingress, other_end)) = named else {
             self.strangers.add(ends);
             return false;
         };
@@ -113,9 +115,13 @@ impl Engine {
         };
         let id = self.next_session();
         let admitted = self.admit(id, ends.client_and_server(client), true, now, gateway);
-        self.give_name(ends, names.ingress, gateway);
+        self.give_name(ends, ingress, gateway);
         // Both ends may be inside: it is edited once.
-        self.pass_elsewhere(&names.other_end, now);
+        for name in other_end {
+            if name != ends && name != ingress {
+                self.pass_elsewhere(&[name], now);
+            }
+        }
         let joined = Joined {
             id,
             client,
@@ -126,32 +132,5 @@ impl Engine {
         self.flows.insert(ends, Box::new(flow));
         self.stats.joined = self.stats.joined.saturating_add(1);
         true
-    }
-}
-
-/// How the packets of a connection name its ends.
-struct FlowNames {
-    /// Towards the inside end.
-    ingress: Endpoints,
-    /// At the other end, if that is inside as well: from it, and towards it.
-    other_end: Vec<Endpoints>,
-}
-
-impl FlowNames {
-    /// The names of a connection whose inside end names it `ends`.
-    fn of(entry: &Entry, ends: Endpoints) -> Option<Self> {
-        let (outward, inward) = entry.from_sender(ends.outward())?;
-        let ingress = Endpoints::new(outward.src, inward.src);
-        let other = [
-            Endpoints::new(inward.src, inward.dst),
-            Endpoints::new(inward.src, outward.src),
-        ];
-        let other_end = other
-            .into_iter()
-            .filter(|name| *name != ends && *name != ingress);
-        Some(Self {
-            ingress,
-            other_end: other_end.collect(),
-        })
     }
 }

@@ -302,11 +302,6 @@ impl Engine {
 /// Whether conntrack confirms that `ingress` is the other name of the connection `ends`, before its
 /// source is translated.
 fn is_translation(gateway: &mut dyn Gateway, ends: Endpoints, ingress: Endpoints) -> bool {
-    let Ok(entry) = gateway.conntrack(ends.inside(), ends.outside()) else {
-        return false;
-    };
-    let directions = entry.from_sender(ends.outward());
-    directions.is_some_and(|(_, inward)| {
-        ingress.inside() == ends.inside() && ingress.outside() == inward.src
-    })
+    let entry = gateway.conntrack(ends.inside(), ends.outside());
+    entry.is_ok_and(|entry| ends.towards_inside(&entry) == Some(ingress))
 }
