@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::endpoints::Endpoints;
 use super::flow::{Flow, Joined};
 use super::gateway::Gateway;
-use super::{Engine, Fate, Name, Side, Verdict};
+use super::{Decided, Engine, Name, Side, Verdict};
 use crate::wire::{Flags, Segment};
 
 /// How many connections are remembered that can't be joined.
@@ -61,24 +61,16 @@ impl Engine {
         now: Duration,
         gateway: &mut dyn Gateway,
     ) -> Verdict<'_> {
-        let joined = Segment::parse(packet)
-            .ok()
-            .filter(|segment| self.join(ends, side, segment, now, gateway));
-        match joined {
-            Some(segment) => {
-                self.scratch.clear();
-                self.scratch.extend_from_slice(packet);
-                let fate = self.flow_segment(ends, side, &segment, now, gateway);
-                if fate == Some(Fate::Changed) {
-                    self.stats.changed = self.stats.changed.saturating_add(1);
-                }
-                self.verdict(fate.unwrap_or(Fate::Same))
-            }
-            None => {
-                self.stats.mid_stream = self.stats.mid_stream.saturating_add(1);
-                Verdict::Accept
-            }
+        if self.config.resume_mark != 0
+            && !self.strangers.has(&ends, now)
+            && let Ok(segment) = Segment::parse(packet)
+            && self.join(ends, side, &segment, now, gateway)
+            && let Decided::Verdict(fate) = self.place(side, &segment, packet, now, gateway)
+        {
+            return self.verdict(fate);
         }
+        self.stats.mid_stream = self.stats.mid_stream.saturating_add(1);
+        Verdict::Accept
     }
 
     /// Joins the connection that a segment belongs to, if its mark says that this is possible.
@@ -92,7 +84,7 @@ impl Engine {
     ) -> bool {
         let flags = segment.flags();
         let goes_on = flags.has(Flags::ACK) && !flags.has(Flags::RST) && !flags.has(Flags::FIN);
-        if self.config.resume_mark == 0 || !goes_on || self.strangers.has(&ends, now) {
+        if !goes_on {
             return false;
         }
         let entry = gateway.conntrack(ends.inside(), ends.outside()).ok();

@@ -341,12 +341,24 @@ impl Engine {
         let Some(segment) = self.read(packet) else {
             return Decided::Verdict(Fate::Same);
         };
+        self.place(side, &segment, packet, now, gateway)
+    }
+
+    /// Decides about a packet whose segment was read.
+    fn place(
+        &mut self,
+        side: Side,
+        segment: &Segment<'_>,
+        packet: &[u8],
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) -> Decided {
         self.scratch.clear();
         self.scratch.extend_from_slice(packet);
         let decided = if segment.flags().has(Flags::SYN) {
-            self.handshake_segment(side, &segment, now, gateway)
+            self.handshake_segment(side, segment, now, gateway)
         } else {
-            self.later_segment(side, &segment, now, gateway)
+            self.later_segment(side, segment, now, gateway)
         };
         if let Decided::Verdict(Fate::Changed) | Decided::SynAck(_, Fate::Changed) = decided {
             self.stats.changed = self.stats.changed.saturating_add(1);
@@ -383,22 +395,9 @@ impl Engine {
                 None => {}
             }
         }
-        match self.flow_segment(ends, side, segment, now, gateway) {
-            Some(fate) => Decided::Verdict(fate),
-            None => Decided::Unknown(Name(ends)),
-        }
-    }
-
-    /// A segment of the flow between these ends, if there is one. `scratch` is a copy of its packet.
-    fn flow_segment(
-        &mut self,
-        ends: Endpoints,
-        side: Side,
-        segment: &Segment<'_>,
-        now: Duration,
-        gateway: &mut dyn Gateway,
-    ) -> Option<Fate> {
-        let flow = self.flows.get_mut(&ends)?;
+        let Some(flow) = self.flows.get_mut(&ends) else {
+            return Decided::Unknown(Name(ends));
+        };
         let mut cx = Context {
             config: &self.config,
             gateway,
@@ -418,7 +417,7 @@ impl Engine {
             after = flow.buffered();
         }
         self.buffered = self.buffered.saturating_add(after).saturating_sub(before);
-        Some(fate)
+        Decided::Verdict(fate)
     }
 
     /// A fate as the caller sees it.
