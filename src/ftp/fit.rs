@@ -65,26 +65,26 @@ impl PortText {
     /// The ports from `first` to `last` whose text has one of these lengths, as runs of consecutive
     /// ports in ascending order.
     pub fn runs(self, first: u16, last: u16, lengths: Lengths) -> impl Iterator<Item = (u16, u16)> {
-        // The text of all ports between two of these bounds has the same length.
-        let bounds: Vec<u16> = match self {
-            Self::Number => vec![1, 10, 100, 1_000, 10_000],
+        // The text of all ports in one of these has the same length.
+        let runs: Vec<(u16, u16)> = match self {
+            Self::Number => vec![
+                (1, 9),
+                (10, 99),
+                (100, 999),
+                (1_000, 9_999),
+                (10_000, u16::MAX),
+            ],
             Self::Pair => (0..=u8::MAX)
-                .flat_map(|high| [0, 10, 100].map(|low| u16::from_be_bytes([high, low])))
+                .flat_map(|high| {
+                    let port = move |low| u16::from_be_bytes([high, low]);
+                    [(0, 9), (10, 99), (100, u8::MAX)].map(|(a, b)| (port(a), port(b)))
+                })
                 .collect(),
         };
-        let ends: Vec<u16> = bounds
-            .iter()
-            .skip(1)
-            .map(|next| next.wrapping_sub(1))
-            .collect();
-        let ends = ends.into_iter().chain([u16::MAX]);
-        bounds
-            .into_iter()
-            .zip(ends)
-            .filter_map(move |(start, end)| {
-                let run = (start.max(first).max(1), end.min(last));
-                (run.0 <= run.1 && lengths.contains(self.length(run.1))).then_some(run)
-            })
+        runs.into_iter().filter_map(move |(start, end)| {
+            let run = (start.max(first).max(1), end.min(last));
+            (run.0 <= run.1 && lengths.contains(self.length(run.1))).then_some(run)
+        })
     }
 }
 

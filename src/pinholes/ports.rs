@@ -128,28 +128,24 @@ fn of_length(
     text: PortText,
     lengths: Lengths,
 ) -> impl Iterator<Item = u16> {
-    let runs: Vec<_> = text.runs(pool.first(), pool.last(), lengths).collect();
+    let mut runs: Vec<_> = text.runs(pool.first(), pool.last(), lengths).collect();
     let size = |(first, last): &(u16, u16)| u32::from(last - first) + 1;
     let count: u32 = runs.iter().map(size).sum();
     let mut skipped = start.checked_rem(count).unwrap_or(0);
-    let at = runs.iter().position(|run| {
+    let begins = runs.iter().position(|run| {
         let here = skipped < size(run);
         skipped -= if here { 0 } else { size(run) };
         here
     });
-    let (before, from) = runs.split_at(at.unwrap_or(0));
-    let [before, from] = [before, from].map(<[_]>::to_vec);
-    let (head, tail) = match from.first() {
-        Some((first, last)) => {
-            let middle = first.saturating_add(u16::try_from(skipped).unwrap_or(u16::MAX));
-            (middle..=*last, *first..middle)
-        }
-        #[expect(clippy::reversed_empty_ranges, reason = "no port")]
-        None => (1..=0, 0..0),
-    };
-    let whole = |runs: Vec<(u16, u16)>| runs.into_iter().flat_map(|(first, last)| first..=last);
-    let later = from.into_iter().skip(1).collect();
-    head.chain(whole(later)).chain(whole(before)).chain(tail)
+    // The run in which it begins is the first one from there on, and the last one up to there.
+    let mut ordered = runs.split_off(begins.unwrap_or(0));
+    ordered.append(&mut runs);
+    if let (Some(run), Some(skipped @ 1..)) = (ordered.first_mut(), u16::try_from(skipped).ok()) {
+        let first = run.0;
+        run.0 += skipped;
+        ordered.push((first, first + skipped - 1));
+    }
+    ordered.into_iter().flat_map(|(first, last)| first..=last)
 }
 
 /// TCP ports on which processes of this network namespace listen.
