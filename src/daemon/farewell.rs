@@ -19,7 +19,7 @@ use nix::sys::socket::{
 };
 
 use crate::engine::gateway::Gateway;
-use crate::engine::{Reset, Side, Tuple};
+use crate::engine::{Rst, Side, Tuple};
 
 use super::shared::{Door, Shared};
 use super::worker::Worker;
@@ -101,7 +101,7 @@ struct Sockets {
 }
 
 impl Sockets {
-    fn send(&mut self, reset: &Reset, shared: &Shared) -> Result<(), Errno> {
+    fn send(&mut self, reset: &Rst, shared: &Shared) -> Result<(), Errno> {
         let Some(tuple) = sender(reset, shared) else {
             return Ok(());
         };
@@ -140,7 +140,7 @@ fn open(slot: &mut Option<OwnedFd>, family: AddressFamily) -> Result<&OwnedFd, E
 }
 
 /// The addresses with which the RST's sender sends. `None`: conntrack doesn't know the connection.
-fn sender(reset: &Reset, shared: &Shared) -> Option<Tuple> {
+fn sender(reset: &Rst, shared: &Shared) -> Option<Tuple> {
     if reset.side == Side::Egress {
         return Some(reset.outward);
     }

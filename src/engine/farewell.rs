@@ -12,7 +12,7 @@ use super::{Engine, Side, Tuple};
 
 /// A RST to be sent to one end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Reset {
+pub struct Rst {
     /// The connection's packets from the inside end, as that end writes them.
     pub outward: Tuple,
     /// Which way the RST goes: [`Side::Egress`] to the outside end.
@@ -42,7 +42,7 @@ impl Engine {
     /// An end may expect another number than is known here, since it got data just now. It answers a
     /// RST with the number that it expects. So call this again after a round trip, and send those
     /// RSTs that are new.
-    pub fn farewell(&mut self, gateway: &mut dyn Gateway) -> Vec<Reset> {
+    pub fn farewell(&mut self, gateway: &mut dyn Gateway) -> Vec<Rst> {
         self.ending = true;
         let mut resets = Vec::new();
         for (ends, flow) in self.flows.iter_mut() {
@@ -60,7 +60,7 @@ impl Engine {
                         Side::Ingress => given,
                     };
                     for seq in [first, expected] {
-                        let reset = Reset {
+                        let reset = Rst {
                             outward,
                             side,
                             seq: seq.0,

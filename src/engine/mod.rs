@@ -30,7 +30,7 @@ use std::time::Duration;
 
 pub use config::{Advertise, Config};
 pub use connection::{Entry, Tuple};
-pub use farewell::Reset;
+pub use farewell::Rst;
 pub use stats::{SessionInfo, Stats};
 
 pub use handshake::{Syn, SynAck};

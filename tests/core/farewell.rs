@@ -8,7 +8,7 @@ use testkit::trace::{Client, GROWTH, Out, Server, Trace, Who, ack, reply, told};
 fn farewell(trace: &mut Trace) -> Vec<(Who, u32)> {
     let resets = trace.engine.farewell(&mut trace.world);
     let [client, server] = trace.isn.map(|isn| isn.wrapping_add(1));
-    let of = |reset: ftpalg::engine::Reset| match reset.side {
+    let of = |reset: ftpalg::engine::Rst| match reset.side {
         Side::Egress => (Server, reset.seq.wrapping_sub(server)),
         Side::Ingress => (Client, reset.seq.wrapping_sub(client)),
     };
