@@ -14,7 +14,7 @@ use serde_json::Value;
 use testkit::lab::activity::{activity, settled};
 use testkit::lab::alg::{Alg, Running};
 use testkit::lab::gateway::{
-    Control, HOSTS, LIMIT, address, download, ftpalg, gateway, refused, start, status,
+    Control, HOSTS, LIMIT, address, download, ended, ftpalg, gateway, refused, start, status,
 };
 use testkit::lab::net::Net;
 use testkit::lab::rules::{self, Flavour, Policy};
@@ -141,9 +141,7 @@ fn kill(net: &Net, alg: &Running<'_>) {
         assert!(Instant::now() < deadline, "it isn't acknowledged");
     }
     alg.process().unwrap().signal(Signal::SIGKILL);
-    while ftpalg(net, &["status"]).status.and_then(|s| s.code()) != Some(3) {
-        assert!(Instant::now() < deadline, "it doesn't die");
-    }
+    ended(net);
 }
 
 fn pinholes(net: &Net) -> Vec<Value> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use testkit::lab::alg::Running;
-use testkit::lab::gateway::{Control, LIMIT, ftpalg, start, status};
+use testkit::lab::gateway::{Control, LIMIT, ended, start, status};
 use testkit::lab::net::Net;
 use testkit::lab::process::Process;
 use testkit::lab::rules::{self, Flavour, Policy};
@@ -28,11 +28,7 @@ fn restart<'a>(
     again: impl Fn() -> Running<'a>,
 ) -> Running<'a> {
     alg.process().unwrap().signal(how);
-    let deadline = Instant::now() + LIMIT;
-    while ftpalg(net, &["status"]).status.and_then(|s| s.code()) != Some(3) {
-        assert!(Instant::now() < deadline, "it doesn't die");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    ended(net);
     drop(alg);
     again()
 }

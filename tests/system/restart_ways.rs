@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use testkit::lab::alg::{Alg, Running};
-use testkit::lab::gateway::{Control, LIMIT, download, ftpalg, refused, status};
+use testkit::lab::gateway::{Control, LIMIT, download, ended, ftpalg, refused, status};
 use testkit::lab::net::Net;
 use testkit::lab::process::{Finished, Process};
 use testkit::lab::rules::{self, Flavour, Policy};
@@ -277,15 +277,6 @@ fn without_raw_sockets_it_says_so_and_ends() {
 /// Whether anything of the steering rules is there.
 fn steers(net: &Net) -> bool {
     rules::snapshot(net, net.topology().router).contains("FTPALG-EGRESS")
-}
-
-/// Waits until no daemon runs.
-fn ended(net: &Net) {
-    let deadline = Instant::now() + LIMIT;
-    while ftpalg(net, &["status"]).status.and_then(|s| s.code()) != Some(3) {
-        assert!(Instant::now() < deadline, "it doesn't end");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 #[test]

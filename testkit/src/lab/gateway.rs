@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -43,6 +43,19 @@ pub fn ftpalg(net: &Net, words: &[&str]) -> Finished {
     let mut command = net.command(net.topology().router, paths::ftpalg());
     command.args(words);
     run(command, LIMIT)
+}
+
+/// Waits until no daemon runs on the gateway.
+///
+/// # Panics
+/// If one still does.
+#[track_caller]
+pub fn ended(net: &Net) {
+    let deadline = Instant::now() + LIMIT;
+    while ftpalg(net, &["status"]).status.and_then(|s| s.code()) != Some(3) {
+        assert!(Instant::now() < deadline, "it doesn't end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Asserts that a command ended with this code and one line that contains `part`.
