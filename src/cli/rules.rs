@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use super::settings::Settings;
 use super::{Failure, print};
+use crate::daemon::config::StateChoice;
 use crate::daemon::control::{self, AskError, ControlRequest};
+use crate::daemon::farewell;
 use crate::daemon::guardian;
 use crate::daemon::lock::{Lock, LockError};
 use crate::firewall::xtables::tools::Tools;
@@ -32,6 +34,15 @@ pub(super) struct Remove {
     /// Wait this many seconds, and then do nothing if a daemon runs
     #[arg(long, value_name = "SECS", hide = true)]
     after: Option<u64>,
+    /// Where the daemon kept what it knew of sessions that nobody else can go on with: they are ended. A
+    /// directory, or none [default: /run/ftpalg]
+    #[arg(
+        long,
+        value_name = "DIR|none",
+        default_value_t,
+        hide_default_value = true
+    )]
+    state: StateChoice,
 }
 
 #[derive(Args, Debug)]
@@ -96,19 +107,28 @@ pub(super) fn run(command: RulesCommand) -> Result<ExitCode, Failure> {
                 print(&format!("note: {note}\n"))?;
             }
         }
-        RulesCommand::Remove(Remove { after: Some(after) }) => {
+        RulesCommand::Remove(Remove {
+            after: Some(after),
+            state,
+        }) => {
             all_or_none()?;
             guardian::wait(Duration::from_secs(after));
             match Lock::take() {
                 Err(LockError::Held) => {}
                 Err(e) => return Err(Failure::usage(e)),
-                Ok(lock) => _ = remove(Some(&lock))?,
+                Ok(lock) => {
+                    remove(Some(&lock))?;
+                    end_recorded(&state)?;
+                }
             }
         }
-        RulesCommand::Remove(Remove { after: None }) => {
+        RulesCommand::Remove(Remove { after: None, state }) => {
             all_or_none()?;
             let lock = nobody_else_manages()?;
             let removed = remove(lock.as_ref())?;
+            if lock.is_some() {
+                end_recorded(&state)?;
+            }
             print(&format!("{removed} rules removed\n"))?;
         }
     }
@@ -125,6 +145,14 @@ fn remove(lock: Option<&Lock>) -> Result<usize, Failure> {
         removed = removed.saturating_add(of_tables);
     }
     Ok(removed)
+}
+
+/// Ends the sessions that only a daemon which is gone could have gone on with.
+fn end_recorded(state: &StateChoice) -> Result<(), Failure> {
+    match farewell::end_left(state).map_err(Failure::usage)? {
+        Some(line) => print(&format!("{line}\n")),
+        None => Ok(()),
+    }
 }
 
 /// Blocks signals, so that none stops a change of rules halfway. The tools that are run still get

@@ -17,7 +17,9 @@ use clap::Args;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::daemon::config::{self, AdvertiseChoice, BackendChoice, Config, RulesMode, Tls};
+use crate::daemon::config::{
+    self, AdvertiseChoice, BackendChoice, Config, RulesMode, StateChoice, Tls,
+};
 use crate::daemon::lock;
 use crate::firewall::{Inside, Queues, Steering};
 use crate::ftp::policy::Policy;
@@ -182,6 +184,18 @@ pub(crate) struct Settings {
     #[serde(deserialize_with = "file::mark")]
     resume_mark: Option<Mark>,
 
+    /// The bit of the connection mark of control connections that have a sequence delta, as a mask
+    /// [default: 0x10000000]
+    #[arg(long, value_name = "BIT", value_parser = mark)]
+    #[serde(deserialize_with = "file::mark")]
+    uneven_mark: Option<Mark>,
+
+    /// Where ftpalg keeps what a later one must know of control connections with a sequence delta: a
+    /// directory, or none [default: /run/ftpalg]
+    #[arg(long, value_name = "DIR|none")]
+    #[serde(deserialize_with = "file::one")]
+    state: Option<StateChoice>,
+
     /// Whether rewritten announcements keep the length of their line wherever that is possible, so
     /// that a later ftpalg, or another gateway, can go on with the connection: prefer or off
     /// [default: prefer]
@@ -308,6 +322,8 @@ impl Settings {
             queue_num: self.queue_num.or(base.queue_num),
             mark: self.mark.or(base.mark),
             resume_mark: self.resume_mark.or(base.resume_mark),
+            uneven_mark: self.uneven_mark.or(base.uneven_mark),
+            state: self.state.or(base.state),
             keep_length: self.keep_length.or(base.keep_length),
             deadline: self.deadline.or(base.deadline),
             handover: self.handover.or(base.handover),
@@ -352,11 +368,19 @@ impl Settings {
         }
         let mark = self.mark.unwrap_or_default();
         let resume_mark = self.resume_mark.unwrap_or(Mark::RESUME);
-        if mark == resume_mark {
-            return Err(format!(
-                "--mark and --resume-mark are both {:#x}; choose two bits",
-                mark.bit()
-            ));
+        let uneven_mark = self.uneven_mark.unwrap_or(Mark::UNEVEN);
+        let named = [
+            ("--mark", mark),
+            ("--resume-mark", resume_mark),
+            ("--uneven-mark", uneven_mark),
+        ];
+        for (at, (one, bit)) in named.iter().enumerate() {
+            if let Some((other, _)) = named.iter().skip(at + 1).find(|(_, other)| other == bit) {
+                return Err(format!(
+                    "{one} and {other} are both {:#x}; choose a bit for each",
+                    bit.bit()
+                ));
+            }
         }
         let config = Config {
             steering: Steering {
@@ -366,6 +390,7 @@ impl Settings {
                 queues,
                 fail_open: self.fail.unwrap_or_default() == Fail::Open,
                 mark,
+                uneven_mark,
                 families: Family::ALL.to_vec(),
             },
             advertise: self.advertise,
@@ -388,6 +413,7 @@ impl Settings {
             handover: Duration::from_secs(handover),
             takeover: false,
             resume_mark,
+            state: self.state.unwrap_or_default(),
             keep_length: self.keep_length.unwrap_or_default() == KeepLength::Prefer,
             limits: Limit::apply(&self.limits),
         };

@@ -161,8 +161,8 @@ impl Conntrack {
         }
     }
 
-    /// Sets or clears a bit of the mark of the connection that has a direction from `src` to `dst`;
-    /// false if there is none.
+    /// Sets the bits in `mask` of the mark of the connection that has a direction from `src` to `dst`
+    /// to those in `bits`; false if there is none.
     ///
     /// # Errors
     /// As [`lookup`](Self::lookup).
@@ -170,14 +170,13 @@ impl Conntrack {
         &mut self,
         src: SocketAddr,
         dst: SocketAddr,
-        bit: Mark,
-        set: bool,
+        bits: u32,
+        mask: u32,
     ) -> io::Result<bool> {
         if src.is_ipv4() != dst.is_ipv4() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let mark = if set { bit.bit() } else { 0 };
-        let change = message::change_mark(src, dst, mark, bit.bit());
+        let change = message::change_mark(src, dst, bits, mask);
         match self.socket.change(&change) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(nix::libc::ENOENT) => Ok(false),

@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::engine::Marks;
 use crate::firewall::{Inside, Steering};
 use crate::ftp::policy::Policy;
 use crate::net::{Mark, PortRange};
@@ -42,10 +44,23 @@ pub struct Config {
     pub takeover: bool,
     /// The bit of control connections' marks by which they may be joined in their middle.
     pub resume_mark: Mark,
+    /// Where what a successor must know is kept.
+    pub state: StateChoice,
     /// Whether rewritten announcements keep their length where that is possible.
     pub keep_length: bool,
     /// How much of each there may be.
     pub limits: Limits,
+}
+
+impl Config {
+    /// The bits of control connections' marks.
+    #[must_use]
+    pub fn marks(&self) -> Marks {
+        Marks {
+            even: self.resume_mark.bit(),
+            uneven: self.steering.uneven_mark.bit(),
+        }
+    }
 }
 
 /// What is limited, for all workers together.
@@ -108,6 +123,56 @@ pub enum Tls {
     Deny,
     /// They pass, and their client reaches this range of the server's ports.
     Range(PortRange),
+}
+
+/// Where what a successor must know of control connections is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StateChoice {
+    /// In [`STATE_DIRECTORY`], if that can be had.
+    #[default]
+    Auto,
+    /// Nowhere.
+    Nowhere,
+    /// In this directory.
+    Directory(PathBuf),
+}
+
+/// The directory where none is given.
+pub const STATE_DIRECTORY: &str = "/run/ftpalg";
+
+impl StateChoice {
+    /// The directory, if there is to be one.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::Auto => Some(Path::new(STATE_DIRECTORY)),
+            Self::Nowhere => None,
+            Self::Directory(directory) => Some(directory),
+        }
+    }
+}
+
+impl fmt::Display for StateChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.directory() {
+            Some(directory) => directory.display().fmt(f),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+impl FromStr for StateChoice {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        match text {
+            "none" => Ok(Self::Nowhere),
+            _ if text.starts_with('/') => Ok(Self::Directory(text.into())),
+            _ => Err(BadValue(
+                "write a directory, with all of its path, or none".into(),
+            )),
+        }
+    }
 }
 
 /// The address that is announced instead of the one that conntrack knows.

@@ -18,9 +18,12 @@ use nix::sys::socket::{
     socket,
 };
 
+use crate::conntrack::Conntrack;
 use crate::engine::gateway::Gateway;
-use crate::engine::{Rst, Side, Tuple};
+use crate::engine::{Entry, Rst, Side, Tuple, resets_of_record};
 
+use super::config::StateChoice;
+use super::journal::{self, JournalError};
 use super::shared::{Door, Shared};
 use super::worker::Worker;
 
@@ -50,44 +53,107 @@ pub(super) fn settle(workers: &[Arc<Worker>]) {
 }
 
 /// Ends the sessions that can't go on without this process, and says so. From now on the numbers of
-/// no other session begin to differ.
-pub(super) fn farewell(workers: &[Arc<Worker>], shared: &Shared) {
-    let mut sockets = Sockets::default();
-    let mut sent = HashSet::new();
-    let mut ended = HashSet::new();
+/// no other session begin to differ. `handover`: a successor comes, and goes on with what is recorded.
+pub(super) fn farewell(workers: &[Arc<Worker>], handover: bool, shared: &Shared) {
+    let mut sender = Sender::default();
+    let mut look_up = |src, dst| Door(shared).conntrack(src, dst).ok();
     for _ in 0..ROUNDS {
         let mut fresh = false;
         for worker in workers {
-            let resets = worker.engine().farewell(&mut Door(shared));
+            let resets = worker.engine().farewell(handover, &mut Door(shared));
             for reset in resets {
-                ended.insert(reset.outward);
-                if !sent.insert(reset) {
-                    continue;
-                }
-                fresh = true;
-                if let Err(e) = sockets.send(&reset, shared) {
-                    sockets.failed.get_or_insert(e);
-                }
+                fresh |= sender.send(&reset, &mut look_up);
             }
         }
-        if !fresh || sockets.failed.is_some() {
+        if !fresh || sender.failed.is_some() {
             break;
         }
         thread::sleep(ROUND_TRIP);
     }
-    let sessions = match ended.len() {
-        0 => return,
-        1 => "1 session".to_owned(),
-        n => format!("{n} sessions"),
+    if let Some(line) = sender.report() {
+        shared.output().line(line);
+    }
+}
+
+/// Ends the connections that are recorded, whose engine can't do it, and says so.
+pub(super) fn end_recorded(records: &[Vec<u8>], shared: &Shared) {
+    let ended = end_records(records, |src, dst| Door(shared).conntrack(src, dst).ok());
+    if let Some(line) = ended {
+        shared.output().line(line);
+    }
+}
+
+/// Ends the connections that a daemon which is gone has recorded, and drops its journal. Returns what to
+/// say about that, in a line, if there were any.
+///
+/// # Errors
+/// If the journal can't be read or removed.
+pub fn end_left(state: &StateChoice) -> Result<Option<String>, JournalError> {
+    let Some(directory) = state.directory() else {
+        return Ok(None);
     };
-    match sockets.failed {
-        None => shared.output().line(format!(
+    let records = journal::take(directory)?;
+    let mut conntrack = Conntrack::open().ok();
+    Ok(end_records(&records, |src, dst| {
+        conntrack.as_mut()?.lookup(src, dst).ok()?
+    }))
+}
+
+/// `look_up` asks conntrack about the connection with a direction from one address to the other.
+fn end_records(
+    records: &[Vec<u8>],
+    mut look_up: impl FnMut(SocketAddr, SocketAddr) -> Option<Entry>,
+) -> Option<String> {
+    let mut sender = Sender::default();
+    for reset in records.iter().flat_map(|bytes| resets_of_record(bytes)) {
+        sender.send(&reset, &mut look_up);
+    }
+    sender.report()
+}
+
+/// Sends RSTs, each once.
+#[derive(Default)]
+struct Sender {
+    sockets: Sockets,
+    sent: HashSet<Rst>,
+    /// The connections.
+    ended: HashSet<Tuple>,
+    /// The first failure.
+    failed: Option<Errno>,
+}
+
+impl Sender {
+    /// Returns whether it is one that wasn't sent before.
+    fn send(
+        &mut self,
+        reset: &Rst,
+        look_up: &mut impl FnMut(SocketAddr, SocketAddr) -> Option<Entry>,
+    ) -> bool {
+        self.ended.insert(reset.outward);
+        let fresh = self.sent.insert(*reset);
+        if fresh && let Err(e) = self.sockets.send(reset, look_up) {
+            self.failed.get_or_insert(e);
+        }
+        fresh
+    }
+
+    /// What to say, in a line, if there was anything to send and it went out. If not, that is logged.
+    fn report(&self) -> Option<String> {
+        let sessions = match self.ended.len() {
+            0 => return None,
+            1 => "1 session".to_owned(),
+            n => format!("{n} sessions"),
+        };
+        if let Some(e) = self.failed {
+            log::warn!(
+                "{sessions} can't go on without ftpalg, and will hang: their ends can't be told ({e}; it \
+                 takes CAP_NET_RAW)"
+            );
+            return None;
+        }
+        Some(format!(
             "{sessions} ended by RST: nobody else knows how their numbers differ on the two sides"
-        )),
-        Some(e) => log::warn!(
-            "{sessions} can't go on without ftpalg, and will hang: their ends can't be told ({e}; it takes \
-             CAP_NET_RAW)"
-        ),
+        ))
     }
 }
 
@@ -96,13 +162,15 @@ pub(super) fn farewell(workers: &[Arc<Worker>], shared: &Shared) {
 struct Sockets {
     v4: Option<OwnedFd>,
     v6: Option<OwnedFd>,
-    /// The first failure.
-    failed: Option<Errno>,
 }
 
 impl Sockets {
-    fn send(&mut self, reset: &Rst, shared: &Shared) -> Result<(), Errno> {
-        let Some(tuple) = sender(reset, shared) else {
+    fn send(
+        &mut self,
+        reset: &Rst,
+        look_up: &mut impl FnMut(SocketAddr, SocketAddr) -> Option<Entry>,
+    ) -> Result<(), Errno> {
+        let Some(tuple) = addresses(reset, look_up) else {
             return Ok(());
         };
         let Ok(packet) = packet(&tuple, reset.seq) else {
@@ -140,12 +208,15 @@ fn open(slot: &mut Option<OwnedFd>, family: AddressFamily) -> Result<&OwnedFd, E
 }
 
 /// The addresses with which the RST's sender sends. `None`: conntrack doesn't know the connection.
-fn sender(reset: &Rst, shared: &Shared) -> Option<Tuple> {
+fn addresses(
+    reset: &Rst,
+    look_up: &mut impl FnMut(SocketAddr, SocketAddr) -> Option<Entry>,
+) -> Option<Tuple> {
     if reset.side == Side::Egress {
         return Some(reset.outward);
     }
     let outward = reset.outward;
-    let entry = Door(shared).conntrack(outward.src, outward.dst).ok()?;
+    let entry = look_up(outward.src, outward.dst)?;
     let (_, inward) = entry.from_sender(outward)?;
     Some(inward)
 }

@@ -6,7 +6,9 @@
 
 pub mod config;
 pub mod control;
+pub mod farewell;
 pub mod guardian;
+pub mod journal;
 pub mod lock;
 pub mod output;
 pub mod shared;
@@ -14,7 +16,6 @@ pub mod status;
 pub mod worker;
 
 mod advertised;
-mod farewell;
 mod guard;
 mod lifetime;
 mod reserve;
@@ -122,11 +123,13 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
     let clock = Clock::start();
     let output = Output::start().map_err(StartError::system("start a thread"))?;
     let (plane, events) = setup::plane(config, clock)?;
+    let (journal, unusable) = setup::journal(&config.state)?;
     let shared = Arc::new(Shared::new(
         plane,
         clock,
         output.clone(),
-        config.resume_mark,
+        config.marks(),
+        journal,
     ));
     // From here on there is something to remove: the backend may have been tried.
     let mut installed = InKernel {
@@ -146,6 +149,9 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
         0 => None,
         n => Some(format!("pinholes taken over from an earlier ftpalg: {n}")),
     };
+    if let Some(journal) = shared.journal() {
+        journal.retain(|outward| shared.exists(outward));
+    }
     start_threads(&lifetime, &shared, &workers, queues, events, mark)?;
 
     let guard = Guard::new(&steered, &shared);
@@ -166,6 +172,9 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
         lifetime.thread("names", move || advertised.keep(&workers, &output, &asked))?;
     }
     // Nothing can fail any more.
+    if let Some(note) = unusable {
+        log::warn!("{note}");
+    }
     for line in greeting {
         output.line(line);
     }
@@ -177,13 +186,14 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
     if let Ending::Failed(thread) = ending {
         log::error!("the thread {thread} ended, so ftpalg ends, too; its panic message is above");
     }
-    if ending == Ending::HandOver {
+    let handover = ending == Ending::HandOver && installed.can_be_left(config.handover);
+    if handover {
         farewell::settle(&workers);
     }
     if !matches!(ending, Ending::Failed(_)) {
-        farewell::farewell(&workers, &shared);
+        farewell::farewell(&workers, handover, &shared);
     }
-    let handed_over = ending == Ending::HandOver && installed.hand_over(config.handover);
+    let handed_over = handover && installed.hand_over(config);
     let done = handed_over || installed.remove();
     output.line(match (handed_over, done) {
         (true, _) => format!(
@@ -194,6 +204,8 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
         (_, false) => "ftpalg: not everything could be removed; run `ftpalg rules remove`".into(),
     });
     output.flush(DRAIN);
+    // A successor reads what is recorded: nothing more may be added to it.
+    let _stopped: Vec<_> = workers.iter().map(|worker| worker.engine()).collect();
     // Only now may a successor start: nothing is left of this daemon but what it left on purpose.
     drop(lock);
     Ok(match ending {
@@ -245,19 +257,21 @@ struct InKernel {
 }
 
 impl InKernel {
-    /// Leaves everything in place for a successor, and has it removed after `patience` if there is
-    /// none. Returns false if it has to be removed now.
-    fn hand_over(&mut self, patience: Duration) -> bool {
-        // Rules that somebody else placed aren't the guardian's to remove.
-        if patience.is_zero() || !self.steered.manages() {
-            return false;
-        }
+    /// Whether everything may stay in place for so long. Rules that somebody else placed aren't the
+    /// guardian's to remove.
+    fn can_be_left(&self, patience: Duration) -> bool {
+        !patience.is_zero() && self.steered.manages()
+    }
+
+    /// Leaves everything in place for a successor, and has it removed after a while if there is none.
+    /// Returns false if it has to be removed now.
+    fn hand_over(&mut self, config: &Config) -> bool {
         self.closing.store(true, Ordering::Relaxed);
         self.reserve.give_back();
         setup::drain(&self.steered.steering, DRAIN);
         self.steered.leave();
         self.shared.hand_over();
-        match guardian::start(patience) {
+        match guardian::start(config.handover, &config.state) {
             Ok(()) => self.there = false,
             Err(e) => {
                 log::error!("nobody can be left to remove the rules later ({e}): they go now")
@@ -280,6 +294,10 @@ impl InKernel {
         let holes = self.shared.close();
         if let Err(e) = &holes {
             log::error!("the pinhole backend can't be removed: {e}");
+        }
+        if let Some(journal) = self.shared.journal() {
+            farewell::end_recorded(&journal.records(), &self.shared);
+            journal.remove();
         }
         rules.is_ok() && holes.is_ok()
     }

@@ -27,8 +27,9 @@ use crate::queue::{OpenError, kernel};
 
 use super::StartError;
 use super::advertised::Advertised;
-use super::config::{BackendChoice, Config, RulesMode};
+use super::config::{BackendChoice, Config, RulesMode, StateChoice};
 use super::control::{self, BindError};
+use super::journal::Journal;
 use super::lock::{self, LockError};
 use super::shared::Clock;
 
@@ -213,6 +214,26 @@ impl Steered {
     }
 }
 
+/// Opens the journal, if there is to be one. Also says, in a line, what became of an earlier one that
+/// can't be used. Where none was asked for, the daemon works without one, too.
+pub(super) fn journal(
+    choice: &StateChoice,
+) -> Result<(Option<Journal>, Option<String>), StartError> {
+    let Some(directory) = choice.directory() else {
+        return Ok((None, None));
+    };
+    match Journal::open(directory) {
+        Ok((journal, note)) => Ok((Some(journal), note)),
+        Err(e) if *choice == StateChoice::Auto => {
+            log::warn!(
+                "sessions whose numbers differ on the two sides won't outlive this process: {e}"
+            );
+            Ok((None, None))
+        }
+        Err(e) => Err(StartError::Host(e.to_string())),
+    }
+}
+
 /// Binds all queues, or none.
 pub(super) fn open_queues(steering: &Steering) -> Result<Vec<NfqQueue>, OpenError> {
     steering.queues.numbers().map(NfqQueue::open).collect()
@@ -344,7 +365,7 @@ pub(super) fn engine_config(config: &Config, advertised: &Advertised) -> engine:
         // ended linger for a while.
         max_flows: config.limits.plane.sessions.saturating_mul(2),
         advertise: advertised.list(),
-        resume_mark: config.resume_mark.bit(),
+        marks: Some(config.marks()),
         keep_length: config.keep_length,
         tls_range: config.tls_range().is_some(),
         implicit_ports: config.implicit_ports.clone(),

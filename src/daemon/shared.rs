@@ -13,16 +13,16 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::conntrack::Conntrack;
-use crate::engine::Entry;
 use crate::engine::event::Event;
 use crate::engine::gateway::{
     Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId,
 };
-use crate::net::Mark;
+use crate::engine::{Entry, Marks, Standing, Tuple};
 use crate::pinholes::backend::BackendError;
 use crate::pinholes::ports::Listeners;
 use crate::pinholes::{PinholeKey, Plane, Transferred};
 
+use super::journal::Journal;
 use super::output::Output;
 
 /// Deadlines closer together than this are met together.
@@ -64,8 +64,10 @@ pub struct Shared {
     lookups: Mutex<Vec<Conntrack>>,
     clock: Clock,
     output: Output,
-    /// See [`engine::Config::resume_mark`](crate::engine::Config::resume_mark).
-    resume_mark: Mark,
+    /// See [`engine::Config::marks`](crate::engine::Config::marks).
+    marks: Marks,
+    /// What a successor must know.
+    journal: Option<Journal>,
 }
 
 struct State {
@@ -95,7 +97,13 @@ impl State {
 impl Shared {
     /// Shares a plane that goes by `clock`, too.
     #[must_use]
-    pub fn new(plane: Plane, clock: Clock, output: Output, resume_mark: Mark) -> Self {
+    pub fn new(
+        plane: Plane,
+        clock: Clock,
+        output: Output,
+        marks: Marks,
+        journal: Option<Journal>,
+    ) -> Self {
         Self {
             state: Mutex::new(State {
                 plane,
@@ -109,7 +117,8 @@ impl Shared {
             lookups: Mutex::default(),
             clock,
             output,
-            resume_mark,
+            marks,
+            journal,
         }
     }
 
@@ -123,6 +132,19 @@ impl Shared {
     #[must_use]
     pub fn output(&self) -> &Output {
         &self.output
+    }
+
+    /// What a successor must know, if that is kept.
+    #[must_use]
+    pub fn journal(&self) -> Option<&Journal> {
+        self.journal.as_ref()
+    }
+
+    /// Whether conntrack knows the connection that has a direction like this; yes if it can't be asked.
+    #[must_use]
+    pub fn exists(&self, direction: Tuple) -> bool {
+        let found = self.ask(|conntrack| conntrack.lookup(direction.src, direction.dst));
+        !matches!(found, Ok(None))
     }
 
     /// Asks or tells the plane something, and prints what it has to report.
@@ -141,17 +163,12 @@ impl Shared {
             .ok_or(Error::NoConntrack)
     }
 
-    /// Sets or clears the bit that says that a control connection may be joined in its middle.
-    fn set_resumable(
-        &self,
-        src: SocketAddr,
-        dst: SocketAddr,
-        resumable: bool,
-    ) -> Result<(), Error> {
-        let bit = self.resume_mark;
-        let found = self.ask(|conntrack| conntrack.set_mark(src, dst, bit, resumable));
+    /// Says in a control connection's mark what its numbers are like.
+    fn mark(&self, src: SocketAddr, dst: SocketAddr, standing: Standing) -> Result<(), Error> {
+        let (bits, mask) = (self.marks.bits(standing), self.marks.mask());
+        let found = self.ask(|conntrack| conntrack.set_mark(src, dst, bits, mask));
         match found.map_err(unanswered)? {
-            false if resumable => Err(Error::NoConntrack),
+            false if bits != 0 => Err(Error::NoConntrack),
             _ => Ok(()),
         }
     }
@@ -393,13 +410,31 @@ impl Gateway for Door<'_> {
         self.0.look_up(src, dst)
     }
 
-    fn set_resumable(
+    fn mark(&mut self, src: SocketAddr, dst: SocketAddr, standing: Standing) -> Result<(), Error> {
+        self.0.mark(src, dst, standing)
+    }
+
+    fn keep_record(
         &mut self,
-        src: SocketAddr,
-        dst: SocketAddr,
-        resumable: bool,
+        outward: Tuple,
+        name: Option<Tuple>,
+        record: &[u8],
     ) -> Result<(), Error> {
-        self.0.set_resumable(src, dst, resumable)
+        let journal = self.0.journal.as_ref();
+        match journal.is_some_and(|journal| journal.keep(outward, name, record)) {
+            true => Ok(()),
+            false => Err(Error::NoRecord),
+        }
+    }
+
+    fn drop_record(&mut self, outward: Tuple) {
+        if let Some(journal) = &self.0.journal {
+            journal.drop_record(outward);
+        }
+    }
+
+    fn find_record(&mut self, outward: Tuple) -> Option<Vec<u8>> {
+        self.0.journal.as_ref()?.find(outward)
     }
 
     fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {

@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::config::Config;
+use super::config::{Config, Marks};
 use super::endpoints::Endpoints;
 use super::gateway::{Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId};
 use super::{Entry, Side, Tuple};
@@ -225,7 +225,7 @@ impl Wanted {
                 to: foreign.unwrap_or(reachable),
                 land: SocketAddr::new(foreign.unwrap_or(own), said.port),
                 as_source: tuples.as_source(),
-                mark: tuples.entry.mark & !config.resume_mark,
+                mark: tuples.entry.mark & !config.marks.map_or(0, Marks::mask),
                 published: foreign.is_none() && (reachable != own || advertised.is_some()),
                 from_range: side == Side::Egress && foreign.is_none(),
                 fitting: match config.keep_length {

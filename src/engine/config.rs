@@ -17,9 +17,9 @@ pub struct Config {
     /// Whether announcements are rewritten such that their line keeps its length, wherever that can be
     /// had (default yes): see [`crate::ftp::fit`].
     pub keep_length: bool,
-    /// The bit of the connection mark by which a control connection that is under way may be joined
-    /// (default 0: none is).
-    pub resume_mark: u32,
+    /// The bits of a control connection's mark that say what its numbers are like (default: none, so
+    /// no connection that is under way is joined).
+    pub marks: Option<Marks>,
     /// Buffers of one direction of a control connection.
     pub limits: BufferLimits,
     /// How many engines share the traffic (default 1). Their session numbers interleave.
@@ -58,7 +58,7 @@ impl Default for Config {
             policy: Arc::default(),
             advertise: Vec::new(),
             keep_length: true,
-            resume_mark: 0,
+            marks: None,
             limits: BufferLimits::default(),
             workers: 1,
             max_flows: 65_536,
@@ -70,6 +70,57 @@ impl Default for Config {
             hold: Duration::from_secs(60),
             tls_range: false,
             implicit_ports: Vec::new(),
+        }
+    }
+}
+
+/// What the numbers of a control connection are like, as its mark says to whoever sees the
+/// connection in its middle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The same on both sides, and nobody follows it: it may pass unread.
+    Unfollowed,
+    /// The same on both sides: anybody may join it, and follow it from there on.
+    Even,
+    /// They differ. Only who knows by how much can go on with it.
+    Uneven,
+}
+
+/// The two bits for that; each of them is one bit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    /// [`Standing::Even`].
+    pub even: u32,
+    /// [`Standing::Uneven`].
+    pub uneven: u32,
+}
+
+impl Marks {
+    /// Both bits.
+    #[must_use]
+    pub const fn mask(self) -> u32 {
+        self.even | self.uneven
+    }
+
+    /// The bits that say so.
+    #[must_use]
+    pub const fn bits(self, standing: Standing) -> u32 {
+        match standing {
+            Standing::Unfollowed => 0,
+            Standing::Even => self.even,
+            Standing::Uneven => self.uneven,
+        }
+    }
+
+    /// What a connection mark says. Both bits are set by nobody; then the stricter one counts.
+    #[must_use]
+    pub const fn standing(self, mark: u32) -> Standing {
+        if mark & self.uneven != 0 {
+            Standing::Uneven
+        } else if mark & self.even != 0 {
+            Standing::Even
+        } else {
+            Standing::Unfollowed
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 /// One direction of a connection, as its packets look on the side where they enter the gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Tuple {
     /// Where packets of this direction come from (before any source NAT).
     pub src: SocketAddr,

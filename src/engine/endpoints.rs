@@ -6,7 +6,7 @@ use super::{Entry, Side, Tuple};
 use crate::wire::Segment;
 
 /// An address and a port. Takes 20 bytes, where a `SocketAddr` takes 32: the tables hold many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 struct Endpoint {
     ip: IpAddr,
     port: u16,
@@ -28,7 +28,7 @@ impl From<Endpoint> for SocketAddr {
 }
 
 /// The two ends of a control connection, as both hooks see them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub(super) struct Endpoints {
     inside: Endpoint,
     outside: Endpoint,

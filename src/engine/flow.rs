@@ -8,11 +8,12 @@ mod range;
 mod render;
 mod segment;
 mod tls;
+mod word;
 
 use std::time::Duration;
 
 use super::Side;
-use super::config::Config;
+use super::config::{Config, Standing};
 use super::endpoints::Endpoints;
 use super::event::Event;
 use super::gateway::{Gateway, SessionId};
@@ -107,7 +108,7 @@ impl Context<'_> {
 }
 
 /// Whether a connection is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 enum End {
     Open,
     /// A RST came that lies in the receiver's window but isn't exact. The receiver has sent nothing
@@ -130,8 +131,9 @@ enum End {
 /// one (RFC 5382 REQ-5).
 const DOUBT: Duration = Duration::from_secs(2 * 3600 + 4 * 60);
 
-#[derive(Debug)]
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Flow {
+    #[serde(skip, default = "nobody")]
     pub(super) id: SessionId,
     pub(super) client: Side,
     /// The initial sequence numbers of client and server: they name this incarnation.
@@ -142,12 +144,15 @@ pub(super) struct Flow {
     shifts: [u8; 2],
     /// The largest segment for either end, in bytes, TCP options included (RFC 6691).
     mss: u16,
-    /// [`FINS`], [`ANSWERED`], [`challenges`], [`SIGNED`], [`NOT_ADMITTED`], [`RESUMABLE`].
+    /// [`FINS`], [`ANSWERED`], [`challenges`], [`SIGNED`], [`NOT_ADMITTED`].
     signs: u8,
     end: End,
+    #[serde(skip, default = "Second::start")]
     opened: Second,
+    #[serde(skip, default = "Second::start")]
     seen: Second,
     /// Since when bytes of either side wait for the rest of an address.
+    #[serde(skip)]
     waiting: [Option<Second>; 2],
     /// Both directions' records, while the session is under TLS.
     pub(super) tls: Option<Box<TlsRecords>>,
@@ -157,6 +162,12 @@ pub(super) struct Flow {
     pub(super) range: Range,
     /// It was joined in its middle: see [`UNSETTLED`].
     joined: u8,
+    /// What its connection mark says.
+    #[serde(skip, default = "unfollowed")]
+    standing: Standing,
+    /// A record of it is kept.
+    #[serde(skip)]
+    recorded: bool,
     pub(super) session: Session,
 }
 
@@ -175,8 +186,15 @@ const fn challenges(side: Side) -> u8 {
 const SIGNED: u8 = 32;
 /// See [`FlowOptions::admitted`].
 const NOT_ADMITTED: u8 = 64;
-/// Its connection mark says that it may be joined in its middle.
-const RESUMABLE: u8 = 128;
+
+/// What is unknown of a flow that was read from a record.
+const fn nobody() -> SessionId {
+    SessionId(0)
+}
+
+const fn unfollowed() -> Standing {
+    Standing::Unfollowed
+}
 
 // ---- the bits of `Flow::joined` ------------------------------------------------------------
 
@@ -262,6 +280,8 @@ impl Flow {
             refused: 0,
             range: Range::None,
             joined: 0,
+            standing: Standing::Unfollowed,
+            recorded: false,
             session,
         }
     }
@@ -299,7 +319,7 @@ impl Flow {
             halves,
             shifts: [MAX_SHIFT; 2],
             mss: least_mtu(v6).saturating_sub(headers(v6)),
-            signs: signs | ANSWERED | RESUMABLE,
+            signs: signs | ANSWERED,
             end: End::Open,
             opened: Second::of(now),
             seen: Second::of(now),
@@ -309,6 +329,8 @@ impl Flow {
             refused: 0,
             range: Range::None,
             joined: UNSETTLED,
+            standing: Standing::Even,
+            recorded: false,
             session,
         }
     }
@@ -353,6 +375,18 @@ impl Flow {
         } else {
             None
         }
+    }
+
+    fn set_admitted(&mut self, admitted: bool) {
+        match admitted {
+            true => self.signs &= !NOT_ADMITTED,
+            false => self.signs |= NOT_ADMITTED,
+        }
+    }
+
+    /// Whether what was read from a record can be a flow.
+    pub(super) fn is_sound(&self) -> bool {
+        self.halves.iter().all(Half::is_sound)
     }
 
     fn is_signed(&self) -> bool {

@@ -7,7 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::event::Event;
-use super::{Entry, Tuple};
+use super::{Entry, Standing, Tuple};
 use crate::ftp::Mode;
 use crate::ftp::fit::Fitting;
 
@@ -89,6 +89,9 @@ pub enum Error {
     /// Another server's range is open to the same client at the same address.
     #[error("the client already reaches the range of {0} at that address")]
     RangeTaken(IpAddr),
+    /// What a successor must know can't be kept.
+    #[error("no record can be kept")]
+    NoRecord,
     /// The kernel refused.
     #[error("{0}")]
     Kernel(String),
@@ -102,19 +105,44 @@ pub trait Gateway {
     /// [`Error::NoConntrack`] if there is none, [`Error::Kernel`] if it could not be asked.
     fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error>;
 
-    /// Sets or clears the bit of a control connection's mark that says that it may be joined in its
-    /// middle ([`Config::resume_mark`](super::Config::resume_mark)); returns when the kernel
-    /// acknowledged it. `src` and `dst`: either direction.
+    /// Says in a control connection's mark what its numbers are like: see
+    /// [`Config::marks`](super::Config::marks). Returns when the kernel acknowledged it. `src` and
+    /// `dst`: either direction.
     ///
     /// # Errors
-    /// [`Error::NoConntrack`] or [`Error::Kernel`]: the bit is as it was.
-    fn set_resumable(
+    /// [`Error::NoConntrack`] or [`Error::Kernel`]: the mark is as it was.
+    fn mark(
         &mut self,
         _src: SocketAddr,
         _dst: SocketAddr,
-        _resumable: bool,
+        _standing: Standing,
     ) -> Result<(), Error> {
         Err(Error::NoConntrack)
+    }
+
+    /// Keeps what a successor must know of a control connection, in place of what was kept of it
+    /// before. Returns when a successor will find it, whatever becomes of this process. `name`: how
+    /// packets towards the inside name the connection, if that is another name than `outward`, the
+    /// one that packets from the inside give it.
+    ///
+    /// # Errors
+    /// [`Error::NoRecord`]: it isn't kept, and what was kept before isn't either.
+    fn keep_record(
+        &mut self,
+        _outward: Tuple,
+        _name: Option<Tuple>,
+        _record: &[u8],
+    ) -> Result<(), Error> {
+        Err(Error::NoRecord)
+    }
+
+    /// Forgets what is kept of a control connection.
+    fn drop_record(&mut self, _outward: Tuple) {}
+
+    /// What an earlier process has kept of the control connection with this name, and this one
+    /// hasn't asked for yet. It stays kept.
+    fn find_record(&mut self, _outward: Tuple) -> Option<Vec<u8>> {
+        None
     }
 
     /// A control connection began; it ends with [`session_ended`](Self::session_ended). `client`:

@@ -1,23 +1,33 @@
 //! Connections that are joined in their middle: after a restart, or by a gateway that takes over.
 //!
 //! Whoever sees a connection for the first time when it is under way knows neither what was edited in
-//! it nor where its lines begin. A bit of its connection mark ([`Config::resume_mark`]) says what
-//! matters: an `ftpalg` followed it, and its numbers are the same on both sides. So every process on
-//! any gateway that has the mark can go on. Without the bit, the connection passes unread.
+//! it nor where its lines begin. Two bits of its connection mark ([`Config::marks`]) say what
+//! matters, to every process on any gateway that has the mark:
 //!
-//! The bit is set when the SYN-ACK comes, and cleared, acknowledged by the kernel, before
-//! the first packet goes out that changes the numbers of either direction: an edit of another length,
-//! or an acknowledgement of bytes that wait here. Where nothing is read any more, it is cleared, too.
+//! | mark | numbers | who has no record of it |
+//! |---|---|---|
+//! | even | the same on both sides | joins it, and follows it from the first line that is certainly one |
+//! | uneven | they differ: an edit of another length, or an acknowledgement of bytes that wait here | [ends](super::orphans) it |
+//! | neither | the same: it isn't FTP, or went on under TLS, or nobody followed it | lets it pass unread |
 //!
-//! [`Config::resume_mark`]: super::Config::resume_mark
+//! Even is set when the SYN-ACK comes. Uneven takes its place, acknowledged by the kernel, before
+//! the first packet goes out that makes the numbers differ. Such a connection has a
+//! [record](super::record), which is kept before each of its packets goes on; with it, a successor
+//! knows all that its predecessor knew. A connection under TLS whose client reaches a range of ports
+//! has a short one.
+//!
+//! [`Config::marks`]: super::Config::marks
 
 use std::collections::HashSet;
 use std::time::Duration;
 
+use super::config::{Marks, Standing};
 use super::endpoints::Endpoints;
-use super::flow::{Flow, Joined};
-use super::gateway::Gateway;
-use super::{Decided, Engine, Name, Side, Verdict};
+use super::flow::{Fate, Flow, Joined};
+use super::gateway::{Error, Gateway};
+use super::record::{self, Record, State};
+use super::second::Second;
+use super::{Decided, Engine, Entry, Name, Side, Verdict};
 use crate::wire::{Flags, Segment};
 
 /// How many connections are remembered that can't be joined.
@@ -50,9 +60,28 @@ impl Strangers {
     }
 }
 
+/// What becomes of a packet of a connection that no engine knows.
+enum Unknown {
+    /// The connection is joined: its flow handles the packet.
+    Joined,
+    /// Nobody can go on with the connection.
+    Orphan,
+    /// It passes unread.
+    Stranger,
+    /// Conntrack couldn't be asked. The packet is to come again.
+    Unanswered,
+}
+
+/// What is known of a connection that may be joined.
+struct Found {
+    entry: Entry,
+    standing: Standing,
+    record: Option<Record<Box<Flow>>>,
+}
+
 impl Engine {
-    /// Handles a packet of a connection that no engine knows: joins it if it may be joined, counts the
-    /// packet otherwise, which then goes on as it is.
+    /// Handles a packet of a connection that no engine knows: joins it if it may be joined, ends it
+    /// if nobody can go on with it. Otherwise the packet is counted, and goes on as it is.
     pub fn nobody_knows(
         &mut self,
         Name(ends): Name,
@@ -61,49 +90,111 @@ impl Engine {
         now: Duration,
         gateway: &mut dyn Gateway,
     ) -> Verdict<'_> {
-        if self.config.resume_mark != 0
+        if let Some(marks) = self.config.marks
             && !self.strangers.has(&ends, now)
             && let Ok(segment) = Segment::parse(packet)
-            && self.join(ends, side, &segment, now, gateway)
-            && let Decided::Verdict(fate) = self.place(side, &segment, packet, now, gateway)
         {
-            return self.verdict(fate);
+            match self.join(ends, side, &segment, marks, now, gateway) {
+                Unknown::Joined => {
+                    if let Decided::Verdict(fate) = self.place(side, &segment, packet, now, gateway)
+                    {
+                        return self.verdict(fate);
+                    }
+                }
+                Unknown::Orphan => {
+                    self.stats.orphaned = self.stats.orphaned.saturating_add(1);
+                    self.scratch.clear();
+                    self.scratch.extend_from_slice(packet);
+                    let changed = self.orphans.end(ends, side, &segment, &mut self.scratch);
+                    return self.verdict(if changed { Fate::Changed } else { Fate::Same });
+                }
+                Unknown::Unanswered => return Verdict::Drop,
+                Unknown::Stranger => {}
+            }
         }
         self.stats.mid_stream = self.stats.mid_stream.saturating_add(1);
         Verdict::Accept
     }
 
-    /// Joins the connection that a segment belongs to, if its mark says that this is possible.
+    /// Joins the connection that a segment belongs to, if that is possible.
     fn join(
+        &mut self,
+        name: Endpoints,
+        side: Side,
+        segment: &Segment<'_>,
+        marks: Marks,
+        now: Duration,
+        gateway: &mut dyn Gateway,
+    ) -> Unknown {
+        let record = gateway.find_record(name.outward());
+        let record = record.and_then(|bytes| record::read(&bytes));
+        let ends = record.as_ref().map_or(name, |record| record.ends);
+        let entry = match gateway.conntrack(ends.inside(), ends.outside()) {
+            Ok(entry) => Some(entry),
+            Err(Error::Kernel(_)) => return Unknown::Unanswered,
+            Err(_) => None,
+        };
+        let Some(found) = entry.map(|entry| Found {
+            entry,
+            standing: marks.standing(entry.mark),
+            record,
+        }) else {
+            self.strangers.add(name);
+            return Unknown::Stranger;
+        };
+        let flags = segment.flags();
+        let goes_on = flags.has(Flags::ACK) && !flags.has(Flags::RST) && !flags.has(Flags::FIN);
+        match (found.standing, &found.record) {
+            // The connection that it was about is over: this one has the same ends.
+            (
+                Standing::Unfollowed,
+                Some(Record {
+                    state: State::Exact(_),
+                    ..
+                }),
+            ) => {
+                gateway.drop_record(ends.outward());
+            }
+            (_, Some(_)) => return self.take_over(ends, side, segment, found, now, gateway),
+            (Standing::Uneven, None) => return Unknown::Orphan,
+            (Standing::Even, None) if goes_on => {
+                return self.take_over(ends, side, segment, found, now, gateway);
+            }
+            (Standing::Even, None) => return Unknown::Stranger,
+            (Standing::Unfollowed, None) => {}
+        }
+        self.strangers.add(name);
+        Unknown::Stranger
+    }
+
+    /// Goes on with a connection that somebody else has followed so far.
+    fn take_over(
         &mut self,
         ends: Endpoints,
         side: Side,
         segment: &Segment<'_>,
+        found: Found,
         now: Duration,
         gateway: &mut dyn Gateway,
-    ) -> bool {
-        let flags = segment.flags();
-        let goes_on = flags.has(Flags::ACK) && !flags.has(Flags::RST) && !flags.has(Flags::FIN);
-        if !goes_on {
-            return false;
-        }
-        let entry = gateway.conntrack(ends.inside(), ends.outside()).ok();
-        let entry = entry.filter(|entry| entry.mark & self.config.resume_mark != 0);
-        let named = entry.and_then(|entry| {
-            let ingress = ends.towards_inside(&entry)?;
-            Some((entry, ingress, ends.at_other_end(&entry)?))
-        });
-        let Some((entry, ingress, other_end)) = named else {
+    ) -> Unknown {
+        let names = ends.towards_inside(&found.entry);
+        let Some((ingress, other_end)) = names.zip(ends.at_other_end(&found.entry)) else {
             self.strangers.add(ends);
-            return false;
+            return Unknown::Stranger;
         };
+        let uneven = found.standing == Standing::Uneven;
         if self.flows.len() >= self.config.max_flows && !self.clear(now, gateway) {
             self.stats.table_full = self.stats.table_full.saturating_add(1);
-            return false;
+            return if uneven {
+                Unknown::Orphan
+            } else {
+                Unknown::Stranger
+            };
         }
-        let client = match entry.original.src == ends.inside() {
-            true => Side::Egress,
-            false => Side::Ingress,
+        let client = match &found.record {
+            Some(record) => record.client(),
+            None if found.entry.original.src == ends.inside() => Side::Egress,
+            None => Side::Ingress,
         };
         let id = self.next_session();
         let admitted = self.admit(id, ends.client_and_server(client), true, now, gateway);
@@ -120,9 +211,22 @@ impl Engine {
             side,
             admitted,
         };
-        let flow = Flow::joined(&joined, segment, &self.config, now);
-        self.flows.insert(ends, Box::new(flow));
+        let mut flow = match found.record.map(|record| record.state) {
+            Some(State::Exact(mut flow)) => {
+                flow.resume(&joined, &self.config, Second::of(now));
+                flow
+            }
+            Some(State::Tls { .. }) => {
+                let mut flow = Flow::joined(&joined, segment, &self.config, now);
+                flow.is_under_tls(&self.config);
+                Box::new(flow)
+            }
+            None => Box::new(Flow::joined(&joined, segment, &self.config, now)),
+        };
+        flow.is_marked(found.standing);
+        self.buffered = self.buffered.saturating_add(flow.buffered());
+        self.flows.insert(ends, flow);
         self.stats.joined = self.stats.joined.saturating_add(1);
-        true
+        Unknown::Joined
     }
 }

@@ -19,6 +19,8 @@ mod handshake;
 mod joining;
 mod names;
 mod opening;
+mod orphans;
+mod record;
 mod second;
 mod stats;
 mod table;
@@ -28,9 +30,10 @@ pub mod gateway;
 
 use std::time::Duration;
 
-pub use config::{Advertise, Config};
+pub use config::{Advertise, Config, Marks, Standing};
 pub use connection::{Entry, Tuple};
-pub use farewell::Rst;
+pub use farewell::{Rst, resets_of_record};
+pub use record::FORMAT as RECORD_FORMAT;
 pub use stats::{SessionInfo, Stats};
 
 pub use handshake::{Syn, SynAck};
@@ -41,12 +44,13 @@ use gateway::Gateway;
 use handshake::HalfOpen;
 use joining::Strangers;
 use names::{Meaning, Names};
+use orphans::Orphans;
 use table::{EndpointTable, Walk};
 
 use crate::wire::{Flags, Reject, Segment};
 
 /// Which hook a packet came through: its direction, seen from the private side.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Side {
     /// From the inside: `raw PREROUTING`, or `raw OUTPUT` for local processes.
     Egress,
@@ -138,6 +142,7 @@ pub struct Engine {
     names: Names,
     half_open: HalfOpen,
     strangers: Strangers,
+    orphans: Orphans,
     /// What [`tick`](Self::tick) still has to look at.
     sweep: Sweep,
     clearing: Clearing,
@@ -165,6 +170,7 @@ impl Engine {
             half_open: HalfOpen::new(config.max_flows, config.half_open),
             config,
             strangers: Strangers::default(),
+            orphans: Orphans::default(),
             sweep: Sweep::default(),
             clearing: Clearing::default(),
             stats: Stats::default(),
@@ -300,6 +306,7 @@ impl Engine {
             if gone {
                 self.buffered = self.buffered.saturating_sub(flow.buffered());
                 flow.close("idle", gateway);
+                flow.take_word_back(ends, gateway);
                 self.names.forget_flow(ends);
             }
             !gone
@@ -417,6 +424,7 @@ impl Engine {
             after = flow.buffered();
         }
         self.buffered = self.buffered.saturating_add(after).saturating_sub(before);
+        flow.leave_word(&ends, &self.names, &mut cx);
         Decided::Verdict(fate)
     }
 

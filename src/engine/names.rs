@@ -57,6 +57,11 @@ impl Names {
         }
     }
 
+    /// The other name of a flow, which packets towards the inside give it.
+    pub(super) fn of_flow(&self, flow: &Endpoints) -> Option<Endpoints> {
+        self.of_flows.get(flow).copied()
+    }
+
     /// Remembers what a name means, unless there are `max` names already.
     pub(super) fn insert(&mut self, ends: Endpoints, meaning: Meaning, max: usize) {
         if self.meanings.len() >= max && !self.meanings.contains(&ends) {

@@ -178,7 +178,7 @@ impl Engine {
         };
         let mut flow = Flow::new(id, syn.side, syn.hello, syn_ack.hello, options, &mut cx);
         // Whatever of the handshake gets lost with this process, the next one can go on.
-        flow.tell_resumable(&ends, &mut cx);
+        flow.leave_word(&ends, &self.names, &mut cx);
         self.flows.insert(ends, Box::new(flow));
     }
 
@@ -294,6 +294,7 @@ impl Engine {
         if let Some(mut old) = self.flows.remove(ends) {
             self.buffered = self.buffered.saturating_sub(old.buffered());
             old.close("replaced", gateway);
+            old.take_word_back(ends, gateway);
             self.names.forget_flow(ends);
         }
     }

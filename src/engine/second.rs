@@ -14,6 +14,11 @@ impl Second {
         Self(NonZeroU32::MIN.saturating_add(seconds))
     }
 
+    /// The first second.
+    pub(super) fn start() -> Self {
+        Self(NonZeroU32::MIN)
+    }
+
     /// How long it has been since it began.
     pub(super) fn until(self, now: Duration) -> Duration {
         let since = Duration::from_secs(u64::from(self.0.get()).saturating_sub(1));

@@ -36,8 +36,11 @@ pub struct Stats {
     pub waited: u64,
     /// Control connections seen.
     pub sessions: u64,
-    /// Of these, those that were under way already: see [`crate::engine::Config::resume_mark`].
+    /// Of these, those that were under way already: see [`crate::engine::Config::marks`].
     pub joined: u64,
+    /// Packets of connections that nobody can go on with, and that were ended: see
+    /// [`crate::engine::Standing::Uneven`].
+    pub orphaned: u64,
     /// Connections passed unmodified because the table was full, and SYNs forgotten for others.
     pub table_full: u64,
     /// Connections that aren't followed because a limit on sessions was reached.
@@ -95,7 +98,7 @@ impl Stats {
 
     /// Adds another worker's counts.
     pub fn add(&mut self, other: &Self) {
-        let pairs: [(&mut u64, u64); 31] = [
+        let pairs: [(&mut u64, u64); 32] = [
             (&mut self.packets, other.packets),
             (&mut self.changed, other.changed),
             (&mut self.malformed, other.malformed),
@@ -103,6 +106,7 @@ impl Stats {
             (&mut self.bad_checksum, other.bad_checksum),
             (&mut self.mid_stream, other.mid_stream),
             (&mut self.joined, other.joined),
+            (&mut self.orphaned, other.orphaned),
             (&mut self.unacceptable, other.unacceptable),
             (&mut self.out_of_order, other.out_of_order),
             (&mut self.held, other.held),

@@ -117,6 +117,9 @@ pub struct Steering {
     pub fail_open: bool,
     /// The bit of the connection mark that data connections carry.
     pub mark: Mark,
+    /// The bit of the connection mark that control connections with a sequence delta carry. Their
+    /// packets never pass unseen.
+    pub uneven_mark: Mark,
     /// Which families.
     pub families: Vec<Family>,
 }
@@ -131,6 +134,7 @@ impl Default for Steering {
             queues: Queues { first: 0, count: 1 },
             fail_open: false,
             mark: Mark::DEFAULT,
+            uneven_mark: Mark::UNEVEN,
             families: Family::ALL.to_vec(),
         }
     }

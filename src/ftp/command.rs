@@ -2,7 +2,7 @@
 
 /// The commands that the session machine tells apart (RFC 959 §4.1, 2228, 2428, 3659). One byte
 /// each, since many may wait for their reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) enum Command {
     User,
     /// `PASS`, `ACCT`: what may complete a login.

@@ -9,6 +9,7 @@
 //! | `command`, `reply` | recognising the lines of either peer |
 //! | `line` | the current line of a stream |
 //! | `mode` | active or passive |
+//! | `text` | serialises the text that a session keeps |
 //! | `waiting` | matching replies to commands |
 //! | `policy` | what is allowed |
 //! | `session` | the machine: which bytes pass, wait or change; `session/client`, `session/server`: the lines of either peer; `session/tls`: implicit FTPS; `session/step`: its interface |
@@ -24,6 +25,7 @@ mod mode;
 pub mod policy;
 mod reply;
 pub mod session;
+mod text;
 mod waiting;
 
 pub use mode::Mode;

@@ -17,7 +17,7 @@ use super::reply::ReplyStart;
 use super::waiting::Unanswered;
 
 /// The pinhole of the last `PORT` or `EPRT` that was followed. No other part of the core keeps it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 enum Active {
     #[default]
     None,
@@ -56,7 +56,7 @@ impl Active {
 }
 
 /// How the two streams are read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 enum Reading {
     /// FTP in clear text.
     #[default]
@@ -70,7 +70,7 @@ enum Reading {
 }
 
 /// What the client has said so far.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 enum Spoken {
     /// No known command.
     #[default]
@@ -92,7 +92,7 @@ impl Spoken {
 }
 
 /// What a session has counted. Each counter stops at its maximum.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Counts {
     /// Lines longer than the limit: passed, never acted on.
     pub overlong: u16,
@@ -110,8 +110,9 @@ fn count(counter: &mut u16) {
 }
 
 /// The user's name, up to 64 bytes of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 struct User {
+    #[serde(with = "super::text")]
     name: [u8; 64],
     len: u8,
     /// The login succeeded. The name is kept until [`Session::take_login`] takes it.
@@ -143,8 +144,9 @@ impl User {
 ///
 /// A reply answers the first waiting command that it can answer. A `227` or `229` counts only as
 /// the last (or only) line of a reply, and only while a `PASV` or `EPSV` waits.
-#[derive(Debug)]
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub struct Session {
+    #[serde(skip)]
     policy: Arc<Policy>,
     client: PartialLine,
     server: PartialLine,
@@ -213,6 +215,21 @@ impl Session {
         };
         session.loses_line(Peer::Client);
         session.loses_line(Peer::Server);
+        session
+    }
+
+    /// Goes on with a session that another process has followed so far. Its pinholes had numbers that
+    /// mean nothing here.
+    pub fn resume(&mut self, policy: Arc<Policy>) {
+        self.policy = policy;
+        self.active = Active::None;
+    }
+
+    /// A session that went on under TLS before it was seen here.
+    #[must_use]
+    pub fn joined_under_tls(policy: Arc<Policy>) -> Self {
+        let mut session = Self::joined(policy);
+        session.ends(Over::Tls);
         session
     }
 

@@ -12,6 +12,9 @@ impl Mark {
     /// bit 29.
     pub const RESUME: Self = Self(0x2000_0000);
 
+    /// The bit of control connections that have a sequence delta, where the user names no other: bit 28.
+    pub const UNEVEN: Self = Self(0x1000_0000);
+
     /// A mark of exactly one bit; `None` for any other number.
     #[must_use]
     pub fn new(bit: u32) -> Option<Self> {

@@ -7,7 +7,7 @@ use super::seq::Seq;
 
 /// `old_len` original bytes from `start` on became `new_len` others. Both lengths are at least 1,
 /// and they differ: a replacement of equal length moves nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Edit {
     pub(super) start: Seq,
     pub(super) old_len: u32,
@@ -24,7 +24,7 @@ pub(super) enum Round {
 }
 
 /// A position in both spaces.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Point {
     pub(super) original: Seq,
     pub(super) edited: Seq,
@@ -40,7 +40,7 @@ impl Point {
 }
 
 /// Edits in order, without overlap.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct Edits(VecDeque<Edit>);
 
 impl Edits {
@@ -50,6 +50,18 @@ impl Edits {
 
     pub(super) fn len(&self) -> usize {
         self.0.len()
+    }
+
+    /// How many bytes `edited` bytes were, of which the edits are a part. `None` if they can't be.
+    pub(super) fn original_len(&self, edited: usize) -> Option<usize> {
+        let lengths = self.0.iter().try_fold((0u32, 0u32), |(old, new), edit| {
+            Some((
+                old.checked_add(edit.old_len)?,
+                new.checked_add(edit.new_len)?,
+            ))
+        });
+        let (old, new) = lengths?;
+        edited.checked_sub(new as usize)?.checked_add(old as usize)
     }
 
     /// Appends an edit; it must start at or after the end of the last one.

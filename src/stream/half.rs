@@ -78,7 +78,7 @@ pub enum Emit {
 
 /// One direction of a TCP stream: what its sender sent, what its receiver gets, and how the two
 /// are numbered.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Half {
     /// The first original byte that hasn't been taken in.
     next: Seq,
@@ -117,7 +117,7 @@ pub struct Half {
     work: Option<Box<Work>>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 struct Work {
     /// The edited stream from `una` on, `released` bytes long. Behind it, original bytes that may
     /// not go on yet, up to `next`.
@@ -188,6 +188,18 @@ impl Half {
         self.una.original == self.una.edited
             && !self.guaranteed.after(self.una.original)
             && self.work.as_ref().is_none_or(|work| work.edits.is_empty())
+    }
+
+    /// Whether what was read from a record can be a direction of a stream.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let taken_in = |work: &Work| {
+            let released = work.edits.original_len(work.released)?;
+            let held = work.buffer.len().checked_sub(work.released)?;
+            Some(self.una.original.plus_len(released).plus_len(held))
+        };
+        let mut work = self.work.iter();
+        work.all(|work| taken_in(work) == Some(self.next))
     }
 
     // ---- the sender's segments -------------------------------------------------------------

@@ -17,7 +17,7 @@ const MAX_BODY: u16 = (1 << 14) + 2048;
 const MAX_TAIL: usize = 2048;
 
 /// One direction of a connection under TLS.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Records {
     /// The first byte that hasn't come.
     next: Seq,
@@ -29,7 +29,7 @@ pub struct Records {
     tail: Option<Vec<u8>>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 enum RecordPart {
     /// `have` bytes of a header have come; `high` is the first byte of the length.
     Header {

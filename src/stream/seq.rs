@@ -2,7 +2,9 @@
 
 /// A TCP sequence number. It has no order of its own: comparisons are relative, and right for
 /// numbers less than 2³¹ apart.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, Debug, Default, serde::Serialize, serde::Deserialize,
+)]
 pub struct Seq(pub u32);
 
 impl Seq {

@@ -241,8 +241,17 @@ impl<'a> SegmentMut<'a> {
 
     /// Clears control bits.
     pub fn clear_flags(&mut self, bits: u8) {
+        self.change_flags(|old| old & !bits);
+    }
+
+    /// Sets control bits.
+    pub fn set_flags(&mut self, bits: u8) {
+        self.change_flags(|old| old | bits);
+    }
+
+    fn change_flags(&mut self, change: impl FnOnce(u8) -> u8) {
         let old = self.tcp(|tcp| tcp.get_flags());
-        let new = old & !bits;
+        let new = change(old);
         self.tcp(|tcp| tcp.set_flags(new));
         // The word that holds them starts with the data offset, which doesn't change.
         self.adjust(&[u16::from(old)], &[u16::from(new)]);

@@ -1,10 +1,13 @@
 //! The double of the engine's [`Gateway`]: a kernel that says yes, or no more than it is told.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ftpalg::engine::event::Event;
-use ftpalg::engine::gateway::{Error, Gateway, PinholeId, Request, Reservation, SessionId};
-use ftpalg::engine::{Entry, Tuple};
+use ftpalg::engine::gateway::{
+    Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId,
+};
+use ftpalg::engine::{Entry, Marks, Standing, Tuple};
 use ftpalg::pinholes::Plane;
 
 use crate::packet::OUTSIDE;
@@ -74,8 +77,11 @@ pub fn public_port(private: u16) -> u16 {
     1024 + (u32::from(private) * 7919 % 60_000) as u16
 }
 
-/// The bit of a control connection's mark that says that it may be joined in its middle.
-pub const RESUME_MARK: u32 = 0x2000_0000;
+/// The bits of control connections' marks.
+pub const MARKS: Marks = Marks {
+    even: 0x2000_0000,
+    uneven: 0x1000_0000,
+};
 
 /// A gateway for the engine, without a kernel.
 pub struct FakeGateway {
@@ -95,6 +101,16 @@ pub struct FakeGateway {
     pub plane: Option<Plane>,
     /// Whether it keeps what it opened and was told (a benchmark needs neither).
     pub remembers: bool,
+    /// What is kept for a successor.
+    pub records: HashMap<Tuple, Vec<u8>>,
+    /// Whether anything can be.
+    pub records_work: bool,
+    /// How often something was.
+    pub written: usize,
+    /// The ranges that were opened or renewed, if they can be.
+    pub ranges: Option<Vec<RangeRequest>>,
+    /// Conntrack can't be asked.
+    pub deaf: bool,
     reserved: Vec<Request>,
 }
 
@@ -111,6 +127,11 @@ impl FakeGateway {
             events: Vec::new(),
             plane: None,
             remembers: true,
+            records: HashMap::new(),
+            records_work: true,
+            written: 0,
+            ranges: None,
+            deaf: false,
             reserved: Vec::new(),
         }
     }
@@ -154,20 +175,46 @@ impl FakeGateway {
 
 impl Gateway for FakeGateway {
     fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
+        if self.deaf {
+            return Err(Error::Kernel("deaf".into()));
+        }
         Ok(self.conntrack.entry(src, dst))
     }
-    fn set_resumable(
-        &mut self,
-        _src: SocketAddr,
-        _dst: SocketAddr,
-        resumable: bool,
-    ) -> Result<(), Error> {
+    fn mark(&mut self, _: SocketAddr, _: SocketAddr, standing: Standing) -> Result<(), Error> {
         let mark = &mut self.entry().mark;
-        *mark = match resumable {
-            true => *mark | RESUME_MARK,
-            false => *mark & !RESUME_MARK,
-        };
+        *mark = *mark & !MARKS.mask() | MARKS.bits(standing);
         Ok(())
+    }
+    fn keep_record(
+        &mut self,
+        outward: Tuple,
+        name: Option<Tuple>,
+        record: &[u8],
+    ) -> Result<(), Error> {
+        if !self.records_work {
+            return Err(Error::NoRecord);
+        }
+        self.written += 1;
+        let names = [Some(outward), name];
+        for name in names.into_iter().flatten() {
+            self.records.insert(name, record.to_vec());
+        }
+        Ok(())
+    }
+    fn drop_record(&mut self, outward: Tuple) {
+        let gone = self.records.remove(&outward);
+        self.records
+            .retain(|_, record| Some(&*record) != gone.as_ref());
+    }
+    fn open_range(&mut self, request: &RangeRequest) -> Result<(), Error> {
+        let ranges = self.ranges.as_mut();
+        let ranges =
+            ranges.ok_or_else(|| Error::Kernel("no range of ports is configured".into()))?;
+        ranges.push(*request);
+        Ok(())
+    }
+    fn find_record(&mut self, outward: Tuple) -> Option<Vec<u8>> {
+        self.records.get(&outward).cloned()
     }
     fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {
         if let Some(plane) = &mut self.plane {

@@ -6,7 +6,7 @@ use testkit::trace::{Client, GROWTH, Out, Server, Trace, Who, ack, reply, told};
 
 /// The RSTs of a farewell: their direction, and their offset from the first byte of their sender.
 fn farewell(trace: &mut Trace) -> Vec<(Who, u32)> {
-    let resets = trace.engine.farewell(&mut trace.world);
+    let resets = trace.engine.farewell(false, &mut trace.world);
     let [client, server] = trace.isn.map(|isn| isn.wrapping_add(1));
     let of = |reset: ftpalg::engine::Rst| match reset.side {
         Side::Egress => (Server, reset.seq.wrapping_sub(server)),

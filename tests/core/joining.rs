@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use ftpalg::engine::{Config, Engine};
-use testkit::gateway::{RESUME_MARK, entry};
+use testkit::gateway::{MARKS, entry};
 use testkit::packet::{ACK, SYN, Seg, data, syn};
 use testkit::trace::{
     CLIENT_PORT, Client, INSIDE, NEW, OLD, Out, Server, Trace, Who, ack, flagged,
@@ -29,7 +29,7 @@ const DIALOGUE: [(Who, &str); 10] = [
 
 fn config() -> Config {
     Config {
-        resume_mark: RESUME_MARK,
+        marks: Some(MARKS),
         ..Config::default()
     }
 }
@@ -97,7 +97,7 @@ impl Talk {
     }
 
     fn marked(&mut self) -> bool {
-        self.trace.world.entry().mark & RESUME_MARK != 0
+        self.trace.world.entry().mark & MARKS.even != 0
     }
 }
 

@@ -21,6 +21,7 @@ mod keep_length;
 mod layers;
 mod out_of_step;
 mod pinhole_properties;
+mod records;
 mod stream_exact;
 mod transcripts;
 mod transcripts_properties;

@@ -13,13 +13,18 @@ impl Flow {
     }
 
     /// Ends the connection if nobody else can go on with it. Returns whether it is ended in this way,
-    /// now or before.
-    pub(in crate::engine) fn dismiss(&mut self, gateway: &mut dyn Gateway) -> bool {
-        if !self.is_closed() && self.end != End::Frozen && !self.is_even() {
+    /// now or before. `handover`: a successor finds its record, if there is one.
+    pub(in crate::engine) fn dismiss(&mut self, handover: bool, gateway: &mut dyn Gateway) -> bool {
+        if self.can_be_dismissed() && !(handover && self.is_recorded()) {
             self.close("its numbers can't be kept", gateway);
             self.end = End::Dismissed;
         }
         self.end == End::Dismissed
+    }
+
+    /// Whether it is under way, and nobody can go on with it who knows no more than its mark.
+    pub(in crate::engine) fn can_be_dismissed(&self) -> bool {
+        !self.is_closed() && self.end != End::Frozen && !self.is_even()
     }
 
     /// The numbers of a RST towards the receiver of `side`'s packets: as the receiver counts, and as

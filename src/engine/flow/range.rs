@@ -6,7 +6,7 @@ use crate::engine::endpoints::Endpoints;
 use crate::engine::event::Event;
 
 /// A session's range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(in crate::engine) enum Range {
     /// It has none.
     None,

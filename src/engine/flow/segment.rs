@@ -13,7 +13,7 @@
 
 use super::dialogue::Inspected;
 use super::range::Range;
-use super::{ANSWERED, Context, FINS, Fate, Flow, RESUMABLE, UNSETTLED, Unread, render};
+use super::{ANSWERED, Context, FINS, Fate, Flow, UNSETTLED, Unread, render};
 use crate::engine::Side;
 use crate::engine::endpoints::Endpoints;
 use crate::ftp::session::Peer;
@@ -78,13 +78,12 @@ impl Flow {
         }
         self.give_up_waiting(ends, side, cx);
         let fate = self.send_on(side, segment, packet, &data, intake, cx);
-        if cx.ending && !self.is_even() {
+        if cx.ending && !self.is_even() && !self.is_recorded() {
             return self.freeze();
         }
         if fate != Fate::Dropped {
             self.note_fin(side, &data, cx);
         }
-        self.tell_resumable(ends, cx);
         fate
     }
 
@@ -134,26 +133,6 @@ impl Flow {
         *self.forward(side) = Half::joined(next);
         let peer = self.peer(side);
         self.session.loses_line(peer);
-    }
-
-    /// Tells the kernel when the connection can, or can't any more, be joined in its middle by
-    /// whoever knows no more than its mark.
-    pub(in crate::engine) fn tell_resumable(&mut self, ends: &Endpoints, cx: &mut Context<'_>) {
-        let resumable = cx.config.resume_mark != 0
-            && self.session.is_followed()
-            && !self.is_closed()
-            && self.is_even();
-        if resumable == (self.signs & RESUMABLE != 0) {
-            return;
-        }
-        let told = (cx.gateway).set_resumable(ends.inside(), ends.outside(), resumable);
-        if told.is_err() {
-            cx.stats.mark_errors = cx.stats.mark_errors.saturating_add(1);
-        }
-        // Whoever can't join it loses nothing but that. Whoever could, and mustn't, would do harm.
-        if told.is_ok() || resumable {
-            self.signs ^= RESUMABLE;
-        }
     }
 
     /// What the sender has received, and how much more it takes.

@@ -77,7 +77,7 @@ pub enum Step {
 }
 
 /// Why a session isn't inspected any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Over {
     /// It went on under TLS (RFC 4217).
     Tls,
@@ -129,7 +129,7 @@ pub struct Refusal {
 /// The caller's number of the pinhole of a `PORT` or `EPRT`. The session keeps it, and gives it
 /// back when that pinhole must be opened or closed. Packed, so that it costs a session no padding.
 #[repr(Rust, packed)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Hole(pub u64);
 
 /// What became of an [`Announcement`].

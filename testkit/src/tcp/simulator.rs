@@ -21,7 +21,7 @@ use smoltcp::socket::tcp;
 use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Address};
 
-use crate::gateway::{FakeGateway, entry};
+use crate::gateway::{FakeGateway, MARKS, entry};
 use crate::packet::{ACK, FIN, OUTSIDE, PSH, RST, SYN, Seg, read};
 use crate::random::Rng;
 use crate::trace::Who;
@@ -354,6 +354,9 @@ pub struct Setup {
     /// Somebody who doesn't see the session sends a packet in the name of its ends, after one of theirs,
     /// per mille.
     pub forged: u64,
+    /// Once the numbers on the two sides differ, the engine ends after a packet, and another one goes
+    /// on with what the first one has recorded, per mille. In half of these cases the packet is lost.
+    pub ends: u64,
 }
 
 /// What came out of it.
@@ -377,10 +380,12 @@ pub struct Outcome {
     pub events: Vec<Event>,
     /// The pinholes.
     pub opened: Vec<Request>,
-    /// The engine's counters.
+    /// The counters of the last engine.
     pub stats: ftpalg::engine::Stats,
     /// Packets that the engine changed.
     pub changed: usize,
+    /// How many engines ended.
+    pub ended: usize,
 }
 
 /// Runs an experiment; `expect(who, n)`: how many bytes `who`'s peer must have read when the first
@@ -438,6 +443,7 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
     );
     let mut gateway = FakeGateway::with_entry(entry).same_port(setup.same_port);
     let mut engine = Engine::new(uneven(), 0);
+    let mut reaper = Rng::new(setup.seed ^ 0xDEAD);
     let mut links = setup.weather.map(Link::new);
     // Forgeries have a source of chance of their own: the weather is the same with and without them.
     let mut forger = Rng::new(setup.seed ^ 0xF0_6E);
@@ -446,6 +452,7 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
     let mut turn = 0usize;
     let mut took = 0;
     let mut changed = 0;
+    let mut ended = 0;
     let mut idle = 0;
     let limit = 3_600_000_000u64;
     let trace = std::env::var_os("SIM_TRACE").is_some();
@@ -503,11 +510,19 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
             if setup.transparent {
                 return (Some(packet), false);
             }
-            match engine.packet(side, &packet, clock, &mut gateway) {
+            let out = match engine.packet(side, &packet, clock, &mut gateway) {
                 Verdict::Accept => (Some(packet), false),
                 Verdict::Replace(bytes) => (Some(bytes.to_vec()), true),
                 Verdict::Drop => (None, false),
+            };
+            if setup.ends > 0 && !gateway.records.is_empty() && reaper.chance(setup.ends) {
+                engine = Engine::new(uneven(), 0);
+                ended += 1;
+                if reaper.chance(500) {
+                    return (None, false);
+                }
             }
+            out
         };
         for (from, to, side) in [(0, 1, Side::Egress), (2, 3, Side::Ingress)] {
             while let Some(packet) = links[from].due(now) {
@@ -607,6 +622,7 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
         opened: gateway.opened,
         stats: *engine.stats(),
         changed,
+        ended,
     }
 }
 
@@ -687,6 +703,7 @@ fn show(packet: &[u8]) -> String {
 fn uneven() -> Config {
     Config {
         keep_length: false,
+        marks: Some(MARKS),
         ..Config::default()
     }
 }

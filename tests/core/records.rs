@@ -1,0 +1,345 @@
+//! Connections that a successor can't go on with by their mark alone: what is recorded of them, and what
+//! becomes of them without a record.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use ftpalg::engine::{Config, Engine, RECORD_FORMAT, Side, Standing, resets_of_record};
+use testkit::gateway::{MARKS, entry};
+use testkit::packet::{ACK, FIN, RST, SYN, Seg, data, syn};
+use testkit::trace::{
+    CLIENT_PORT, Client, GROWTH, INSIDE, Out, Server, Trace, ack, flagged, reply, told,
+};
+
+fn config() -> Config {
+    Config {
+        keep_length: false,
+        marks: Some(MARKS),
+        ..Config::default()
+    }
+}
+
+fn begun() -> Trace {
+    Trace::with(config(), [1000, 5000], &[])
+}
+
+/// A `227` has grown, all is acknowledged; where both ends are, by their own numbers.
+fn uneven() -> (Trace, u32, u32) {
+    let mut t = begun();
+    let (c, s) = t.ask();
+    t.send(Server, data(s, c, &reply()));
+    t.send(Client, ack(c, s + told().len() as u32));
+    (t, c, s + reply().len() as u32)
+}
+
+/// The process ends, and another one begins.
+fn restart(t: &mut Trace) {
+    t.engine = Engine::new(config(), 0);
+}
+
+fn standing(t: &mut Trace) -> Standing {
+    MARKS.standing(t.world.entry().mark)
+}
+
+#[test]
+fn a_session_of_another_length_goes_on() {
+    let (mut t, c, s) = uneven();
+    assert_eq!(standing(&mut t), Standing::Uneven);
+    restart(&mut t);
+    t.goes_on(c, s);
+    let stats = *t.engine.stats();
+    assert_eq!((stats.joined, stats.mid_stream, stats.orphaned), (1, 0, 0));
+}
+
+/// The `227` is on its way, or has been lost, or the process ended with it in its hands.
+#[test]
+fn what_is_in_flight_is_sent_again_as_it_was() {
+    for read in [0, 1, 7, told().len()] {
+        let mut t = begun();
+        let (c, s) = t.ask();
+        let out = t.send(Server, data(s, c, &reply())).seg();
+        assert_eq!(out, data(s, c, &told()));
+        restart(&mut t);
+        t.send(Client, ack(c, s + read as u32));
+        restart(&mut t);
+        let again = t.send(Server, data(s, c, &reply()));
+        if read < told().len() {
+            let again = again.seg();
+            let rest = &told()[read..];
+            let (at, text) = (again.seq, String::from_utf8(again.payload).unwrap());
+            assert!(text.ends_with(rest) && at + text.len() as u32 == s + told().len() as u32);
+        }
+        restart(&mut t);
+        t.send(Client, ack(c, s + told().len() as u32));
+        t.goes_on(c, s + reply().len() as u32);
+        assert_eq!(t.world.opened.len(), 2, "{read}: each of them once");
+    }
+}
+
+/// Held bytes that were acknowledged early are nobody's but ours.
+#[test]
+fn what_was_acknowledged_early_arrives() {
+    let mut t = begun();
+    let (c, s) = t.ask();
+    let text = reply();
+    let (head, rest) = text.split_at(text.find(",2,").unwrap() + 2);
+    let out = t.send(Server, data(s, c, head)).seg();
+    let gone = out.payload.len() as u32;
+    assert!(gone < head.len() as u32, "{out:?}");
+    assert_eq!(standing(&mut t), Standing::Even);
+    assert!(t.world.records.is_empty());
+    let answer = t.send(Client, ack(c, s + gone)).seg();
+    assert_eq!(answer.ack, s + head.len() as u32, "early");
+    assert_eq!(standing(&mut t), Standing::Uneven);
+    restart(&mut t);
+    let out = t.send(Server, data(s + head.len() as u32, c, rest)).seg();
+    assert_eq!(
+        (out.seq, out.payload),
+        (s + gone, told().as_bytes()[gone as usize..].to_vec())
+    );
+}
+
+/// The same with a text that turns out to be no address: then nothing of it is uneven any more.
+#[test]
+fn a_difference_for_a_while_leaves_nothing_behind() {
+    let mut t = begun();
+    let (c, s) = t.ask();
+    let out = t.send(Server, data(s, c, "227 x (10,0,0")).seg();
+    let gone = s + out.payload.len() as u32;
+    t.send(Client, ack(c, gone));
+    assert_eq!(standing(&mut t), Standing::Uneven);
+    assert_eq!(t.world.records.len(), 1);
+    let s = s + 13;
+    t.send(Server, data(s, c, " nothing\r\n"));
+    t.send(Client, ack(c, s + 10));
+    assert_eq!(standing(&mut t), Standing::Even);
+    t.send(Client, ack(c, s + 10));
+    assert!(t.world.records.is_empty());
+    restart(&mut t);
+    assert_eq!(t.send(Client, data(c, s + 10, "NOOP\r\n")), Out::Same);
+    assert_eq!(t.engine.stats().joined, 1);
+}
+
+#[test]
+fn a_session_that_keeps_its_lengths_is_never_recorded() {
+    let config = Config {
+        keep_length: true,
+        ..config()
+    };
+    let mut t = Trace::unborn(config, [1000, 5000]);
+    let public = Ipv4Addr::new(20, 9, 8, 7);
+    *t.world.entry() = entry(true, INSIDE, public, CLIENT_PORT);
+    t.send(Client, syn(SYN));
+    t.send(Server, syn(SYN | ACK));
+    let (c, s) = t.ask();
+    let out = t.send(Server, data(s, c, &reply())).seg();
+    assert_eq!(out.payload.len(), reply().len());
+    let s = s + reply().len() as u32;
+    assert_eq!(t.send(Client, data(c, s, "NOOP\r\n")), Out::Same);
+    assert_eq!(standing(&mut t), Standing::Even);
+    assert_eq!(t.world.written, 0);
+}
+
+/// Conntrack's mark is the witness: a connection with the same ends has come since.
+#[test]
+fn a_record_of_another_connection_is_not_used() {
+    let (mut t, c, s) = uneven();
+    restart(&mut t);
+    t.world.entry().mark = 0;
+    assert_eq!(t.send(Client, data(c, s, "NOOP\r\n")), Out::Same);
+    assert_eq!(t.engine.stats().mid_stream, 1);
+    assert!(t.world.records.is_empty());
+}
+
+#[test]
+fn a_record_goes_with_its_connection() {
+    // By its end.
+    let (mut t, c, s) = uneven();
+    t.send(Client, flagged(RST, ack(c, s + GROWTH)));
+    t.later(Duration::from_secs(61));
+    assert!(t.world.records.is_empty());
+    // By the next one with the same ends.
+    let (mut t, ..) = uneven();
+    t.isn = [70_000, 90_000];
+    t.send(Client, syn(SYN));
+    t.send(Server, syn(SYN | ACK));
+    assert!(t.world.records.is_empty());
+    assert_eq!(standing(&mut t), Standing::Even);
+    // While it ends, the last segments are still translated.
+    let (mut t, c, s) = uneven();
+    t.send(Client, flagged(FIN, ack(c, s + GROWTH)));
+    t.send(Server, flagged(FIN, ack(s, c + 1)));
+    restart(&mut t);
+    let last = t.send(Client, ack(c + 1, s + GROWTH + 1));
+    assert_eq!(last, Out::Became(ack(c + 1, s + 1)));
+    assert_eq!(t.sessions(), 0);
+    t.later(Duration::from_secs(61));
+    assert!(t.world.records.is_empty());
+}
+
+/// Nobody knows by how much the numbers differ: no byte goes on, and both ends get to know.
+#[test]
+fn without_a_record_both_ends_are_told() {
+    for first in [Client, Server] {
+        let mut t = begun();
+        t.world.records_work = false;
+        let (c, s) = t.ask();
+        t.send(Server, data(s, c, &reply()));
+        t.send(Client, ack(c, s + told().len() as u32));
+        let s = s + reply().len() as u32;
+        assert_eq!(standing(&mut t), Standing::Uneven);
+        restart(&mut t);
+        let of = |who, text| match who {
+            Client => data(c, s + GROWTH, text),
+            Server => data(s, c, text),
+        };
+        let second = if first == Client { Server } else { Client };
+        // The first one's packet makes the other end say what it expects.
+        let asked = t.send(first, of(first, "NOOP\r\n")).seg();
+        assert!(asked.payload.is_empty() && asked.flags == ACK, "{asked:?}");
+        let own = of(first, "").seq;
+        let below = own.wrapping_sub(asked.seq);
+        assert!(
+            (GROWTH..60_000).contains(&below),
+            "{below}: old to its receiver, and in its window"
+        );
+        // Its answer becomes a RST with the number that the first one expects.
+        let answer = t
+            .send(second, ack(of(second, "").seq, of(second, "").ack))
+            .seg();
+        assert_eq!((answer.flags, answer.seq), (RST, of(first, "").ack));
+        assert!(answer.payload.is_empty());
+        // Whatever else comes does the same, now for the second one.
+        let again = t.send(first, of(first, "NOOP\r\n")).seg();
+        assert_eq!((again.flags, again.seq), (RST, of(second, "").ack));
+        // The RST of a host that knows nothing any more passes.
+        let own = Seg {
+            flags: RST,
+            ..data(of(second, "").ack, 0, "")
+        };
+        assert_eq!(t.send(first, own), Out::Same);
+        assert!(t.engine.stats().orphaned >= 4);
+        assert_eq!((t.sessions(), t.engine.stats().mid_stream), (0, 0));
+    }
+}
+
+#[test]
+fn while_conntrack_cannot_be_asked_packets_wait() {
+    let (mut t, c, s) = uneven();
+    restart(&mut t);
+    t.world.deaf = true;
+    let noop = data(c, s + GROWTH, "NOOP\r\n");
+    assert_eq!(t.send(Client, noop.clone()), Out::Dropped);
+    t.world.deaf = false;
+    assert_eq!(t.send(Client, noop), Out::Became(data(c, s, "NOOP\r\n")));
+}
+
+/// Under TLS nothing can be read, but the range stays open for as long as the client is active.
+#[test]
+fn a_range_under_tls_goes_on() {
+    for grown in [false, true] {
+        let config = || Config {
+            tls_range: true,
+            ..config()
+        };
+        let mut t = Trace::with(config(), [1000, 5000], &[]);
+        t.world.ranges = Some(Vec::new());
+        let [mut c, mut s] = t.login();
+        let mut growth = 0;
+        if grown {
+            t.send(Client, data(c, s, "PASV\r\n"));
+            t.send(Server, data(s, c + 6, &reply()));
+            growth = GROWTH;
+            c += 6;
+            s += reply().len() as u32;
+        }
+        t.send(Client, data(c, s + growth, "AUTH TLS\r\n"));
+        t.send(Server, data(s, c + 10, "234 Go on\r\n"));
+        let (c, s) = (c + 10, s + 11);
+        assert_eq!(t.world.ranges.as_ref().unwrap().len(), 1);
+        let written = t.world.written;
+        t.send(Client, data(c, s + growth, "\x16\x03\x01\0\x05hello"));
+        t.send(Server, data(s, c + 10, "\x16\x03\x01\0\x05hello"));
+        if !grown {
+            assert_eq!(t.world.written, written + 2);
+        }
+        t.engine = Engine::new(config(), 0);
+        let out = t.send(
+            Client,
+            data(c + 10, s + 10 + growth, "\x17\x03\x01\0\x05again"),
+        );
+        let expected = data(c + 10, s + 10, "\x17\x03\x01\0\x05again");
+        match grown {
+            true => assert_eq!(out, Out::Became(expected)),
+            false => assert_eq!(out, Out::Same),
+        }
+        let ranges = t.world.ranges.as_ref().unwrap();
+        assert_eq!(ranges.len(), 3, "renewed before and after");
+        let [first, .., last] = &ranges[..] else {
+            panic!()
+        };
+        assert_eq!((first.from, first.land), (last.from, last.land));
+        assert_eq!(t.engine.sessions(t.now).next().unwrap().state, "tls");
+    }
+}
+
+#[test]
+fn a_handover_ends_nothing_that_is_recorded() {
+    let (mut t, c, s) = uneven();
+    assert_eq!(t.engine.farewell(true, &mut t.world), []);
+    // What comes until the process is gone is handled, and recorded.
+    assert_eq!(
+        t.send(Client, data(c, s + GROWTH, "NOOP\r\n")),
+        Out::Became(data(c, s, "NOOP\r\n"))
+    );
+    restart(&mut t);
+    assert_eq!(
+        t.send(Server, data(s, c + 6, "200 x\r\n")),
+        Out::Became(data(s + GROWTH, c + 6, "200 x\r\n"))
+    );
+    t.goes_on(c + 6, s + 7);
+
+    let (mut t, ..) = uneven();
+    t.world.records_work = false;
+    t.send(Client, ack(0, 0));
+    assert_eq!(t.sessions(), 1);
+    let (mut t, ..) = uneven();
+    assert_eq!(t.engine.farewell(false, &mut t.world).len(), 2);
+    assert!(t.world.records.is_empty());
+}
+
+#[test]
+fn the_ends_can_be_told_by_the_record() {
+    let (mut t, ..) = uneven();
+    let [record] = &t.world.records.values().cloned().collect::<Vec<_>>()[..] else {
+        panic!()
+    };
+    let by_record = resets_of_record(record);
+    assert_eq!(by_record, t.engine.farewell(false, &mut t.world));
+    let sides: Vec<Side> = by_record.iter().map(|reset| reset.side).collect();
+    assert_eq!(sides, [Side::Egress, Side::Ingress]);
+    for cut in 0..record.len() {
+        assert_eq!(resets_of_record(&record[..cut]), []);
+    }
+    assert_eq!(resets_of_record(b"no record"), []);
+}
+
+/// A process of another version reads what this one has written. If this fails, count
+/// [`RECORD_FORMAT`] up, and put the new bytes here.
+#[test]
+fn the_format_has_its_number() {
+    let (mut t, c, s) = uneven();
+    // Something of everything: edits and commands under way, a line of which a part has gone out.
+    let more = "PASV\r\nEPSV\r\nTYPE I\r\nSTAT\r\n";
+    t.send(Client, data(c, s + GROWTH, more));
+    let c = c + more.len() as u32;
+    t.send(Server, data(s, c, &reply()));
+    let s = s + reply().len() as u32;
+    t.send(Server, data(s, c, "229 x (|||50"));
+    t.send(Client, data(c, s, "RETR a"));
+    let record = t.world.records.values().next().unwrap();
+    let hex: String = record.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!((RECORD_FORMAT, hex.as_str()), (1, FORMAT_1));
+}
+
+const FORMAT_1: &str = "000a0000021500c6336407c0b8020001e8078827de27bf27c427d227d29b04e227e227bf270000000128420101243230332c302c3131332c3139392c3139352c3830292e0d0a323239207820287c7c7c35301e01bf270f1400009f0899089908990899fc039f089f089908000000010a42000106524554522061060000000000980404000002000000010652455452206106000000000000010632323920782006000000000000030d09021010030000000000000000000000010001010000010000";
