@@ -236,7 +236,14 @@ pub(super) fn journal(
 
 /// Binds all queues, or none.
 pub(super) fn open_queues(steering: &Steering) -> Result<Vec<NfqQueue>, OpenError> {
-    steering.queues.numbers().map(NfqQueue::open).collect()
+    let open = |number| {
+        let mut queue = NfqQueue::open(number)?;
+        if steering.fail_open {
+            queue.stamp(steering.uneven_mark.bit());
+        }
+        Ok(queue)
+    };
+    steering.queues.numbers().map(open).collect()
 }
 
 /// Waits until no packet waits for an answer, for at most `patience`.

@@ -16,6 +16,9 @@ pub(crate) const TAG: &str = "ftpalg:";
 pub(super) const QUEUE_CHAINS: [&str; 2] = ["FTPALG-EGRESS", "FTPALG-INGRESS"];
 /// The chain that accepts data connections.
 pub(super) const DATA_CHAIN: &str = "FTPALG-DATA";
+/// The chain that holds back what passed the queue unseen and mustn't: see `--fail open`.
+#[cfg(test)]
+pub(super) const SEEN_CHAIN: &str = "FTPALG-SEEN";
 /// The comment of the accept rules in tables that are written for nft itself.
 pub(super) const ACCEPT_COMMENT: &str = "ftpalg:accept";
 
@@ -59,13 +62,17 @@ mod tests {
     fn the_steering_rules_have_these_names() {
         let steering = Steering {
             local: true,
+            fail_open: true,
             ..Steering::default()
         };
         let text = print(&steering, Family::V4).unwrap();
         let set = Ruleset::parse(&text);
         let chains = set.tables.iter().flat_map(|table| &table.chains);
         let names: Vec<&str> = chains.map(|chain| chain.name.as_str()).collect();
-        assert_eq!(names, [&QUEUE_CHAINS[..], &[DATA_CHAIN]].concat());
+        assert_eq!(
+            names,
+            [&QUEUE_CHAINS[..], &[SEEN_CHAIN, DATA_CHAIN]].concat()
+        );
         assert!(set.tables.iter().flat_map(|t| &t.rules).all(is_ours));
     }
 
@@ -73,7 +80,11 @@ mod tests {
     fn all_names_are_told_as_ours() {
         let chains = [QUEUE_CHAINS, PINHOLE_CHAINS, RANGE_CHAINS].concat();
         assert!(chains.into_iter().all(is_our_chain));
-        assert!([DATA_CHAIN, PROBE_CHAIN].into_iter().all(is_our_chain));
+        assert!(
+            [DATA_CHAIN, PROBE_CHAIN, SEEN_CHAIN]
+                .into_iter()
+                .all(is_our_chain)
+        );
         assert!(ACCEPT_COMMENT.starts_with(TAG));
         assert!(!is_our_chain("FORWARD"));
     }

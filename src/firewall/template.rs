@@ -9,9 +9,12 @@
 //! | `{sports}`, `{dports}` | the match for the control ports as source or destination: the line once per 15 ports |
 //! | `{outside}`, `{server}` | what an example takes for the outside interface and for the server inside |
 //! | `{queue}` | `--queue-num N` or `--queue-balance A:B`, and `--queue-bypass` if unseen packets shall pass |
-//! | `{mark}` | `BIT/BIT` |
+//! | `{closed-queue}` | the same without `--queue-bypass` |
+//! | `{mark}`, `{uneven}` | `BIT/BIT`: of data connections, and of control connections with a sequence delta |
+//! | `{uneven-bit}` | `BIT` alone |
 //! | `{restore}`, in comments | `iptables-restore` or `ip6tables-restore` |
-//! | `{local}`, `{ipv4}`, `{ipv6}` in front | the line, if this host itself is served, or for that family only |
+//! | `{local}`, `{open}` in front | the line, if this host itself is served, or if unseen packets shall pass |
+//! | `{ipv4}`, `{ipv6}` in front | the line for that family only |
 //! | `{steering}` alone | the template that `rules install` loads |
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -173,6 +176,7 @@ fn fill(line: &str, around: &Around, family: Family) -> String {
 /// Takes the conditions off the front of a line; `None` if one of them isn't met.
 fn wanted<'a>(mut line: &'a str, steering: &Steering, family: Family) -> Option<&'a str> {
     let conditions = [
+        ("{open} ", steering.fail_open),
         ("{local} ", steering.local),
         ("{ipv4} ", family == Family::V4),
         ("{ipv6} ", family == Family::V6),
@@ -193,7 +197,7 @@ fn substitute(line: &str, name: &str, values: &[String]) -> Vec<String> {
     values.iter().map(|v| line.replace(name, v)).collect()
 }
 
-fn values(steering: &Steering, family: Family) -> [(&'static str, Vec<String>); 6] {
+fn values(steering: &Steering, family: Family) -> [(&'static str, Vec<String>); 9] {
     let insides = |iface: &str, net: &str| -> Vec<String> {
         let mut all: Vec<&Inside> = steering.inside.iter().filter(|i| i.is_in(family)).collect();
         all.sort();
@@ -205,14 +209,17 @@ fn values(steering: &Steering, family: Family) -> [(&'static str, Vec<String>); 
             })
             .collect()
     };
-    let bit = steering.mark.bit();
+    let (bit, uneven) = (steering.mark.bit(), steering.uneven_mark.bit());
     [
         ("{from-inside}", insides("-i", "-s")),
         ("{to-inside}", insides("-o", "-d")),
         ("{sports}", ports(steering, "--sport")),
         ("{dports}", ports(steering, "--dport")),
-        ("{queue}", vec![queue(steering)]),
+        ("{queue}", vec![queue(steering, steering.fail_open)]),
+        ("{closed-queue}", vec![queue(steering, false)]),
         ("{mark}", vec![format!("{bit:#x}/{bit:#x}")]),
+        ("{uneven}", vec![format!("{uneven:#x}/{uneven:#x}")]),
+        ("{uneven-bit}", vec![format!("{uneven:#x}")]),
     ]
 }
 
@@ -232,13 +239,13 @@ fn ports(steering: &Steering, option: &str) -> Vec<String> {
         .collect()
 }
 
-fn queue(steering: &Steering) -> String {
+fn queue(steering: &Steering, open: bool) -> String {
     let (first, last) = steering.queues.numbers().into_inner();
     let mut text = format!("--queue-num {first}");
     if last > first {
         text = format!("--queue-balance {first}:{last}");
     }
-    if steering.fail_open {
+    if open {
         text += " --queue-bypass";
     }
     text

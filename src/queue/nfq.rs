@@ -34,6 +34,8 @@ const MAX_LEN: u32 = 4096;
 pub struct NfqQueue {
     queue: Queue,
     number: u16,
+    /// See [`NfqQueue::stamp`].
+    stamp: u32,
     out: Vec<u8>,
 }
 
@@ -81,6 +83,7 @@ impl NfqQueue {
         Ok(Self {
             queue,
             number,
+            stamp: 0,
             out: Vec::new(),
         })
     }
@@ -89,6 +92,11 @@ impl NfqQueue {
     #[must_use]
     pub fn number(&self) -> u16 {
         self.number
+    }
+
+    /// Sets these bits in the packet mark of packets that go on from the hooks before conntrack.
+    pub fn stamp(&mut self, bits: u32) {
+        self.stamp = bits;
     }
 
     /// Waits for a packet, has `decide` look at it, and gives its verdict to the kernel.
@@ -107,6 +115,10 @@ impl NfqQueue {
         self.out.clear();
         let hook = Hook::from_number(message.get_hook());
         let answer = decide(hook, message.get_payload(), &mut self.out);
+        let before_conntrack = matches!(hook, Some(Hook::Prerouting | Hook::Output));
+        if self.stamp != 0 && before_conntrack {
+            message.set_nfmark(message.get_nfmark() | self.stamp);
+        }
         message.set_verdict(match answer {
             QueueVerdict::Accept | QueueVerdict::Replace => Verdict::Accept,
             QueueVerdict::Drop => Verdict::Drop,

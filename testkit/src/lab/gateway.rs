@@ -35,7 +35,13 @@ pub fn gateway(policy: Policy, flavour: Flavour) -> Net {
 
 /// Starts `ftpalg` with this backend; returns when it is in place.
 pub fn start<'a>(net: &'a Net, backend: &str, flavour: Flavour) -> Running<'a> {
-    Alg::Ftpalg(vec!["--backend".into(), backend.into()]).start(net, flavour)
+    start_with(net, backend, flavour, &[])
+}
+
+/// The same with further arguments.
+pub fn start_with<'a>(net: &'a Net, backend: &str, flavour: Flavour, more: &[&str]) -> Running<'a> {
+    let words = [&["--backend", backend], more].concat();
+    Alg::Ftpalg(words.into_iter().map(str::to_owned).collect()).start(net, flavour)
 }
 
 /// `ftpalg` with these arguments on the gateway.
