@@ -301,6 +301,66 @@ fn an_even_session_goes_on_through_stop_and_start() {
     }
 }
 
+/// While nobody reads the queue, `--fail open` lets pass what doesn't need us, and nothing else.
+#[test]
+fn while_it_is_down_uneven_sessions_wait_and_others_pass() {
+    let more = ["--keep-length", "off", "--fail", "open"];
+    let topologies = [Topology::published_server(), Topology::masqueraded_client()];
+    for topology in &topologies {
+        for (backend, flavour) in HOSTS {
+            let net = Net::new(topology);
+            rules::install(&net, flavour, Policy::Drop, true);
+            // What is for us only is gone when a packet comes to the user's rules.
+            let program = flavour.iptables();
+            let count = "-t mangle -A FORWARD -m mark ! --mark 0 -p tcp";
+            let words: Vec<&str> = [program].into_iter().chain(count.split(' ')).collect();
+            net.exec(topology.router, &words).must();
+            let alg = start(&net, backend, flavour, &more);
+            let mut even = Session::open(&net);
+            let mut uneven = Session::open(&net);
+            for session in [&mut even, &mut uneven] {
+                session.say("NOOP\r\n", "200 fine\r\n");
+            }
+            drop(uneven.passive(&net));
+            uneven.say("PORT 10,0,0,2,200,1\r\n", "200 fine\r\n");
+            alg.process().unwrap().signal(Signal::SIGKILL);
+            ended(&net);
+
+            assert_eq!(even.say("NOOP\r\n", "200 even\r\n"), "200 even\r\n");
+            // Either direction, whichever of them has the edits.
+            uneven.client.send("NOOP\r\n");
+            uneven.server.send("226 late\r\n");
+            assert_eq!(even.say("NOOP\r\n", "200 even\r\n"), "200 even\r\n");
+            for end in [&uneven.client, &uneven.server] {
+                let stream = end.0.get_ref();
+                stream.set_nonblocking(true).unwrap();
+                let got = stream.peek(&mut [0]).map_err(|e| e.kind());
+                assert_eq!(got, Err(ErrorKind::WouldBlock), "{backend}");
+                stream.set_nonblocking(false).unwrap();
+            }
+
+            let alg = start(&net, backend, flavour, &more);
+            assert_eq!(uneven.server.read(), "NOOP\r\n");
+            assert_eq!(uneven.client.read(), "226 late\r\n");
+            uneven.server.send("200 fine\r\n");
+            assert_eq!(uneven.client.read(), "200 fine\r\n");
+            for session in [&mut even, &mut uneven] {
+                drop(session.passive(&net));
+            }
+            alg.stop();
+            let saved = net.exec(topology.router, &[&format!("{program}-save"), "-c"]);
+            let marked = saved
+                .stdout
+                .lines()
+                .find(|line| line.contains("mark ! --mark"));
+            assert!(
+                marked.is_some_and(|line| line.starts_with("[0:0]")),
+                "{marked:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn a_handover_keeps_the_rules_for_a_successor() {
     for (backend, flavour) in HOSTS {
