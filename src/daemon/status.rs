@@ -23,6 +23,7 @@ use crate::queue::kernel;
 
 use super::config::{Config, Limits, RulesMode};
 use super::control::{ControlRequest, Reply};
+use super::journal::{Health, Journal};
 use super::setup::Steered;
 use super::shared::Shared;
 use super::worker::Worker;
@@ -82,6 +83,8 @@ struct Report<'a> {
     counters: Stats,
     /// What the NAT plane counted.
     nat: pinholes::PlaneCounters,
+    /// What is kept for a successor; `null` with `--state none`.
+    journal: Option<Health>,
     /// Lines that were not printed because the reader stalled.
     lines_lost: u64,
 }
@@ -249,6 +252,7 @@ impl Status {
             queues: self.queues(),
             counters: super::worker::sum(&self.workers),
             nat,
+            journal: self.shared.journal().map(Journal::health),
             lines_lost: self.shared.output().lost(),
         }
     }

@@ -16,6 +16,7 @@ mod ftps;
 mod gateways;
 mod guard;
 mod hairpin;
+mod journal;
 mod lifecycle;
 mod limits;
 mod local;

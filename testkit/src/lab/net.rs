@@ -30,6 +30,7 @@ for namespace; do
         [ -n "$pids" ] || break
         kill -9 $pids 2>/dev/null
     done
+    rm -f "/run/ftpalg/journal-$(stat -Lc %i "/run/netns/$namespace")"
     ip netns del "$namespace"
 done
 rm -rf "$directory"

@@ -1,0 +1,300 @@
+//! The journal: what becomes of it, and of sessions without it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use testkit::lab::gateway::{Control, LIMIT, ended, ftpalg, start_with, status};
+use testkit::lab::net::Net;
+use testkit::lab::process::{Process, run};
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::topology::Topology;
+use testkit::paths;
+
+/// Every session gets numbers that differ on the two sides.
+const UNEVEN: [&str; 2] = ["--keep-length", "off"];
+
+fn network() -> Net {
+    let net = Net::new(&Topology::published_server());
+    rules::install(&net, Flavour::Nft, Policy::Drop, true);
+    net
+}
+
+/// Both ends of a control connection in which a reply was made longer.
+struct Session {
+    client: Control,
+    server: Control,
+}
+
+impl Session {
+    fn open(net: &Net) -> Self {
+        let topology = net.topology();
+        let listener = net.within(topology.server, || {
+            TcpListener::bind(topology.listen).unwrap()
+        });
+        let client = Control::dial(net);
+        let server = Control::new(listener.accept().unwrap().0);
+        let mut session = Self { client, server };
+        session.server.send("220 ready\r\n");
+        assert_eq!(session.client.read(), "220 ready\r\n");
+        session.say("USER lab\r\n", "331 password\r\n");
+        session.say("PASS lab\r\n", "230 fine\r\n");
+        session.announce();
+        session
+    }
+
+    #[track_caller]
+    fn say(&mut self, command: &str, reply: &str) -> String {
+        self.client.send(command);
+        assert_eq!(self.server.read(), command);
+        self.server.send(reply);
+        self.client.read()
+    }
+
+    #[track_caller]
+    fn announce(&mut self) {
+        let read = self.say("PASV\r\n", "227 here (10,0,0,2,200,1)\r\n");
+        assert_eq!(read, "227 here (203,0,113,1,200,1)\r\n");
+    }
+
+    /// Asserts that an end gets a RST soon.
+    #[track_caller]
+    fn gets_reset(end: &mut Control) {
+        let stream = &mut end.0;
+        stream.get_ref().set_read_timeout(Some(LIMIT)).unwrap();
+        let got = stream.read(&mut [0]).map_err(|e| e.kind());
+        assert_eq!(got, Err(ErrorKind::ConnectionReset));
+    }
+}
+
+/// The journal of the gateway.
+fn file(net: &Net) -> PathBuf {
+    let namespace = net.namespace(net.topology().router);
+    let about = std::fs::metadata(format!("/run/netns/{namespace}")).unwrap();
+    let inode = std::os::unix::fs::MetadataExt::ino(&about);
+    PathBuf::from(format!("/run/ftpalg/journal-{inode}"))
+}
+
+/// What `ftpalg status` says of it, once `told` is content with that.
+fn health(net: &Net, told: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let journal = status(net)["journal"].clone();
+        if told(&journal) || Instant::now() > deadline {
+            return journal;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn it_is_there_while_the_daemon_is_and_until_a_successor_comes() {
+    let net = network();
+    let alg = start_with(&net, "nft", Flavour::Nft, &UNEVEN);
+    let mut session = Session::open(&net);
+    let journal = health(&net, |_| true);
+    assert_eq!(
+        (&journal["records"], &journal["works"]),
+        (&1.into(), &true.into())
+    );
+    drop(alg.stop());
+    assert!(!file(&net).exists(), "a stop leaves nothing");
+    Session::gets_reset(&mut session.client);
+
+    let alg = start_with(&net, "nft", Flavour::Nft, &UNEVEN);
+    let mut session = Session::open(&net);
+    alg.process().unwrap().signal(Signal::SIGKILL);
+    ended(&net);
+    assert!(file(&net).exists());
+    let alg = start_with(&net, "nft", Flavour::Nft, &UNEVEN);
+    session.announce();
+    session.client.send("QUIT\r\n");
+    assert_eq!(session.server.read(), "QUIT\r\n");
+    drop(session);
+    drop(alg.stop());
+
+    let alg = start_with(&net, "nft", Flavour::Nft, &["--state", "none"]);
+    assert!(!file(&net).exists());
+    assert_eq!(status(&net)["journal"], Value::Null);
+    drop(alg.stop());
+}
+
+/// Nobody knows how the numbers differ. No byte arrives out of place, and both ends get to know.
+#[test]
+fn without_it_uneven_sessions_end() {
+    let net = network();
+    let states: [&[&str]; 2] = [&UNEVEN, &["--keep-length", "off", "--state", "none"]];
+    for more in states {
+        let alg = start_with(&net, "nft", Flavour::Nft, more);
+        let mut sessions = [Session::open(&net), Session::open(&net)];
+        alg.process().unwrap().signal(Signal::SIGKILL);
+        ended(&net);
+        drop(std::fs::remove_file(file(&net)));
+        let alg = start_with(&net, "nft", Flavour::Nft, more);
+        // Whoever speaks first.
+        let [first, second] = &mut sessions;
+        for (speaker, other) in [
+            (&mut first.client, &mut first.server),
+            (&mut second.server, &mut second.client),
+        ] {
+            speaker.send("200 anybody there?\r\n");
+            Session::gets_reset(speaker);
+            // The other one gets to know by now, or as soon as it speaks.
+            let said = other.0.get_mut().write_all(b"200 somebody\r\n");
+            match said {
+                Ok(()) => Session::gets_reset(other),
+                Err(e) => assert_eq!(e.kind(), ErrorKind::ConnectionReset),
+            }
+        }
+        assert!(status(&net)["counters"]["orphaned"].as_u64().unwrap() >= 2);
+        drop(alg.stop());
+    }
+}
+
+#[test]
+fn what_cannot_be_used_is_told_and_set_aside() {
+    let net = network();
+    std::fs::create_dir_all("/run/ftpalg").unwrap();
+    std::fs::write(file(&net), "not a journal, but long enough for one").unwrap();
+    let alg = start_with(&net, "nft", Flavour::Nft, &[]);
+    let log = alg.stop();
+    let told: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("isn't used"))
+        .collect();
+    assert_eq!(told.len(), 1, "{log}");
+    let aside = file(&net).with_extension("unusable");
+    assert!(told[0].contains(aside.to_str().unwrap()), "{told:?}");
+    std::fs::remove_file(aside).unwrap();
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_an_error() {
+    let net = network();
+    let before = rules::snapshot(&net, net.topology().router);
+    let open = net.directory().join("open");
+    std::fs::create_dir(&open).unwrap();
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    std::fs::set_permissions(&open, everybody).unwrap();
+    for (state, why) in [
+        ("/proc/nothing", "can't use the directory"),
+        (open.to_str().unwrap(), "others may write"),
+        ("here", "write a directory, with all of its path, or none"),
+    ] {
+        let words = ["run", "--inside", "in0", "--state", state];
+        let finished = ftpalg(&net, &words);
+        assert_eq!(
+            finished.status.and_then(|status| status.code()),
+            Some(2),
+            "{finished}"
+        );
+        assert!(finished.log.contains(why), "{finished}");
+        assert_eq!(rules::snapshot(&net, net.topology().router), before);
+    }
+}
+
+/// The disk fills up, and is emptied again.
+#[test]
+fn without_room_sessions_go_on_and_it_recovers() {
+    let net = network();
+    let place = net.directory().join("small");
+    std::fs::create_dir(&place).unwrap();
+    let script = r#"mount -t tmpfs -o size=64k,mode=700 none "$1" && exec "$2" run --inside in0 \
+        --keep-length off --state "$1""#;
+    let mut command = net.command(net.topology().router, "unshare");
+    command
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .arg(&place)
+        .arg(paths::ftpalg());
+    let daemon = Process::spawn(command);
+    assert!(daemon.wait_for("ready", LIMIT), "{}", daemon.log());
+    let inside = |words: &str| {
+        let pid = daemon.pid().to_string();
+        let mut command = std::process::Command::new("nsenter");
+        command.args(["--mount", "-t", &pid, "sh", "-c", words, "sh"]);
+        command.arg(&place);
+        run(command, LIMIT)
+    };
+    let mut session = Session::open(&net);
+    inside("dd if=/dev/zero of=$1/fill bs=4k; true").must();
+    let full = (0..200).any(|_| {
+        session.announce();
+        status(&net)["journal"]["works"] == false
+    });
+    assert!(full, "{}", daemon.log());
+    for _ in 0..20 {
+        session.announce();
+    }
+    let errors = health(&net, |_| true);
+    assert!(errors["errors"].as_u64().unwrap() >= 1, "{errors}");
+    inside("rm $1/fill").must();
+    let deadline = Instant::now() + LIMIT;
+    while status(&net)["journal"]["works"] == false && Instant::now() < deadline {
+        session.announce();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let journal = health(&net, |journal| journal["works"] == true);
+    assert_eq!(
+        (&journal["records"], &journal["works"]),
+        (&1.into(), &true.into())
+    );
+    daemon.signal(Signal::SIGTERM);
+    let finished = daemon.finish(LIMIT).must();
+    let count = |text: &str| finished.log.lines().filter(|l| l.contains(text)).count();
+    assert_eq!(count("can't be written (No space left"), 1, "{finished}");
+    assert_eq!(count("can be written again"), 1, "{finished}");
+}
+
+/// The daemon was killed, and nobody starts another one: its rules are removed by hand.
+#[test]
+fn removing_the_rules_ends_what_was_recorded() {
+    let net = network();
+    let before = rules::snapshot(&net, net.topology().router);
+    let alg = start_with(&net, "nft", Flavour::Nft, &UNEVEN);
+    let mut session = Session::open(&net);
+    alg.process().unwrap().signal(Signal::SIGKILL);
+    ended(&net);
+    let finished = ftpalg(&net, &["rules", "remove"]).must();
+    assert!(
+        finished.stdout.contains("1 session ended by RST"),
+        "{finished}"
+    );
+    assert_eq!(rules::snapshot(&net, net.topology().router), before);
+    Session::gets_reset(&mut session.client);
+    Session::gets_reset(&mut session.server);
+    assert!(!file(&net).exists());
+}
+
+/// The range of a session under TLS opens again with the client's next packet.
+#[test]
+fn ranges_under_tls_go_on() {
+    for (backend, flavour) in [("nft", Flavour::Nft), ("iptables", Flavour::Legacy)] {
+        let net = Net::new(&Topology::published_server());
+        rules::install(&net, flavour, Policy::Drop, true);
+        let more = ["--tls", "range:50000-50010"];
+        let alg = start_with(&net, backend, flavour, &more);
+        let mut session = Session::open(&net);
+        session.say("AUTH TLS\r\n", "234 go on\r\n");
+        let ranges = || {
+            let answer = ftpalg(&net, &["pinholes", "--json"]).must();
+            let all: Vec<Value> = serde_json::from_str(&answer.stdout).unwrap();
+            let ports = all
+                .into_iter()
+                .filter(|pinhole| !pinhole["ports"].is_null());
+            ports.count()
+        };
+        assert_eq!(ranges(), 1);
+        alg.process().unwrap().signal(Signal::SIGKILL);
+        ended(&net);
+        let alg = start_with(&net, backend, flavour, &more);
+        assert_eq!(ranges(), 0, "{backend}");
+        session.client.send("\x17\x03\x03\x00\x01x\r\n");
+        session.server.read();
+        assert_eq!(ranges(), 1, "{backend}");
+        drop(alg.stop());
+    }
+}
