@@ -9,8 +9,8 @@
 //!   that at once (RFC 9293 §3.10.7.4).
 //! - If it is known what the receiver expects, it goes on as a RST instead. For the answer to a
 //!   keep-alive that is so.
-//! - The other end's next packet comes to a host that doesn't know the connection any more. That
-//!   host answers with a RST, which passes.
+//! - The next one to the same end goes on as a keep-alive again. If that end is gone, its host
+//!   answers with a RST, which passes. If the RST was lost, the end itself answers.
 
 use std::collections::HashMap;
 
@@ -26,10 +26,17 @@ const MAX: usize = 4096;
 /// every window.
 const BELOW: u32 = 1024;
 
-/// The connections, with the numbers that their ends expect, by the [`Side`] that their packets come
-/// from.
+/// The connections, with what is known of their ends, by the [`Side`] that their packets come from.
 #[derive(Debug, Default)]
-pub(super) struct Orphans(HashMap<Endpoints, [Option<Seq>; 2]>);
+pub(super) struct Orphans(HashMap<Endpoints, [End; 2]>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct End {
+    /// The number that it expects.
+    expects: Option<Seq>,
+    /// The last packet to it was a RST.
+    reset: bool,
+}
 
 impl Orphans {
     /// Turns a packet of such a connection into one that helps to end it; `packet` is a copy of it.
@@ -49,17 +56,20 @@ impl Orphans {
         if self.0.len() >= MAX {
             self.0.clear();
         }
-        let expected = self.0.entry(ends).or_default();
-        if let Some(own) = expected.get_mut(side.index())
-            && flags.has(Flags::ACK)
-        {
-            *own = Some(Seq(segment.ack()));
+        let [egress, ingress] = self.0.entry(ends).or_default();
+        let (sender, receiver) = match side {
+            Side::Egress => (egress, ingress),
+            Side::Ingress => (ingress, egress),
+        };
+        if flags.has(Flags::ACK) {
+            sender.expects = Some(Seq(segment.ack()));
         }
-        let receiver = expected.get(side.opposite().index()).copied().flatten();
+        let number = receiver.expects.filter(|_| !receiver.reset);
+        receiver.reset = number.is_some();
         let mut out = SegmentMut::new(packet, segment.layout());
         out.set_payload(&[]);
         out.set_urgent(0);
-        match receiver {
+        match number {
             Some(seq) => {
                 out.set_seq(seq.0);
                 out.clear_flags(Flags::ACK | Flags::FIN | Flags::PSH | Flags::URG);

@@ -209,9 +209,13 @@ fn without_a_record_both_ends_are_told() {
             .seg();
         assert_eq!((answer.flags, answer.seq), (RST, of(first, "").ack));
         assert!(answer.payload.is_empty());
-        // Whatever else comes does the same, now for the second one.
+        // If that got lost, the second one gets the same.
         let again = t.send(first, of(first, "NOOP\r\n")).seg();
         assert_eq!((again.flags, again.seq), (RST, of(second, "").ack));
+        // If not, what comes to the first one's host draws a RST of its own.
+        let late = t.send(second, of(second, "200 x\r\n")).seg();
+        assert!(late.payload.is_empty() && late.flags == ACK, "{late:?}");
+        assert_eq!(late.ack, of(second, "").ack);
         // The RST of a host that knows nothing any more passes.
         let own = Seg {
             flags: RST,
