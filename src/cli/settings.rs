@@ -191,8 +191,9 @@ pub(crate) struct Settings {
     uneven_mark: Option<Mark>,
 
     /// Where ftpalg keeps what a later one must know of control connections with a sequence delta: a
-    /// directory, or none [default: /run/ftpalg]
-    #[arg(long, value_name = "DIR|none")]
+    /// directory, none, or a store that another gateway reads, too (valkey://HOST)
+    /// [default: /run/ftpalg]
+    #[arg(long, value_name = "DIR|none|URL")]
     #[serde(deserialize_with = "file::one")]
     state: Option<StateChoice>,
 

@@ -126,7 +126,7 @@ pub enum Tls {
 }
 
 /// Where what a successor must know of control connections is kept.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub enum StateChoice {
     /// In [`STATE_DIRECTORY`], if that can be had.
     #[default]
@@ -135,19 +135,40 @@ pub enum StateChoice {
     Nowhere,
     /// In this directory.
     Directory(PathBuf),
+    /// In [`STATE_DIRECTORY`], and where another gateway finds it: the URL, which may have a password.
+    Shared(String),
 }
 
 /// The directory where none is given.
 pub const STATE_DIRECTORY: &str = "/run/ftpalg";
 
 impl StateChoice {
+    /// The store that another gateway reads, too.
+    #[must_use]
+    pub fn store(&self) -> Option<&str> {
+        match self {
+            Self::Shared(url) => Some(url),
+            _ => None,
+        }
+    }
+
     /// The directory, if there is to be one.
     #[must_use]
     pub fn directory(&self) -> Option<&Path> {
         match self {
-            Self::Auto => Some(Path::new(STATE_DIRECTORY)),
+            Self::Auto | Self::Shared(_) => Some(Path::new(STATE_DIRECTORY)),
             Self::Nowhere => None,
             Self::Directory(directory) => Some(directory),
+        }
+    }
+}
+
+/// Without the URL, which may have a password.
+impl fmt::Debug for StateChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shared(_) => f.write_str("Shared"),
+            other => other.fmt(f),
         }
     }
 }
@@ -168,8 +189,9 @@ impl FromStr for StateChoice {
         match text {
             "none" => Ok(Self::Nowhere),
             _ if text.starts_with('/') => Ok(Self::Directory(text.into())),
+            _ if text.contains("://") => Ok(Self::Shared(text.to_owned())),
             _ => Err(BadValue(
-                "write a directory, with all of its path, or none".into(),
+                "write a directory, with all of its path, or valkey://HOST, or none".into(),
             )),
         }
     }

@@ -193,6 +193,11 @@ impl Journal {
         }
     }
 
+    /// Keeps nothing any more of what was kept up to now.
+    pub fn clear(&self) {
+        self.retain(|_| false);
+    }
+
     /// All that is kept.
     #[must_use]
     pub fn records(&self) -> Vec<Vec<u8>> {

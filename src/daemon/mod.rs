@@ -13,8 +13,10 @@ pub mod lock;
 pub mod output;
 pub mod shared;
 pub mod status;
+pub mod store;
 pub mod worker;
 
+mod addresses;
 mod advertised;
 mod guard;
 mod lifetime;
@@ -38,6 +40,7 @@ use crate::pinholes::backend::BackendError;
 use crate::queue::OpenError;
 use crate::queue::nfq::NfqQueue;
 
+use addresses::Addresses;
 use advertised::Advertised;
 use config::Config;
 use control::{Answerer, BindError, ControlSocket};
@@ -47,7 +50,7 @@ use lock::{Lock, LockError};
 use output::Output;
 use reserve::Reserve;
 use setup::Steered;
-use shared::{Clock, Shared};
+use shared::{Clock, Door, Shared};
 use status::Status;
 use worker::Worker;
 
@@ -124,12 +127,18 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
     let output = Output::start().map_err(StartError::system("start a thread"))?;
     let (plane, events) = setup::plane(config, clock)?;
     let (journal, unusable) = setup::journal(&config.state)?;
+    let store = setup::store(&config.state)?;
+    let addresses = match store {
+        Some(_) => Some(Addresses::watch().map_err(StartError::system("watch addresses"))?),
+        None => None,
+    };
     let shared = Arc::new(Shared::new(
         plane,
         clock,
         output.clone(),
         config.marks(),
         journal,
+        store,
     ));
     // From here on there is something to remove: the backend may have been tried.
     let mut installed = InKernel {
@@ -151,6 +160,15 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
     };
     if let Some(journal) = shared.journal() {
         journal.retain(|outward| shared.exists(outward));
+    }
+    if let Some(addresses) = addresses {
+        shared.with(Plane::remember_ended);
+        let most = config.limits.plane.pinholes;
+        shared.adopt_from_elsewhere(most);
+        let (shared, workers) = (Arc::clone(&shared), workers.clone());
+        lifetime.thread("addresses", move || {
+            follow_addresses(addresses, &shared, &workers, most);
+        })?;
     }
     start_threads(&lifetime, &shared, &workers, queues, events, mark)?;
 
@@ -243,6 +261,28 @@ fn start_threads(
             log::error!("conntrack events can't be waited for: {e}");
         }
     })
+}
+
+/// Has the engines forget what may have moved to another gateway, or come back, for as long as the
+/// process lives.
+fn follow_addresses(
+    mut addresses: Addresses,
+    shared: &Shared,
+    workers: &[Arc<Worker>],
+    most: usize,
+) {
+    loop {
+        if let Err(e) = addresses.wait() {
+            log::error!("addresses can't be watched: {e}");
+            return;
+        }
+        let forget = || {
+            for worker in workers {
+                worker.engine().forget_all(&mut Door(shared));
+            }
+        };
+        shared.moved(forget, most);
+    }
 }
 
 /// What the daemon has put into the kernel; removed when dropped.

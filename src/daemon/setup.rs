@@ -32,6 +32,7 @@ use super::control::{self, BindError};
 use super::journal::Journal;
 use super::lock::{self, LockError};
 use super::shared::Clock;
+use super::store::{self, Store};
 
 /// The number of `CAP_NET_ADMIN`.
 const CAP_NET_ADMIN: u32 = 12;
@@ -232,6 +233,16 @@ pub(super) fn journal(
         }
         Err(e) => Err(StartError::Host(e.to_string())),
     }
+}
+
+/// The store that another gateway reads, if there is to be one. It need not answer yet.
+pub(super) fn store(choice: &StateChoice) -> Result<Option<Arc<dyn Store>>, StartError> {
+    let Some(url) = choice.store() else {
+        return Ok(None);
+    };
+    let store = store::open(url);
+    let store = store.map_err(|e| StartError::Host(format!("--state: {e}")))?;
+    Ok(Some(store))
 }
 
 /// Binds all queues, or none.

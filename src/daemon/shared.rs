@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ use crate::pinholes::{PinholeKey, Plane, Transferred};
 
 use super::journal::Journal;
 use super::output::Output;
+use super::store::{Store, StoreHealth};
 
 /// Deadlines closer together than this are met together.
 const GRANULARITY: Duration = Duration::from_millis(10);
@@ -68,12 +69,16 @@ pub struct Shared {
     marks: Marks,
     /// What a successor must know.
     journal: Option<Journal>,
+    /// The same, where another gateway finds it.
+    store: Option<Arc<dyn Store>>,
 }
 
 struct State {
     plane: Plane,
     /// No pinhole opens any more.
     closing: bool,
+    /// See [`Shared::moved`].
+    moving: bool,
     /// How many threads do the backend's work without holding the lock.
     at_work: usize,
     /// A session opened since the housekeeping looked.
@@ -103,11 +108,13 @@ impl Shared {
         output: Output,
         marks: Marks,
         journal: Option<Journal>,
+        store: Option<Arc<dyn Store>>,
     ) -> Self {
         Self {
             state: Mutex::new(State {
                 plane,
                 closing: false,
+                moving: false,
                 at_work: 0,
                 opened: false,
                 alarm: None,
@@ -119,6 +126,7 @@ impl Shared {
             output,
             marks,
             journal,
+            store,
         }
     }
 
@@ -138,6 +146,32 @@ impl Shared {
     #[must_use]
     pub fn journal(&self) -> Option<&Journal> {
         self.journal.as_ref()
+    }
+
+    /// How what another gateway reads is doing, if there is any.
+    #[must_use]
+    pub fn store(&self) -> Option<StoreHealth> {
+        self.store.as_ref().map(|store| store.health())
+    }
+
+    /// Opens the pinholes that another gateway had open, at most so many.
+    pub fn adopt_from_elsewhere(&self, most: usize) {
+        if let Some(store) = &self.store {
+            let found = store.pinholes(most);
+            self.with(|plane| plane.adopt_from_elsewhere(found));
+        }
+    }
+
+    /// An address came or went, so connections may have moved from or to another gateway. What is known
+    /// of them here may be out of date: `forget` has the engines forget it.
+    pub fn moved(&self, forget: impl FnOnce(), most: usize) {
+        self.lock().moving = true;
+        forget();
+        if let Some(journal) = &self.journal {
+            journal.clear();
+        }
+        self.lock().moving = false;
+        self.adopt_from_elsewhere(most);
     }
 
     /// Whether conntrack knows the connection that has a direction like this; yes if it can't be asked.
@@ -385,6 +419,13 @@ impl Shared {
         for report in state.plane.take_reports() {
             self.output.report(report);
         }
+        if let Some(store) = &self.store {
+            let ended = state.plane.take_ended();
+            // What is in the store may be another gateway's by now.
+            for key in ended.into_iter().filter(|_| !state.moving) {
+                store.drop_pinhole(key);
+            }
+        }
         let deadline = state.plane.next_deadline();
         let earlier = deadline.is_some_and(|at| state.alarm.is_none_or(|alarm| at < alarm));
         if earlier || state.plane.has_closing() {
@@ -420,8 +461,10 @@ impl Gateway for Door<'_> {
         name: Option<Tuple>,
         record: &[u8],
     ) -> Result<(), Error> {
-        let journal = self.0.journal.as_ref();
-        match journal.is_some_and(|journal| journal.keep(outward, name, record)) {
+        let (journal, store) = (self.0.journal.as_ref(), self.0.store.as_ref());
+        let here = journal.is_some_and(|journal| journal.keep(outward, name, record));
+        let elsewhere = store.is_some_and(|store| store.keep_record(outward, record));
+        match here || elsewhere {
             true => Ok(()),
             false => Err(Error::NoRecord),
         }
@@ -431,6 +474,13 @@ impl Gateway for Door<'_> {
         if let Some(journal) = &self.0.journal {
             journal.drop_record(outward);
         }
+        if let Some(store) = &self.0.store {
+            store.drop_record(outward);
+        }
+    }
+
+    fn fetch_record(&mut self, outward: Tuple) -> Option<Vec<u8>> {
+        self.0.store.as_ref()?.find_record(outward)
     }
 
     fn find_record(&mut self, outward: Tuple) -> Option<Vec<u8>> {
@@ -446,7 +496,13 @@ impl Gateway for Door<'_> {
     }
 
     fn open(&mut self, id: PinholeId) -> Result<(), Error> {
-        self.0.unless_closing(|plane| plane.open(id))
+        self.0.unless_closing(|plane| plane.open(id))?;
+        if let Some(store) = &self.0.store
+            && let Some((pinhole, left)) = self.0.with(|plane| plane.open_pinhole(id))
+        {
+            store.keep_pinhole(&pinhole, left);
+        }
+        Ok(())
     }
 
     fn release(&mut self, id: PinholeId) {

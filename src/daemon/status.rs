@@ -26,6 +26,7 @@ use super::control::{ControlRequest, Reply};
 use super::journal::{Health, Journal};
 use super::setup::Steered;
 use super::shared::Shared;
+use super::store::StoreHealth;
 use super::worker::Worker;
 
 /// Answers to `ftpalg status`.
@@ -85,6 +86,8 @@ struct Report<'a> {
     nat: pinholes::PlaneCounters,
     /// What is kept for a successor; `null` with `--state none`.
     journal: Option<Health>,
+    /// What another gateway finds, too; `null` without `--state valkey://…`.
+    store: Option<StoreHealth>,
     /// Lines that were not printed because the reader stalled.
     lines_lost: u64,
 }
@@ -253,6 +256,7 @@ impl Status {
             counters: super::worker::sum(&self.workers),
             nat,
             journal: self.shared.journal().map(Journal::health),
+            store: self.shared.store(),
             lines_lost: self.shared.output().lost(),
         }
     }

@@ -139,9 +139,13 @@ pub trait Gateway {
     /// Forgets what is kept of a control connection.
     fn drop_record(&mut self, _outward: Tuple) {}
 
-    /// What an earlier process has kept of the control connection with this name, and this one
-    /// hasn't asked for yet. It stays kept.
+    /// What an earlier process has kept of the control connection with this name. It stays kept.
     fn find_record(&mut self, _outward: Tuple) -> Option<Vec<u8>> {
+        None
+    }
+
+    /// What another gateway has kept of a control connection that was there before. It stays kept.
+    fn fetch_record(&mut self, _outward: Tuple) -> Option<Vec<u8>> {
         None
     }
 

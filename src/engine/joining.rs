@@ -134,13 +134,21 @@ impl Engine {
             Err(Error::Kernel(_)) => return Unknown::Unanswered,
             Err(_) => None,
         };
-        let Some(found) = entry.map(|entry| Found {
-            entry,
-            standing: marks.standing(entry.mark),
-            record,
-        }) else {
+        let Some(entry) = entry else {
             self.strangers.add(name);
             return Unknown::Stranger;
+        };
+        let standing = marks.standing(entry.mark);
+        // Another gateway's mark may be a moment late. What it has recorded isn't.
+        let followed = standing != Standing::Unfollowed || self.config.tls_range;
+        let mut elsewhere = || record::read(&gateway.fetch_record(ends.outward())?);
+        let found = Found {
+            entry,
+            standing,
+            record: match record {
+                None if followed => elsewhere(),
+                here => here,
+            },
         };
         let flags = segment.flags();
         let goes_on = flags.has(Flags::ACK) && !flags.has(Flags::RST) && !flags.has(Flags::FIN);

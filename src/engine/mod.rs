@@ -314,6 +314,18 @@ impl Engine {
         walk
     }
 
+    /// Forgets all connections, without a word to whoever goes on with them: another gateway may have
+    /// gone on with them, or does from now on. If their packets come here, they are
+    /// [joined](Self::nobody_knows) again.
+    pub fn forget_all(&mut self, gateway: &mut dyn Gateway) {
+        for (_, flow) in self.flows.iter_mut() {
+            flow.close("another gateway may go on with it", gateway);
+        }
+        self.flows = EndpointTable::default();
+        self.names = Names::default();
+        self.buffered = 0;
+    }
+
     /// What was counted since the start.
     #[must_use]
     pub fn stats(&self) -> &Stats {

@@ -1,7 +1,9 @@
 //! Puts the backend's objects into the kernel, looks whether they are there, and removes them.
 
 use super::admission::network;
-use super::{NO_SESSION, PendingHole, Plane, PlaneReport};
+use std::time::Duration;
+
+use super::{NO_SESSION, PendingHole, Pinhole, Plane, PlaneReport};
 use crate::ftp::Mode;
 use crate::pinholes::PinholeKey;
 use crate::pinholes::backend::{BackendError, Verification};
@@ -17,24 +19,49 @@ impl Plane {
         let found = self.parts.backend.adopt(most, longest)?;
         let now = self.now();
         for (pinhole, left) in found {
-            // Who of the two announced it isn't known, so it counts towards the peer's limits.
-            let client = network(pinhole.from);
-            self.clients.reserved(client, now);
-            let id = self.next_id();
-            let hole = PendingHole {
-                session: NO_SESSION,
-                client,
-                mode: Mode::Passive,
-                pinhole,
-                deadline: now + left,
-                open: true,
-            };
-            self.holes.insert(id, hole);
+            self.insert_adopted(pinhole, now + left);
         }
         self.close_used_meanwhile();
         let adopted = self.holes.len();
         self.counters.adopted = u64::try_from(adopted).unwrap_or(u64::MAX);
         Ok(adopted)
+    }
+
+    /// Opens the pinholes that another gateway had open, but for those that are open here, or were
+    /// used. `found`: with the time that each has left.
+    pub fn adopt_from_elsewhere(&mut self, found: Vec<(Pinhole, Duration)>) {
+        let now = self.now();
+        for (pinhole, left) in found {
+            let full = self.holes.len() >= self.config.limits.pinholes;
+            if full || self.holes.at(pinhole.key()).is_some() {
+                continue;
+            }
+            let left = left.min(self.config.deadline);
+            if let Err(error) = self.parts.backend.open(&pinhole, left) {
+                self.counters.kernel_errors += 1;
+                log::warn!("a pinhole of another gateway can't be opened: {error}");
+                continue;
+            }
+            self.counters.adopted += 1;
+            self.insert_adopted(pinhole, now + left);
+        }
+        self.close_used_meanwhile();
+    }
+
+    /// Who of the two announced it isn't known, so it counts towards the peer's limits.
+    fn insert_adopted(&mut self, pinhole: Pinhole, deadline: Duration) {
+        let client = network(pinhole.from);
+        self.clients.reserved(client, self.now());
+        let id = self.next_id();
+        let hole = PendingHole {
+            session: NO_SESSION,
+            client,
+            mode: Mode::Passive,
+            pinhole,
+            deadline,
+            open: true,
+        };
+        self.holes.insert(id, hole);
     }
 
     /// Closes adopted pinholes that were used while no daemon was told of it. An older connection

@@ -84,6 +84,8 @@ pub struct Plane {
     listeners: Option<(Duration, Listeners)>,
     user_ports: Vec<Published>,
     reports: VecDeque<PlaneReport>,
+    /// Pinholes that have ended since they were [taken](Self::take_ended); `None`: nobody asks.
+    ended: Option<Vec<PinholeKey>>,
     counters: PlaneCounters,
     last_id: u64,
     next_port: u32,
@@ -110,6 +112,7 @@ impl Plane {
             listeners: None,
             user_ports: Vec::new(),
             reports: VecDeque::new(),
+            ended: None,
             counters: PlaneCounters::default(),
             last_id: 0,
             next_port: 0,
@@ -271,7 +274,28 @@ impl Plane {
     fn forget(&mut self, id: PinholeId) -> Option<PendingHole> {
         let hole = self.holes.remove(id)?;
         self.clients.settled(hole.client);
+        if let Some(ended) = self.ended.as_mut().filter(|_| hole.open) {
+            ended.push(hole.pinhole.key());
+        }
         Some(hole)
+    }
+
+    /// Has the plane remember which pinholes end. [`take_ended`](Self::take_ended) must be called then.
+    pub fn remember_ended(&mut self) {
+        self.ended.get_or_insert_default();
+    }
+
+    /// The open pinholes that have ended since the last call: used, closed, or not used in time.
+    pub fn take_ended(&mut self) -> Vec<PinholeKey> {
+        self.ended.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// A pinhole that is open, and how long it may still be used.
+    #[must_use]
+    pub fn open_pinhole(&self, id: PinholeId) -> Option<(Pinhole, Duration)> {
+        let hole = self.holes.get(id).filter(|hole| hole.open)?;
+        let left = hole.deadline.saturating_sub(self.now());
+        Some((hole.pinhole.clone(), left))
     }
 
     fn report(&mut self, report: PlaneReport) {

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 /// conntrack tuples `tx` (X's packets) and `ty` (Y's packets):
 /// `from = ty.src.ip`, `to = ty.dst.ip : public port`, `land = tx.src.ip : announced port`,
 /// `as_source = tx.dst.ip` where this differs from `ty.src.ip`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Pinhole {
     /// The only address that may connect (Y), as its packets arrive at the gateway.
     pub from: IpAddr,

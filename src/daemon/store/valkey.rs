@@ -1,0 +1,214 @@
+//! A Valkey or Redis server: `--state valkey://HOST`.
+//!
+//! What a gateway writes there before a packet goes on is what the other one needs to go on with it:
+//! the [records](crate::engine::gateway) of control connections whose numbers differ on the two sides,
+//! and the pinholes that nobody has used yet. Everything in it ends by itself.
+//!
+//! | key | value | lasts for |
+//! |---|---|---|
+//! | `ftpalg:1:flow:SRC>DST` | a record; the addresses are those of what the inside end sends | 5 days |
+//! | `ftpalg:1:hole:FROM>TO` | a [`Pinhole`] | the pinhole's deadline |
+//!
+//! The number is [`RECORD_FORMAT`].
+//!
+//! A packet never waits for longer than [`PATIENCE`]. A server that doesn't answer in time isn't asked
+//! again for [`PAUSE`].
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use redis::{Client, Commands, Connection, Pipeline, RedisResult};
+
+use super::{Store, StoreHealth};
+
+use crate::engine::{RECORD_FORMAT, Tuple};
+use crate::pinholes::{Pinhole, PinholeKey};
+
+/// How long an answer is waited for, and how long a connection.
+const PATIENCE: Duration = Duration::from_millis(50);
+/// How long a server that failed isn't asked.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a record lasts, in seconds: as `nf_conntrack_tcp_timeout_established`.
+const RECORD_LIFE: u64 = 5 * 24 * 3600;
+/// How many keys may wait to be deleted. Those beyond it end by themselves.
+const MAX_WAITING: usize = 4096;
+/// How many keys are asked for at a time.
+const SLICE: usize = 256;
+
+/// A server, as the daemon's threads share it.
+struct Valkey {
+    client: Client,
+    /// As it is shown: without user and password.
+    name: String,
+    link: Mutex<Link>,
+    /// Keys to be deleted.
+    gone: SyncSender<String>,
+}
+
+#[derive(Default)]
+struct Link {
+    connection: Option<Connection>,
+    /// When a server that failed is asked again.
+    again: Option<Instant>,
+    errors: u64,
+}
+
+/// See [`super::open`].
+pub(super) fn open(url: &str) -> Result<Arc<dyn Store>, String> {
+    let client = Client::open(url).map_err(|e| e.to_string())?;
+    let (gone, waiting) = sync_channel(MAX_WAITING);
+    let valkey = Arc::new(Valkey {
+        name: client.get_connection_info().addr().to_string(),
+        client,
+        link: Mutex::default(),
+        gone,
+    });
+    let sweeper = Arc::clone(&valkey);
+    let thread = thread::Builder::new().name("store".into());
+    let started = thread.spawn(move || sweeper.sweep(&waiting));
+    started.map_err(|e| format!("can't start a thread: {e}"))?;
+    Ok(valkey)
+}
+
+impl Store for Valkey {
+    fn keep_record(&self, outward: Tuple, record: &[u8]) -> bool {
+        let key = record_key(outward);
+        self.ask(|connection| connection.set_ex::<_, _, ()>(key, record, RECORD_LIFE))
+            .is_some()
+    }
+
+    fn drop_record(&self, outward: Tuple) {
+        self.drop_key(record_key(outward));
+    }
+
+    fn find_record(&self, outward: Tuple) -> Option<Vec<u8>> {
+        let key = record_key(outward);
+        self.ask(|connection| connection.get::<_, Option<Vec<u8>>>(key))?
+    }
+
+    fn keep_pinhole(&self, pinhole: &Pinhole, left: Duration) -> bool {
+        let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
+        let Ok(value) = postcard::to_allocvec(pinhole) else {
+            return false;
+        };
+        let key = pinhole_key(pinhole.key());
+        self.ask(|connection| connection.pset_ex::<_, _, ()>(key, value, millis))
+            .is_some()
+    }
+
+    fn drop_pinhole(&self, key: PinholeKey) {
+        self.drop_key(pinhole_key(key));
+    }
+
+    fn pinholes(&self, most: usize) -> Vec<(Pinhole, Duration)> {
+        let pattern = format!("{}hole:*", prefix());
+        let keys = self.ask(|connection| {
+            let keys = connection.scan_match::<_, String>(&pattern)?;
+            keys.take(most).collect::<RedisResult<Vec<String>>>()
+        });
+        let keys = keys.unwrap_or_default();
+        let slices = keys.chunks(SLICE);
+        slices.flat_map(|keys| self.pinholes_of(keys)).collect()
+    }
+
+    fn health(&self) -> StoreHealth {
+        let link = self.link();
+        StoreHealth {
+            works: link.again.is_none(),
+            errors: link.errors,
+        }
+    }
+}
+
+impl Valkey {
+    fn pinholes_of(&self, keys: &[String]) -> Vec<(Pinhole, Duration)> {
+        let mut questions = Pipeline::new();
+        for key in keys {
+            questions.get(key).pttl(key);
+        }
+        let answers: Option<Vec<(Option<Vec<u8>>, i64)>> =
+            self.ask(|connection| questions.query(connection));
+        let kept = answers.into_iter().flatten();
+        kept.filter_map(|(value, left)| {
+            let pinhole = postcard::from_bytes(&value?).ok()?;
+            let left = u64::try_from(left).ok().filter(|left| *left > 0)?;
+            Some((pinhole, Duration::from_millis(left)))
+        })
+        .collect()
+    }
+
+    /// Deletes keys as they come, for as long as the process lives.
+    fn sweep(&self, waiting: &Receiver<String>) {
+        while let Ok(first) = waiting.recv() {
+            let more = waiting.try_iter().take(SLICE);
+            let keys: Vec<String> = [first].into_iter().chain(more).collect();
+            self.ask(|connection| connection.del::<_, ()>(keys));
+        }
+    }
+
+    fn drop_key(&self, key: String) {
+        if let Err(e) = self.gone.try_send(key) {
+            log::debug!("the store {}: a key ends by itself later: {e}", self.name);
+        }
+    }
+
+    /// Asks the server. `None`: it doesn't answer, which is said once.
+    fn ask<T>(&self, question: impl FnOnce(&mut Connection) -> RedisResult<T>) -> Option<T> {
+        let mut link = self.link();
+        if link.again.is_some_and(|again| Instant::now() < again) {
+            return None;
+        }
+        let mut connection = match link.connection.take().map_or_else(|| self.connect(), Ok) {
+            Ok(connection) => connection,
+            Err(e) => return self.failed(&mut link, &e),
+        };
+        match question(&mut connection) {
+            Ok(answer) => {
+                link.connection = Some(connection);
+                if link.again.take().is_some() {
+                    log::warn!("the store {} answers again", self.name);
+                }
+                Some(answer)
+            }
+            Err(e) => self.failed(&mut link, &e),
+        }
+    }
+
+    fn link(&self) -> MutexGuard<'_, Link> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connect(&self) -> RedisResult<Connection> {
+        let connection = self.client.get_connection_with_timeout(PATIENCE)?;
+        connection.set_read_timeout(Some(PATIENCE))?;
+        connection.set_write_timeout(Some(PATIENCE))?;
+        Ok(connection)
+    }
+
+    fn failed<T>(&self, link: &mut Link, error: &redis::RedisError) -> Option<T> {
+        if link.again.is_none() {
+            log::warn!(
+                "the store {} doesn't answer ({error}): until it does, another gateway can't go on with \
+                 sessions whose numbers differ on the two sides, nor with announced data connections",
+                self.name
+            );
+        }
+        link.errors = link.errors.saturating_add(1);
+        link.again = Some(Instant::now() + PAUSE);
+        None
+    }
+}
+
+fn prefix() -> String {
+    format!("ftpalg:{RECORD_FORMAT}:")
+}
+
+fn record_key(Tuple { src, dst }: Tuple) -> String {
+    format!("{}flow:{src}>{dst}", prefix())
+}
+
+fn pinhole_key(PinholeKey { from, to }: PinholeKey) -> String {
+    format!("{}hole:{from}>{to}", prefix())
+}
