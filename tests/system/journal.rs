@@ -182,7 +182,11 @@ fn a_directory_that_cannot_be_used_is_an_error() {
     for (state, why) in [
         ("/proc/nothing", "can't use the directory"),
         (open.to_str().unwrap(), "others may write"),
-        ("here", "write a directory, with all of its path, or none"),
+        (
+            "here",
+            "write a directory, with all of its path, or valkey://HOST, or none",
+        ),
+        ("gopher://127.0.0.1", "--state"),
     ] {
         let words = ["run", "--inside", "in0", "--state", state];
         let finished = ftpalg(&net, &words);
@@ -246,6 +250,105 @@ fn without_room_sessions_go_on_and_it_recovers() {
     let count = |text: &str| finished.log.lines().filter(|l| l.contains(text)).count();
     assert_eq!(count("can't be written (No space left"), 1, "{finished}");
     assert_eq!(count("can be written again"), 1, "{finished}");
+}
+
+/// A Valkey or Redis server on the gateway.
+fn store(net: &Net) -> Process {
+    let mut command = net.command(net.topology().router, "redis-server");
+    command.args([
+        "--port",
+        "6379",
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--dir",
+    ]);
+    command.arg(net.directory());
+    let process = Process::spawn(command);
+    assert!(
+        process.wait_for("Ready", LIMIT),
+        "{}",
+        process.log()
+    );
+    process
+}
+
+const SHARED: [&str; 4] = ["--keep-length", "off", "--state", "valkey://127.0.0.1"];
+
+/// What is in the store is enough to go on: it stands for another gateway here.
+#[test]
+fn a_store_says_as_much() {
+    let net = network();
+    let _store = store(&net);
+    let alg = start_with(&net, "nft", Flavour::Nft, &SHARED);
+    let mut session = Session::open(&net);
+    // One more pinhole that nobody uses.
+    session.announce();
+    alg.process().unwrap().signal(Signal::SIGKILL);
+    ended(&net);
+    std::fs::remove_file(file(&net)).unwrap();
+    ftpalg(&net, &["rules", "remove"]).must();
+    let alg = start_with(&net, "nft", Flavour::Nft, &SHARED);
+    assert_eq!(status(&net)["nat"]["adopted"], 1);
+    session.announce();
+    // An address comes, as those do that two gateways share: all is read from the store again.
+    let router = net.topology().router;
+    let forgot = || alg.log().matches("another gateway may go on with it").count();
+    for change in ["add", "del"] {
+        let before = forgot();
+        net.exec(
+            router,
+            &["ip", "address", change, "192.0.2.99/32", "dev", "lo"],
+        )
+        .must();
+        let deadline = Instant::now() + LIMIT;
+        while forgot() == before && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(forgot() > before, "{change}");
+        session.announce();
+    }
+    assert!(status(&net)["counters"]["joined"].as_u64().unwrap() >= 3);
+    let last = ["redis-cli", "--scan", "--pattern", "ftpalg:*"];
+    let keys = net.exec(router, &last).must().stdout;
+    assert!(keys.contains(":flow:") && keys.contains(":hole:"), "{keys}");
+    drop(alg.stop());
+    Session::gets_reset(&mut session.client);
+}
+
+/// A store that doesn't answer stops nothing, and is told once.
+#[test]
+fn without_the_store_sessions_go_on() {
+    let net = network();
+    let server = store(&net);
+    let alg = start_with(&net, "nft", Flavour::Nft, &SHARED);
+    let mut session = Session::open(&net);
+    assert_eq!(status(&net)["store"]["works"], true);
+    // It hangs, and then it is gone.
+    server.signal(Signal::SIGSTOP);
+    for _ in 0..20 {
+        session.announce();
+    }
+    server.signal(Signal::SIGCONT);
+    server.signal(Signal::SIGKILL);
+    drop(server.finish(LIMIT));
+    for _ in 0..20 {
+        session.announce();
+    }
+    assert_eq!(status(&net)["store"]["works"], false);
+    let server = store(&net);
+    let deadline = Instant::now() + LIMIT;
+    while status(&net)["store"]["works"] == false && Instant::now() < deadline {
+        session.announce();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(status(&net)["store"]["works"], true);
+    let log = alg.stop();
+    let count = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(count("doesn't answer"), 1, "{log}");
+    assert_eq!(count("answers again"), 1, "{log}");
+    drop(server);
 }
 
 /// The daemon was killed, and nobody starts another one: its rules are removed by hand.
