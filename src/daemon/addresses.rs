@@ -70,5 +70,10 @@ fn own() -> io::Result<BTreeSet<IpAddr>> {
         let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
         v4.or_else(|| Some(IpAddr::V6(address.as_sockaddr_in6()?.ip())))
     });
-    Ok(all.collect())
+    // These come by themselves, and belong to one host only.
+    let link_local = |address: &IpAddr| match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    Ok(all.filter(|address| !link_local(address)).collect())
 }

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use super::config::{Marks, Standing};
 use super::endpoints::Endpoints;
-use super::flow::{Fate, Flow, Joined};
+use super::flow::{Flow, Joined};
 use super::gateway::{Error, Gateway};
 use super::record::{self, Record, State};
 use super::second::Second;
@@ -105,8 +105,8 @@ impl Engine {
                     self.stats.orphaned = self.stats.orphaned.saturating_add(1);
                     self.scratch.clear();
                     self.scratch.extend_from_slice(packet);
-                    let changed = self.orphans.end(ends, side, &segment, &mut self.scratch);
-                    return self.verdict(if changed { Fate::Changed } else { Fate::Same });
+                    let fate = self.orphans.end(ends, side, &segment, &mut self.scratch);
+                    return self.verdict(fate);
                 }
                 Unknown::Unanswered => return Verdict::Drop,
                 Unknown::Stranger => {}

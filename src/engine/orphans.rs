@@ -2,20 +2,21 @@
 //! how much is gone without a word.
 //!
 //! No byte of theirs may go on, since its receiver would read it out of place. So they are ended,
-//! such that both ends notice. Each packet says which number its sender expects, which is all that a
-//! RST to that sender needs. No packet is made up:
+//! such that both ends notice. No packet is made up: what one end sends, and sends again since nobody
+//! acknowledges it, is turned into what ends the connection.
 //!
-//! - A packet goes on without its data, as a keep-alive with an old number. Its receiver answers
-//!   that at once (RFC 9293 §3.10.7.4).
-//! - If it is known what the receiver expects, it goes on as a RST instead. For the answer to a
-//!   keep-alive that is so.
-//! - The next one to the same end goes on as a keep-alive again. If that end is gone, its host
-//!   answers with a RST, which passes. If the RST was lost, the end itself answers.
+//! 1. Data goes on without its bytes, as a keep-alive with an old number. Its receiver answers that
+//!    at once with the number that it expects (RFC 9293 §3.10.7.4). The answer goes no further.
+//! 2. When the data comes again, it goes on as a RST with that number: its receiver closes.
+//! 3. When it comes once more, it is a keep-alive again. The receiver's host doesn't know the
+//!    connection any more, and answers with a RST, which passes: its sender closes, too. If the first
+//!    RST was lost, the answer is as in 1.
 
 use std::collections::HashMap;
 
 use super::Side;
 use super::endpoints::Endpoints;
+use super::flow::Fate;
 use crate::stream::Seq;
 use crate::wire::{Flags, Segment, SegmentMut};
 
@@ -40,18 +41,17 @@ struct End {
 
 impl Orphans {
     /// Turns a packet of such a connection into one that helps to end it; `packet` is a copy of it.
-    /// Returns false if it goes on as it is.
     pub(super) fn end(
         &mut self,
         ends: Endpoints,
         side: Side,
         segment: &Segment<'_>,
         packet: &mut Vec<u8>,
-    ) -> bool {
+    ) -> Fate {
         let flags = segment.flags();
         if flags.has(Flags::RST) {
             self.0.remove(&ends);
-            return false;
+            return Fate::Same;
         }
         if self.0.len() >= MAX {
             self.0.clear();
@@ -63,6 +63,9 @@ impl Orphans {
         };
         if flags.has(Flags::ACK) {
             sender.expects = Some(Seq(segment.ack()));
+        }
+        if segment.payload().is_empty() && !flags.has(Flags::FIN) {
+            return Fate::Dropped;
         }
         let number = receiver.expects.filter(|_| !receiver.reset);
         receiver.reset = number.is_some();
@@ -81,6 +84,6 @@ impl Orphans {
                 out.clear_flags(Flags::FIN | Flags::PSH | Flags::URG);
             }
         }
-        true
+        Fate::Changed
     }
 }

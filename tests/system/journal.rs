@@ -137,15 +137,15 @@ fn without_it_uneven_sessions_end() {
         let alg = start_with(&net, "nft", Flavour::Nft, more);
         // Whoever speaks first.
         let [first, second] = &mut sessions;
-        for end in [
-            &mut first.client,
-            &mut first.server,
-            &mut second.server,
-            &mut second.client,
+        for (speaker, other) in [
+            (&mut first.client, &mut first.server),
+            (&mut second.server, &mut second.client),
         ] {
-            // A late acknowledgement may have told them before.
-            match end.0.get_mut().write_all(b"200 anybody there?\r\n") {
-                Ok(()) => Session::gets_reset(end),
+            let said = speaker.0.get_mut().write_all(b"200 anybody there?\r\n");
+            Session::gets_reset(other);
+            // A reply that was repeated may have told them before.
+            match said {
+                Ok(()) => Session::gets_reset(speaker),
                 Err(e) => assert_eq!(e.kind(), ErrorKind::ConnectionReset),
             }
         }
@@ -266,11 +266,7 @@ fn store(net: &Net) -> Process {
     ]);
     command.arg(net.directory());
     let process = Process::spawn(command);
-    assert!(
-        process.wait_for("Ready", LIMIT),
-        "{}",
-        process.log()
-    );
+    assert!(process.wait_for("Ready", LIMIT), "{}", process.log());
     process
 }
 
@@ -294,7 +290,11 @@ fn a_store_says_as_much() {
     session.announce();
     // An address comes, as those do that two gateways share: all is read from the store again.
     let router = net.topology().router;
-    let forgot = || alg.log().matches("another gateway may go on with it").count();
+    let forgot = || {
+        alg.log()
+            .matches("another gateway may go on with it")
+            .count()
+    };
     for change in ["add", "del"] {
         let before = forgot();
         net.exec(

@@ -14,6 +14,7 @@
 //! A packet never waits for longer than [`PATIENCE`]. A server that doesn't answer in time isn't asked
 //! again for [`PAUSE`].
 
+use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -43,8 +44,22 @@ struct Valkey {
     /// As it is shown: without user and password.
     name: String,
     link: Mutex<Link>,
+    /// The keys that were written, and by which write. Never held while the server is asked.
+    written: Mutex<Written>,
     /// Keys to be deleted.
-    gone: SyncSender<String>,
+    gone: SyncSender<Gone>,
+}
+
+#[derive(Default)]
+struct Written {
+    keys: HashMap<String, u64>,
+    last: u64,
+}
+
+/// A key to be deleted, unless it was written again after this write.
+struct Gone {
+    key: String,
+    write: u64,
 }
 
 #[derive(Default)]
@@ -63,6 +78,7 @@ pub(super) fn open(url: &str) -> Result<Arc<dyn Store>, String> {
         name: client.get_connection_info().addr().to_string(),
         client,
         link: Mutex::default(),
+        written: Mutex::default(),
         gone,
     });
     let sweeper = Arc::clone(&valkey);
@@ -75,6 +91,7 @@ pub(super) fn open(url: &str) -> Result<Arc<dyn Store>, String> {
 impl Store for Valkey {
     fn keep_record(&self, outward: Tuple, record: &[u8]) -> bool {
         let key = record_key(outward);
+        self.writes(&key);
         self.ask(|connection| connection.set_ex::<_, _, ()>(key, record, RECORD_LIFE))
             .is_some()
     }
@@ -94,6 +111,7 @@ impl Store for Valkey {
             return false;
         };
         let key = pinhole_key(pinhole.key());
+        self.writes(&key);
         self.ask(|connection| connection.pset_ex::<_, _, ()>(key, value, millis))
             .is_some()
     }
@@ -140,18 +158,49 @@ impl Valkey {
     }
 
     /// Deletes keys as they come, for as long as the process lives.
-    fn sweep(&self, waiting: &Receiver<String>) {
+    fn sweep(&self, waiting: &Receiver<Gone>) {
         while let Ok(first) = waiting.recv() {
             let more = waiting.try_iter().take(SLICE);
-            let keys: Vec<String> = [first].into_iter().chain(more).collect();
-            self.ask(|connection| connection.del::<_, ()>(keys));
+            let gone: Vec<Gone> = [first].into_iter().chain(more).collect();
+            // A key that is written after this look is so after it was deleted.
+            self.ask(|connection| match self.still_gone(gone) {
+                keys if keys.is_empty() => Ok(()),
+                keys => connection.del::<_, ()>(keys),
+            });
         }
     }
 
+    /// A key is about to be written.
+    fn writes(&self, key: &str) {
+        let mut written = self.written();
+        written.last = written.last.wrapping_add(1);
+        let write = written.last;
+        written.keys.insert(key.to_owned(), write);
+    }
+
     fn drop_key(&self, key: String) {
-        if let Err(e) = self.gone.try_send(key) {
-            log::debug!("the store {}: a key ends by itself later: {e}", self.name);
+        // Another process's key, if it isn't there.
+        let write = self.written().keys.get(&key).copied().unwrap_or(0);
+        if self.gone.try_send(Gone { key, write }).is_err() {
+            log::debug!("the store {}: a key ends by itself later", self.name);
         }
+    }
+
+    /// Those of the keys that weren't written again.
+    fn still_gone(&self, gone: Vec<Gone>) -> Vec<String> {
+        let mut written = self.written();
+        let mut keys = Vec::with_capacity(gone.len());
+        for Gone { key, write } in gone {
+            if written.keys.get(&key).is_none_or(|last| *last == write) {
+                written.keys.remove(&key);
+                keys.push(key);
+            }
+        }
+        keys
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks the server. `None`: it doesn't answer, which is said once.
