@@ -116,6 +116,21 @@ impl Plane {
         }
     }
 
+    /// Goes by other settings from now on. Pinholes, ranges and connections that exist stay, with the
+    /// deadlines that they have.
+    ///
+    /// [`PlaneConfig::mark`] and the ports of [`PlaneConfig::tls_range`] stay as they are: they are built
+    /// into the backend's objects.
+    pub fn reconfigure(&mut self, new: &PlaneConfig) {
+        let config = &mut self.config;
+        config.data_ports = new.data_ports;
+        config.deadline = new.deadline;
+        config.limits = new.limits;
+        if let (Some(range), Some(new)) = (&mut config.tls_range, new.tls_range) {
+            range.idle = new.idle;
+        }
+    }
+
     /// See [`Gateway::admit`](crate::engine::gateway::Gateway::admit).
     ///
     /// # Errors

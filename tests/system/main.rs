@@ -24,6 +24,7 @@ mod ports;
 mod programs;
 mod real_replies;
 mod refusals;
+mod reload;
 mod restart;
 mod restart_ways;
 mod rootless;
