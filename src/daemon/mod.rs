@@ -9,6 +9,7 @@ pub mod control;
 pub mod guardian;
 pub mod lock;
 pub mod output;
+pub mod overruns;
 pub mod reload;
 pub mod shared;
 pub mod status;
@@ -46,6 +47,7 @@ use guard::Guard;
 use lifetime::{Ending, Lifetime};
 use lock::{Lock, LockError};
 use output::Output;
+use overruns::Overruns;
 use reload::{CurrentConfig, Reloader, Source};
 use reserve::Reserve;
 use setup::Steered;
@@ -130,6 +132,7 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
         plane,
         clock,
         output.clone(),
+        Overruns::of(steered.steering.queues),
         config.resume_mark,
     ));
     // From here on there is something to remove: the backend may have been tried.

@@ -24,6 +24,7 @@ use crate::pinholes::ports::Listeners;
 use crate::pinholes::{PinholeKey, Plane, Transferred};
 
 use super::output::Output;
+use super::overruns::Overruns;
 
 /// Deadlines closer together than this are met together.
 const GRANULARITY: Duration = Duration::from_millis(10);
@@ -64,6 +65,7 @@ pub struct Shared {
     lookups: Mutex<Vec<Conntrack>>,
     clock: Clock,
     output: Output,
+    overruns: Overruns,
     /// See [`engine::Config::resume_mark`](crate::engine::Config::resume_mark).
     resume_mark: Mark,
 }
@@ -95,7 +97,13 @@ impl State {
 impl Shared {
     /// Shares a plane that goes by `clock`, too.
     #[must_use]
-    pub fn new(plane: Plane, clock: Clock, output: Output, resume_mark: Mark) -> Self {
+    pub fn new(
+        plane: Plane,
+        clock: Clock,
+        output: Output,
+        overruns: Overruns,
+        resume_mark: Mark,
+    ) -> Self {
         Self {
             state: Mutex::new(State {
                 plane,
@@ -109,8 +117,14 @@ impl Shared {
             lookups: Mutex::default(),
             clock,
             output,
+            overruns,
             resume_mark,
         }
+    }
+
+    /// Tells if a queue was full. To be called about once a second while packets come.
+    pub fn look_at_queues(&self, now: Duration) {
+        self.overruns.look(now);
     }
 
     /// The time since the start.
@@ -353,7 +367,7 @@ impl Shared {
             let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) => {
-                    if !self.with(Plane::catch_up) {
+                    while !self.with(Plane::catch_up) {
                         thread::sleep(PAUSE);
                     }
                 }

@@ -34,10 +34,12 @@ mod installing;
 mod pinhole;
 pub mod ports;
 mod ranges;
+mod seldom;
 mod stuck;
 mod types;
 
 pub use pinhole::{Pinhole, PinholeKey, RangeHole, RangeKey};
+pub use seldom::Seldom;
 pub use types::{
     DataConnection, EventSource, Finished, Lookups, Parts, PinholeInfo, PinholeState, PlaneConfig,
     PlaneCounters, PlaneLimits, PlaneReport, RangeEnd, TlsRange, Transferred,
@@ -84,9 +86,25 @@ pub struct Plane {
     listeners: Option<(Duration, Listeners)>,
     user_ports: Vec<Published>,
     reports: VecDeque<PlaneReport>,
+    /// Conntrack's list has to be read, since events were lost.
+    behind: bool,
+    troubles: Troubles,
     counters: PlaneCounters,
     last_id: u64,
     next_port: u32,
+}
+
+/// What may go wrong many times in a row.
+#[derive(Debug, Default)]
+struct Troubles {
+    /// Events can't be read.
+    unread: Seldom,
+    /// Events were lost.
+    missed: Seldom,
+    /// Conntrack's list can't be read.
+    unlisted: Seldom,
+    /// Pinholes can't be closed.
+    stuck: Seldom,
 }
 
 impl Plane {
@@ -110,6 +128,8 @@ impl Plane {
             listeners: None,
             user_ports: Vec::new(),
             reports: VecDeque::new(),
+            behind: false,
+            troubles: Troubles::default(),
             counters: PlaneCounters::default(),
             last_id: 0,
             next_port: 0,
