@@ -21,6 +21,7 @@ mod limits;
 mod local;
 mod nat66;
 mod ports;
+mod pressure;
 mod programs;
 mod real_replies;
 mod refusals;
