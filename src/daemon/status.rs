@@ -107,7 +107,7 @@ struct Queue {
     waiting: Option<u64>,
     /// Packets queued since the start.
     queued: Option<u64>,
-    /// Packets dropped (or passed unseen with `--fail open`) because the queue was full.
+    /// Packets dropped because the queue was full.
     dropped_full: Option<u64>,
     /// Packets dropped because the socket's buffer was full.
     dropped_buffer: Option<u64>,

@@ -38,15 +38,42 @@ fn command(net: &Net, words: &[&str]) -> Command {
     command
 }
 
-fn spawn(command: Command) -> Process {
-    let alg = Process::spawn(command);
-    assert!(alg.wait_for("ready", LIMIT), "{}", alg.log());
-    alg
+/// The daemon. Its log is shown if the test fails.
+struct Daemon(Option<Process>);
+
+impl Daemon {
+    fn spawn(command: Command) -> Self {
+        let alg = Process::spawn(command);
+        assert!(alg.wait_for("ready", LIMIT), "{}", alg.log());
+        Self(Some(alg))
+    }
+
+    fn process(&self) -> &Process {
+        self.0.as_ref().unwrap()
+    }
+
+    fn pid(&self) -> u32 {
+        self.process().pid()
+    }
+
+    fn log(&self) -> String {
+        self.process().log()
+    }
+
+    /// Stops it, and returns its log.
+    fn stop(mut self) -> String {
+        let alg = self.0.take().unwrap();
+        alg.signal(Signal::SIGTERM);
+        alg.finish(LIMIT).must().log
+    }
 }
 
-fn stop(alg: Process) -> String {
-    alg.signal(Signal::SIGTERM);
-    alg.finish(LIMIT).must().log
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let (true, Some(alg)) = (std::thread::panicking(), &self.0) {
+            eprintln!("--- ftpalg's log\n{}---", alg.log());
+        }
+    }
 }
 
 /// Stops a process and waits until it stands still.
@@ -115,7 +142,7 @@ fn a_full_queue() {
     for fail in ["closed", "open"] {
         let net = gateway(Policy::Drop, Flavour::Nft);
         let server = Server::start(&net, &Config::new(Kind::Vsftpd));
-        let alg = spawn(command(&net, &["--fail", fail]));
+        let alg = Daemon::spawn(command(&net, &["--fail", fail]));
         let mut control = log_in(&net, &server);
         freeze(alg.pid());
         let public = Ipv4Addr::new(203, 0, 113, 1);
@@ -160,7 +187,7 @@ fn a_full_queue() {
         let queue = &answer["queues"][0];
         assert!(queue["dropped_full"].as_u64() > Some(1000), "{answer:#}");
         assert_eq!(queue["waiting"], 0, "{answer:#}");
-        let log = stop(alg);
+        let log = alg.stop();
         assert_eq!(times(&log, "a queue was full"), 1, "{log}");
     }
 }
@@ -175,7 +202,7 @@ fn a_process_that_stands_still() {
         let server = Server::start(&net, &Config::new(Kind::Vsftpd));
         let big = testkit::lab::server::content(7, 40 << 20);
         server.publish("big", &big);
-        let alg = spawn(command(&net, &["--backend", backend, "--deadline", "2"]));
+        let alg = Daemon::spawn(command(&net, &["--backend", backend, "--deadline", "2"]));
         let mut running = log_in(&net, &server);
         let mut data = running.passive(&net);
         running.ask("RETR big\r\n", "150");
@@ -194,7 +221,12 @@ fn a_process_that_stands_still() {
         unused.send("NOOP\r\n");
         // A new one waits for its handshake.
         let late = std::thread::scope(|scope| {
-            let late = scope.spawn(|| log_in(&net, &server));
+            let late = scope.spawn(|| {
+                let dial = net.topology().dial;
+                let mut late = Control::new(connect(&net, dial, still() + LIMIT).unwrap());
+                late.log_in(&server);
+                late
+            });
             std::thread::sleep(still().saturating_sub(frozen.elapsed()));
             if backend == "nft" {
                 let closed = connect(&net, unused_at, Duration::from_secs(1));
@@ -216,8 +248,8 @@ fn a_process_that_stands_still() {
         assert_eq!(answer["nat"]["unattributed"], 0, "{answer:#}");
         assert_eq!(answer["nat"]["expired"], 1, "{answer:#}");
         assert_eq!(answer["nat"]["used"], 6, "{answer:#}");
-        assert_eq!(answer["sessions"], 0, "{answer:#}");
-        let log = stop(alg);
+        until("all closed", || status(&net)["sessions"] == 0);
+        let log = alg.stop();
         let line = format!("-> {used_at} =>");
         assert_eq!(times(&log, &line), 1, "{log}");
         assert_eq!(times(&log, "not used in time"), 1, "{log}");
@@ -234,7 +266,7 @@ fn a_process_that_stands_still() {
 fn a_storm_of_conntrack_events() {
     let net = gateway(Policy::Drop, Flavour::Nft);
     let server = Server::start(&net, &Config::new(Kind::Vsftpd));
-    let alg = spawn(command(&net, &[]));
+    let alg = Daemon::spawn(command(&net, &[]));
     let mut control = log_in(&net, &server);
     let at = address(&control.ask("PASV\r\n", "227"));
     freeze(alg.pid());
@@ -268,7 +300,7 @@ fn a_storm_of_conntrack_events() {
     );
     assert_eq!(answer["nat"]["used"], 4, "{answer:#}");
     assert_eq!(answer["nat"]["unattributed"], 0, "{answer:#}");
-    let log = stop(alg);
+    let log = alg.stop();
     assert_eq!(times(&log, "conntrack events were missed"), 1, "{log}");
 }
 
@@ -283,7 +315,7 @@ fn netlink_errors_now_and_then() {
     let net = gateway(Policy::Drop, Flavour::Nft);
     let server = Server::start(&net, &Config::new(Kind::Vsftpd));
     let faults = Faults::new(&net);
-    let alg = spawn(faults.under(command(&net, &[])));
+    let alg = Daemon::spawn(faults.under(command(&net, &[])));
     let mut control = log_in(&net, &server);
     for (at, errors) in [
         (QUESTIONS, &[EINTR, EAGAIN, ENOMEM, ENOBUFS][..]),
@@ -308,7 +340,7 @@ fn netlink_errors_now_and_then() {
     assert_eq!(answer["counters"]["not_opened"], 0, "{answer:#}");
     assert_eq!(answer["nat"]["kernel_errors"], 0, "{answer:#}");
     assert_eq!(answer["queues"][0]["waiting"], 0, "{answer:#}");
-    let log = stop(alg);
+    let log = alg.stop();
     for part in [
         "receive: ",
         "can't read conntrack events",
@@ -326,7 +358,7 @@ fn a_kernel_that_answers_nothing_for_a_while() {
     let before = rules::snapshot(&net, net.topology().router);
     let server = Server::start(&net, &Config::new(Kind::Vsftpd));
     let faults = Faults::new(&net);
-    let alg = spawn(faults.under(command(&net, &[])));
+    let alg = Daemon::spawn(faults.under(command(&net, &[])));
     let mut control = log_in(&net, &server);
     let data = control.passive(&net);
     take(&mut control, data, &server);
@@ -353,7 +385,7 @@ fn a_kernel_that_answers_nothing_for_a_while() {
     until("known", || alg.log().contains(&format!("-> {open} =>")));
     let answer = status(&net);
     assert_eq!(answer["counters"]["not_opened"], 6, "{answer:#}");
-    let log = stop(alg);
+    let log = alg.stop();
     let warnings: Vec<_> = log.lines().filter(|line| line.contains("warn: ")).collect();
     let mut kinds: Vec<_> = warnings
         .iter()
@@ -372,7 +404,7 @@ fn a_verdict_that_cannot_be_given() {
     let net = gateway(Policy::Drop, Flavour::Nft);
     let server = Server::start(&net, &Config::new(Kind::Vsftpd));
     let faults = Faults::new(&net);
-    let alg = spawn(faults.under(command(&net, &[])));
+    let alg = Daemon::spawn(faults.under(command(&net, &[])));
     let mut control = log_in(&net, &server);
     faults.inject(VERDICTS, 5, nix::libc::ENOBUFS);
     for _ in 0..3 {
@@ -384,7 +416,7 @@ fn a_verdict_that_cannot_be_given() {
     let data = control.passive(&net);
     take(&mut control, data, &server);
     until("all answered", || status(&net)["queues"][0]["waiting"] == 0);
-    stop(alg);
+    alg.stop();
 }
 
 /// Conntrack's table is full: the first packets of new connections are dropped, until there is room. The
@@ -433,7 +465,7 @@ fn a_full_conntrack_table() {
 fn no_descriptors_left() {
     let net = gateway(Policy::Drop, Flavour::Nft);
     let server = Server::start(&net, &Config::new(Kind::Vsftpd));
-    let alg = spawn(command(&net, &[]));
+    let alg = Daemon::spawn(command(&net, &[]));
     let mut control = log_in(&net, &server);
     let data = control.passive(&net);
     take(&mut control, data, &server);
@@ -464,7 +496,7 @@ fn no_descriptors_left() {
     assert!(asks.wait().unwrap().success());
     let answer = status(&net);
     assert_eq!(answer["counters"]["not_opened"], 0, "{answer:#}");
-    let log = stop(alg);
+    let log = alg.stop();
     assert_eq!(times(&log, "warn: "), 1, "{log}");
 }
 
@@ -491,7 +523,7 @@ fn a_clock_that_jumps() {
     );
 
     faults.shift_clock(0);
-    let alg = spawn(faults.under(command(&net, &["--deadline", "30"])));
+    let alg = Daemon::spawn(faults.under(command(&net, &["--deadline", "30"])));
     let mut control = log_in(&net, &server);
     for jump in [10 * DAY, -10 * DAY, 20_000 * DAY, -20_000 * DAY, 0] {
         let at = address(&control.ask("PASV\r\n", "227"));
@@ -516,7 +548,7 @@ fn a_clock_that_jumps() {
         (25..=30).contains(&hole["expires_in"].as_u64().unwrap()),
         "{hole:#}"
     );
-    let log = stop(alg);
+    let log = alg.stop();
     assert_eq!(times(&log, "warn: "), 0, "{log}");
 }
 

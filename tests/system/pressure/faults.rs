@@ -35,7 +35,7 @@ const SOURCE: &str = r#"
 #include <time.h>
 #include <unistd.h>
 
-struct plan { int where, every, error, shift; atomic_int seen, done; };
+struct plan { atomic_int where, every, error, shift, seen, done; };
 static struct plan *plan;
 
 __attribute__((constructor)) static void begin(void) {
@@ -58,8 +58,10 @@ static int is_netfilter(int fd) {
     return domain == AF_NETLINK && protocol == 12;
 }
 static int fails(int fd, int where) {
-    if (!plan || !plan->every || !(plan->where & where) || !is_daemon() || !is_netfilter(fd)) return 0;
-    if ((atomic_fetch_add(&plan->seen, 1) + 1) % plan->every) return 0;
+    /* Once, since it may change meanwhile. */
+    int every = plan ? plan->every : 0;
+    if (!every || !(plan->where & where) || !is_daemon() || !is_netfilter(fd)) return 0;
+    if ((atomic_fetch_add(&plan->seen, 1) + 1) % every) return 0;
     atomic_fetch_add(&plan->done, 1);
     errno = plan->error;
     return 1;
