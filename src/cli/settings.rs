@@ -66,8 +66,8 @@ pub(crate) struct Settings {
     #[serde(deserialize_with = "file::ports")]
     port: Vec<u16>,
 
-    /// Read these settings from a file first (a pipe, or `-` for the standard input, will do): TOML, its
-    /// keys are the names of these flags [default: none]
+    /// Read these settings from a file first (a pipe, or `-` for the standard input, will do), and a
+    /// file again at SIGHUP: TOML, its keys are the names of these flags [default: none]
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,

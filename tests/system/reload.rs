@@ -3,13 +3,14 @@
 use std::io::Read;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use testkit::lab::alg::{Alg, Running};
-use testkit::lab::gateway::{Control, LIMIT, address, gateway, status};
+use testkit::lab::gateway::{Control, LIMIT, address, download, ftpalg, gateway, status};
 use testkit::lab::net::Net;
 use testkit::lab::process::Process;
 use testkit::lab::rules::{self, Flavour, Policy};
@@ -62,7 +63,7 @@ impl<'a> Daemon<'a> {
 
 /// What `ftpalg sessions --json` lists.
 fn sessions(net: &Net) -> Vec<Value> {
-    let json = testkit::lab::gateway::ftpalg(net, &["sessions", "--json"]).must();
+    let json = ftpalg(net, &["sessions", "--json"]).must();
     serde_json::from_str(&json.stdout).unwrap()
 }
 
@@ -234,6 +235,60 @@ fn what_takes_a_restart_is_told_and_the_rest_changes() {
     assert!(process.wait_for("bye", LIMIT), "{}", process.log());
     let log = process.log();
     assert!(log.contains("stay for a successor for 1 s"), "{log}");
+}
+
+/// Again and again, while sessions begin, announce, transfer and end.
+#[test]
+fn transfers_do_not_notice() {
+    let net = gateway(Policy::Drop, Flavour::Nft);
+    let server = Server::start(&net, &Config::new(Kind::Vsftpd));
+    let alg = Daemon::start(&net, "", &["--queues", "2"]);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // As an editor writes it: there is a whole file all the time.
+            let new = alg.file.with_extension("new");
+            for text in [
+                "data-ports = \"30000-30099\"\nstrict = true\n",
+                "keep-length = \"off\"\n[limits]\nsessions = 10\n",
+            ]
+            .iter()
+            .cycle()
+            {
+                if done.load(Ordering::Relaxed) {
+                    return;
+                }
+                std::fs::write(&new, text).unwrap();
+                std::fs::rename(&new, &alg.file).unwrap();
+                alg.hang_up(0);
+            }
+        });
+        let _ends = Ends(&done);
+        for _ in 0..10 {
+            download(&net, &server, &[]).must();
+            download(&net, &server, &["--ftp-port", "-"]).must();
+        }
+    });
+    let answer = status(&net);
+    for counter in ["not_opened", "refused", "table_full", "not_admitted"] {
+        assert_eq!(answer["counters"][counter], 0, "{answer:#}");
+    }
+    assert_eq!(rules::invalid(&net, net.topology().router), 0);
+    let log = alg.running.stop();
+    let count = log
+        .lines()
+        .filter(|line| line.contains("reloaded "))
+        .count();
+    assert!(count > 10, "{log}");
+}
+
+/// Ends a loop, also if the test fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
