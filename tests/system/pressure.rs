@@ -497,7 +497,10 @@ fn no_descriptors_left() {
     let answer = status(&net);
     assert_eq!(answer["counters"]["not_opened"], 0, "{answer:#}");
     let log = alg.stop();
-    assert_eq!(times(&log, "warn: "), 1, "{log}");
+    assert_eq!(times(&log, "nobody can be let in"), 1, "{log}");
+    // It may be looking just then, or not.
+    assert!(times(&log, "can't tell whether") <= 1, "{log}");
+    assert!(times(&log, "warn: ") <= 3, "{log}");
 }
 
 /// The wall clock jumps, both ways and far: nothing goes by it.
