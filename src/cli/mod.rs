@@ -4,6 +4,7 @@
 //! `status`, `sessions` and `pinholes` have exit codes of their own.
 
 mod check;
+mod log;
 mod pinholes;
 mod rules;
 mod run;
@@ -104,7 +105,7 @@ pub fn main() -> ExitCode {
         }
         Err(e) => return fail(&Failure::usage(condense(&e))),
     };
-    start_log();
+    log::start();
     let done = match cli.command {
         CliCommand::Run(arguments) => run::run(*arguments),
         CliCommand::Status(format) => status::show(format),
@@ -122,21 +123,6 @@ fn fail(failure: &Failure) -> ExitCode {
     // Nobody is left to be told if this fails.
     let _ = writeln!(io::stderr(), "ftpalg: {line}");
     ExitCode::from(failure.code)
-}
-
-/// Shows log lines as `FTPALG_LOG` (or `RUST_LOG`) says; warnings and worse where neither does.
-fn start_log() {
-    let filter = ["FTPALG_LOG", "RUST_LOG"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok())
-        .unwrap_or_else(|| "warn".into());
-    env_logger::Builder::new()
-        .parse_filters(&filter)
-        .format(|to, record| {
-            let level = record.level().as_str().to_ascii_lowercase();
-            writeln!(to, "ftpalg: {level}: {}", record.args())
-        })
-        .init();
 }
 
 /// Clap's several lines as one.

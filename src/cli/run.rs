@@ -19,7 +19,8 @@ pub(super) struct Run {
 }
 
 pub(super) fn run(arguments: Run) -> Result<ExitCode, Failure> {
-    let mut config = arguments.settings.resolve().map_err(Failure::usage)?;
+    let settings = arguments.settings;
+    let mut config = settings.clone().resolve().map_err(Failure::usage)?;
     config.takeover = arguments.takeover;
-    daemon::run(&config).map_err(Failure::usage)
+    daemon::run(&config, settings.source()).map_err(Failure::usage)
 }

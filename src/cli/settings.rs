@@ -3,6 +3,7 @@
 //! One structure serves for both: the keys of the file (TOML) are the names of the flags. A flag on
 //! the command line wins over the file. A flag that can be repeated replaces the file's whole list.
 
+mod again;
 mod file;
 mod limits;
 mod session;
@@ -67,8 +68,8 @@ pub(crate) struct Settings {
     #[serde(deserialize_with = "file::ports")]
     port: Vec<u16>,
 
-    /// Read these settings from a file first (a pipe, or `-` for the standard input, will do): TOML, its
-    /// keys are the names of these flags [default: none]
+    /// Read these settings from a file first (a pipe, or `-` for the standard input, will do), and a
+    /// file again at SIGHUP: TOML, its keys are the names of these flags [default: none]
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     config: Option<PathBuf>,
@@ -276,15 +277,10 @@ impl Settings {
     /// # Errors
     /// One line: where it is wrong, or that it can't be read.
     pub(crate) fn from_file(path: &Path) -> Result<Self, String> {
-        let name = path.display();
+        let name = path.display().to_string();
         let text = text::read(path)
             .map_err(|e| format!("can't read {name}: {e}; name a readable file with --config"))?;
-        toml::from_str(&text).map_err(|e| {
-            let before = e.span().and_then(|span| text.get(..span.start));
-            let line = before.map_or(1, |t| t.matches('\n').count() + 1);
-            let what = e.message().replace('\n', " ");
-            format!("{name}:{line}: {what}; mend that line (keys are the names of run's flags)")
-        })
+        toml::from_str(&text).map_err(|e| mistake(&name, &text, &e))
     }
 
     /// The same settings, with `--local`.
@@ -421,6 +417,14 @@ impl Settings {
         config.check()?;
         Ok(config)
     }
+}
+
+/// One line: what is wrong in a file's text, and where.
+fn mistake(name: &str, text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let line = before.map_or(1, |t| t.matches('\n').count() + 1);
+    let what = error.message().replace('\n', " ");
+    format!("{name}:{line}: {what}; mend that line (keys are the names of run's flags)")
 }
 
 /// A list that is given, or the other one.

@@ -1,20 +1,12 @@
-//! The addresses of `--advertise`. Host names among them are looked up again every minute, and on
-//! SIGHUP.
+//! The addresses of `--advertise`. Host names among them are [looked up again](Advertised::refresh)
+//! from time to time.
 
 use std::net::{IpAddr, ToSocketAddrs};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::Duration;
 
 use crate::engine;
 
 use super::StartError;
 use super::config::{AdvertiseChoice, PublicName};
-use super::output::Output;
-use super::worker::Worker;
-
-/// How often names are looked up again.
-const PERIOD: Duration = Duration::from_secs(60);
 
 /// What is announced now.
 #[derive(Debug)]
@@ -26,15 +18,29 @@ pub(super) struct Advertised {
 impl Advertised {
     /// Looks all names up.
     pub(super) fn find(wanted: &[AdvertiseChoice]) -> Result<Self, StartError> {
-        Self::find_by(wanted, look_up).map_err(StartError::Host)
+        let nothing = Self { all: Vec::new() };
+        nothing.replaced(wanted).map_err(StartError::Host)
     }
 
-    fn find_by(
+    /// Others in their place. Names that were there before keep their addresses.
+    ///
+    /// # Errors
+    /// One line: a new name has no address that can be used.
+    pub(super) fn replaced(&self, wanted: &[AdvertiseChoice]) -> Result<Self, String> {
+        self.replaced_by(wanted, look_up)
+    }
+
+    fn replaced_by(
+        &self,
         wanted: &[AdvertiseChoice],
         look_up: impl Fn(&str) -> Vec<IpAddr>,
     ) -> Result<Self, String> {
         let mut all = Vec::new();
         for wanted in wanted {
+            if let Some(known) = self.all.iter().find(|(choice, _)| choice == wanted) {
+                all.push(known.clone());
+                continue;
+            }
             let addresses = match &wanted.public {
                 PublicName::Address(address) => vec![*address],
                 PublicName::Name(name) => {
@@ -78,28 +84,13 @@ impl Advertised {
         self.all.iter().any(|(wanted, _)| name(wanted))
     }
 
-    /// Looks names up again every minute, and whenever `asked` says so, for as long as the process
-    /// lives.
-    pub(super) fn keep(mut self, workers: &[Arc<Worker>], output: &Output, asked: &Receiver<()>) {
-        loop {
-            match asked.recv_timeout(PERIOD) {
-                Ok(()) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(PERIOD),
-            }
-            let changes = self.refresh(look_up);
-            if changes.is_empty() {
-                continue;
-            }
-            let list = self.list();
-            for worker in workers {
-                worker.engine().advertise(list.clone());
-            }
-            changes.into_iter().for_each(|line| output.line(line));
-        }
+    /// Looks names up again. Returns what changed, a line each. A name that can't be looked up keeps
+    /// its addresses.
+    pub(super) fn refresh(&mut self) -> Vec<String> {
+        self.refresh_by(look_up)
     }
 
-    /// What changed, a line each. A name that can't be looked up keeps its addresses.
-    fn refresh(&mut self, look_up: impl Fn(&str) -> Vec<IpAddr>) -> Vec<String> {
+    fn refresh_by(&mut self, look_up: impl Fn(&str) -> Vec<IpAddr>) -> Vec<String> {
         let mut changes = Vec::new();
         for (wanted, addresses) in &mut self.all {
             let PublicName::Name(name) = &wanted.public else {
@@ -173,7 +164,7 @@ mod tests {
 
     fn find(wanted: &[&str], found: &str) -> Result<Advertised, String> {
         let wanted: Vec<AdvertiseChoice> = wanted.iter().map(|w| w.parse().unwrap()).collect();
-        Advertised::find_by(&wanted, |_| ips(found))
+        Advertised { all: Vec::new() }.replaced_by(&wanted, |_| ips(found))
     }
 
     fn publics(all: &Advertised) -> Vec<IpAddr> {
@@ -199,17 +190,31 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_stays_isnt_looked_up_for_the_others() {
+        let all = find(&["ftp.example.org", "10.0.0.2=203.0.113.9"], "203.0.113.1").unwrap();
+        let with = |wanted: &[&str], found: &str| {
+            let wanted: Vec<AdvertiseChoice> = wanted.iter().map(|w| w.parse().unwrap()).collect();
+            all.replaced_by(&wanted, |_| ips(found))
+        };
+        let other = with(&["10.0.0.2=203.0.113.8", "ftp.example.org"], "").unwrap();
+        assert_eq!(publics(&other), ips("203.0.113.8 203.0.113.1"));
+        assert!(publics(&with(&[], "").unwrap()).is_empty());
+        let e = with(&["ftp.example.org", "10.0.0.3=www.example.org"], "").unwrap_err();
+        assert!(e.contains("www.example.org has no address"), "{e}");
+    }
+
+    #[test]
     fn a_name_is_followed_and_keeps_its_address_through_failures_and_rotation() {
         let mut all = find(&["10.0.0.3=203.0.113.9", "ftp.example.org"], "203.0.113.1").unwrap();
         for same in ["", "203.0.113.1", "203.0.113.2 203.0.113.1"] {
-            assert_eq!(all.refresh(|_| ips(same)), [""; 0], "{same}");
+            assert_eq!(all.refresh_by(|_| ips(same)), [""; 0], "{same}");
         }
         assert_eq!(
-            all.refresh(|_| ips("203.0.113.2")),
+            all.refresh_by(|_| ips("203.0.113.2")),
             ["advertise ftp.example.org: 203.0.113.1 is now 203.0.113.2"]
         );
         assert_eq!(publics(&all), ips("203.0.113.9 203.0.113.2"));
-        assert_eq!(all.refresh(|_| ips("2001:db8::1")).len(), 1);
+        assert_eq!(all.refresh_by(|_| ips("2001:db8::1")).len(), 1);
         assert_eq!(publics(&all), ips("203.0.113.9 203.0.113.2 2001:db8::1"));
     }
 }

@@ -163,21 +163,23 @@ impl StateChoice {
     }
 }
 
-/// Without the URL, which may have a password.
 impl fmt::Debug for StateChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Shared(_) => f.write_str("Shared"),
-            other => other.fmt(f),
-        }
+        fmt::Display::fmt(self, f)
     }
 }
 
+/// Without user and password.
 impl fmt::Display for StateChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.directory() {
-            Some(directory) => directory.display().fmt(f),
-            None => f.write_str("none"),
+        match (self.store(), self.directory()) {
+            (Some(url), _) => {
+                let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
+                let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+                write!(f, "{scheme}://{host}")
+            }
+            (None, Some(directory)) => directory.display().fmt(f),
+            (None, None) => f.write_str("none"),
         }
     }
 }

@@ -13,6 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::firewall::watch::Changes;
+use crate::pinholes::Seldom;
 
 use super::setup::Steered;
 use super::shared::Shared;
@@ -53,8 +54,10 @@ pub(super) struct Guard {
     blind: bool,
     /// Whether the user's rules were more than are read.
     cut: bool,
-    /// Why the last look failed, so that each reason is logged once.
+    /// Why the last look failed, as it was logged: each reason once, and another one after a minute.
     blocked: Option<String>,
+    /// When such a reason was logged.
+    told: Seldom,
 }
 
 /// What isn't in place.
@@ -75,6 +78,7 @@ impl Guard {
             blind: false,
             cut: false,
             blocked: None,
+            told: Seldom::default(),
         }
     }
 
@@ -103,7 +107,10 @@ impl Guard {
                     !self.put_back()
                 }
                 Err(e) => {
-                    if self.blocked.as_ref() != Some(&e) {
+                    // A trouble may show itself at another place each time.
+                    if self.blocked.as_ref() != Some(&e)
+                        && (self.told.comes(started).is_some() || self.blocked.is_none())
+                    {
                         log::warn!("can't tell whether all rules are in place: {e}");
                         self.blocked = Some(e);
                     }

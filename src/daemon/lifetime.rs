@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use nix::sys::signal::{SigSet, Signal};
@@ -36,8 +35,6 @@ pub(super) enum Ending {
 pub(super) struct Lifetime {
     endings: SyncSender<Ending>,
     wait: Receiver<Ending>,
-    /// Who is told of a SIGHUP.
-    hangup: Arc<Mutex<Option<SyncSender<()>>>>,
 }
 
 impl Lifetime {
@@ -49,7 +46,9 @@ impl Lifetime {
     /// A signal that comes before [`wait`](Self::wait) is kept until then, so the start is never
     /// left half done. Programs that the daemon runs start with no signals blocked: the standard
     /// library sees to that.
-    pub(super) fn begin() -> io::Result<Self> {
+    ///
+    /// The receiver gets a message for a SIGHUP, or for several that come before it is read.
+    pub(super) fn begin() -> io::Result<(Self, Receiver<()>)> {
         SigSet::all().thread_block()?;
         let signals: SigSet = ENDS
             .into_iter()
@@ -57,17 +56,12 @@ impl Lifetime {
             .collect();
         // The first reason counts. Later ones find the channel full, and aren't waited for.
         let (endings, wait) = mpsc::sync_channel(1);
-        let lifetime = Self {
-            endings,
-            wait,
-            hangup: Arc::default(),
-        };
-        let endings = lifetime.endings.clone();
-        let hangup = Arc::clone(&lifetime.hangup);
+        let (hangup, hangups) = mpsc::sync_channel(1);
+        let sender = endings.clone();
         thread::Builder::new()
             .name("signals".into())
-            .spawn(move || wait_for(&signals, &endings, &hangup))?;
-        Ok(lifetime)
+            .spawn(move || wait_for(&signals, &sender, &hangup))?;
+        Ok((Self { endings, wait }, hangups))
     }
 
     /// Starts a thread without which the daemon is to end.
@@ -91,13 +85,6 @@ impl Lifetime {
             .map_err(StartError::system("start a thread"))
     }
 
-    /// From now on, each SIGHUP sends a message to this receiver.
-    pub(super) fn hangups(&self) -> Receiver<()> {
-        let (sender, receiver) = mpsc::sync_channel(1);
-        *self.hangup.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
-        receiver
-    }
-
     /// Waits for the end.
     pub(super) fn wait(&self) -> Ending {
         // There is always a sender: our own.
@@ -118,18 +105,11 @@ impl Drop for ThreadEnd {
 }
 
 /// Passes signals on. A second signal that asks for an end changes nothing.
-fn wait_for(
-    signals: &SigSet,
-    endings: &SyncSender<Ending>,
-    hangup: &Mutex<Option<SyncSender<()>>>,
-) {
+fn wait_for(signals: &SigSet, endings: &SyncSender<Ending>, hangup: &SyncSender<()>) {
     loop {
         match signals.wait() {
-            Ok(Signal::SIGHUP) => match &*hangup.lock().unwrap_or_else(PoisonError::into_inner) {
-                // If a message waits already, that is enough.
-                Some(hangup) => drop(hangup.try_send(())),
-                None => log::info!("SIGHUP: there is nothing to reload; going on"),
-            },
+            // If a message waits already, that is enough.
+            Ok(Signal::SIGHUP) => drop(hangup.try_send(())),
             Ok(HAND_OVER) => {
                 let _ = endings.try_send(Ending::HandOver);
             }
@@ -149,11 +129,7 @@ mod tests {
     fn a_thread_that_ends_or_panics_ends_the_daemon() {
         for panics in [false, true] {
             let (endings, wait) = mpsc::sync_channel(1);
-            let lifetime = Lifetime {
-                endings,
-                wait,
-                hangup: Arc::default(),
-            };
+            let lifetime = Lifetime { endings, wait };
             lifetime
                 .thread("worker", move || assert!(!panics, "as the test wants it"))
                 .unwrap();

@@ -11,6 +11,8 @@ pub mod guardian;
 pub mod journal;
 pub mod lock;
 pub mod output;
+pub mod overruns;
+pub mod reload;
 pub mod shared;
 pub mod status;
 pub mod store;
@@ -18,6 +20,7 @@ pub mod worker;
 
 mod addresses;
 mod advertised;
+mod changes;
 mod guard;
 mod lifetime;
 mod reserve;
@@ -48,6 +51,8 @@ use guard::Guard;
 use lifetime::{Ending, Lifetime};
 use lock::{Lock, LockError};
 use output::Output;
+use overruns::Overruns;
+use reload::{CurrentConfig, Reloader, Source};
 use reserve::Reserve;
 use setup::Steered;
 use shared::{Clock, Door, Shared};
@@ -100,14 +105,15 @@ impl StartError {
     }
 }
 
-/// Runs until SIGINT, SIGTERM or SIGUSR2: exit code 0, or 1 if something failed on the way.
+/// Runs until SIGINT, SIGTERM or SIGUSR2: exit code 0, or 1 if something failed on the way. SIGHUP
+/// reads `source` again.
 ///
 /// # Errors
 /// If it couldn't start.
-pub fn run(config: &Config) -> Result<ExitCode, StartError> {
+pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartError> {
     let mut reserve = Reserve::take(config.steering.queues.count).map_err(StartError::Host)?;
     // Before there is any other thread, so that all of them inherit it.
-    let lifetime = Lifetime::begin().map_err(StartError::system("wait for signals"))?;
+    let (lifetime, hangups) = Lifetime::begin().map_err(StartError::system("wait for signals"))?;
     reserve
         .park()
         .map_err(StartError::system("start a thread"))?;
@@ -136,6 +142,7 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
         plane,
         clock,
         output.clone(),
+        Overruns::of(steered.steering.queues),
         config.marks(),
         journal,
         store,
@@ -178,17 +185,21 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
         Ok(look) => shared.with(|plane| plane.avoid(look.published)),
         Err(e) => log::info!("ports that your own rules publish aren't avoided: {e}"),
     }
-    let status = Arc::new(Status::new(config, &steered, &shared, &workers));
+    let current = CurrentConfig::new(config);
+    let status = Arc::new(Status::new(&current, &steered, &shared, &workers));
     let greeting = placed.into_iter().chain(adopted).chain(status.greeting());
     lifetime.thread("control", move || {
         socket.serve(&(Arc::new(move |request| status.answer(request)) as Arc<Answerer>));
     })?;
     lifetime.thread("guard", move || guard.serve())?;
-    if advertised.has_names() {
-        let (workers, asked) = (workers.clone(), lifetime.hangups());
-        let output = output.clone();
-        lifetime.thread("names", move || advertised.keep(&workers, &output, &asked))?;
-    }
+    let reloader = Reloader {
+        source,
+        config: current.clone(),
+        advertised,
+        shared: Arc::clone(&shared),
+        workers: workers.clone(),
+    };
+    lifetime.thread("reload", move || reloader.serve(&hangups))?;
     // Nothing can fail any more.
     if let Some(note) = unusable {
         log::warn!("{note}");
@@ -197,26 +208,26 @@ pub fn run(config: &Config) -> Result<ExitCode, StartError> {
         output.line(line);
     }
     output.flush(DRAIN);
-    notify(sd_notify::NotifyState::Ready);
+    notify(&[sd_notify::NotifyState::Ready]);
 
     let ending = lifetime.wait();
-    notify(sd_notify::NotifyState::Stopping);
+    notify(&[sd_notify::NotifyState::Stopping]);
     if let Ending::Failed(thread) = ending {
         log::error!("the thread {thread} ended, so ftpalg ends, too; its panic message is above");
     }
-    let handover = ending == Ending::HandOver && installed.can_be_left(config.handover);
+    let handover = ending == Ending::HandOver && installed.can_be_left(current.now().handover);
     if handover {
         farewell::settle(&workers);
     }
     if !matches!(ending, Ending::Failed(_)) {
         farewell::farewell(&workers, handover, &shared);
     }
-    let handed_over = handover && installed.hand_over(config);
+    let handed_over = handover && installed.hand_over(&current.now());
     let done = handed_over || installed.remove();
     output.line(match (handed_over, done) {
         (true, _) => format!(
             "ftpalg: rules stay for a successor for {} s, bye",
-            config.handover.as_secs()
+            current.now().handover.as_secs()
         ),
         (_, true) => "ftpalg: rules removed, bye".into(),
         (_, false) => "ftpalg: not everything could be removed; run `ftpalg rules remove`".into(),
@@ -352,8 +363,8 @@ impl Drop for InKernel {
 }
 
 /// Tells the service manager, if there is one.
-fn notify(state: sd_notify::NotifyState<'_>) {
-    if let Err(e) = sd_notify::notify(&[state]) {
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(state) {
         log::warn!("the service manager can't be told: {e}");
     }
 }

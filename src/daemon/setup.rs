@@ -287,13 +287,7 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), S
     let readable = events.as_fd().try_clone_to_owned();
     let readable = readable.map_err(StartError::system("watch conntrack"))?;
     let plane = Plane::new(
-        pinholes::PlaneConfig {
-            data_ports: config.data_ports,
-            deadline: config.deadline,
-            limits: config.limits.plane,
-            mark,
-            tls_range: config.tls_range(),
-        },
+        plane_config(config),
         Parts {
             backend: backend(config)?,
             lookups: Box::new(lookups),
@@ -303,6 +297,17 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), S
         },
     );
     Ok((plane, readable))
+}
+
+/// What the plane goes by.
+pub(super) fn plane_config(config: &Config) -> pinholes::PlaneConfig {
+    pinholes::PlaneConfig {
+        data_ports: config.data_ports,
+        deadline: config.deadline,
+        limits: config.limits.plane,
+        mark: config.steering.mark,
+        tls_range: config.tls_range(),
+    }
 }
 
 /// Clears connection attempts out of a pinhole's way that were made before it was there.

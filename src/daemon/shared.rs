@@ -24,6 +24,7 @@ use crate::pinholes::{PinholeKey, Plane, Transferred};
 
 use super::journal::Journal;
 use super::output::Output;
+use super::overruns::Overruns;
 use super::store::{Store, StoreHealth};
 
 /// Deadlines closer together than this are met together.
@@ -65,6 +66,7 @@ pub struct Shared {
     lookups: Mutex<Vec<Conntrack>>,
     clock: Clock,
     output: Output,
+    overruns: Overruns,
     /// See [`engine::Config::marks`](crate::engine::Config::marks).
     marks: Marks,
     /// What a successor must know.
@@ -106,6 +108,7 @@ impl Shared {
         plane: Plane,
         clock: Clock,
         output: Output,
+        overruns: Overruns,
         marks: Marks,
         journal: Option<Journal>,
         store: Option<Arc<dyn Store>>,
@@ -124,10 +127,16 @@ impl Shared {
             lookups: Mutex::default(),
             clock,
             output,
+            overruns,
             marks,
             journal,
             store,
         }
+    }
+
+    /// Tells if a queue was full. To be called about once a second while packets come.
+    pub fn look_at_queues(&self, now: Duration) {
+        self.overruns.look(now);
     }
 
     /// The time since the start.
@@ -404,7 +413,7 @@ impl Shared {
             let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) => {
-                    if !self.with(Plane::catch_up) {
+                    while !self.with(Plane::catch_up) {
                         thread::sleep(PAUSE);
                     }
                 }

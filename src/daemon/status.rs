@@ -24,6 +24,7 @@ use crate::queue::kernel;
 use super::config::{Config, Limits, RulesMode};
 use super::control::{ControlRequest, Reply};
 use super::journal::{Health, Journal};
+use super::reload::CurrentConfig;
 use super::setup::Steered;
 use super::shared::Shared;
 use super::store::StoreHealth;
@@ -112,7 +113,7 @@ struct Queue {
     waiting: Option<u64>,
     /// Packets queued since the start.
     queued: Option<u64>,
-    /// Packets dropped (or passed unseen with `--fail open`) because the queue was full.
+    /// Packets dropped because the queue was full.
     dropped_full: Option<u64>,
     /// Packets dropped because the socket's buffer was full.
     dropped_buffer: Option<u64>,
@@ -126,7 +127,7 @@ struct Queue {
 
 /// Knows whom to ask.
 pub(super) struct Status {
-    config: Config,
+    config: CurrentConfig,
     steered: Arc<Steered>,
     shared: Arc<Shared>,
     workers: Vec<Arc<Worker>>,
@@ -136,7 +137,7 @@ pub(super) struct Status {
 
 impl Status {
     pub(super) fn new(
-        config: &Config,
+        config: &CurrentConfig,
         steered: &Arc<Steered>,
         shared: &Arc<Shared>,
         workers: &[Arc<Worker>],
@@ -153,7 +154,7 @@ impl Status {
     /// Answers a request.
     pub(super) fn answer(&self, request: ControlRequest) -> Reply {
         let value = match request {
-            ControlRequest::Status => serde_json::to_value(self.report()),
+            ControlRequest::Status => serde_json::to_value(self.report(&self.config.now())),
             ControlRequest::Sessions => serde_json::to_value(self.session_reports()),
             ControlRequest::Pinholes => {
                 serde_json::to_value(self.shared.with(|plane| plane.pinholes()))
@@ -187,7 +188,7 @@ impl Status {
             "ftpalg ready: port {}, queue {queues}, backend {}, rules {}",
             ports.join(" "),
             self.shared.with(|plane| plane.backend()),
-            self.config.rules,
+            self.config.now().rules,
         ));
         lines
     }
@@ -217,7 +218,7 @@ impl Status {
         self.sessions().into_iter().map(report).collect()
     }
 
-    fn report(&self) -> Report<'_> {
+    fn report<'a>(&'a self, config: &'a Config) -> Report<'a> {
         let steering = &self.steered.steering;
         let missing = self.missing();
         let (pinholes, backend, nat) = self
@@ -237,16 +238,16 @@ impl Status {
             inside: steering.inside.iter().map(ToString::to_string).collect(),
             local: steering.local,
             ports: &steering.ports,
-            implicit_ports: &self.config.implicit_ports,
-            tls: self.config.tls.to_string(),
-            tls_idle: self.config.tls_idle.as_secs(),
+            implicit_ports: &config.implicit_ports,
+            tls: config.tls.to_string(),
+            tls_idle: config.tls_idle.as_secs(),
             backend,
-            rules: self.config.rules,
+            rules: config.rules,
             fail: if steering.fail_open { "open" } else { "closed" },
             mark: steering.mark.bit(),
-            data_ports: self.config.data_ports.map(|range| range.to_string()),
-            deadline: self.config.deadline.as_secs(),
-            limits: self.config.limits,
+            data_ports: config.data_ports.map(|range| range.to_string()),
+            deadline: config.deadline.as_secs(),
+            limits: config.limits,
             accounting: Events::counts_bytes(),
             sessions: self.sessions().len(),
             pinholes: pinholes.len() - used - ranges,

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::engine::{Engine, Name, Placed, Side, Stats, SynAck, Verdict};
+use crate::pinholes::Seldom;
 use crate::queue::nfq::NfqQueue;
 use crate::queue::{Hook, QueueVerdict, ServeError};
 
@@ -80,19 +81,23 @@ impl Worker {
             ticked: shared.now(),
         };
         let mut failures = 0u32;
+        let (mut trouble, mut lost) = (Seldom::default(), Seldom::default());
         loop {
             match queue.serve(|hook, packet, out| packets.decide(hook, packet, out)) {
                 Ok(()) => failures = 0,
                 Err(ServeError::Verdict(e)) => {
                     self.verdict_errors.fetch_add(1, Ordering::Relaxed);
-                    log::debug!("queue {}: verdict: {e}", queue.number());
+                    lost.warn(shared.now(), || {
+                        let number = queue.number();
+                        format!("queue {number}: verdict: {e}; the packet is dropped")
+                    });
                 }
                 Err(ServeError::Receive(e)) => {
                     self.receive_errors.fetch_add(1, Ordering::Relaxed);
                     failures = failures.saturating_add(1);
-                    if failures == 1 || failures == PATIENCE {
-                        log::warn!("queue {}: receive: {e}", queue.number());
-                    }
+                    trouble.warn(shared.now(), || {
+                        format!("queue {}: receive: {e}; trying again", queue.number())
+                    });
                     if failures >= PATIENCE {
                         thread::sleep(Duration::from_millis(100));
                     }
@@ -148,6 +153,7 @@ impl Packets<'_> {
         if now.saturating_sub(self.ticked) >= TICK {
             self.ticked = now;
             engine.tick(now, &mut door);
+            self.shared.look_at_queues(now);
         }
         let outcome = match engine.try_packet(side, packet, now, &mut door) {
             Placed::Verdict(verdict) => Asked::Nobody(answer(verdict, out)),

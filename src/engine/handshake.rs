@@ -116,13 +116,20 @@ struct Generation {
 impl HalfOpen {
     /// Room for `max` SYNs (at least two), each of which may wait for `life`.
     pub(super) fn new(max: usize, life: Duration) -> Self {
-        Self {
+        let mut half_open = Self {
             young: Generation::default(),
             old: Generation::default(),
-            room: (max / 2).max(1),
+            room: 0,
             life,
             began: Duration::ZERO,
-        }
+        };
+        half_open.resize(max);
+        half_open
+    }
+
+    /// Changes the room. SYNs that are too many for a smaller one leave with their generation.
+    pub(super) fn resize(&mut self, max: usize) {
+        self.room = (max / 2).max(1);
     }
 
     /// Whether no SYN waits.
@@ -254,6 +261,21 @@ mod tests {
                 .generations()
                 .all(|g| g.syns.is_empty() && g.by_start.is_empty())
         );
+    }
+
+    #[test]
+    fn less_room_leaves_those_that_wait_until_the_next_comes() {
+        let mut half_open = HalfOpen::new(100, LIFE);
+        let now = Duration::from_secs(1);
+        let known = |half_open: &HalfOpen| {
+            let known = (0..20).filter(|n| half_open.direct(&syn_ack(*n, now)).is_some());
+            known.count()
+        };
+        (0..10).for_each(|n| assert_eq!(half_open.insert(syn(n, now)), 0));
+        half_open.resize(4);
+        assert_eq!(known(&half_open), 10);
+        let forgotten: usize = (10..14).map(|n| half_open.insert(syn(n, now))).sum();
+        assert_eq!((forgotten, known(&half_open)), (10, 4));
     }
 
     #[test]

@@ -182,6 +182,24 @@ impl Engine {
         }
     }
 
+    /// Goes by other settings from now on. No connection is ended, and no pinhole closes.
+    ///
+    /// [`Config::policy`] is kept by each connection as it was at its beginning, for all that concerns
+    /// the dialogue. Whether an announced address is allowed goes by the new one at once, and so does
+    /// everything else. [`Config::workers`], [`Config::resume_mark`], [`Config::tls_range`] and
+    /// [`Config::implicit_ports`] stay: the connections that exist, and the other engines, rely on
+    /// them.
+    pub fn reconfigure(&mut self, new: Config) {
+        self.half_open.resize(new.max_flows);
+        self.config = Config {
+            workers: self.config.workers,
+            marks: self.config.marks,
+            tls_range: self.config.tls_range,
+            implicit_ports: std::mem::take(&mut self.config.implicit_ports),
+            ..new
+        };
+    }
+
     /// Replaces the addresses to announce: see [`Config::advertise`].
     pub fn advertise(&mut self, advertise: Vec<Advertise>) {
         self.config.advertise = advertise;
@@ -496,6 +514,33 @@ mod tests {
             packet.write(&mut bytes, &[]).unwrap();
             engine.packet(side, &bytes, now, &mut Ended::default());
         }
+    }
+
+    #[test]
+    fn other_settings_end_no_connection() {
+        let config = |max_flows, workers| Config {
+            max_flows,
+            workers,
+            implicit_ports: vec![990],
+            ..Config::default()
+        };
+        let now = Duration::from_secs(1);
+        let mut engine = Engine::new(config(4, 2), 0);
+        (0..4).for_each(|number| connect(&mut engine, number, now));
+        engine.reconfigure(Config {
+            implicit_ports: Vec::new(),
+            marks: Some(Marks { even: 1, uneven: 2 }),
+            ..config(2, 1)
+        });
+        connect(&mut engine, 4, now);
+        assert_eq!(engine.sessions(now).count(), 4, "no more, and no fewer");
+        engine.reconfigure(config(10, 1));
+        connect(&mut engine, 5, now);
+        let ids = engine.sessions(now).map(|session| session.id.0);
+        let odd = ids.inspect(|id| assert!(id % 2 == 1, "the other engine's: {id}"));
+        assert_eq!(odd.count(), 5);
+        assert_eq!(engine.config.marks, None);
+        assert_eq!(engine.config.implicit_ports, [990]);
     }
 
     #[test]

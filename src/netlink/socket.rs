@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -18,6 +19,11 @@ use super::codec::{self, Builder, Message, Messages};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Room for one datagram: the kernel fills dumps up to 32 KiB.
 const DATAGRAM: usize = 64 * 1024;
+/// How often a message that the kernel has no memory for is sent, and a question whose answer was lost
+/// is asked.
+const TRIES: u32 = 5;
+/// How long is waited after the first of these tries; twice as long after each further one.
+const FIRST_WAIT: Duration = Duration::from_millis(1);
 /// How often a dump that was interrupted by changes is tried.
 const DUMP_ATTEMPTS: usize = 5;
 /// `NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`: the first and last message of a batch.
@@ -118,7 +124,7 @@ impl Socket {
         })
     }
 
-    /// Sends a request that has one answer and gives it to `read`.
+    /// Sends a request that has one answer and gives it to `read`. Asks again if the answer is lost.
     ///
     /// # Errors
     /// The kernel's error; `ENOENT` where there is nothing to answer with.
@@ -126,6 +132,21 @@ impl Socket {
         &mut self,
         request: &NetlinkRequest<'_>,
         read: impl FnOnce(&Message<'_>) -> T,
+    ) -> io::Result<T> {
+        let mut patience = Patience::default();
+        let mut read = Some(read);
+        loop {
+            match self.get_once(request, &mut read) {
+                Ok(answer) => return Ok(answer),
+                Err(error) => patience.after(error)?,
+            }
+        }
+    }
+
+    fn get_once<T>(
+        &mut self,
+        request: &NetlinkRequest<'_>,
+        read: &mut Option<impl FnOnce(&Message<'_>) -> T>,
     ) -> io::Result<T> {
         let seq = self.send_one(request, 0)?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;
@@ -137,7 +158,10 @@ impl Socket {
                 }
                 return match message.errno() {
                     None if message.kind == codec::ERROR => Err(malformed()),
-                    None => Ok(read(&message)),
+                    None => match read.take() {
+                        Some(read) => Ok(read(&message)),
+                        None => Err(malformed()),
+                    },
                     // An acknowledgement in place of an answer: nothing was found.
                     Some(0) => Err(Errno::ENOENT.into()),
                     Some(errno) => Err(io::Error::from_raw_os_error(errno)),
@@ -146,12 +170,19 @@ impl Socket {
         }
     }
 
-    /// Sends a request that changes something and waits for its acknowledgement.
+    /// Sends a request that changes something and waits for its acknowledgement. Sends it again if
+    /// that is lost.
     ///
     /// # Errors
     /// The kernel's error; `ENOENT` where there is nothing to change.
     pub fn change(&mut self, request: &NetlinkRequest<'_>) -> io::Result<()> {
-        self.change_of(0, request)
+        let mut patience = Patience::default();
+        loop {
+            match self.change_of(0, request) {
+                Ok(()) => return Ok(()),
+                Err(error) => patience.after(error)?,
+            }
+        }
     }
 
     /// The same with the number of a resource (`res_id`), such as a queue.
@@ -358,7 +389,14 @@ impl Socket {
             .finish()
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         let kernel = NetlinkAddr::new(0, 0);
-        let sent = sendto(self.fd.as_raw_fd(), &bytes, &kernel, MsgFlags::empty())?;
+        let mut patience = Patience::default();
+        let sent = loop {
+            match sendto(self.fd.as_raw_fd(), &bytes, &kernel, MsgFlags::empty()) {
+                Ok(sent) => break sent,
+                Err(Errno::EINTR) => {}
+                Err(errno) => patience.after(errno.into())?,
+            }
+        };
         if sent == bytes.len() {
             Ok(())
         } else {
@@ -367,10 +405,12 @@ impl Socket {
     }
 
     fn receive(&mut self, deadline: Instant) -> io::Result<&[u8]> {
-        if Instant::now() >= deadline {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        receive_into(&self.fd, &mut self.buf, MsgFlags::empty()).map_err(|error| {
+        // After the deadline, what is there is read all the same: the process may have stood still.
+        let flags = match Instant::now() < deadline {
+            true => MsgFlags::empty(),
+            false => MsgFlags::MSG_DONTWAIT,
+        };
+        receive_into(&self.fd, &mut self.buf, flags).map_err(|error| {
             if error.kind() == io::ErrorKind::WouldBlock {
                 io::Error::new(io::ErrorKind::TimedOut, "the kernel did not answer")
             } else {
@@ -383,6 +423,31 @@ impl Socket {
     fn next_seq(&mut self) -> u32 {
         self.seq = self.seq.wrapping_add(1).max(1);
         self.seq
+    }
+}
+
+/// Bears with a kernel that has no memory just now.
+#[derive(Debug, Default)]
+struct Patience {
+    tries: u32,
+}
+
+impl Patience {
+    /// Waits a moment, if trying again may help.
+    ///
+    /// # Errors
+    /// The error itself, if not.
+    fn after(&mut self, error: io::Error) -> io::Result<()> {
+        let passes = matches!(
+            error.raw_os_error().map(Errno::from_raw),
+            Some(Errno::ENOBUFS | Errno::ENOMEM | Errno::EAGAIN)
+        );
+        self.tries += 1;
+        if !passes || self.tries >= TRIES {
+            return Err(error);
+        }
+        thread::sleep(FIRST_WAIT * (1 << (self.tries - 1)));
+        Ok(())
     }
 }
 
@@ -418,4 +483,29 @@ fn receive_into<'a>(fd: &OwnedFd, buf: &'a mut [u8], flags: MsgFlags) -> io::Res
 
 fn malformed() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "malformed netlink answer")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_is_there_is_read_after_the_deadline() {
+        // Not where there is no nfnetlink.
+        let Ok(mut socket) = Socket::open() else {
+            return;
+        };
+        let past = Instant::now();
+        let error = socket.receive(past).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let nothing = NetlinkRequest {
+            kind: 0xff << 8,
+            flags: 0,
+            family: 0,
+            attrs: Box::new(|_| ()),
+        };
+        // Whatever it is, the kernel answers before `sendto` returns.
+        socket.send_one(&nothing, codec::ACK).unwrap();
+        assert!(!socket.receive(past).unwrap().is_empty());
+    }
 }

@@ -13,14 +13,17 @@ use crate::pinholes::{Pinhole, PinholeKey};
 const TICK: Duration = Duration::from_millis(50);
 
 impl Plane {
-    /// Reads conntrack's events and acts on them; false if they could not be read. To be called when
-    /// they are readable. Calls that look at pending pinholes read them by themselves.
+    /// Reads conntrack's events and acts on them; false if they, or conntrack's list in place of lost
+    /// ones, could not be read: then call it again. To be called when they are readable. Calls that
+    /// look at pending pinholes read them by themselves.
     pub fn catch_up(&mut self) -> bool {
         let mut events = Vec::new();
         let completeness = match self.parts.events.read(&mut events) {
             Ok(completeness) => completeness,
             Err(error) => {
-                log::warn!("can't read conntrack events: {error}");
+                let now = self.now();
+                let what = || format!("can't read conntrack events: {error}; trying again");
+                self.troubles.unread.warn(now, what);
                 return false;
             }
         };
@@ -44,9 +47,16 @@ impl Plane {
         }
         self.close(used);
         if completeness == Completeness::Missed {
-            self.resync();
+            self.counters.missed_events += 1;
+            self.behind = true;
+            if self.troubles.missed.comes(self.now()).is_some() {
+                self.report(PlaneReport::MissedEvents);
+            }
         }
-        true
+        if self.behind {
+            self.behind = !self.resync();
+        }
+        !self.behind
     }
 
     /// A connection with the mark has begun: its pinhole, if it has one, is used and closed.
@@ -151,15 +161,15 @@ impl Plane {
         all
     }
 
-    /// Events were lost: compares with the kernel's list of connections.
-    fn resync(&mut self) {
-        self.counters.missed_events += 1;
-        self.report(PlaneReport::MissedEvents);
+    /// Events were lost: compares with the kernel's list of connections; false if that can't be read.
+    fn resync(&mut self) -> bool {
         let entries = match self.parts.lookups.marked(self.config.mark) {
             Ok(entries) => entries,
             Err(error) => {
-                log::warn!("can't list conntrack entries: {error}");
-                return;
+                let now = self.now();
+                let what = || format!("can't list conntrack entries: {error}; trying again");
+                self.troubles.unlisted.warn(now, what);
+                return false;
             }
         };
         let existing: HashSet<_> = entries.iter().map(|entry| entry.original).collect();
@@ -178,6 +188,7 @@ impl Plane {
             self.on_conntrack_destroy(original, None, None, None);
         }
         self.look_after_controls();
+        true
     }
 }
 

@@ -12,6 +12,10 @@ impl Plane {
     /// refused to. To be called at [`next_deadline`](Self::next_deadline).
     pub fn expire(&mut self) {
         let now = self.now();
+        if self.holes.next_deadline().is_some_and(|at| at <= now) {
+            // One that was used in time isn't late, even if this process was stopped meanwhile.
+            self.catch_up();
+        }
         let mut holes = Vec::new();
         while let Some(id) = self.holes.expired(now)
             && let Some(hole) = self.forget(id)
@@ -116,8 +120,11 @@ impl Plane {
 
     fn stay_open(&mut self, holes: Vec<Pinhole>, error: &BackendError) {
         self.counters.kernel_errors += 1;
-        log::warn!("{} pinholes stay open for now: {error}", holes.len());
         let now = self.now();
+        let count = holes.len();
+        self.troubles.stuck.warn(now, || {
+            format!("{count} pinholes stay open for now, and are closed later: {error}")
+        });
         for hole in holes {
             self.stuck
                 .add(hole.key(), hole, self.config.limits.pinholes, now);

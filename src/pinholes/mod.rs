@@ -34,10 +34,12 @@ mod installing;
 mod pinhole;
 pub mod ports;
 mod ranges;
+mod seldom;
 mod stuck;
 mod types;
 
 pub use pinhole::{Pinhole, PinholeKey, RangeHole, RangeKey};
+pub use seldom::Seldom;
 pub use types::{
     DataConnection, EventSource, Finished, Lookups, Parts, PinholeInfo, PinholeState, PlaneConfig,
     PlaneCounters, PlaneLimits, PlaneReport, RangeEnd, TlsRange, Transferred,
@@ -86,9 +88,25 @@ pub struct Plane {
     reports: VecDeque<PlaneReport>,
     /// Pinholes that have ended since they were [taken](Self::take_ended); `None`: nobody asks.
     ended: Option<Vec<PinholeKey>>,
+    /// Conntrack's list has to be read, since events were lost.
+    behind: bool,
+    troubles: Troubles,
     counters: PlaneCounters,
     last_id: u64,
     next_port: u32,
+}
+
+/// What may go wrong many times in a row.
+#[derive(Debug, Default)]
+struct Troubles {
+    /// Events can't be read.
+    unread: Seldom,
+    /// Events were lost.
+    missed: Seldom,
+    /// Conntrack's list can't be read.
+    unlisted: Seldom,
+    /// Pinholes can't be closed.
+    stuck: Seldom,
 }
 
 impl Plane {
@@ -113,9 +131,26 @@ impl Plane {
             user_ports: Vec::new(),
             reports: VecDeque::new(),
             ended: None,
+            behind: false,
+            troubles: Troubles::default(),
             counters: PlaneCounters::default(),
             last_id: 0,
             next_port: 0,
+        }
+    }
+
+    /// Goes by other settings from now on. Pinholes, ranges and connections that exist stay, with the
+    /// deadlines that they have.
+    ///
+    /// [`PlaneConfig::mark`] and the ports of [`PlaneConfig::tls_range`] stay as they are: they are built
+    /// into the backend's objects.
+    pub fn reconfigure(&mut self, new: &PlaneConfig) {
+        let config = &mut self.config;
+        config.data_ports = new.data_ports;
+        config.deadline = new.deadline;
+        config.limits = new.limits;
+        if let (Some(range), Some(new)) = (&mut config.tls_range, new.tls_range) {
+            range.idle = new.idle;
         }
     }
 

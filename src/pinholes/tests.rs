@@ -37,6 +37,8 @@ struct World {
     closed: Vec<usize>,
     events: Vec<ConntrackEvent>,
     missed: bool,
+    /// Conntrack's list can't be read.
+    unlisted: bool,
     entries: Vec<Entry>,
     listening: String,
     listeners_read: u32,
@@ -178,10 +180,13 @@ impl Lookups for FakeKernel {
         }))
     }
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
-        Ok(self.with(|w| {
-            let entries = w.entries.iter();
-            entries.filter(|e| mark.is_in(e.mark)).copied().collect()
-        }))
+        self.with(|w| match w.unlisted {
+            true => Err(io::ErrorKind::TimedOut.into()),
+            false => {
+                let entries = w.entries.iter();
+                Ok(entries.filter(|e| mark.is_in(e.mark)).copied().collect())
+            }
+        })
     }
 }
 
@@ -516,6 +521,53 @@ fn lost_events_are_made_up_for() {
     assert_eq!(used, vec![two.id]);
     assert_eq!(plane.take_reports().count(), 4);
     assert_eq!(plane.counters().missed_events, 1);
+}
+
+#[test]
+fn a_list_that_cannot_be_read_is_read_later() {
+    let (mut plane, world) = plane(PlaneConfig::default());
+    let hole = open(&mut plane, &passive(1, ANN, 40000));
+    world.with(|w| {
+        (w.missed, w.unlisted) = (true, true);
+        w.entries = vec![entry(dialled(ANN, hole.to))];
+    });
+    for _ in 0..3 {
+        assert!(!plane.catch_up());
+    }
+    assert_eq!(plane.counters().used, 0);
+    world.with(|w| w.unlisted = false);
+    assert!(plane.catch_up());
+    let counters = plane.counters();
+    assert_eq!((counters.used, counters.missed_events), (1, 1));
+    // Told once a minute, however often it happens.
+    let told = |plane: &mut Plane| {
+        let missed = |report: &PlaneReport| matches!(report, PlaneReport::MissedEvents);
+        plane.take_reports().filter(missed).count()
+    };
+    assert_eq!(told(&mut plane), 1);
+    for (wait, lines) in [(1, 0), (58, 0), (1, 1)] {
+        world.wait(wait);
+        world.with(|w| w.missed = true);
+        assert!(plane.catch_up());
+        assert_eq!(told(&mut plane), lines);
+    }
+    assert_eq!(plane.counters().missed_events, 4);
+}
+
+#[test]
+fn a_pinhole_that_was_used_in_time_is_not_late() {
+    let (mut plane, world) = plane(PlaneConfig::default());
+    let used = open(&mut plane, &passive(1, ANN, 40000));
+    open(&mut plane, &passive(1, ANN, 40001));
+    // Nobody looked for long, and the deadline has passed.
+    world.with(|w| w.events.push(new_event(dialled(ANN, used.to))));
+    world.wait(100);
+    plane.expire();
+    let counters = plane.counters();
+    assert_eq!(
+        (counters.used, counters.expired, counters.unattributed),
+        (1, 1, 0)
+    );
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! A queue, over the `nfq` crate.
 //!
-//! Two things that the crate leaves open are done here. Its socket is made close-on-exec: otherwise a
+//! Three things that the crate leaves open are done here. Its socket is made close-on-exec: otherwise a
 //! tool that the daemon runs would keep the queue bound. Its receive buffer is made to hold what the
 //! queue may hold: a full buffer drops packets even if the queue is to fail open. The crate doesn't
-//! give its descriptor away, so it is looked up in `/proc/self/fd`.
+//! give its descriptor away, so it is looked up in `/proc/self/fd`. And a packet whose verdict the kernel
+//! didn't take is dropped later: otherwise it would hold its place in the queue for good.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 use filedescriptor::FileDescriptor;
 use nfq::{Queue, Verdict};
 use nix::errno::Errno;
-use nix::sys::socket::{NetlinkAddr, getsockname, setsockopt, sockopt};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, getsockname, sendto, setsockopt, sockopt};
 
 use super::{Hook, OpenError, QueueVerdict, ServeError, kernel};
 
@@ -33,10 +34,14 @@ const MAX_LEN: u32 = 4096;
 /// A bound queue. Dropping it unbinds it, and the kernel drops the packets that wait.
 pub struct NfqQueue {
     queue: Queue,
+    /// The descriptor of its socket, where that could be found out.
+    socket: Option<RawFd>,
     number: u16,
     /// See [`NfqQueue::stamp`].
     stamp: u32,
     out: Vec<u8>,
+    /// Packets whose verdict the kernel didn't take. They hold places in the queue.
+    unanswered: Vec<u32>,
 }
 
 impl NfqQueue {
@@ -60,8 +65,9 @@ impl NfqQueue {
             Some(Errno::EPROTONOSUPPORT | Errno::EAFNOSUPPORT) => OpenError::Unsupported,
             _ => failed("socket")(e),
         })?;
-        match socket_since(&before) {
-            Some(socket) => widen(&socket, MAX_LEN),
+        let socket = socket_since(&before);
+        match &socket {
+            Some((_, socket)) => widen(socket, MAX_LEN),
             None => log::warn!(
                 "queue {number}: /proc/self/fd doesn't show its socket, so its buffer stays small"
             ),
@@ -82,9 +88,11 @@ impl NfqQueue {
         // is read empty. The kernel's counters tell of overruns.
         Ok(Self {
             queue,
+            socket: socket.map(|(fd, _)| fd),
             number,
             stamp: 0,
             out: Vec::new(),
+            unanswered: Vec::new(),
         })
     }
 
@@ -130,8 +138,52 @@ impl NfqQueue {
                 message.set_payload(self.out.as_slice());
             }
         }
-        self.queue.verdict(message).map_err(ServeError::Verdict)
+        self.drop_unanswered();
+        let id = message.get_packet_id();
+        self.queue.verdict(message).map_err(|e| {
+            self.unanswered.push(id);
+            ServeError::Verdict(e)
+        })
     }
+
+    /// Drops packets whose verdict the kernel didn't take before: their senders have sent them again.
+    /// The crate can't give a verdict a second time.
+    fn drop_unanswered(&mut self) {
+        let Some(socket) = self.socket else { return };
+        while let Some(id) = self.unanswered.last() {
+            let kernel = NetlinkAddr::new(0, 0);
+            let verdict = drop_verdict(self.number, *id);
+            match sendto(socket, &verdict, &kernel, MsgFlags::empty()) {
+                Ok(_) => _ = self.unanswered.pop(),
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// The message that drops a packet (`NFQNL_MSG_VERDICT`).
+fn drop_verdict(queue: u16, id: u32) -> Vec<u8> {
+    const LENGTH: u32 = 32;
+    const VERDICT: u16 = 3 << 8 | 1;
+    const REQUEST: u16 = 1;
+    const NFQA_VERDICT_HDR: u16 = 2;
+    const NF_DROP: u32 = 0;
+    [
+        // The header; nobody reads its sequence number and port.
+        &LENGTH.to_ne_bytes()[..],
+        &VERDICT.to_ne_bytes(),
+        &REQUEST.to_ne_bytes(),
+        &[0; 8],
+        // Any family, version 0.
+        &[0; 2],
+        &queue.to_be_bytes(),
+        // The only attribute: its length, its kind, its two numbers.
+        &12u16.to_ne_bytes(),
+        &NFQA_VERDICT_HDR.to_ne_bytes(),
+        &NF_DROP.to_be_bytes(),
+        &id.to_be_bytes(),
+    ]
+    .concat()
 }
 
 /// What a failed `bind` means; the capability was checked before.
@@ -185,14 +237,14 @@ fn sockets() -> HashMap<RawFd, PathBuf> {
         .collect()
 }
 
-/// A second descriptor of the netlink socket that was opened after `before` was taken, if that is
-/// exactly one.
-fn socket_since(before: &HashMap<RawFd, PathBuf>) -> Option<File> {
+/// The descriptor of the netlink socket that was opened after `before` was taken, and a second one, if
+/// that is exactly one socket.
+fn socket_since(before: &HashMap<RawFd, PathBuf>) -> Option<(RawFd, File)> {
     let mut new = sockets()
         .into_iter()
         .filter(|(fd, target)| before.get(fd) != Some(target))
-        .filter_map(|(fd, _)| FileDescriptor::dup(&fd).ok()?.as_file().ok())
-        .filter(|socket| {
+        .filter_map(|(fd, _)| Some((fd, FileDescriptor::dup(&fd).ok()?.as_file().ok()?)))
+        .filter(|(_, socket)| {
             getsockname::<NetlinkAddr>(std::os::fd::AsRawFd::as_raw_fd(socket)).is_ok()
         });
     let socket = new.next()?;

@@ -39,6 +39,19 @@ pub(super) fn read(path: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "it isn't text in UTF-8".to_owned())
 }
 
+/// The text of a file, as [`read`] gives it. Nothing that is empty the second time is read: a pipe or
+/// the standard input.
+///
+/// # Errors
+/// In a few words, why there is none.
+pub(super) fn read_again(path: &Path) -> Result<String, String> {
+    let metadata = std::fs::metadata(path).map_err(|e| e.to_string())?;
+    if path.as_os_str() == "-" || metadata.file_type().is_fifo() {
+        return Err("it can be read only once".to_owned());
+    }
+    read(path)
+}
+
 /// Opens a file. Doesn't wait for a FIFO's writer, and doesn't make a terminal the controlling one.
 fn open(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
@@ -117,6 +130,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
 
         mkfifo(&path, Mode::S_IRWXU).unwrap();
+        assert!(read_again(&path).unwrap_err().contains("only once"));
         let fifo = path.clone();
         let writer = thread::spawn(move || fs::write(fifo, "port = 21"));
         assert_eq!(read(&path), Ok("port = 21".into()));

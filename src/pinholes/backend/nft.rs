@@ -216,7 +216,7 @@ impl Nft {
     ///
     /// Asks first which of them are in the kernel. That takes about a microsecond each, while a
     /// batch that the kernel has to undo waits for all CPUs (milliseconds). If an element expires
-    /// between question and change, asks again.
+    /// between question and change, or the answer is lost, asks again.
     fn replace(
         &mut self,
         layout: &FamilyLayout,
@@ -237,6 +237,8 @@ impl Nft {
             }
             match self.socket.batch(&requests).map_err(io::Error::from) {
                 Err(error) if is(&error, Errno::ENOENT) || is(&error, Errno::EEXIST) => {}
+                // Whether the batch took effect isn't known if its answer was lost.
+                Err(error) if is(&error, Errno::ENOBUFS) => {}
                 result => return result,
             }
         }

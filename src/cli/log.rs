@@ -1,0 +1,125 @@
+//! Log lines on the standard error, which nobody may be reading: a line is lost rather than waited for.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// How long a line waits for a reader who was there before, in milliseconds. Then none waits until there
+/// is room again.
+const PATIENCE: u16 = 200;
+/// The longest line, in bytes. A pipe that is ready to be written takes as much (POSIX: `PIPE_BUF`).
+const LONGEST: usize = 4096;
+
+/// Shows log lines as `FTPALG_LOG` (or `RUST_LOG`) says; warnings and worse where neither does.
+pub(super) fn start() {
+    let filter = ["FTPALG_LOG", "RUST_LOG"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok())
+        .unwrap_or_else(|| "warn".into());
+    env_logger::Builder::new()
+        .parse_filters(&filter)
+        .format(|to, record| {
+            let level = record.level().as_str().to_ascii_lowercase();
+            writeln!(to, "ftpalg: {level}: {}", record.args())
+        })
+        .target(env_logger::Target::Pipe(Box::new(Unwaiting::new(
+            io::stderr(),
+        ))))
+        .init();
+}
+
+/// Writes whole lines, and loses those that would have to wait.
+struct Unwaiting<W> {
+    to: W,
+    /// Lines that were lost since one was written.
+    lost: u64,
+}
+
+impl<W: Write + AsFd> Unwaiting<W> {
+    fn new(to: W) -> Self {
+        Self { to, lost: 0 }
+    }
+
+    fn line(&mut self, line: &[u8]) -> io::Result<()> {
+        let patience = match self.lost {
+            0 => PollTimeout::from(PATIENCE),
+            _ => PollTimeout::ZERO,
+        };
+        if !has_room(self.to.as_fd(), patience) {
+            self.lost = self.lost.saturating_add(1);
+            return Ok(());
+        }
+        let lost = std::mem::take(&mut self.lost);
+        if lost > 0 {
+            writeln!(
+                self.to,
+                "ftpalg: warn: {lost} log lines were lost: nobody read the standard error"
+            )?;
+            if !has_room(self.to.as_fd(), PollTimeout::ZERO) {
+                self.lost = 1;
+                return Ok(());
+            }
+        }
+        match line.get(..LONGEST - 1) {
+            Some(start) if line.len() > LONGEST => {
+                self.to.write_all(start)?;
+                self.to.write_all(b"\n")
+            }
+            _ => self.to.write_all(line),
+        }
+    }
+}
+
+impl<W: Write + AsFd> Write for Unwaiting<W> {
+    /// Takes a line as a whole, as `env_logger` gives it.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.line(line).map(|()| line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether a line can be written without waiting. If that can't be told, it is tried.
+fn has_room(to: BorrowedFd<'_>, patience: PollTimeout) -> bool {
+    let mut fds = [PollFd::new(to, PollFlags::POLLOUT)];
+    loop {
+        match poll(&mut fds, patience) {
+            Ok(ready) => return ready > 0,
+            Err(Errno::EINTR) => {}
+            Err(_) => return true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read;
+
+    use nix::unistd::pipe;
+
+    use super::*;
+
+    #[test]
+    fn a_full_pipe_costs_lines_and_says_how_many() {
+        let (reader, writer) = pipe().unwrap();
+        let (mut reader, mut log) = (File::from(reader), Unwaiting::new(File::from(writer)));
+        let long = [b'x'; 2 * LONGEST];
+        while log.lost < 3 {
+            assert_eq!(log.write(&long).unwrap(), long.len());
+        }
+        let mut full = vec![0; 64 * 1024];
+        reader.read_exact(&mut full).unwrap();
+        assert!(full.split(|b| *b == b'\n').all(|line| line.len() < LONGEST));
+        log.write_all(b"again\n").unwrap();
+        drop(log);
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).unwrap();
+        let told = "ftpalg: warn: 3 log lines were lost: nobody read the standard error\nagain\n";
+        assert_eq!(rest, told);
+    }
+}
