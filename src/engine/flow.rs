@@ -2,6 +2,7 @@
 
 mod announcement;
 mod dialogue;
+mod elsewhere;
 mod ending;
 mod numbers;
 mod range;
@@ -22,6 +23,7 @@ use crate::ftp::session::{Peer, Session};
 use crate::stream::{BufferLimits, Half, Seq};
 use crate::wire::Segment;
 pub(super) use dialogue::Unread;
+use elsewhere::Stray;
 use range::Range;
 use tls::TlsRecords;
 
@@ -157,6 +159,8 @@ pub(super) struct Flow {
     pub(super) range: Range,
     /// It was joined in its middle: see [`UNSETTLED`].
     joined: u8,
+    /// The last segment whose numbers don't fit.
+    stray: Option<Box<Stray>>,
     pub(super) session: Session,
 }
 
@@ -262,6 +266,7 @@ impl Flow {
             refused: 0,
             range: Range::None,
             joined: 0,
+            stray: None,
             session,
         }
     }
@@ -309,6 +314,7 @@ impl Flow {
             refused: 0,
             range: Range::None,
             joined: UNSETTLED,
+            stray: None,
             session,
         }
     }

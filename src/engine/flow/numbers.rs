@@ -33,17 +33,22 @@ impl Flow {
         packet: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Fate {
-        let (seq, len) = (Seq(segment.seq()), length(segment));
+        let old = self.is_old(side, segment);
         let forward = self.forward(side);
-        let emit = Emit::Own(forward.header_seq(seq));
-        if !forward.is_old(seq, len) {
+        let emit = Emit::Own(forward.header_seq(Seq(segment.seq())));
+        if !old {
             let inspected = !forward.is_opaque();
             cx.stats.unacceptable = cx.stats.unacceptable.saturating_add(1);
-            if len > 0 && inspected {
-                return Fate::Dropped;
+            if length(segment) > 0 && inspected {
+                return self.ask_receiver(side, segment, packet);
             }
         }
         self.render(side, segment, packet, emit)
+    }
+
+    /// See [`Half::is_old`](crate::stream::Half::is_old).
+    pub(super) fn is_old(&mut self, side: Side, segment: &Segment<'_>) -> bool {
+        (self.forward(side)).is_old(Seq(segment.seq()), length(segment))
     }
 
     /// A segment from `side` is accepted: that end is alive.
