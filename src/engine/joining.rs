@@ -22,8 +22,9 @@ use crate::wire::{Flags, Segment};
 
 /// How many connections are remembered that can't be joined.
 const MAX_STRANGERS: usize = 4096;
-/// How long they are: then conntrack is asked again.
-const MEMORY: Duration = Duration::from_secs(1);
+/// How long they are: then conntrack is asked again. Their entry may be replaced by the one that another
+/// gateway had.
+const MEMORY: Duration = Duration::from_millis(100);
 
 /// Connections that can't be joined, as conntrack said a moment ago.
 #[derive(Debug, Default)]
@@ -87,8 +88,11 @@ impl Engine {
         if !goes_on {
             return false;
         }
-        let entry = gateway.conntrack(ends.inside(), ends.outside()).ok();
-        let entry = entry.filter(|entry| entry.mark & self.config.resume_mark != 0);
+        // No entry, or none yet: what another gateway had comes a moment after its packets.
+        let Ok(entry) = gateway.conntrack(ends.inside(), ends.outside()) else {
+            return false;
+        };
+        let entry = Some(entry).filter(|entry| entry.mark & self.config.resume_mark != 0);
         let named = entry.and_then(|entry| {
             let ingress = ends.towards_inside(&entry)?;
             Some((entry, ingress, ends.at_other_end(&entry)?))
