@@ -51,6 +51,14 @@ impl Strangers {
     }
 }
 
+/// Whether the mark of a connection says that it may be joined; `bit`: [`Config::resume_mark`].
+///
+/// [`Config::resume_mark`]: super::Config::resume_mark
+pub(super) fn is_marked(ends: &Endpoints, bit: u32, gateway: &mut dyn Gateway) -> bool {
+    let entry = gateway.conntrack(ends.inside(), ends.outside());
+    entry.is_ok_and(|entry| entry.mark & bit != 0)
+}
+
 impl Engine {
     /// Handles a packet of a connection that no engine knows: joins it if it may be joined, counts the
     /// packet otherwise, which then goes on as it is.

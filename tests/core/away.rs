@@ -4,8 +4,8 @@ use std::net::Ipv4Addr;
 
 use ftpalg::engine::Config;
 use testkit::gateway::{RESUME_MARK, entry};
-use testkit::packet::{ACK, SYN, Seg, data, syn};
-use testkit::trace::{CLIENT_PORT, Client, INSIDE, OLD, Out, Server, Trace, Who, ack};
+use testkit::packet::{ACK, FIN, SYN, Seg, data, syn};
+use testkit::trace::{CLIENT_PORT, Client, INSIDE, OLD, Out, Server, Trace, Who, ack, flagged};
 
 /// Of as many digits as the server's own address.
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(20, 9, 8, 7);
@@ -58,7 +58,7 @@ impl Talk {
 
     /// One of them says so much past another gateway.
     fn elsewhere(&mut self, who: Who, bytes: u32) {
-        self.at[who as usize] += bytes;
+        self.at[who as usize] = self.at[who as usize].wrapping_add(bytes);
     }
 
     /// An end without data to send.
@@ -175,5 +175,52 @@ fn one_end_alone_proves_nothing() {
         assert_eq!(talk.joined(), 0, "{forger:?}");
         assert_eq!(talk.trace.world.opened.len(), 0, "{forger:?}");
         assert!(talk.is_followed(), "{forger:?}");
+    }
+}
+
+/// A connection goes on and ends elsewhere, and another one of the same ends begins there. Its numbers may be
+/// anywhere.
+#[test]
+fn a_later_connection_after_one_that_ended_elsewhere() {
+    for first in [Client, Server] {
+        for by in [70_000, 700_000_000, 3_000_000_000, 4_294_900_000] {
+            let mut talk = Talk::new();
+            talk.elsewhere(Client, by);
+            talk.elsewhere(Server, by / 2 + 70_000);
+            let line = "NOOP\r\n";
+            talk.becomes_keep_alive(first, line);
+            let other = if first == Client { Server } else { Client };
+            assert_eq!(talk.acknowledges(other), Out::Same);
+            assert_eq!(talk.say(first, line), line);
+            assert!(talk.is_followed(), "{by}");
+            assert!(talk.is_followed(), "{by}");
+            assert_eq!((talk.trace.sessions(), talk.joined()), (1, 1));
+        }
+    }
+}
+
+/// The connection ends here, and another one of the same ends begins elsewhere.
+#[test]
+fn a_later_connection() {
+    for marked in [true, false] {
+        let mut talk = Talk::new();
+        for who in [Client, Server] {
+            let [own, other] = [talk.at[who as usize], talk.at[1 - who as usize]];
+            talk.trace.send(who, flagged(FIN | ACK, ack(own, other)));
+            talk.elsewhere(who, 1);
+        }
+        talk.acknowledges(Client);
+        assert_eq!(talk.trace.sessions(), 0);
+        talk.elsewhere(Client, 700_000_000);
+        talk.elsewhere(Server, 900_000_000);
+        if !marked {
+            let out = talk.trace.send(Client, talk.next(Client, "NOOP\r\n"));
+            assert_eq!(out, Out::Dropped);
+            continue;
+        }
+        talk.trace.world.entry().mark = RESUME_MARK;
+        assert!(talk.is_followed());
+        assert!(talk.is_followed());
+        assert_eq!((talk.trace.sessions(), talk.joined()), (1, 1));
     }
 }

@@ -11,6 +11,7 @@
 use super::{Context, End, FINS, Fate, Flow, RESUMABLE, UNSETTLED, Unread};
 use crate::engine::Side;
 use crate::engine::endpoints::Endpoints;
+use crate::engine::joining::is_marked;
 use crate::ftp::session::Session;
 use crate::stream::{Emit, Half, Seq};
 use crate::wire::{Flags, Segment};
@@ -62,6 +63,17 @@ impl Flow {
             self.end_inspection(Unread::Missed, cx);
         }
         true
+    }
+
+    /// Whether a segment may be of a later connection between the same ends, which began elsewhere: this one
+    /// is over, and the segment doesn't fit it.
+    pub(in crate::engine) fn is_succeeded(&mut self, side: Side, segment: &Segment<'_>) -> bool {
+        let flags = segment.flags();
+        let goes_on = flags.has(Flags::ACK) && !flags.has(Flags::RST);
+        self.end == End::Closed
+            && goes_on
+            && !self.believes(side, segment)
+            && !self.is_late(side, segment)
     }
 
     /// What goes on in place of data that doesn't fit, and so isn't read.
@@ -116,12 +128,7 @@ impl Flow {
         ack: Seq,
         cx: &mut Context<'_>,
     ) -> bool {
-        let bit = cx.config.resume_mark;
-        if !self.may_be_away() {
-            return false;
-        }
-        let entry = cx.gateway.conntrack(ends.inside(), ends.outside());
-        if !entry.is_ok_and(|entry| entry.mark & bit != 0) {
+        if !self.may_be_away() || !is_marked(ends, cx.config.resume_mark, cx.gateway) {
             return false;
         }
         self.goes_on_at(side, seq, ack);

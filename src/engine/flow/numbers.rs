@@ -1,6 +1,6 @@
 //! Which packets may change a flow: only those that the receiver accepts.
 
-use super::{Context, End, Fate, Flow, challenges};
+use super::{Context, End, Fate, Flow, RESUMABLE, challenges};
 use crate::engine::Side;
 use crate::engine::second::Second;
 use crate::stream::{Emit, Reset, Seq};
@@ -33,7 +33,7 @@ impl Flow {
         packet: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Fate {
-        let old = self.is_old(side, segment);
+        let old = self.is_late(side, segment);
         let forward = self.forward(side);
         let emit = Emit::Own(forward.header_seq(Seq(segment.seq())));
         if !old {
@@ -46,9 +46,14 @@ impl Flow {
         self.render(side, segment, packet, emit)
     }
 
-    /// See [`Half::is_old`](crate::stream::Half::is_old).
-    pub(super) fn is_old(&mut self, side: Side, segment: &Segment<'_>) -> bool {
-        (self.forward(side)).is_old(Seq(segment.seq()), length(segment))
+    /// Whether the receiver has all of a segment: it is a repetition, or comes late. Where somebody else
+    /// could have gone on with the connection, what it acknowledges must fit, too. Otherwise it may be of
+    /// a later connection between the same ends.
+    pub(super) fn is_late(&mut self, side: Side, segment: &Segment<'_>) -> bool {
+        let elsewhere = self.signs & RESUMABLE != 0;
+        let [forward, reverse] = self.both(side);
+        forward.is_old(Seq(segment.seq()), length(segment))
+            && (!elsewhere || reverse.can_acknowledge(Seq(segment.ack())))
     }
 
     /// A segment from `side` is accepted: that end is alive.

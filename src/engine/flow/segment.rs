@@ -58,7 +58,7 @@ impl Flow {
             return self.reset(side, segment, packet, cx);
         }
         if !self.believes(side, segment)
-            && (self.is_old(side, segment) || !self.comes_back(ends, side, segment, cx))
+            && (self.is_late(side, segment) || !self.comes_back(ends, side, segment, cx))
         {
             return self.disbelieve(side, segment, packet, cx);
         }
