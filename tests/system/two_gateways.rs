@@ -398,6 +398,9 @@ fn keepalived_moves_the_addresses() {
         pair.masters() == [1]
     });
     go_on(&mut sessions, running);
+    wait_for(&pair, "the first one has forgotten all", |pair| {
+        pair.connections(0) == 0
+    });
     // And back again, with the whole gateway gone: nobody says goodbye.
     pair.start_keepalived(0);
     wait_for(&pair, "the first one is ready", |pair| {

@@ -208,6 +208,8 @@ impl Pair {
             ("/var/lock/conntrack.lock", lock.to_str().expect("text")),
             ("/var/run/conntrackd.ctl", socket.to_str().expect("text")),
             ("Syslog on", "Syslog off\n    Systemd no"),
+            // Soon enough for a test to see it.
+            ("PurgeTimeout 60", "PurgeTimeout 1"),
         ];
         if gateway == 1 {
             changes.extend([(
@@ -303,6 +305,16 @@ impl Pair {
         let mut command = self.net.command(GATEWAYS[gateway], &conntrackd());
         command.arg("-C").arg(config).args(what);
         run(command, LIMIT).must().stdout
+    }
+
+    /// How many open TCP connections the kernel of a gateway knows.
+    pub fn connections(&self, gateway: usize) -> usize {
+        let words = ["conntrack", "-L", "-p", "tcp", "--state", "ESTABLISHED"];
+        let listed = self.net.exec(GATEWAYS[gateway], &words).must().stdout;
+        listed
+            .lines()
+            .filter(|line| line.starts_with("tcp"))
+            .count()
     }
 
     /// The open TCP connections that conntrackd lists (`-i`, `-e`): their original tuple and mark.
