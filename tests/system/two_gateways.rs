@@ -379,7 +379,7 @@ fn an_announced_data_connection_is_lost_alone() {
 /// keepalived itself: the active gateway's is killed, the other gateway takes over, and sessions go on.
 #[test]
 fn keepalived_moves_the_addresses() {
-    let mut pair = Pair::new(&[]);
+    let mut pair = Pair::with_purge(1, &[]);
     pair.start_keepalived(0);
     wait_for(&pair, "the first one has the addresses", |pair| {
         pair.masters() == [0]

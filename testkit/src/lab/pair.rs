@@ -58,6 +58,7 @@ for interface, address in zip(sys.argv[1::2], sys.argv[2::2]):
 pub struct Pair {
     /// The network.
     pub net: Net,
+    purge: u32,
     /// `ftpalg` on either gateway.
     stations: Vec<Station>,
     ftpalg: Vec<Process>,
@@ -72,6 +73,15 @@ impl Pair {
     /// # Panics
     /// If something doesn't start.
     pub fn new(arguments: &[&'static str]) -> Self {
+        Self::with_purge(60, arguments)
+    }
+
+    /// The same with another `PurgeTimeout` in conntrackd's file, in seconds: when the standby forgets what
+    /// it had.
+    ///
+    /// # Panics
+    /// As [`Self::new`].
+    pub fn with_purge(purge: u32, arguments: &[&'static str]) -> Self {
         for tool in ["conntrack", "python3"] {
             require(tool);
         }
@@ -92,6 +102,7 @@ impl Pair {
         let stations = GATEWAYS.map(|gateway| Station::new(gateway, v4.clone(), &arguments));
         let mut this = Self {
             net,
+            purge,
             stations: stations.to_vec(),
             ftpalg: Vec::new(),
             conntrackd: Vec::new(),
@@ -202,14 +213,14 @@ impl Pair {
     }
 
     fn start_conntrackd(&self, gateway: usize) -> Process {
+        let purge = format!("PurgeTimeout {}", self.purge);
         let lock = self.file(gateway, "conntrackd.lock");
         let socket = self.file(gateway, "conntrackd.ctl");
         let mut changes = vec![
             ("/var/lock/conntrack.lock", lock.to_str().expect("text")),
             ("/var/run/conntrackd.ctl", socket.to_str().expect("text")),
             ("Syslog on", "Syslog off\n    Systemd no"),
-            // Soon enough for a test to see it.
-            ("PurgeTimeout 60", "PurgeTimeout 1"),
+            ("PurgeTimeout 60", purge.as_str()),
         ];
         if gateway == 1 {
             changes.extend([(
