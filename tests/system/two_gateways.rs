@@ -331,12 +331,12 @@ fn moved(backend: &str, moves: usize) {
 
 #[test]
 fn sessions_go_on_when_the_addresses_move() {
-    moved("nft", 16);
+    moved("nft", 10);
 }
 
 #[test]
 fn sessions_go_on_with_the_other_backend() {
-    moved("iptables", 6);
+    moved("iptables", 4);
 }
 
 /// An announced data connection that nobody has used yet doesn't move: the other gateway knows nothing of

@@ -21,7 +21,7 @@ use smoltcp::socket::tcp;
 use smoltcp::time::Instant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, Ipv4Address};
 
-use crate::gateway::{FakeGateway, entry};
+use crate::gateway::{FakeGateway, RESUME_MARK, entry};
 use crate::packet::{ACK, FIN, OUTSIDE, PSH, RST, SYN, Seg, read};
 use crate::random::Rng;
 use crate::trace::Who;
@@ -687,6 +687,7 @@ fn show(packet: &[u8]) -> String {
 fn uneven() -> Config {
     Config {
         keep_length: false,
+        resume_mark: RESUME_MARK,
         ..Config::default()
     }
 }
