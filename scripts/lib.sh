@@ -74,10 +74,10 @@ install_tools() {
     fi
 }
 
-# Unpacks the FTP servers without installing them: their packages exclude each other and start
+# Unpacks servers without installing them: the FTP servers' packages exclude each other, and all start
 # services. Only the libraries that they need are installed.
 unpack_servers() {
-    for package in vsftpd proftpd-core pure-ftpd $(said_by unpack tests/system/programs/*/*); do
+    for package in vsftpd proftpd-core pure-ftpd keepalived conntrackd $(said_by unpack tests/system/programs/*/*); do
         [ -e "$SERVERS/$package/.complete" ] && libraries_there "$SERVERS/$package" && continue
         say "unpacking $package into $SERVERS"
         apt_update

@@ -2,6 +2,7 @@
 
 mod announcement;
 mod dialogue;
+mod elsewhere;
 mod ending;
 mod numbers;
 mod range;
@@ -23,6 +24,7 @@ use crate::ftp::session::{Peer, Session};
 use crate::stream::{BufferLimits, Half, Seq};
 use crate::wire::Segment;
 pub(super) use dialogue::Unread;
+use elsewhere::Stray;
 use range::Range;
 use tls::TlsRecords;
 
@@ -168,6 +170,9 @@ pub(super) struct Flow {
     /// A record of it is kept.
     #[serde(skip)]
     recorded: bool,
+    /// The last segment whose numbers don't fit.
+    #[serde(skip)]
+    stray: Option<Box<Stray>>,
     pub(super) session: Session,
 }
 
@@ -282,6 +287,7 @@ impl Flow {
             joined: 0,
             standing: Standing::Unfollowed,
             recorded: false,
+            stray: None,
             session,
         }
     }
@@ -331,6 +337,7 @@ impl Flow {
             joined: UNSETTLED,
             standing: Standing::Even,
             recorded: false,
+            stray: None,
             session,
         }
     }

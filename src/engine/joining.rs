@@ -32,8 +32,9 @@ use crate::wire::{Flags, Segment};
 
 /// How many connections are remembered that can't be joined.
 const MAX_STRANGERS: usize = 4096;
-/// How long they are: then conntrack is asked again.
-const MEMORY: Duration = Duration::from_secs(1);
+/// How long they are: then conntrack is asked again. Their entry may be replaced by the one that another
+/// gateway had.
+const MEMORY: Duration = Duration::from_millis(100);
 
 /// Connections that can't be joined, as conntrack said a moment ago.
 #[derive(Debug, Default)]
@@ -77,6 +78,17 @@ struct Found {
     entry: Entry,
     standing: Standing,
     record: Option<Record<Box<Flow>>>,
+}
+
+/// What the mark of a connection says that somebody followed; `None` if nobody did.
+pub(super) fn followed(
+    ends: &Endpoints,
+    marks: Option<Marks>,
+    gateway: &mut dyn Gateway,
+) -> Option<Standing> {
+    let entry = gateway.conntrack(ends.inside(), ends.outside()).ok()?;
+    let standing = marks?.standing(entry.mark);
+    (standing != Standing::Unfollowed).then_some(standing)
 }
 
 impl Engine {
@@ -134,8 +146,8 @@ impl Engine {
             Err(Error::Kernel(_)) => return Unknown::Unanswered,
             Err(_) => None,
         };
+        // No entry, or none yet: what another gateway had comes a moment after its packets.
         let Some(entry) = entry else {
-            self.strangers.add(name);
             return Unknown::Stranger;
         };
         let standing = marks.standing(entry.mark);

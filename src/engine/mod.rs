@@ -435,6 +435,15 @@ impl Engine {
         let Some(flow) = self.flows.get_mut(&ends) else {
             return Decided::Unknown(Name(ends));
         };
+        if flow.is_succeeded(side, segment)
+            && joining::followed(&ends, self.config.marks, gateway).is_some()
+        {
+            flow.take_word_back(&ends, gateway);
+            self.buffered = self.buffered.saturating_sub(flow.buffered());
+            self.names.forget_flow(&ends);
+            self.flows.remove(&ends);
+            return Decided::Unknown(Name(ends));
+        }
         let mut cx = Context {
             config: &self.config,
             gateway,

@@ -35,6 +35,21 @@ pub fn repository() -> &'static Path {
         .expect("testkit is a directory of the repository")
 }
 
+/// A program that `scripts/test` unpacked: some packages exclude each other or start services, so they
+/// aren't installed.
+///
+/// # Panics
+/// If it isn't there.
+pub fn unpacked(path: &str) -> String {
+    let full = repository().join(".cache/servers").join(path);
+    assert!(
+        full.exists(),
+        "{} is missing: run ./scripts/test, which unpacks the servers that the tests need",
+        full.display()
+    );
+    full.to_string_lossy().into_owned()
+}
+
 /// Where tables for people go: `<target>/lab-report/`.
 ///
 /// # Panics

@@ -8,6 +8,7 @@
     reason = "a helper of tests that fails is a test that fails"
 )]
 
+mod away;
 mod engine_beginnings;
 mod engine_floods;
 mod engine_forged;

@@ -33,4 +33,5 @@ mod rootless;
 mod scripts;
 mod segments;
 mod transfers;
+mod two_gateways;
 mod urgent;

@@ -2,6 +2,7 @@
 
 use super::{Context, End, Fate, Flow, challenges};
 use crate::engine::Side;
+use crate::engine::config::Standing;
 use crate::engine::second::Second;
 use crate::stream::{Emit, Reset, Seq};
 use crate::wire::{Flags, Segment};
@@ -33,17 +34,27 @@ impl Flow {
         packet: &mut Vec<u8>,
         cx: &mut Context<'_>,
     ) -> Fate {
-        let (seq, len) = (Seq(segment.seq()), length(segment));
+        let old = self.is_late(side, segment);
         let forward = self.forward(side);
-        let emit = Emit::Own(forward.header_seq(seq));
-        if !forward.is_old(seq, len) {
+        let emit = Emit::Own(forward.header_seq(Seq(segment.seq())));
+        if !old {
             let inspected = !forward.is_opaque();
             cx.stats.unacceptable = cx.stats.unacceptable.saturating_add(1);
-            if len > 0 && inspected {
-                return Fate::Dropped;
+            if length(segment) > 0 && inspected {
+                return self.ask_receiver(side, segment, packet);
             }
         }
         self.render(side, segment, packet, emit)
+    }
+
+    /// Whether the receiver has all of a segment: it is a repetition, or comes late. Where somebody else
+    /// could have gone on with the connection, what it acknowledges must fit, too. Otherwise it may be of
+    /// a later connection between the same ends.
+    pub(super) fn is_late(&mut self, side: Side, segment: &Segment<'_>) -> bool {
+        let elsewhere = self.standing == Standing::Even;
+        let [forward, reverse] = self.both(side);
+        forward.is_old(Seq(segment.seq()), length(segment))
+            && (!elsewhere || reverse.can_acknowledge(Seq(segment.ack())))
     }
 
     /// A segment from `side` is accepted: that end is alive.

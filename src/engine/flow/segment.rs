@@ -28,6 +28,7 @@ const CROWDED: usize = 8 * 1024;
 #[derive(Clone, Copy)]
 struct Data<'a> {
     seq: Seq,
+    ack: Seq,
     payload: &'a [u8],
     fin: bool,
     /// The rest of it waits at its sender, for want of room.
@@ -56,7 +57,9 @@ impl Flow {
         if segment.flags().has(Flags::RST) {
             return self.reset(side, segment, packet, cx);
         }
-        if !self.believes(side, segment) {
+        if !self.believes(side, segment)
+            && (self.is_late(side, segment) || !self.comes_back(ends, side, segment, cx))
+        {
             return self.disbelieve(side, segment, packet, cx);
         }
         self.is_alive(side, cx);
@@ -74,7 +77,7 @@ impl Flow {
         };
         let intake = self.take_in(ends, side, &data, unread, cx);
         if intake == Intake::Gap {
-            return Fate::Dropped;
+            return self.leave_gap(side, segment, packet);
         }
         self.give_up_waiting(ends, side, cx);
         let fate = self.send_on(side, segment, packet, &data, intake, cx);
@@ -162,6 +165,7 @@ impl Flow {
     ) -> Option<Data<'a>> {
         let whole = Data {
             seq: Seq(segment.seq()),
+            ack: Seq(segment.ack()),
             payload: segment.payload(),
             fin: segment.flags().has(Flags::FIN),
             cut: false,
@@ -207,14 +211,20 @@ impl Flow {
     ) -> Intake {
         let peer = self.peer(side);
         let limits = cx.limits(peer);
-        let forward = self.forward(side);
-        let intake = forward.take_in(data.seq, data.payload, data.fin, &limits);
+        let take_in = |flow: &mut Self| {
+            (flow.forward(side)).take_in(data.seq, data.payload, data.fin, &limits)
+        };
+        let mut intake = take_in(self);
+        if intake == Intake::Missed && self.rejoin(ends, side, data.seq, data.ack, cx) {
+            self.joined |= 4 << side.index();
+            intake = take_in(self);
+        }
         match intake {
             Intake::Gap => cx.stats.out_of_order = cx.stats.out_of_order.saturating_add(1),
             Intake::Missed => self.end_inspection(Unread::Missed, cx),
             Intake::New => {
                 if unread > 0 {
-                    forward.pass(unread);
+                    self.forward(side).pass(unread);
                 }
                 self.read_new(ends, side, data.fin, cx);
             }

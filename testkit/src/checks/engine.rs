@@ -8,7 +8,7 @@ use std::time::Duration;
 use ftpalg::engine::{Config, Engine, Side, Verdict};
 
 use super::Bytes;
-use crate::gateway::{FakeGateway, entry, public_port};
+use crate::gateway::{FakeGateway, MARKS, entry, public_port};
 use crate::packet::{ACK, FIN, OUTSIDE, RST, SYN, Seg, URG, build, read};
 use crate::tcp::endpoint::End;
 
@@ -524,6 +524,7 @@ pub fn check(data: &[u8]) {
 fn uneven() -> Config {
     Config {
         keep_length: false,
+        marks: Some(MARKS),
         ..Config::default()
     }
 }

@@ -17,6 +17,7 @@
 //! | [`scripted`] | a client and a server that cut their lines as they are told |
 //! | [`scenario`] | all of it together, and what is expected with and without an ALG |
 //! | [`stations`] | networks with any gateways, clients and servers, run with each backend |
+//! | [`pair`] | two gateways, of which one takes over from the other |
 //! | [`weather`] | a router that loses, delays, swaps and repeats packets |
 //! | [`report`] | tables for people, in `target/lab-report/` |
 //!
@@ -30,6 +31,7 @@ pub mod counters;
 pub mod craft;
 pub mod gateway;
 pub mod net;
+pub mod pair;
 pub mod process;
 pub mod programs;
 pub mod report;

@@ -226,6 +226,17 @@ impl Net {
         })
     }
 
+    /// Makes a switch of a host: whatever comes in at one of its interfaces goes out at the others.
+    pub fn bridge(&self, host: &str) {
+        let mut commands = String::from("link add bridge0 type bridge\n");
+        for end in self.links().iter().flat_map(|Link(a, b)| [a, b]) {
+            if end.host == host {
+                commands += &format!("link set {} master bridge0\n", end.interface);
+            }
+        }
+        self.batch(Some(host), &(commands + "link set bridge0 up\n"));
+    }
+
     fn links(&self) -> &[Link] {
         &self.topology.links
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::net::Net;
 use super::process::{PATH, Process, require, run};
 use super::programs::Program;
+use crate::paths::unpacked;
 
 /// How long a server may take to listen.
 const START: Duration = Duration::from_secs(10);
@@ -290,18 +291,6 @@ fn make_certificate(directory: &Path) {
         .env("PATH", PATH)
         .current_dir(directory);
     run(command, START).must();
-}
-
-/// A program that `scripts/test` unpacked: the packages exclude each other and start services, so
-/// they aren't installed.
-fn unpacked(path: &str) -> String {
-    let full = crate::paths::repository().join(".cache/servers").join(path);
-    assert!(
-        full.exists(),
-        "{} is missing: run ./scripts/test, which unpacks the servers that the tests need",
-        full.display()
-    );
-    full.to_string_lossy().into_owned()
 }
 
 fn ports(config: &Config) -> (u16, u16) {

@@ -1,0 +1,150 @@
+//! A connection that was away: its packets took another way for a while, past another gateway or past a
+//! full queue, and come here again.
+//!
+//! Then the numbers of its segments don't fit what was seen here. One such segment proves nothing, since
+//! anybody can forge it. So its data doesn't go on; what goes on in its place is a keep-alive, which its
+//! receiver answers with the numbers that it expects (RFC 9293 §3.8.4). If two segments of opposite
+//! directions agree with one another, the flow begins anew with their numbers, provided that the
+//! connection's mark says that it may be [joined](crate::engine::joining). If not, as under TLS, it isn't
+//! read any more.
+
+use super::{Context, End, FINS, Fate, Flow, UNSETTLED, Unread};
+use crate::engine::Side;
+use crate::engine::config::Standing;
+use crate::engine::endpoints::Endpoints;
+use crate::engine::joining::followed;
+use crate::ftp::session::Session;
+use crate::stream::{Emit, Half, Seq};
+use crate::wire::{Flags, Segment};
+
+/// The numbers of a segment that don't fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stray {
+    side: Side,
+    seq: Seq,
+    ack: Seq,
+}
+
+impl Stray {
+    fn of(side: Side, segment: &Segment<'_>) -> Self {
+        Self {
+            side,
+            seq: Seq(segment.seq()),
+            ack: Seq(segment.ack()),
+        }
+    }
+
+    /// Whether each goes on where the other one's sender has read to.
+    fn agrees(&self, other: &Self) -> bool {
+        self.side != other.side && self.seq == other.ack && self.ack == other.seq
+    }
+}
+
+impl Flow {
+    /// Begins anew if a segment whose numbers don't fit agrees with the one before it that didn't.
+    /// Otherwise it is remembered, and this is false.
+    pub(super) fn comes_back(
+        &mut self,
+        ends: &Endpoints,
+        side: Side,
+        segment: &Segment<'_>,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        if !self.may_be_away() || !segment.flags().has(Flags::ACK) {
+            return false;
+        }
+        let stray = Stray::of(side, segment);
+        let agrees = self.stray.as_ref().is_some_and(|last| last.agrees(&stray));
+        if !agrees {
+            self.stray = Some(Box::new(stray));
+            return false;
+        }
+        if !self.rejoin(ends, side, stray.seq, stray.ack, cx) {
+            self.goes_on_at(side, stray.seq, stray.ack);
+            self.end_inspection(Unread::Missed, cx);
+        }
+        true
+    }
+
+    /// Whether a segment may be of a later connection between the same ends, which began elsewhere: this one
+    /// is over, and the segment doesn't fit it.
+    pub(in crate::engine) fn is_succeeded(&mut self, side: Side, segment: &Segment<'_>) -> bool {
+        let flags = segment.flags();
+        let goes_on = flags.has(Flags::ACK) && !flags.has(Flags::RST);
+        self.end == End::Closed
+            && goes_on
+            && !self.believes(side, segment)
+            && !self.is_late(side, segment)
+    }
+
+    /// What goes on in place of data that doesn't fit, and so isn't read.
+    pub(super) fn ask_receiver(
+        &mut self,
+        side: Side,
+        segment: &Segment<'_>,
+        packet: &mut Vec<u8>,
+    ) -> Fate {
+        if !self.may_be_away() {
+            return Fate::Dropped;
+        }
+        let keep_alive = Emit::Probe {
+            seq: Seq(segment.seq()).plus(u32::MAX),
+            byte: None,
+        };
+        self.render(side, segment, packet, keep_alive)
+    }
+
+    /// Data came, and what is before it didn't. If it comes once more, what is before it may have taken
+    /// another way.
+    pub(super) fn leave_gap(
+        &mut self,
+        side: Side,
+        segment: &Segment<'_>,
+        packet: &mut Vec<u8>,
+    ) -> Fate {
+        if !self.may_be_away() {
+            return Fate::Dropped;
+        }
+        let stray = Stray::of(side, segment);
+        if self.stray.as_deref() == Some(&stray) {
+            return self.ask_receiver(side, segment, packet);
+        }
+        self.stray = Some(Box::new(stray));
+        Fate::Dropped
+    }
+
+    /// Whether somebody else could have gone on with it.
+    fn may_be_away(&self) -> bool {
+        let open = !self.is_closed() && self.end != End::Frozen;
+        open && self.standing == Standing::Even && self.is_even() && !self.is_signed()
+    }
+
+    /// Begins anew with the numbers of a segment from `side`, if the connection's mark says that they are
+    /// the same on both sides. They must have been proven by the other end.
+    pub(super) fn rejoin(
+        &mut self,
+        ends: &Endpoints,
+        side: Side,
+        seq: Seq,
+        ack: Seq,
+        cx: &mut Context<'_>,
+    ) -> bool {
+        let even = Some(Standing::Even);
+        if !self.may_be_away() || followed(ends, cx.config.marks, cx.gateway) != even {
+            return false;
+        }
+        self.goes_on_at(side, seq, ack);
+        self.session = Session::joined(cx.config.policy.clone());
+        self.joined = UNSETTLED;
+        self.signs &= !FINS;
+        cx.stats.joined = cx.stats.joined.saturating_add(1);
+        true
+    }
+
+    fn goes_on_at(&mut self, side: Side, seq: Seq, ack: Seq) {
+        *self.forward(side) = Half::joined(seq);
+        *self.reverse(side) = Half::joined(ack);
+        self.waiting = [None; 2];
+        self.stray = None;
+    }
+}
