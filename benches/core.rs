@@ -8,10 +8,12 @@ use divan::counter::ItemsCount;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use testkit::gateway::{FakeGateway, entry};
+use testkit::gateway::{FakeGateway, MARKS, entry};
+use testkit::lab::net::Directory;
 use testkit::packet::{ACK, SYN, build, data, syn};
 use testkit::trace::{CLIENT_PORT, Client, GROWTH, INSIDE, PUBLIC, Server, Trace, Who, ack, pack};
 
+use ftpalg::daemon::journal::Journal;
 use ftpalg::engine::{Config, Engine, Side, Verdict};
 
 fn main() {
@@ -94,6 +96,44 @@ fn run(bencher: Bencher<'_, '_>, prepare: impl Fn(&mut Talk) -> Vec<(Who, Vec<u8
 #[divan::bench]
 fn untouched_line(bencher: Bencher<'_, '_>) {
     run(bencher, |talk| {
+        let mut packets = Vec::new();
+        while packets.len() < PACKETS {
+            packets.push((Client, talk.packet(Client, "NOOP\r\n")));
+            packets.push((
+                Server,
+                talk.packet(Server, "200 NOOP command successful\r\n"),
+            ));
+        }
+        packets
+    });
+}
+
+/// The same line in a session with a sequence delta. A record of it is kept before each packet goes on:
+/// in a file, or nowhere.
+#[divan::bench(args = [true, false])]
+fn line_with_a_record(bencher: Bencher<'_, '_>, kept: bool) {
+    let directory = Directory::new();
+    run(bencher, |talk| {
+        talk.trace.engine = Engine::new(
+            Config {
+                keep_length: false,
+                marks: kept.then_some(MARKS),
+                ..Config::default()
+            },
+            0,
+        );
+        if kept {
+            let (journal, _) = Journal::open(directory.path()).unwrap();
+            talk.trace.world.journal = Some(journal);
+        }
+        let syns = [(Client, SYN), (Server, SYN | ACK)];
+        for (who, flags) in syns {
+            let packet = pack(who, &talk.trace.wire(who, syn(flags)));
+            talk.feed(who, &packet);
+        }
+        talk.at = talk.trace.login();
+        talk.say(Client, "PASV\r\n");
+        talk.say(Server, &testkit::trace::reply());
         let mut packets = Vec::new();
         while packets.len() < PACKETS {
             packets.push((Client, talk.packet(Client, "NOOP\r\n")));

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
+use ftpalg::daemon::journal::Journal;
 use ftpalg::engine::event::Event;
 use ftpalg::engine::gateway::{
     Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId,
@@ -107,6 +108,8 @@ pub struct FakeGateway {
     pub records_work: bool,
     /// How often something was.
     pub written: usize,
+    /// Keeps it in their place.
+    pub journal: Option<Journal>,
     /// The ranges that were opened or renewed, if they can be.
     pub ranges: Option<Vec<RangeRequest>>,
     /// Conntrack can't be asked.
@@ -130,6 +133,7 @@ impl FakeGateway {
             records: HashMap::new(),
             records_work: true,
             written: 0,
+            journal: None,
             ranges: None,
             deaf: false,
             reserved: Vec::new(),
@@ -195,6 +199,10 @@ impl Gateway for FakeGateway {
             return Err(Error::NoRecord);
         }
         self.written += 1;
+        if let Some(journal) = &self.journal {
+            let kept = journal.keep(outward, name, record);
+            return if kept { Ok(()) } else { Err(Error::NoRecord) };
+        }
         let names = [Some(outward), name];
         for name in names.into_iter().flatten() {
             self.records.insert(name, record.to_vec());
