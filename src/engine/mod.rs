@@ -186,7 +186,7 @@ impl Engine {
     ///
     /// [`Config::policy`] is kept by each connection as it was at its beginning, for all that concerns
     /// the dialogue. Whether an announced address is allowed goes by the new one at once, and so does
-    /// everything else. [`Config::workers`], [`Config::resume_mark`], [`Config::tls_range`] and
+    /// everything else. [`Config::workers`], [`Config::marks`], [`Config::tls_range`] and
     /// [`Config::implicit_ports`] stay: the connections that exist, and the other engines, rely on
     /// them.
     pub fn reconfigure(&mut self, new: Config) {
