@@ -1,7 +1,7 @@
 //! What stands between client and server: each a network of its own, with the gateway in place.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -35,6 +35,9 @@ pub(crate) enum Kind {
     Accept,
     /// ftpalg with pinholes in nf_tables.
     Nft,
+    /// Another build of it: --beside has it.
+    #[value(skip)]
+    Beside,
     /// ftpalg with pinholes in iptables.
     Iptables,
     /// nginx as a TCP proxy, with njs to rewrite 227, and a range of ports that it proxies.
@@ -42,12 +45,13 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Routed,
         Self::Kernel,
         Self::Static,
         Self::Accept,
         Self::Nft,
+        Self::Beside,
         Self::Iptables,
         Self::Nginx,
     ];
@@ -60,6 +64,7 @@ impl Kind {
             Self::Static => "static range",
             Self::Accept => "accept loop",
             Self::Nft => "ftpalg nft",
+            Self::Beside => "other build, nft",
             Self::Iptables => "ftpalg iptables",
             Self::Nginx => "nginx + njs",
         }
@@ -79,8 +84,8 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Builds it, or says why it can't be had here.
-    pub(crate) fn start(kind: Kind) -> Result<Self, String> {
+    /// Builds it, or says why it can't be had here. `beside` is the program of [`Kind::Beside`].
+    pub(crate) fn start(kind: Kind, beside: Option<&Path>) -> Result<Self, String> {
         if kind == Kind::Nginx
             && let Some(file) = NGINX.map(unpacked).iter().find(|file| !file.exists())
         {
@@ -121,6 +126,7 @@ impl Gateway {
             _ => INSIDE,
         };
         let server = Server::start(&net, announce);
+        let own = Path::new(testkit::paths::ftpalg());
         let process = match kind {
             Kind::Routed | Kind::Static => None,
             Kind::Kernel => {
@@ -129,8 +135,9 @@ impl Gateway {
                 None
             }
             Kind::Accept => Some(accept_loop(&net)),
-            Kind::Nft => Some(ftpalg(&net, "nft")),
-            Kind::Iptables => Some(ftpalg(&net, "iptables")),
+            Kind::Nft => Some(ftpalg(&net, own, "nft")),
+            Kind::Beside => Some(ftpalg(&net, beside.unwrap_or(own), "nft")),
+            Kind::Iptables => Some(ftpalg(&net, own, "iptables")),
             Kind::Nginx => Some(nginx(&net)),
         };
         let fresh = process.as_ref().map(|process| Memory::of(process.pid()));
@@ -157,6 +164,14 @@ impl Gateway {
     /// What the program on the gateway had to complain of.
     pub(crate) fn complaints(&self) -> String {
         self.process.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// The last lines that ftpalg has printed.
+    pub(crate) fn last_lines(&self, count: usize) -> String {
+        let text = std::fs::read_to_string(self.net.directory().join("output"));
+        let text = text.unwrap_or_default();
+        let lines: Vec<_> = text.lines().collect();
+        lines[lines.len().saturating_sub(count)..].join("\n")
     }
 }
 
@@ -237,13 +252,13 @@ fn accept_loop(net: &Net) -> Process {
     process
 }
 
-fn ftpalg(net: &Net, backend: &str) -> Process {
+fn ftpalg(net: &Net, program: &Path, backend: &str) -> Process {
     // Its lines go to a file, so that nobody here has to read them meanwhile.
     let output = net.directory().join("output");
     let mut command = net.command(net.topology().router, "/bin/sh");
     command
         .args(["-c", r#"exec "$@" >output"#, "sh"])
-        .arg(testkit::paths::ftpalg())
+        .arg(program)
         .args([
             "run",
             "--inside",

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, bind, connect, recv, send, setsockopt,
-    socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockType, SockaddrIn, bind, connect, getsockopt, recv, send,
+    setsockopt, socket, sockopt,
 };
 
 /// How long a session may take before it counts as failed.
@@ -128,6 +128,8 @@ struct Session {
     from: Ipv4Addr,
     control: OwnedFd,
     data: Option<OwnedFd>,
+    /// Where the data connection goes.
+    to: Option<SocketAddrV4>,
     connected: bool,
     state: State,
     /// Bytes of a line that hasn't ended yet.
@@ -171,6 +173,7 @@ impl Load<'_> {
             from,
             control,
             data: None,
+            to: None,
             connected: false,
             state: State::Greeting,
             begun: Vec::new(),
@@ -273,6 +276,7 @@ impl Load<'_> {
                     .map_err(|error| format!("no data connection to {to}: {error}"))?;
                 if let Some(session) = &mut self.sessions[index] {
                     session.data = Some(data);
+                    session.to = Some(to);
                     session.state = State::Transfer;
                 }
                 Ok(())
@@ -311,7 +315,8 @@ impl Load<'_> {
             return Ok(Progress::Goes);
         };
         if !session.connected && events.contains(EpollFlags::EPOLLERR) {
-            return Err("the data connection is refused".to_owned());
+            let why = getsockopt(data, sockopt::SocketError).map(Errno::from_raw);
+            return Err(format!("no data connection to {:?}: {why:?}", session.to));
         }
         let fd = data.as_raw_fd();
         if !session.connected && events.contains(EpollFlags::EPOLLOUT) {

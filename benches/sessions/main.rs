@@ -49,6 +49,11 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How long conntrack may take to forget the connections of a load.
 const FORGETTING: Duration = Duration::from_secs(90);
 
+/// One session of so many may fail.
+const FEW: u64 = 100;
+/// How many lines of ftpalg's output are shown if more do.
+const LINES: usize = 100;
+
 /// FTP through gateways in network namespaces, side by side.
 #[derive(Parser)]
 struct Arguments {
@@ -67,6 +72,9 @@ struct Arguments {
     /// Only these gateways. All ratios are to the kernel helper, or else to the first one.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<Kind>,
+    /// Another build of ftpalg, to be measured beside this one (with the backend nft).
+    #[arg(long, value_name = "PROGRAM")]
+    beside: Option<PathBuf>,
     /// Where results.json and the plots go.
     #[arg(long, value_name = "DIRECTORY", default_value = "target/bench")]
     out: PathBuf,
@@ -94,6 +102,8 @@ struct Turn {
     crowds: Vec<Crowd>,
     /// MB/s of one transfer.
     bulk: f64,
+    /// Sessions that failed.
+    failed: u64,
     /// The part of the machine that other programs used meanwhile.
     others: f64,
     /// The part that the hypervisor took.
@@ -108,6 +118,7 @@ struct Turn {
 struct Crowd {
     at_once: usize,
     sessions: u64,
+    failed: u64,
     per_second: f64,
     /// Microseconds of all processors per session.
     machine_cpu: f64,
@@ -172,14 +183,18 @@ fn main() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("there is a limit");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("up to the hard limit");
 
-    let kinds = match &arguments.only[..] {
+    let mut kinds = match &arguments.only[..] {
         [] => Kind::ALL.to_vec(),
         some => some.to_vec(),
     };
+    kinds.retain(|&kind| kind != Kind::Beside);
+    if arguments.beside.is_some() {
+        kinds.push(Kind::Beside);
+    }
     let mut gateways = Vec::new();
     let mut results = Vec::new();
     for kind in kinds {
-        let (gateway, left_out) = match Gateway::start(kind) {
+        let (gateway, left_out) = match Gateway::start(kind, arguments.beside.as_deref()) {
             Ok(gateway) => (Some(gateway), None),
             Err(why) => (None, Some(why)),
         };
@@ -275,6 +290,7 @@ fn turn(gateway: &Gateway, plan: Plan, sessions: &mut u64) -> Turn {
     let start = Instant::now();
     let before = Cpu::now(gateway.pid());
     let crowds: Vec<_> = CROWDS.map(|crowd| with_crowd(gateway, plan, crowd)).into();
+    let failed = crowds.iter().map(|crowd| crowd.failed).sum();
     *sessions += crowds.iter().map(|crowd| crowd.sessions).sum::<u64>();
     let bulk = drive(gateway, 1, Errand::Bulk(plan.bulk), Duration::ZERO);
     let used = Cpu::now(gateway.pid()).since(before);
@@ -286,6 +302,7 @@ fn turn(gateway: &Gateway, plan: Plan, sessions: &mut u64) -> Turn {
     Turn {
         crowds,
         bulk: bulk.bytes as f64 / 1e6 / bulk.transfer.as_secs_f64(),
+        failed,
         others,
         stolen,
         disturbed: others > DISTURBED || stolen > STOLEN,
@@ -302,6 +319,7 @@ fn with_crowd(gateway: &Gateway, plan: Plan, at_once: usize) -> Crowd {
     Crowd {
         at_once,
         sessions: small.sessions,
+        failed: small.failed + noop.failed,
         per_second: small.sessions as f64 / small.took.as_secs_f64(),
         machine_cpu: each(used.busy),
         process_cpu: gateway.pid().map(|_| each(used.process)),
@@ -311,8 +329,8 @@ fn with_crowd(gateway: &Gateway, plan: Plan, at_once: usize) -> Crowd {
     }
 }
 
-/// Sessions from the clients' host. A session that fails is a fault of the gateway, or of this program:
-/// figures beside it would be worthless.
+/// Sessions from the clients' host. Those that fail are told, and figures beside more than a few of them
+/// would be worthless.
 fn drive(gateway: &Gateway, crowd: usize, errand: Errand, time: Duration) -> Measured {
     let SocketAddr::V4(dial) = gateway.net.topology().dial else {
         panic!("the lab is IPv4");
@@ -322,15 +340,18 @@ fn drive(gateway: &Gateway, crowd: usize, errand: Errand, time: Duration) -> Mea
     let measured = gateway.net.within(client, || {
         load::run(dial, &gateway.clients, crowd, errand, time)
     });
-    assert!(
-        measured.failed == 0,
-        "{}: {} of {} sessions failed, the first one: {}\n{}",
-        gateway.kind.name(),
-        measured.failed,
-        measured.failed + measured.sessions,
-        measured.why.unwrap_or_default(),
-        gateway.complaints()
-    );
+    if measured.failed > 0 {
+        let why = measured.why.as_deref().unwrap_or_default();
+        let all = measured.failed + measured.sessions;
+        let (name, failed) = (gateway.kind.name(), measured.failed);
+        eprintln!("{name}: {failed} of {all} sessions failed, the first one: {why}");
+        assert!(
+            failed * FEW <= all,
+            "{}\n{}",
+            gateway.complaints(),
+            gateway.last_lines(LINES)
+        );
+    }
     measured
 }
 

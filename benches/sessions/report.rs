@@ -180,6 +180,14 @@ pub(crate) fn text(machine: &str, plan: Plan, results: &[Results]) -> String {
         "\n{} turns; {repeated} were repeated, {disturbed} stayed disturbed by other programs.\n",
         turns().count()
     );
+    for one in results {
+        let failed: u64 = one.turns.iter().map(|turn| turn.failed).sum();
+        if failed > 0 {
+            let all = one.turns.iter().flat_map(|turn| &turn.crowds);
+            let all = all.map(|crowd| crowd.sessions).sum::<u64>() + failed;
+            text += &format!("{}: {failed} of {all} sessions failed.\n", one.name);
+        }
+    }
     for (name, why) in results
         .iter()
         .filter_map(|r| Some((r.name, r.left_out.as_ref()?)))
