@@ -30,6 +30,8 @@ pub(super) struct Abilities {
     pub(super) persist: bool,
     /// A limit for each element of a map.
     pub(super) limit: bool,
+    /// Deleting elements that may not be there.
+    pub(super) destroy: bool,
 }
 
 /// What differs between IPv4 and IPv6: names, offsets and sizes.
