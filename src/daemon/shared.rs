@@ -214,7 +214,7 @@ impl Shared {
 
     /// Opens no pinhole from here on, and leaves what is there for a successor.
     pub fn hand_over(&self) {
-        drop(self.leave());
+        self.leave().plane.close_all_used();
     }
 
     /// Has nobody change the backend's objects any more.
@@ -353,8 +353,11 @@ impl Shared {
             let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) => {
-                    if !self.with(Plane::catch_up) {
-                        thread::sleep(PAUSE);
+                    let (read, patience) = self.with(|plane| (plane.catch_up(), plane.patience()));
+                    let rest = if read { patience } else { PAUSE };
+                    if !rest.is_zero() {
+                        // What comes meanwhile is read together.
+                        thread::sleep(rest);
                     }
                 }
                 Err(Errno::EINTR) => {}

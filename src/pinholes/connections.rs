@@ -42,7 +42,7 @@ impl Plane {
                 }
             }
         }
-        self.close(used);
+        self.close_used(used);
         if completeness == Completeness::Missed {
             self.resync();
         }
@@ -52,7 +52,7 @@ impl Plane {
     /// A connection with the mark has begun: its pinhole, if it has one, is used and closed.
     pub fn on_conntrack_new(&mut self, original: Tuple) -> Option<DataConnection> {
         let (connection, hole) = self.connected(original)?;
-        self.close(hole.into_iter().collect());
+        self.close_used(hole.into_iter().collect());
         Some(connection)
     }
 

@@ -346,6 +346,13 @@ impl Backend for Nft {
         self.layouts.clear();
     }
 
+    fn holds(&self) -> Duration {
+        match self.abilities.limit {
+            true => objects::LIMIT_HOLDS,
+            false => Duration::ZERO,
+        }
+    }
+
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
         let layout = self.layout(hole.from)?;
         let of_family = |ip| layout.is_of(ip);
