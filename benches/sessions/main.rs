@@ -41,13 +41,13 @@ const CROWDS: [usize; 3] = [1, 16, 128];
 const DISTURBED: f64 = 0.06;
 /// Or if the hypervisor takes more than this part.
 const STOLEN: f64 = 0.02;
-/// How often a disturbed turn is repeated.
-const REPEATS: u32 = 3;
 /// How long it waits for other programs before that, and how long it looks at them at a time.
 const REST: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(250);
 /// How long conntrack may take to forget the connections of a load.
 const FORGETTING: Duration = Duration::from_secs(90);
+/// After so long, nothing is kept of a session that has ended.
+const LINGERING: Duration = Duration::from_secs(150);
 
 /// One session of so many may fail.
 const FEW: u64 = 100;
@@ -69,6 +69,9 @@ struct Arguments {
     /// How many sessions the memory is loaded with. 0: it isn't measured.
     #[arg(long, value_name = "N")]
     sessions: Option<u64>,
+    /// How often a disturbed turn is repeated at the most. 0 for a machine that is never calm.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    repeats: u32,
     /// Only these gateways. All ratios are to the kernel helper, or else to the first one.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<Kind>,
@@ -92,6 +95,7 @@ struct Plan {
     rounds: usize,
     turn: Duration,
     bulk: usize,
+    repeats: u32,
     /// For the memory.
     sessions: u64,
 }
@@ -135,6 +139,8 @@ struct Crowd {
 struct Load {
     fresh: Memory,
     after: Memory,
+    /// Some minutes later: an ALG remembers closed sessions for a while, as TCP does.
+    later: Memory,
     /// Sessions of all turns, and those of the load at the end.
     sessions: u64,
     /// Microseconds of the program per session of the load at the end, until conntrack had forgotten
@@ -175,6 +181,7 @@ fn main() {
         } else {
             512 << 20
         },
+        repeats: arguments.repeats,
         sessions: arguments
             .sessions
             .unwrap_or(if arguments.quick { 0 } else { 20_000 }),
@@ -237,6 +244,13 @@ fn main() {
             let Some(gateway) = gateway else { continue };
             results[index].load = load_of(gateway, plan, sessions[index]);
         }
+        std::thread::sleep(LINGERING);
+        for (result, gateway) in results.iter_mut().zip(&gateways) {
+            let memory = gateway.as_ref().and_then(Gateway::memory);
+            if let (Some(load), Some(memory)) = (&mut result.load, memory) {
+                load.later = memory;
+            }
+        }
     }
     for gateway in gateways.into_iter().flatten() {
         let complaints = gateway.complaints();
@@ -253,7 +267,7 @@ fn main() {
 /// A turn, repeated if others disturbed it; the calmest one counts.
 fn calm_turn(gateway: &Gateway, plan: Plan, sessions: &mut u64) -> Turn {
     let mut best: Option<Turn> = None;
-    for repeats in 0..=REPEATS {
+    for repeats in 0..=plan.repeats {
         if repeats > 0 {
             wait_for_calm();
         }
@@ -377,9 +391,11 @@ fn load_of(gateway: &Gateway, plan: Plan, before: u64) -> Option<Load> {
     }
     std::thread::sleep(Duration::from_secs(3));
     let used = Cpu::now(gateway.pid()).since(cpu).process;
+    let after = gateway.memory()?;
     Some(Load {
         fresh,
-        after: gateway.memory()?,
+        after,
+        later: after,
         sessions: before + sessions,
         process_cpu: used.as_secs_f64() * 1e6 / sessions.max(1) as f64,
     })

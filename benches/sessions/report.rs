@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 use super::gateways::Kind;
 use super::{CROWDS, Crowd, Plan, Results, Turn, plot};
 
+/// So many calm rounds are enough to leave the others out.
+const ENOUGH: usize = 3;
+
 /// A figure of a turn.
 pub(crate) struct Metric {
     pub(crate) key: &'static str,
@@ -96,7 +99,21 @@ pub(crate) fn basis(results: &[Results]) -> usize {
     results.iter().position(kernel).or_else(first).unwrap_or(0)
 }
 
-/// A figure over all rounds, and its ratio to the basis in the same rounds.
+/// The rounds that count for a gateway: those in which nobody disturbed it or the basis, or all of them
+/// if these are too few.
+fn rounds(results: &[Results], index: usize) -> Vec<usize> {
+    let (turns, others) = (&results[index].turns, &results[basis(results)].turns);
+    let all = 0..turns.len().min(others.len());
+    let calm = |&round: &usize| !turns[round].disturbed && !others[round].disturbed;
+    let calm: Vec<_> = all.clone().filter(calm).collect();
+    if calm.len() < ENOUGH {
+        all.collect()
+    } else {
+        calm
+    }
+}
+
+/// A figure over the rounds that count, and its ratio to the basis in the same rounds.
 pub(crate) fn spreads(
     results: &[Results],
     index: usize,
@@ -104,10 +121,13 @@ pub(crate) fn spreads(
 ) -> (Option<Spread>, Option<Spread>) {
     let turns = &results[index].turns;
     let others = &results[basis(results)].turns;
-    let values = Spread::over(turns.iter().filter_map(&of));
-    let ratios = turns.iter().zip(others);
-    let ratios = Spread::over(ratios.filter_map(|(turn, other)| Some(of(turn)? / of(other)?)));
-    (values, ratios)
+    let rounds = rounds(results, index);
+    let values = rounds.iter().filter_map(|&round| of(&turns[round]));
+    let ratio = |&round: &usize| Some(of(&turns[round])? / of(&others[round])?);
+    (
+        Spread::over(values),
+        Spread::over(rounds.iter().filter_map(ratio)),
+    )
 }
 
 /// All tables, in Markdown.
@@ -140,21 +160,26 @@ pub(crate) fn text(machine: &str, plan: Plan, results: &[Results]) -> String {
         text += &table(head, results, row);
     }
     text += "\nOne large transfer, and the program's memory (MiB; after the sessions of all turns, once \
-             conntrack has forgotten them) and its CPU per session of a steady load, with what it does \
+             conntrack has forgotten them, and minutes later) and its CPU per session of a steady load, with what it does \
              when conntrack forgets:\n\n";
     let head = [
         "gateway",
+        "rounds that count",
         "bulk MB/s",
         "sessions",
         "RSS fresh",
         "after",
+        "later",
         "peak",
         "PSS fresh",
-        "after",
+        "later",
         "CPU per session, µs",
     ];
     let row = |index: usize| {
-        let mut cells = vec![cell(results, index, |turn| Some(turn.bulk))];
+        let mut cells = vec![
+            rounds(results, index).len().to_string(),
+            cell(results, index, |turn| Some(turn.bulk)),
+        ];
         if let Some(load) = &results[index].load {
             let mebibytes = |kibibytes: u64| format!("{:.1}", kibibytes as f64 / 1024.0);
             cells.push(load.sessions.to_string());
@@ -162,9 +187,10 @@ pub(crate) fn text(machine: &str, plan: Plan, results: &[Results]) -> String {
                 [
                     load.fresh.rss,
                     load.after.rss,
-                    load.after.peak,
+                    load.later.rss,
+                    load.later.peak,
                     load.fresh.pss,
-                    load.after.pss,
+                    load.later.pss,
                 ]
                 .map(mebibytes),
             );
