@@ -78,21 +78,27 @@ install_tools() {
 # services. Only the libraries that they need are installed.
 unpack_servers() {
     for package in vsftpd proftpd-core pure-ftpd keepalived conntrackd $(said_by unpack tests/system/programs/*/*); do
-        [ -e "$SERVERS/$package/.complete" ] && libraries_there "$SERVERS/$package" && continue
-        say "unpacking $package into $SERVERS"
-        apt_update
-        rm -rf "${SERVERS:?}/$package" "$SERVERS/download"
-        mkdir -p "$SERVERS/download"
-        # As a user of its own, apt couldn't write here.
-        (cd "$SERVERS/download" && apt-get download -qq -o APT::Sandbox::User=root "$package")
-        dpkg -x "$SERVERS/download/"*.deb "$SERVERS/$package"
-        libraries=$(dpkg-deb -f "$SERVERS/download/"*.deb Depends | tr ',' '\n' |
-            sed -n 's/^ *\(lib[^ (|]*\).*/\1/p')
-        # shellcheck disable=SC2086 # a list of words
-        apt_install $libraries
-        rm -rf "$SERVERS/download"
-        touch "$SERVERS/$package/.complete"
+        unpack "$package"
     done
+}
+
+# unpack PACKAGE: into a directory of its own.
+unpack() {
+    [ -e "$SERVERS/$1/.complete" ] && libraries_there "$SERVERS/$1" && return
+    say "unpacking $1 into $SERVERS"
+    apt_update
+    rm -rf "${SERVERS:?}/$1" "$SERVERS/download"
+    mkdir -p "$SERVERS/download"
+    # As a user of its own, apt couldn't write here.
+    (cd "$SERVERS/download" && apt-get download -qq -o APT::Sandbox::User=root "$1")
+    dpkg -x "$SERVERS/download/"*.deb "$SERVERS/$1"
+    # Modules of nginx aren't libraries.
+    libraries=$(dpkg-deb -f "$SERVERS/download/"*.deb Depends | tr ',' '\n' |
+        sed -n '/libnginx-/d; s/^ *\(lib[^ (|]*\).*/\1/p')
+    # shellcheck disable=SC2086 # a list of words
+    [ -z "$libraries" ] || apt_install $libraries
+    rm -rf "$SERVERS/download"
+    touch "$SERVERS/$1/.complete"
 }
 
 # said_by KEY SCRIPT…: what is behind `KEY: ` at the scripts' tops (see testkit/src/lab/programs.rs).

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{Bytes, ConntrackEvent, Entry, TcpState, Tuple};
 use crate::net::{Family, Mark, TCP};
 use crate::netlink::codec::{Attrs, Builder, Message};
+use crate::netlink::filter::{Filter, To};
 use crate::netlink::socket::NetlinkRequest;
 
 /// `NFNL_SUBSYS_CTNETLINK` in the upper byte, the `IPCTNL_MSG_CT_*` in the lower.
@@ -135,6 +136,15 @@ fn put_tuple(b: &mut Builder, kind: u16, src: SocketAddr, dst: SocketAddr) {
     });
 }
 
+/// Passes the events of connections with the mark; `ends`: also the ends of all others.
+pub(super) fn filter(wanted: Mark, ends: bool) -> Filter {
+    let marked = Filter::new().any_bit(CTA_MARK, wanted.bit(), To::Pass);
+    match ends {
+        true => marked.kind(CT_DELETE, To::Pass),
+        false => marked,
+    }
+}
+
 pub(super) fn parse_event(
     message: &Message<'_>,
     wanted: Mark,
@@ -257,6 +267,7 @@ fn parse_lifetime(message: &Message<'_>) -> Option<Duration> {
 mod tests {
     use super::*;
     use crate::netlink::codec::Messages;
+    use crate::netlink::filter;
     use proptest::prelude::*;
 
     fn addr(text: &str) -> SocketAddr {
@@ -350,6 +361,30 @@ mod tests {
             Some(ConntrackEvent::Destroy { .. })
         ));
         assert_eq!(watch(tuple("192.0.2.1:2", "192.0.2.2:21")), None);
+    }
+
+    #[test]
+    fn the_kernels_filter_agrees_with_what_is_read() {
+        let events = [0, 0x3fff_ffff, 0x4000_0000, 0xffff_ffff].map(|mark| {
+            let end = destroy("192.0.2.1:1", "192.0.2.2:2", mark);
+            let mut begin = end.clone();
+            begin[4..6].copy_from_slice(&CT_NEW.to_ne_bytes());
+            [begin, end]
+        });
+        let all: Vec<_> = events.iter().flatten().map(Vec::as_slice).collect();
+        let delivered = |ends| filter::delivered(&filter(Mark::DEFAULT, ends), &all);
+        let read: Vec<_> = all.iter().map(|bytes| read(bytes).is_some()).collect();
+        assert_eq!(delivered(false), read);
+        let tuple = Tuple {
+            src: addr("192.0.2.1:1"),
+            dst: addr("192.0.2.2:2"),
+        };
+        let watched = HashSet::from([tuple]);
+        let read: Vec<_> = all
+            .iter()
+            .map(|bytes| read_watching(bytes, &watched).is_some())
+            .collect();
+        assert_eq!(delivered(true), read);
     }
 
     proptest! {

@@ -273,19 +273,34 @@ impl Events {
     /// # Errors
     /// What the operating system says.
     pub fn open(mark: Mark) -> io::Result<Self> {
-        Ok(Self {
+        let events = Self {
             socket: Socket::subscribe(GROUPS, EVENT_BUFFER)?,
             mark,
             watched: HashSet::new(),
-        })
+        };
+        events.filter();
+        Ok(events)
+    }
+
+    /// Has the kernel keep the events of everybody else's connections to itself: on a busy gateway,
+    /// these are nearly all.
+    fn filter(&self) {
+        let filter = message::filter(self.mark, !self.watched.is_empty());
+        if let Err(error) = self.socket.filter(&filter) {
+            log::info!("conntrack's events aren't filtered in the kernel: {error}");
+        }
     }
 
     /// Begins or ends to report the end of the connection with this original direction.
     pub fn watch(&mut self, original: Tuple, watched: bool) {
+        let none = self.watched.is_empty();
         if watched {
             self.watched.insert(original);
         } else {
             self.watched.remove(&original);
+        }
+        if self.watched.is_empty() != none {
+            self.filter();
         }
     }
 

@@ -274,7 +274,7 @@ impl Shared {
 
     /// Opens no pinhole from here on, and leaves what is there for a successor.
     pub fn hand_over(&self) {
-        drop(self.leave());
+        self.leave().plane.close_all_used();
     }
 
     /// Has nobody change the backend's objects any more.
@@ -413,8 +413,15 @@ impl Shared {
             let mut fds = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) => {
-                    while !self.with(Plane::catch_up) {
+                    let look = || self.with(|plane| (plane.catch_up(), plane.patience()));
+                    let (mut read, mut patience) = look();
+                    while !read {
                         thread::sleep(PAUSE);
+                        (read, patience) = look();
+                    }
+                    if !patience.is_zero() {
+                        // What comes meanwhile is read together.
+                        thread::sleep(patience);
                     }
                 }
                 Err(Errno::EINTR) => {}

@@ -153,6 +153,8 @@ impl Status {
 
     /// Answers a request.
     pub(super) fn answer(&self, request: ControlRequest) -> Reply {
+        // Events may wait for a moment (`Plane::patience`), but who asks knows of all of them.
+        self.shared.with(pinholes::Plane::catch_up);
         let value = match request {
             ControlRequest::Status => serde_json::to_value(self.report(&self.config.now())),
             ControlRequest::Sessions => serde_json::to_value(self.session_reports()),

@@ -17,6 +17,11 @@ use super::endpoints::Endpoints;
 /// How many entries one call visits at the most.
 pub(super) const SLICE: usize = 8192;
 
+/// A table that could hold so many times what it holds gives memory back.
+const SPARE: usize = 8;
+/// A table for fewer entries never does.
+const SMALL: usize = 256;
+
 /// Values by endpoints.
 #[derive(Debug)]
 pub(super) struct EndpointTable<V> {
@@ -89,7 +94,19 @@ impl<V> EndpointTable<V> {
             self.index.insert(*last, at);
         }
         let (_, value) = self.entries.swap_remove(at as usize);
+        self.shrink();
         Some(value)
+    }
+
+    /// Gives memory back that many entries needed, once few are left: no more than one call visits, so
+    /// that no packet waits for it.
+    fn shrink(&mut self) {
+        let len = self.len().max(SMALL);
+        if len <= SLICE && self.entries.capacity() / SPARE > len {
+            let room = len.saturating_mul(2);
+            self.entries.shrink_to(room);
+            self.index.shrink_to(room);
+        }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &(Endpoints, V)> {
@@ -155,6 +172,22 @@ mod tests {
         assert_eq!((table.remove(&third), table.len()), (Some(2), 1));
         assert_eq!(table.remove(&second), Some(7));
         assert!(table.is_empty() && is_consistent(&table));
+    }
+
+    #[test]
+    fn memory_is_given_back_when_few_entries_are_left() {
+        let mut table = table(50_000);
+        let room =
+            |table: &EndpointTable<u32>| table.entries.capacity().max(table.index.capacity());
+        assert!(room(&table) >= 50_000);
+        for left in (0..50_000u32).rev() {
+            table.remove(&Endpoints::numbered(left));
+            let left = (left as usize).max(SMALL);
+            if left <= SLICE {
+                assert!(room(&table) <= 2 * SPARE * left + SMALL, "{left}");
+            }
+        }
+        assert!(is_consistent(&table));
     }
 
     /// A walk visits all that was there when it began, a slice at a time, whatever comes and goes

@@ -15,8 +15,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use crate::firewall::{PINHOLE_CHAINS, SetName};
+use crate::firewall::{PINHOLE_CHAINS, PINHOLE_TABLE, SetName};
 use crate::netlink::codec::Message;
+use crate::netlink::filter::{Filter, To};
 use crate::netlink::nftables::{attr, msg};
 use crate::netlink::socket::Socket;
 
@@ -46,6 +47,9 @@ impl Changes {
         let nft = Socket::subscribe(GROUP, BUFFER)
             .inspect_err(|e| log::info!("no notifications of rule changes: {e}"))
             .ok();
+        if let Some(Err(e)) = nft.as_ref().map(|nft| nft.filter(&not_pinholes())) {
+            log::info!("notifications of pinholes aren't filtered in the kernel: {e}");
+        }
         let lock = watch(&lock_file())
             .inspect_err(|e| log::debug!("the xtables lock can't be watched: {e}"))
             .ok();
@@ -133,18 +137,33 @@ fn watch(path: &Path) -> io::Result<Inotify> {
     Ok(inotify)
 }
 
+/// Drops notifications that are about an element of our own tables, and about the end of a batch.
+/// A datagram with several passes.
+fn not_pinholes() -> Filter {
+    Filter::new()
+        .several(To::Pass)
+        .kind(msg::NEW_GEN, To::Drop)
+        .other_kind(&[msg::NEW_ELEM, msg::DEL_ELEM, msg::DESTROY_ELEM], To::Pass)
+        .other_text(attr::ELEMS_TABLE, PINHOLE_TABLE, To::Pass)
+}
+
 /// Whether a notification may be about our rules, or about what the user's rules publish. Rules in the
 /// chains of pinholes, and elements of sets that aren't followed, change all the time and don't
 /// count. Rules of ranges do count: they stay for long.
 fn matters(message: &Message<'_>, sets: &BTreeSet<SetName>) -> bool {
     let text = |kind| message.attrs().find(kind).and_then(|attr| attr.text());
     match message.kind {
-        msg::NEW_TABLE | msg::DEL_TABLE | msg::NEW_CHAIN | msg::DEL_CHAIN => true,
-        msg::NEW_RULE | msg::DEL_RULE => {
+        msg::NEW_TABLE
+        | msg::DEL_TABLE
+        | msg::DESTROY_TABLE
+        | msg::NEW_CHAIN
+        | msg::DEL_CHAIN
+        | msg::DESTROY_CHAIN => true,
+        msg::NEW_RULE | msg::DEL_RULE | msg::DESTROY_RULE => {
             let chain = text(attr::RULE_CHAIN);
             !chain.is_some_and(|chain| PINHOLE_CHAINS.contains(&chain))
         }
-        msg::NEW_ELEM | msg::DEL_ELEM if !sets.is_empty() => {
+        msg::NEW_ELEM | msg::DEL_ELEM | msg::DESTROY_ELEM if !sets.is_empty() => {
             let set = |table: &str, name: &str| SetName {
                 family: message.family(),
                 table: table.to_owned(),
@@ -162,19 +181,44 @@ fn matters(message: &Message<'_>, sets: &BTreeSet<SetName>) -> bool {
 mod tests {
     use super::*;
     use crate::netlink::codec::{Builder, Messages};
+    use crate::netlink::filter;
 
-    fn judge(kind: u16, table: &str, chain: &str) -> bool {
+    fn notification(kind: u16, table: &str, chain: &str) -> Vec<u8> {
         let mut b = Builder::new();
         b.message(kind, 0, 0, 2, 0)
             .text(attr::RULE_TABLE, table)
             .text(attr::RULE_CHAIN, chain);
-        let bytes = b.finish().unwrap();
+        b.finish().unwrap()
+    }
+
+    fn judge(kind: u16, table: &str, chain: &str) -> bool {
+        let bytes = notification(kind, table, chain);
         let followed = SetName {
             family: 2,
             table: "nat".into(),
             name: "web".into(),
         };
-        matters(&Messages::new(&bytes).next().unwrap(), &[followed].into())
+        let matters = matters(&Messages::new(&bytes).next().unwrap(), &[followed].into());
+        let [delivered] = filter::delivered(&not_pinholes(), &[&bytes])[..] else {
+            unreachable!("one message");
+        };
+        assert!(delivered || !matters, "the kernel keeps it to itself");
+        matters
+    }
+
+    #[test]
+    fn the_kernel_delivers_no_pinholes() {
+        let ours = |kind| notification(kind, "ftpalg", "pinholes4");
+        let delivered = |bytes: &[u8]| filter::delivered(&not_pinholes(), &[bytes]) == [true];
+        for kind in [msg::NEW_ELEM, msg::DEL_ELEM, msg::DESTROY_ELEM] {
+            assert!(!delivered(&ours(kind)));
+            assert!(delivered(&notification(kind, "ftpalg2", "pinholes4")));
+            // The kernel may put several notifications into one datagram.
+            let flush = notification(msg::DEL_TABLE, "raw", "");
+            assert!(delivered(&[ours(kind), flush].concat()));
+        }
+        assert!(!delivered(&notification(msg::NEW_GEN, "", "")));
+        assert!(delivered(&ours(msg::DEL_TABLE)));
     }
 
     #[test]
@@ -182,6 +226,8 @@ mod tests {
         assert!(judge(msg::DEL_RULE, "raw", "PREROUTING"));
         assert!(judge(msg::NEW_RULE, "filter", "FORWARD"));
         assert!(judge(msg::DEL_TABLE, "raw", ""));
+        assert!(judge(msg::DESTROY_TABLE, "raw", ""));
+        assert!(judge(msg::DESTROY_RULE, "raw", "PREROUTING"));
         assert!(judge(msg::DEL_RULE, "raw", "FTPALG-EGRESS"));
         assert!(!judge(msg::NEW_RULE, "nat", "FTPALG-PRE"));
         assert!(!judge(msg::DEL_RULE, "nat", "FTPALG-POST"));

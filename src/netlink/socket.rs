@@ -13,6 +13,7 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::codec::{self, Builder, Message, Messages};
+use super::filter::Filter;
 
 /// How long an answer is waited for. The kernel answers within the system call, so this matters only
 /// if an answer is lost.
@@ -103,6 +104,14 @@ impl Socket {
             setsockopt(&socket.fd, sockopt::RcvBuf, &buffer)?;
         }
         Ok(socket)
+    }
+
+    /// Has the kernel deliver only what the filter passes, from now on.
+    ///
+    /// # Errors
+    /// The kernel doesn't take the filter; an earlier one stays.
+    pub fn filter(&self, filter: &Filter) -> io::Result<()> {
+        socket2::SockRef::from(&self.fd).attach_filter(&filter.finish())
     }
 
     fn with_groups(groups: u32) -> io::Result<Self> {

@@ -11,6 +11,10 @@ use crate::pinholes::{Pinhole, PinholeKey};
 
 /// By how much conntrack's timeouts, counted in jiffies, may differ from its time stamps.
 const TICK: Duration = Duration::from_millis(50);
+/// The list of data connections gives memory back when it could hold so many times what it holds, and
+/// never has room for less than twice so many.
+const SPARE: usize = 8;
+const FEW: usize = 256;
 
 impl Plane {
     /// Reads conntrack's events and acts on them; false if they, or conntrack's list in place of lost
@@ -45,7 +49,7 @@ impl Plane {
                 }
             }
         }
-        self.close(used);
+        self.close_used(used);
         if completeness == Completeness::Missed {
             self.counters.missed_events += 1;
             self.behind = true;
@@ -62,7 +66,7 @@ impl Plane {
     /// A connection with the mark has begun: its pinhole, if it has one, is used and closed.
     pub fn on_conntrack_new(&mut self, original: Tuple) -> Option<DataConnection> {
         let (connection, hole) = self.connected(original)?;
-        self.close(hole.into_iter().collect());
+        self.close_used(hole.into_iter().collect());
         Some(connection)
     }
 
@@ -119,6 +123,11 @@ impl Plane {
         state: Option<TcpState>,
     ) -> Option<Finished> {
         let connection = self.connections.remove(&original)?;
+        // What a burst of connections needed isn't kept when it is over.
+        let few = self.connections.len().max(FEW);
+        if self.connections.capacity() / SPARE > few {
+            self.connections.shrink_to(2 * few);
+        }
         let known = self.now().saturating_sub(connection.started);
         let lifetime = lifetime.unwrap_or(known);
         let remembered = state.and_then(|state| self.parts.timeouts.after(state));

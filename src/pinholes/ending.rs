@@ -7,8 +7,14 @@ use crate::engine::gateway::PinholeId;
 use crate::pinholes::backend::{BackendError, Closed, ClosingWork};
 use crate::pinholes::{Pinhole, PinholeKey};
 
+/// Which part of the time that the backend holds a used pinhole closed ([`Backend::holds`]) may go by
+/// before its event is read.
+///
+/// [`Backend::holds`]: crate::pinholes::backend::Backend::holds
+const PATIENCE: u32 = 20;
+
 impl Plane {
-    /// Ends pinholes and ranges whose deadline has passed, and tries again to close what the kernel
+    /// Ends pinholes and ranges whose deadline has passed, closes used ones, and tries again to close what the kernel
     /// refused to. To be called at [`next_deadline`](Self::next_deadline).
     pub fn expire(&mut self) {
         let now = self.now();
@@ -27,6 +33,8 @@ impl Plane {
             holes.extend(hole.open.then_some(hole.pinhole));
         }
         self.close(holes);
+        let used = self.used.due(now);
+        self.close(used);
         let (holes, backend) = (&self.holes, &mut self.parts.backend);
         self.stuck.retry(now, |key, pinhole| {
             // Another pinhole may have replaced it in the kernel.
@@ -43,6 +51,7 @@ impl Plane {
         holes
             .chain(self.stuck.next_deadline())
             .chain(self.ranges.next_deadline())
+            .chain(self.used.next_deadline())
             .min()
     }
 
@@ -116,6 +125,30 @@ impl Plane {
             Ok(Closed::Later) => self.to_close.extend(holes),
             Err(error) => self.stay_open(holes, &error),
         }
+    }
+
+    /// Closes pinholes that were used: at once, or a moment later if the backend itself holds them
+    /// closed.
+    pub(super) fn close_used(&mut self, holes: Vec<Pinhole>) {
+        let holds = self.parts.backend.holds();
+        if holds.is_zero() {
+            self.close(holes);
+        } else {
+            let now = self.now();
+            self.used.add(holes, now, holds);
+        }
+    }
+
+    /// Closes the pinholes that were used, however little time has gone by.
+    pub fn close_all_used(&mut self) {
+        let used = self.used.take();
+        self.close(used);
+    }
+
+    /// How long the events of pinholes that are used may wait. Zero: they are to be read at once.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.parts.backend.holds() / PATIENCE
     }
 
     fn stay_open(&mut self, holes: Vec<Pinhole>, error: &BackendError) {

@@ -98,6 +98,7 @@ impl Plane {
         self.catch_up();
         self.parts.backend.install()?;
         self.to_close.clear();
+        self.used.take();
         self.stuck.clear();
         let now = self.now();
         self.reopen_ranges(now);
@@ -159,6 +160,7 @@ impl Plane {
     pub fn remove(&mut self) -> Result<(), BackendError> {
         self.holes.clear();
         self.to_close.clear();
+        self.used.take();
         self.stuck.clear();
         self.forget_ranges();
         self.parts.backend.remove()

@@ -37,6 +37,7 @@ mod ranges;
 mod seldom;
 mod stuck;
 mod types;
+mod used;
 
 pub use pinhole::{Pinhole, PinholeKey, RangeHole, RangeKey};
 pub use seldom::Seldom;
@@ -58,6 +59,7 @@ use crate::firewall::Published;
 use ports::Listeners;
 use ranges::Ranges;
 use stuck::Stuck;
+use used::Used;
 
 /// How many reports are kept until they are taken; beyond it, the oldest is dropped.
 const MAX_REPORTS: usize = 10_000;
@@ -78,6 +80,8 @@ pub struct Plane {
     /// Pinholes that have ended, but are open in the kernel until the next
     /// [`take_closing`](Self::take_closing).
     to_close: Vec<Pinhole>,
+    /// Pinholes that were used, and that the backend itself holds closed for a moment.
+    used: Used,
     /// Pinholes that a thread is closing without holding the plane.
     closing: Vec<Pinhole>,
     /// Pinholes that the kernel refused to close.
@@ -124,6 +128,7 @@ impl Plane {
             transferred: HashMap::new(),
             ranges: Ranges::default(),
             to_close: Vec::new(),
+            used: Used::default(),
             closing: Vec::new(),
             stuck: Stuck::default(),
             clients: Clients::default(),
@@ -234,6 +239,7 @@ impl Plane {
             Ok(()) => {
                 self.holes.opened(id, now, now + timeout);
                 self.stuck.remove(&key);
+                self.used.replaced(&key);
                 self.to_close.retain(|old| old.key() != key);
                 self.counters.opened += 1;
                 Ok(())

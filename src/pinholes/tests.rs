@@ -33,6 +33,8 @@ struct World {
     refuse_close: bool,
     /// Whether closing is left to somebody else.
     slow: bool,
+    /// How long a used pinhole lets nobody in by itself.
+    holds: Duration,
     /// How many holes each call closed.
     closed: Vec<usize>,
     events: Vec<ConntrackEvent>,
@@ -145,6 +147,9 @@ impl Backend for FakeKernel {
     }
     fn close_range(&mut self, hole: &RangeHole) -> Result<(), BackendError> {
         self.closing_one(|w| _ = w.ranges.remove(&hole.key()))
+    }
+    fn holds(&self) -> Duration {
+        self.with(|w| w.holds)
     }
     fn close_all(&mut self, holes: &[Pinhole]) -> Result<Closed, BackendError> {
         if self.with(|w| w.slow) {
@@ -319,6 +324,68 @@ fn a_reservation_is_in_the_kernel_only_once_it_is_opened() {
     let json = serde_json::to_value(info).unwrap();
     assert_eq!(json["state"], "open");
     assert_eq!(json["to"], "198.51.100.1:40000");
+}
+
+#[test]
+fn used_holes_that_the_backend_holds_are_closed_together_a_moment_later() {
+    let (mut plane, world) = plane(PlaneConfig::default());
+    world.with(|w| w.holds = Duration::from_millis(500));
+    let now = |ms| world.with(|w| w.now = Duration::from_millis(ms));
+    let used = |plane: &mut Plane, port| {
+        let hole = open(plane, &passive(1, ANN, port));
+        let tuple = dialled(ANN, hole.to);
+        world.with(|w| w.events.push(new_event(tuple)));
+        assert!(plane.catch_up());
+        (hole, tuple)
+    };
+    now(1000);
+    let (_, first) = used(&mut plane, 40000);
+    now(1030);
+    used(&mut plane, 40001);
+    plane.expire();
+    assert_eq!(world.open_keys().len(), 2);
+    assert_eq!(plane.counters().used, 2);
+    assert_eq!(plane.on_conntrack_new(first), None, "it isn't pending");
+    // Long before the backend lets anybody in again.
+    assert_eq!(plane.next_deadline(), Some(Duration::from_millis(1050)));
+    now(1050);
+    plane.expire();
+    assert_eq!(world.open_keys(), vec![]);
+    assert_eq!(world.with(|w| w.closed.clone()), [2]);
+    assert_eq!(plane.next_deadline(), None);
+
+    // A new pinhole in the place of a used one stays.
+    used(&mut plane, 40002);
+    let (again, other) = (passive(2, ANN, 40002), passive(2, ANN, 40003));
+    open(&mut plane, &again);
+    used(&mut plane, 40004);
+    plane.reserve(&other).unwrap();
+    now(1100);
+    plane.expire();
+    let ports: Vec<_> = world.open_keys().iter().map(|key| key.to.port()).collect();
+    assert_eq!(ports, [40002]);
+
+    // What the kernel refuses is tried again.
+    used(&mut plane, 40005);
+    world.with(|w| w.refuse_close = true);
+    now(1200);
+    plane.expire();
+    world.with(|w| w.refuse_close = false);
+    world.wait(60);
+    plane.expire();
+    assert_eq!(world.open_keys(), vec![]);
+}
+
+#[test]
+fn used_holes_are_closed_before_they_are_left_to_a_successor() {
+    let (mut plane, world) = plane(PlaneConfig::default());
+    world.with(|w| w.holds = Duration::from_millis(500));
+    let hole = open(&mut plane, &passive(1, ANN, 40000));
+    open(&mut plane, &passive(1, ANN, 40001));
+    plane.on_conntrack_new(dialled(ANN, hole.to)).unwrap();
+    plane.close_all_used();
+    let ports: Vec<_> = world.open_keys().iter().map(|key| key.to.port()).collect();
+    assert_eq!(ports, [40001]);
 }
 
 #[test]

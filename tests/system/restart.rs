@@ -253,6 +253,9 @@ fn soaked(topology: &Topology, backend: &str, flavour: Flavour, seconds: u64) ->
         "{place}, {backend}: {killed} killed, {handed} handed over, {replaced} replaced; {}",
         whole.join("; ")
     );
+    for line in &lost {
+        println!("    {line}");
+    }
     if whole.len() != 4 {
         lost.push(format!("{} clients of 4 came to their end", whole.len()));
     }

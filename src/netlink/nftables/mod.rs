@@ -40,8 +40,18 @@ pub mod msg {
     pub const GET_ELEM: u16 = SUBSYSTEM | 13;
     /// Deletes elements.
     pub const DEL_ELEM: u16 = SUBSYSTEM | 14;
+    /// Tells that a batch is committed.
+    pub const NEW_GEN: u16 = SUBSYSTEM | 15;
     /// Asks for the generation of the rules.
     pub const GET_GEN: u16 = SUBSYSTEM | 16;
+    /// Deletes a table that may not be there (Linux 6.3).
+    pub const DESTROY_TABLE: u16 = SUBSYSTEM | 26;
+    /// Deletes a chain that may not be there.
+    pub const DESTROY_CHAIN: u16 = SUBSYSTEM | 27;
+    /// Deletes a rule that may not be there.
+    pub const DESTROY_RULE: u16 = SUBSYSTEM | 28;
+    /// Deletes elements that may not be there.
+    pub const DESTROY_ELEM: u16 = SUBSYSTEM | 30;
 }
 
 /// Attribute types.

@@ -107,6 +107,12 @@ pub trait Backend: Send {
     /// on, the backend can only be dropped.
     fn leave(&mut self) {}
 
+    /// For how long an open pinhole lets nobody else in after its first connection, by itself. A caller
+    /// has so much time to close it. Zero: it is to be closed at once.
+    fn holds(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Opens a pinhole. The caller closes it when conntrack reports that it was used; until then the
     /// backend keeps a second connection out as well as it can. After `timeout` the kernel closes
     /// the pinhole by itself, if it can.

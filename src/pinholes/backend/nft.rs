@@ -18,7 +18,8 @@
 //! these rules, since they are in nat chains.
 //!
 //! One use: the limit of an element lets one first packet through, and keeps others out for half a
-//! second, on any number of CPUs. Meanwhile conntrack's NEW event has closed the pinhole. If the
+//! second, on any number of CPUs. Meanwhile conntrack's NEW event has been read, and the pinhole is
+//! closed, together with others that were used. If the
 //! user's rules drop that first packet, conntrack keeps no entry, and the retransmission a second
 //! later finds the pinhole open.
 //!
@@ -45,7 +46,7 @@ use self::elements::{MapElement, of_pinhole};
 use self::objects::{
     Abilities, CHAINS, ChainSpec, FamilyLayout, IPV4, IPV6, What, del_table, plan,
 };
-use super::{Backend, BackendError, Verification};
+use super::{Backend, BackendError, Closed, Verification};
 use crate::firewall::tables::ChainInfo;
 use crate::firewall::{PINHOLE_TABLE, tables};
 use crate::net::{Mark, PortRange};
@@ -93,6 +94,7 @@ impl Nft {
                 owner: true,
                 persist: true,
                 limit: true,
+                destroy: true,
             },
         })
     }
@@ -213,11 +215,42 @@ impl Nft {
     }
 
     /// Deletes elements, and adds them again if there is a `timeout`, in one batch.
+    fn replace(
+        &mut self,
+        layout: &FamilyLayout,
+        elements: &[MapElement],
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        if self.abilities.destroy {
+            let add =
+                timeout.map(|timeout| elements.iter().filter_map(move |e| e.add(layout, timeout)));
+            let requests: Vec<_> = elements
+                .iter()
+                .map(|element| element.destroy(layout))
+                .chain(add.into_iter().flatten())
+                .collect();
+            for _ in 0..ATTEMPTS {
+                match self.socket.batch(&requests).map_err(io::Error::from) {
+                    // Linux before 6.3: it doesn't know the request.
+                    Err(error) if is(&error, Errno::EINVAL) || is(&error, Errno::EOPNOTSUPP) => {
+                        self.abilities.destroy = false;
+                        break;
+                    }
+                    // The answer was lost. To do it twice is the same as to do it once.
+                    Err(error) if is(&error, Errno::ENOBUFS) => {}
+                    result => return result,
+                }
+            }
+        }
+        self.ask_and_replace(layout, elements, timeout)
+    }
+
+    /// The same for kernels on which deleting what isn't there fails.
     ///
-    /// Asks first which of them are in the kernel. That takes about a microsecond each, while a
+    /// Asks first which of the elements are in the kernel. That takes about a microsecond each, while a
     /// batch that the kernel has to undo waits for all CPUs (milliseconds). If an element expires
     /// between question and change, or the answer is lost, asks again.
-    fn replace(
+    fn ask_and_replace(
         &mut self,
         layout: &FamilyLayout,
         elements: &[MapElement],
@@ -320,6 +353,13 @@ impl Backend for Nft {
         self.layouts.clear();
     }
 
+    fn holds(&self) -> Duration {
+        match self.abilities.limit {
+            true => objects::LIMIT_HOLDS,
+            false => Duration::ZERO,
+        }
+    }
+
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
         let layout = self.layout(hole.from)?;
         let of_family = |ip| layout.is_of(ip);
@@ -341,6 +381,25 @@ impl Backend for Nft {
         let elements = of_pinhole(layout, hole, self.mark);
         self.replace(layout, &elements, None)
             .map_err(failed("close a pinhole"))
+    }
+
+    /// Many pinholes in one batch, where the kernel can delete elements that may not be there.
+    fn close_all(&mut self, holes: &[Pinhole]) -> Result<Closed, BackendError> {
+        let mut left = holes;
+        while let Some((first, _)) = left.split_first() {
+            let layout = self.layout(first.from)?;
+            let of_family = |hole: &&Pinhole| layout.is_of(hole.from);
+            let count = left.iter().take(AT_ONCE).take_while(of_family).count();
+            let (together, others) = left.split_at(count);
+            let elements: Vec<_> = together
+                .iter()
+                .flat_map(|hole| of_pinhole(layout, hole, self.mark))
+                .collect();
+            self.replace(layout, &elements, None)
+                .map_err(failed("close pinholes"))?;
+            left = others;
+        }
+        Ok(Closed::Now)
     }
 
     fn open_range(&mut self, hole: &RangeHole, timeout: Duration) -> Result<(), BackendError> {

@@ -46,6 +46,11 @@ impl MapElement {
         self.request(msg::DEL_ELEM, 0, layout, |_| {})
     }
 
+    /// Deletes the element if it is there. See [`msg::DESTROY_ELEM`].
+    pub(super) fn destroy(&self, layout: &FamilyLayout) -> NetlinkRequest<'_> {
+        self.request(msg::DESTROY_ELEM, 0, layout, |_| {})
+    }
+
     /// Adds the element, if there is one to add. There must be none with that key.
     pub(super) fn add(
         &self,

@@ -4,6 +4,8 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use super::ranges;
+use std::time::Duration;
+
 use crate::firewall::PINHOLE_TABLE;
 use crate::net::{Family, Mark, PortRange, TCP};
 use crate::netlink::codec::{self, Builder};
@@ -20,6 +22,8 @@ const SNAT_PRIORITY: i32 = 99;
 /// How many first packets a pinhole lets in per second. The time between two is shorter than the one
 /// after which a SYN is repeated (1 s, RFC 6298 §2.1).
 const FIRST_PACKETS: u64 = 2;
+/// The time between two of them.
+pub(super) const LIMIT_HOLDS: Duration = Duration::from_millis(1000 / FIRST_PACKETS);
 
 /// What the kernel supports; found out by trying.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +34,8 @@ pub(super) struct Abilities {
     pub(super) persist: bool,
     /// A limit for each element of a map.
     pub(super) limit: bool,
+    /// Deleting elements that may not be there.
+    pub(super) destroy: bool,
 }
 
 /// What differs between IPv4 and IPv6: names, offsets and sizes.
