@@ -34,6 +34,9 @@ pub(super) struct Remove {
     /// Wait this many seconds, and then do nothing if a daemon runs
     #[arg(long, value_name = "SECS", hide = true)]
     after: Option<u64>,
+    /// The daemon that they are after, by its process id: only another one counts
+    #[arg(long, value_name = "PID", hide = true, default_value_t = 0)]
+    of: u32,
     /// Where the daemon kept what it knew of sessions that nobody else can go on with: they are ended. A
     /// directory, or none [default: /run/ftpalg]
     #[arg(
@@ -109,10 +112,13 @@ pub(super) fn run(command: RulesCommand) -> Result<ExitCode, Failure> {
         }
         RulesCommand::Remove(Remove {
             after: Some(after),
+            of,
             state,
         }) => {
             all_or_none()?;
-            guardian::wait(Duration::from_secs(after));
+            if guardian::wait(Duration::from_secs(after), of) {
+                return Ok(ExitCode::SUCCESS);
+            }
             match Lock::take() {
                 Err(LockError::Held) => {}
                 Err(e) => return Err(Failure::usage(e)),
@@ -122,7 +128,9 @@ pub(super) fn run(command: RulesCommand) -> Result<ExitCode, Failure> {
                 }
             }
         }
-        RulesCommand::Remove(Remove { after: None, state }) => {
+        RulesCommand::Remove(Remove {
+            after: None, state, ..
+        }) => {
             all_or_none()?;
             let lock = nobody_else_manages()?;
             let removed = remove(lock.as_ref())?;
