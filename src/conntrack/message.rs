@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use super::{Bytes, ConntrackEvent, Entry, TcpState, Tuple};
+use super::{Bytes, ConntrackEvent, Entry, Kept, TcpState, Tuple};
 use crate::net::{Family, Mark, TCP};
 use crate::netlink::codec::{Attrs, Builder, Message};
 use crate::netlink::filter::{Filter, To};
@@ -19,6 +19,7 @@ const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_STATUS: u16 = 3;
 const CTA_PROTOINFO: u16 = 4;
+const CTA_TIMEOUT: u16 = 7;
 const CTA_MARK: u16 = 8;
 const CTA_COUNTERS_ORIG: u16 = 9;
 const CTA_COUNTERS_REPLY: u16 = 10;
@@ -246,6 +247,15 @@ pub(super) fn parse_bytes(message: &Message<'_>) -> Option<Bytes> {
     Some(Bytes {
         original: bytes(CTA_COUNTERS_ORIG)?,
         reply: bytes(CTA_COUNTERS_REPLY)?,
+    })
+}
+
+/// How long an entry is kept, and for which state.
+pub(super) fn parse_kept(message: &Message<'_>) -> Option<Kept> {
+    let seconds = message.attrs().find(CTA_TIMEOUT)?.be32()?;
+    Some(Kept {
+        state: parse_state(message)?,
+        left: Duration::from_secs(u64::from(seconds)),
     })
 }
 

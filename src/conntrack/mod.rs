@@ -54,6 +54,15 @@ pub enum ConntrackEvent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpState(pub u8);
 
+/// How long the entry of a connection is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The state that the connection is in.
+    pub state: TcpState,
+    /// The time left, if nothing comes (`CTA_TIMEOUT`), to the second.
+    pub left: Duration,
+}
+
 /// How long conntrack keeps entries of connections that end: `nf_conntrack_tcp_timeout_*`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts(Vec<(TcpState, Duration)>);
@@ -217,6 +226,17 @@ impl Conntrack {
     pub fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
         self.socket.dump(&message::ask_marked(mark), |message| {
             parse_entry(message).filter(|entry| mark.is_in(entry.mark))
+        })
+    }
+
+    /// The same, each with its state and the time that its entry is still kept for, if both are known.
+    ///
+    /// # Errors
+    /// As [`lookup`](Self::lookup).
+    pub fn marked_with_state(&mut self, mark: Mark) -> io::Result<Vec<(Entry, Option<Kept>)>> {
+        self.socket.dump(&message::ask_marked(mark), |message| {
+            let entry = parse_entry(message).filter(|entry| mark.is_in(entry.mark))?;
+            Some((entry, message::parse_kept(message)))
         })
     }
 

@@ -8,6 +8,9 @@ use crate::ftp::Mode;
 use crate::pinholes::PinholeKey;
 use crate::pinholes::backend::{BackendError, Verification};
 
+/// Conntrack tells times to the second, the kernel's tables a little more exactly.
+const ROUNDING: Duration = Duration::from_secs(2);
+
 impl Plane {
     /// Installs the backend's objects at start-up, and adopts the pinholes that a daemon before this
     /// one left open. Returns how many. They belong to no session (number 0).
@@ -64,26 +67,40 @@ impl Plane {
         self.holes.insert(id, hole);
     }
 
-    /// Closes adopted pinholes that were used while no daemon was told of it. An older connection
-    /// with the same addresses and port counts as well: better one transfer lost than a pinhole
-    /// that is used twice.
+    /// Closes adopted pinholes that were used while no daemon was told of it. A connection that ended
+    /// before the pinhole opened was made through an earlier one with the same addresses and port.
+    /// Where that can't be told, it counts as well: better one transfer lost than a pinhole that is
+    /// used twice.
     fn close_used_meanwhile(&mut self) {
         if self.holes.len() == 0 {
             return;
         }
-        let entries = match self.parts.lookups.marked(self.config.mark) {
+        let entries = match self.parts.lookups.marked_with_state(self.config.mark) {
             Ok(entries) => entries,
             Err(error) => {
                 log::warn!("can't list conntrack entries: {error}");
                 return;
             }
         };
-        for entry in entries {
+        let now = self.now();
+        for (entry, kept) in entries {
             let key = PinholeKey {
                 from: entry.original.src.ip(),
                 to: entry.original.dst,
             };
-            if let Some((id, _)) = self.holes.at(key) {
+            let Some((id, hole)) = self.holes.at(key) else {
+                continue;
+            };
+            let left = hole.deadline.saturating_sub(now);
+            let open_for = self.config.deadline.saturating_sub(left);
+            let quiet_for = kept.and_then(|kept| {
+                let timeout = self.parts.timeouts.after(kept.state)?;
+                Some(timeout.saturating_sub(kept.left))
+            });
+            // A pinhole whose own time isn't known seems to have opened just now.
+            let is_earlier = !open_for.is_zero()
+                && quiet_for.is_some_and(|quiet_for| quiet_for > open_for + ROUNDING);
+            if !is_earlier {
                 self.drop_hole(id);
             }
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::conntrack::{Bytes, Completeness, Conntrack, ConntrackEvent, Events, Timeouts};
+use crate::conntrack::{Bytes, Completeness, Conntrack, ConntrackEvent, Events, Kept, Timeouts};
 use crate::engine::gateway::{PinholeId, SessionId};
 use crate::engine::{Entry, Tuple};
 use crate::ftp::Mode;
@@ -107,6 +107,15 @@ pub trait Lookups: Send {
     /// # Errors
     /// If it could not be asked.
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>>;
+
+    /// See [`Conntrack::marked_with_state`].
+    ///
+    /// # Errors
+    /// If it could not be asked.
+    fn marked_with_state(&mut self, mark: Mark) -> io::Result<Vec<(Entry, Option<Kept>)>> {
+        let entries = self.marked(mark)?;
+        Ok(entries.into_iter().map(|entry| (entry, None)).collect())
+    }
 }
 
 impl Lookups for Conntrack {
@@ -116,6 +125,10 @@ impl Lookups for Conntrack {
 
     fn marked(&mut self, mark: Mark) -> io::Result<Vec<Entry>> {
         Self::marked(self, mark)
+    }
+
+    fn marked_with_state(&mut self, mark: Mark) -> io::Result<Vec<(Entry, Option<Kept>)>> {
+        Self::marked_with_state(self, mark)
     }
 }
 
