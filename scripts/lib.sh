@@ -77,7 +77,7 @@ install_tools() {
 # Unpacks servers without installing them: the FTP servers' packages exclude each other, and all start
 # services. Only the libraries that they need are installed.
 unpack_servers() {
-    for package in vsftpd proftpd-core pure-ftpd keepalived conntrackd $(said_by unpack tests/system/programs/*/*); do
+    for package in vsftpd proftpd-core pure-ftpd keepalived conntrackd redis-tools $(said_by unpack tests/system/programs/*/*); do
         [ -e "$SERVERS/$package/.complete" ] && libraries_there "$SERVERS/$package" && continue
         say "unpacking $package into $SERVERS"
         apt_update
@@ -87,10 +87,12 @@ unpack_servers() {
         (cd "$SERVERS/download" && apt-get download -qq -o APT::Sandbox::User=root "$package")
         dpkg -x "$SERVERS/download/"*.deb "$SERVERS/$package"
         libraries=$(dpkg-deb -f "$SERVERS/download/"*.deb Depends | tr ',' '\n' |
-            sed -n 's/^ *\(lib[^ (|]*\).*/\1/p')
+            sed -n 's/^ *\(\(lib\|lua-\)[^ (|]*\).*/\1/p')
         # shellcheck disable=SC2086 # a list of words
         apt_install $libraries
         rm -rf "$SERVERS/download"
+        # The server itself is in the package of the tools. That of the server has this link, and a service.
+        [ "$package" != redis-tools ] || ln -s redis-check-rdb "$SERVERS/$package/usr/bin/redis-server"
         touch "$SERVERS/$package/.complete"
     done
 }
@@ -148,7 +150,7 @@ install_programs() {
 
 # libraries_there DIRECTORY: whether the programs below it find their shared libraries.
 libraries_there() {
-    for program in "$1"/usr/sbin/*; do
+    for program in "$1"/usr/sbin/* "$1"/usr/bin/*; do
         if ldd "$program" 2>/dev/null | grep -q 'not found'; then
             return 1
         fi

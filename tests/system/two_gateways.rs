@@ -61,17 +61,34 @@ impl<'a> Session<'a> {
     /// Announces a data connection, and makes it.
     #[track_caller]
     fn begin(&mut self, file: &'static str) -> Transfer {
+        let announced = self.announcement();
+        self.uses(announced, file)
+    }
+
+    /// Announces a data connection.
+    #[track_caller]
+    fn announcement(&mut self) -> Announced {
+        match self.verb.passive() {
+            true => Announced::Passive(self.announced()),
+            false => Announced::Active(self.announces()),
+        }
+    }
+
+    /// Makes a data connection that was announced.
+    #[track_caller]
+    fn uses(&mut self, announced: Announced, file: &'static str) -> Transfer {
         let retrieve = format!("RETR {file}\r\n");
-        let data = if self.verb.passive() {
-            let to = self.announced();
-            let data = self.connect(to);
-            let data = data.unwrap_or_else(|error| panic!("{}: {to}: {error}", self.name));
-            self.control.ask(&retrieve, "1");
-            data
-        } else {
-            let listener = self.announces();
-            self.control.ask(&retrieve, "1");
-            accept(&listener, LIMIT).unwrap_or_else(|error| panic!("{}: {error}", self.name))
+        let data = match announced {
+            Announced::Passive(to) => {
+                let data = self.connect(to);
+                let data = data.unwrap_or_else(|error| panic!("{}: {to}: {error}", self.name));
+                self.control.ask(&retrieve, "1");
+                data
+            }
+            Announced::Active(listener) => {
+                self.control.ask(&retrieve, "1");
+                accept(&listener, LIMIT).unwrap_or_else(|error| panic!("{}: {error}", self.name))
+            }
         };
         data.set_read_timeout(Some(LIMIT)).unwrap();
         setsockopt(&data, sockopt::RcvBuf, &(32 << 10)).unwrap();
@@ -268,26 +285,79 @@ fn go_on(sessions: &mut [Session<'_>], running: Vec<Option<Transfer>>) {
     });
 }
 
+/// A data connection that was announced, and that nobody has made yet.
+enum Announced {
+    /// The server listens there.
+    Passive(SocketAddr),
+    /// The client listens.
+    Active(TcpListener),
+}
+
+/// Announces a data connection in each session that has no transfer.
+fn announce(sessions: &mut [Session<'_>], running: &[Option<Transfer>]) -> Vec<Option<Announced>> {
+    all(sessions, |at, session| {
+        running[at].is_none().then(|| session.announcement())
+    })
+}
+
+/// Makes these data connections, and has a file come through each.
+fn use_announced(sessions: &mut [Session<'_>], announced: &mut Vec<Option<Announced>>) {
+    let announced = Mutex::new(std::mem::take(announced));
+    all(sessions, |at, session| {
+        let announced = announced.lock().unwrap().get_mut(at).and_then(Option::take);
+        if let Some(announced) = announced {
+            let transfer = session.uses(announced, Server::SMALL);
+            session.finish(transfer);
+        }
+    });
+}
+
 /// What conntrack found INVALID, on both gateways together.
 fn invalid(pair: &Pair) -> u64 {
     let each = GATEWAYS.map(|gateway| rules::invalid(&pair.net, gateway));
     each.iter().sum()
 }
 
-/// The addresses move back and forth: no session is lost, and no transfer.
-fn moved(backend: &str, moves: usize) {
-    let mut pair = Pair::new(&[]);
+/// What the gateways keep for one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shared {
+    /// What is in connection marks. All announcements keep their length.
+    Marks,
+    /// What is in a store, too. Every session gets numbers that differ on the two sides.
+    Store,
+}
+
+/// Every session gets numbers that differ on the two sides, and is in the store.
+const UNEVEN: [&str; 4] = ["--keep-length", "off", "--state", Pair::STATE];
+
+/// The addresses move back and forth: no session is lost, and no transfer. With a store, no announced data
+/// connection either.
+fn moved(backend: &str, shared: Shared, moves: usize) {
+    let mut pair = Pair::new(match shared {
+        Shared::Marks => &[],
+        Shared::Store => &UNEVEN,
+    });
+    let _store = (shared == Shared::Store).then(|| pair.start_store());
     pair.becomes_master(0);
     pair.start_ftpalg(backend);
-    let users = Users::new(&pair);
+    let users = match shared {
+        Shared::Marks => Users::new(&pair),
+        // This server connects when it is to send something, not with the announcement.
+        Shared::Store => Users::with(&pair, Kind::Vsftpd),
+    };
     let mut sessions = users.sessions();
     let loops = Loops::start(&pair, &users);
-    let (mut under_way, mut invalid_at_moves) = (0, 0);
+    let (mut under_way, mut pending, mut invalid_at_moves) = (0, 0, 0);
     let (begun, invalid_before) = (Instant::now(), invalid(&pair));
     for number in 0..moves {
         let (from, to) = (number % 2, 1 - number % 2);
         // Each is idle at every other move of either direction.
         let running = begin(&mut sessions, number / 2);
+        let mut announced = match shared {
+            Shared::Marks => Vec::new(),
+            Shared::Store => announce(&mut sessions, &running),
+        };
+        pending += announced.iter().flatten().count();
         let nobody_connects = loops.hold();
         pair.is_carried_over(from);
         let before = invalid(&pair);
@@ -295,6 +365,7 @@ fn moved(backend: &str, moves: usize) {
         invalid_at_moves += invalid(&pair) - before;
         drop(nobody_connects);
         under_way += running.iter().flatten().count();
+        use_announced(&mut sessions, &mut announced);
         go_on(&mut sessions, running);
         for (net, server) in users.views.iter().zip(&users.servers) {
             download(net, server, &[]).must();
@@ -309,8 +380,8 @@ fn moved(backend: &str, moves: usize) {
             .map(|s| s["counters"][name].as_u64().unwrap())
     };
     println!(
-        "{backend}: {moves} moves in {took:?}: {} sessions with {under_way} transfers under way at a move, {} \
-         and 2 of curl between moves; in loops: {done}; joined {:?}; INVALID: {} at moves, {} in all",
+        "{backend}, {shared:?}: {moves} moves in {took:?}: {} sessions with {under_way} transfers under way \
+         and {pending} announced ones at a move, {} and 2 of curl between moves; in loops: {done}; joined {:?}; INVALID: {} at moves, {} in all",
         sessions.len(),
         sessions.len(),
         counter("joined"),
@@ -331,12 +402,22 @@ fn moved(backend: &str, moves: usize) {
 
 #[test]
 fn sessions_go_on_when_the_addresses_move() {
-    moved("nft", 10);
+    moved("nft", Shared::Marks, 10);
 }
 
 #[test]
 fn sessions_go_on_with_the_other_backend() {
-    moved("iptables", 4);
+    moved("iptables", Shared::Marks, 4);
+}
+
+#[test]
+fn with_a_store_everything_goes_on() {
+    moved("nft", Shared::Store, 6);
+}
+
+#[test]
+fn with_a_store_everything_goes_on_with_the_other_backend() {
+    moved("iptables", Shared::Store, 4);
 }
 
 /// An announced data connection that nobody has used yet doesn't move: the other gateway knows nothing of
@@ -430,5 +511,13 @@ fn wait_for(pair: &Pair, what: &str, is: impl Fn(&Pair) -> bool) {
 #[ignore = "takes as long as it is told: scripts/soak"]
 fn soak() {
     let moves = std::env::var("SOAK_MOVES").map_or(200, |text| text.parse().unwrap());
-    moved("nft", moves);
+    moved("nft", Shared::Marks, moves);
+}
+
+/// The same with a store.
+#[test]
+#[ignore = "takes as long as it is told: scripts/soak"]
+fn soak_with_a_store() {
+    let moves = std::env::var("SOAK_MOVES").map_or(200, |text| text.parse().unwrap());
+    moved("nft", Shared::Store, moves);
 }

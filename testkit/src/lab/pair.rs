@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::net::Net;
 use super::process::{PATH, Process, require, run};
 use super::stations::{self, Station};
+use super::store::Store;
 use super::topology::{Topology, at, host, link, router};
 use crate::paths::{repository, unpacked};
 
@@ -67,6 +68,9 @@ pub struct Pair {
 }
 
 impl Pair {
+    /// The store of [`start_store`](Self::start_store), for `--state`.
+    pub const STATE: &str = "valkey://192.0.2.3";
+
     /// Brings it up; `arguments` are further ones for `ftpalg run` on both. Nobody has the virtual
     /// addresses yet.
     ///
@@ -129,6 +133,22 @@ impl Pair {
             (topology.client, topology.server) = ("i", "o");
             (topology.listen, topology.dial) = (at("198.51.100.2:21"), at("198.51.100.2:21"));
         })
+    }
+
+    /// Starts a store on `k`, which both reach: [`STATE`](Self::STATE).
+    ///
+    /// # Panics
+    /// If it doesn't start.
+    pub fn start_store(&self) -> Store {
+        Store::start(&self.net, "k", "192.0.2.3")
+    }
+
+    /// What `ftpalg` printed on a gateway.
+    pub fn log(&self, gateway: usize) -> String {
+        self.ftpalg
+            .get(gateway)
+            .map(Process::log)
+            .unwrap_or_default()
     }
 
     /// What `ftpalg status --json` says on a gateway.
