@@ -2,7 +2,7 @@
 //! conntrackd as `packaging/ha` configures them.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::Mutex;
@@ -13,7 +13,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use testkit::lab::gateway::{Control, LIMIT, download};
 use testkit::lab::net::Net;
-use testkit::lab::pair::{GATEWAYS, Pair};
+use testkit::lab::pair::{GATEWAYS, LONGER, Pair, Plan};
 use testkit::lab::process::Process;
 use testkit::lab::rules;
 use testkit::lab::scripted::{Verb, accept};
@@ -143,6 +143,28 @@ impl<'a> Session<'a> {
         drop(transfer);
         let last = self.control.reply();
         assert!(last.starts_with("226"), "{}: {last}", self.name);
+    }
+
+    /// Whether an address is rewritten in it: what an end inside announces, with its address.
+    fn is_rewritten(&self) -> bool {
+        match self.net.topology().server {
+            "i" => self.verb == Verb::Pasv,
+            _ => !self.verb.passive(),
+        }
+    }
+
+    /// Asserts that nothing comes but a RST.
+    #[track_caller]
+    fn is_reset(&mut self) {
+        let mut got = Vec::new();
+        let read = self.control.0.read_to_end(&mut got).map_err(|e| e.kind());
+        let text = String::from_utf8_lossy(&got);
+        assert_eq!(
+            (read, &*text),
+            (Err(ErrorKind::ConnectionReset), ""),
+            "{}",
+            self.name
+        );
     }
 
     #[track_caller]
@@ -323,20 +345,27 @@ fn invalid(pair: &Pair) -> u64 {
 enum Shared {
     /// What is in connection marks. All announcements keep their length.
     Marks,
-    /// What is in a store, too. Every session gets numbers that differ on the two sides.
+    /// What is in a store, too. Announcements that are rewritten get longer.
     Store,
 }
 
-/// Every session gets numbers that differ on the two sides, and is in the store.
-const UNEVEN: [&str; 4] = ["--keep-length", "off", "--state", Pair::STATE];
+/// Two gateways with a store. Every session in which an address is rewritten gets numbers that differ on the
+/// two sides.
+fn uneven() -> Pair {
+    let plan = Plan {
+        public: LONGER,
+        ..Plan::default()
+    };
+    Pair::of(plan, &["--keep-length", "off", "--state", Pair::STATE])
+}
 
 /// The addresses move back and forth: no session is lost, and no transfer. With a store, no announced data
 /// connection either.
 fn moved(backend: &str, shared: Shared, moves: usize) {
-    let mut pair = Pair::new(match shared {
-        Shared::Marks => &[],
-        Shared::Store => &UNEVEN,
-    });
+    let mut pair = match shared {
+        Shared::Marks => Pair::new(&[]),
+        Shared::Store => uneven(),
+    };
     let _store = (shared == Shared::Store).then(|| pair.start_store());
     pair.becomes_master(0);
     pair.start_ftpalg(backend);
@@ -457,10 +486,87 @@ fn an_announced_data_connection_is_lost_alone() {
     }
 }
 
+/// The store fails. Sessions whose numbers are the same on both sides need none of it.
+#[test]
+fn without_the_store_even_sessions_go_on() {
+    let pair = Pair::new(&["--state", Pair::STATE]);
+    store_fails(pair, |pair, mut sessions, running| {
+        go_on(&mut sessions, running);
+        pair.is_carried_over(1);
+        pair.moves_to(0);
+        all(&mut sessions, |_, session| session.transfer());
+    });
+}
+
+/// The others end where they are after the move: both ends are told, and get no byte out of place.
+#[test]
+fn without_the_store_sessions_with_a_delta_end() {
+    store_fails(uneven(), |pair, mut sessions, running| {
+        let running = Mutex::new(running);
+        all(&mut sessions, |at, session| {
+            if !session.is_rewritten() {
+                let transfer = running.lock().unwrap()[at].take();
+                transfer.into_iter().for_each(|t| session.finish(t));
+                return session.transfer();
+            }
+            match running.lock().unwrap()[at].take() {
+                // The server speaks when all is sent.
+                Some(mut transfer) => {
+                    drop(transfer.data.read_to_end(&mut transfer.got));
+                    let expected = std::fs::read(session.server.path(transfer.file)).unwrap();
+                    let name = &session.name;
+                    assert!(expected.starts_with(&transfer.got), "{name}: other bytes");
+                }
+                None => session.control.send("NOOP\r\n"),
+            }
+            session.is_reset();
+        });
+        let (ended, left): (Vec<_>, Vec<_>) = sessions.into_iter().partition(Session::is_rewritten);
+        assert_eq!((ended.len(), left.len()), (3, 5));
+        for (server, open) in [("i", 3), ("o", 2)] {
+            wait_for(pair, "the server was told", |pair| {
+                let words = ["ss", "-Htn", "state", "established", "sport", "=", ":21"];
+                let listed = pair.net.exec(server, &words).must().stdout;
+                listed.lines().count() == open
+            });
+        }
+        let orphaned = pair.status(1)["counters"]["orphaned"].as_u64().unwrap();
+        assert!(orphaned >= ended.len() as u64, "{orphaned}");
+    });
+}
+
+/// The store fails while sessions are idle and in the middle of transfers, and then the addresses move.
+fn store_fails(mut pair: Pair, then: impl FnOnce(&Pair, Vec<Session<'_>>, Vec<Option<Transfer>>)) {
+    let store = pair.start_store();
+    pair.becomes_master(0);
+    pair.start_ftpalg("nft");
+    let users = Users::new(&pair);
+    let mut sessions = users.sessions();
+    all(&mut sessions, |_, session| session.transfer());
+    store.fails();
+    // Here, it isn't missed.
+    all(&mut sessions, |_, session| session.transfer());
+    let running = begin(&mut sessions, 0);
+    pair.is_carried_over(0);
+    pair.moves_to(1);
+    then(&pair, sessions, running);
+    for gateway in [0, 1] {
+        let log = pair.log(gateway);
+        let told = log.lines().filter(|line| line.contains("doesn't answer"));
+        assert_eq!(told.count(), 1, "{log}");
+    }
+}
+
 /// keepalived itself: the active gateway's is killed, the other gateway takes over, and sessions go on.
 #[test]
 fn keepalived_moves_the_addresses() {
-    let mut pair = Pair::with_purge(1, &[]);
+    let mut pair = Pair::of(
+        Plan {
+            purge: 1,
+            ..Plan::default()
+        },
+        &[],
+    );
     pair.start_keepalived(0);
     wait_for(&pair, "the first one has the addresses", |pair| {
         pair.masters() == [0]
