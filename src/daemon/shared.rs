@@ -165,8 +165,7 @@ impl Shared {
 
     /// Opens the pinholes that another gateway had open, at most so many.
     pub fn adopt_from_elsewhere(&self, most: usize) {
-        if let Some(store) = &self.store {
-            let found = store.pinholes(most);
+        if let Some(found) = self.store.as_ref().and_then(|store| store.pinholes(most)) {
             self.with(|plane| plane.adopt_from_elsewhere(found));
         }
     }

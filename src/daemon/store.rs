@@ -32,8 +32,9 @@ pub trait Store: Send + Sync {
     /// Forgets it, soon.
     fn drop_pinhole(&self, key: PinholeKey);
 
-    /// The pinholes that are kept, `most` at most, and how long each may still be used.
-    fn pinholes(&self, most: usize) -> Vec<(Pinhole, Duration)>;
+    /// The pinholes that are kept, `most` at most, and how long each may still be used. `None`: it doesn't
+    /// answer.
+    fn pinholes(&self, most: usize) -> Option<Vec<(Pinhole, Duration)>>;
 
     /// How it is doing.
     fn health(&self) -> StoreHealth;

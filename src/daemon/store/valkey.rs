@@ -120,15 +120,17 @@ impl Store for Valkey {
         self.drop_key(pinhole_key(key));
     }
 
-    fn pinholes(&self, most: usize) -> Vec<(Pinhole, Duration)> {
+    fn pinholes(&self, most: usize) -> Option<Vec<(Pinhole, Duration)>> {
         let pattern = format!("{}hole:*", prefix());
         let keys = self.ask(|connection| {
             let keys = connection.scan_match::<_, String>(&pattern)?;
             keys.take(most).collect::<RedisResult<Vec<String>>>()
         });
-        let keys = keys.unwrap_or_default();
-        let slices = keys.chunks(SLICE);
-        slices.flat_map(|keys| self.pinholes_of(keys)).collect()
+        let mut all = Vec::new();
+        for slice in keys?.chunks(SLICE) {
+            all.extend(self.pinholes_of(slice)?);
+        }
+        Some(all)
     }
 
     fn health(&self) -> StoreHealth {
@@ -141,20 +143,19 @@ impl Store for Valkey {
 }
 
 impl Valkey {
-    fn pinholes_of(&self, keys: &[String]) -> Vec<(Pinhole, Duration)> {
+    fn pinholes_of(&self, keys: &[String]) -> Option<Vec<(Pinhole, Duration)>> {
         let mut questions = Pipeline::new();
         for key in keys {
             questions.get(key).pttl(key);
         }
-        let answers: Option<Vec<(Option<Vec<u8>>, i64)>> =
-            self.ask(|connection| questions.query(connection));
-        let kept = answers.into_iter().flatten();
-        kept.filter_map(|(value, left)| {
+        let answers: Vec<(Option<Vec<u8>>, i64)> =
+            self.ask(|connection| questions.query(connection))?;
+        let kept = answers.into_iter().filter_map(|(value, left)| {
             let pinhole = postcard::from_bytes(&value?).ok()?;
             let left = u64::try_from(left).ok().filter(|left| *left > 0)?;
             Some((pinhole, Duration::from_millis(left)))
-        })
-        .collect()
+        });
+        Some(kept.collect())
     }
 
     /// Deletes keys as they come, for as long as the process lives.
