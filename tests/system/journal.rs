@@ -337,6 +337,30 @@ fn without_the_store_sessions_go_on() {
     drop(server);
 }
 
+/// What couldn't be written is there once the store answers, though no packet comes.
+#[test]
+fn the_store_gets_what_it_missed() {
+    let net = network();
+    let alg = start_with(&net, "nft", Flavour::Nft, &SHARED);
+    let mut session = Session::open(&net);
+    session.announce();
+    let store = store(&net);
+    let deadline = Instant::now() + LIMIT;
+    let mut keys = String::new();
+    while !(keys.contains(":flow:") && keys.contains(":hole:")) && Instant::now() < deadline {
+        keys = store.keys(&net, "ftpalg:*");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(keys.contains(":flow:") && keys.contains(":hole:"), "{keys}");
+    // It is what the next process needs.
+    alg.process().unwrap().signal(Signal::SIGKILL);
+    ended(&net);
+    std::fs::remove_file(file(&net)).unwrap();
+    let alg = start_with(&net, "nft", Flavour::Nft, &SHARED);
+    session.announce();
+    drop(alg.stop());
+}
+
 /// The daemon was killed, and nobody starts another one: its rules are removed by hand.
 #[test]
 fn removing_the_rules_ends_what_was_recorded() {
