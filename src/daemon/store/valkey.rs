@@ -178,8 +178,9 @@ impl Valkey {
 
     /// Deletes keys as they come, and writes what couldn't be written, for as long as the process lives.
     fn sweep(&self, waiting: &Receiver<Job>) {
+        let mut gone = Vec::new();
         loop {
-            let idle = self.unwritten().is_empty();
+            let idle = gone.is_empty() && self.unwritten().is_empty();
             let first = match idle {
                 true => waiting.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 false => waiting.recv_timeout(PAUSE),
@@ -188,17 +189,19 @@ impl Valkey {
                 return;
             }
             let jobs = first.into_iter().chain(waiting.try_iter().take(SLICE));
-            let gone: Vec<Gone> = jobs
-                .filter_map(|job| match job {
-                    Job::Delete(gone) => Some(gone),
-                    Job::WriteAgain => None,
-                })
-                .collect();
+            gone.extend(jobs.filter_map(|job| match job {
+                Job::Delete(gone) => Some(gone),
+                Job::WriteAgain => None,
+            }));
+            gone.truncate(MAX_WAITING);
             // A key that is written after this look is so after it was deleted.
-            self.ask(|connection| match self.still_gone(gone) {
+            let deleted = self.ask(|connection| match self.still_gone(&gone) {
                 keys if keys.is_empty() => Ok(()),
                 keys => connection.del::<_, ()>(keys),
             });
+            if deleted.is_some() {
+                gone.clear();
+            }
             if !self.unwritten().is_empty() {
                 self.ask(|connection| self.write_again(connection));
             }
@@ -274,13 +277,13 @@ impl Valkey {
     }
 
     /// Those of the keys that weren't written again.
-    fn still_gone(&self, gone: Vec<Gone>) -> Vec<String> {
+    fn still_gone(&self, gone: &[Gone]) -> Vec<String> {
         let mut written = self.written();
         let mut keys = Vec::with_capacity(gone.len());
         for Gone { key, write } in gone {
-            if written.keys.get(&key).is_none_or(|last| *last == write) {
-                written.keys.remove(&key);
-                keys.push(key);
+            if written.keys.get(key).is_none_or(|last| last == write) {
+                written.keys.remove(key);
+                keys.push(key.clone());
             }
         }
         keys
