@@ -258,7 +258,12 @@ fn store(net: &Net) -> Store {
     Store::start(net, net.topology().router, "127.0.0.1")
 }
 
-const SHARED: [&str; 4] = ["--keep-length", "off", "--state", "valkey://127.0.0.1"];
+const SHARED: [&str; 4] = [
+    "--keep-length",
+    "off",
+    "--state",
+    "valkey://ftpalg:secret@127.0.0.1",
+];
 
 /// What is in the store is enough to go on: it stands for another gateway here.
 #[test]

@@ -94,7 +94,7 @@ pub struct Pair {
 
 impl Pair {
     /// The store of [`start_store`](Self::start_store), for `--state`.
-    pub const STATE: &str = "valkey://192.0.2.3";
+    pub const STATE: &str = "valkey://ftpalg:secret@192.0.2.3";
 
     /// Brings it up; `arguments` are further ones for `ftpalg run` on both. Nobody has the virtual
     /// addresses yet.

@@ -11,7 +11,13 @@ use crate::paths::unpacked;
 /// How long it may take to start and to answer.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A running server.
+/// What `docs/recipes/two-gateways.md` says, with the password `secret`.
+const USERS: &str = "\
+user default off
+user ftpalg on >secret ~ftpalg:* resetchannels -@all +@connection +get +psetex +del +pttl +scan
+";
+
+/// A running server. `ftpalg:secret` may use it.
 pub struct Store {
     host: &'static str,
     address: &'static str,
@@ -25,7 +31,11 @@ impl Store {
     /// If it doesn't start.
     pub fn start(net: &Net, host: &'static str, address: &'static str) -> Self {
         let mut command = net.command(host, &unpacked("redis-tools/usr/bin/redis-server"));
-        command.args(["--port", "6379", "--bind", address, "--save", ""]);
+        let users = net.directory().join("users.conf");
+        std::fs::write(&users, USERS).expect("the lab's directory");
+        command
+            .arg(users)
+            .args(["--port", "6379", "--bind", address, "--save", ""]);
         // Who is on the network is the lab's business.
         command.args(["--protected-mode", "no", "--dir"]);
         command.arg(net.directory());
@@ -55,6 +65,7 @@ impl Store {
     /// If it doesn't answer.
     pub fn keys(&self, net: &Net, pattern: &str) -> String {
         let mut command = net.command(self.host, &unpacked("redis-tools/usr/bin/redis-cli"));
+        command.args(["--user", "ftpalg", "--pass", "secret", "--no-auth-warning"]);
         command.args(["-h", self.address, "--scan", "--pattern", pattern]);
         run(command, LIMIT).must().stdout
     }
