@@ -77,7 +77,7 @@ install_tools() {
 # Unpacks servers without installing them: the FTP servers' packages exclude each other, and all start
 # services. Only the libraries that they need are installed.
 unpack_servers() {
-    for package in vsftpd proftpd-core pure-ftpd keepalived conntrackd $(said_by unpack tests/system/programs/*/*); do
+    for package in vsftpd proftpd-core pure-ftpd keepalived conntrackd redis-tools $(said_by unpack tests/system/programs/*/*); do
         unpack "$package"
     done
 }
@@ -94,10 +94,12 @@ unpack() {
     dpkg -x "$SERVERS/download/"*.deb "$SERVERS/$1"
     # Modules of nginx aren't libraries.
     libraries=$(dpkg-deb -f "$SERVERS/download/"*.deb Depends | tr ',' '\n' |
-        sed -n '/libnginx-/d; s/^ *\(lib[^ (|]*\).*/\1/p')
+        sed -n '/libnginx-/d; s/^ *\(\(lib\|lua-\)[^ (|]*\).*/\1/p')
     # shellcheck disable=SC2086 # a list of words
     [ -z "$libraries" ] || apt_install $libraries
     rm -rf "$SERVERS/download"
+    # The server itself is in the package of the tools. That of the server has this link, and a service.
+    [ "$1" != redis-tools ] || ln -s redis-check-rdb "$SERVERS/$1/usr/bin/redis-server"
     touch "$SERVERS/$1/.complete"
 }
 
@@ -154,7 +156,7 @@ install_programs() {
 
 # libraries_there DIRECTORY: whether the programs below it find their shared libraries.
 libraries_there() {
-    for program in "$1"/usr/sbin/*; do
+    for program in "$1"/usr/sbin/* "$1"/usr/bin/*; do
         if ldd "$program" 2>/dev/null | grep -q 'not found'; then
             return 1
         fi

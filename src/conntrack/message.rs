@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use super::{Bytes, ConntrackEvent, Entry, Kept, TcpState, Tuple};
+use super::{Bytes, ConntrackEvent, Entry, Kept, SEEN_REPLY, TcpState, Tuple};
 use crate::net::{Family, Mark, TCP};
 use crate::netlink::codec::{Attrs, Builder, Message};
 use crate::netlink::filter::{Filter, To};
@@ -31,8 +31,6 @@ const CTA_FILTER: u16 = 25;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 const FILTER_TARGET: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 5;
-/// `IPS_SEEN_REPLY`: the other end has answered.
-const SEEN_REPLY: u32 = 1 << 1;
 /// `enum ctattr_tuple`, `ctattr_ip`, `ctattr_l4proto`, `ctattr_counters`, `ctattr_tstamp`.
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;

@@ -23,6 +23,9 @@ const READ_AT_ONCE: usize = 65_536;
 /// Receive buffer of [`Events`], in bytes: about 10,000 events.
 const EVENT_BUFFER: usize = 8 * 1024 * 1024;
 
+/// `IPS_SEEN_REPLY`: the other end has answered.
+pub const SEEN_REPLY: u32 = 1 << 1;
+
 /// An event of a TCP connection's entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConntrackEvent {

@@ -172,6 +172,8 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
         shared.with(Plane::remember_ended);
         let most = config.limits.plane.pinholes;
         shared.adopt_from_elsewhere(most);
+        // Nobody could say so while no daemon ran.
+        shared.with(Plane::close_used_meanwhile);
         let (shared, workers) = (Arc::clone(&shared), workers.clone());
         lifetime.thread("addresses", move || {
             follow_addresses(addresses, &shared, &workers, most);

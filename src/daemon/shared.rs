@@ -32,6 +32,10 @@ const GRANULARITY: Duration = Duration::from_millis(10);
 
 /// When conntrack's events are read again after they could not be.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How often a store that doesn't answer is asked for pinholes, and how long is waited in between: as
+/// long as somebody may want to use one.
+const TRIES: u32 = 20;
+const BETWEEN_TRIES: Duration = Duration::from_millis(250);
 /// How long the end waits for tools that other threads run for the backend.
 const WORK_LIMIT: Duration = Duration::from_secs(20);
 
@@ -163,12 +167,17 @@ impl Shared {
         self.store.as_ref().map(|store| store.health())
     }
 
-    /// Opens the pinholes that another gateway had open, at most so many.
-    pub fn adopt_from_elsewhere(&self, most: usize) {
-        if let Some(store) = &self.store {
-            let found = store.pinholes(most);
-            self.with(|plane| plane.adopt_from_elsewhere(found));
-        }
+    /// Opens the pinholes that another gateway had open, at most so many. Returns whether they are
+    /// known: false if the store doesn't answer.
+    pub fn adopt_from_elsewhere(&self, most: usize) -> bool {
+        let Some(store) = &self.store else {
+            return true;
+        };
+        let Some(found) = store.pinholes(most) else {
+            return false;
+        };
+        self.with(|plane| plane.adopt_from_elsewhere(found));
+        true
     }
 
     /// An address came or went, so connections may have moved from or to another gateway. What is known
@@ -180,7 +189,12 @@ impl Shared {
             journal.clear();
         }
         self.lock().moving = false;
-        self.adopt_from_elsewhere(most);
+        for _ in 0..TRIES {
+            if self.adopt_from_elsewhere(most) {
+                return;
+            }
+            thread::sleep(BETWEEN_TRIES);
+        }
     }
 
     /// Whether conntrack knows the connection that has a direction like this; yes if it can't be asked.
@@ -495,8 +509,12 @@ impl Gateway for Door<'_> {
         }
     }
 
-    fn fetch_record(&mut self, outward: Tuple) -> Option<Vec<u8>> {
-        self.0.store.as_ref()?.find_record(outward)
+    fn fetch_record(&mut self, outward: Tuple) -> Result<Option<Vec<u8>>, Error> {
+        let Some(store) = &self.0.store else {
+            return Ok(None);
+        };
+        let silent = || Error::Kernel("the store doesn't answer".into());
+        store.find_record(outward).ok_or_else(silent)
     }
 
     fn find_record(&mut self, outward: Tuple) -> Option<Vec<u8>> {

@@ -22,8 +22,8 @@ pub trait Store: Send + Sync {
     /// Forgets that, soon.
     fn drop_record(&self, outward: Tuple);
 
-    /// What is kept of a control connection.
-    fn find_record(&self, outward: Tuple) -> Option<Vec<u8>>;
+    /// What is kept of a control connection. `None`: it doesn't answer, but did a moment ago, and may again.
+    fn find_record(&self, outward: Tuple) -> Option<Option<Vec<u8>>>;
 
     /// Keeps a pinhole that nobody has used yet, for as long as it may be used. Returns whether the
     /// other gateway will find it.
@@ -32,8 +32,9 @@ pub trait Store: Send + Sync {
     /// Forgets it, soon.
     fn drop_pinhole(&self, key: PinholeKey);
 
-    /// The pinholes that are kept, `most` at most, and how long each may still be used.
-    fn pinholes(&self, most: usize) -> Vec<(Pinhole, Duration)>;
+    /// The pinholes that are kept, `most` at most, and how long each may still be used. `None`: it doesn't
+    /// answer.
+    fn pinholes(&self, most: usize) -> Option<Vec<(Pinhole, Duration)>>;
 
     /// How it is doing.
     fn health(&self) -> StoreHealth;

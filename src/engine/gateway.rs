@@ -145,8 +145,11 @@ pub trait Gateway {
     }
 
     /// What another gateway has kept of a control connection that was there before. It stays kept.
-    fn fetch_record(&mut self, _outward: Tuple) -> Option<Vec<u8>> {
-        None
+    ///
+    /// # Errors
+    /// It can't be asked just now, and may be in a moment.
+    fn fetch_record(&mut self, _outward: Tuple) -> Result<Option<Vec<u8>>, Error> {
+        Ok(None)
     }
 
     /// A control connection began; it ends with [`session_ended`](Self::session_ended). `client`:

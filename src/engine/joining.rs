@@ -69,7 +69,7 @@ enum Unknown {
     Orphan,
     /// It passes unread.
     Stranger,
-    /// Conntrack couldn't be asked. The packet is to come again.
+    /// Somebody who knows more couldn't be asked. The packet is to come again.
     Unanswered,
 }
 
@@ -153,14 +153,19 @@ impl Engine {
         let standing = marks.standing(entry.mark);
         // Another gateway's mark may be a moment late. What it has recorded isn't.
         let followed = standing != Standing::Unfollowed || self.config.tls_range;
-        let mut elsewhere = || record::read(&gateway.fetch_record(ends.outward())?);
+        let record = match record {
+            None if followed => match gateway.fetch_record(ends.outward()) {
+                Ok(found) => found.and_then(|bytes| record::read(&bytes)),
+                // Without it, the connection would end.
+                Err(_) if standing == Standing::Uneven => return Unknown::Unanswered,
+                Err(_) => None,
+            },
+            here => here,
+        };
         let found = Found {
             entry,
             standing,
-            record: match record {
-                None if followed => elsewhere(),
-                here => here,
-            },
+            record,
         };
         let flags = segment.flags();
         let goes_on = flags.has(Flags::ACK) && !flags.has(Flags::RST) && !flags.has(Flags::FIN);

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::{DataConnection, Finished, NO_SESSION, Plane, PlaneReport, Transferred};
-use crate::conntrack::{Bytes, Completeness, ConntrackEvent, TcpState};
+use crate::conntrack::{Bytes, Completeness, ConntrackEvent, SEEN_REPLY, TcpState};
 use crate::engine::Tuple;
 use crate::engine::gateway::SessionId;
 use crate::pinholes::{Pinhole, PinholeKey};
@@ -34,6 +34,8 @@ impl Plane {
         let mut used = Vec::new();
         for event in events {
             match event {
+                // Answered already: conntrackd has copied it from another gateway.
+                ConntrackEvent::New { status, .. } if status & SEEN_REPLY != 0 => {}
                 ConntrackEvent::New { entry, .. } => {
                     used.extend(self.connected(entry.original).and_then(|(_, hole)| hole));
                 }

@@ -1,9 +1,11 @@
 //! Puts the backend's objects into the kernel, looks whether they are there, and removes them.
 
-use super::admission::network;
+use std::collections::HashSet;
 use std::time::Duration;
 
+use super::admission::network;
 use super::{NO_SESSION, PendingHole, Pinhole, Plane, PlaneReport};
+use crate::engine::gateway::PinholeId;
 use crate::ftp::Mode;
 use crate::pinholes::PinholeKey;
 use crate::pinholes::backend::{BackendError, Verification};
@@ -30,13 +32,33 @@ impl Plane {
         Ok(adopted)
     }
 
-    /// Opens the pinholes that another gateway had open, but for those that are open here, or were
-    /// used. `found`: with the time that each has left.
+    /// Opens the pinholes that another gateway has left open, and closes those that it left open earlier
+    /// and hasn't any more. `found`: with the time that each has left.
+    ///
+    /// Whether conntrack knows a connection that fits isn't asked: another gateway's are copied here, and
+    /// some are of an earlier pinhole with the same port. The gateway that sees a pinhole used takes it
+    /// out of the store.
     pub fn adopt_from_elsewhere(&mut self, found: Vec<(Pinhole, Duration)>) {
+        let kept: HashSet<PinholeKey> = found.iter().map(|(pinhole, _)| pinhole.key()).collect();
+        let nobodys = |(id, hole): (PinholeId, &PendingHole)| {
+            let gone = hole.session == NO_SESSION && !kept.contains(&hole.pinhole.key());
+            gone.then_some(id)
+        };
+        let gone: Vec<_> = self.holes.iter().filter_map(nobodys).collect();
+        let ended = self.ended.as_ref().map_or(0, Vec::len);
+        for id in gone {
+            self.drop_hole(id);
+        }
+        // Of these, `found` says more than this plane knows.
+        if let Some(all) = &mut self.ended {
+            all.truncate(ended);
+        }
         let now = self.now();
+        let mut opened = 0;
         for (pinhole, left) in found {
+            let key = pinhole.key();
             let full = self.holes.len() >= self.config.limits.pinholes;
-            if full || self.holes.at(pinhole.key()).is_some() {
+            if full || self.holes.at(key).is_some() {
                 continue;
             }
             let left = left.min(self.config.deadline);
@@ -45,10 +67,15 @@ impl Plane {
                 log::warn!("a pinhole of another gateway can't be opened: {error}");
                 continue;
             }
-            self.counters.adopted += 1;
+            self.is_open_again(key);
+            opened += 1;
             self.insert_adopted(pinhole, now + left);
         }
-        self.close_used_meanwhile();
+        self.counters.adopted += opened;
+        log::debug!(
+            "pinholes of another gateway: {}, {opened} of them new",
+            kept.len()
+        );
     }
 
     /// Who of the two announced it isn't known, so it counts towards the peer's limits.
@@ -71,7 +98,7 @@ impl Plane {
     /// before the pinhole opened was made through an earlier one with the same addresses and port.
     /// Where that can't be told, it counts as well: better one transfer lost than a pinhole that is
     /// used twice.
-    fn close_used_meanwhile(&mut self) {
+    pub fn close_used_meanwhile(&mut self) {
         if self.holes.len() == 0 {
             return;
         }

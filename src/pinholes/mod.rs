@@ -238,9 +238,7 @@ impl Plane {
         match self.parts.backend.open(&hole.pinhole, timeout) {
             Ok(()) => {
                 self.holes.opened(id, now, now + timeout);
-                self.stuck.remove(&key);
-                self.used.replaced(&key);
-                self.to_close.retain(|old| old.key() != key);
+                self.is_open_again(key);
                 self.counters.opened += 1;
                 Ok(())
             }
@@ -250,6 +248,13 @@ impl Plane {
                 Err(Error::Kernel(error.to_string()))
             }
         }
+    }
+
+    /// A pinhole took the place of one that may be waiting to be closed.
+    fn is_open_again(&mut self, key: PinholeKey) {
+        self.stuck.remove(&key);
+        self.used.replaced(&key);
+        self.to_close.retain(|old| old.key() != key);
     }
 
     /// See [`Gateway::release`](crate::engine::gateway::Gateway::release).

@@ -1049,6 +1049,42 @@ fn no_more_pinholes_are_adopted_than_there_may_be() {
     assert_eq!(world.open_keys().len(), 2);
 }
 
+/// conntrackd copies the connections of another gateway, of which an older one may have had the port of a
+/// pinhole that nobody has used yet.
+#[test]
+fn connections_of_another_gateway_use_no_pinhole() {
+    let (mut plane, world) = plane(PlaneConfig::default());
+    plane.remember_ended();
+    let hole = |port| Pinhole {
+        from: ip(ANN),
+        to: SocketAddr::new(ip("198.51.100.1"), port),
+        land: SocketAddr::new(ip("10.0.0.2"), port),
+        as_source: None,
+        mark: 0,
+    };
+    let left = Duration::from_secs(30);
+    let older = dialled(ANN, hole(40_000).to);
+    world.with(|w| w.entries.push(entry(older)));
+    plane.adopt_from_elsewhere(vec![(hole(40_000), left), (hole(40_001), left)]);
+    let copied = ConntrackEvent::New {
+        entry: entry(older),
+        id: 1,
+        status: 0xe,
+    };
+    world.with(|w| w.events.push(copied));
+    assert!(plane.catch_up());
+    assert_eq!((world.open_keys().len(), plane.counters().adopted), (2, 2));
+    // Used there since. It isn't this gateway's to say so.
+    plane.adopt_from_elsewhere(vec![(hole(40_001), left)]);
+    assert_eq!(world.open_keys(), [hole(40_001).key()]);
+    assert!(plane.take_ended().is_empty());
+    // Used here.
+    world.with(|w| w.events.push(new_event(dialled(ANN, hole(40_001).to))));
+    assert!(plane.catch_up());
+    assert_eq!(plane.take_ended(), [hole(40_001).key()]);
+    assert!(plane.holes.holds_nothing() && world.open_keys().is_empty());
+}
+
 #[test]
 fn a_pinhole_that_was_used_while_no_daemon_ran_is_closed() {
     let left = [(40_000, 30), (40_001, 30)];

@@ -12,6 +12,7 @@ use testkit::lab::gateway::{Control, LIMIT, ended, ftpalg, start_with, status};
 use testkit::lab::net::Net;
 use testkit::lab::process::{Process, run};
 use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::store::Store;
 use testkit::lab::topology::Topology;
 use testkit::paths;
 
@@ -253,30 +254,22 @@ fn without_room_sessions_go_on_and_it_recovers() {
 }
 
 /// A Valkey or Redis server on the gateway.
-fn store(net: &Net) -> Process {
-    let mut command = net.command(net.topology().router, "redis-server");
-    command.args([
-        "--port",
-        "6379",
-        "--bind",
-        "127.0.0.1",
-        "--save",
-        "",
-        "--dir",
-    ]);
-    command.arg(net.directory());
-    let process = Process::spawn(command);
-    assert!(process.wait_for("Ready", LIMIT), "{}", process.log());
-    process
+fn store(net: &Net) -> Store {
+    Store::start(net, net.topology().router, "127.0.0.1")
 }
 
-const SHARED: [&str; 4] = ["--keep-length", "off", "--state", "valkey://127.0.0.1"];
+const SHARED: [&str; 4] = [
+    "--keep-length",
+    "off",
+    "--state",
+    "valkey://ftpalg:secret@127.0.0.1",
+];
 
 /// What is in the store is enough to go on: it stands for another gateway here.
 #[test]
 fn a_store_says_as_much() {
     let net = network();
-    let _store = store(&net);
+    let store = store(&net);
     let alg = start_with(&net, "nft", Flavour::Nft, &SHARED);
     let mut session = Session::open(&net);
     // One more pinhole that nobody uses.
@@ -310,8 +303,7 @@ fn a_store_says_as_much() {
         session.announce();
     }
     assert!(status(&net)["counters"]["joined"].as_u64().unwrap() >= 3);
-    let last = ["redis-cli", "--scan", "--pattern", "ftpalg:*"];
-    let keys = net.exec(router, &last).must().stdout;
+    let keys = store.keys(&net, "ftpalg:*");
     assert!(keys.contains(":flow:") && keys.contains(":hole:"), "{keys}");
     drop(alg.stop());
     Session::gets_reset(&mut session.client);
@@ -326,13 +318,12 @@ fn without_the_store_sessions_go_on() {
     let mut session = Session::open(&net);
     assert_eq!(status(&net)["store"]["works"], true);
     // It hangs, and then it is gone.
-    server.signal(Signal::SIGSTOP);
+    server.process().signal(Signal::SIGSTOP);
     for _ in 0..20 {
         session.announce();
     }
-    server.signal(Signal::SIGCONT);
-    server.signal(Signal::SIGKILL);
-    drop(server.finish(LIMIT));
+    server.process().signal(Signal::SIGCONT);
+    server.fails();
     for _ in 0..20 {
         session.announce();
     }
@@ -349,6 +340,30 @@ fn without_the_store_sessions_go_on() {
     assert_eq!(count("doesn't answer"), 1, "{log}");
     assert_eq!(count("answers again"), 1, "{log}");
     drop(server);
+}
+
+/// What couldn't be written is there once the store answers, though no packet comes.
+#[test]
+fn the_store_gets_what_it_missed() {
+    let net = network();
+    let alg = start_with(&net, "nft", Flavour::Nft, &SHARED);
+    let mut session = Session::open(&net);
+    session.announce();
+    let store = store(&net);
+    let deadline = Instant::now() + LIMIT;
+    let mut keys = String::new();
+    while !(keys.contains(":flow:") && keys.contains(":hole:")) && Instant::now() < deadline {
+        keys = store.keys(&net, "ftpalg:*");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(keys.contains(":flow:") && keys.contains(":hole:"), "{keys}");
+    // It is what the next process needs.
+    alg.process().unwrap().signal(Signal::SIGKILL);
+    ended(&net);
+    std::fs::remove_file(file(&net)).unwrap();
+    let alg = start_with(&net, "nft", Flavour::Nft, &SHARED);
+    session.announce();
+    drop(alg.stop());
 }
 
 /// The daemon was killed, and nobody starts another one: its rules are removed by hand.

@@ -12,10 +12,10 @@
 //! The number is [`RECORD_FORMAT`].
 //!
 //! A packet never waits for longer than [`PATIENCE`]. A server that doesn't answer in time isn't asked
-//! again for [`PAUSE`].
+//! again for [`PAUSE`]. What couldn't be written is written once it answers: what it has is out of date.
 
 use std::collections::HashMap;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,9 +31,12 @@ use crate::pinholes::{Pinhole, PinholeKey};
 const PATIENCE: Duration = Duration::from_millis(50);
 /// How long a server that failed isn't asked.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long a record lasts, in seconds: as `nf_conntrack_tcp_timeout_established`.
-const RECORD_LIFE: u64 = 5 * 24 * 3600;
-/// How many keys may wait to be deleted. Those beyond it end by themselves.
+/// How long a server that doesn't answer may do so again, before what it had counts as lost.
+const GRACE: Duration = Duration::from_secs(3);
+/// How long a record lasts: as `nf_conntrack_tcp_timeout_established`.
+const RECORD_LIFE: Duration = Duration::from_secs(5 * 24 * 3600);
+/// How many keys may wait to be deleted, and how many to be written. Those beyond it end by themselves, or
+/// are written with the next packet.
 const MAX_WAITING: usize = 4096;
 /// How many keys are asked for at a time.
 const SLICE: usize = 256;
@@ -46,8 +49,24 @@ struct Valkey {
     link: Mutex<Link>,
     /// The keys that were written, and by which write. Never held while the server is asked.
     written: Mutex<Written>,
-    /// Keys to be deleted.
-    gone: SyncSender<Gone>,
+    /// What couldn't be written, by its key.
+    unwritten: Mutex<HashMap<String, Unwritten>>,
+    jobs: SyncSender<Job>,
+}
+
+/// What is done when there is time.
+enum Job {
+    Delete(Gone),
+    /// Something couldn't be written.
+    WriteAgain,
+}
+
+/// A value that is to be written.
+#[derive(Clone, PartialEq)]
+struct Unwritten {
+    value: Vec<u8>,
+    /// When it ends.
+    until: Instant,
 }
 
 #[derive(Default)]
@@ -67,19 +86,22 @@ struct Link {
     connection: Option<Connection>,
     /// When a server that failed is asked again.
     again: Option<Instant>,
+    /// Since when it hasn't answered.
+    silent: Option<Instant>,
     errors: u64,
 }
 
 /// See [`super::open`].
 pub(super) fn open(url: &str) -> Result<Arc<dyn Store>, String> {
     let client = Client::open(url).map_err(|e| e.to_string())?;
-    let (gone, waiting) = sync_channel(MAX_WAITING);
+    let (jobs, waiting) = sync_channel(MAX_WAITING);
     let valkey = Arc::new(Valkey {
         name: client.get_connection_info().addr().to_string(),
         client,
         link: Mutex::default(),
         written: Mutex::default(),
-        gone,
+        unwritten: Mutex::default(),
+        jobs,
     });
     let sweeper = Arc::clone(&valkey);
     let thread = thread::Builder::new().name("store".into());
@@ -90,45 +112,43 @@ pub(super) fn open(url: &str) -> Result<Arc<dyn Store>, String> {
 
 impl Store for Valkey {
     fn keep_record(&self, outward: Tuple, record: &[u8]) -> bool {
-        let key = record_key(outward);
-        self.writes(&key);
-        self.ask(|connection| connection.set_ex::<_, _, ()>(key, record, RECORD_LIFE))
-            .is_some()
+        self.write(record_key(outward), record, RECORD_LIFE)
     }
 
     fn drop_record(&self, outward: Tuple) {
         self.drop_key(record_key(outward));
     }
 
-    fn find_record(&self, outward: Tuple) -> Option<Vec<u8>> {
+    fn find_record(&self, outward: Tuple) -> Option<Option<Vec<u8>>> {
         let key = record_key(outward);
-        self.ask(|connection| connection.get::<_, Option<Vec<u8>>>(key))?
+        let found = self.ask(|connection| connection.get::<_, Option<Vec<u8>>>(key));
+        let gone = |since: Instant| since.elapsed() >= GRACE;
+        match found {
+            None if self.link().silent.is_some_and(gone) => Some(None),
+            found => found,
+        }
     }
 
     fn keep_pinhole(&self, pinhole: &Pinhole, left: Duration) -> bool {
-        let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).max(1);
-        let Ok(value) = postcard::to_allocvec(pinhole) else {
-            return false;
-        };
-        let key = pinhole_key(pinhole.key());
-        self.writes(&key);
-        self.ask(|connection| connection.pset_ex::<_, _, ()>(key, value, millis))
-            .is_some()
+        postcard::to_allocvec(pinhole)
+            .is_ok_and(|value| self.write(pinhole_key(pinhole.key()), &value, left))
     }
 
     fn drop_pinhole(&self, key: PinholeKey) {
         self.drop_key(pinhole_key(key));
     }
 
-    fn pinholes(&self, most: usize) -> Vec<(Pinhole, Duration)> {
+    fn pinholes(&self, most: usize) -> Option<Vec<(Pinhole, Duration)>> {
         let pattern = format!("{}hole:*", prefix());
         let keys = self.ask(|connection| {
             let keys = connection.scan_match::<_, String>(&pattern)?;
             keys.take(most).collect::<RedisResult<Vec<String>>>()
         });
-        let keys = keys.unwrap_or_default();
-        let slices = keys.chunks(SLICE);
-        slices.flat_map(|keys| self.pinholes_of(keys)).collect()
+        let mut all = Vec::new();
+        for slice in keys?.chunks(SLICE) {
+            all.extend(self.pinholes_of(slice)?);
+        }
+        Some(all)
     }
 
     fn health(&self) -> StoreHealth {
@@ -141,33 +161,98 @@ impl Store for Valkey {
 }
 
 impl Valkey {
-    fn pinholes_of(&self, keys: &[String]) -> Vec<(Pinhole, Duration)> {
+    fn pinholes_of(&self, keys: &[String]) -> Option<Vec<(Pinhole, Duration)>> {
         let mut questions = Pipeline::new();
         for key in keys {
             questions.get(key).pttl(key);
         }
-        let answers: Option<Vec<(Option<Vec<u8>>, i64)>> =
-            self.ask(|connection| questions.query(connection));
-        let kept = answers.into_iter().flatten();
-        kept.filter_map(|(value, left)| {
+        let answers: Vec<(Option<Vec<u8>>, i64)> =
+            self.ask(|connection| questions.query(connection))?;
+        let kept = answers.into_iter().filter_map(|(value, left)| {
             let pinhole = postcard::from_bytes(&value?).ok()?;
             let left = u64::try_from(left).ok().filter(|left| *left > 0)?;
             Some((pinhole, Duration::from_millis(left)))
-        })
-        .collect()
+        });
+        Some(kept.collect())
     }
 
-    /// Deletes keys as they come, for as long as the process lives.
-    fn sweep(&self, waiting: &Receiver<Gone>) {
-        while let Ok(first) = waiting.recv() {
-            let more = waiting.try_iter().take(SLICE);
-            let gone: Vec<Gone> = [first].into_iter().chain(more).collect();
+    /// Deletes keys as they come, and writes what couldn't be written, for as long as the process lives.
+    fn sweep(&self, waiting: &Receiver<Job>) {
+        let mut gone = Vec::new();
+        loop {
+            let idle = gone.is_empty() && self.unwritten().is_empty();
+            let first = match idle {
+                true => waiting.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                false => waiting.recv_timeout(PAUSE),
+            };
+            if let Err(RecvTimeoutError::Disconnected) = first {
+                return;
+            }
+            let jobs = first.into_iter().chain(waiting.try_iter().take(SLICE));
+            gone.extend(jobs.filter_map(|job| match job {
+                Job::Delete(gone) => Some(gone),
+                Job::WriteAgain => None,
+            }));
+            gone.truncate(MAX_WAITING);
             // A key that is written after this look is so after it was deleted.
-            self.ask(|connection| match self.still_gone(gone) {
+            let deleted = self.ask(|connection| match self.still_gone(&gone) {
                 keys if keys.is_empty() => Ok(()),
                 keys => connection.del::<_, ()>(keys),
             });
+            if deleted.is_some() {
+                gone.clear();
+            }
+            if !self.unwritten().is_empty() {
+                self.ask(|connection| self.write_again(connection));
+            }
         }
+    }
+
+    /// Writes some of what couldn't be written. Nobody else writes meanwhile.
+    fn write_again(&self, connection: &mut Connection) -> RedisResult<()> {
+        let now = Instant::now();
+        self.unwritten()
+            .retain(|_, unwritten| unwritten.until > now);
+        let some: Vec<_> = {
+            let all = self.unwritten();
+            let some = all.iter().take(SLICE);
+            some.map(|(key, unwritten)| (key.clone(), unwritten.clone()))
+                .collect()
+        };
+        let mut writes = Pipeline::new();
+        for (key, Unwritten { value, until }) in &some {
+            writes
+                .pset_ex(key, value, millis(until.duration_since(now)))
+                .ignore();
+        }
+        writes.query::<()>(connection)?;
+        let mut all = self.unwritten();
+        for (key, unwritten) in some {
+            if all.get(&key) == Some(&unwritten) {
+                all.remove(&key);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a value that lasts for so long. Returns whether it is there.
+    fn write(&self, key: String, value: &[u8], life: Duration) -> bool {
+        self.writes(&key);
+        let written = self.ask(|connection| {
+            self.unwritten().remove(&key);
+            connection.pset_ex::<_, _, ()>(&key, value, millis(life))
+        });
+        if written.is_some() {
+            return true;
+        }
+        let mut all = self.unwritten();
+        if all.len() < MAX_WAITING || all.contains_key(&key) {
+            let (value, until) = (value.to_vec(), Instant::now() + life);
+            all.insert(key, Unwritten { value, until });
+            // If there is no room, the thread is awake anyway.
+            _ = self.jobs.try_send(Job::WriteAgain);
+        }
+        false
     }
 
     /// A key is about to be written.
@@ -181,19 +266,24 @@ impl Valkey {
     fn drop_key(&self, key: String) {
         // Another process's key, if it isn't there.
         let write = self.written().keys.get(&key).copied().unwrap_or(0);
-        if self.gone.try_send(Gone { key, write }).is_err() {
+        self.unwritten().remove(&key);
+        if self
+            .jobs
+            .try_send(Job::Delete(Gone { key, write }))
+            .is_err()
+        {
             log::debug!("the store {}: a key ends by itself later", self.name);
         }
     }
 
     /// Those of the keys that weren't written again.
-    fn still_gone(&self, gone: Vec<Gone>) -> Vec<String> {
+    fn still_gone(&self, gone: &[Gone]) -> Vec<String> {
         let mut written = self.written();
         let mut keys = Vec::with_capacity(gone.len());
         for Gone { key, write } in gone {
-            if written.keys.get(&key).is_none_or(|last| *last == write) {
-                written.keys.remove(&key);
-                keys.push(key);
+            if written.keys.get(key).is_none_or(|last| last == write) {
+                written.keys.remove(key);
+                keys.push(key.clone());
             }
         }
         keys
@@ -201,6 +291,12 @@ impl Valkey {
 
     fn written(&self) -> MutexGuard<'_, Written> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unwritten(&self) -> MutexGuard<'_, HashMap<String, Unwritten>> {
+        self.unwritten
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks the server. `None`: it doesn't answer, which is said once.
@@ -216,6 +312,7 @@ impl Valkey {
         match question(&mut connection) {
             Ok(answer) => {
                 link.connection = Some(connection);
+                link.silent = None;
                 if link.again.take().is_some() {
                     log::warn!("the store {} answers again", self.name);
                 }
@@ -245,9 +342,16 @@ impl Valkey {
             );
         }
         link.errors = link.errors.saturating_add(1);
-        link.again = Some(Instant::now() + PAUSE);
+        let now = Instant::now();
+        link.silent.get_or_insert(now);
+        link.again = Some(now + PAUSE);
         None
     }
+}
+
+/// In milliseconds, and at least one: the server refuses 0.
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 fn prefix() -> String {

@@ -40,5 +40,6 @@ pub mod scenario;
 pub mod scripted;
 pub mod server;
 pub mod stations;
+pub mod store;
 pub mod topology;
 pub mod weather;

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::net::Net;
 use super::process::{PATH, Process, require, run};
 use super::stations::{self, Station};
+use super::store::Store;
 use super::topology::{Topology, at, host, link, router};
 use crate::paths::{repository, unpacked};
 
@@ -22,16 +23,12 @@ pub const GATEWAYS: [&str; 2] = ["a", "b"];
 /// The address that the server inside is published at, and that clients inside are seen with. It has
 /// as many digits as [`INSIDER`], so no announcement changes its length.
 pub const PUBLIC: &str = "203.0.113.1";
+/// Another one in its place, with which all announcements get longer.
+pub const LONGER: &str = "203.0.113.100";
 /// The host inside.
 pub const INSIDER: &str = "10.100.20.2";
 /// The host outside.
 pub const OUTSIDER: &str = "198.51.100.2";
-/// What moves from one gateway to the other: interfaces and addresses.
-const VIRTUAL: [(&str, &str); 3] = [
-    ("out0", "198.51.100.1/24"),
-    ("out0", "203.0.113.1/32"),
-    ("in0", "10.100.20.1/24"),
-];
 
 /// Tells the neighbours where addresses are (RFC 5227 §3): `announce.py [INTERFACE ADDRESS]…`.
 const ANNOUNCE: &str = r#"
@@ -44,6 +41,35 @@ for interface, address in zip(sys.argv[1::2], sys.argv[2::2]):
     request = bytes([0, 1, 8, 0, 6, 4, 0, 1]) + own + ip + b"\0" * 6 + ip
     s.send(b"\xff" * 6 + own + b"\x08\x06" + request)
 "#;
+
+/// What differs from one pair to another.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// [`PUBLIC`] or [`LONGER`].
+    pub public: &'static str,
+    /// `PurgeTimeout` in conntrackd's file, in seconds: when the standby forgets what it had.
+    pub purge: u32,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            public: PUBLIC,
+            purge: 60,
+        }
+    }
+}
+
+impl Plan {
+    /// What moves from one gateway to the other: interfaces and addresses.
+    fn moving(&self) -> [(&'static str, String); 3] {
+        [
+            ("out0", "198.51.100.1/24".into()),
+            ("out0", format!("{}/32", self.public)),
+            ("in0", "10.100.20.1/24".into()),
+        ]
+    }
+}
 
 /// Two gateways at work, with `ftpalg` and conntrackd on both.
 ///
@@ -58,7 +84,7 @@ for interface, address in zip(sys.argv[1::2], sys.argv[2::2]):
 pub struct Pair {
     /// The network.
     pub net: Net,
-    purge: u32,
+    plan: Plan,
     /// `ftpalg` on either gateway.
     stations: Vec<Station>,
     ftpalg: Vec<Process>,
@@ -67,25 +93,27 @@ pub struct Pair {
 }
 
 impl Pair {
+    /// The store of [`start_store`](Self::start_store), for `--state`.
+    pub const STATE: &str = "valkey://ftpalg:secret@192.0.2.3";
+
     /// Brings it up; `arguments` are further ones for `ftpalg run` on both. Nobody has the virtual
     /// addresses yet.
     ///
     /// # Panics
     /// If something doesn't start.
     pub fn new(arguments: &[&'static str]) -> Self {
-        Self::with_purge(60, arguments)
+        Self::of(Plan::default(), arguments)
     }
 
-    /// The same with another `PurgeTimeout` in conntrackd's file, in seconds: when the standby forgets what
-    /// it had.
+    /// The same by a plan of its own.
     ///
     /// # Panics
     /// As [`Self::new`].
-    pub fn with_purge(purge: u32, arguments: &[&'static str]) -> Self {
+    pub fn of(plan: Plan, arguments: &[&'static str]) -> Self {
         for tool in ["conntrack", "python3"] {
             require(tool);
         }
-        let net = Net::new(&topology());
+        let net = Net::new(&topology(plan.public));
         for switch in ["ow", "iw", "sw"] {
             net.bridge(switch);
         }
@@ -94,15 +122,18 @@ impl Pair {
             net.sysctl(gateway, "net.netfilter.nf_conntrack_tcp_loose", "0");
         }
         let arguments = [&["--inside", "in0"], arguments].concat();
+        let Plan { public, .. } = plan;
         let v4 = stations::drop_by_default(&["FORWARD"], &[21])
             + &stations::nat(&[
-                "-A PREROUTING -d 203.0.113.1/32 -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.100.20.2",
-                "-A POSTROUTING -s 10.100.20.0/24 -o out0 -j SNAT --to-source 203.0.113.1",
+                &format!(
+                    "-A PREROUTING -d {public}/32 -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.100.20.2"
+                ),
+                &format!("-A POSTROUTING -s 10.100.20.0/24 -o out0 -j SNAT --to-source {public}"),
             ]);
         let stations = GATEWAYS.map(|gateway| Station::new(gateway, v4.clone(), &arguments));
         let mut this = Self {
             net,
-            purge,
+            plan,
             stations: stations.to_vec(),
             ftpalg: Vec::new(),
             conntrackd: Vec::new(),
@@ -131,6 +162,22 @@ impl Pair {
         })
     }
 
+    /// Starts a store on `k`, which both reach: [`STATE`](Self::STATE).
+    ///
+    /// # Panics
+    /// If it doesn't start.
+    pub fn start_store(&self) -> Store {
+        Store::start(&self.net, "k", "192.0.2.3")
+    }
+
+    /// What `ftpalg` printed on a gateway.
+    pub fn log(&self, gateway: usize) -> String {
+        self.ftpalg
+            .get(gateway)
+            .map(Process::log)
+            .unwrap_or_default()
+    }
+
     /// What `ftpalg status --json` says on a gateway.
     pub fn status(&self, gateway: usize) -> Value {
         self.stations[gateway].status(&self.net)
@@ -140,12 +187,13 @@ impl Pair {
     /// announcements, the script.
     pub fn becomes_master(&self, gateway: usize) {
         let name = GATEWAYS[gateway];
-        for (interface, address) in VIRTUAL {
+        let moving = self.plan.moving();
+        for (interface, address) in &moving {
             let words = ["ip", "address", "add", address, "dev", interface];
             self.net.exec(name, &words).must();
         }
         let mut words = vec!["python3", "-c", ANNOUNCE];
-        for (interface, address) in VIRTUAL {
+        for (interface, address) in &moving {
             let (address, _) = address.split_once('/').expect("an address with a length");
             words.extend([interface, address]);
         }
@@ -155,7 +203,7 @@ impl Pair {
 
     /// Takes the virtual addresses away from a gateway, as keepalived does.
     pub fn becomes_backup(&self, gateway: usize) {
-        for (interface, address) in VIRTUAL {
+        for (interface, address) in &self.plan.moving() {
             let words = ["ip", "address", "del", address, "dev", interface];
             self.net.exec(GATEWAYS[gateway], &words).must();
         }
@@ -166,7 +214,7 @@ impl Pair {
     pub fn moves_to(&self, gateway: usize) {
         std::thread::scope(|scope| {
             let other = 1 - gateway;
-            for (interface, address) in VIRTUAL {
+            for (interface, address) in &self.plan.moving() {
                 let words = ["ip", "address", "del", address, "dev", interface];
                 self.net.exec(GATEWAYS[other], &words).must();
             }
@@ -213,7 +261,7 @@ impl Pair {
     }
 
     fn start_conntrackd(&self, gateway: usize) -> Process {
-        let purge = format!("PurgeTimeout {}", self.purge);
+        let purge = format!("PurgeTimeout {}", self.plan.purge);
         let lock = self.file(gateway, "conntrackd.lock");
         let socket = self.file(gateway, "conntrackd.ctl");
         let mut changes = vec![
@@ -250,10 +298,13 @@ impl Pair {
         let config = self.configure(
             gateway,
             "keepalived.conf",
-            &[(
-                "/etc/keepalived/ftpalg-notify",
-                script.to_str().expect("text"),
-            )],
+            &[
+                (
+                    "/etc/keepalived/ftpalg-notify",
+                    script.to_str().expect("text"),
+                ),
+                (PUBLIC, self.plan.public),
+            ],
         );
         let mut command = self.net.command(
             GATEWAYS[gateway],
@@ -304,7 +355,8 @@ impl Pair {
         let has = |gateway: &usize| {
             let words = ["ip", "-4", "-o", "address"];
             let text = self.net.exec(GATEWAYS[*gateway], &words).must().stdout;
-            let mut addresses = VIRTUAL.iter();
+            let moving = self.plan.moving();
+            let mut addresses = moving.iter();
             addresses.all(|(_, address)| text.contains(&format!(" {address} ")))
         };
         (0..2).filter(has).collect()
@@ -390,7 +442,7 @@ fn conntrackd() -> String {
 }
 
 /// The hosts and cables; the client is outside, and the server inside and published.
-fn topology() -> Topology {
+fn topology(public: &str) -> Topology {
     let gateway = |name, out, inner, sync| {
         let switch = |name: &str| -> &'static str {
             match name {
@@ -428,7 +480,7 @@ fn topology() -> Topology {
         inside: "in0",
         outside: "out0",
         listen: at("10.100.20.2:21"),
-        dial: at("203.0.113.1:21"),
+        dial: at(&format!("{public}:21")),
         ..Topology::bare(
             vec![
                 host(

@@ -70,6 +70,8 @@ pub struct Config {
     pub passive_ports: Option<(u16, u16)>,
     /// Whether it speaks TLS: vsftpd and pyftpdlib do.
     pub tls: Option<Tls>,
+    /// Whether vsftpd connects from port 20 (RFC 959 §5.2).
+    pub from_port_20: bool,
 }
 
 impl Config {
@@ -80,6 +82,7 @@ impl Config {
             announce: None,
             passive_ports: None,
             tls: None,
+            from_port_20: true,
         }
     }
 }
@@ -313,13 +316,14 @@ fn vsftpd(net: &Net, config: &Config, directory: &Path) -> Command {
          anon_mkdir_write_enable=YES\nanon_other_write_enable=YES\nanon_umask=022\n\
          anon_world_readable_only=NO\nsecure_chroot_dir={}\nseccomp_sandbox=NO\n\
          isolate_network=NO\nisolate=NO\nxferlog_enable=NO\ntcp_wrappers=NO\n\
-         async_abor_enable=YES\nconnect_from_port_20=YES\nftp_data_port=20\n\
+         async_abor_enable=YES\nconnect_from_port_20={from}\nftp_data_port=20\n\
          connect_timeout=5\naccept_timeout=5\nmax_per_ip=0\n\
          pasv_min_port={low}\npasv_max_port={high}\n",
         listen.ip(),
         listen.port(),
         directory.join("root").display(),
         directory.join("empty").display(),
+        from = if config.from_port_20 { "YES" } else { "NO" },
     );
     if let Some(address) = config.announce {
         text += &format!("pasv_address={address}\n");
