@@ -1,6 +1,7 @@
 //! The parts of the daemon, as the configuration and the host have them.
 
 use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -286,7 +287,7 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), S
     let events = Events::open(mark).map_err(StartError::system("watch conntrack"))?;
     let readable = events.as_fd().try_clone_to_owned();
     let readable = readable.map_err(StartError::system("watch conntrack"))?;
-    let plane = Plane::new(
+    let mut plane = Plane::new(
         plane_config(config),
         Parts {
             backend: backend(config)?,
@@ -296,6 +297,7 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), S
             clock: Box::new(move || clock.now()),
         },
     );
+    plane.begin_ports_at(random());
     Ok((plane, readable))
 }
 
@@ -308,6 +310,12 @@ pub(super) fn plane_config(config: &Config) -> pinholes::PlaneConfig {
         mark: config.steering.mark,
         tls_range: config.tls_range(),
     }
+}
+
+/// A number that differs from process to process.
+fn random() -> u32 {
+    let [.., a, b, c, d] = RandomState::new().build_hasher().finish().to_be_bytes();
+    u32::from_be_bytes([a, b, c, d])
 }
 
 /// Clears connection attempts out of a pinhole's way that were made before it was there.

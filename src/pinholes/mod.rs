@@ -159,6 +159,13 @@ impl Plane {
         }
     }
 
+    /// Sets where in their range the search for free ports begins; each goes on behind the last one. A
+    /// process should begin elsewhere than the one before it: a connection that was made through that
+    /// one's pinhole, and has just ended, would be taken for one through a new pinhole with its port.
+    pub fn begin_ports_at(&mut self, start: u32) {
+        self.next_port = start;
+    }
+
     /// See [`Gateway::admit`](crate::engine::gateway::Gateway::admit).
     ///
     /// # Errors
