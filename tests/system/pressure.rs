@@ -261,7 +261,8 @@ fn a_process_that_stands_still() {
     }
 }
 
-/// More connections of others come and go than the socket for conntrack's events holds.
+/// More connections come and go than the socket for conntrack's events holds. They carry the mark, since the
+/// kernel tells of no others.
 #[test]
 fn a_storm_of_conntrack_events() {
     let net = gateway(Policy::Drop, Flavour::Nft);
@@ -271,6 +272,11 @@ fn a_storm_of_conntrack_events() {
     let at = address(&control.ask("PASV\r\n", "227"));
     freeze(alg.pid());
     let router = net.topology().router;
+    let mark = [
+        &["iptables-nft", "-t", "mangle", "-A", "OUTPUT", "-p", "udp"][..],
+        &["-j", "CONNMARK", "--set-xmark", "0x40000000/0x40000000"],
+    ];
+    net.exec(router, &mark.concat()).must();
     net.within(router, || {
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         for port in 1..=u16::MAX {
