@@ -1,7 +1,6 @@
 //! The journal: what becomes of it, and of sessions without it.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use testkit::lab::gateway::{Control, LIMIT, ended, ftpalg, start_with, status};
 use testkit::lab::net::Net;
 use testkit::lab::process::{Process, run};
 use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::scripted;
 use testkit::lab::store::Store;
 use testkit::lab::topology::Topology;
 use testkit::paths;
@@ -35,7 +35,7 @@ impl Session {
     fn open(net: &Net) -> Self {
         let topology = net.topology();
         let listener = net.within(topology.server, || {
-            TcpListener::bind(topology.listen).unwrap()
+            scripted::listen(topology.listen).unwrap()
         });
         let client = Control::dial(net);
         let server = Control::new(listener.accept().unwrap().0);

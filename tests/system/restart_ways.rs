@@ -13,6 +13,7 @@ use testkit::lab::gateway::{
 use testkit::lab::net::Net;
 use testkit::lab::process::{Finished, Process};
 use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::scripted;
 use testkit::lab::server::{Config, Kind, Server};
 use testkit::lab::topology::{Topology, at, host, link, router};
 use testkit::paths;
@@ -34,7 +35,7 @@ impl Session {
     fn open(net: &Net) -> Self {
         let topology = net.topology();
         let listener = net.within(topology.server, || {
-            TcpListener::bind(topology.listen).unwrap()
+            scripted::listen(topology.listen).unwrap()
         });
         let client = Control::dial(net);
         let server = Control::new(listener.accept().unwrap().0);
@@ -75,8 +76,8 @@ impl Session {
         };
         let reply = self.say(command, &reply);
         let verb = match own {
-            SocketAddr::V4(_) => testkit::lab::scripted::Verb::Pasv,
-            SocketAddr::V6(_) => testkit::lab::scripted::Verb::Epsv,
+            SocketAddr::V4(_) => scripted::Verb::Pasv,
+            SocketAddr::V6(_) => scripted::Verb::Epsv,
         };
         let peer = self.client.0.get_ref().peer_addr().unwrap();
         let to = verb.address(&reply, peer.ip()).unwrap();
@@ -84,10 +85,7 @@ impl Session {
             TcpStream::connect_timeout(&to, LIMIT)
         });
         let out = out.unwrap_or_else(|e| panic!("{}: {e}", reply.trim()));
-        [
-            out,
-            testkit::lab::scripted::accept(&listener, LIMIT).unwrap(),
-        ]
+        [out, scripted::accept(&listener, LIMIT).unwrap()]
     }
 
     /// Asserts that both ends get a RST soon.
