@@ -159,7 +159,8 @@ fn equal_ports_behind_one_address() {
         .part(published("inside", "c"));
     let net = case.build();
     let server = Server::start(&case.cast(&net, &case.parts[0]), &Config::new(Kind::Vsftpd));
-    for backend in BACKENDS {
+    // With the ports of the first one, the server's port 20 wouldn't be free for the second one.
+    for (backend, port) in BACKENDS.into_iter().zip(41_000u16..) {
         let alg = case.stations[0].start(&net, backend);
         let mut sessions: Vec<_> = [("198.51.100.2", 0), ("10.0.0.2", 1)]
             .into_iter()
@@ -167,12 +168,13 @@ fn equal_ports_behind_one_address() {
                 let net = case.cast(&net, &case.parts[part]);
                 let mut control = Control::dial(&net);
                 control.log_in(&server);
-                let here = at(&format!("{address}:41000"));
+                let here = at(&format!("{address}:{port}"));
                 let listener = net
                     .within(case.parts[part].client, || scripted::listen(here))
                     .unwrap();
                 let numbers = address.replace('.', ",");
-                control.ask(&format!("PORT {numbers},160,40\r\n"), "200");
+                let [high, low] = port.to_be_bytes();
+                control.ask(&format!("PORT {numbers},{high},{low}\r\n"), "200");
                 (control, listener)
             })
             .collect();
