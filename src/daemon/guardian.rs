@@ -1,8 +1,9 @@
 //! Removes the rules that a daemon left for a successor, if none comes.
 //!
 //! It is a process of its own, since the daemon has ended by then: `ftpalg rules remove --after SECS`,
-//! options that aren't shown. Sessions that only the daemon could go on with are ended then. Once another daemon has had the [lock](super::lock), the rules are
-//! that one's: the guardian ends, whatever becomes of that daemon.
+//! with options that aren't shown. Sessions that only the daemon could go on with are ended then. Once
+//! another daemon has had the [lock], the rules are that one's: the guardian ends, whatever becomes of
+//! that daemon.
 
 use std::io;
 use std::os::unix::process::CommandExt;
