@@ -1,17 +1,17 @@
 //! The journal: what becomes of it, and of sessions without it.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use testkit::lab::gateway::{Control, LIMIT, ended, ftpalg, start_with, status};
+use testkit::lab::gateway::{LIMIT, ended, ftpalg, start_with, status};
 use testkit::lab::net::Net;
 use testkit::lab::process::{Process, run};
 use testkit::lab::rules::{self, Flavour, Policy};
-use testkit::lab::scripted;
+use testkit::lab::session::Session;
 use testkit::lab::store::Store;
 use testkit::lab::topology::Topology;
 use testkit::paths;
@@ -25,51 +25,17 @@ fn network() -> Net {
     net
 }
 
-/// Both ends of a control connection in which a reply was made longer.
-struct Session {
-    client: Control,
-    server: Control,
+/// A session in which a reply was made longer.
+fn uneven(net: &Net) -> Session {
+    let mut session = Session::open(net);
+    announce(&mut session);
+    session
 }
 
-impl Session {
-    fn open(net: &Net) -> Self {
-        let topology = net.topology();
-        let listener = net.within(topology.server, || {
-            scripted::listen(topology.listen).unwrap()
-        });
-        let client = Control::dial(net);
-        let server = Control::new(listener.accept().unwrap().0);
-        let mut session = Self { client, server };
-        session.server.send("220 ready\r\n");
-        assert_eq!(session.client.read(), "220 ready\r\n");
-        session.say("USER lab\r\n", "331 password\r\n");
-        session.say("PASS lab\r\n", "230 fine\r\n");
-        session.announce();
-        session
-    }
-
-    #[track_caller]
-    fn say(&mut self, command: &str, reply: &str) -> String {
-        self.client.send(command);
-        assert_eq!(self.server.read(), command);
-        self.server.send(reply);
-        self.client.read()
-    }
-
-    #[track_caller]
-    fn announce(&mut self) {
-        let read = self.say("PASV\r\n", "227 here (10,0,0,2,200,1)\r\n");
-        assert_eq!(read, "227 here (203,0,113,1,200,1)\r\n");
-    }
-
-    /// Asserts that an end gets a RST soon.
-    #[track_caller]
-    fn gets_reset(end: &mut Control) {
-        let stream = &mut end.0;
-        stream.get_ref().set_read_timeout(Some(LIMIT)).unwrap();
-        let got = stream.read(&mut [0]).map_err(|e| e.kind());
-        assert_eq!(got, Err(ErrorKind::ConnectionReset));
-    }
+#[track_caller]
+fn announce(session: &mut Session) {
+    let read = session.say("PASV\r\n", "227 here (10,0,0,2,200,1)\r\n");
+    assert_eq!(read, "227 here (203,0,113,1,200,1)\r\n");
 }
 
 /// The journal of the gateway.
@@ -96,7 +62,7 @@ fn health(net: &Net, told: impl Fn(&Value) -> bool) -> Value {
 fn it_is_there_while_the_daemon_is_and_until_a_successor_comes() {
     let net = network();
     let alg = start_with(&net, "nft", Flavour::Nft, &UNEVEN);
-    let mut session = Session::open(&net);
+    let mut session = uneven(&net);
     let journal = health(&net, |_| true);
     assert_eq!(
         (&journal["records"], &journal["works"]),
@@ -104,15 +70,15 @@ fn it_is_there_while_the_daemon_is_and_until_a_successor_comes() {
     );
     drop(alg.stop());
     assert!(!file(&net).exists(), "a stop leaves nothing");
-    Session::gets_reset(&mut session.client);
+    session.client.gets_reset(LIMIT);
 
     let alg = start_with(&net, "nft", Flavour::Nft, &UNEVEN);
-    let mut session = Session::open(&net);
+    let mut session = uneven(&net);
     alg.process().unwrap().signal(Signal::SIGKILL);
     ended(&net);
     assert!(file(&net).exists());
     let alg = start_with(&net, "nft", Flavour::Nft, &UNEVEN);
-    session.announce();
+    announce(&mut session);
     session.client.send("QUIT\r\n");
     assert_eq!(session.server.read(), "QUIT\r\n");
     drop(session);
@@ -131,7 +97,7 @@ fn without_it_uneven_sessions_end() {
     let states: [&[&str]; 2] = [&UNEVEN, &["--keep-length", "off", "--state", "none"]];
     for more in states {
         let alg = start_with(&net, "nft", Flavour::Nft, more);
-        let mut sessions = [Session::open(&net), Session::open(&net)];
+        let mut sessions = [uneven(&net), uneven(&net)];
         alg.process().unwrap().signal(Signal::SIGKILL);
         ended(&net);
         drop(std::fs::remove_file(file(&net)));
@@ -143,10 +109,10 @@ fn without_it_uneven_sessions_end() {
             (&mut second.server, &mut second.client),
         ] {
             let said = speaker.0.get_mut().write_all(b"200 anybody there?\r\n");
-            Session::gets_reset(other);
+            other.gets_reset(LIMIT);
             // A reply that was repeated may have told them before.
             match said {
-                Ok(()) => Session::gets_reset(speaker),
+                Ok(()) => speaker.gets_reset(LIMIT),
                 Err(e) => assert_eq!(e.kind(), ErrorKind::ConnectionReset),
             }
         }
@@ -223,22 +189,22 @@ fn without_room_sessions_go_on_and_it_recovers() {
         command.arg(&place);
         run(command, LIMIT)
     };
-    let mut session = Session::open(&net);
+    let mut session = uneven(&net);
     inside("dd if=/dev/zero of=$1/fill bs=4k; true").must();
     let full = (0..200).any(|_| {
-        session.announce();
+        announce(&mut session);
         status(&net)["journal"]["works"] == false
     });
     assert!(full, "{}", daemon.log());
     for _ in 0..20 {
-        session.announce();
+        announce(&mut session);
     }
     let errors = health(&net, |_| true);
     assert!(errors["errors"].as_u64().unwrap() >= 1, "{errors}");
     inside("rm $1/fill").must();
     let deadline = Instant::now() + LIMIT;
     while status(&net)["journal"]["works"] == false && Instant::now() < deadline {
-        session.announce();
+        announce(&mut session);
         std::thread::sleep(Duration::from_millis(50));
     }
     let journal = health(&net, |journal| journal["works"] == true);
@@ -271,16 +237,16 @@ fn a_store_says_as_much() {
     let net = network();
     let store = store(&net);
     let alg = start_with(&net, "nft", Flavour::Nft, &SHARED);
-    let mut session = Session::open(&net);
+    let mut session = uneven(&net);
     // One more pinhole that nobody uses.
-    session.announce();
+    announce(&mut session);
     alg.process().unwrap().signal(Signal::SIGKILL);
     ended(&net);
     std::fs::remove_file(file(&net)).unwrap();
     ftpalg(&net, &["rules", "remove"]).must();
     let alg = start_with(&net, "nft", Flavour::Nft, &SHARED);
     assert_eq!(status(&net)["nat"]["adopted"], 1);
-    session.announce();
+    announce(&mut session);
     // An address comes, as those do that two gateways share: all is read from the store again.
     let router = net.topology().router;
     let forgot = || {
@@ -300,13 +266,13 @@ fn a_store_says_as_much() {
             std::thread::sleep(Duration::from_millis(10));
         }
         assert!(forgot() > before, "{change}");
-        session.announce();
+        announce(&mut session);
     }
     assert!(status(&net)["counters"]["joined"].as_u64().unwrap() >= 3);
     let keys = store.keys(&net, "ftpalg:*");
     assert!(keys.contains(":flow:") && keys.contains(":hole:"), "{keys}");
     drop(alg.stop());
-    Session::gets_reset(&mut session.client);
+    session.client.gets_reset(LIMIT);
 }
 
 /// A store that doesn't answer stops nothing, and is told once.
@@ -315,23 +281,23 @@ fn without_the_store_sessions_go_on() {
     let net = network();
     let server = store(&net);
     let alg = start_with(&net, "nft", Flavour::Nft, &SHARED);
-    let mut session = Session::open(&net);
+    let mut session = uneven(&net);
     assert_eq!(status(&net)["store"]["works"], true);
     // It hangs, and then it is gone.
     server.process().signal(Signal::SIGSTOP);
     for _ in 0..20 {
-        session.announce();
+        announce(&mut session);
     }
     server.process().signal(Signal::SIGCONT);
     server.fails();
     for _ in 0..20 {
-        session.announce();
+        announce(&mut session);
     }
     assert_eq!(status(&net)["store"]["works"], false);
     let server = store(&net);
     let deadline = Instant::now() + LIMIT;
     while status(&net)["store"]["works"] == false && Instant::now() < deadline {
-        session.announce();
+        announce(&mut session);
         std::thread::sleep(Duration::from_millis(100));
     }
     assert_eq!(status(&net)["store"]["works"], true);
@@ -347,8 +313,8 @@ fn without_the_store_sessions_go_on() {
 fn the_store_gets_what_it_missed() {
     let net = network();
     let alg = start_with(&net, "nft", Flavour::Nft, &SHARED);
-    let mut session = Session::open(&net);
-    session.announce();
+    let mut session = uneven(&net);
+    announce(&mut session);
     let store = store(&net);
     let deadline = Instant::now() + LIMIT;
     let mut keys = String::new();
@@ -362,7 +328,7 @@ fn the_store_gets_what_it_missed() {
     ended(&net);
     std::fs::remove_file(file(&net)).unwrap();
     let alg = start_with(&net, "nft", Flavour::Nft, &SHARED);
-    session.announce();
+    announce(&mut session);
     drop(alg.stop());
 }
 
@@ -372,7 +338,7 @@ fn removing_the_rules_ends_what_was_recorded() {
     let net = network();
     let before = rules::snapshot(&net, net.topology().router);
     let alg = start_with(&net, "nft", Flavour::Nft, &UNEVEN);
-    let mut session = Session::open(&net);
+    let mut session = uneven(&net);
     alg.process().unwrap().signal(Signal::SIGKILL);
     ended(&net);
     let finished = ftpalg(&net, &["rules", "remove"]).must();
@@ -381,8 +347,8 @@ fn removing_the_rules_ends_what_was_recorded() {
         "{finished}"
     );
     assert_eq!(rules::snapshot(&net, net.topology().router), before);
-    Session::gets_reset(&mut session.client);
-    Session::gets_reset(&mut session.server);
+    session.client.gets_reset(LIMIT);
+    session.server.gets_reset(LIMIT);
     assert!(!file(&net).exists());
 }
 
@@ -394,7 +360,7 @@ fn ranges_under_tls_go_on() {
         rules::install(&net, flavour, Policy::Drop, true);
         let more = ["--tls", "range:50000-50010"];
         let alg = start_with(&net, backend, flavour, &more);
-        let mut session = Session::open(&net);
+        let mut session = uneven(&net);
         session.say("AUTH TLS\r\n", "234 go on\r\n");
         let ranges = || {
             let answer = ftpalg(&net, &["pinholes", "--json"]).must();

@@ -1,20 +1,17 @@
 //! How the daemon ends, and what its sessions notice of it: stopped, or handed over to a successor.
 
-use std::io::{ErrorKind, Read};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use testkit::lab::gateway::{
-    Control, LIMIT, download, ended, ftpalg, refused, start_with as start, status,
-};
+use testkit::lab::gateway::{LIMIT, download, ended, ftpalg, refused, start_with as start, status};
 use testkit::lab::net::Net;
 use testkit::lab::process::{Finished, Process};
 use testkit::lab::rules::{self, Flavour, Policy};
-use testkit::lab::scripted;
 use testkit::lab::server::{Config, Kind, Server};
+use testkit::lab::session::Session;
 use testkit::lab::topology::{Topology, at, host, link, router};
 use testkit::paths;
 
@@ -24,83 +21,13 @@ const SOON: Duration = Duration::from_secs(2);
 /// Both backends, beside one flavour each.
 const HOSTS: [(&str, Flavour); 2] = [("nft", Flavour::Nft), ("iptables", Flavour::Legacy)];
 
-/// Both ends of a control connection.
-struct Session {
-    client: Control,
-    server: Control,
-}
-
-impl Session {
-    /// A session that has logged in.
-    fn open(net: &Net) -> Self {
-        let topology = net.topology();
-        let listener = net.within(topology.server, || {
-            scripted::listen(topology.listen).unwrap()
-        });
-        let client = Control::dial(net);
-        let server = Control::new(listener.accept().unwrap().0);
-        let mut session = Self { client, server };
-        session.server.send("220 ready\r\n");
-        assert_eq!(session.client.read(), "220 ready\r\n");
-        session.say("USER lab\r\n", "331 password\r\n");
-        session.say("PASS lab\r\n", "230 fine\r\n");
-        session
-    }
-
-    /// A command and its reply; returns what the client reads.
-    #[track_caller]
-    fn say(&mut self, command: &str, reply: &str) -> String {
-        self.client.send(command);
-        let heard = self.server.read();
-        assert_eq!(heard.get(..4), command.get(..4), "{heard}");
-        self.server.send(reply);
-        self.client.read()
-    }
-
-    /// A passive data connection; returns its two ends.
-    #[track_caller]
-    fn passive(&mut self, net: &Net) -> [TcpStream; 2] {
-        let own = self.server.0.get_ref().local_addr().unwrap();
-        let listener = net.within(net.topology().server, || {
-            TcpListener::bind((own.ip(), 0)).unwrap()
-        });
-        let port = listener.local_addr().unwrap().port();
-        let (command, reply) = match own {
-            SocketAddr::V4(own) => {
-                let ip = own.ip().to_string().replace('.', ",");
-                let (high, low) = (port >> 8, port & 255);
-                // The dot makes room for a longer address, whatever the port is.
-                ("PASV\r\n", format!("227 here ({ip},{high},{low}).\r\n"))
-            }
-            SocketAddr::V6(_) => ("EPSV\r\n", format!("229 here (|||{port}|)\r\n")),
-        };
-        let reply = self.say(command, &reply);
-        let verb = match own {
-            SocketAddr::V4(_) => scripted::Verb::Pasv,
-            SocketAddr::V6(_) => scripted::Verb::Epsv,
-        };
-        let peer = self.client.0.get_ref().peer_addr().unwrap();
-        let to = verb.address(&reply, peer.ip()).unwrap();
-        let out = net.within(net.topology().client, || {
-            TcpStream::connect_timeout(&to, LIMIT)
-        });
-        let out = out.unwrap_or_else(|e| panic!("{}: {e}", reply.trim()));
-        [out, scripted::accept(&listener, LIMIT).unwrap()]
-    }
-
-    /// Asserts that both ends get a RST soon.
-    #[track_caller]
-    fn gets_reset(self) {
-        let deadline = Instant::now() + SOON;
-        for (name, end) in [("client", self.client), ("server", self.server)] {
-            let mut end = end.0;
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left = left.max(Duration::from_millis(1));
-            end.get_ref().set_read_timeout(Some(left)).unwrap();
-            let got = end.read(&mut [0]);
-            let kind = got.as_ref().map_err(std::io::Error::kind);
-            assert_eq!(kind, Err(ErrorKind::ConnectionReset), "{name}: {got:?}");
-        }
+/// Asserts that both ends get a RST soon.
+#[track_caller]
+fn get_reset(session: Session) {
+    let deadline = Instant::now() + SOON;
+    for mut end in [session.client, session.server] {
+        let left = deadline.saturating_duration_since(Instant::now());
+        end.gets_reset(left.max(Duration::from_millis(1)));
     }
 }
 
@@ -116,7 +43,7 @@ fn stopped(topology: &Topology, uneven: impl Fn(&mut Session, &Net)) {
         let mut session = Session::open(&net);
         uneven(&mut session, &net);
         let log = alg.stop();
-        session.gets_reset();
+        get_reset(session);
         assert!(log.contains("1 session ended by RST"), "{log}");
         assert_eq!(rules::snapshot(&net, topology.router), before);
         assert_eq!(rules::invalid(&net, topology.router), invalid, "{backend}");
@@ -210,7 +137,7 @@ fn a_stop_resets_uneven_sessions_over_ipv6() {
         let reply = session.say("EPSV\r\n", "229 here you are (|||22|)\r\n");
         assert!(reply.starts_with("425"), "{reply}");
     });
-    session.gets_reset();
+    get_reset(session);
     let masqueraded = net.recast(|topology| {
         (topology.client, topology.server) = ("b", "a");
         (topology.listen, topology.dial) = (at("[2001:db8:1::2]:21"), at("[2001:db8:1::2]:21"));
@@ -218,7 +145,7 @@ fn a_stop_resets_uneven_sessions_over_ipv6() {
     let (session, _) = stopped_on(&masqueraded, &words, |session| {
         session.say("EPRT |2|fd00::2|51201|\r\n", "200 fine\r\n");
     });
-    session.gets_reset();
+    get_reset(session);
 }
 
 /// The gateway is one of the two ends.
@@ -243,7 +170,7 @@ fn a_stop_resets_uneven_sessions_of_the_host_itself() {
         let reply = session.say("PASV\r\n", "227 here you are (198,51,100,1,0,22)\r\n");
         assert!(reply.starts_with("425"), "{reply}");
     });
-    session.gets_reset();
+    get_reset(session);
     let client = net.recast(|topology| {
         (topology.client, topology.server) = ("h", "o");
         (topology.listen, topology.dial) = (at("198.51.100.2:21"), at("198.51.100.2:21"));
@@ -252,7 +179,7 @@ fn a_stop_resets_uneven_sessions_of_the_host_itself() {
         let reply = session.say("PASV\r\n", "227 here (127,0,0,1,200,1)\r\n");
         assert!(reply.contains("(198,51,100,2,"), "{reply}");
     });
-    session.gets_reset();
+    get_reset(session);
 }
 
 #[test]
@@ -417,7 +344,7 @@ fn without_a_successor_the_rules_go_in_time() {
             assert!(Instant::now() < deadline, "{now}");
             std::thread::sleep(Duration::from_millis(20));
         }
-        session.gets_reset();
+        get_reset(session);
 
         // No time for a successor: as with SIGTERM.
         let alg = start(&net, backend, flavour, &["--handover", "0"]);

@@ -1,7 +1,7 @@
 //! A published server behind a gateway with `ftpalg`: its own commands, downloads, and control
 //! connections spoken line by line.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -132,6 +132,17 @@ impl Control {
     /// Writes this in one piece.
     pub fn send(&mut self, line: &str) {
         self.0.get_mut().write_all(line.as_bytes()).unwrap();
+    }
+
+    /// Waits for a RST.
+    ///
+    /// # Panics
+    /// If anything else comes, or nothing in time.
+    #[track_caller]
+    pub fn gets_reset(&mut self, limit: Duration) {
+        self.0.get_ref().set_read_timeout(Some(limit)).unwrap();
+        let got = self.0.read(&mut [0]).map_err(|e| e.kind());
+        assert_eq!(got, Err(ErrorKind::ConnectionReset), "{:?}", self.0);
     }
 
     /// How many bytes have come that nobody read.

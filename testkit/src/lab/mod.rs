@@ -9,6 +9,7 @@
 //! | [`activity`] | what a process does while nothing happens |
 //! | [`alg`] | what stands on the gateway: nothing, the kernel's helper, `ftpalg` |
 //! | [`gateway`] | a published server behind `ftpalg`, sessions line by line |
+//! | [`session`] | a control connection of which a test is both ends |
 //! | [`capture`] | what passes an interface |
 //! | [`craft`] | one end of a connection made of raw packets |
 //! | [`counters`] | what a host's TCP has counted |
@@ -18,6 +19,7 @@
 //! | [`scenario`] | all of it together, and what is expected with and without an ALG |
 //! | [`stations`] | networks with any gateways, clients and servers, run with each backend |
 //! | [`pair`] | two gateways, of which one takes over from the other |
+//! | [`store`] | a Valkey or Redis server |
 //! | [`weather`] | a router that loses, delays, swaps and repeats packets |
 //! | [`report`] | tables for people, in `target/lab-report/` |
 //!
@@ -39,6 +41,7 @@ pub mod rules;
 pub mod scenario;
 pub mod scripted;
 pub mod server;
+pub mod session;
 pub mod stations;
 pub mod store;
 pub mod topology;
