@@ -21,7 +21,7 @@ use nix::libc;
 use nix::unistd::Uid;
 
 use crate::engine::Tuple;
-use format::{Entry, Header};
+use format::{Header, JournalEntry, Unusable};
 
 /// The file is written anew when it is longer than this, and than four times what is kept.
 const COMPACT: usize = 256 * 1024;
@@ -87,8 +87,6 @@ struct State {
     /// When the file is tried again.
     again: Option<Instant>,
     ended: bool,
-    /// A frame is made here.
-    scratch: Vec<u8>,
 }
 
 impl Journal {
@@ -99,10 +97,7 @@ impl Journal {
     /// # Errors
     /// If there can be none.
     pub fn open(directory: &Path) -> Result<(Self, Option<String>), JournalError> {
-        let failed = |source| JournalError::Directory {
-            place: directory.to_owned(),
-            source,
-        };
+        let failed = unusable(directory);
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
         builder.create(directory).map_err(failed)?;
@@ -113,7 +108,7 @@ impl Journal {
         }
         let header = Header::here().map_err(failed)?;
         let path = path(directory, &header);
-        let (live, note) = read(&path, &header).map_err(failed)?;
+        let (live, note) = read_or_set_aside(&path, &header).map_err(failed)?;
         let mut state = State {
             path,
             header,
@@ -125,7 +120,6 @@ impl Journal {
             errors: 0,
             again: None,
             ended: false,
-            scratch: Vec::new(),
         };
         state.rewrite().map_err(failed)?;
         let journal = Self {
@@ -145,7 +139,7 @@ impl Journal {
             return true;
         }
         state.forget(outward);
-        let entry = Entry {
+        let entry = JournalEntry {
             outward,
             name,
             record: Some(record),
@@ -166,7 +160,7 @@ impl Journal {
     pub fn drop_record(&self, outward: Tuple) {
         let mut state = self.lock();
         if state.forget(outward) {
-            state.append(&Entry::<&[u8]> {
+            state.append(&JournalEntry::<&[u8]> {
                 outward,
                 name: None,
                 record: None,
@@ -227,9 +221,7 @@ impl Journal {
         state.file = None;
         state.live.clear();
         state.names.clear();
-        if let Err(e) = fs::remove_file(&state.path)
-            && e.kind() != io::ErrorKind::NotFound
-        {
+        if let Err(e) = remove_if_there(&state.path) {
             log::warn!("the journal {} can't be removed: {e}", state.path.display());
         }
     }
@@ -254,19 +246,17 @@ impl State {
 
     /// Appends a change. Returns false if it can't be written; then the file says nothing at all,
     /// since what it says is out of date.
-    fn append<B: serde::Serialize>(&mut self, entry: &Entry<B>) -> bool {
+    fn append<B: serde::Serialize>(&mut self, entry: &JournalEntry<B>) -> bool {
         if !self.is_writable() {
             return false;
         }
-        let mut scratch = std::mem::take(&mut self.scratch);
-        scratch.clear();
-        let framed = format::frame(entry, &mut scratch).map_err(io::Error::other);
+        let mut bytes = Vec::new();
+        let framed = format::frame(entry, &mut bytes).map_err(io::Error::other);
         let written = framed.and_then(|()| {
             let file = self.file.as_mut().ok_or(io::ErrorKind::NotFound)?;
-            file.write_all(&scratch)
+            file.write_all(&bytes)
         });
-        self.length = self.length.saturating_add(scratch.len());
-        self.scratch = scratch;
+        self.length = self.length.saturating_add(bytes.len());
         match written {
             Ok(()) => true,
             Err(e) => {
@@ -308,8 +298,7 @@ impl State {
         // What is in the file gets out of date now. This works even if the disk is full.
         let emptied = self.file.take().map(|file| file.set_len(0));
         if !matches!(emptied, Some(Ok(())))
-            && let Err(e) = fs::remove_file(&self.path)
-            && e.kind() != io::ErrorKind::NotFound
+            && let Err(e) = remove_if_there(&self.path)
         {
             log::error!("the journal {} can't be removed: {e}", self.path.display());
         }
@@ -321,7 +310,7 @@ impl State {
         let mut bytes = Vec::with_capacity(self.kept.saturating_mul(2).saturating_add(256));
         format::frame(&self.header, &mut bytes).map_err(io::Error::other)?;
         for (outward, kept) in &self.live {
-            let entry = Entry {
+            let entry = JournalEntry {
                 outward: *outward,
                 name: kept.name,
                 record: Some(&kept.record),
@@ -350,22 +339,21 @@ impl State {
 /// # Errors
 /// If it can't be read or removed.
 pub fn take(directory: &Path) -> Result<Vec<Vec<u8>>, JournalError> {
-    let failed = |source| JournalError::Directory {
-        place: directory.to_owned(),
-        source,
-    };
+    let failed = unusable(directory);
     let header = Header::here().map_err(failed)?;
     let path = path(directory, &header);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(failed(e)),
-    };
-    let Ok(live) = format::read(&bytes, &header) else {
+    let Ok(live) = read(&path, &header).map_err(failed)? else {
         return Ok(Vec::new());
     };
-    fs::remove_file(&path).map_err(failed)?;
+    remove_if_there(&path).map_err(failed)?;
     Ok(live.into_values().map(|kept| kept.record).collect())
+}
+
+fn unusable(directory: &Path) -> impl Fn(io::Error) -> JournalError + Copy {
+    |source| JournalError::Directory {
+        place: directory.to_owned(),
+        source,
+    }
 }
 
 fn path(directory: &Path, header: &Header) -> PathBuf {
@@ -374,11 +362,7 @@ fn path(directory: &Path, header: &Header) -> PathBuf {
 
 /// Makes a file that nobody else may read, and to which more can be appended.
 fn create(path: &Path, bytes: &[u8]) -> io::Result<File> {
-    if let Err(e) = fs::remove_file(path)
-        && e.kind() != io::ErrorKind::NotFound
-    {
-        return Err(e);
-    }
+    remove_if_there(path)?;
     let mut file = OpenOptions::new()
         .append(true)
         .create_new(true)
@@ -389,26 +373,38 @@ fn create(path: &Path, bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// What an earlier process kept, and why that can't be used, if it can't. Then its file gets another
-/// name.
-fn read(path: &Path, header: &Header) -> io::Result<(HashMap<Tuple, Kept>, Option<String>)> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((HashMap::new(), None)),
-        Err(e) => return Err(e),
+/// What an earlier process kept, or why that can't be used.
+fn read(path: &Path, header: &Header) -> io::Result<Result<HashMap<Tuple, Kept>, Unusable>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(format::read(&bytes, header)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Ok(HashMap::new())),
+        Err(e) => Err(e),
+    }
+}
+
+/// The same. What can't be used gets another name, and a line says so.
+fn read_or_set_aside(
+    path: &Path,
+    header: &Header,
+) -> io::Result<(HashMap<Tuple, Kept>, Option<String>)> {
+    let why = match read(path, header)? {
+        Ok(live) => return Ok((live, None)),
+        Err(why) => why,
     };
-    match format::read(&bytes, header) {
-        Ok(live) => Ok((live, None)),
-        Err(why) => {
-            let aside = path.with_extension("unusable");
-            fs::rename(path, &aside)?;
-            let note = format!(
-                "the journal {} isn't used: {why}; it is {} now",
-                path.display(),
-                aside.display()
-            );
-            Ok((HashMap::new(), Some(note)))
-        }
+    let aside = path.with_extension("unusable");
+    fs::rename(path, &aside)?;
+    let note = format!(
+        "the journal {} isn't used: {why}; it is {} now",
+        path.display(),
+        aside.display()
+    );
+    Ok((HashMap::new(), Some(note)))
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
     }
 }
 

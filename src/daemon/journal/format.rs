@@ -1,7 +1,7 @@
 //! The journal's bytes: a header and entries, each in a frame of its own.
 //!
 //! A frame is its length, the complement of that, and the CRC-32 of its content, in 4 bytes each
-//! (little-endian), and then the content: [`Header`] or [`Entry`] in postcard's format.
+//! (little-endian), and then the content: [`Header`] or [`JournalEntry`] in postcard's format.
 
 use std::collections::HashMap;
 use std::fs;
@@ -50,7 +50,7 @@ impl Header {
 
 /// A change: a record takes the place of what was kept of the connection, or there is none any more.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Entry<B> {
+pub(super) struct JournalEntry<B> {
     pub(super) outward: Tuple,
     pub(super) name: Option<Tuple>,
     pub(super) record: Option<B>,
@@ -135,7 +135,8 @@ pub(super) fn read(bytes: &[u8], header: &Header) -> Result<HashMap<Tuple, Kept>
     }
     let mut live = HashMap::new();
     while let Some(content) = unframe(&mut rest)? {
-        let entry: Entry<Vec<u8>> = postcard::from_bytes(content).map_err(|_| Unusable::Damaged)?;
+        let entry: JournalEntry<Vec<u8>> =
+            postcard::from_bytes(content).map_err(|_| Unusable::Damaged)?;
         match entry.record {
             Some(record) => {
                 let name = entry.name;
