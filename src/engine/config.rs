@@ -76,9 +76,10 @@ impl Default for Config {
 
 /// What the numbers of a control connection are like, as its mark says to whoever sees the
 /// connection in its middle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Standing {
     /// The same on both sides, and nobody follows it: it may pass unread.
+    #[default]
     Unfollowed,
     /// The same on both sides: anybody may join it, and follow it from there on.
     Even,

@@ -135,7 +135,7 @@ const DOUBT: Duration = Duration::from_secs(2 * 3600 + 4 * 60);
 
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Flow {
-    #[serde(skip, default = "nobody")]
+    #[serde(skip)]
     pub(super) id: SessionId,
     pub(super) client: Side,
     /// The initial sequence numbers of client and server: they name this incarnation.
@@ -149,9 +149,9 @@ pub(super) struct Flow {
     /// [`FINS`], [`ANSWERED`], [`challenges`], [`SIGNED`], [`NOT_ADMITTED`].
     signs: u8,
     end: End,
-    #[serde(skip, default = "Second::start")]
+    #[serde(skip)]
     opened: Second,
-    #[serde(skip, default = "Second::start")]
+    #[serde(skip)]
     seen: Second,
     /// Since when bytes of either side wait for the rest of an address.
     #[serde(skip)]
@@ -165,7 +165,7 @@ pub(super) struct Flow {
     /// It was joined in its middle: see [`UNSETTLED`].
     joined: u8,
     /// What its connection mark says.
-    #[serde(skip, default = "unfollowed")]
+    #[serde(skip)]
     standing: Standing,
     /// A record of it is kept.
     #[serde(skip)]
@@ -191,15 +191,6 @@ const fn challenges(side: Side) -> u8 {
 const SIGNED: u8 = 32;
 /// See [`FlowOptions::admitted`].
 const NOT_ADMITTED: u8 = 64;
-
-/// What is unknown of a flow that was read from a record.
-const fn nobody() -> SessionId {
-    SessionId(0)
-}
-
-const fn unfollowed() -> Standing {
-    Standing::Unfollowed
-}
 
 // ---- the bits of `Flow::joined` ------------------------------------------------------------
 

@@ -12,7 +12,7 @@ use crate::ftp::Mode;
 use crate::ftp::fit::Fitting;
 
 /// Identifies a control connection for as long as the daemon runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(transparent)]
 pub struct SessionId(pub u64);
 

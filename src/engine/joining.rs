@@ -142,13 +142,10 @@ impl Engine {
         let record = record.and_then(|bytes| record::read(&bytes));
         let ends = record.as_ref().map_or(name, |record| record.ends);
         let entry = match gateway.conntrack(ends.inside(), ends.outside()) {
-            Ok(entry) => Some(entry),
+            Ok(entry) => entry,
             Err(Error::Kernel(_)) => return Unknown::Unanswered,
-            Err(_) => None,
-        };
-        // No entry, or none yet: what another gateway had comes a moment after its packets.
-        let Some(entry) = entry else {
-            return Unknown::Stranger;
+            // No entry, or none yet: what another gateway had comes a moment after its packets.
+            Err(_) => return Unknown::Stranger,
         };
         let standing = marks.standing(entry.mark);
         // Another gateway's mark may be a moment late. What it has recorded isn't.

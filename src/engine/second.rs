@@ -7,16 +7,18 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Second(NonZeroU32);
 
+impl Default for Second {
+    /// The first second.
+    fn default() -> Self {
+        Self(NonZeroU32::MIN)
+    }
+}
+
 impl Second {
     /// The second that `now` is in.
     pub(super) fn of(now: Duration) -> Self {
         let seconds = u32::try_from(now.as_secs()).unwrap_or(u32::MAX);
         Self(NonZeroU32::MIN.saturating_add(seconds))
-    }
-
-    /// The first second.
-    pub(super) fn start() -> Self {
-        Self(NonZeroU32::MIN)
     }
 
     /// How long it has been since it began.
