@@ -17,6 +17,38 @@ must_be_root() {
     [ "$(id -u)" = 0 ] || die "network namespaces need root: run it with sudo"
 }
 
+# Checks for what building takes, before anything is installed: cargo, new enough, and a C compiler, by which
+# Rust links.
+must_have_rust() {
+    if ! command -v cargo >/dev/null; then
+        # What sudo took out of the PATH.
+        for home in "${CARGO_HOME:-}" "${HOME:-/root}/.cargo" "$(user_home)/.cargo"; do
+            if [ -x "$home/bin/cargo" ]; then
+                PATH=$home/bin:$PATH
+                # Where that user's toolchains are.
+                export PATH RUSTUP_HOME="${RUSTUP_HOME:-${home%/.cargo}/.rustup}"
+                break
+            fi
+        done
+    fi
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    how="\`apt-get install rustup && rustup default stable\`, or https://rustup.rs"
+    found=$(cargo --version 2>/dev/null) || die "no cargo found, and Rust $wanted or newer is needed: $how"
+    version=${found#cargo }
+    is_at_least "$wanted" "${version%% *}" || die "$found is too old, Rust $wanted or newer is needed: $how"
+    command -v cc >/dev/null || die "no C compiler (cc) found, by which Rust links: apt-get install gcc libc6-dev"
+}
+
+# user_home: the home of the user who called sudo.
+user_home() {
+    getent passwd "${SUDO_USER:-root}" 2>/dev/null | cut -d: -f6
+}
+
+# is_at_least WANTED VERSION: compares A.B with A.B.C.
+is_at_least() {
+    [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]
+}
+
 # apt_install PACKAGE…
 apt_install() {
     command -v apt-get >/dev/null || die "needs these packages, and apt-get isn't here to install them: $*"
@@ -43,7 +75,7 @@ have() {
 # The programs that the tests run.
 # shellcheck disable=SC2034 # for scripts/test
 LAB_TOOLS="ip nsenter iptables-nft iptables-legacy nft conntrack tcpdump curl lftp wget tnftp \
-ncftpget python3 pyftpdlib pyopenssl openssl"
+ncftpget python3 pyftpdlib pyopenssl openssl systemd-analyze"
 
 # install_tools PROGRAM…: installs what is missing.
 install_tools() {
@@ -60,6 +92,7 @@ install_tools() {
         iptables-nft | iptables-legacy) package=iptables ;;
         nft) package=nftables ;;
         ncftpget) package=ncftp ;;
+        systemd-analyze) package=systemd ;;
         pyftpdlib) package=python3-pyftpdlib ;;
         pyopenssl) package=python3-openssl ;;
         *) package=$program ;;

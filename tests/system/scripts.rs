@@ -1,6 +1,9 @@
-//! What `scripts/test` says of a run, in its last line.
+//! What the scripts say: `scripts/test` of a run, in its last line, and all of them where they can't build.
 
+use std::fs;
 use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// `scripts/lib.sh`'s summary of what `cargo test` printed.
@@ -95,4 +98,61 @@ fn a_program_without_a_result_has_failed() {
 fn that_nothing_ran_is_no_success() {
     assert_eq!(summary(&[NONE, NONE].concat()), "no test ran");
     assert_eq!(summary(""), "no test ran");
+}
+
+/// Whether `must_have_rust` is content where these programs are all there is, and what it says. The first
+/// line of each is what it prints.
+fn must_have_rust(name: &str, programs: &[(&str, &str)]) -> (bool, String) {
+    let tools = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&tools);
+    fs::create_dir_all(&tools).unwrap();
+    for program in ["sed", "sort", "head", "cut", "cat"] {
+        let mut places = ["/usr/bin", "/bin"]
+            .map(|place| Path::new(place).join(program))
+            .into_iter();
+        let from = places.find(|path| path.exists()).unwrap();
+        symlink(from, tools.join(program)).unwrap();
+    }
+    for (program, prints) in programs {
+        let path = tools.join(program);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, format!("#!/bin/sh\necho '{prints}'\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let output = Command::new("/bin/sh")
+        .args(["-euc", ". scripts/lib.sh; must_have_rust; cargo", "script"])
+        .current_dir(testkit::paths::repository())
+        .env_clear()
+        .env("PATH", &tools)
+        .env("HOME", tools.join("home"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn a_machine_that_cannot_build_is_told_how_to_mend_it() {
+    let (old, new) = ("cargo 1.60.0 (d1fd9fe2c 2022-03-01)", "cargo 9.10.0 (abc)");
+    let cc = ("cc", "");
+    let (fine, said) = must_have_rust("no-cargo", &[cc]);
+    assert!(
+        !fine && said.contains("no cargo found") && said.contains("rustup"),
+        "{said}"
+    );
+    let (fine, said) = must_have_rust("old-cargo", &[("cargo", old), cc]);
+    assert!(
+        !fine && said.contains("cargo 1.60.0") && said.contains("too old"),
+        "{said}"
+    );
+    let (fine, said) = must_have_rust("no-cc", &[("cargo", new)]);
+    assert!(
+        !fine && said.contains("no C compiler") && said.contains("gcc"),
+        "{said}"
+    );
+    for (name, cargo) in [("all", "cargo"), ("outside-path", "home/.cargo/bin/cargo")] {
+        let (fine, said) = must_have_rust(name, &[(cargo, new), cc]);
+        assert!(fine && said.contains("9.10.0"), "{name}: {said}");
+    }
 }
