@@ -23,9 +23,11 @@ mod advertised;
 mod changes;
 mod guard;
 mod lifetime;
+mod privileges;
 mod reserve;
 mod setup;
 mod takeover;
+mod watchdog;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -111,13 +113,14 @@ impl StartError {
 /// # Errors
 /// If it couldn't start.
 pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartError> {
+    privileges::check()?;
+    privileges::reduce(config.takeover);
     let mut reserve = Reserve::take(config.steering.queues.count).map_err(StartError::Host)?;
     // Before there is any other thread, so that all of them inherit it.
     let (lifetime, hangups) = Lifetime::begin().map_err(StartError::system("wait for signals"))?;
     reserve
         .park()
         .map_err(StartError::system("start a thread"))?;
-    setup::check_permission()?;
     // The first netlink socket of the process: its port, which the kernel shows, is the process id.
     let lock = match config.takeover {
         true => takeover::lock(config)?,
@@ -202,6 +205,7 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
         workers: workers.clone(),
     };
     lifetime.thread("reload", move || reloader.serve(&hangups))?;
+    watchdog::start(&lifetime, &steered, &shared, &workers)?;
     // Nothing can fail any more.
     if let Some(note) = unusable {
         log::warn!("{note}");

@@ -1,14 +1,11 @@
 //! The parts of the daemon, as the configuration and the host have them.
 
-use std::fs;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
-
-use nix::unistd::Uid;
 
 use crate::conntrack::{Conntrack, Events, Timeouts};
 use crate::engine;
@@ -35,28 +32,8 @@ use super::lock::{self, LockError};
 use super::shared::Clock;
 use super::store::{self, Store};
 
-/// The number of `CAP_NET_ADMIN`.
-const CAP_NET_ADMIN: u32 = 12;
 /// The time between two looks at whether the queues are empty.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
-
-/// Whether the process may change the network.
-pub(super) fn check_permission() -> Result<(), StartError> {
-    let Ok(status) = fs::read_to_string("/proc/self/status") else {
-        // Without /proc the kernel will say so itself.
-        return Ok(());
-    };
-    let mut lines = status.lines();
-    let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
-    let permitted = match effective.and_then(|caps| u64::from_str_radix(caps.trim(), 16).ok()) {
-        Some(caps) => caps & (1 << CAP_NET_ADMIN) != 0,
-        None => Uid::effective().is_root(),
-    };
-    match permitted {
-        true => Ok(()),
-        false => Err(StartError::NotPermitted),
-    }
-}
 
 /// Why the lock can't be taken, and who has it, where that is known.
 pub(super) fn explain(error: LockError) -> StartError {

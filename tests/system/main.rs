@@ -32,6 +32,7 @@ mod restart_ways;
 mod rootless;
 mod scripts;
 mod segments;
+mod service;
 mod transfers;
 mod two_gateways;
 mod urgent;
