@@ -102,7 +102,10 @@ fn print(items: &Receiver<Item>, mut to: impl Write) {
         // All that has come meanwhile goes into the same write.
         while let Some(item) = next {
             let written = match item {
-                Item::Event(event) => writeln!(text, "{}", EventLine(&event)),
+                Item::Event(event) if is_printed(&event) => {
+                    writeln!(text, "{}", EventLine(&event))
+                }
+                Item::Event(_) => Ok(()),
                 Item::Report(report) => writeln!(text, "{}", Told(&report)),
                 Item::Line(line) => writeln!(text, "{line}"),
                 Item::Flush(sender) => {
@@ -120,6 +123,14 @@ fn print(items: &Receiver<Item>, mut to: impl Write) {
         }
         thread::sleep(REST);
     }
+}
+
+/// Whether an event has a line. Of a transfer, its data connection has one.
+fn is_printed(event: &Event) -> bool {
+    !matches!(
+        event,
+        Event::TransferBegun { .. } | Event::TransferEnded { .. }
+    )
 }
 
 /// An event as a line without its line feed.
@@ -177,6 +188,9 @@ impl fmt::Display for EventLine<'_> {
                 })
             }
             Event::LoggedIn { .. } => f.write_str("logged in"),
+            Event::LoginRefused { code, .. } => write!(f, "login refused: {code}"),
+            Event::TransferBegun { verb, .. } => write!(f, "{verb} begun"),
+            Event::TransferEnded { verb, .. } => write!(f, "{verb} ended"),
             Event::Opaque { why, .. } => write!(f, "no longer read: {why}"),
             Event::ClearAgain { followed: true, .. } => {
                 f.write_str("in clear text again: read again")
@@ -284,6 +298,7 @@ mod tests {
         assert_eq!(
             line(&Event::Announced {
                 session: S,
+                pinhole: PinholeId(1),
                 verb: "227",
                 mode: Mode::Passive,
                 old: "10.0.0.2:50011".parse().unwrap(),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
-use super::gateway::SessionId;
+use super::gateway::{PinholeId, SessionId};
 use crate::ftp::Mode;
 
 /// Something that happened in a control connection.
@@ -38,6 +38,8 @@ pub enum Event {
     Announced {
         /// The session.
         session: SessionId,
+        /// Its pinhole.
+        pinhole: PinholeId,
         /// The command or reply that carried it: `227`, `229`, `PORT`, `EPRT`.
         verb: &'static str,
         /// Active or passive.
@@ -68,6 +70,37 @@ pub enum Event {
         session: SessionId,
         /// The argument of `USER`. Shown only where asked for: never in a log above debug.
         user: String,
+    },
+    /// The server refused a login.
+    LoginRefused {
+        /// The session.
+        session: SessionId,
+        /// The argument of `USER`; empty if there was none. Shown only where asked for.
+        user: String,
+        /// The reply.
+        code: u16,
+    },
+    /// The server's preliminary reply to a transfer command has come.
+    TransferBegun {
+        /// The session.
+        session: SessionId,
+        /// `RETR`, `STOR`, `STOU`, `APPE`, `LIST`, `NLST` or `MLSD`.
+        verb: &'static str,
+        /// Its argument. Shown only where asked for.
+        name: String,
+    },
+    /// A transfer command has its final reply, or won't get one any more.
+    TransferEnded {
+        /// The session.
+        session: SessionId,
+        /// The command, as where it began.
+        verb: &'static str,
+        /// Its argument. Shown only where asked for.
+        name: String,
+        /// Whether it had begun. If not, the server refused it, or did it without saying so first.
+        begun: bool,
+        /// The reply; `None` if the server went on without one.
+        code: Option<u16>,
     },
     /// Inspection ended. Sequence numbers are still translated.
     Opaque {
@@ -110,6 +143,9 @@ impl Event {
             | Self::Announced { session, .. }
             | Self::Refused { session, .. }
             | Self::LoggedIn { session, .. }
+            | Self::LoginRefused { session, .. }
+            | Self::TransferBegun { session, .. }
+            | Self::TransferEnded { session, .. }
             | Self::Opaque { session, .. }
             | Self::TlsPassed { session, .. }
             | Self::ClearAgain { session, .. }

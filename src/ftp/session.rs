@@ -4,17 +4,20 @@ mod client;
 mod server;
 mod step;
 mod tls;
+mod told;
 
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
 pub use step::{Address, Announcement, Form, Hole, Outcome, Over, Peer, Refusal, Step};
+pub use told::{News, TransferCommand};
 
 use super::command::{Command, guarded};
 use super::line::PartialLine;
 use super::policy::Policy;
 use super::reply::ReplyStart;
 use super::waiting::Unanswered;
+use told::Told;
 
 /// The pinhole of the last `PORT` or `EPRT` that was followed. No other part of the core keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -151,8 +154,7 @@ pub struct Session {
     client: PartialLine,
     server: PartialLine,
     waiting: Unanswered,
-    /// Until the login.
-    user: Option<Box<User>>,
+    told: Option<Box<Told>>,
     counts: Counts,
     /// The code of a multi-line reply whose last line hasn't come.
     multi: Option<NonZeroU16>,
@@ -185,7 +187,7 @@ impl Session {
             client: PartialLine::default(),
             server: PartialLine::default(),
             waiting: Unanswered::default(),
-            user: None,
+            told: None,
             counts: Counts::default(),
             multi: None,
             other_end: None,
@@ -449,11 +451,29 @@ impl Session {
 
     /// Takes the user's name when the login has just succeeded.
     pub fn take_login(&mut self) -> Option<String> {
-        let user = self.user.as_mut().filter(|user| user.is_news)?;
+        let told = self.told.as_mut()?;
+        let user = told.user.as_mut().filter(|user| user.is_news)?;
         user.is_news = false;
         // If another `USER` came since, the name isn't known any more.
-        let user = self.user.take_if(|user| user.logged_in);
+        let user = told.user.take_if(|user| user.logged_in);
+        self.told.take_if(|told| told.is_empty());
         Some(user.map(|user| user.name()).unwrap_or_default())
+    }
+
+    /// Takes what the dialogue has shown, one by one. To be called after each step, until there is
+    /// nothing more.
+    pub fn take_news(&mut self) -> Option<News> {
+        let news = self.told.as_mut()?.take();
+        self.told.take_if(|told| told.is_empty());
+        news
+    }
+
+    fn user(&self) -> Option<&User> {
+        self.told.as_ref()?.user.as_ref()
+    }
+
+    fn told(&mut self) -> &mut Told {
+        self.told.get_or_insert_default()
     }
 
     /// Where the dialogue stands, in a word or two.
@@ -479,6 +499,9 @@ impl Session {
 
     fn ends(&mut self, over: Over) -> Step {
         self.reading = Reading::Over(over);
+        if let Some(told) = &mut self.told {
+            told.forget_transfers();
+        }
         self.client.end();
         self.server.end();
         Step::Opaque(over)

@@ -73,6 +73,7 @@ impl Machine {
         while !self.pending[i].is_empty() {
             let pending = self.pending[i].clone();
             let step = self.session.next(peer, &pending);
+            while self.session.take_news().is_some() {}
             match step {
                 Step::Pass(n) => {
                     assert!(

@@ -103,6 +103,7 @@ impl Flow {
         forward.pass(address.at.saturating_sub(rewrite.before));
         forward.replace(replaced, &rewrite.text);
         let (verb, mode) = (address.announcement.verb, address.announcement.mode);
+        let pinhole = hole;
         let hole = Hole(hole.0);
         self.tell_session(side, Outcome::Accepted { hole, open }, cx);
         self.announced = self.announced.saturating_add(1);
@@ -112,6 +113,7 @@ impl Flow {
         }
         cx.gateway.event(Event::Announced {
             session: self.id,
+            pinhole,
             verb,
             mode,
             old,

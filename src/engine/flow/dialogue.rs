@@ -5,9 +5,9 @@ use super::{Context, Flow};
 use crate::engine::Side;
 use crate::engine::endpoints::Endpoints;
 use crate::engine::event::Event;
-use crate::engine::gateway::PinholeId;
+use crate::engine::gateway::{PinholeId, SessionId};
 use crate::engine::second::Second;
-use crate::ftp::session::{Hole, Over, Peer, Step};
+use crate::ftp::session::{Hole, News, Over, Peer, Step, TransferCommand};
 use crate::stream::Half;
 
 /// Why a flow isn't read any more.
@@ -49,6 +49,33 @@ pub(super) fn pending(halves: &[Half; 2], side: Side) -> &[u8] {
     match side {
         Side::Egress => egress.pending(),
         Side::Ingress => ingress.pending(),
+    }
+}
+
+/// What the session machine tells, as an event.
+fn told(session: SessionId, news: News) -> Event {
+    match news {
+        News::LoginFailed { user, code } => Event::LoginRefused {
+            session,
+            user,
+            code,
+        },
+        News::TransferBegun(TransferCommand { verb, name }) => Event::TransferBegun {
+            session,
+            verb,
+            name,
+        },
+        News::TransferEnded {
+            command: TransferCommand { verb, name },
+            begun,
+            code,
+        } => Event::TransferEnded {
+            session,
+            verb,
+            name,
+            begun,
+            code,
+        },
     }
 }
 
@@ -96,6 +123,9 @@ impl Flow {
             }
             let held = pending.len();
             let step = self.session.next(peer, pending);
+            while let Some(news) = self.session.take_news() {
+                cx.gateway.event(told(self.id, news));
+            }
             if let Some(since) = self.waiting.get_mut(side.index()) {
                 *since = (step == Step::Wait).then(|| Second::of(cx.now));
             }

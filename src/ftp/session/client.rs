@@ -52,6 +52,15 @@ impl Session {
         {
             return Step::OpenActive(hole);
         }
+        if command == Command::Transfer && !overlong && !self.is_unfollowed() {
+            // Of a line that came in pieces, only the beginning is known.
+            let gone = self.client.gone();
+            let (line, cut) = match gone {
+                0 => (content(piece, ended), false),
+                _ => (line, gone.saturating_add(piece.len()) > HEAD),
+            };
+            self.told().asked(line, cut);
+        }
         self.command_passes(command, line, overlong);
         self.client.end();
         Step::Pass(piece.len())
@@ -189,7 +198,7 @@ impl Session {
 
     /// Whether a `USER` has come whose login hasn't succeeded.
     fn user_is_given(&self) -> bool {
-        self.user.as_ref().is_some_and(|user| !user.logged_in)
+        self.user().is_some_and(|user| !user.logged_in)
     }
 
     /// What comes before `at` passes; the rest waits.
@@ -361,9 +370,9 @@ impl Session {
         match command {
             Command::User => {
                 // The name is kept until the login only, to be reported.
-                let is_news = self.user.as_ref().is_some_and(|user| user.is_news);
+                let is_news = self.user().is_some_and(|user| user.is_news);
                 let user = User::new(argument(line));
-                self.user = Some(Box::new(User { is_news, ..user }));
+                self.told().user = Some(User { is_news, ..user });
                 self.login_tried = true;
             }
             Command::Login => self.login_tried = true,
@@ -389,6 +398,7 @@ impl Session {
             }
         }
         self.waiting.push(command);
+        self.keep_up();
     }
 }
 

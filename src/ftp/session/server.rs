@@ -259,7 +259,11 @@ impl Session {
         if code < 200 {
             // 110 is a restart marker within a transfer, 120 a delay.
             if !matches!(code, 110 | 120) {
+                if let Some(told) = &mut self.told {
+                    told.begins(&self.waiting);
+                }
                 self.waiting.transfer_begins();
+                self.keep_up();
             }
             return false;
         }
@@ -268,8 +272,15 @@ impl Session {
             return true;
         }
         let answered = self.waiting.answered(code);
-        if let Some((at, _)) = answered {
+        if let Some((at, command)) = answered {
+            let running = command == Command::Running;
+            if let Some(told) = &mut self.told
+                && (running || command == Command::Transfer)
+            {
+                told.answered(running, code, &self.waiting);
+            }
             self.waiting.take(at, code);
+            self.keep_up();
         }
         let answered = answered.map(|(_, command)| command);
         if self.logs_in(code, answered) {
@@ -311,18 +322,21 @@ impl Session {
     fn login_succeeds(&mut self) {
         if !self.logged_in && !self.is_unfollowed() {
             // Some log in without a name, by their greeting.
-            let nobody = || Box::new(User::new(b""));
-            self.user.get_or_insert_with(nobody).is_news = true;
+            let nobody = || User::new(b"");
+            self.told().user.get_or_insert_with(nobody).is_news = true;
         }
         self.logged_in = true;
         self.login_tried = false;
-        if let Some(user) = &mut self.user {
+        if let Some(user) = self.told.as_mut().and_then(|told| told.user.as_mut()) {
             user.logged_in = true;
         }
         self.failed_logins = 0;
     }
 
     fn login_fails(&mut self, code: u16) {
+        if !self.is_unfollowed() {
+            self.told().login_failed(code);
+        }
         // RFC 959 has 530; some servers send 430.
         if matches!(code, 430 | 530) {
             self.failed_logins = self.failed_logins.saturating_add(1);
@@ -330,6 +344,13 @@ impl Session {
         let asked = self.waiting.has(Command::User) || self.waiting.has(Command::Login);
         if !asked && !self.may_open() {
             self.drop_active();
+        }
+    }
+
+    /// Commands may have been forgotten.
+    pub(super) fn keep_up(&mut self) {
+        if let Some(told) = &mut self.told {
+            told.keep_up(&self.waiting);
         }
     }
 

@@ -19,7 +19,7 @@ impl Session {
         self.waiting = Unanswered::default();
         self.multi = None;
         self.other_end = None;
-        self.user = None;
+        self.told = None;
         self.drop_active();
         self.greeted = true;
         self.spoken.ftp();

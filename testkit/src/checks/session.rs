@@ -64,6 +64,7 @@ impl Talk {
                 return;
             }
             let step = self.session.next(from, &side.pending);
+            while self.session.take_news().is_some() {}
             match &step {
                 Step::Pass(n) => {
                     assert!((1..=side.pending.len()).contains(n));
