@@ -371,10 +371,7 @@ mod tests {
     fn long_names_are_cut() {
         let long = "é".repeat(600);
         let line = format!(">RETR {long}");
-        let whole = told(
-            &[&LOGIN[..], &[&line, "<150 x", "<226 x"]].concat(),
-            false,
-        );
+        let whole = told(&[&LOGIN[..], &[&line, "<150 x", "<226 x"]].concat(), false);
         let [News::TransferBegun(command), _] = whole.as_slice() else {
             panic!("{whole:?}");
         };
