@@ -17,11 +17,12 @@ use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::error::{ContextKind, ErrorKind};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
 use crate::daemon::control::{self, AskError, ControlRequest};
+use settings::file::remedy;
 
 /// Wrong flags, configuration or environment.
 const USAGE: u8 = 2;
@@ -63,10 +64,11 @@ struct Format {
     json: bool,
 }
 
-/// A reason to give up: the line, without `ftpalg: `, and the exit code.
+/// A reason to give up: the line, without `ftpalg: `, and the exit code. Several mistakes of one kind
+/// have a line each.
 #[derive(Debug)]
 struct Failure {
-    line: String,
+    lines: Vec<String>,
     code: u8,
 }
 
@@ -74,7 +76,16 @@ impl Failure {
     /// Wrong flags, configuration or environment.
     fn usage(line: impl fmt::Display) -> Self {
         Self {
-            line: line.to_string(),
+            lines: vec![line.to_string()],
+            code: USAGE,
+        }
+    }
+}
+
+impl From<settings::Mistakes> for Failure {
+    fn from(mistakes: settings::Mistakes) -> Self {
+        Self {
+            lines: mistakes.0,
             code: USAGE,
         }
     }
@@ -87,7 +98,7 @@ impl From<AskError> for Failure {
             AskError::Refused(_) | AskError::Failed(_) => 1,
         };
         Self {
-            line: error.to_string(),
+            lines: vec![error.to_string()],
             code,
         }
     }
@@ -117,15 +128,17 @@ pub fn main() -> ExitCode {
     done.unwrap_or_else(|failure| fail(&failure))
 }
 
-/// Says why in one line.
+/// Says why, each reason in one line.
 fn fail(failure: &Failure) -> ExitCode {
-    let line = failure.line.replace(['\n', '\r'], " ");
-    // Nobody is left to be told if this fails.
-    let _ = writeln!(io::stderr(), "ftpalg: {line}");
+    for line in &failure.lines {
+        let line = line.replace(['\n', '\r'], " ");
+        // Nobody is left to be told if this fails.
+        let _ = writeln!(io::stderr(), "ftpalg: {line}");
+    }
     ExitCode::from(failure.code)
 }
 
-/// Clap's several lines as one.
+/// Clap's several lines as one: what is wrong, and how to mend it.
 fn condense(error: &clap::Error) -> String {
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return "no command given; see `ftpalg --help`".into();
@@ -138,14 +151,31 @@ fn condense(error: &clap::Error) -> String {
         .collect::<Vec<_>>()
         .join(" ");
     let what = what.strip_prefix("error: ").unwrap_or(&what);
-    let valid = matches!(error.kind(), ErrorKind::ValueValidation);
-    match what.split_once(": ").filter(|_| valid) {
-        // Our own parsers say how to mend it.
-        Some((what, how)) => format!("{what}; {how}"),
-        None => match error.get(ContextKind::SuggestedArg) {
-            Some(like) => format!("{what}; did you mean {like}? See --help"),
-            None => format!("{what}; see `ftpalg --help`"),
-        },
+    match error.kind() {
+        ErrorKind::ValueValidation => {
+            // Our own parsers say how to mend it.
+            let how = remedy(error);
+            let what = what.strip_suffix(&how).unwrap_or(what);
+            return format!("{}; {how}", what.trim_end_matches([' ', ':']));
+        }
+        ErrorKind::InvalidValue => {
+            let what = what.split(" [possible values").next().unwrap_or(what);
+            return format!("{what}; {}", remedy(error));
+        }
+        _ => {}
+    }
+    let suggested = [ContextKind::SuggestedSubcommand, ContextKind::SuggestedArg];
+    match suggested.iter().find_map(|kind| error.get(*kind)) {
+        Some(like) => format!("{what}; did you mean {}?", first(like)),
+        None => format!("{what}; see `ftpalg --help`"),
+    }
+}
+
+/// The likeliest of clap's suggestions.
+fn first(suggested: &ContextValue) -> String {
+    match suggested {
+        ContextValue::Strings(all) => all.first().cloned().unwrap_or_default(),
+        one => one.to_string(),
     }
 }
 

@@ -240,7 +240,7 @@ fn host() -> Result<Rules, Failure> {
 
 /// What is to be steered; found in the host's rules where the flags don't say.
 fn steering(settings: Settings, rules: Option<&Rules>) -> Result<Steering, Failure> {
-    let mut steering = settings.resolve().map_err(Failure::usage)?.steering;
+    let mut steering = settings.resolve()?.steering;
     if steering.inside.is_empty() && !steering.local {
         let derived = match rules {
             Some(rules) => rules.derive(&steering.ports),

@@ -20,7 +20,7 @@ pub(super) struct Run {
 
 pub(super) fn run(arguments: Run) -> Result<ExitCode, Failure> {
     let settings = arguments.settings;
-    let mut config = settings.clone().resolve().map_err(Failure::usage)?;
+    let mut config = settings.clone().resolve()?;
     config.takeover = arguments.takeover;
     daemon::run(&config, settings.source()).map_err(Failure::usage)
 }

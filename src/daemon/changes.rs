@@ -1,6 +1,6 @@
 //! What a new configuration changes while the daemon runs, and what it can't change.
 //!
-//! Every setting has a row with its name and its value in words ([`rows`]). Two configurations are
+//! Every setting has a row with its name and its value in words ([`settings`]). Two configurations are
 //! compared row by row. Settings that the rules, the queues and the pinhole tables were made with stay
 //! as they are until the next start.
 
@@ -30,11 +30,14 @@ impl Changes {
     ///
     /// # Errors
     /// What can change doesn't go together with what can't.
-    pub(super) fn between(old: &Config, new: Config) -> Result<Self, String> {
-        let (before, wanted) = (rows(old), rows(&new));
+    pub(super) fn between(old: &Config, new: Config) -> Result<Self, Vec<String>> {
+        let (before, wanted) = (settings(old), settings(&new));
         let config = merge(old, new);
-        config.check()?;
-        let after = rows(&config);
+        let conflicts = config.conflicts();
+        if !conflicts.is_empty() {
+            return Err(conflicts.iter().map(ToString::to_string).collect());
+        }
+        let after = settings(&config);
         let mut changes = Self {
             config,
             made: Vec::new(),
@@ -80,7 +83,8 @@ fn merge(old: &Config, new: Config) -> Config {
 }
 
 /// Every setting by the name of its flag, with its value in words.
-fn rows(config: &Config) -> BTreeMap<&'static str, String> {
+#[must_use]
+pub fn settings(config: &Config) -> BTreeMap<&'static str, String> {
     // Without `..`: whoever adds a setting is told to add it here.
     let Config {
         steering,
@@ -463,8 +467,8 @@ mod tests {
         // By itself the file is fine: the control port is another there.
         new.steering.ports = vec![2121];
         new.data_ports = Some("20-30".parse().unwrap());
-        new.check().unwrap();
+        assert_eq!(new.conflicts(), []);
         let why = Changes::between(&config(), new).unwrap_err();
-        assert!(why.contains("control port 21"), "{why}");
+        assert!(why[0].contains("control port 21"), "{why:?}");
     }
 }

@@ -369,30 +369,49 @@ impl Config {
         }
     }
 
-    /// Whether the choices go together.
-    ///
-    /// # Errors
-    /// What doesn't, and how to mend it, in one line.
-    pub fn check(&self) -> Result<(), String> {
-        let ports = &self.steering.ports;
+    /// What doesn't go together.
+    #[must_use]
+    pub fn conflicts(&self) -> Vec<Conflict> {
+        let mut conflicts = self.ranges_and_ports();
+        if let (Tls::Deny, Some(port)) = (self.tls, self.implicit_ports.first()) {
+            let why = format!(
+                "deny contradicts --implicit-port {port}, where nothing but TLS is spoken; \
+                 leave one of them out"
+            );
+            conflicts.push(Conflict::new("tls", why));
+        }
+        conflicts.extend(self.advertised());
+        conflicts
+    }
+
+    fn ranges_and_ports(&self) -> Vec<Conflict> {
+        let mut conflicts = Vec::new();
         let range = self.tls_range().map(|range| range.ports);
-        for (flag, range) in [("--data-ports", self.data_ports), ("--tls range", range)] {
-            if let Some(range) = range
-                && let Some(port) = ports.iter().find(|&&p| range.contains(p))
-            {
-                return Err(format!(
-                    "{flag} {range} contains the control port {port}; choose a range without it"
-                ));
+        for (setting, prefix, range) in [
+            ("data-ports", "", self.data_ports),
+            ("tls", "range:", range),
+        ] {
+            let Some(range) = range else { continue };
+            let ports = &self.steering.ports;
+            for port in ports.iter().filter(|&&port| range.contains(port)) {
+                let why = format!(
+                    "{prefix}{range} contains the control port {port}; choose a range without it"
+                );
+                conflicts.push(Conflict::new(setting, why));
             }
         }
         if let (Some(data), Some(tls)) = (self.data_ports, range)
             && data.overlaps(tls)
         {
-            return Err(format!(
-                "--data-ports {data} and --tls range:{tls} overlap; choose two separate ranges"
-            ));
+            let why = format!("{data} and --tls range:{tls} overlap; choose two separate ranges");
+            conflicts.push(Conflict::new("data-ports", why));
         }
-        for one in &self.advertise {
+        conflicts
+    }
+
+    fn advertised(&self) -> Vec<Conflict> {
+        let mut conflicts = Vec::new();
+        for (i, one) in self.advertise.iter().enumerate() {
             let of_family = |inside: &Inside| match (inside, &one.public) {
                 (Inside::Net(net), PublicName::Address(public)) => {
                     net.addr().is_ipv4() == public.is_ipv4()
@@ -401,30 +420,42 @@ impl Config {
             };
             let inside = &self.steering.inside;
             if !self.steering.local && !inside.is_empty() && !inside.iter().any(of_family) {
-                return Err(format!(
-                    "--advertise {one} is of another address family than all of --inside; give one of the same family"
-                ));
+                let why = format!(
+                    "{one} is of another address family than all of --inside; give one of the \
+                     same family"
+                );
+                conflicts.push(Conflict::new("advertise", why));
+            }
+            for other in self.advertise.iter().skip(i + 1) {
+                if one.rivals(other) {
+                    let why = format!("{one} contradicts {other}, for the same side; keep one");
+                    conflicts.push(Conflict::new("advertise", why));
+                }
             }
         }
-        if let (Tls::Deny, Some(port)) = (self.tls, self.implicit_ports.first()) {
-            return Err(format!(
-                "--tls deny contradicts --implicit-port {port}, where nothing but TLS is spoken; \
-                 leave one of them out"
-            ));
-        }
-        for (i, one) in self.advertise.iter().enumerate() {
-            if self
-                .advertise
-                .iter()
-                .skip(i + 1)
-                .any(|other| one.rivals(other))
-            {
-                return Err(format!(
-                    "--advertise {one} contradicts another --advertise for the same side; keep one"
-                ));
-            }
-        }
-        Ok(())
+        conflicts
+    }
+}
+
+/// A setting that doesn't go together with others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The name of its flag.
+    pub setting: &'static str,
+    /// Its value, what is wrong with it, and how to mend it, in one line.
+    pub why: String,
+}
+
+impl Conflict {
+    pub(crate) fn new(setting: &'static str, why: String) -> Self {
+        Self { setting, why }
+    }
+}
+
+/// As a flag.
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--{} {}", self.setting, self.why)
     }
 }
 

@@ -20,7 +20,7 @@ pub mod worker;
 
 mod addresses;
 mod advertised;
-mod changes;
+pub mod changes;
 mod guard;
 mod lifetime;
 mod privileges;

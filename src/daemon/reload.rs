@@ -91,7 +91,7 @@ impl Reloader {
         };
         let name = source.name.clone();
         let read = (source.read)();
-        let changed = read.and_then(|new| self.change(new).map_err(|mistake| vec![mistake]));
+        let changed = read.and_then(|new| self.change(new));
         match changed {
             Ok((made, refused)) => {
                 for setting in &refused {
@@ -117,7 +117,7 @@ impl Reloader {
     }
 
     /// Goes by new settings, as far as they can change. Returns what changed and what can't.
-    fn change(&mut self, new: Config) -> Result<(Vec<String>, Vec<String>), String> {
+    fn change(&mut self, new: Config) -> Result<(Vec<String>, Vec<String>), Vec<String>> {
         let old = self.config.now();
         let Changes {
             config,
@@ -128,7 +128,10 @@ impl Reloader {
             return Ok((made, refused));
         }
         if config.advertise != old.advertise {
-            self.advertised = self.advertised.replaced(&config.advertise)?;
+            self.advertised = self
+                .advertised
+                .replaced(&config.advertise)
+                .map_err(|e| vec![e])?;
         }
         if config.data_ports != old.data_ports {
             setup::check_data_ports(&config);

@@ -74,10 +74,11 @@ impl FromStr for Inside {
         // iptables takes a plus sign at the end for a wildcard, and a dash in front for an option.
         let odd = text.starts_with('-') || text.ends_with('+');
         if text.is_empty() || text.len() > MAX_INTERFACE || !printable || odd {
-            return Err(RulesError::Input(format!(
-                "not an interface: {text:?} (an interface name of at most 15 plain characters, \
-                 or a network like 192.168.1.0/24)"
-            )));
+            return Err(RulesError::Input(
+                "write an interface name of at most 15 plain characters, or a network like \
+                 192.168.1.0/24"
+                    .to_owned(),
+            ));
         }
         Ok(Self::Iface(text.to_owned()))
     }

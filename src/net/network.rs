@@ -10,14 +10,14 @@ const SHARED: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
 /// Reads `192.0.2.0/24`, `2001:db8::/64` or a single address. Host bits are cleared.
 ///
 /// # Errors
-/// One line: what is wrong, and what a network looks like.
+/// What a network looks like.
 pub fn parse_network(text: &str) -> Result<IpNet, String> {
     let net = match text.parse::<IpAddr>() {
         Ok(addr) => Ok(addr.into()),
         Err(_) => text.parse::<IpNet>(),
     };
     net.map(|net| net.trunc())
-        .map_err(|_| format!("not a network: {text:?} (write it like 192.168.1.0/24)"))
+        .map_err(|_| "write a network like 192.168.1.0/24".to_owned())
 }
 
 /// Whether a network lies in private space (RFC 1918, RFC 6598, RFC 4193).

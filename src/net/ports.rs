@@ -83,9 +83,7 @@ impl FromStr for PortRange {
             .zip(port(last))
             .and_then(|(first, last)| Self::new(first, last))
             .ok_or_else(|| {
-                format!(
-                    "bad port range `{text}`: write FIRST-LAST with 1 ≤ FIRST ≤ LAST ≤ 65535, such as 30000-30009"
-                )
+                "write FIRST-LAST with 1 ≤ FIRST ≤ LAST ≤ 65535, such as 30000-30009".to_owned()
             })
     }
 }

@@ -234,7 +234,11 @@ fn a_file_is_checked_and_its_mistake_located() {
     assert_eq!(ftpalg(&["check", name]).status.code(), Some(0));
     fs::write(&path, "local = true\n\nports = 21\n").unwrap();
     let output = ftpalg(&["check", name]);
-    refused(&output, 2, &format!("{name}:3: unknown field `ports`"));
+    refused(
+        &output,
+        2,
+        &format!("{name}:3: ports: unknown key; did you mean port?"),
+    );
 }
 
 #[test]
@@ -250,7 +254,7 @@ fn a_configuration_may_come_through_a_pipe() {
     refused(
         &piped("echo 'prot = 2121' | FTPALG check -"),
         2,
-        "-:1: unknown field",
+        "-:1: prot: unknown key",
     );
     refused(&piped("FTPALG check - </dev/zero"), 2, "it is a device");
     refused(

@@ -1,12 +1,31 @@
 //! The limits: names and numbers, in the table `[limits]` or with `--limit`.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use clap::Args;
 
 use crate::daemon::config::{Limits, decimal};
+
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Limits")]
+pub(super) struct LimitSettings {
+    /// A limit by its name; repeatable [default: see docs/reference.md]
+    ///
+    /// The names: sessions, sessions-per-client, pinholes, pinholes-per-client, pinholes-per-session,
+    /// pinholes-per-minute, pinholes-per-client-per-minute, command-line, reply-line, pipelined. In the
+    /// file they are a table [limits].
+    #[arg(long = "limit", value_name = "NAME=N")]
+    pub(super) limits: Vec<Limit>,
+}
+
+impl LimitSettings {
+    pub(super) fn over(self, base: Self) -> Self {
+        Self {
+            limits: [base.limits, self.limits].concat(),
+        }
+    }
+}
 
 /// One limit that is chosen.
 #[derive(Clone, Copy, Debug)]
@@ -17,37 +36,89 @@ pub(super) struct Limit {
 
 /// Something that can be limited.
 #[derive(Debug)]
-struct Known {
-    name: &'static str,
-    range: RangeInclusive<u32>,
+pub(super) struct Known {
+    /// Its name.
+    pub(super) name: &'static str,
+    /// What it can be.
+    pub(super) range: RangeInclusive<u32>,
+    /// What is counted, for people.
+    pub(super) about: &'static str,
     set: fn(&mut Limits, u32),
 }
 
-static ALL: [Known; 10] = [
-    known("sessions", 1..=1_000_000, |l, n| l.plane.sessions = size(n)),
-    known("sessions-per-client", 1..=1_000_000, |l, n| {
-        l.plane.sessions_per_client = size(n);
+/// All limits.
+pub(super) static ALL: [Known; 10] = [
+    known("sessions", 1..=1_000_000, "sessions at once", |l, n| {
+        l.plane.sessions = size(n);
     }),
-    known("pinholes", 1..=65_536, |l, n| l.plane.pinholes = size(n)),
-    known("pinholes-per-client", 1..=65_536, |l, n| {
-        l.plane.pinholes_per_client = size(n);
-    }),
-    known("pinholes-per-session", 1..=64, |l, n| {
-        l.plane.pinholes_per_session = size(n);
-    }),
-    known("pinholes-per-minute", 1..=u32::MAX, |l, n| {
-        l.plane.pinholes_per_minute = n;
-    }),
-    known("pinholes-per-client-per-minute", 1..=u32::MAX, |l, n| {
-        l.plane.pinholes_per_client_per_minute = n;
-    }),
-    known("command-line", 64..=4000, |l, n| l.command_line = size(n)),
-    known("reply-line", 64..=4000, |l, n| l.reply_line = size(n)),
-    known("pipelined", 1..=10_000, |l, n| l.pipelined = size(n)),
+    known(
+        "sessions-per-client",
+        1..=1_000_000,
+        "the same of one client",
+        |l, n| l.plane.sessions_per_client = size(n),
+    ),
+    known(
+        "pinholes",
+        1..=65_536,
+        "pinholes that nobody has used yet",
+        |l, n| l.plane.pinholes = size(n),
+    ),
+    known(
+        "pinholes-per-client",
+        1..=65_536,
+        "the same of one client",
+        |l, n| l.plane.pinholes_per_client = size(n),
+    ),
+    known(
+        "pinholes-per-session",
+        1..=64,
+        "the same of one session",
+        |l, n| l.plane.pinholes_per_session = size(n),
+    ),
+    known(
+        "pinholes-per-minute",
+        1..=u32::MAX,
+        "new pinholes in a minute",
+        |l, n| l.plane.pinholes_per_minute = n,
+    ),
+    known(
+        "pinholes-per-client-per-minute",
+        1..=u32::MAX,
+        "the same of one client",
+        |l, n| l.plane.pinholes_per_client_per_minute = n,
+    ),
+    known(
+        "command-line",
+        64..=4000,
+        "bytes of a command that is acted on",
+        |l, n| l.command_line = size(n),
+    ),
+    known(
+        "reply-line",
+        64..=4000,
+        "bytes of a reply in which an address is looked for",
+        |l, n| l.reply_line = size(n),
+    ),
+    known(
+        "pipelined",
+        1..=10_000,
+        "commands of a session that wait for their reply",
+        |l, n| l.pipelined = size(n),
+    ),
 ];
 
-const fn known(name: &'static str, range: RangeInclusive<u32>, set: fn(&mut Limits, u32)) -> Known {
-    Known { name, range, set }
+const fn known(
+    name: &'static str,
+    range: RangeInclusive<u32>,
+    about: &'static str,
+    set: fn(&mut Limits, u32),
+) -> Known {
+    Known {
+        name,
+        range,
+        about,
+        set,
+    }
 }
 
 fn size(number: u32) -> usize {
@@ -90,28 +161,6 @@ impl FromStr for Limit {
         let (name, value) = text.split_once('=').ok_or("write NAME=N")?;
         Self::new(name, decimal(value))
     }
-}
-
-/// Reads the table.
-pub(super) fn table<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Limit>, D::Error> {
-    struct LimitsReader;
-    impl<'de> Visitor<'de> for LimitsReader {
-        type Value = Vec<Limit>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a table [limits] with numbers")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<Limit>, A::Error> {
-            let mut all = Vec::new();
-            while let Some((name, value)) = map.next_entry::<String, i64>()? {
-                let limit = Limit::new(&name, u32::try_from(value).ok());
-                all.push(limit.map_err(A::Error::custom)?);
-            }
-            Ok(all)
-        }
-    }
-    deserializer.deserialize_map(LimitsReader)
 }
 
 #[cfg(test)]

@@ -36,7 +36,17 @@ pub(super) fn read(path: &Path) -> Result<String, String> {
     let metadata = file.metadata().map_err(|e| e.to_string())?;
     check(&metadata)?;
     let bytes = drain(&file, Instant::now() + PATIENCE)?;
-    String::from_utf8(bytes).map_err(|_| "it isn't text in UTF-8".to_owned())
+    String::from_utf8(bytes).map_err(|e| {
+        if matches!(e.as_bytes(), [0xff, 0xfe, ..] | [0xfe, 0xff, ..]) {
+            return "it is text in UTF-16; save it as UTF-8".to_owned();
+        }
+        let valid = e.as_bytes().get(..e.utf8_error().valid_up_to());
+        let feeds = valid.unwrap_or_default().iter().filter(|b| **b == b'\n');
+        format!(
+            "line {} isn't text in UTF-8; save it as UTF-8",
+            feeds.count() + 1
+        )
+    })
 }
 
 /// The text of a file, as [`read`] gives it. Nothing that is empty the second time is read: a pipe or
@@ -125,8 +135,14 @@ mod tests {
         assert_eq!(read(&path).unwrap().len(), MAX);
         fs::write(&path, "x".repeat(MAX + 1)).unwrap();
         assert!(read(&path).unwrap_err().contains("larger than 1048576"));
-        fs::write(&path, b"\xff").unwrap();
-        assert!(read(&path).unwrap_err().contains("UTF-8"));
+        fs::write(&path, b"port = 21\n# \xe4\n").unwrap();
+        assert!(
+            read(&path)
+                .unwrap_err()
+                .contains("line 2 isn't text in UTF-8")
+        );
+        fs::write(&path, b"\xff\xfep\0").unwrap();
+        assert!(read(&path).unwrap_err().contains("UTF-16"));
         fs::remove_file(&path).unwrap();
 
         mkfifo(&path, Mode::S_IRWXU).unwrap();

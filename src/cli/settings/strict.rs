@@ -1,15 +1,9 @@
-//! Values of the settings that say what FTP sessions may do.
+//! The strict rules, as `--strict` and the table `[strict]` choose them.
 
-use std::fmt;
-use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use serde::Deserialize;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
-
-use crate::ftp::policy::{SERVICE_PORTS, SYSTEM_PORTS, Strict};
-use crate::net::PortRange;
+use crate::daemon::config::decimal;
+use crate::ftp::policy::Strict;
 
 /// The rules of `--strict`, as far as they are chosen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,11 +13,9 @@ pub(super) struct StrictChoice {
     named: Named,
 }
 
-/// The table `[strict]`.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+/// The rules by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Named {
-    all: Option<bool>,
     order: Option<bool>,
     unknown_verbs: Option<bool>,
     long_lines: Option<bool>,
@@ -32,7 +24,6 @@ struct Named {
     addresses: Option<bool>,
     active_late: Option<bool>,
     passive_ports: Option<bool>,
-    #[serde(deserialize_with = "logins")]
     failed_logins: Option<u8>,
     allow: Option<Vec<Verb>>,
     deny: Option<Vec<Verb>>,
@@ -128,147 +119,140 @@ impl FromStr for StrictChoice {
     }
 }
 
-impl<'de> Deserialize<'de> for StrictChoice {
-    /// Reads `true`, `"order,long-lines"`, or a table of rules.
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct StrictReader;
-        impl<'de> Visitor<'de> for StrictReader {
-            type Value = StrictChoice;
+/// A key of the table `[strict]`.
+pub(super) struct Rule {
+    /// The key.
+    pub(super) name: &'static str,
+    /// What it takes.
+    pub(super) takes: Takes,
+    /// What is refused, for people.
+    pub(super) about: &'static str,
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "true, false, some of {RULES}, or a table [strict]")
-            }
+/// What a key takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Takes {
+    /// `true` or `false`.
+    Switch,
+    /// A number.
+    Number,
+    /// A list of commands.
+    Commands,
+}
 
-            fn visit_bool<E>(self, all: bool) -> Result<StrictChoice, E> {
-                Ok(StrictChoice {
-                    all,
-                    ..StrictChoice::default()
-                })
-            }
+/// All keys of the table.
+pub(super) static TABLE: [Rule; 12] = [
+    switch("all", "every rule that isn't named here, but active-late"),
+    switch(
+        "order",
+        "commands out of order: before the login all but those that belong there",
+    ),
+    switch(
+        "unknown-verbs",
+        "commands that are in no RFC on FTP and that no common server has",
+    ),
+    switch("long-lines", "lines over the limit command-line"),
+    switch("control-bytes", "control characters in commands"),
+    switch("before-greeting", "commands before the server's greeting"),
+    switch(
+        "addresses",
+        "PORT and EPRT without an address, or before the login",
+    ),
+    switch(
+        "passive-ports",
+        "passive ports of servers inside that deny-ports names",
+    ),
+    switch(
+        "active-late",
+        "nothing; a data port of PORT or EPRT opens with the transfer command",
+    ),
+    Rule {
+        name: "failed-logins",
+        takes: Takes::Number,
+        about: "logins after so many in a row failed; 0 means no limit",
+    },
+    Rule {
+        name: "allow",
+        takes: Takes::Commands,
+        about: "all commands but these",
+    },
+    Rule {
+        name: "deny",
+        takes: Takes::Commands,
+        about: "these commands",
+    },
+];
 
-            fn visit_str<E: Error>(self, text: &str) -> Result<StrictChoice, E> {
-                text.parse().map_err(E::custom)
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<StrictChoice, A::Error> {
-                let mut named = Named::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(StrictChoice {
-                    all: named.all.take().unwrap_or(false),
-                    named,
-                })
-            }
-        }
-        deserializer.deserialize_any(StrictReader)
+const fn switch(name: &'static str, about: &'static str) -> Rule {
+    Rule {
+        name,
+        takes: Takes::Switch,
+        about,
     }
 }
 
-fn logins<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u8>, D::Error> {
-    let number = i64::deserialize(deserializer)?;
-    let logins = u8::try_from(number).ok();
-    logins
-        .map(Some)
-        .ok_or_else(|| D::Error::custom(format!("{number} failed logins: write 0 to 255")))
+/// A file's key of the table `[strict]`, one after the other.
+impl StrictChoice {
+    /// Switches a rule on or off.
+    pub(super) fn switch(&mut self, name: &str, on: bool) {
+        if name == "all" {
+            self.all = on;
+        }
+        let mut switches = self.named.switches().into_iter();
+        if let Some((_, rule)) = switches.find(|(known, _)| *known == name) {
+            *rule = Some(on);
+        }
+    }
+
+    /// Sets how many logins may fail; 0 for no limit.
+    pub(super) fn failed_logins(&mut self, text: &str) -> Result<(), String> {
+        let logins = decimal(text).ok_or("write 0 to 255")?;
+        self.named.failed_logins = Some(logins);
+        Ok(())
+    }
+
+    /// Adds a command to a list: to `allow` or to `deny`.
+    pub(super) fn command(&mut self, list: &str, text: &str) -> Result<(), String> {
+        let verb = text.parse()?;
+        self.list(list).push(verb);
+        Ok(())
+    }
+
+    /// The list of that name, which is there from now on even if it stays empty.
+    pub(super) fn list(&mut self, name: &str) -> &mut Vec<Verb> {
+        let list = match name {
+            "allow" => &mut self.named.allow,
+            _ => &mut self.named.deny,
+        };
+        list.get_or_insert_default()
+    }
 }
 
 /// A command's verb, in upper case.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Verb(String);
+pub(super) struct Verb(String);
 
-impl<'de> Deserialize<'de> for Verb {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
+impl FromStr for Verb {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
         let verb = (1..=8).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric());
         if !verb {
-            let what = format!("{text:?}: write a command like SITE, of 1 to 8 letters");
-            return Err(D::Error::custom(what));
+            return Err("write a command like SITE, of 1 to 8 letters".into());
         }
         Ok(Self(text.to_ascii_uppercase()))
     }
 }
 
-/// One value of `--deny-ports`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum DenyPorts {
-    /// These.
-    Range(PortRange),
-    /// The well-known services.
-    Default,
-    /// No more than system ports.
-    None,
-}
-
-impl DenyPorts {
-    /// The ports that are denied.
-    pub(super) fn ports(chosen: Option<Vec<Self>>) -> Vec<RangeInclusive<u16>> {
-        let chosen = chosen.unwrap_or_else(|| vec![Self::Default]);
-        let mut ports = vec![SYSTEM_PORTS];
-        for one in chosen {
-            match one {
-                Self::Range(range) => ports.push(range.first()..=range.last()),
-                Self::Default => {
-                    ports.extend(SERVICE_PORTS.into_iter().filter(|r| *r != SYSTEM_PORTS));
-                }
-                Self::None => {}
-            }
-        }
-        ports
-    }
-}
-
-impl FromStr for DenyPorts {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "default" => Ok(Self::Default),
-            "none" => Ok(Self::None),
-            _ if text.contains('-') => text.parse().map(Self::Range),
-            _ => format!("{text}-{text}")
-                .parse()
-                .map(Self::Range)
-                .map_err(|_| "write a port, a range A-B, default, or none".to_owned()),
-        }
-    }
-}
-
-/// Reads `yes` or `no`.
-pub(super) fn yes_or_no(text: &str) -> Result<bool, &'static str> {
-    match text {
-        "yes" | "true" => Ok(true),
-        "no" | "false" => Ok(false),
-        _ => Err("write yes or no"),
-    }
-}
-
-/// Reads `true`, `false`, or the text of the flag.
-pub(super) fn yes_or_no_in_file<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<bool>, D::Error> {
-    struct YesOrNoReader;
-    impl Visitor<'_> for YesOrNoReader {
-        type Value = bool;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("true or false")
-        }
-
-        fn visit_bool<E>(self, yes: bool) -> Result<bool, E> {
-            Ok(yes)
-        }
-
-        fn visit_str<E: Error>(self, text: &str) -> Result<bool, E> {
-            yes_or_no(text).map_err(E::custom)
-        }
-    }
-    deserializer.deserialize_any(YesOrNoReader).map(Some)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::file::File;
     use super::*;
 
     fn table(text: &str) -> Result<StrictChoice, String> {
-        toml::from_str(text).map_err(|e| e.message().to_owned())
+        let file = File::read(&format!("[strict]\n{text}"));
+        file.map(|file| file.settings.refusing.strict.unwrap())
+            .map_err(|mistakes| mistakes[0].text.clone())
     }
 
     #[test]
@@ -350,22 +334,5 @@ mod tests {
             assert_eq!(over(flag, "failed-logins = 9"), Some(9), "{flag}");
         }
         assert_eq!(over("order", "all = true\nfailed-logins = 0"), None);
-    }
-
-    #[test]
-    fn denied_ports() {
-        let denied = |text: &str, port: u16| {
-            let chosen = text.split(' ').map(|one| one.parse().unwrap()).collect();
-            let ports = DenyPorts::ports(Some(chosen));
-            ports.iter().any(|range| range.contains(&port))
-        };
-        assert!(denied("none", 22) && !denied("none", 3306));
-        assert!(denied("default", 3306) && !denied("default", 8080));
-        assert!(denied("default 8080", 8080) && denied("default 8080", 3306));
-        assert!(denied("8000-8080", 8044) && !denied("8000-8080", 3306));
-        assert_eq!(DenyPorts::ports(None), SERVICE_PORTS);
-        for bad in ["", "0", "65536", "9-8", "ssh", "-", "+1"] {
-            assert!(bad.parse::<DenyPorts>().is_err(), "{bad:?}");
-        }
     }
 }
