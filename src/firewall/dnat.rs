@@ -15,6 +15,7 @@ use std::io;
 
 use nix::errno::Errno;
 
+use super::names::ACCEPT_COMMENT;
 use super::native::{base_chains, is_iptables};
 use super::published::Published;
 use super::{PINHOLE_TABLE, is_our_chain};
@@ -22,7 +23,7 @@ use crate::firewall::tables;
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::netlink::codec::Message;
 use crate::netlink::nftables::set::{self, Set};
-use crate::netlink::nftables::{attr, hook, msg};
+use crate::netlink::nftables::{attr, comment, hook, msg};
 use crate::netlink::socket::{NetlinkRequest, Socket};
 
 use collect::NftTable;
@@ -71,13 +72,7 @@ pub(super) fn published(snapshot: &Snapshot) -> io::Result<Native> {
             of_table.push(chain.name);
         }
     }
-    let mut reader = RuleReader {
-        socket,
-        chains: CHAINS,
-        rules: RULES,
-        elements: ELEMENTS,
-        cut: false,
-    };
+    let mut reader = RuleReader::new(socket);
     for ((family, name), bases) in bases {
         reader.table(family, &name, &bases, &mut native)?;
     }
@@ -86,16 +81,26 @@ pub(super) fn published(snapshot: &Snapshot) -> io::Result<Native> {
 }
 
 /// Asks the kernel, as long as there is room.
-struct RuleReader {
+pub(super) struct RuleReader {
     socket: Socket,
     /// How many are left.
     chains: usize,
     rules: usize,
     elements: usize,
-    cut: bool,
+    pub(super) cut: bool,
 }
 
 impl RuleReader {
+    pub(super) fn new(socket: Socket) -> Self {
+        Self {
+            socket,
+            chains: CHAINS,
+            rules: RULES,
+            elements: ELEMENTS,
+            cut: false,
+        }
+    }
+
     fn table(
         &mut self,
         family: u8,
@@ -131,8 +136,13 @@ impl RuleReader {
         Ok(())
     }
 
-    /// The rules of a chain.
-    fn rules(&mut self, family: u8, table: &str, chain: &str) -> io::Result<Vec<Vec<u8>>> {
+    /// The rules of a chain, without ours.
+    pub(super) fn rules(
+        &mut self,
+        family: u8,
+        table: &str,
+        chain: &str,
+    ) -> io::Result<Vec<Vec<u8>>> {
         if is_our_chain(chain) {
             return Ok(Vec::new());
         }
@@ -143,9 +153,12 @@ impl RuleReader {
         let request = tables::rules_of(family, table, Some(chain));
         let (rules, complete) = self.socket.dump_some(&request, self.rules, |message| {
             let is = |kind, name| message.attrs().find(kind).and_then(|a| a.text()) == Some(name);
+            let userdata = message.attrs().find(attr::RULE_USERDATA);
+            let ours = userdata.is_some_and(|data| data.value == comment(0, ACCEPT_COMMENT));
             let meant = message.family() == family
                 && is(attr::RULE_TABLE, table)
-                && is(attr::RULE_CHAIN, chain);
+                && is(attr::RULE_CHAIN, chain)
+                && !ours;
             meant.then(|| expressions(message))
         })?;
         self.chains -= 1;
@@ -155,7 +168,7 @@ impl RuleReader {
     }
 
     /// A set or map; `None` if it can't be read.
-    fn set(&mut self, family: u8, table: &str, name: &str) -> io::Result<Option<Set>> {
+    pub(super) fn set(&mut self, family: u8, table: &str, name: &str) -> io::Result<Option<Set>> {
         let limit = self.elements.min(ELEMENTS_OF_SET);
         if limit == 0 {
             self.cut = true;

@@ -265,7 +265,9 @@ fn read(message: &Message<'_>) -> Option<NftRule> {
 fn effect(expressions: &[u8]) -> Effect {
     for expression in expression::read(expressions) {
         return match expression {
-            Expression::Verdict(RuleVerdict::Accept | RuleVerdict::Continue) => Effect::None,
+            Expression::Verdict(
+                RuleVerdict::Accept | RuleVerdict::Continue | RuleVerdict::Return,
+            ) => Effect::None,
             Expression::Verdict(RuleVerdict::Jump(chain)) => Effect::Jump(chain.to_owned()),
             // A verdict map: its elements may be anything.
             Expression::Verdict(_)

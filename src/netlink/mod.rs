@@ -2,10 +2,12 @@
 //!
 //! [`codec`] builds and parses messages and attributes (pure, no panics on any input);
 //! [`filter`] has the kernel choose which messages a socket gets;
+//! [`links`] lists interfaces;
 //! [`nftables`] knows the numbers and expressions of nf_tables;
 //! [`socket`] exchanges them with the kernel's netfilter subsystems. Every call is bounded in time.
 
 pub mod codec;
 pub mod filter;
+pub mod links;
 pub mod nftables;
 pub mod socket;

@@ -308,7 +308,7 @@ impl<'a> Registers<'a> {
                 self.overwrite(to, 4);
                 self.protocol = Some(to);
             }
-            Expression::Load { to } => self.overwrite(to, LONGEST),
+            Expression::Load { to, .. } => self.overwrite(to, LONGEST),
             Expression::Constant { to, value } => {
                 self.overwrite(to, value.len());
                 self.constants.push((to, value));

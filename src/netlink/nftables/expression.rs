@@ -7,7 +7,10 @@ mod read;
 use super::attr;
 use crate::netlink::codec::Builder;
 
-pub(crate) use read::{Expression, Extension, MapValue, Register, RuleVerdict, read};
+pub(crate) use read::{
+    CT_HELPER, Expression, Extension, FLOW_OFFLOAD, Loaded, MapValue, NOTRACK, Register,
+    RuleVerdict, read,
+};
 
 /// The names of expressions.
 mod name {
@@ -72,6 +75,9 @@ const NAT_LAST_ADDRESS: u16 = 4;
 const NAT_PORT: u16 = 5;
 const NAT_LAST_PORT: u16 = 6;
 const NAT_FLAGS: u16 = 7;
+/// `NFTA_OBJREF_IMM_TYPE`, and `NFT_OBJECT_CT_HELPER`
+const OBJREF_TYPE: u16 = 1;
+const OBJECT_CT_HELPER: u32 = 3;
 /// `NFTA_PAYLOAD_*`
 const PAYLOAD_TO: u16 = 1;
 const PAYLOAD_BASE: u16 = 2;
@@ -112,6 +118,7 @@ const LESS_OR_EQUAL: u32 = 3;
 const GREATER: u32 = 4;
 const GREATER_OR_EQUAL: u32 = 5;
 /// `NF_*`, `NFT_*`: codes of verdicts.
+const DROP: i32 = 0;
 const ACCEPT: i32 = 1;
 const CONTINUE: i32 = -1;
 const JUMP: i32 = -3;

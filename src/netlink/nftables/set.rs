@@ -22,6 +22,21 @@ pub struct Element {
     pub keys: Option<(Vec<u8>, Vec<u8>)>,
     /// In a verdict map: the chain that the key leads to.
     pub jump: Option<String>,
+    /// In a verdict map: what becomes of the packet, where the key leads to no chain.
+    pub verdict: Option<ElementVerdict>,
+}
+
+/// A verdict of a map that leads to no chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ElementVerdict {
+    /// `accept`
+    Accept,
+    /// `drop`
+    Drop,
+    /// `continue`, `return`: what follows decides.
+    None,
+    /// `queue` and others.
+    Other,
 }
 
 /// An element as the kernel keeps it.
@@ -35,6 +50,7 @@ pub struct RawElement {
     /// Whether it is for all other keys.
     catchall: bool,
     jump: Option<String>,
+    verdict: Option<ElementVerdict>,
 }
 
 /// The flags of a set.
@@ -66,6 +82,7 @@ impl Set {
         elements.extend(catchall.into_iter().map(|one| Element {
             keys: None,
             jump: one.jump,
+            verdict: one.verdict,
         }));
         Self { elements, complete }
     }
@@ -80,6 +97,7 @@ impl RawElement {
         let flags = parts.find(attr::ELEM_FLAGS).and_then(|flags| flags.be32());
         let has = |flag| flags.unwrap_or(0) & flag != 0;
         let data = parts.find(attr::ELEM_DATA);
+        let verdict = data.and_then(|data| RuleVerdict::read(&data));
         Some(Self {
             key: match has(ELEM_CATCHALL) {
                 true => Vec::new(),
@@ -88,9 +106,16 @@ impl RawElement {
             last: value(attr::ELEM_KEY_END),
             end: has(ELEM_INTERVAL_END),
             catchall: has(ELEM_CATCHALL),
-            jump: match data.and_then(|data| RuleVerdict::read(&data)) {
+            jump: match verdict {
                 Some(RuleVerdict::Jump(chain) | RuleVerdict::Goto(chain)) => Some(chain.to_owned()),
                 _ => None,
+            },
+            verdict: match verdict {
+                None | Some(RuleVerdict::Jump(_) | RuleVerdict::Goto(_)) => None,
+                Some(RuleVerdict::Accept) => Some(ElementVerdict::Accept),
+                Some(RuleVerdict::Drop) => Some(ElementVerdict::Drop),
+                Some(RuleVerdict::Continue | RuleVerdict::Return) => Some(ElementVerdict::None),
+                Some(RuleVerdict::Other) => Some(ElementVerdict::Other),
             },
         })
     }
@@ -100,6 +125,7 @@ impl RawElement {
         Element {
             keys: Some((self.key, last)),
             jump: self.jump,
+            verdict: self.verdict,
         }
     }
 }

@@ -22,7 +22,7 @@ pub(crate) enum Expression<'a> {
     /// Loads the protocol above IP, one byte (`meta l4proto`).
     Protocol { to: Register },
     /// Loads something else that is known of the packet, at most 16 bytes.
-    Load { to: Register },
+    Load { to: Register, what: Loaded },
     /// Loads a constant.
     Constant { to: Register, value: &'a [u8] },
     /// Masks a value.
@@ -34,6 +34,8 @@ pub(crate) enum Expression<'a> {
     },
     /// Goes on if the register holds this value.
     Equal { from: Register, value: &'a [u8] },
+    /// Goes on if the register doesn't hold this value.
+    NotEqual { from: Register, value: &'a [u8] },
     /// Goes on if the register holds a big-endian number of this range.
     Within {
         from: Register,
@@ -68,10 +70,31 @@ pub(crate) enum Expression<'a> {
     XtMatch(Extension<'a>),
     /// A target of iptables.
     XtTarget(Extension<'a>),
-    /// May end the rule; the registers stay as they are. `!=` is among these.
+    /// Never ends the rule, and leaves the registers as they are: `counter`, `notrack`,
+    /// [`CT_HELPER`], [`FLOW_OFFLOAD`].
+    Statement(&'a str),
+    /// May end the rule; the registers stay as they are.
     Condition,
     /// Isn't known here: may do anything to the registers.
     Other(&'a str),
+}
+
+/// The statement that gives a connection a helper: an `objref` to one.
+pub(crate) const CT_HELPER: &str = "ct helper";
+/// The statement that puts a connection into a flowtable.
+pub(crate) const FLOW_OFFLOAD: &str = "flow_offload";
+/// The statement that hides a packet from conntrack.
+pub(crate) const NOTRACK: &str = "notrack";
+
+/// What [`Expression::Load`] loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loaded {
+    /// `NFT_META_*`
+    Meta(u32),
+    /// `NFT_CT_*`, of the connection or of either direction.
+    Ct(u32),
+    /// Anything else.
+    Other,
 }
 
 /// What [`Expression::Lookup`] does with what the key is mapped to.
@@ -90,13 +113,17 @@ pub(crate) enum MapValue {
 pub(crate) enum RuleVerdict<'a> {
     /// `accept`
     Accept,
-    /// `continue`, `return`
+    /// `drop`
+    Drop,
+    /// `continue`
     Continue,
+    /// `return`: goes on behind the jump to this chain.
+    Return,
     /// Goes on in that chain, and comes back from its end.
     Jump(&'a str),
     /// Goes on in that chain.
     Goto(&'a str),
-    /// `drop`, `queue` and others.
+    /// `queue` and others.
     Other,
 }
 
@@ -132,9 +159,9 @@ impl<'a> Expression<'a> {
         let has = |kind| parts.find(kind).is_some();
         Some(match name {
             // A value is written: to the packet, or to what is known about it.
-            name::PAYLOAD if has(PAYLOAD_FROM) => Self::Condition,
-            name::META if has(META_FROM) => Self::Condition,
-            name::CT if has(CT_FROM) => Self::Condition,
+            name::PAYLOAD if has(PAYLOAD_FROM) => Self::Statement(name),
+            name::META if has(META_FROM) => Self::Statement(name),
+            name::CT if has(CT_FROM) => Self::Statement(name),
             name::PAYLOAD => Self::Payload {
                 to: register(PAYLOAD_TO)?,
                 transport: number(PAYLOAD_BASE)? == Base::Transport as u32,
@@ -147,6 +174,11 @@ impl<'a> Expression<'a> {
             // The first attribute of all of these says where to.
             name::META | name::CT | "fib" | "rt" | "numgen" | "osf" => Self::Load {
                 to: register(META_TO)?,
+                what: match (name, number(META_KEY)) {
+                    (name::META, Some(key)) => Loaded::Meta(key),
+                    (name::CT, Some(key)) => Loaded::Ct(key),
+                    _ => Loaded::Other,
+                },
             },
             name::IMMEDIATE if number(IMMEDIATE_TO)? == VERDICT_REGISTER => {
                 Self::Verdict(RuleVerdict::read(&parts.find(IMMEDIATE_VALUE)?)?)
@@ -179,6 +211,7 @@ impl<'a> Expression<'a> {
                     LESS_OR_EQUAL => within(None, Some(value), true),
                     GREATER => within(Some(value), None, false),
                     GREATER_OR_EQUAL => within(Some(value), None, true),
+                    NOT_EQUAL => Self::NotEqual { from, value },
                     _ => Self::Condition,
                 }
             }
@@ -214,15 +247,9 @@ impl<'a> Expression<'a> {
             name::NAT | "masq" => Self::OtherNat,
             name::XT_MATCH => Self::XtMatch(Extension::read(parts)?),
             name::XT_TARGET => Self::XtTarget(Extension::read(parts)?),
-            name::LIMIT
-            | "counter"
-            | "log"
-            | "quota"
-            | "connlimit"
-            | "last"
-            | "notrack"
-            | "objref"
-            | "dynset" => Self::Condition,
+            "objref" if number(OBJREF_TYPE) == Some(OBJECT_CT_HELPER) => Self::Statement(CT_HELPER),
+            "counter" | "log" | "last" | NOTRACK | FLOW_OFFLOAD => Self::Statement(name),
+            name::LIMIT | "quota" | "connlimit" | "objref" | "dynset" => Self::Condition,
             _ => return None,
         })
     }
@@ -246,7 +273,9 @@ impl<'a> RuleVerdict<'a> {
         let chain = || verdict.find(VERDICT_CHAIN)?.text();
         Some(match code {
             ACCEPT => Self::Accept,
-            CONTINUE | RETURN => Self::Continue,
+            DROP => Self::Drop,
+            CONTINUE => Self::Continue,
+            RETURN => Self::Return,
             JUMP => chain().map_or(Self::Other, Self::Jump),
             GOTO => chain().map_or(Self::Other, Self::Goto),
             _ => Self::Other,
