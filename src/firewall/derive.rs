@@ -207,6 +207,7 @@ mod tests {
             iface: iface.into(),
         };
         Surroundings {
+            addresses: Vec::new(),
             routes: vec![
                 route("0.0.0.0/0", "wan"),
                 route("203.0.113.0/24", "wan"),

@@ -10,6 +10,8 @@
 //! | [`derive`](mod@derive), `surroundings` | find the inside from these rules, and from routes and addresses |
 //! | [`published`] | finds the ports that these rules publish |
 //! | `dnat` | finds the ports that rules written for nft publish |
+//! | `forwarding` | finds the servers that these rules lead control connections to |
+//! | [`probe`] | tells what the rules would do to a packet |
 //! | `native` | accepts data connections in chains written for nft |
 //! | [`xtables`] | runs the tools of both flavours |
 //! | [`tables`] | lists the tables and chains of nf_tables |
@@ -29,14 +31,16 @@
 
 pub mod derive;
 mod dnat;
+pub(crate) mod forwarding;
 pub mod host;
 pub(crate) mod names;
-mod nat_rule;
+pub(crate) mod nat_rule;
 mod native;
-mod port_set;
+pub(crate) mod port_set;
+pub mod probe;
 pub mod published;
 pub mod steering;
-mod surroundings;
+pub(crate) mod surroundings;
 pub mod tables;
 pub mod template;
 pub mod watch;
@@ -55,14 +59,14 @@ use crate::net::{Family, Mark};
 pub use derive::Derived;
 pub use dnat::SetName;
 pub use host::At;
-pub(crate) use names::{PINHOLE_CHAINS, PINHOLE_TABLE};
+pub(crate) use names::{PINHOLE_CHAINS, PINHOLE_TABLE, TAG};
 pub use names::{is_our_chain, is_ours};
 pub use published::Published;
 pub use steering::{Inside, Queues, Steering};
 pub use template::{Around, EXAMPLES, Example, print};
 
 use host::Host;
-use names::{DATA_CHAIN, TAG};
+use names::DATA_CHAIN;
 use surroundings::Surroundings;
 
 /// The tables that steering and accept rules are in, in the order in which they are installed: what
@@ -290,6 +294,22 @@ impl Rules {
         })
     }
 
+    /// What the tools say about all tables, with the name of each tool. Looking makes no table.
+    ///
+    /// # Errors
+    /// If the tools can't tell.
+    pub fn as_text(&self) -> Result<Vec<(String, String)>, RulesError> {
+        let views = self.host.snapshot()?.views.into_iter();
+        let seen =
+            views.filter(|view| !view.rules.tables.is_empty() || !view.rules.hidden.is_empty());
+        seen.map(|view| {
+            let tool = self.host.tool(view.family, view.flavour)?;
+            let name = format!("{}-{}-save", view.family.program(), view.flavour);
+            Ok((name, tool.save()?))
+        })
+        .collect()
+    }
+
     /// Whether anything of ours is in iptables-legacy; `false` if that can't be found out.
     #[must_use]
     pub fn in_legacy(&self) -> bool {
@@ -309,6 +329,12 @@ impl Rules {
         let around = Surroundings::read()?;
         derive::derive(&self.host.snapshot()?, &around, ports)
     }
+}
+
+/// What NAT rules that were written for nft publish; nothing on a kernel without nf_tables.
+pub(crate) fn native_published(snapshot: &Snapshot) -> Result<Vec<Published>, RulesError> {
+    let native = dnat::published(snapshot).map_err(RulesError::system(UNLISTED))?;
+    Ok(native.published)
 }
 
 fn missing_in(snapshot: &Snapshot, steering: &Steering) -> Result<Vec<String>, RulesError> {

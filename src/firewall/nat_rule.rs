@@ -12,7 +12,7 @@ use crate::net::{Family, parse_network};
 
 /// What a rule does with a connection's addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Action {
+pub(crate) enum Action {
     Dnat,
     Redirect,
     Snat,
@@ -21,26 +21,28 @@ pub(super) enum Action {
 
 /// A rule that translates TCP connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct NatRule<'a> {
-    pub(super) action: Action,
+pub(crate) struct NatRule<'a> {
+    pub(crate) action: Action,
     /// Whose connections; `None` where the rule names no network, or one with `!`.
-    pub(super) source: Option<IpNet>,
+    pub(crate) source: Option<IpNet>,
     /// To which addresses; `None` as for `source`.
-    pub(super) destination: Option<IpNet>,
+    pub(crate) destination: Option<IpNet>,
     /// To which ports; with `ports_negated`, to all others.
-    pub(super) ports: Option<PortSet>,
-    pub(super) ports_negated: bool,
+    pub(crate) ports: Option<PortSet>,
+    pub(crate) ports_negated: bool,
+    /// The interface that they come in by.
+    pub(crate) came_by: Option<OptionValue<'a>>,
     /// The interface that they leave by.
-    pub(super) out: Option<OptionValue<'a>>,
+    pub(crate) out: Option<OptionValue<'a>>,
     /// DNAT: the address, or the first of several.
-    pub(super) to: Option<IpAddr>,
+    pub(crate) to: Option<IpAddr>,
     /// DNAT: the port, or the first of several.
-    pub(super) to_port: Option<u16>,
+    pub(crate) to_port: Option<u16>,
 }
 
 impl<'a> NatRule<'a> {
     /// `None` for other rules, and for those that no TCP connection meets.
-    pub(super) fn read(rule: &'a Rule) -> Option<Self> {
+    pub(crate) fn read(rule: &'a Rule) -> Option<Self> {
         let action = match rule.target()? {
             "DNAT" => Action::Dnat,
             "REDIRECT" => Action::Redirect,
@@ -78,6 +80,7 @@ impl<'a> NatRule<'a> {
                 PortSet::new(ranges.collect())
             }),
             ports_negated: ports.is_some_and(|list| list.negated),
+            came_by: rule.option(&["-i", "--in-interface"]),
             out: rule.option(&["-o", "--out-interface"]),
             to,
             to_port,
@@ -85,14 +88,14 @@ impl<'a> NatRule<'a> {
     }
 
     /// Whether it may apply to connections to a port.
-    pub(super) fn may_be_for(&self, port: u16) -> bool {
+    pub(crate) fn may_be_for(&self, port: u16) -> bool {
         let named = self.ports.as_ref().map(|ports| ports.contains(port));
         named.is_none_or(|named| named != self.ports_negated)
     }
 }
 
 /// All NAT rules of iptables, without ours.
-pub(super) fn nat_rules(snapshot: &Snapshot) -> impl Iterator<Item = (Family, NatRule<'_>)> {
+pub(crate) fn nat_rules(snapshot: &Snapshot) -> impl Iterator<Item = (Family, NatRule<'_>)> {
     snapshot.views.iter().flat_map(|view| {
         let rules = view.rules.table("nat").map_or(&[][..], |nat| &nat.rules);
         let users = rules.iter().filter(|rule| !is_ours(rule));

@@ -6,11 +6,11 @@ use crate::net::PortRange;
 
 /// Ports: ranges in order, apart from each other.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct PortSet(Arc<[PortRange]>);
+pub(crate) struct PortSet(Arc<[PortRange]>);
 
 impl PortSet {
     /// From the first and last ports of ranges in any order.
-    pub(super) fn new(mut ranges: Vec<(u16, u16)>) -> Self {
+    pub(crate) fn new(mut ranges: Vec<(u16, u16)>) -> Self {
         ranges.sort_unstable();
         let mut joined: Vec<(u16, u16)> = Vec::with_capacity(ranges.len());
         for (first, last) in ranges.into_iter().filter(|(first, last)| first <= last) {
@@ -24,20 +24,20 @@ impl PortSet {
         Self(ranges.collect())
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(super) fn contains(&self, port: u16) -> bool {
+    pub(crate) fn contains(&self, port: u16) -> bool {
         self.0.iter().any(|range| range.contains(port))
     }
 
-    pub(super) fn ranges(&self) -> impl Iterator<Item = PortRange> + '_ {
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = PortRange> + '_ {
         self.0.iter().copied()
     }
 
     /// The ports that are in both.
-    pub(super) fn and(&self, other: &Self) -> Self {
+    pub(crate) fn and(&self, other: &Self) -> Self {
         let mut both = Vec::new();
         let (mut ours, mut theirs) = (self.ranges().peekable(), other.ranges().peekable());
         while let (Some(a), Some(b)) = (ours.peek(), theirs.peek()) {

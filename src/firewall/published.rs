@@ -50,6 +50,16 @@ impl Published {
         meant && !there
     }
 
+    /// The public ports.
+    pub(super) fn ports(&self) -> &PortSet {
+        &self.ports
+    }
+
+    /// Where it leads, and to which port, as far as that is known.
+    pub(super) fn target(&self) -> (Option<IpAddr>, Option<u16>) {
+        (self.to, self.to_port)
+    }
+
     /// A port of the range for which [`takes`](Self::takes) holds, where connections to `to` would
     /// be led to `land` under the same ports.
     #[must_use]

@@ -15,17 +15,19 @@ use crate::net::Family;
 
 /// A route: which networks are behind which interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Route {
-    pub(super) net: IpNet,
-    pub(super) iface: String,
+pub(crate) struct Route {
+    pub(crate) net: IpNet,
+    pub(crate) iface: String,
 }
 
 /// The network as it is: routes, own addresses, interfaces that are up.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Surroundings {
-    pub(super) routes: Vec<Route>,
-    pub(super) own: BTreeSet<IpAddr>,
-    pub(super) up: BTreeSet<String>,
+    pub(crate) routes: Vec<Route>,
+    pub(crate) own: BTreeSet<IpAddr>,
+    /// The same, each with its interface.
+    pub(crate) addresses: Vec<(String, IpAddr)>,
+    pub(crate) up: BTreeSet<String>,
 }
 
 impl Surroundings {
@@ -41,31 +43,50 @@ impl Surroundings {
         let interfaces = getifaddrs().map_err(io::Error::from);
         let interfaces = interfaces.map_err(RulesError::system("can't list the interfaces"))?;
         for interface in interfaces {
+            if let Some(addr) = interface.address {
+                let v4 = addr.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
+                let v6 = addr.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip()));
+                if let Some(addr) = v4.or(v6) {
+                    found.own.insert(addr);
+                    found
+                        .addresses
+                        .push((interface.interface_name.clone(), addr));
+                }
+            }
             if interface.flags.contains(InterfaceFlags::IFF_UP)
                 && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
             {
                 found.up.insert(interface.interface_name);
             }
-            if let Some(addr) = interface.address {
-                let v4 = addr.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-                let v6 = addr.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip()));
-                found.own.extend(v4.or(v6));
-            }
         }
         Ok(found)
     }
 
-    pub(super) fn is_own(&self, addr: IpAddr) -> bool {
+    pub(crate) fn is_own(&self, addr: IpAddr) -> bool {
         addr.is_loopback() || self.own.contains(&addr)
     }
 
     /// The interface that an address is behind.
-    pub(super) fn iface_to(&self, addr: IpAddr) -> Option<&str> {
+    pub(crate) fn iface_to(&self, addr: IpAddr) -> Option<&str> {
         self.routes
             .iter()
             .filter(|r| r.net.contains(&addr))
             .max_by_key(|r| r.net.prefix_len())
             .map(|r| r.iface.as_str())
+    }
+
+    /// The interfaces that default routes leave by, of a family.
+    pub(crate) fn ways_out(&self, family: Family) -> BTreeSet<&str> {
+        let routes = self.routes.iter();
+        let default = |route: &&Route| {
+            route.net.prefix_len() == 0
+                && Family::of(route.net.addr()) == family
+                && route.iface != "lo"
+        };
+        routes
+            .filter(default)
+            .map(|route| route.iface.as_str())
+            .collect()
     }
 
     /// The families in which control connections may pass.
@@ -75,7 +96,7 @@ impl Surroundings {
     /// multicast addresses. It has one as soon as it has a global address. Kernels switch IPv6 on
     /// by themselves, so link-local addresses alone mean nothing. IPv4 is in use unless only IPv6
     /// has addresses here.
-    pub(super) fn families(&self, steering: &Steering) -> Vec<Family> {
+    pub(crate) fn families(&self, steering: &Steering) -> Vec<Family> {
         let behind = |iface: &str| {
             (steering.local && iface != "lo")
                 || steering.inside.contains(&Inside::Iface(iface.to_owned()))

@@ -100,6 +100,13 @@ impl Tools {
             .find(|t| t.family == family && t.flavour == flavour)
     }
 
+    /// The same without those of a flavour.
+    #[must_use]
+    pub fn without(mut self, flavour: Flavour) -> Self {
+        self.tools.retain(|tool| tool.flavour != flavour);
+        self
+    }
+
     /// Which flavour plain `iptables` is.
     #[must_use]
     pub fn plain(&self) -> Option<Flavour> {
