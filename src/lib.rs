@@ -14,6 +14,7 @@
 //! | [`conntrack`] | look-ups and events of connections | pinholes |
 //! | [`firewall`] | our steering and accept rules, readers of the user's rules, the tools of iptables | pinholes, FTP |
 //! | [`pinholes`] | their life, ports, limits, and the backends that put them into the kernel | FTP text |
+//! | [`doctor`] | what is known of a host, and what of it is in the way of FTP | changes of anything |
 //! | [`daemon`] | start and end, workers, signals, the control socket, output | the text of rules |
 //! | [`cli`] | the command line, one file per subcommand | the work itself |
 //!
@@ -23,7 +24,7 @@
 //! ```text
 //! cli ─▶ daemon ─▶ pinholes ─▶ firewall  ─▶ netlink, net
 //!           │          └─────▶ conntrack ─▶ netlink, net
-//!           └────▶ queue
+//!           └────▶ doctor ───▶ firewall, conntrack, queue
 //! ```
 //!
 //! [`wire`], [`stream`], [`ftp`] and [`engine`] are pure: they are told bytes, time and the
@@ -35,6 +36,7 @@
 pub mod cli;
 pub mod conntrack;
 pub mod daemon;
+pub mod doctor;
 pub mod engine;
 pub mod firewall;
 pub mod ftp;

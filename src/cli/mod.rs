@@ -4,6 +4,7 @@
 //! `status`, `sessions` and `pinholes` have exit codes of their own.
 
 mod check;
+mod doctor;
 mod log;
 mod pinholes;
 mod rules;
@@ -54,6 +55,9 @@ enum CliCommand {
     Rules(rules::RulesCommand),
     /// Check a configuration file
     Check(check::Arguments),
+    /// Judge whether this host is fit for `ftpalg run`, and say what is in the way and how to mend it.
+    /// Changes nothing. Takes run's flags. Exit code 0 if all is fine, 4 with warnings, 1 with problems
+    Doctor(Box<doctor::Doctor>),
 }
 
 /// How answers are shown.
@@ -124,6 +128,7 @@ pub fn main() -> ExitCode {
         CliCommand::Pinholes(format) => pinholes::show(format),
         CliCommand::Rules(command) => rules::run(command),
         CliCommand::Check(arguments) => check::run(&arguments),
+        CliCommand::Doctor(arguments) => doctor::run(*arguments),
     };
     done.unwrap_or_else(|failure| fail(&failure))
 }

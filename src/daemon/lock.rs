@@ -121,6 +121,15 @@ fn command(socket: &mut Socket, command: u8) -> io::Result<()> {
     )
 }
 
+/// Whether the kernel has NFQUEUE, and lets this process use it. Binds nothing.
+///
+/// # Errors
+/// What is missing.
+pub fn probe() -> Result<(), LockError> {
+    let mut socket = Socket::open().map_err(|e| LockError::of(e, LockError::System))?;
+    command(&mut socket, PF_BIND).map_err(|e| LockError::of(e, |_| LockError::NotPermitted))
+}
+
 /// Whether somebody holds it; `None` if the kernel doesn't show it to this process.
 #[must_use]
 pub fn is_held() -> Option<bool> {

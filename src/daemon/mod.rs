@@ -4,6 +4,7 @@
 //! read before packets are steered to it, and pinholes can be opened before a packet asks for one.
 //! The end takes the reverse order, whether a signal, a failure or a panic is the reason.
 
+pub mod checkup;
 pub mod config;
 pub mod control;
 pub mod farewell;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// A module of the crate, and those that it imports from: all of them, and none besides. They stand
 /// above it, so that there are no circles.
-const LAYERS: [(&str, &[&str]); 12] = [
+const LAYERS: [(&str, &[&str]); 13] = [
     // The core.
     ("wire", &[]),
     ("stream", &[]),
@@ -22,6 +22,10 @@ const LAYERS: [(&str, &[&str]); 12] = [
         &["ftp", "engine", "net", "netlink", "conntrack", "firewall"],
     ),
     (
+        "doctor",
+        &["net", "netlink", "queue", "conntrack", "firewall"],
+    ),
+    (
         "daemon",
         &[
             "ftp",
@@ -32,9 +36,10 @@ const LAYERS: [(&str, &[&str]); 12] = [
             "conntrack",
             "firewall",
             "pinholes",
+            "doctor",
         ],
     ),
-    ("cli", &["ftp", "net", "firewall", "daemon"]),
+    ("cli", &["ftp", "net", "firewall", "doctor", "daemon"]),
 ];
 
 /// The layers that are told everything and own nothing.

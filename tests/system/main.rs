@@ -9,6 +9,7 @@
 mod accounting;
 mod advertise_name;
 mod cli;
+mod doctor;
 mod environment;
 mod filtering;
 mod firewalls;
