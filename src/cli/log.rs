@@ -1,16 +1,23 @@
 //! Log lines on the standard error, which nobody may be reading: a line is lost rather than waited for.
+//!
+//! If the standard error is the journal, each line begins with its priority (`<4>`, see sd-daemon(3)), and
+//! the journal adds the time. Elsewhere it begins with the time.
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use log::Level;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::fstat;
 
 /// How long a line waits for a reader who was there before, in milliseconds. Then none waits until there
 /// is room again.
 const PATIENCE: u16 = 200;
 /// The longest line, in bytes. A pipe that is ready to be written takes as much (POSIX: `PIPE_BUF`).
 const LONGEST: usize = 4096;
+/// What stands behind the time or the priority.
+const TAG: &[u8] = b"ftpalg: ";
 
 /// Shows log lines as `FTPALG_LOG` (or `RUST_LOG`) says; warnings and worse where neither does.
 pub(super) fn start() {
@@ -18,16 +25,55 @@ pub(super) fn start() {
         .iter()
         .find_map(|name| std::env::var(name).ok())
         .unwrap_or_else(|| "warn".into());
+    let journal = is_journal();
     env_logger::Builder::new()
         .parse_filters(&filter)
-        .format(|to, record| {
-            let level = record.level().as_str().to_ascii_lowercase();
-            writeln!(to, "ftpalg: {level}: {}", record.args())
+        .format(move |to, record| {
+            let level = record.level();
+            match journal {
+                true => write!(to, "{}", priority(level))?,
+                false => write!(to, "{} ", to.timestamp())?,
+            }
+            let name = level.as_str().to_ascii_lowercase();
+            writeln!(to, "ftpalg: {name}: {}", record.args())
         })
         .target(env_logger::Target::Pipe(Box::new(Unwaiting::new(
             io::stderr(),
         ))))
         .init();
+}
+
+/// What an error line that isn't logged begins with: its priority in the journal, else nothing.
+pub(super) fn error_prefix() -> &'static str {
+    match is_journal() {
+        true => priority(Level::Error),
+        false => "",
+    }
+}
+
+/// The priority of syslog as the journal reads it, from the beginning of a line.
+fn priority(level: Level) -> &'static str {
+    match level {
+        Level::Error => "<3>",
+        Level::Warn => "<4>",
+        Level::Info => "<6>",
+        Level::Debug | Level::Trace => "<7>",
+    }
+}
+
+/// Whether the standard error goes to the journal. The service manager names its device and inode; it may
+/// have been redirected since.
+fn is_journal() -> bool {
+    let named = std::env::var("JOURNAL_STREAM").ok();
+    named.is_some_and(|name| is_stream(io::stderr().as_fd(), &name))
+}
+
+/// Whether a descriptor is what `DEVICE:INODE` names.
+fn is_stream(fd: BorrowedFd<'_>, name: &str) -> bool {
+    let (Some((device, inode)), Ok(stat)) = (name.split_once(':'), fstat(fd)) else {
+        return false;
+    };
+    device.parse() == Ok(stat.st_dev) && inode.parse() == Ok(stat.st_ino)
 }
 
 /// Writes whole lines, and loses those that would have to wait.
@@ -53,6 +99,13 @@ impl<W: Write + AsFd> Unwaiting<W> {
         }
         let lost = std::mem::take(&mut self.lost);
         if lost > 0 {
+            // It begins as the line after it does: with a priority, or with the time.
+            let start = line.windows(TAG.len()).position(|part| part == TAG);
+            let start = line.get(..start.unwrap_or(0)).unwrap_or_default();
+            self.to.write_all(match start.first() {
+                Some(b'<') => priority(Level::Warn).as_bytes(),
+                _ => start,
+            })?;
             writeln!(
                 self.to,
                 "ftpalg: warn: {lost} log lines were lost: nobody read the standard error"
@@ -115,11 +168,31 @@ mod tests {
         let mut full = vec![0; 64 * 1024];
         reader.read_exact(&mut full).unwrap();
         assert!(full.split(|b| *b == b'\n').all(|line| line.len() < LONGEST));
-        log.write_all(b"again\n").unwrap();
+        log.write_all(b"<6>ftpalg: info: again\n").unwrap();
         drop(log);
         let mut rest = String::new();
         reader.read_to_string(&mut rest).unwrap();
-        let told = "ftpalg: warn: 3 log lines were lost: nobody read the standard error\nagain\n";
+        let told = "<4>ftpalg: warn: 3 log lines were lost: nobody read the standard error\n\
+                    <6>ftpalg: info: again\n";
         assert_eq!(rest, told);
+    }
+
+    #[test]
+    fn the_journal_is_known_by_its_device_and_inode() {
+        let (reader, writer) = pipe().unwrap();
+        let stat = fstat(&writer).unwrap();
+        let name = format!("{}:{}", stat.st_dev, stat.st_ino);
+        assert!(is_stream(writer.as_fd(), &name));
+        let other = File::open("/dev/null").unwrap();
+        for name in [
+            "",
+            ":",
+            "8:1:2",
+            &format!("{}:{}", stat.st_ino, stat.st_dev),
+        ] {
+            assert!(!is_stream(writer.as_fd(), name), "{name}");
+        }
+        assert!(!is_stream(other.as_fd(), &name));
+        drop(reader);
     }
 }

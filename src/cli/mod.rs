@@ -13,6 +13,7 @@ mod sessions;
 mod settings;
 mod status;
 mod table;
+mod units;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -45,7 +46,7 @@ enum CliCommand {
     Run(Box<run::Run>),
     /// Tell how the daemon of this network namespace is: exit code 0 if it runs and all is in
     /// place, 3 if none runs, 1 otherwise
-    Status(Format),
+    Status(status::Arguments),
     /// List the control connections
     Sessions(Format),
     /// List the data connections that are expected or there
@@ -66,6 +67,9 @@ struct Format {
     /// Show one JSON value with stable field names
     #[arg(long)]
     json: bool,
+    /// Show all numbers of bytes in full
+    #[arg(long, conflicts_with = "json")]
+    bytes: bool,
 }
 
 /// A reason to give up: the line, without `ftpalg: `, and the exit code. Several mistakes of one kind
@@ -123,7 +127,7 @@ pub fn main() -> ExitCode {
     log::start();
     let done = match cli.command {
         CliCommand::Run(arguments) => run::run(*arguments),
-        CliCommand::Status(format) => status::show(format),
+        CliCommand::Status(arguments) => status::show(&arguments),
         CliCommand::Sessions(format) => sessions::show(format),
         CliCommand::Pinholes(format) => pinholes::show(format),
         CliCommand::Rules(command) => rules::run(command),
@@ -135,10 +139,11 @@ pub fn main() -> ExitCode {
 
 /// Says why, each reason in one line.
 fn fail(failure: &Failure) -> ExitCode {
+    let prefix = log::error_prefix();
     for line in &failure.lines {
         let line = line.replace(['\n', '\r'], " ");
         // Nobody is left to be told if this fails.
-        let _ = writeln!(io::stderr(), "ftpalg: {line}");
+        let _ = writeln!(io::stderr(), "{prefix}ftpalg: {line}");
     }
     ExitCode::from(failure.code)
 }
@@ -187,11 +192,11 @@ fn first(suggested: &ContextValue) -> String {
 /// Asks the daemon and shows its answer, as JSON or by `text`.
 fn show(
     request: ControlRequest,
-    format: Format,
+    json: bool,
     text: impl FnOnce(&Value) -> String,
 ) -> Result<Value, Failure> {
     let answer = control::ask(request)?;
-    let shown = if format.json {
+    let shown = if json {
         format!("{answer:#}\n")
     } else {
         text(&answer)

@@ -183,7 +183,6 @@ impl Steered {
         let host = self.host();
         match host.closing {
             true => Ok(vec!["ftpalg is ending, and removes its rules".into()]),
-            false if self.manage => host.rules.verify(&self.steering),
             false => host.rules.verify_used(&self.steering),
         }
     }

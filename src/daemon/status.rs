@@ -8,7 +8,8 @@
 //!
 //! Times are whole seconds, addresses are text (`10.0.0.2:21`, `[fd00::2]:21`), counters start at 0
 //! with the daemon and never go back, and what isn't known or doesn't apply is `null`. An exit code
-//! other than 0 leaves the standard output empty, except for `status` with 1: not all is in place.
+//! other than 0 leaves the standard output empty, except for `status` with 1 (not all is in place), and
+//! for `status --json` with 3 (none runs), whose object the client makes itself.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,6 +35,8 @@ use super::worker::Worker;
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     /// The daemon's version.
+    /// True: this daemon answers. `ftpalg status --json` itself says false where none does.
+    running: bool,
     version: &'static str,
     /// Its process.
     pid: u32,
@@ -235,6 +238,7 @@ impl Status {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             uptime: self.shared.now().as_secs(),
+            running: true,
             in_place: missing.is_empty(),
             missing,
             inside: steering.inside.iter().map(ToString::to_string).collect(),

@@ -16,6 +16,7 @@
 //! | [`xtables`] | runs the tools of both flavours |
 //! | [`tables`] | lists the tables and chains of nf_tables |
 //! | [`watch`] | notices that somebody changes rules |
+//! | `left` | says what of ours is there while no daemon runs |
 //!
 //! Pinholes are not known here, but for their names.
 //!
@@ -33,6 +34,7 @@ pub mod derive;
 mod dnat;
 pub(crate) mod forwarding;
 pub mod host;
+mod left;
 pub(crate) mod names;
 pub(crate) mod nat_rule;
 mod native;
@@ -59,6 +61,7 @@ use crate::net::{Family, Mark};
 pub use derive::Derived;
 pub use dnat::SetName;
 pub use host::At;
+pub use left::{Left, Unread};
 pub(crate) use names::{PINHOLE_CHAINS, PINHOLE_TABLE, TAG};
 pub use names::{is_our_chain, is_ours};
 pub use published::Published;
@@ -259,8 +262,7 @@ impl Rules {
         missing_in(&self.host.snapshot()?, steering)
     }
 
-    /// Like [`verify`](Self::verify), for rules that somebody else places: looks only at the
-    /// address families that are in use here.
+    /// Like [`verify`](Self::verify), but looks only at the address families that are in use here.
     ///
     /// # Errors
     /// As [`verify`](Self::verify).

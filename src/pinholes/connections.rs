@@ -146,6 +146,7 @@ impl Plane {
         if let Some(total) = self.transferred.get_mut(&connection.session) {
             total.bytes = add(total.bytes, bytes);
         }
+        self.counters.bytes = add(Some(self.counters.bytes), bytes).unwrap_or(u64::MAX);
         self.report(PlaneReport::Finished(finished));
         Some(finished)
     }

@@ -332,6 +332,9 @@ pub struct PlaneCounters {
     pub ranges_taken: u64,
     /// Data connections made through ranges.
     pub range_connections: u64,
+    /// Bytes that data connections carried that are over, where conntrack counts them: both directions, IP
+    /// headers included.
+    pub bytes: u64,
     /// Times that what somebody else had removed was restored.
     pub restored: u64,
     /// Times that they could not be.

@@ -5,6 +5,7 @@ mod alone;
 mod clients;
 mod descriptors;
 mod signals;
+mod status;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
