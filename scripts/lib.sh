@@ -110,7 +110,7 @@ install_tools() {
 # Unpacks servers without installing them: the FTP servers' packages exclude each other, and all start
 # services. Only the libraries that they need are installed.
 unpack_servers() {
-    for package in vsftpd proftpd-core pure-ftpd keepalived conntrackd redis-tools $(said_by unpack tests/system/programs/*/*); do
+    for package in vsftpd proftpd-core pure-ftpd keepalived conntrackd redis-tools prometheus $(said_by unpack tests/system/programs/*/*); do
         unpack "$package"
     done
 }
@@ -125,9 +125,9 @@ unpack() {
     # As a user of its own, apt couldn't write here.
     (cd "$SERVERS/download" && apt-get download -qq -o APT::Sandbox::User=root "$1")
     dpkg -x "$SERVERS/download/"*.deb "$SERVERS/$1"
-    # Modules of nginx aren't libraries.
+    # Modules of nginx aren't libraries, and neither are scripts for browsers.
     libraries=$(dpkg-deb -f "$SERVERS/download/"*.deb Depends | tr ',' '\n' |
-        sed -n '/libnginx-/d; s/^ *\(\(lib\|lua-\)[^ (|]*\).*/\1/p')
+        sed -n '/libnginx-/d; /libjs-/d; s/^ *\(\(lib\|lua-\)[^ (|]*\).*/\1/p')
     # shellcheck disable=SC2086 # a list of words
     [ -z "$libraries" ] || apt_install $libraries
     rm -rf "$SERVERS/download"

@@ -22,6 +22,7 @@ mod strict;
 mod text;
 mod tls;
 mod values;
+mod watching;
 
 use std::path::PathBuf;
 
@@ -52,6 +53,8 @@ pub(crate) struct Settings {
     host: host::Host,
     #[command(flatten)]
     restarts: restarts::Restarts,
+    #[command(flatten)]
+    watching: watching::Watching,
 }
 
 impl Settings {
@@ -72,6 +75,7 @@ impl Settings {
             limits: self.limits.over(base.limits),
             host: self.host.over(base.host),
             restarts: self.restarts.over(base.restarts),
+            watching: self.watching.over(base.watching),
         }
     }
 }

@@ -263,7 +263,7 @@ impl Page<'_> {
         if self.at("/in_place") != true {
             but.push(match self.missing().len() {
                 1 => "a rule is missing".to_owned(),
-                n => format!("{n} rules are missing"),
+                _ => "rules are missing".to_owned(),
             });
         }
         if self.at("/journal/works") == false {
@@ -509,7 +509,7 @@ mod tests {
         status["queues"][0]["dropped_full"] = json!(9);
         status["accounting"] = json!(false);
         let text = page(&status, false);
-        let first = "working, but 2 rules are missing, and what a successor must know can't be written \
+        let first = "working, but rules are missing, and what a successor must know can't be written \
                      (ftpalg 0.1.0, pid 7, for 3 d 4 h)";
         assert_eq!(text.lines().next(), Some(first));
         for line in [

@@ -78,6 +78,7 @@ fn merge(old: &Config, new: Config) -> Config {
         takeover: old.takeover,
         resume_mark: old.resume_mark,
         state: old.state.clone(),
+        metrics: old.metrics,
         ..new
     }
 }
@@ -102,6 +103,7 @@ pub fn settings(config: &Config) -> BTreeMap<&'static str, String> {
         resume_mark,
         state,
         keep_length,
+        metrics,
         limits,
     } = config;
     let Steering {
@@ -153,6 +155,7 @@ pub fn settings(config: &Config) -> BTreeMap<&'static str, String> {
         ("resume-mark", format!("{:#x}", resume_mark.bit())),
         ("uneven-mark", format!("{:#x}", uneven_mark.bit())),
         ("state", state.to_string()),
+        ("metrics", list(metrics)),
         ("keep-length", either(*keep_length, "prefer", "off")),
     ]);
     rows.extend(limit_rows(limits));
@@ -329,6 +332,7 @@ mod tests {
             resume_mark: Mark::RESUME,
             state: StateChoice::Auto,
             keep_length: true,
+            metrics: None,
             limits: Limits::default(),
         }
     }
@@ -412,7 +416,11 @@ mod tests {
 
     #[test]
     fn what_cannot_change_is_named_and_stays() {
-        let cases: [(Edit, &str); 11] = [
+        let cases: [(Edit, &str); 12] = [
+            (
+                |c| c.metrics = Some("127.0.0.1:9119".parse().unwrap()),
+                "metrics none -> 127.0.0.1:9119",
+            ),
             (|c| c.backend = BackendChoice::Nft, "backend auto -> nft"),
             (
                 |c| c.rules = RulesMode::External,

@@ -1,7 +1,7 @@
 //! What a person may choose, as checked values.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -48,6 +48,8 @@ pub struct Config {
     pub state: StateChoice,
     /// Whether rewritten announcements keep their length where that is possible.
     pub keep_length: bool,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
     /// How much of each there may be.
     pub limits: Limits,
 }

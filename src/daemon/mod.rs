@@ -11,6 +11,7 @@ pub mod farewell;
 pub mod guardian;
 pub mod journal;
 pub mod lock;
+pub mod metrics;
 pub mod output;
 pub mod overruns;
 pub mod reload;
@@ -53,6 +54,7 @@ use control::{Answerer, BindError, ControlSocket};
 use guard::Guard;
 use lifetime::{Ending, Lifetime};
 use lock::{Lock, LockError};
+use metrics::Metrics;
 use output::Output;
 use overruns::Overruns;
 use reload::{CurrentConfig, Reloader, Source};
@@ -116,7 +118,9 @@ impl StartError {
 pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartError> {
     privileges::check()?;
     privileges::reduce(config.takeover);
-    let mut reserve = Reserve::take(config.steering.queues.count).map_err(StartError::Host)?;
+    let more = config.metrics.map_or(0, |_| metrics::MAX_CLIENTS + 1);
+    let mut reserve =
+        Reserve::take(config.steering.queues.count, more).map_err(StartError::Host)?;
     // Before there is any other thread, so that all of them inherit it.
     let (lifetime, hangups) = Lifetime::begin().map_err(StartError::system("wait for signals"))?;
     reserve
@@ -130,6 +134,7 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
     setup::check_data_ports(config);
     let advertised = Advertised::find(&config.advertise)?;
     let socket = ControlSocket::bind()?;
+    let metrics = config.metrics.map(Metrics::bind).transpose()?;
     let steered = Arc::new(Steered::prepare(config)?);
     let queues = setup::open_queues(&steered.steering)?;
 
@@ -161,7 +166,10 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
     };
     let engines = setup::engine_config(config, &advertised);
     let workers: Vec<_> = (0..engines.workers)
-        .map(|number| Worker::new(Engine::new(engines.clone(), number)))
+        .map(|number| {
+            let durations = metrics.as_ref().map(Metrics::durations);
+            Worker::new(Engine::new(engines.clone(), number), durations)
+        })
         .collect();
     let mark = steered.steering.mark;
     // An earlier one's rules may steer packets already: they need pinholes at once.
@@ -193,7 +201,15 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
     }
     let current = CurrentConfig::new(config);
     let status = Arc::new(Status::new(&current, &steered, &shared, &workers));
-    let greeting = placed.into_iter().chain(adopted).chain(status.greeting());
+    let scraped = config.metrics.map(metrics::greeting);
+    let greeting = placed.into_iter().chain(adopted).chain(scraped);
+    let greeting = greeting.chain(status.greeting());
+    if let Some(metrics) = metrics {
+        let status = Arc::clone(&status);
+        lifetime.thread("metrics", move || {
+            metrics.serve(|in_place| status.sample(in_place), || status.is_in_place());
+        })?;
+    }
     lifetime.thread("control", move || {
         socket.serve(&(Arc::new(move |request| status.answer(request)) as Arc<Answerer>));
     })?;

@@ -36,12 +36,12 @@ pub(super) struct Reserve {
 
 impl Reserve {
     /// Makes sure that the limit allows as many descriptors as a daemon with `queues` queues needs, and
-    /// reserves some. Call it before anything is opened.
+    /// `more` of them, and reserves some. Call it before anything is opened.
     ///
     /// # Errors
     /// One line, if the limit is too low and can't be raised.
-    pub(super) fn take(queues: u16) -> Result<Self, String> {
-        let clients = u64::try_from(MAX_CLIENTS + MAX_WAITING + RESERVE).unwrap_or(u64::MAX);
+    pub(super) fn take(queues: u16, more: usize) -> Result<Self, String> {
+        let clients = u64::try_from(MAX_CLIENTS + MAX_WAITING + RESERVE + more).unwrap_or(u64::MAX);
         let needed = clients.saturating_add(BASE).saturating_add(queues.into());
         // Where the limit can't be read, opening will fail if it is too low.
         if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::conntrack::Conntrack;
+use crate::conntrack::{Bytes, Conntrack};
 use crate::engine::event::Event;
 use crate::engine::gateway::{
     Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId,
@@ -246,13 +246,25 @@ impl Shared {
     /// that exist now while no lock is held.
     #[must_use]
     pub fn transferred(&self) -> HashMap<SessionId, Transferred> {
+        let running = self.running_bytes();
+        self.with(|plane| plane.transferred(&running))
+    }
+
+    /// Bytes that all data connections carried so far, asked in the same way.
+    #[must_use]
+    pub fn carried(&self) -> u64 {
+        let running = self.running_bytes();
+        self.with(|plane| plane.carried(&running))
+    }
+
+    /// What conntrack says of the data connections that exist now.
+    fn running_bytes(&self) -> HashMap<Tuple, Bytes> {
         let running = self.with(|plane| plane.running());
         let carried = running.into_iter().filter_map(|tuple| {
             let bytes = self.ask(|conntrack| conntrack.bytes(tuple.src, tuple.dst));
             Some((tuple, bytes.ok()??))
         });
-        let carried = carried.collect();
-        self.with(|plane| plane.transferred(&carried))
+        carried.collect()
     }
 
     /// Reserves a pinhole. The list of the gateway's own listening ports is read without the lock.

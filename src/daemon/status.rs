@@ -25,6 +25,7 @@ use crate::queue::kernel;
 use super::config::{Config, Limits, RulesMode};
 use super::control::{ControlRequest, Reply};
 use super::journal::{Health, Journal};
+use super::metrics::Sample;
 use super::reload::CurrentConfig;
 use super::setup::Steered;
 use super::shared::Shared;
@@ -34,9 +35,9 @@ use super::worker::Worker;
 /// Answers to `ftpalg status`.
 #[derive(Debug, Serialize)]
 struct Report<'a> {
-    /// The daemon's version.
     /// True: this daemon answers. `ftpalg status --json` itself says false where none does.
     running: bool,
+    /// The daemon's version.
     version: &'static str,
     /// Its process.
     pid: u32,
@@ -94,6 +95,8 @@ struct Report<'a> {
     store: Option<StoreHealth>,
     /// Lines that were not printed because the reader stalled.
     lines_lost: u64,
+    /// Where metrics are served.
+    metrics: Option<String>,
 }
 
 /// A control connection, and its data connections.
@@ -109,23 +112,23 @@ struct SessionReport {
 
 /// One queue. What the kernel counts is `null` for other users than root.
 #[derive(Debug, Serialize)]
-struct Queue {
+pub(super) struct Queue {
     /// Its number.
-    queue: u16,
+    pub(super) queue: u16,
     /// Packets that wait for an answer now.
-    waiting: Option<u64>,
+    pub(super) waiting: Option<u64>,
     /// Packets queued since the start.
-    queued: Option<u64>,
+    pub(super) queued: Option<u64>,
     /// Packets dropped because the queue was full.
-    dropped_full: Option<u64>,
+    pub(super) dropped_full: Option<u64>,
     /// Packets dropped because the socket's buffer was full.
-    dropped_buffer: Option<u64>,
+    pub(super) dropped_buffer: Option<u64>,
     /// Failures to receive packets.
-    receive_errors: u64,
+    pub(super) receive_errors: u64,
     /// Failures to answer.
-    verdict_errors: u64,
+    pub(super) verdict_errors: u64,
     /// Packets from a hook that nothing is steered from: passed.
-    unknown_hook: u64,
+    pub(super) unknown_hook: u64,
 }
 
 /// Knows whom to ask.
@@ -235,10 +238,10 @@ impl Status {
             .count();
         let ranges = pinholes.iter().filter(|p| p.ports.is_some()).count();
         Report {
+            running: true,
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
             uptime: self.shared.now().as_secs(),
-            running: true,
             in_place: missing.is_empty(),
             missing,
             inside: steering.inside.iter().map(ToString::to_string).collect(),
@@ -265,7 +268,47 @@ impl Status {
             journal: self.shared.journal().map(Journal::health),
             store: self.shared.store(),
             lines_lost: self.shared.output().lost(),
+            metrics: config.metrics.map(|address| address.to_string()),
         }
+    }
+
+    /// What the metrics show. `in_place` is what [`is_in_place`](Self::is_in_place) said last: looking at
+    /// the rules takes long.
+    pub(super) fn sample(&self, in_place: bool) -> Sample {
+        self.shared.with(pinholes::Plane::catch_up);
+        let (pinholes, nat) = self
+            .shared
+            .with(|plane| (plane.pinholes(), plane.counters()));
+        let count =
+            |f: fn(&pinholes::PinholeInfo) -> bool| pinholes.iter().filter(|p| f(p)).count();
+        let data_connections = count(|p| p.state == pinholes::PinholeState::Used);
+        let ranges = count(|p| p.ports.is_some());
+        let sessions = self
+            .workers
+            .iter()
+            .map(|worker| worker.engine().session_count());
+        let held = self.workers.iter().map(|worker| worker.engine().buffered());
+        Sample {
+            uptime: self.shared.now().as_secs(),
+            in_place,
+            sessions: sessions.sum(),
+            pinholes: pinholes.len() - data_connections - ranges,
+            ranges,
+            data_connections,
+            held: held.sum(),
+            carried: self.shared.carried(),
+            queues: self.queues(),
+            counters: super::worker::sum(&self.workers),
+            nat,
+            lines_lost: self.shared.output().lost(),
+            journal: self.shared.journal().map(|journal| journal.health().works),
+            store: self.shared.store().map(|store| store.works),
+        }
+    }
+
+    /// Whether all rules are in place.
+    pub(super) fn is_in_place(&self) -> bool {
+        self.missing().is_empty()
     }
 
     /// What isn't in place, or why that can't be told. Those who ask while somebody looks share the

@@ -10,6 +10,7 @@ use crate::pinholes::Seldom;
 use crate::queue::nfq::NfqQueue;
 use crate::queue::{Hook, QueueVerdict, ServeError};
 
+use super::metrics::Durations;
 use super::shared::{Door, Shared};
 
 /// How often, at most, an engine forgets what is over while packets flow.
@@ -27,6 +28,8 @@ pub struct Worker {
     unknown_hook: AtomicU64,
     /// The engine had connections with other names, once: see [`Engine::has_names`].
     names: AtomicBool,
+    /// How long packets wait, where somebody wants to know.
+    durations: Option<Durations>,
 }
 
 /// Which side a hook is on. Nothing is steered from the forward hook.
@@ -40,13 +43,14 @@ fn side(hook: Option<Hook>) -> Option<Side> {
 
 impl Worker {
     /// A worker that has counted nothing yet.
-    pub fn new(engine: Engine) -> Arc<Self> {
+    pub fn new(engine: Engine, durations: Option<Durations>) -> Arc<Self> {
         Arc::new(Self {
             engine: Mutex::new(engine),
             receive_errors: AtomicU64::new(0),
             verdict_errors: AtomicU64::new(0),
             unknown_hook: AtomicU64::new(0),
             names: AtomicBool::new(false),
+            durations,
         })
     }
 
@@ -83,7 +87,7 @@ impl Worker {
         let mut failures = 0u32;
         let (mut trouble, mut lost) = (Seldom::default(), Seldom::default());
         loop {
-            match queue.serve(|hook, packet, out| packets.decide(hook, packet, out)) {
+            match queue.serve(|hook, packet, out| packets.timed(hook, packet, out)) {
                 Ok(()) => failures = 0,
                 Err(ServeError::Verdict(e)) => {
                     self.verdict_errors.fetch_add(1, Ordering::Relaxed);
@@ -142,6 +146,17 @@ struct Packets<'a> {
 }
 
 impl Packets<'_> {
+    /// Decides, and notes how long that takes. Nobody reads the clock for it unless there are metrics.
+    fn timed(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> QueueVerdict {
+        let Some(durations) = &self.worker.durations else {
+            return self.decide(hook, packet, out);
+        };
+        let began = self.shared.now();
+        let verdict = self.decide(hook, packet, out);
+        durations.observe(self.shared.now().saturating_sub(began));
+        verdict
+    }
+
     fn decide(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> QueueVerdict {
         let Some(side) = side(hook) else {
             self.worker.unknown_hook.fetch_add(1, Ordering::Relaxed);

@@ -358,6 +358,15 @@ impl Engine {
             .map(move |(ends, flow)| flow.info(ends, now))
     }
 
+    /// How many [`sessions`](Self::sessions) there are.
+    #[must_use]
+    pub fn session_count(&self) -> usize {
+        let flows = self.flows.iter().map(|(_, flow)| flow);
+        flows
+            .filter(|flow| !flow.is_closed() && flow.is_admitted())
+            .count()
+    }
+
     /// Bytes in the buffers of all connections.
     #[must_use]
     pub fn buffered(&self) -> usize {

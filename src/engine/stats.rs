@@ -66,6 +66,22 @@ pub struct Stats {
     pub announced: u64,
     /// Addresses that were rewritten.
     pub rewritten: u64,
+    /// Of the rewritten ones, those in a `227`.
+    pub rewritten_227: u64,
+    /// In a `229`.
+    pub rewritten_229: u64,
+    /// In a `PORT`.
+    pub rewritten_port: u64,
+    /// In an `EPRT`.
+    pub rewritten_eprt: u64,
+    /// Of those in a `227`, those that changed the length of their line.
+    pub resized_227: u64,
+    /// The same of a `229`.
+    pub resized_229: u64,
+    /// The same of a `PORT`.
+    pub resized_port: u64,
+    /// The same of an `EPRT`.
+    pub resized_eprt: u64,
     /// Announcements that passed without a pinhole, because one couldn't be made.
     pub not_opened: u64,
     /// Commands or replies that were replaced in place.
@@ -83,6 +99,20 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// Counts an address that was rewritten in `verb` (`227`, `229`, `PORT`, `EPRT`). `resized`: the length
+    /// of its line has changed.
+    pub(super) fn count_rewrite(&mut self, verb: &str, resized: bool) {
+        let (of_verb, resized_of_verb) = match verb {
+            "227" => (&mut self.rewritten_227, &mut self.resized_227),
+            "229" => (&mut self.rewritten_229, &mut self.resized_229),
+            "PORT" => (&mut self.rewritten_port, &mut self.resized_port),
+            _ => (&mut self.rewritten_eprt, &mut self.resized_eprt),
+        };
+        *of_verb = of_verb.saturating_add(1);
+        *resized_of_verb = resized_of_verb.saturating_add(resized.into());
+        self.rewritten = self.rewritten.saturating_add(1);
+    }
+
     /// Adds what a session counted between two looks at it.
     pub(super) fn count_lines(&mut self, before: Counts, after: Counts) {
         let pairs = [
@@ -98,7 +128,7 @@ impl Stats {
 
     /// Adds another worker's counts.
     pub fn add(&mut self, other: &Self) {
-        let pairs: [(&mut u64, u64); 32] = [
+        let pairs: [(&mut u64, u64); 40] = [
             (&mut self.packets, other.packets),
             (&mut self.changed, other.changed),
             (&mut self.malformed, other.malformed),
@@ -125,6 +155,14 @@ impl Stats {
             (&mut self.untouchable, other.untouchable),
             (&mut self.announced, other.announced),
             (&mut self.rewritten, other.rewritten),
+            (&mut self.rewritten_227, other.rewritten_227),
+            (&mut self.rewritten_229, other.rewritten_229),
+            (&mut self.rewritten_port, other.rewritten_port),
+            (&mut self.rewritten_eprt, other.rewritten_eprt),
+            (&mut self.resized_227, other.resized_227),
+            (&mut self.resized_229, other.resized_229),
+            (&mut self.resized_port, other.resized_port),
+            (&mut self.resized_eprt, other.resized_eprt),
             (&mut self.not_opened, other.not_opened),
             (&mut self.refused, other.refused),
             (&mut self.unparsable, other.unparsable),

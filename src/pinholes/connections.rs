@@ -173,6 +173,20 @@ impl Plane {
         all
     }
 
+    /// Bytes that all data connections carried so far, those that exist now included: see
+    /// [`transferred`](Self::transferred) about `running`.
+    #[must_use]
+    pub fn carried(&self, running: &HashMap<Tuple, Bytes>) -> u64 {
+        let now = self
+            .connections
+            .keys()
+            .filter_map(|tuple| running.get(tuple));
+        now.fold(self.counters.bytes, |sum, bytes| {
+            let both = bytes.original.saturating_add(bytes.reply);
+            sum.saturating_add(both)
+        })
+    }
+
     /// Events were lost: compares with the kernel's list of connections; false if that can't be read.
     fn resync(&mut self) -> bool {
         let entries = match self.parts.lookups.marked(self.config.mark) {

@@ -21,6 +21,7 @@ mod journal;
 mod lifecycle;
 mod limits;
 mod local;
+mod metrics;
 mod nat66;
 mod ports;
 mod pressure;

@@ -9,13 +9,14 @@ use super::{Settings, limits, strict};
 use crate::daemon::changes;
 
 /// What the file has for settings whose default is no value, as flags have it.
-const EXAMPLES: [(&str, &str); 6] = [
+const EXAMPLES: [(&str, &str); 7] = [
     ("inside", "eth1"),
     ("advertise", "203.0.113.10"),
     ("data-ports", "30000-30009"),
     ("implicit-port", "990"),
     ("strict", "all"),
     ("allow-foreign", "198.51.100.0/24"),
+    ("metrics", "127.0.0.1:9119"),
 ];
 
 /// What an empty list means where that isn't the same as none.

@@ -13,6 +13,7 @@ use super::place::Place;
 use super::refusing::{DenyPorts, Refusing};
 use super::restarts::{KeepLength, Restarts};
 use super::tls::TlsSettings;
+use super::watching::Watching;
 use super::{Settings, or, text};
 use crate::daemon::config::{Config, Conflict, Tls};
 use crate::daemon::lock;
@@ -164,6 +165,7 @@ impl Settings {
                     state,
                     handover,
                 },
+            watching: Watching { metrics },
         } = self;
         let queues = Queues {
             first: queue_num.unwrap_or(DEFAULT_QUEUE),
@@ -221,6 +223,7 @@ impl Settings {
             resume_mark,
             state: state.unwrap_or_default(),
             keep_length: keep_length.unwrap_or_default() == KeepLength::Prefer,
+            metrics,
             limits: Limit::apply(&limits.limits),
         };
         conflicts.extend(config.conflicts());

@@ -102,6 +102,7 @@ impl Flow {
             .saturating_add(rewrite.after);
         forward.pass(address.at.saturating_sub(rewrite.before));
         forward.replace(replaced, &rewrite.text);
+        let resized = replaced != rewrite.text.len();
         let (verb, mode) = (address.announcement.verb, address.announcement.mode);
         let pinhole = hole;
         let hole = Hole(hole.0);
@@ -109,7 +110,7 @@ impl Flow {
         self.announced = self.announced.saturating_add(1);
         cx.stats.announced = cx.stats.announced.saturating_add(1);
         if old != new {
-            cx.stats.rewritten = cx.stats.rewritten.saturating_add(1);
+            cx.stats.count_rewrite(verb, resized);
         }
         cx.gateway.event(Event::Announced {
             session: self.id,

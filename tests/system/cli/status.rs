@@ -96,9 +96,12 @@ fn with_a_daemon_it_opens_with_a_verdict() {
         let text = stdout(&status);
         let missing = text.lines().filter(|l| l.trim_start().starts_with("- "));
         let missing = missing.count();
-        assert!(missing > 3, "one a line: {text}");
-        let verdict = format!("working, but {missing} rules are missing");
-        assert!(text.starts_with(&verdict), "{text}");
+        assert!(missing > 1, "one a line: {text}");
+        assert!(
+            text.contains(&format!("rules      {missing} missing")),
+            "{text}"
+        );
+        assert!(text.starts_with("working, but rules are missing"), "{text}");
         assert!(!text.contains("ip6tables"), "nothing here has IPv6: {text}");
     });
 }
