@@ -130,12 +130,12 @@ impl Plane {
     /// Closes pinholes that were used: at once, or a moment later if the backend itself holds them
     /// closed.
     pub(super) fn close_used(&mut self, holes: Vec<Pinhole>) {
-        let holds = self.parts.backend.holds();
-        if holds.is_zero() {
+        let rests = self.parts.backend.rests();
+        if rests.is_zero() {
             self.close(holes);
         } else {
-            let now = self.now();
-            self.used.add(holes, now, holds);
+            let until = self.now() + rests;
+            self.used.add(holes, until);
         }
     }
 

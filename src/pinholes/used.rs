@@ -11,10 +11,6 @@ use std::time::Duration;
 
 use super::{Pinhole, PinholeKey};
 
-/// Which part of the time that the backend holds may go by before a pinhole is closed. The rest is for
-/// the event of its use to arrive, and for threads that are slow to wake up.
-const PART: u32 = 10;
-
 /// Pinholes that were used and are open in the kernel.
 #[derive(Debug, Default)]
 pub(super) struct Used {
@@ -24,10 +20,10 @@ pub(super) struct Used {
 }
 
 impl Used {
-    /// Adds pinholes whose use was told at `now`, if the backend `holds` for so long.
-    pub(super) fn add(&mut self, holes: Vec<Pinhole>, now: Duration, holds: Duration) {
+    /// Adds pinholes whose use was told just before they are to be closed, at `until` at the latest.
+    pub(super) fn add(&mut self, holes: Vec<Pinhole>, until: Duration) {
         if !holes.is_empty() {
-            self.deadline.get_or_insert(now + holds / PART);
+            self.deadline.get_or_insert(until);
         }
         let by_key = holes.into_iter().map(|hole| (hole.key(), hole));
         self.holes.extend(by_key);

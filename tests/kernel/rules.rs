@@ -795,6 +795,44 @@ fn a_hole_lets_its_peer_through_a_dropping_forward_chain() {
     });
 }
 
+/// With iptables-legacy, others are kept out only when the hole is closed.
+#[test]
+fn of_connections_that_race_for_a_hole_one_gets_through() {
+    for_each_flavour(|lab, flavour| {
+        if flavour == Flavour::Legacy {
+            return;
+        }
+        let mut backend = backend();
+        lab.gateway.within(|| backend.install()).unwrap();
+        assert!(!backend.holds().is_zero());
+        for (round, (from, to, land, source)) in CASES.into_iter().cycle().take(20).enumerate() {
+            let mut hole = hole(from, to, land, Some(source));
+            // With the control connection's mark in every other round.
+            hole.mark = if round % 4 < 2 { 0 } else { 0x11 };
+            let listener = listen(&lab.server, land);
+            lab.gateway.within(|| backend.open(&hole, MINUTE)).unwrap();
+            let together = std::sync::Barrier::new(8);
+            let to_hole: SocketAddr = to.parse().unwrap();
+            let race = || {
+                lab.client.within(|| {
+                    together.wait();
+                    usize::from(TcpStream::connect_timeout(&to_hole, ACCEPTED).is_ok())
+                })
+            };
+            let through: usize = std::thread::scope(|scope| {
+                let racers: Vec<_> = (0..8).map(|_| scope.spawn(race)).collect();
+                racers.into_iter().map(|racer| racer.join().unwrap()).sum()
+            });
+            assert_eq!(through, 1, "{to}");
+            let (_, peer) = listener.accept().unwrap();
+            assert_eq!(peer.ip().to_string(), source);
+            lab.gateway
+                .within(|| close_together(&mut backend, &[hole]))
+                .unwrap();
+        }
+    });
+}
+
 #[test]
 fn a_hole_is_for_its_peer_only_and_is_replaced() {
     for_each_flavour(|lab, flavour| {

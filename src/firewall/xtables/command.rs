@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -93,104 +93,196 @@ pub fn run(
     input: &str,
     limit: Duration,
 ) -> Result<String, CommandError> {
-    let name = program
-        .file_name()
-        .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-    let io_error = |source| CommandError::Io {
-        program: name.clone(),
-        source,
-    };
     let deadline = Instant::now() + limit;
-    let mut child = Command::new(program)
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .map_err(io_error)?;
-    let talked = talk(&mut child, input.as_bytes(), deadline)
-        .and_then(|output| wait(&mut child, deadline).map(|status| (output, status)));
-    let (output, status) = match talked {
-        Ok(done) => done,
-        Err(e) => {
-            // Both fail only if the program has ended meanwhile.
-            let _ = child.kill();
-            let _ = child.wait();
-            return Err(if e.kind() == io::ErrorKind::TimedOut {
-                CommandError::TimedOut {
-                    program: name,
-                    limit,
-                }
-            } else {
-                io_error(e)
-            });
-        }
-    };
-    if status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    Err(CommandError::Failed {
-        message: complaint(&output.stderr, &name).unwrap_or_else(|| status.to_string()),
-        program: name,
-    })
+    let mut running = Running::start(program, args)?;
+    let output = running.talk(input.as_bytes(), deadline, None);
+    running.end(output, deadline, limit)
 }
 
-#[derive(Default)]
-struct ToolOutput {
-    stdout: Vec<u8>,
+/// A program that was started. It is killed when this is dropped, if it hasn't ended by then.
+#[derive(Debug)]
+pub(super) struct Running {
+    /// The program's file name.
+    name: String,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: Option<ChildStdout>,
+    stderr: Option<ChildStderr>,
+}
+
+impl Running {
+    /// Starts a program in the calling thread's network namespace.
+    pub(super) fn start(program: &Path, args: &[&str]) -> Result<Self, CommandError> {
+        let name = program
+            .file_name()
+            .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let io_error = |source| CommandError::Io {
+            program: name.clone(),
+            source,
+        };
+        let mut child = Command::new(program)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .map_err(io_error)?;
+        let running = Self {
+            stdin: child.stdin.take(),
+            stdout: child.stdout.take(),
+            stderr: child.stderr.take(),
+            child,
+            name: name.clone(),
+        };
+        running.set_nonblocking().map_err(io_error)?;
+        Ok(running)
+    }
+
+    fn set_nonblocking(&self) -> io::Result<()> {
+        let pipes = [
+            self.stdin.as_ref().map(AsFd::as_fd),
+            self.stdout.as_ref().map(AsFd::as_fd),
+            self.stderr.as_ref().map(AsFd::as_fd),
+        ];
+        for pipe in pipes.into_iter().flatten() {
+            // A pipe end that was just made has no other status flags.
+            fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        }
+        Ok(())
+    }
+
+    /// Whether it hasn't ended yet.
+    pub(super) fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Why a program that should have gone on ended; it is killed if it hasn't. `output`: what
+    /// [`talk`](Self::talk) returned.
+    pub(super) fn failure(
+        self,
+        output: io::Result<ToolOutput>,
+        deadline: Instant,
+        limit: Duration,
+    ) -> CommandError {
+        let program = self.name.clone();
+        let ended = self.end(output, deadline, limit);
+        ended.err().unwrap_or_else(|| CommandError::Io {
+            program,
+            source: io::ErrorKind::UnexpectedEof.into(),
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    #[cfg(test)]
+    pub(super) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits for the end of a program that has closed its output: what it wrote to stdout, or why it
+    /// failed. `output`: what [`talk`](Self::talk) returned.
+    pub(super) fn end(
+        mut self,
+        output: io::Result<ToolOutput>,
+        deadline: Instant,
+        limit: Duration,
+    ) -> Result<String, CommandError> {
+        let ended = output
+            .and_then(|output| wait(&mut self.child, deadline).map(|status| (output, status)));
+        let program = self.name.clone();
+        let (output, status) = match ended {
+            Ok(ended) => ended,
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+                return Err(CommandError::TimedOut { program, limit });
+            }
+            Err(source) => return Err(CommandError::Io { program, source }),
+        };
+        if status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        Err(CommandError::Failed {
+            message: complaint(&output.stderr, &program).unwrap_or_else(|| status.to_string()),
+            program,
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only if the program has ended, and was waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a program has written.
+#[derive(Debug, Default)]
+pub(super) struct ToolOutput {
+    pub(super) stdout: Vec<u8>,
     stderr: Vec<u8>,
 }
 
-/// Feeds stdin and drains stdout and stderr until the program closes both.
-fn talk(child: &mut Child, mut input: &[u8], deadline: Instant) -> io::Result<ToolOutput> {
-    let mut stdin = child.stdin.take();
-    let mut stdout = child.stdout.take();
-    let mut stderr = child.stderr.take();
-    let pipes = [
-        stdin.as_ref().map(AsFd::as_fd),
-        stdout.as_ref().map(AsFd::as_fd),
-        stderr.as_ref().map(AsFd::as_fd),
-    ];
-    for pipe in pipes.into_iter().flatten() {
-        // A pipe end that was just made has no other status flags.
-        fcntl(pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    }
-    let mut output = ToolOutput::default();
-    loop {
-        if let Some(pipe) = &mut stdin {
-            match pipe.write(input) {
-                Ok(n) => input = input.get(n..).unwrap_or_default(),
-                Err(e) if is_transient(&e) => {}
-                // It reads no further: its exit status says why.
-                Err(_) => input = &[],
+/// Whether a program that goes on has written all that is waited for.
+pub(super) type IsAll<'a> = &'a dyn Fn(&ToolOutput) -> bool;
+
+impl Running {
+    /// Feeds stdin and drains stdout and stderr: until the program closes both, or until there `is_all`
+    /// that is waited for. In the second case, stdin stays open.
+    pub(super) fn talk(
+        &mut self,
+        mut input: &[u8],
+        deadline: Instant,
+        is_all: Option<IsAll<'_>>,
+    ) -> io::Result<ToolOutput> {
+        let Self {
+            stdin,
+            stdout,
+            stderr,
+            ..
+        } = self;
+        let mut output = ToolOutput::default();
+        loop {
+            if let Some(pipe) = stdin {
+                match pipe.write(input) {
+                    Ok(n) => input = input.get(n..).unwrap_or_default(),
+                    Err(e) if is_transient(&e) => {}
+                    // It reads no further: its exit status says why.
+                    Err(_) => input = &[],
+                }
+                if input.is_empty() && is_all.is_none() {
+                    *stdin = None;
+                }
             }
-            if input.is_empty() {
-                stdin = None;
+            drain(stdout, &mut output.stdout)?;
+            drain(stderr, &mut output.stderr)?;
+            let ended = stdout.is_none() && stderr.is_none();
+            if ended || (input.is_empty() && is_all.is_some_and(|is_all| is_all(&output))) {
+                return Ok(output);
             }
-        }
-        drain(&mut stdout, &mut output.stdout)?;
-        drain(&mut stderr, &mut output.stderr)?;
-        if stdout.is_none() && stderr.is_none() {
-            return Ok(output);
-        }
-        let ends = [
-            (stdin.as_ref().map(AsFd::as_fd), PollFlags::POLLOUT),
-            (stdout.as_ref().map(AsFd::as_fd), PollFlags::POLLIN),
-            (stderr.as_ref().map(AsFd::as_fd), PollFlags::POLLIN),
-        ];
-        let open = ends
-            .into_iter()
-            .filter_map(|(fd, events)| Some(PollFd::new(fd?, events)));
-        let mut fds: Vec<_> = open.collect();
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        let millis = u16::try_from(left.as_millis().saturating_add(1)).unwrap_or(u16::MAX);
-        match poll(&mut fds, PollTimeout::from(millis)) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-            Err(e) => return Err(e.into()),
+            let to_write = stdin.as_ref().filter(|_| !input.is_empty());
+            let ends = [
+                (to_write.map(AsFd::as_fd), PollFlags::POLLOUT),
+                (stdout.as_ref().map(AsFd::as_fd), PollFlags::POLLIN),
+                (stderr.as_ref().map(AsFd::as_fd), PollFlags::POLLIN),
+            ];
+            let open = ends
+                .into_iter()
+                .filter_map(|(fd, events)| Some(PollFd::new(fd?, events)));
+            let mut fds: Vec<_> = open.collect();
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            let millis = u16::try_from(left.as_millis().saturating_add(1)).unwrap_or(u16::MAX);
+            match poll(&mut fds, PollTimeout::from(millis)) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(e) => return Err(e.into()),
+            }
         }
     }
 }

@@ -1,11 +1,12 @@
 //! The iptables tools of the host: where they are, how they are run and what they say.
 //!
 //! [`tools`] finds them and speaks to one of them; [`command`] runs a program, bounded in time;
-//! [`save`] reads the save format; [`snapshot`] is all that the tools tell about a network
+//! `lasting` keeps one running; [`save`] reads the save format; [`snapshot`] is all that the tools tell about a network
 //! namespace, and which flavour holds the user's rules. What the rules mean to FTP is not known
 //! here.
 
 pub mod command;
+pub(crate) mod lasting;
 pub mod save;
 pub mod snapshot;
 pub mod tools;

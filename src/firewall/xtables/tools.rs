@@ -11,7 +11,10 @@ use crate::net::Family;
 const LOCK_WAIT: &str = "5";
 
 /// How long a tool may take altogether: the lock, and then some for a very long rule set.
-const LIMIT: Duration = Duration::from_secs(15);
+pub(super) const LIMIT: Duration = Duration::from_secs(15);
+
+/// Changes are made to what is there.
+pub(super) const RESTORE_ARGS: [&str; 3] = ["--noflush", "-w", LOCK_WAIT];
 
 /// Where administration tools live even if `PATH` (of a service, of a plain user) doesn't say so.
 const SBIN: [&str; 4] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin"];
@@ -42,7 +45,12 @@ impl Tool {
     /// # Errors
     /// If the tool could not be run or refused: tables before the one it refused are changed.
     pub fn restore(&self, text: &str) -> Result<(), CommandError> {
-        run(&self.restore, &["--noflush", "-w", LOCK_WAIT], text, LIMIT).map(drop)
+        run(&self.restore, &RESTORE_ARGS, text, LIMIT).map(drop)
+    }
+
+    /// The restore tool, for [`LastingTool`](super::lasting::LastingTool).
+    pub(super) fn restore_path(&self) -> &Path {
+        &self.restore
     }
 }
 

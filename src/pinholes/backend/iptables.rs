@@ -4,43 +4,61 @@
 //! In table `nat`, `PREROUTING` and `OUTPUT` begin with a jump to `FTPALG-PRE`, `POSTROUTING` and
 //! `INPUT` with one to `FTPALG-POST`. A pinhole has rules in `FTPALG-PRE` that set marks and
 //! translate the destination. If the landing side must see another source, it has one in
-//! `FTPALG-POST`. All rules of a pinhole are added or removed in one commit of `iptables-restore`.
+//! `FTPALG-POST`. All rules of a pinhole are added or removed in one commit.
 //!
-//! Removing takes longer than adding: iptables-nft waits for an RCU grace period of about 15 ms. So
-//! pinholes that ended are closed together, while others may open.
+//! Rules are added by an `iptables-restore` that is kept running (`LastingTool`).
+//!
+//! **Closing with iptables-nft.** After a rule was removed, the kernel lets the next one that has a target
+//! of iptables wait for an RCU grace period of 10 to 15 ms. So used pinholes are closed together, a
+//! quarter of a second later. Meanwhile a limit on the rule that marks the connection keeps others out:
+//! without the mark, the next rule doesn't translate. The rules are removed over netlink, by their
+//! handles (`handles`): the tool would compare each with all others.
+//!
+//! **With iptables-legacy** each change replaces the whole table, and so sets all limits back. Pinholes
+//! are closed at once there, together with those that ended meanwhile.
 //!
 //! If the kernel has the `time` match, a killed daemon's pinholes end at their deadline. The match
 //! goes by the wall clock, in whole seconds. A running daemon closes pinholes by its own clock. The next
 //! daemon adopts those that are open: it finds them in the rules (`leftover`).
 
+mod handles;
 mod leftover;
 mod lines;
 mod open;
 mod ranges;
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use self::leftover::Leftover;
-use self::lines::{RuleLine, Wording, deadline, rules, transaction};
+use self::lines::{Conditions, RuleLine, Wording, deadline, rules, transaction};
 use self::open::{HoleKey, Nat, Open};
 use super::{Backend, BackendError, Closed, ClosingWork, Verification};
 use crate::firewall::host::{Host, holds, missing};
 use crate::firewall::names::{PROBE_CHAIN, RANGE_CHAINS, TAG};
 use crate::firewall::xtables::Flavour;
+use crate::firewall::xtables::lasting::LastingTool;
 use crate::firewall::xtables::save::{Rule, Ruleset, Table};
 use crate::firewall::xtables::snapshot::Snapshot;
-use crate::firewall::xtables::tools::{Tool, Tools};
+use crate::firewall::xtables::tools::Tools;
 use crate::firewall::{At, PINHOLE_CHAINS, RulesError, flavours, is_ours, ours, tables};
 use crate::net::{Family, Mark, PortRange};
 use crate::pinholes::{Pinhole, PinholeKey, RangeHole, RangeKey};
 
+/// How long a used pinhole keeps others out where its rules have a limit.
+const HOLDS: Duration = Duration::from_millis(500);
+
 /// The table `nat` that holds a family's chains.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct NatTable {
     family: Family,
     flavour: Flavour,
     /// Whether the kernel has the `time` match.
     timed: bool,
+    /// Whether a limit keeps others out after the first connection.
+    limited: bool,
+    /// Shared with the thread that closes pinholes.
+    tool: Arc<Mutex<LastingTool>>,
 }
 
 impl NatTable {
@@ -50,6 +68,12 @@ impl NatTable {
             family: self.family,
             table: "nat".into(),
         }
+    }
+
+    /// Makes changes, in one commit.
+    fn restore(&self, text: &str) -> Result<(), BackendError> {
+        let mut tool = self.tool.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(tool.restore(text).map_err(RulesError::from)?)
     }
 }
 
@@ -133,8 +157,8 @@ impl Iptables {
     fn table(&self, family: Family) -> Result<NatTable, BackendError> {
         self.tables
             .iter()
-            .copied()
             .find(|p| p.family == family)
+            .cloned()
             .ok_or_else(|| {
                 let program = family.program();
                 BackendError::Unsupported(format!(
@@ -164,10 +188,20 @@ impl Iptables {
     }
 
     /// The rules of a pinhole or range, with a number of their own.
-    fn rules_of(&mut self, table: NatTable, hole: Wording, timeout: Duration) -> Vec<RuleLine> {
+    fn rules_of(
+        &mut self,
+        table: &NatTable,
+        hole: Wording,
+        timeout: Duration,
+        limited: bool,
+    ) -> Vec<RuleLine> {
         let until = if table.timed { deadline(timeout) } else { None };
+        let conditions = Conditions {
+            until: until.as_deref(),
+            limited,
+        };
         self.serial = self.serial.wrapping_add(1);
-        hole.rules(self.mark, until.as_deref(), self.serial)
+        hole.rules(self.mark, conditions, self.serial)
     }
 
     /// The open ones among these pinholes, of one family.
@@ -177,13 +211,37 @@ impl Iptables {
             .collect()
     }
 
-    /// Whether the kernel has the `time` match: tries it in a chain that is removed again.
-    fn has_time(&self, family: Family, flavour: Flavour) -> bool {
+    /// The table with what the kernel can do there.
+    fn probed(&self, at: &At) -> Result<NatTable, RulesError> {
+        let At {
+            family, flavour, ..
+        } = *at;
+        let time = "-m time --datestop 2037-01-01T00:00:00";
+        let limit = match flavour {
+            Flavour::Nft => lines::LIMIT,
+            // See the comment at the top.
+            Flavour::Legacy => "",
+        };
+        let both = self.has(at, &format!("{time} {limit}"));
+        let limited = !limit.is_empty();
+        Ok(NatTable {
+            family,
+            flavour,
+            timed: both || self.has(at, time),
+            limited: limited && (both || self.has(at, limit)),
+            tool: Arc::new(Mutex::new(LastingTool::new(
+                self.host.tool(family, flavour)?.clone(),
+            ))),
+        })
+    }
+
+    /// Whether the kernel has some matches: tries them in a chain that is removed again.
+    fn has(&self, at: &At, matches: &str) -> bool {
         let text = format!(
-            "*nat\n:{PROBE_CHAIN} - [0:0]\n-A {PROBE_CHAIN} -m time --datestop 2037-01-01T00:00:00\nCOMMIT\n\
+            "*nat\n:{PROBE_CHAIN} - [0:0]\n-A {PROBE_CHAIN} {matches}\nCOMMIT\n\
              *nat\n-F {PROBE_CHAIN}\n-X {PROBE_CHAIN}\nCOMMIT\n"
         );
-        self.host.restore(family, flavour, &text).is_ok()
+        self.host.restore(at.family, at.flavour, &text).is_ok()
     }
 
     /// Forgets all state, as if nothing were in the kernel.
@@ -230,11 +288,8 @@ impl Iptables {
             match self.fill(&at, &snapshot, &wanted, holes) {
                 Ok(holes) => {
                     adopted.extend(holes);
-                    self.tables.push(NatTable {
-                        family: at.family,
-                        flavour: at.flavour,
-                        timed: self.has_time(at.family, at.flavour),
-                    });
+                    let table = self.probed(&at)?;
+                    self.tables.push(table);
                 }
                 // Many kernels have IPv6 without NAT for it.
                 Err(e) if at.family == Family::V6 => log::info!("no IPv6 pinholes: {e}"),
@@ -256,9 +311,10 @@ impl Iptables {
         let current = snapshot.table(at.family, at.flavour, "nat");
         let mut open = Vec::new();
         let mut lines = Vec::new();
-        for Leftover { hole, until, left } in holes {
+        for one in holes {
             self.serial = self.serial.wrapping_add(1);
-            let rules = wording(&hole).rules(self.mark, until.as_deref(), self.serial);
+            let rules = wording(&one.hole).rules(self.mark, one.conditions(), self.serial);
+            let Leftover { hole, left, .. } = one;
             lines.push((hole.key(), rules));
             open.push((hole, left));
         }
@@ -355,14 +411,31 @@ impl Backend for Iptables {
         Ok(all)
     }
 
+    fn leave(&mut self) {
+        self.tables.clear();
+    }
+
+    fn holds(&self) -> Duration {
+        match self.tables.iter().all(|table| table.limited) {
+            true => HOLDS,
+            false => Duration::ZERO,
+        }
+    }
+
+    /// See the comment at the top.
+    fn rests(&self) -> Duration {
+        self.holds() / 2
+    }
+
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
         let table = self.table(Family::of(hole.from))?;
-        let lines = self.rules_of(table, wording(hole), timeout);
+        let lines = self.rules_of(&table, wording(hole), timeout, table.limited);
         let key = hole.key();
         // Rules of an older one with the same key may still be there: they are being removed.
         let first = self.closing.iter().any(|(closing, _)| *closing == key);
         let host = &self.host;
-        self.pinholes.change(Nat { host, table }, key, lines, first)
+        self.pinholes
+            .change(&Nat { host, table }, key, lines, first)
     }
 
     /// Runs the tool once for each family.
@@ -371,12 +444,12 @@ impl Backend for Iptables {
             let of_table = |hole: &Pinhole| Family::of(hole.from) == table.family;
             let mut wanted = Vec::new();
             for (hole, timeout) in holes.iter().filter(|(hole, _)| of_table(hole)) {
-                wanted.push((hole.key(), self.rules_of(table, wording(hole), *timeout)));
+                let lines = self.rules_of(&table, wording(hole), *timeout, table.limited);
+                wanted.push((hole.key(), lines));
             }
             let lines: Vec<RuleLine> = wanted.iter().flat_map(|(_, l)| l.clone()).collect();
             if !lines.is_empty() {
-                let host = &self.host;
-                Nat { host, table }.restore(&transaction(&[], &lines, false))?;
+                table.restore(&transaction(&[], &lines, false))?;
             }
             self.pinholes.extend(wanted);
         }
@@ -391,7 +464,7 @@ impl Backend for Iptables {
         let table = self.table(Family::of(hole.from))?;
         let host = &self.host;
         self.pinholes
-            .change(Nat { host, table }, key, Vec::new(), false)
+            .change(&Nat { host, table }, key, Vec::new(), false)
     }
 
     fn open_range(&mut self, hole: &RangeHole, timeout: Duration) -> Result<(), BackendError> {
@@ -401,10 +474,10 @@ impl Backend for Iptables {
                 "a hole for a range needs a range".into(),
             ));
         };
-        let lines = self.rules_of(table, ranges::wording(hole, range), timeout);
+        let lines = self.rules_of(&table, ranges::wording(hole, range), timeout, false);
         let key = hole.key();
         let host = &self.host;
-        self.ranges.change(Nat { host, table }, key, lines, false)
+        self.ranges.change(&Nat { host, table }, key, lines, false)
     }
 
     fn close_range(&mut self, hole: &RangeHole) -> Result<(), BackendError> {
@@ -415,7 +488,7 @@ impl Backend for Iptables {
         }
         let host = &self.host;
         self.ranges
-            .change(Nat { host, table }, key, Vec::new(), false)
+            .change(&Nat { host, table }, key, Vec::new(), false)
     }
 
     /// Removing rules takes long.
@@ -431,21 +504,20 @@ impl Backend for Iptables {
             if keys.is_empty() {
                 continue;
             }
-            let tool = self.host.tool(table.family, table.flavour)?.clone();
             let removed = self.pinholes.take(&keys);
             let lines: Vec<RuleLine> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
             self.closing.extend(removed);
-            runs.push((tool, transaction(&lines, &[], false)));
+            runs.push((table, lines));
         }
         if runs.is_empty() {
             return Ok(None);
         }
         Ok(Some(Box::new(move || {
-            let restore = |(tool, text): &(Tool, String)| tool.restore(text);
-            Ok(runs
-                .iter()
-                .try_for_each(restore)
-                .map_err(RulesError::from)?)
+            runs.iter()
+                .try_for_each(|(table, lines)| match table.flavour {
+                    Flavour::Nft => handles::delete(table.family, lines),
+                    Flavour::Legacy => table.restore(&transaction(lines, &[], false)),
+                })
         })))
     }
 
@@ -461,7 +533,7 @@ impl Backend for Iptables {
             let removed: Vec<_> = removed.extract_if(.., of_table).collect();
             if !removed.is_empty() {
                 let host = &self.host;
-                let mended = self.pinholes.mend(Nat { host, table }, removed);
+                let mended = self.pinholes.mend(&Nat { host, table }, removed);
                 result = result.and(mended);
             }
         }
@@ -553,7 +625,11 @@ mod tests {
     }
 
     fn text(hole: &Pinhole, until: Option<&str>) -> String {
-        verb_lines("-A", &wording(hole).rules(Mark::DEFAULT, until, 7))
+        let conditions = Conditions {
+            until,
+            limited: false,
+        };
+        verb_lines("-A", &wording(hole).rules(Mark::DEFAULT, conditions, 7))
     }
 
     #[test]

@@ -113,6 +113,13 @@ pub trait Backend: Send {
         Duration::ZERO
     }
 
+    /// For how long a used pinhole may rest before it is closed, as a part of [`holds`](Self::holds): all
+    /// that were used meanwhile are closed together. What is left is for the event of its use to arrive, and for
+    /// threads that are slow to wake up.
+    fn rests(&self) -> Duration {
+        self.holds() / 10
+    }
+
     /// Opens a pinhole. The caller closes it when conntrack reports that it was used; until then the
     /// backend keeps a second connection out as well as it can. After `timeout` the kernel closes
     /// the pinhole by itself, if it can.

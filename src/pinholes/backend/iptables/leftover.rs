@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::lines::{left, rules};
+use super::lines::{Conditions, left, rules};
 use super::wording;
 use crate::firewall::host::holds;
 use crate::firewall::xtables::Flavour;
@@ -22,6 +22,18 @@ pub(super) struct Leftover {
     pub(super) until: Option<String>,
     /// The time until then.
     pub(super) left: Duration,
+    /// Whether a limit keeps others out after the first connection.
+    pub(super) limited: bool,
+}
+
+impl Leftover {
+    /// When its rules match.
+    pub(super) fn conditions(&self) -> Conditions<'_> {
+        Conditions {
+            until: self.until.as_deref(),
+            limited: self.limited,
+        }
+    }
 }
 
 /// The pinholes of a family, oldest first: at most `most`, for at most `longest` each. One line says
@@ -70,16 +82,17 @@ fn of_table(table: &Table, mark: Mark, longest: Duration) -> (Vec<Leftover>, usi
     let mut holes = Vec::new();
     let mut strange = 0;
     for (serial, of_hole) in numbered.into_iter().rev() {
-        let Some((hole, until)) = pinhole(&of_hole) else {
+        let Some((hole, conditions)) = pinhole(&of_hole) else {
             strange += 1;
             continue;
         };
         // Its rules must be those that we would write.
-        let lines = wording(&hole).rules(mark, until, serial);
+        let lines = wording(&hole).rules(mark, conditions, serial);
         if lines.len() != of_hole.len() || !rules(&lines).iter().all(|rule| holds(table, rule)) {
             strange += 1;
             continue;
         }
+        let Conditions { until, limited } = conditions;
         let left = match until.map(left) {
             Some(Some(left)) => left.min(longest),
             // A deadline that isn't known.
@@ -87,7 +100,12 @@ fn of_table(table: &Table, mark: Mark, longest: Duration) -> (Vec<Leftover>, usi
         };
         if keys.insert(hole.key()) && !left.is_zero() {
             let until = until.map(str::to_owned);
-            holes.push(Leftover { hole, until, left });
+            holes.push(Leftover {
+                hole,
+                until,
+                left,
+                limited,
+            });
         }
     }
     holes.reverse();
@@ -100,9 +118,9 @@ fn serial(rule: &Rule) -> Option<u64> {
     comment.strip_prefix("pinhole ")?.parse().ok()
 }
 
-/// The pinhole that rules with one number make, as far as these words of theirs say, and its
-/// `--datestop`: the reverse of [`Wording::rules`](super::lines::Wording::rules).
-fn pinhole<'a>(of_hole: &[&'a Rule]) -> Option<(Pinhole, Option<&'a str>)> {
+/// The pinhole that rules with one number make, as far as these words of theirs say, and when they
+/// match: the reverse of [`Wording::rules`](super::lines::Wording::rules).
+fn pinhole<'a>(of_hole: &[&'a Rule]) -> Option<(Pinhole, Conditions<'a>)> {
     let [pre, _] = PINHOLE_CHAINS;
     let word = |rule: &'a Rule, name| rule.option(&[name]).map(|value| value.text);
     let last = |name| of_hole.iter().rev().find_map(|rule| word(rule, name));
@@ -129,7 +147,11 @@ fn pinhole<'a>(of_hole: &[&'a Rule]) -> Option<(Pinhole, Option<&'a str>)> {
         as_source,
         mark,
     };
-    Some((hole, word(first, "--datestop")))
+    let conditions = Conditions {
+        until: word(first, "--datestop"),
+        limited: word(first, "--limit").is_some(),
+    };
+    Some((hole, conditions))
 }
 
 #[cfg(test)]
@@ -151,7 +173,8 @@ mod tests {
     }
 
     fn lines(hole: &Pinhole, until: Option<&str>, serial: u64) -> Vec<RuleLine> {
-        wording(hole).rules(Mark::DEFAULT, until, serial)
+        let limited = false;
+        wording(hole).rules(Mark::DEFAULT, Conditions { until, limited }, serial)
     }
 
     fn read(lines: &[RuleLine]) -> (Vec<Leftover>, usize) {
@@ -171,14 +194,21 @@ mod tests {
     #[test]
     fn rules_are_read_as_they_are_written() {
         let until = deadline(MINUTE / 2).unwrap();
-        for until in [None, Some(until.as_str())] {
+        for (until, limited) in [
+            (None, false),
+            (Some(until.as_str()), false),
+            (Some(until.as_str()), true),
+        ] {
+            let conditions = Conditions { until, limited };
             let all = (1..).zip(cases());
-            let all: Vec<_> = all.flat_map(|(n, hole)| lines(&hole, until, n)).collect();
+            let all: Vec<_> = all
+                .flat_map(|(n, hole)| wording(&hole).rules(Mark::DEFAULT, conditions, n))
+                .collect();
             let (found, strange) = read(&all);
             assert_eq!(strange, 0);
             let longest = until.map_or(MINUTE, |_| MINUTE / 2 + Duration::from_secs(1));
             assert!(found.iter().all(|one| one.left <= longest));
-            assert!(found.iter().all(|one| one.until.as_deref() == until));
+            assert!(found.iter().all(|one| one.conditions() == conditions));
             let found: Vec<_> = found.into_iter().map(|one| one.hole).collect();
             assert_eq!(found, cases());
         }
@@ -206,7 +236,8 @@ mod tests {
 
     #[test]
     fn rules_of_another_mark_are_strange() {
-        let all = wording(&cases()[1]).rules(Mark::new(0x2000_0000).unwrap(), None, 1);
+        let all =
+            wording(&cases()[1]).rules(Mark::new(0x2000_0000).unwrap(), Conditions::default(), 1);
         assert_eq!(read(&all), (vec![], 1));
     }
 }

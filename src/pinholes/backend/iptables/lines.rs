@@ -18,6 +18,19 @@ const MAX_STAMP: i64 = i32::MAX as i64;
 /// A rule of a pinhole or range: its chain and its spec.
 pub(super) type RuleLine = (&'static str, String);
 
+/// The match that lets one connection through and keeps others out for half a second, as the tools
+/// show it.
+pub(super) const LIMIT: &str = "-m limit --limit 2/sec --limit-burst 1";
+
+/// When the rules of a pinhole match.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Conditions<'a> {
+    /// Until this moment, as [`deadline`] writes it; `None`: for good.
+    pub(super) until: Option<&'a str>,
+    /// Only as often as [`LIMIT`] says.
+    pub(super) limited: bool,
+}
+
 /// What the rules of a pinhole or range say.
 pub(super) struct Wording {
     /// The chains in which the destination and the source are translated.
@@ -40,7 +53,13 @@ pub(super) struct Wording {
 
 impl Wording {
     /// The rules, numbered by `serial` in their comments.
-    pub(super) fn rules(self, mark: Mark, until: Option<&str>, serial: u64) -> Vec<RuleLine> {
+    pub(super) fn rules(
+        self,
+        mark: Mark,
+        conditions: Conditions<'_>,
+        serial: u64,
+    ) -> Vec<RuleLine> {
+        let Conditions { until, limited } = conditions;
         let bit = mark.bit();
         let Self {
             chains: [pre, post],
@@ -54,25 +73,43 @@ impl Wording {
         let until = until.map_or_else(String::new, |t| format!(" -m time --datestop {t}"));
         let tag = format!("-m comment --comment \"ftpalg:{kind} {serial}\"");
         let packet =
-            format!("-s {from}/{bits} -d {to}/{bits} -p tcp -m tcp --dport {ports}{until} {tag}");
-        let mut targets = Vec::new();
+            format!("-s {from}/{bits} -d {to}/{bits} -p tcp -m tcp --dport {ports}{until}");
+        let set_bit = format!("-j CONNMARK --set-xmark {bit:#x}/{bit:#x}");
+        // What each rule matches beside the packet, and what it does.
+        let mut rules = Vec::new();
+        // The mark of a connection that the user hasn't marked.
+        let mut unmarked = 0;
+        if limited {
+            // All other rules are for connections that the first one let through.
+            rules.push((format!("{LIMIT} "), set_bit.clone()));
+            unmarked = bit;
+        }
         if self.carried != 0 {
             // A data connection that the user has marked already keeps its mark. The packet gets
             // the mark, too, since it is routed next.
             let carried = self.carried;
-            targets.extend(["MARK", "CONNMARK"].map(|target| {
-                format!("-m connmark --mark 0x0 -j {target} --set-xmark {carried:#x}/0xffffffff")
-            }));
+            for (target, mark) in [("MARK", carried), ("CONNMARK", carried | unmarked)] {
+                rules.push((
+                    format!("-m connmark --mark {unmarked:#x} "),
+                    format!("-j {target} --set-xmark {mark:#x}/0xffffffff"),
+                ));
+            }
         }
-        targets.push(format!("-j CONNMARK --set-xmark {bit:#x}/{bit:#x}"));
-        targets.push(match self.land {
+        let mut last = String::new();
+        if limited {
+            last = format!("-m connmark --mark {bit:#x}/{bit:#x} ");
+        } else {
+            rules.push((String::new(), set_bit));
+        }
+        let deliver = match self.land {
             Some(land) => format!("-j DNAT --to-destination {land}"),
             // So that the user's rules don't translate it.
             None => "-j ACCEPT".to_owned(),
-        });
-        let mut lines: Vec<RuleLine> = targets
+        };
+        rules.push((last, deliver));
+        let mut lines: Vec<RuleLine> = rules
             .into_iter()
-            .map(|target| (pre, format!("{packet} {target}")))
+            .map(|(also, target)| (pre, format!("{packet} {also}{tag} {target}")))
             .collect();
         if let Some(source) = self.as_source {
             let delivered = self
@@ -111,6 +148,12 @@ pub(super) fn transaction(remove: &[RuleLine], add: &[RuleLine], first: bool) ->
 pub(super) fn rules<'a>(lines: impl IntoIterator<Item = &'a RuleLine>) -> Vec<Rule> {
     let set = Ruleset::parse(&format!("*nat\n{}COMMIT\n", verb_lines("-A", lines)));
     set.tables.into_iter().flat_map(|t| t.rules).collect()
+}
+
+/// The number in the comment of a pinhole's rule.
+pub(super) fn serial_of_spec(spec: &str) -> Option<u64> {
+    let (_, behind) = spec.split_once("--comment \"ftpalg:pinhole ")?;
+    behind.split('"').next()?.parse().ok()
 }
 
 pub(super) fn verb_lines<'a>(verb: &str, lines: impl IntoIterator<Item = &'a RuleLine>) -> String {

@@ -39,7 +39,6 @@ pub(super) struct Open<K> {
 }
 
 /// The table `nat` of a family, and the tools to change it.
-#[derive(Clone, Copy)]
 pub(super) struct Nat<'a> {
     pub(super) host: &'a Host,
     pub(super) table: NatTable,
@@ -87,7 +86,7 @@ impl<K: HoleKey> Open<K> {
     /// should hold.
     pub(super) fn change(
         &mut self,
-        nat: Nat<'_>,
+        nat: &Nat<'_>,
         key: K,
         new: Vec<RuleLine>,
         first: bool,
@@ -102,6 +101,8 @@ impl<K: HoleKey> Open<K> {
             }
         }
         if done.is_err() && old.is_empty() {
+            // The tool may have been ended just after its commit. If this fails, the chains are gone.
+            let _ = self.refill(nat);
             return done;
         }
         let opens = !new.is_empty();
@@ -125,7 +126,7 @@ impl<K: HoleKey> Open<K> {
     /// Makes the chains hold what they should after rules could not be removed.
     pub(super) fn mend(
         &mut self,
-        nat: Nat<'_>,
+        nat: &Nat<'_>,
         removed: impl IntoIterator<Item = (K, Vec<RuleLine>)>,
     ) -> Result<(), BackendError> {
         match self.refill(nat) {
@@ -135,7 +136,7 @@ impl<K: HoleKey> Open<K> {
     }
 
     /// Fills our chains again with exactly the rules that they should hold. Fails if they are gone.
-    fn refill(&self, nat: Nat<'_>) -> Result<(), BackendError> {
+    fn refill(&self, nat: &Nat<'_>) -> Result<(), BackendError> {
         let [pre, post] = self.chains;
         let lines = verb_lines("-A", self.lines(nat.table.family));
         nat.restore(&format!("*nat\n-F {pre}\n-F {post}\n{lines}COMMIT\n"))
@@ -145,7 +146,7 @@ impl<K: HoleKey> Open<K> {
     /// chains are gone: then nothing is open.
     fn stay(
         &mut self,
-        nat: Nat<'_>,
+        nat: &Nat<'_>,
         removed: impl IntoIterator<Item = (K, Vec<RuleLine>)>,
     ) -> bool {
         let family = nat.table.family;
@@ -162,14 +163,13 @@ impl<K: HoleKey> Open<K> {
 }
 
 impl Nat<'_> {
-    pub(super) fn restore(self, text: &str) -> Result<(), BackendError> {
-        let table = self.table;
-        Ok(self.host.restore(table.family, table.flavour, text)?)
+    fn restore(&self, text: &str) -> Result<(), BackendError> {
+        self.table.restore(text)
     }
 
     /// Whether a chain is there; true as well if that can't be told.
-    fn has_chain(self, name: &str) -> bool {
-        let table = self.table;
+    fn has_chain(&self, name: &str) -> bool {
+        let table = &self.table;
         self.host.snapshot().map_or(true, |snapshot| {
             let nat = snapshot.table(table.family, table.flavour, "nat");
             nat.is_some_and(|table| table.chain(name).is_some())

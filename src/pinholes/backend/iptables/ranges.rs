@@ -29,7 +29,7 @@ mod tests {
     use super::*;
     use crate::net::Mark;
     use crate::pinholes::backend::iptables::chains;
-    use crate::pinholes::backend::iptables::lines::verb_lines;
+    use crate::pinholes::backend::iptables::lines::{Conditions, verb_lines};
 
     #[test]
     fn a_translated_range() {
@@ -40,7 +40,7 @@ mod tests {
             as_source: Some("10.0.0.1".parse().unwrap()),
         };
         let range = PortRange::new(40000, 40009).unwrap();
-        let lines = wording(&hole, range).rules(Mark::DEFAULT, None, 7);
+        let lines = wording(&hole, range).rules(Mark::DEFAULT, Conditions::default(), 7);
         assert_eq!(
             verb_lines("-A", &lines),
             r#"-A FTPALG-RANGE-PRE -s 192.0.2.7/32 -d 203.0.113.1/32 -p tcp -m tcp --dport 40000:40009 -m comment --comment "ftpalg:range 7" -j CONNMARK --set-xmark 0x40000000/0x40000000

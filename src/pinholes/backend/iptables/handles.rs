@@ -1,0 +1,130 @@
+//! Removes rules of iptables-nft by their handles.
+//!
+//! Where a tool removes a rule that it is told by its text, it compares it with all rules of the chain. For
+//! several hundred pinholes that takes seconds. The kernel's handle of a rule is found by the number
+//! in its comment.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use super::lines::{RuleLine, serial_of_spec};
+use crate::firewall::names::TAG;
+use crate::firewall::tables::rules_of;
+use crate::net::Family;
+use crate::netlink::codec::{Builder, Message};
+use crate::netlink::nftables::expression::{self, Expression};
+use crate::netlink::nftables::{attr, msg};
+use crate::netlink::socket::{NetlinkRequest, Socket};
+use crate::pinholes::backend::BackendError;
+
+/// How many rules one batch removes.
+const BATCH: usize = 512;
+
+/// Removes rules from table `nat`.
+///
+/// # Errors
+/// Some are still there. If somebody else has removed some, all others are.
+pub(super) fn delete(family: Family, lines: &[RuleLine]) -> Result<(), BackendError> {
+    delete_rules(family, lines).map_err(|source| BackendError::System {
+        what: "can't remove the rules of pinholes",
+        source,
+    })
+}
+
+fn delete_rules(family: Family, lines: &[RuleLine]) -> io::Result<()> {
+    let mut socket = Socket::open()?;
+    let mut chains: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    for (chain, spec) in lines {
+        chains
+            .entry(chain)
+            .or_default()
+            .extend(serial_of_spec(spec));
+    }
+    let mut found = Vec::new();
+    for (chain, mut serials) in chains {
+        serials.sort_unstable();
+        let request = rules_of(family.number(), "nat", Some(chain));
+        found.extend(socket.dump(&request, |message| {
+            let (handle, serial) = handle(message, chain)?;
+            serials
+                .binary_search(&serial)
+                .is_ok()
+                .then_some((chain, handle))
+        })?);
+    }
+    if found.len() != lines.len() {
+        return Err(io::Error::other("somebody else has changed them"));
+    }
+    for some in found.chunks(BATCH) {
+        let requests: Vec<_> = some
+            .iter()
+            .map(|&(chain, handle)| deletion(family, chain, handle))
+            .collect();
+        socket.batch(&requests)?;
+    }
+    Ok(())
+}
+
+/// The handle of a rule in a chain of table `nat`, and the number in its comment.
+fn handle(message: &Message<'_>, chain: &str) -> Option<(u64, u64)> {
+    let find = |kind| message.attrs().find(kind);
+    // Old kernels tell of all rules.
+    let is_in =
+        find(attr::RULE_TABLE)?.text()? == "nat" && find(attr::RULE_CHAIN)?.text()? == chain;
+    let handle = find(attr::RULE_HANDLE)?.be64()?;
+    let in_match = find(attr::RULE_EXPRESSIONS)
+        .and_then(|list| expression::read(list.value).find_map(|one| comment_of_match(&one)));
+    let in_userdata = || find(attr::RULE_USERDATA).and_then(|data| comment_of_userdata(data.value));
+    let comment = in_match.or_else(in_userdata).filter(|_| is_in)?;
+    let serial = comment.strip_prefix(TAG)?.strip_prefix("pinhole ")?;
+    Some((handle, serial.parse().ok()?))
+}
+
+/// `struct xt_comment_info`: a text that ends with NUL.
+fn comment_of_match<'a>(one: &Expression<'a>) -> Option<&'a str> {
+    match one {
+        Expression::XtMatch(extension) if extension.name == "comment" => until_nul(extension.info),
+        _ => None,
+    }
+}
+
+/// `NFTNL_UDATA_RULE_COMMENT`: a type (0), a length, and a text that ends with NUL.
+fn comment_of_userdata(data: &[u8]) -> Option<&str> {
+    match data {
+        [0, length, rest @ ..] => until_nul(rest.get(..usize::from(*length))?),
+        _ => None,
+    }
+}
+
+fn until_nul(bytes: &[u8]) -> Option<&str> {
+    std::str::from_utf8(bytes.split(|byte| *byte == 0).next()?).ok()
+}
+
+fn deletion(family: Family, chain: &str, handle: u64) -> NetlinkRequest<'_> {
+    NetlinkRequest {
+        kind: msg::DEL_RULE,
+        flags: 0,
+        family: family.number(),
+        attrs: Box::new(move |b: &mut Builder| {
+            b.text(attr::RULE_TABLE, "nat")
+                .text(attr::RULE_CHAIN, chain)
+                .be64(attr::RULE_HANDLE, handle);
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_kinds_of_comments_are_read() {
+        let mut info = b"ftpalg:pinhole 7".to_vec();
+        info.resize(256, 0);
+        assert_eq!(until_nul(&info), Some("ftpalg:pinhole 7"));
+        assert_eq!(comment_of_userdata(b"\0\x03ab\0"), Some("ab"));
+        for other in [&b""[..], b"\0", b"\0\x04ab\0", b"\x01\x03ab\0"] {
+            assert_eq!(comment_of_userdata(other), None, "{other:?}");
+        }
+    }
+}
