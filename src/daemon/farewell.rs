@@ -56,11 +56,11 @@ pub(super) fn settle(workers: &[Arc<Worker>]) {
 /// no other session begin to differ. `handover`: a successor comes, and goes on with what is recorded.
 pub(super) fn farewell(workers: &[Arc<Worker>], handover: bool, shared: &Shared) {
     let mut sender = Sender::default();
-    let mut look_up = |src, dst| Door(shared).conntrack(src, dst).ok();
+    let mut look_up = |src, dst| Door::new(shared).conntrack(src, dst).ok();
     for _ in 0..ROUNDS {
         let mut fresh = false;
         for worker in workers {
-            let resets = worker.engine().farewell(handover, &mut Door(shared));
+            let resets = worker.engine().farewell(handover, &mut Door::new(shared));
             for reset in resets {
                 fresh |= sender.send(&reset, &mut look_up);
             }
@@ -77,7 +77,9 @@ pub(super) fn farewell(workers: &[Arc<Worker>], handover: bool, shared: &Shared)
 
 /// Ends the connections that are recorded, whose engine can't do it, and says so.
 pub(super) fn end_recorded(records: &[Vec<u8>], shared: &Shared) {
-    let ended = end_records(records, |src, dst| Door(shared).conntrack(src, dst).ok());
+    let ended = end_records(records, |src, dst| {
+        Door::new(shared).conntrack(src, dst).ok()
+    });
     if let Some(line) = ended {
         shared.output().line(line);
     }

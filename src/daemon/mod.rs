@@ -312,7 +312,7 @@ fn follow_addresses(
         }
         let forget = || {
             for worker in workers {
-                worker.engine().forget_all(&mut Door(shared));
+                worker.engine().forget_all(&mut Door::new(shared));
             }
         };
         shared.moved(forget, most);

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use crate::engine::{Entry, Marks, Standing, Tuple};
 use crate::pinholes::backend::BackendError;
 use crate::pinholes::ports::Listeners;
 use crate::pinholes::{PinholeKey, Plane, Transferred};
+use crate::queue::Earlier;
 
 use super::journal::Journal;
 use super::output::Output;
@@ -267,15 +268,6 @@ impl Shared {
         carried.collect()
     }
 
-    /// Reserves a pinhole. The list of the gateway's own listening ports is read without the lock.
-    fn reserve(&self, request: &Request) -> Result<Reservation, Error> {
-        if self.lock().plane.needs_listeners(request) {
-            let listeners = Listeners::read();
-            self.lock().plane.learn_listeners(listeners);
-        }
-        self.with(|plane| plane.reserve(request))
-    }
-
     /// Has the plane put something into the kernel, unless that is to be empty from now on.
     fn unless_closing(
         &self,
@@ -485,16 +477,67 @@ fn unanswered(error: io::Error) -> Error {
     Error::Kernel(format!("ask conntrack: {error}"))
 }
 
-/// A worker's way to the plane and to the printer.
-pub struct Door<'a>(pub &'a Shared);
+/// An engine's way to the plane and to the printer.
+pub struct Door<'a, 'b> {
+    shared: &'a Shared,
+    /// The packets before the one that the engine handles.
+    earlier: Option<&'a mut Earlier<'b>>,
+}
 
-impl Gateway for Door<'_> {
+impl<'a, 'b> Door<'a, 'b> {
+    /// Of a thread that handles no packets.
+    pub fn new(shared: &'a Shared) -> Self {
+        let earlier = None;
+        Self { shared, earlier }
+    }
+
+    /// Of a worker. Before it waits for anybody, the packets before go on.
+    pub fn of_worker(shared: &'a Shared, earlier: &'a mut Earlier<'b>) -> Self {
+        let earlier = Some(earlier);
+        Self { shared, earlier }
+    }
+
+    /// What comes may take long.
+    pub(super) fn may_wait(&mut self) {
+        if let Some(earlier) = &mut self.earlier {
+            earlier.send();
+        }
+    }
+
+    /// The store that two gateways share, which is asked over the network.
+    fn store(&mut self) -> Option<&'a dyn Store> {
+        let store = self.shared.store.as_deref()?;
+        self.may_wait();
+        Some(store)
+    }
+
+    fn lock(&mut self) -> MutexGuard<'a, State> {
+        match self.shared.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                self.may_wait();
+                self.shared.lock()
+            }
+        }
+    }
+
+    /// Like [`Shared::with`].
+    fn with<T>(&mut self, f: impl FnOnce(&mut Plane) -> T) -> T {
+        let mut state = self.lock();
+        let result = f(&mut state.plane);
+        self.shared.settle(&mut state);
+        result
+    }
+}
+
+impl Gateway for Door<'_, '_> {
     fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
-        self.0.look_up(src, dst)
+        self.shared.look_up(src, dst)
     }
 
     fn mark(&mut self, src: SocketAddr, dst: SocketAddr, standing: Standing) -> Result<(), Error> {
-        self.0.mark(src, dst, standing)
+        self.shared.mark(src, dst, standing)
     }
 
     fn keep_record(
@@ -503,8 +546,9 @@ impl Gateway for Door<'_> {
         name: Option<Tuple>,
         record: &[u8],
     ) -> Result<(), Error> {
-        let (journal, store) = (self.0.journal.as_ref(), self.0.store.as_ref());
+        let journal = self.shared.journal.as_ref();
         let here = journal.is_some_and(|journal| journal.keep(outward, name, record));
+        let store = self.store();
         let elsewhere = store.is_some_and(|store| store.keep_record(outward, record));
         match here || elsewhere {
             true => Ok(()),
@@ -513,16 +557,16 @@ impl Gateway for Door<'_> {
     }
 
     fn drop_record(&mut self, outward: Tuple) {
-        if let Some(journal) = &self.0.journal {
+        if let Some(journal) = &self.shared.journal {
             journal.drop_record(outward);
         }
-        if let Some(store) = &self.0.store {
+        if let Some(store) = self.store() {
             store.drop_record(outward);
         }
     }
 
     fn fetch_record(&mut self, outward: Tuple) -> Result<Option<Vec<u8>>, Error> {
-        let Some(store) = &self.0.store else {
+        let Some(store) = self.store() else {
             return Ok(None);
         };
         let silent = || Error::Kernel("the store doesn't answer".into());
@@ -530,21 +574,27 @@ impl Gateway for Door<'_> {
     }
 
     fn find_record(&mut self, outward: Tuple) -> Option<Vec<u8>> {
-        self.0.journal.as_ref()?.find(outward)
+        self.shared.journal.as_ref()?.find(outward)
     }
 
     fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {
-        self.0.with(|plane| plane.admit(session, client))
+        self.with(|plane| plane.admit(session, client))
     }
 
     fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
-        self.0.reserve(request)
+        if self.with(|plane| plane.needs_listeners(request)) {
+            self.may_wait();
+            let listeners = Listeners::read();
+            self.with(|plane| plane.learn_listeners(listeners));
+        }
+        self.with(|plane| plane.reserve(request))
     }
 
     fn open(&mut self, id: PinholeId) -> Result<(), Error> {
-        self.0.unless_closing(|plane| plane.open(id))?;
-        if let Some(store) = &self.0.store
-            && let Some((pinhole, left)) = self.0.with(|plane| plane.open_pinhole(id))
+        self.may_wait();
+        self.shared.unless_closing(|plane| plane.open(id))?;
+        if let Some(store) = self.store()
+            && let Some((pinhole, left)) = self.with(|plane| plane.open_pinhole(id))
         {
             store.keep_pinhole(&pinhole, left);
         }
@@ -552,30 +602,34 @@ impl Gateway for Door<'_> {
     }
 
     fn release(&mut self, id: PinholeId) {
-        self.0.with(|plane| plane.release(id));
+        self.may_wait();
+        self.with(|plane| plane.release(id));
     }
 
     fn open_range(&mut self, request: &RangeRequest) -> Result<(), Error> {
-        self.0.unless_closing(|plane| plane.open_range(request))
+        self.may_wait();
+        self.shared
+            .unless_closing(|plane| plane.open_range(request))
     }
 
     fn session_ended(&mut self, session: SessionId) {
-        self.0.with(|plane| plane.session_ended(session));
+        self.may_wait();
+        self.with(|plane| plane.session_ended(session));
     }
 
     fn event(&mut self, event: Event) {
         if matches!(event, Event::SessionOpened { .. }) {
-            let mut state = self.0.lock();
+            let mut state = self.lock();
             state.opened = true;
             if state.alarm.is_none() {
-                self.0.changed.notify_all();
+                self.shared.changed.notify_all();
             }
         }
         if let Event::TlsPassed { client, .. } = event
-            && !self.0.lock().is_new_under_tls(client)
+            && !self.lock().is_new_under_tls(client)
         {
             return;
         }
-        self.0.output.event(event);
+        self.shared.output.event(event);
     }
 }

@@ -1,14 +1,14 @@
 //! A worker: one queue, one engine, one thread.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
 
 use crate::engine::{Engine, Name, Placed, Side, Stats, SynAck, Verdict};
 use crate::pinholes::Seldom;
 use crate::queue::nfq::NfqQueue;
-use crate::queue::{Hook, QueueVerdict, ServeError};
+use crate::queue::{Earlier, Hook, QueueVerdict, ServeError};
 
 use super::metrics::Durations;
 use super::shared::{Door, Shared};
@@ -60,6 +60,18 @@ impl Worker {
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The same for a worker, which sends on what it has decided about before it waits.
+    fn engine_after(&self, earlier: &mut Earlier<'_>) -> MutexGuard<'_, Engine> {
+        match self.engine.try_lock() {
+            Ok(engine) => engine,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                earlier.send();
+                self.engine()
+            }
+        }
+    }
+
     fn tell_names(&self, engine: &Engine) {
         if engine.has_names() && !self.names.load(Ordering::Relaxed) {
             self.names.store(true, Ordering::Release);
@@ -77,7 +89,8 @@ impl Worker {
     }
 
     /// Serves a queue for as long as the process lives; `others` are the workers of the other queues.
-    pub fn serve(&self, mut queue: NfqQueue, shared: &Shared, others: &[Arc<Self>]) {
+    pub fn serve(&self, queue: NfqQueue, shared: &Shared, others: &[Arc<Self>]) {
+        let mut queue = queue.reader();
         let mut packets = Packets {
             worker: self,
             others,
@@ -87,13 +100,15 @@ impl Worker {
         let mut failures = 0u32;
         let (mut trouble, mut lost) = (Seldom::default(), Seldom::default());
         loop {
-            match queue.serve(|hook, packet, out| packets.timed(hook, packet, out)) {
+            let served =
+                queue.serve(|hook, packet, out, earlier| packets.timed(hook, packet, out, earlier));
+            match served {
                 Ok(()) => failures = 0,
-                Err(ServeError::Verdict(e)) => {
-                    self.verdict_errors.fetch_add(1, Ordering::Relaxed);
+                Err(ServeError::Verdict { error, packets }) => {
+                    self.verdict_errors.fetch_add(packets, Ordering::Relaxed);
                     lost.warn(shared.now(), || {
                         let number = queue.number();
-                        format!("queue {number}: verdict: {e}; the packet is dropped")
+                        format!("queue {number}: verdict: {error}; the packet is dropped")
                     });
                 }
                 Err(ServeError::Receive(e)) => {
@@ -117,7 +132,7 @@ pub fn tick(workers: &[Arc<Worker>], now: Duration, shared: &Shared) -> bool {
     for worker in workers {
         // The first round may have been under way; the second one visits everything.
         for _ in 0..2 {
-            while !worker.engine().tick(now, &mut Door(shared)) {
+            while !worker.engine().tick(now, &mut Door::new(shared)) {
                 // Without a pause, this thread would take the lock again before the worker does.
                 thread::sleep(BETWEEN_SLICES);
             }
@@ -147,26 +162,39 @@ struct Packets<'a> {
 
 impl Packets<'_> {
     /// Decides, and notes how long that takes. Nobody reads the clock for it unless there are metrics.
-    fn timed(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> QueueVerdict {
+    fn timed(
+        &mut self,
+        hook: Option<Hook>,
+        packet: &[u8],
+        out: &mut Vec<u8>,
+        earlier: &mut Earlier<'_>,
+    ) -> QueueVerdict {
         let Some(durations) = &self.worker.durations else {
-            return self.decide(hook, packet, out);
+            return self.decide(hook, packet, out, earlier);
         };
         let began = self.shared.now();
-        let verdict = self.decide(hook, packet, out);
+        let verdict = self.decide(hook, packet, out, earlier);
         durations.observe(self.shared.now().saturating_sub(began));
         verdict
     }
 
-    fn decide(&mut self, hook: Option<Hook>, packet: &[u8], out: &mut Vec<u8>) -> QueueVerdict {
+    fn decide(
+        &mut self,
+        hook: Option<Hook>,
+        packet: &[u8],
+        out: &mut Vec<u8>,
+        earlier: &mut Earlier<'_>,
+    ) -> QueueVerdict {
         let Some(side) = side(hook) else {
             self.worker.unknown_hook.fetch_add(1, Ordering::Relaxed);
             return QueueVerdict::Accept;
         };
         let now = self.shared.now();
-        let mut door = Door(self.shared);
-        let mut engine = self.worker.engine();
+        let mut engine = self.worker.engine_after(earlier);
+        let mut door = Door::of_worker(self.shared, earlier);
         if now.saturating_sub(self.ticked) >= TICK {
             self.ticked = now;
+            door.may_wait();
             engine.tick(now, &mut door);
             self.shared.look_at_queues(now);
         }
@@ -181,9 +209,9 @@ impl Packets<'_> {
         drop(engine);
         match outcome {
             Asked::Nobody(answer) => answer,
-            Asked::Segment(name) => self.ask_for(&name, side, packet, now, out),
+            Asked::Segment(name) => self.ask_for(&name, side, packet, now, out, &mut door),
             Asked::SynAck(syn_ack, answer) => {
-                self.ask_about(&syn_ack, now);
+                self.ask_about(&syn_ack, now, &mut door);
                 answer
             }
         }
@@ -212,33 +240,29 @@ impl Packets<'_> {
         packet: &[u8],
         now: Duration,
         out: &mut Vec<u8>,
+        door: &mut Door<'_, '_>,
     ) -> QueueVerdict {
         for other in self.named() {
             let mut engine = other.engine();
             if engine.knows(name) {
-                let mut door = Door(self.shared);
-                return answer(engine.packet(side, packet, now, &mut door), out);
+                return answer(engine.packet(side, packet, now, door), out);
             }
         }
         let mut engine = self.worker.engine();
-        let mut door = Door(self.shared);
-        let answer = answer(
-            engine.nobody_knows(*name, side, packet, now, &mut door),
-            out,
-        );
+        let answer = answer(engine.nobody_knows(*name, side, packet, now, door), out);
         self.worker.tell_names(&engine);
         answer
     }
 
     /// Asks the other engines about a SYN-ACK.
-    fn ask_about(&self, syn_ack: &SynAck, now: Duration) {
+    fn ask_about(&self, syn_ack: &SynAck, now: Duration, door: &mut Door<'_, '_>) {
         let elsewhere = self
             .named()
             .any(|other| other.engine().edits_other_end(syn_ack));
         let mut others = self.others.iter();
         let syn = others.find_map(|other| other.engine().take_syn(syn_ack));
         let mut engine = self.worker.engine();
-        engine.answered(syn_ack, elsewhere, syn, now, &mut Door(self.shared));
+        engine.answered(syn_ack, elsewhere, syn, now, door);
         self.worker.tell_names(&engine);
     }
 }

@@ -87,6 +87,32 @@ impl Builder {
         (!self.too_long).then_some(self.buf)
     }
 
+    /// The same, to go on with this buffer after [`clear`](Self::clear).
+    #[must_use]
+    pub fn finished(&mut self) -> Option<&[u8]> {
+        self.close_message();
+        (!self.too_long).then_some(&self.buf)
+    }
+
+    /// How many bytes there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.buf.len()
+    }
+
+    /// Whether there is no message.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.buf.is_empty()
+    }
+
+    /// Begins anew, with the same buffer.
+    pub fn clear(&mut self) {
+        self.buf.clear();
+        self.start = 0;
+        self.too_long = false;
+    }
+
     /// An attribute with these bytes as its value.
     pub fn bytes(&mut self, kind: u16, value: &[u8]) -> &mut Self {
         let at = self.open_attr(kind);
@@ -154,6 +180,16 @@ impl Builder {
             place.copy_from_slice(bytes);
         }
     }
+}
+
+/// Each message of a buffer that a [`Builder`] has filled, by itself.
+pub fn messages(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let len = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
+        let message = bytes.get(..aligned(len)).filter(|_| len >= HEADER)?;
+        bytes = bytes.get(aligned(len)..).unwrap_or(&[]);
+        Some(message)
+    })
 }
 
 /// One received message.
@@ -304,6 +340,25 @@ impl<'a> Iterator for Attrs<'a> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn messages_are_told_apart() {
+        let mut b = Builder::new();
+        b.message(1, 0, 1, 0, 0).text(1, "odd");
+        b.message(2, 0, 2, 0, 0);
+        let bytes = b.finished().unwrap().to_vec();
+        let each: Vec<_> = messages(&bytes).collect();
+        assert_eq!(
+            each.iter().map(|one| one.len()).collect::<Vec<_>>(),
+            [28, 20]
+        );
+        assert_eq!(each.concat(), bytes);
+        let cut = bytes.get(..bytes.len() - 1).unwrap();
+        assert_eq!(messages(cut).count(), 1);
+        b.clear();
+        assert_eq!((b.len(), b.is_empty()), (0, true));
+        assert_eq!(b.finished(), Some(&[][..]));
+    }
 
     #[test]
     fn a_message_is_laid_out_as_the_kernel_wants_it() {

@@ -1,12 +1,16 @@
 //! The userspace end of NFQUEUE: receives packets from the kernel and gives their verdicts back.
 //!
-//! [`nfq`] is the queue itself, [`kernel`] reads the kernel's counters of its queues. What happens
-//! to a packet is not decided here.
+//! [`nfq`] is the queue itself, `batch` moves many of its packets at once, and [`kernel`] reads the
+//! kernel's counters of its queues. What happens to a packet is not decided here.
 
+mod batch;
 pub mod kernel;
 pub mod nfq;
+mod packet;
 
 use std::io;
+
+pub use batch::Earlier;
 
 /// The netfilter hook that a packet was queued in, as the kernel numbers it (`NF_INET_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,9 +91,14 @@ pub enum ServeError {
     /// No packet could be received (`ENOBUFS`: some were lost).
     #[error("receive: {0}")]
     Receive(io::Error),
-    /// A verdict couldn't be given (the new packet was too large, or the old one is gone).
-    #[error("verdict: {0}")]
-    Verdict(io::Error),
+    /// Verdicts couldn't be given (the new packet was too large, or the kernel had no memory).
+    #[error("verdict: {error}")]
+    Verdict {
+        /// The last error.
+        error: io::Error,
+        /// How many packets it concerns.
+        packets: u64,
+    },
 }
 
 #[cfg(test)]

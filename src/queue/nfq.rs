@@ -1,23 +1,26 @@
 //! A queue, over the `nfq` crate.
 //!
-//! Three things that the crate leaves open are done here. Its socket is made close-on-exec: otherwise a
-//! tool that the daemon runs would keep the queue bound. Its receive buffer is made to hold what the
-//! queue may hold: a full buffer drops packets even if the queue is to fail open. The crate doesn't
-//! give its descriptor away, so it is looked up in `/proc/self/fd`. And a packet whose verdict the kernel
-//! didn't take is dropped later: otherwise it would hold its place in the queue for good.
+//! The crate binds and configures it. What it leaves open is done here. Its socket is made close-on-exec:
+//! otherwise a tool that the daemon runs would keep the queue bound. Its receive buffer is made to hold
+//! what the queue may hold: a full buffer drops packets even if the queue is to fail open. The crate
+//! doesn't give its descriptor away, so it is looked up in `/proc/self/fd`.
+//!
+//! With that descriptor, packets are moved in [batches](super::batch), which the crate can't do. Where
+//! `/proc` doesn't show it, the crate moves them, one by one.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use filedescriptor::FileDescriptor;
 use nfq::{Queue, Verdict};
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, NetlinkAddr, getsockname, sendto, setsockopt, sockopt};
+use nix::sys::socket::{NetlinkAddr, getsockname, setsockopt, sockopt};
 
-use super::{Hook, OpenError, QueueVerdict, ServeError, kernel};
+use super::batch::{Batches, stamped};
+use super::{Earlier, Hook, OpenError, QueueVerdict, ServeError, kernel};
 
 /// Receive buffer per packet that may wait, in bytes as `setsockopt` takes it (the kernel doubles
 /// it). A queued packet of 1,480 bytes is accounted for with 2,304 bytes, an empty one with 832.
@@ -34,14 +37,21 @@ const MAX_LEN: u32 = 4096;
 /// A bound queue. Dropping it unbinds it, and the kernel drops the packets that wait.
 pub struct NfqQueue {
     queue: Queue,
-    /// The descriptor of its socket, where that could be found out.
-    socket: Option<RawFd>,
+    /// A second descriptor of its socket, where the first could be found out.
+    socket: Option<OwnedFd>,
     number: u16,
     /// See [`NfqQueue::stamp`].
     stamp: u32,
+}
+
+/// A queue whose packets are served, by one thread.
+pub struct QueueReader {
+    queue: Queue,
+    /// Moves the packets, where that is possible.
+    batches: Option<Batches>,
+    number: u16,
+    stamp: u32,
     out: Vec<u8>,
-    /// Packets whose verdict the kernel didn't take. They hold places in the queue.
-    unanswered: Vec<u32>,
 }
 
 impl NfqQueue {
@@ -67,9 +77,10 @@ impl NfqQueue {
         })?;
         let socket = socket_since(&before);
         match &socket {
-            Some((_, socket)) => widen(socket, MAX_LEN),
+            Some(socket) => widen(socket, MAX_LEN),
             None => log::warn!(
-                "queue {number}: /proc/self/fd doesn't show its socket, so its buffer stays small"
+                "queue {number}: /proc/self/fd doesn't show its socket, so its buffer stays small, and \
+                 packets are received one by one"
             ),
         }
         // No descriptor of this process is meant for the tools that it runs.
@@ -88,18 +99,10 @@ impl NfqQueue {
         // is read empty. The kernel's counters tell of overruns.
         Ok(Self {
             queue,
-            socket: socket.map(|(fd, _)| fd),
+            socket,
             number,
             stamp: 0,
-            out: Vec::new(),
-            unanswered: Vec::new(),
         })
-    }
-
-    /// The queue's number.
-    #[must_use]
-    pub fn number(&self) -> u16 {
-        self.number
     }
 
     /// Sets these bits in the packet mark of packets that go on from the hooks before conntrack.
@@ -107,83 +110,71 @@ impl NfqQueue {
         self.stamp = bits;
     }
 
-    /// Waits for a packet, has `decide` look at it, and gives its verdict to the kernel.
+    /// Has the calling thread serve its packets.
+    #[must_use]
+    pub fn reader(self) -> QueueReader {
+        let number = self.number;
+        QueueReader {
+            queue: self.queue,
+            batches: self.socket.map(|socket| Batches::new(socket, number)),
+            number,
+            stamp: self.stamp,
+            out: Vec::new(),
+        }
+    }
+}
+
+impl QueueReader {
+    /// The queue's number.
+    #[must_use]
+    pub fn number(&self) -> u16 {
+        self.number
+    }
+
+    /// Waits for packets, has `decide` look at one after the other, and gives their verdicts to the
+    /// kernel.
     ///
     /// `decide` is given the hook that the packet was queued in (`None`: one that isn't known
-    /// here), the packet from its IP header on, and an empty buffer: for [`QueueVerdict::Replace`] it
-    /// writes the new packet there.
+    /// here), the packet from its IP header on, an empty buffer (for [`QueueVerdict::Replace`] it
+    /// writes the new packet there), and the packets before it. These may not have been sent on yet: it
+    /// [has them sent](Earlier::send) before it does anything that may take long.
     ///
     /// # Errors
-    /// The packet was lost or is gone; the queue works on.
+    /// Packets were lost or are gone; the queue works on.
     pub fn serve(
         &mut self,
-        decide: impl FnOnce(Option<Hook>, &[u8], &mut Vec<u8>) -> QueueVerdict,
+        decide: impl FnMut(Option<Hook>, &[u8], &mut Vec<u8>, &mut Earlier<'_>) -> QueueVerdict,
+    ) -> Result<(), ServeError> {
+        match &mut self.batches {
+            Some(batches) => batches.serve(self.stamp, decide),
+            None => self.serve_one(decide),
+        }
+    }
+
+    /// The same, with the crate alone. If the kernel doesn't take a verdict, the packet holds its place
+    /// in the queue: the crate can't give a verdict a second time.
+    fn serve_one(
+        &mut self,
+        mut decide: impl FnMut(Option<Hook>, &[u8], &mut Vec<u8>, &mut Earlier<'_>) -> QueueVerdict,
     ) -> Result<(), ServeError> {
         let mut message = self.queue.recv().map_err(ServeError::Receive)?;
         self.out.clear();
         let hook = Hook::from_number(message.get_hook());
-        let answer = decide(hook, message.get_payload(), &mut self.out);
-        let before_conntrack = matches!(hook, Some(Hook::Prerouting | Hook::Output));
-        if self.stamp != 0 && before_conntrack {
-            message.set_nfmark(message.get_nfmark() | self.stamp);
+        let payload = message.get_payload();
+        let answer = decide(hook, payload, &mut self.out, &mut Earlier::none());
+        if let Some(mark) = stamped(hook, message.get_nfmark(), self.stamp) {
+            message.set_nfmark(mark);
         }
         message.set_verdict(match answer {
             QueueVerdict::Accept | QueueVerdict::Replace => Verdict::Accept,
             QueueVerdict::Drop => Verdict::Drop,
         });
         if answer == QueueVerdict::Replace {
-            if self.out.len() == message.get_payload().len() {
-                message.get_payload_mut().copy_from_slice(&self.out);
-            } else {
-                message.set_payload(self.out.as_slice());
-            }
+            message.set_payload(self.out.as_slice());
         }
-        self.drop_unanswered();
-        let id = message.get_packet_id();
-        self.queue.verdict(message).map_err(|e| {
-            self.unanswered.push(id);
-            ServeError::Verdict(e)
-        })
+        let failed = |error| ServeError::Verdict { error, packets: 1 };
+        self.queue.verdict(message).map_err(failed)
     }
-
-    /// Drops packets whose verdict the kernel didn't take before: their senders have sent them again.
-    /// The crate can't give a verdict a second time.
-    fn drop_unanswered(&mut self) {
-        let Some(socket) = self.socket else { return };
-        while let Some(id) = self.unanswered.last() {
-            let kernel = NetlinkAddr::new(0, 0);
-            let verdict = drop_verdict(self.number, *id);
-            match sendto(socket, &verdict, &kernel, MsgFlags::empty()) {
-                Ok(_) => _ = self.unanswered.pop(),
-                Err(_) => return,
-            }
-        }
-    }
-}
-
-/// The message that drops a packet (`NFQNL_MSG_VERDICT`).
-fn drop_verdict(queue: u16, id: u32) -> Vec<u8> {
-    const LENGTH: u32 = 32;
-    const VERDICT: u16 = 3 << 8 | 1;
-    const REQUEST: u16 = 1;
-    const NFQA_VERDICT_HDR: u16 = 2;
-    const NF_DROP: u32 = 0;
-    [
-        // The header; nobody reads its sequence number and port.
-        &LENGTH.to_ne_bytes()[..],
-        &VERDICT.to_ne_bytes(),
-        &REQUEST.to_ne_bytes(),
-        &[0; 8],
-        // Any family, version 0.
-        &[0; 2],
-        &queue.to_be_bytes(),
-        // The only attribute: its length, its kind, its two numbers.
-        &12u16.to_ne_bytes(),
-        &NFQA_VERDICT_HDR.to_ne_bytes(),
-        &NF_DROP.to_be_bytes(),
-        &id.to_be_bytes(),
-    ]
-    .concat()
 }
 
 /// What a failed `bind` means; the capability was checked before.
@@ -237,16 +228,15 @@ fn sockets() -> HashMap<RawFd, PathBuf> {
         .collect()
 }
 
-/// The descriptor of the netlink socket that was opened after `before` was taken, and a second one, if
-/// that is exactly one socket.
-fn socket_since(before: &HashMap<RawFd, PathBuf>) -> Option<(RawFd, File)> {
+/// A second descriptor of the netlink socket that was opened after `before` was taken, if that is exactly
+/// one socket.
+fn socket_since(before: &HashMap<RawFd, PathBuf>) -> Option<OwnedFd> {
     let mut new = sockets()
         .into_iter()
         .filter(|(fd, target)| before.get(fd) != Some(target))
-        .filter_map(|(fd, _)| Some((fd, FileDescriptor::dup(&fd).ok()?.as_file().ok()?)))
-        .filter(|(_, socket)| {
-            getsockname::<NetlinkAddr>(std::os::fd::AsRawFd::as_raw_fd(socket)).is_ok()
-        });
+        .filter_map(|(fd, _)| FileDescriptor::dup(&fd).ok()?.as_file().ok())
+        .map(OwnedFd::from)
+        .filter(|socket| getsockname::<NetlinkAddr>(socket.as_raw_fd()).is_ok());
     let socket = new.next()?;
     new.next().is_none().then_some(socket)
 }

@@ -14,7 +14,7 @@ const LAYERS: [(&str, &[&str]); 13] = [
     // The shell.
     ("net", &[]),
     ("netlink", &[]),
-    ("queue", &[]),
+    ("queue", &["netlink"]),
     ("conntrack", &["engine", "net", "netlink"]),
     ("firewall", &["net", "netlink"]),
     (

@@ -81,6 +81,11 @@ ssize_t recvfrom(int fd, void *b, size_t n, int f, struct sockaddr *a, socklen_t
     return ((ssize_t (*)(int, void *, size_t, int, struct sockaddr *, socklen_t *))
         dlsym(RTLD_NEXT, "recvfrom"))(fd, b, n, f, a, l);
 }
+int recvmmsg(int fd, struct mmsghdr *m, unsigned n, int f, struct timespec *t) {
+    if (fails(fd, 16)) return -1;
+    return ((int (*)(int, struct mmsghdr *, unsigned, int, struct timespec *))
+        dlsym(RTLD_NEXT, "recvmmsg"))(fd, m, n, f, t);
+}
 ssize_t recvmsg(int fd, struct msghdr *m, int f) {
     ssize_t (*real)(int, struct msghdr *, int) = dlsym(RTLD_NEXT, "recvmsg");
     if (fails(fd, f & MSG_DONTWAIT ? 8 : 4)) {
