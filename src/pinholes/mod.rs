@@ -242,7 +242,15 @@ impl Plane {
         }
         let timeout = self.config.deadline;
         let key = hole.pinhole.key();
-        match self.parts.backend.open(&hole.pinhole, timeout) {
+        let backend = &mut self.parts.backend;
+        let opened = match self.stuck.has(&key)
+            || self.used.has(&key)
+            || (self.to_close.iter().chain(&self.closing)).any(|old| old.key() == key)
+        {
+            true => backend.open(&hole.pinhole, timeout),
+            false => backend.open_new(&hole.pinhole, timeout),
+        };
+        match opened {
             Ok(()) => {
                 self.holes.opened(id, now, now + timeout);
                 self.is_open_again(key);

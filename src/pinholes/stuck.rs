@@ -38,6 +38,11 @@ impl<K: Ord, H> Stuck<K, H> {
         }
     }
 
+    /// Whether one is still open.
+    pub(super) fn has(&self, key: &K) -> bool {
+        self.holes.contains_key(key)
+    }
+
     /// Forgets one: another has taken its place in the kernel.
     pub(super) fn remove(&mut self, key: &K) {
         self.holes.remove(key);

@@ -29,6 +29,11 @@ impl Used {
         self.holes.extend(by_key);
     }
 
+    /// Whether the one with this key is among them.
+    pub(super) fn has(&self, key: &PinholeKey) -> bool {
+        self.holes.contains_key(key)
+    }
+
     /// Another pinhole has taken the place of the one with this key.
     pub(super) fn replaced(&mut self, key: &PinholeKey) {
         self.holes.remove(key);

@@ -130,6 +130,14 @@ pub trait Backend: Send {
     /// The pinhole isn't open.
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError>;
 
+    /// The same, if nothing with this key seems to be in the kernel. That may be cheaper.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    fn open_new(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
+        self.open(hole, timeout)
+    }
+
     /// Opens pinholes when none is open: all at once, if that is cheaper than one by one.
     ///
     /// # Errors

@@ -69,6 +69,8 @@ pub struct Nft {
     range: Option<PortRange>,
     layouts: Vec<&'static FamilyLayout>,
     abilities: Abilities,
+    /// The maps of sources and marks may have elements. Most gateways need none.
+    has_others: bool,
 }
 
 impl Nft {
@@ -96,6 +98,7 @@ impl Nft {
                 limit: true,
                 destroy: true,
             },
+            has_others: false,
         })
     }
 
@@ -143,7 +146,7 @@ impl Nft {
     ) -> Result<Vec<(Pinhole, Duration)>, BatchError> {
         let elements: Vec<_> = holes
             .iter()
-            .map(|(hole, left)| (of_pinhole(layout, hole, self.mark), *left))
+            .map(|(hole, left)| (self.elements(layout, hole), *left))
             .collect();
         let mut batches = elements.chunks(AT_ONCE);
         let first = batches.next().unwrap_or_default();
@@ -211,6 +214,31 @@ impl Nft {
             } else {
                 return Err(error);
             }
+        }
+    }
+
+    /// The elements of a pinhole, and where it needs none but another may have left one.
+    fn elements(&mut self, layout: &FamilyLayout, hole: &Pinhole) -> Vec<MapElement> {
+        let mut elements = Vec::from(of_pinhole(layout, hole, self.mark));
+        self.has_others |= elements.iter().skip(1).any(|one| one.data.is_some());
+        if !self.has_others {
+            elements.truncate(1);
+        }
+        elements
+    }
+
+    /// The layout for a pinhole that is to be opened.
+    fn layout_of(&self, hole: &Pinhole) -> Result<&'static FamilyLayout, BackendError> {
+        let layout = self.layout(hole.from)?;
+        let of_family = |ip| layout.is_of(ip);
+        match of_family(hole.to.ip())
+            && of_family(hole.land.ip())
+            && hole.as_source.is_none_or(of_family)
+        {
+            true => Ok(layout),
+            false => Err(BackendError::Unsupported(
+                "a pinhole's addresses must be of one family".into(),
+            )),
         }
     }
 
@@ -361,24 +389,33 @@ impl Backend for Nft {
     }
 
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
-        let layout = self.layout(hole.from)?;
-        let of_family = |ip| layout.is_of(ip);
-        if !of_family(hole.to.ip())
-            || !of_family(hole.land.ip())
-            || !hole.as_source.is_none_or(of_family)
-        {
-            return Err(BackendError::Unsupported(
-                "a pinhole's addresses must be of one family".into(),
-            ));
-        }
-        let elements = of_pinhole(layout, hole, self.mark);
+        let layout = self.layout_of(hole)?;
+        let elements = self.elements(layout, hole);
         self.replace(layout, &elements, Some(timeout))
             .map_err(failed("open a pinhole"))
     }
 
+    /// Deletes nothing that is to be added, which saves most of the work. If it is there after all, the
+    /// kernel refuses, and [`open`](Self::open) replaces it.
+    fn open_new(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
+        let layout = self.layout_of(hole)?;
+        let elements = self.elements(layout, hole);
+        if self.abilities.destroy || elements.len() == 1 {
+            let change = |element| match MapElement::add(element, layout, timeout) {
+                Some(add) => add,
+                None => element.destroy(layout),
+            };
+            let changes: Vec<_> = elements.iter().map(change).collect();
+            if self.socket.batch(&changes).is_ok() {
+                return Ok(());
+            }
+        }
+        self.open(hole, timeout)
+    }
+
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
         let layout = self.layout(hole.from)?;
-        let elements = of_pinhole(layout, hole, self.mark);
+        let elements = self.elements(layout, hole);
         self.replace(layout, &elements, None)
             .map_err(failed("close a pinhole"))
     }
@@ -393,7 +430,7 @@ impl Backend for Nft {
             let (together, others) = left.split_at(count);
             let elements: Vec<_> = together
                 .iter()
-                .flat_map(|hole| of_pinhole(layout, hole, self.mark))
+                .flat_map(|hole| self.elements(layout, hole))
                 .collect();
             self.replace(layout, &elements, None)
                 .map_err(failed("close pinholes"))?;
@@ -454,7 +491,7 @@ impl Drop for Nft {
 }
 
 /// The elements of a pinhole, and how long they last.
-type TimedElements = ([MapElement; 3], Duration);
+type TimedElements = (Vec<MapElement>, Duration);
 
 /// The requests that add elements.
 fn additions<'a>(layout: &FamilyLayout, all: &'a [TimedElements]) -> Vec<NetlinkRequest<'a>> {
