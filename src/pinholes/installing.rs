@@ -22,6 +22,7 @@ impl Plane {
     pub fn adopt(&mut self) -> Result<usize, BackendError> {
         let (most, longest) = (self.config.limits.pinholes, self.config.deadline);
         let found = self.parts.backend.adopt(most, longest)?;
+        self.unused = self.parts.backend.take_unused();
         let now = self.now();
         for (pinhole, left) in found {
             self.insert_adopted(pinhole, now + left);
@@ -94,10 +95,10 @@ impl Plane {
         self.holes.insert(id, hole);
     }
 
-    /// Closes adopted pinholes that were used while no daemon was told of it. A connection that ended
-    /// before the pinhole opened was made through an earlier one with the same addresses and port.
-    /// Where that can't be told, it counts as well: better one transfer lost than a pinhole that is
-    /// used twice.
+    /// Closes adopted pinholes that were used while no daemon was told of it. Where the backend doesn't
+    /// tell, conntrack does. A connection that ended before the pinhole opened was made through an
+    /// earlier one with the same addresses and port. Where that can't be told either, it counts as well:
+    /// better one transfer lost than a pinhole that is used twice.
     pub fn close_used_meanwhile(&mut self) {
         if self.holes.len() == 0 {
             return;
@@ -118,6 +119,9 @@ impl Plane {
             let Some((id, hole)) = self.holes.at(key) else {
                 continue;
             };
+            if self.unused.contains(&key) {
+                continue;
+            }
             let left = hole.deadline.saturating_sub(now);
             let open_for = self.config.deadline.saturating_sub(left);
             let quiet_for = kept.and_then(|kept| {

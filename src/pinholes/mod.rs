@@ -49,7 +49,7 @@ pub use types::{
 use clients::Clients;
 use holes::{Holes, PendingHole};
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -77,6 +77,8 @@ pub struct Plane {
     /// Totals of the sessions that have had data connections and go on.
     transferred: HashMap<SessionId, Transferred>,
     ranges: Ranges,
+    /// Pinholes that were adopted, and that nobody had used before.
+    unused: HashSet<PinholeKey>,
     /// Pinholes that have ended, but are open in the kernel until the next
     /// [`take_closing`](Self::take_closing).
     to_close: Vec<Pinhole>,
@@ -127,6 +129,7 @@ impl Plane {
             connections: HashMap::new(),
             transferred: HashMap::new(),
             ranges: Ranges::default(),
+            unused: HashSet::new(),
             to_close: Vec::new(),
             used: Used::default(),
             closing: Vec::new(),

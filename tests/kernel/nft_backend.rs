@@ -485,6 +485,33 @@ fn what_is_strange_or_too_much_is_not_adopted() {
     assert_eq!(lab.ruleset(), "");
 }
 
+/// Conntrack can't tell: it remembers connections through earlier pinholes with the same port.
+#[test]
+fn a_successor_knows_which_were_used() {
+    let lab = Lab::new();
+    let mut nft = lab.nft();
+    nft.install().unwrap();
+    for (from, to, land, _) in CASES {
+        let used = hole(from, to, land, None);
+        let mut unused = used.clone();
+        unused.to.set_port(50_002);
+        let listener = lab.listen("s", land);
+        nft.open(&used, MINUTE).unwrap();
+        nft.open(&unused, MINUTE).unwrap();
+        let client = lab.connect(to).expect("the hole is open");
+        drop((listener.accept().unwrap(), client));
+    }
+    left_behind(nft);
+    let mut nft = lab.nft();
+    assert_eq!(adopt(&mut nft, 100, MINUTE).len(), 2 * CASES.len());
+    let unused = nft.take_unused();
+    assert_eq!(unused.len(), CASES.len(), "{unused:?}");
+    assert!(
+        unused.iter().all(|key| key.to.port() == 50_002),
+        "{unused:?}"
+    );
+}
+
 /// While one backend after the other adopts a hole, it is in each list of the rules.
 #[test]
 fn adopting_leaves_no_gap() {

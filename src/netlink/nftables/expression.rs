@@ -5,7 +5,7 @@
 mod read;
 
 use super::attr;
-use crate::netlink::codec::Builder;
+use crate::netlink::codec::{Attrs, Builder};
 
 pub(crate) use read::{
     CT_HELPER, Expression, Extension, FLOW_OFFLOAD, Loaded, MapValue, NOTRACK, Register,
@@ -16,6 +16,7 @@ pub(crate) use read::{
 mod name {
     pub(super) const BITWISE: &str = "bitwise";
     pub(super) const COMPARE: &str = "cmp";
+    pub(super) const COUNTER: &str = "counter";
     pub(super) const CT: &str = "ct";
     pub(super) const IMMEDIATE: &str = "immediate";
     pub(super) const LIMIT: &str = "limit";
@@ -44,6 +45,8 @@ const BITWISE_OPERATION: u16 = 6;
 const CMP_FROM: u16 = 1;
 const CMP_OPERATION: u16 = 2;
 const CMP_VALUE: u16 = 3;
+/// `NFTA_COUNTER_*`
+const COUNTER_PACKETS: u16 = 2;
 /// `NFTA_CT_*`
 const CT_TO: u16 = 1;
 const CT_KEY: u16 = 2;
@@ -293,6 +296,19 @@ pub fn put_limit(b: &mut Builder, rate: u64) {
         b.be64(LIMIT_RATE, rate).be64(LIMIT_UNIT, PER_SECOND);
         b.be32(LIMIT_BURST, 1).be32(LIMIT_TYPE, LIMIT_PACKETS);
     });
+}
+
+/// The attributes of an expression that counts packets.
+pub fn put_counter(b: &mut Builder) {
+    b.text(EXPR_NAME, name::COUNTER).nest(EXPR_DATA, |_| {});
+}
+
+/// How many packets a counter has counted, if these are the attributes of one.
+#[must_use]
+pub fn counted_packets(expression: Attrs<'_>) -> Option<u64> {
+    let name = expression.find(EXPR_NAME)?.text()?;
+    let data = expression.find(EXPR_DATA)?.nested();
+    (name == name::COUNTER).then(|| data.find(COUNTER_PACKETS)?.be64())?
 }
 
 fn put_value(b: &mut Builder, kind: u16, value: &[u8]) {

@@ -120,6 +120,8 @@ pub mod attr {
     pub const SET_USERDATA: u16 = 13;
     /// An expression with a state of its own for each element, evaluated when it is looked up.
     pub const SET_EXPR: u16 = 17;
+    /// Several of them, one evaluated after the other until one breaks off (Linux 5.11).
+    pub const SET_EXPRESSIONS: u16 = 18;
     /// `NFTA_SET_ELEM_LIST_*`
     pub const ELEMS_TABLE: u16 = 1;
     /// The set's name.
@@ -138,6 +140,8 @@ pub mod attr {
     pub const ELEM_EXPIRATION: u16 = 5;
     /// The last key of a range of concatenations.
     pub const ELEM_KEY_END: u16 = 10;
+    /// The expressions of [`SET_EXPRESSIONS`], with the element's state.
+    pub const ELEM_EXPRESSIONS: u16 = 11;
     /// `NFTA_LIST_ELEM`
     pub const LIST_ELEM: u16 = 1;
     /// `NFTA_DATA_VALUE`
@@ -203,6 +207,8 @@ pub const SET_MAP: u32 = 0x8;
 pub const SET_TIMEOUT: u32 = 0x10;
 /// `NFT_SET_EVAL`: rules may change elements (`dynamic`).
 pub const SET_DYNAMIC: u32 = 0x20;
+/// It has [`attr::SET_EXPRESSIONS`].
+pub const SET_WITH_EXPRESSIONS: u32 = 0x100;
 /// `NFT_SET_CONCAT`: keys are concatenations, of which each part has a range of its own.
 pub const SET_CONCAT: u32 = 0x80;
 /// `NFT_SET_ELEM_INTERVAL_END`: the first key behind an interval.

@@ -16,10 +16,11 @@
 pub mod iptables;
 pub mod nft;
 
+use std::collections::HashSet;
 use std::io;
 use std::time::Duration;
 
-use super::{Pinhole, RangeHole};
+use super::{Pinhole, PinholeKey, RangeHole};
 use crate::net::PortRange;
 
 /// Why a backend couldn't do what it was asked to.
@@ -101,6 +102,12 @@ pub trait Backend: Send {
         _longest: Duration,
     ) -> Result<Vec<(Pinhole, Duration)>, BackendError> {
         self.install().map(|()| Vec::new())
+    }
+
+    /// Which of the pinholes that were adopted certainly were not used before. Of the others, conntrack may
+    /// tell.
+    fn take_unused(&mut self) -> HashSet<PinholeKey> {
+        HashSet::new()
     }
 
     /// Leaves what is in the kernel to a successor, which may [`adopt`](Self::adopt) it. From then

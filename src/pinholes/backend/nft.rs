@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! map pinholes4 { type ipv4_addr . ipv4_addr . inet_service : ipv4_addr . inet_service
-//!                 limit rate 2/second burst 1 packets }   # of each element by itself
+//!                 limit rate 2/second burst 1 packets counter }   # of each element by itself
 //! map marks4    { type ipv4_addr . ipv4_addr . inet_service : mark }
 //! map sources4  { type ipv4_addr . ipv4_addr . inet_service : ipv4_addr }
 //! prerouting, output   # nat, just before the user's DNAT
@@ -25,7 +25,7 @@
 //!
 //! The table belongs to our socket, so that nobody else changes it, but stays when the socket is closed
 //! (Linux 6.9): the elements of a killed daemon live on until their timeouts, or until the next daemon
-//! adopts them (`leftover`). Before Linux 6.9 the table goes with the socket.
+//! adopts them (`leftover`). Their counters tell which were used meanwhile. Before Linux 6.9 the table goes with the socket.
 //!
 //! Deleting the element by a rule in a later hook was tried. A second connection gets in while the
 //! first packet is on its way, every forwarded packet pays for the rule, and deleted elements fill
@@ -36,6 +36,7 @@ mod leftover;
 mod objects;
 mod ranges;
 
+use std::collections::HashSet;
 use std::io;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -51,7 +52,7 @@ use crate::firewall::tables::ChainInfo;
 use crate::firewall::{PINHOLE_TABLE, tables};
 use crate::net::{Mark, PortRange};
 use crate::netlink::socket::{BatchError, NetlinkRequest, Socket};
-use crate::pinholes::{Pinhole, RangeHole};
+use crate::pinholes::{Pinhole, PinholeKey, RangeHole};
 
 /// How often a change is tried: each of a pinhole's three elements may expire once meanwhile.
 const ATTEMPTS: usize = 4;
@@ -71,6 +72,8 @@ pub struct Nft {
     abilities: Abilities,
     /// The maps of sources and marks may have elements. Most gateways need none.
     has_others: bool,
+    /// See [`Backend::take_unused`].
+    unused: HashSet<PinholeKey>,
 }
 
 impl Nft {
@@ -92,10 +95,12 @@ impl Nft {
             mark,
             range: None,
             layouts: Vec::new(),
+            unused: HashSet::new(),
             abilities: Abilities {
                 owner: true,
                 persist: true,
                 limit: true,
+                count: true,
                 destroy: true,
             },
             has_others: false,
@@ -209,6 +214,8 @@ impl Nft {
                 self.abilities.persist = false;
             } else if self.abilities.owner && refuses(What::Table) {
                 self.abilities.owner = false;
+            } else if self.abilities.count && refuses(What::PinholeMap) {
+                self.abilities.count = false;
             } else if self.abilities.limit && refuses(What::PinholeMap) {
                 self.abilities.limit = false;
             } else {
@@ -368,13 +375,22 @@ impl Backend for Nft {
         longest: Duration,
     ) -> Result<Vec<(Pinhole, Duration)>, BackendError> {
         let mut room = most;
+        let mut unused = HashSet::new();
         let mut all = self.install_all(|nft, layout| {
             let holes = leftover::pinholes(&mut nft.socket, layout, nft.mark, room, longest);
             room = room.saturating_sub(holes.len());
-            holes
+            let of_nobody = holes.iter().filter(|hole| hole.unused);
+            unused.extend(of_nobody.map(|hole| hole.pinhole.key()));
+            let each = holes.into_iter().map(|hole| (hole.pinhole, hole.left));
+            each.collect()
         })?;
+        self.unused = unused;
         all.sort_by_key(|(_, left)| *left);
         Ok(all)
+    }
+
+    fn take_unused(&mut self) -> HashSet<PinholeKey> {
+        std::mem::take(&mut self.unused)
     }
 
     fn leave(&mut self) {

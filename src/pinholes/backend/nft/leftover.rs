@@ -9,6 +9,7 @@ use super::objects::{FamilyLayout, Map, Shape, shape};
 use crate::firewall::{PINHOLE_TABLE, tables};
 use crate::net::{Family, Mark};
 use crate::netlink::codec::{Attr, Attrs, Message};
+use crate::netlink::nftables::expression::counted_packets;
 use crate::netlink::nftables::{attr, msg};
 use crate::netlink::socket::{NetlinkRequest, Socket};
 use crate::pinholes::Pinhole;
@@ -19,17 +20,29 @@ struct Listed {
     data: Vec<u8>,
     /// What is left of its timeout, where it has one.
     left: Option<Duration>,
+    /// How many packets have used it, where they were counted.
+    packets: Option<u64>,
 }
 
-/// The pinholes in the table of a family and the time that each has left, the shortest first: at most
-/// `most`, for at most `longest` each. One line says what is dropped.
+/// A pinhole that was left open.
+#[derive(Debug)]
+pub(super) struct LeftOpen {
+    pub(super) pinhole: Pinhole,
+    /// The time that it has left.
+    pub(super) left: Duration,
+    /// Certainly no connection was made through it.
+    pub(super) unused: bool,
+}
+
+/// The pinholes in the table of a family, those with the shortest time left first: at most `most`, for at
+/// most `longest` each. One line says what is dropped.
 pub(super) fn pinholes(
     socket: &mut Socket,
     layout: &FamilyLayout,
     mark: Mark,
     most: usize,
     longest: Duration,
-) -> Vec<(Pinhole, Duration)> {
+) -> Vec<LeftOpen> {
     let [pinholes, sources, marks] = match lists(socket, layout) {
         Ok(Some(lists)) => lists,
         Ok(None) => return Vec::new(),
@@ -47,13 +60,16 @@ pub(super) fn pinholes(
     let mut holes: Vec<_> = pinholes
         .into_iter()
         .filter_map(|listed| {
-            let Listed { key, data, left } = listed;
-            let (source, marks) = (sources.get(&key), marks.get(&key));
-            let hole = pinhole(layout, mark, &key, &data, source, marks)?;
-            Some((hole, left.map_or(longest, |left| left.min(longest))))
+            let (key, data) = (&listed.key, &listed.data);
+            let (source, marks) = (sources.get(key), marks.get(key));
+            Some(LeftOpen {
+                pinhole: pinhole(layout, mark, key, data, source, marks)?,
+                left: listed.left.map_or(longest, |left| left.min(longest)),
+                unused: listed.packets == Some(0),
+            })
         })
         .collect();
-    holes.sort_by_key(|(_, left)| *left);
+    holes.sort_by_key(|hole| hole.left);
     // The oldest ones go.
     holes.drain(..holes.len().saturating_sub(most));
     let dropped = all.saturating_sub(holes.len());
@@ -138,10 +154,13 @@ fn element(parts: Attrs<'_>) -> Option<Listed> {
         Some(value.to_vec())
     };
     let left = parts.find(attr::ELEM_EXPIRATION);
+    let expressions = parts.find(attr::ELEM_EXPRESSIONS);
+    let mut expressions = expressions.into_iter().flat_map(|list| list.nested());
     Some(Listed {
         key: value(attr::ELEM_KEY)?,
         data: value(attr::ELEM_DATA)?,
         left: left.and_then(|left: Attr<'_>| left.be64().map(Duration::from_millis)),
+        packets: expressions.find_map(|one| counted_packets(one.nested())),
     })
 }
 

@@ -9,10 +9,12 @@ use std::time::Duration;
 use crate::firewall::PINHOLE_TABLE;
 use crate::net::{Family, Mark, PortRange, TCP};
 use crate::netlink::codec::{self, Builder};
-use crate::netlink::nftables::expression::{Base, Ct, Expressions, Translate, put_limit};
+use crate::netlink::nftables::expression::{
+    Base, Ct, Expressions, Translate, put_counter, put_limit,
+};
 use crate::netlink::nftables::{
-    SET_DYNAMIC, SET_MAP, SET_TIMEOUT, TABLE_OWNER, TABLE_PERSIST, attr, comment, datatype, hook,
-    msg, policy,
+    SET_DYNAMIC, SET_MAP, SET_TIMEOUT, SET_WITH_EXPRESSIONS, TABLE_OWNER, TABLE_PERSIST, attr,
+    comment, datatype, hook, msg, policy,
 };
 use crate::netlink::socket::NetlinkRequest;
 
@@ -34,6 +36,8 @@ pub(super) struct Abilities {
     pub(super) persist: bool,
     /// A limit for each element of a map.
     pub(super) limit: bool,
+    /// A counter behind that.
+    pub(super) count: bool,
     /// Deleting elements that may not be there.
     pub(super) destroy: bool,
 }
@@ -255,12 +259,12 @@ pub(super) fn plan(
     let flags = codec::CREATE | codec::EXCL;
     add(What::Table, msg::NEW_TABLE, flags, Box::new(put_table));
     for map in Map::OF_PINHOLE {
-        let put = move |b: &mut Builder| put_map(b, layout, map, abilities.limit);
+        let put = move |b: &mut Builder| put_map(b, layout, map, abilities);
         let put = Box::new(put);
         add(What::PinholeMap, msg::NEW_SET, codec::CREATE, put);
     }
     for map in Map::OF_RANGE.into_iter().filter(|_| range.is_some()) {
-        let put = Box::new(move |b: &mut Builder| put_map(b, layout, map, false));
+        let put = Box::new(move |b: &mut Builder| put_map(b, layout, map, abilities));
         add(What::Other, msg::NEW_SET, codec::CREATE, put);
     }
     for spec in &CHAINS {
@@ -325,10 +329,13 @@ pub(super) fn shape(layout: &FamilyLayout, map: Map) -> Shape {
     }
 }
 
-fn put_map(b: &mut Builder, layout: &FamilyLayout, map: Map, limit: bool) {
+fn put_map(b: &mut Builder, layout: &FamilyLayout, map: Map, abilities: Abilities) {
     let Shape { key, data } = shape(layout, map);
+    let limit = map == Map::Pinholes && abilities.limit;
+    let count = limit && abilities.count;
     let flags = match map {
         Map::Ranges | Map::RangeSources => SET_MAP | SET_TIMEOUT,
+        _ if count => SET_MAP | SET_TIMEOUT | SET_DYNAMIC | SET_WITH_EXPRESSIONS,
         _ => SET_MAP | SET_TIMEOUT | SET_DYNAMIC,
     };
     b.text(attr::SET_TABLE, PINHOLE_TABLE);
@@ -340,7 +347,12 @@ fn put_map(b: &mut Builder, layout: &FamilyLayout, map: Map, limit: bool) {
     b.be32(attr::SET_DATA_LEN, data.1);
     b.be32(attr::SET_ID, map.id());
     b.bytes(attr::SET_USERDATA, &set_userdata(map));
-    if map == Map::Pinholes && limit {
+    if count {
+        b.nest(attr::SET_EXPRESSIONS, |b| {
+            b.nest(attr::LIST_ELEM, |b| put_limit(b, FIRST_PACKETS));
+            b.nest(attr::LIST_ELEM, put_counter);
+        });
+    } else if limit {
         b.nest(attr::SET_EXPR, |b| put_limit(b, FIRST_PACKETS));
     }
 }
