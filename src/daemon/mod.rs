@@ -177,9 +177,7 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
         0 => None,
         n => Some(format!("pinholes taken over from an earlier ftpalg: {n}")),
     };
-    if let Some(journal) = shared.journal() {
-        journal.retain(|outward| shared.exists(outward));
-    }
+    shared.forget_records();
     if let Some(addresses) = addresses {
         shared.with(Plane::remember_ended);
         let most = config.limits.plane.pinholes;
@@ -284,7 +282,10 @@ fn start_threads(
     let (house, rooms) = (Arc::clone(shared), workers.to_vec());
     let mut asked = Conntrack::open().map_err(StartError::system("open a netlink socket"))?;
     lifetime.thread("housekeeping", move || {
-        let tick = |now| worker::tick(&rooms, now, &house);
+        let tick = |now| {
+            let connections = worker::tick(&rooms, now, &house);
+            house.forget_records() | connections
+        };
         house.keep_house(HOUSEKEEPING, tick, |hole| {
             setup::unblock(&mut asked, hole, mark)
         });

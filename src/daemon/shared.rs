@@ -198,6 +198,18 @@ impl Shared {
         }
     }
 
+    /// Drops the records of connections that conntrack has forgotten. Their packets may never come again:
+    /// an earlier process saw their end. Returns whether there are others.
+    pub fn forget_records(&self) -> bool {
+        let Some(journal) = &self.journal else {
+            return false;
+        };
+        journal.retain(|outward| self.exists(outward));
+        let left = journal.health().records > 0;
+        self.lock().opened |= left;
+        left
+    }
+
     /// Whether conntrack knows the connection that has a direction like this; yes if it can't be asked.
     #[must_use]
     pub fn exists(&self, direction: Tuple) -> bool {

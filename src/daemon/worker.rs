@@ -126,7 +126,7 @@ impl Worker {
     }
 }
 
-/// Has all engines forget what is over; whether any has a session left.
+/// Has all engines forget what is over; whether any knows a connection still.
 pub fn tick(workers: &[Arc<Worker>], now: Duration, shared: &Shared) -> bool {
     let mut left = false;
     for worker in workers {
@@ -137,7 +137,7 @@ pub fn tick(workers: &[Arc<Worker>], now: Duration, shared: &Shared) -> bool {
                 thread::sleep(BETWEEN_SLICES);
             }
         }
-        left |= worker.engine().sessions(now).next().is_some();
+        left |= !worker.engine().is_empty();
     }
     left
 }

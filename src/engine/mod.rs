@@ -311,6 +311,12 @@ impl Engine {
         self.sweep.is_over()
     }
 
+    /// Whether it knows no connection, not even one that has been closed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.flows.is_empty()
+    }
+
     /// Visits the next slice of flows, and forgets those that `which` names. Returns what is left
     /// of the walk.
     fn forget(
