@@ -10,7 +10,7 @@
 //! | uneven | they differ: an edit of another length, or an acknowledgement of bytes that wait here | [ends](super::orphans) it |
 //! | neither | the same: it isn't FTP, or went on under TLS, or nobody followed it | lets it pass unread |
 //!
-//! Even is set when the SYN-ACK comes. Uneven takes its place, acknowledged by the kernel, before
+//! Even is set when the SYN-ACK comes, also by a process that hasn't seen its SYN. Uneven takes its place, acknowledged by the kernel, before
 //! the first packet goes out that makes the numbers differ. Such a connection has a
 //! [record](super::record), which is kept before each of its packets goes on; with it, a successor
 //! knows all that its predecessor knew. A connection under TLS whose client reaches a range of ports
@@ -27,7 +27,7 @@ use super::flow::{Flow, Joined};
 use super::gateway::{Error, Gateway};
 use super::record::{self, Record, State};
 use super::second::Second;
-use super::{Decided, Engine, Entry, Name, Side, Verdict};
+use super::{Decided, Engine, Entry, Name, Side, SynAck, Verdict};
 use crate::wire::{Flags, Segment};
 
 /// How many connections are remembered that can't be joined.
@@ -126,6 +126,36 @@ impl Engine {
         }
         self.stats.mid_stream = self.stats.mid_stream.saturating_add(1);
         Verdict::Accept
+    }
+
+    /// A SYN-ACK whose SYN nobody here has seen: it came to a process before this one, and got lost or
+    /// was sent again. Nothing was edited yet, so the mark says that the numbers are the same. The
+    /// connection is joined with its next segment.
+    pub(super) fn expect(&mut self, syn_ack: &SynAck, now: Duration, gateway: &mut dyn Gateway) {
+        let ends = syn_ack.ends;
+        let Some(marks) = self.config.marks else {
+            return;
+        };
+        // A retransmission, or what conntrack doesn't know.
+        if self.flows.get(&self.names.flow(ends)).is_some() || self.strangers.has(&ends, now) {
+            return;
+        }
+        let (inside, outside) = (ends.inside(), ends.outside());
+        let entry = gateway.conntrack(inside, outside);
+        let from_client = |entry: &Entry| match syn_ack.side {
+            Side::Egress => entry.original.src == inside,
+            Side::Ingress => entry.original.src != inside,
+        };
+        match entry {
+            Ok(entry) if from_client(&entry) => self.strangers.add(ends),
+            Ok(entry) if marks.standing(entry.mark) == Standing::Unfollowed => {
+                if gateway.mark(inside, outside, Standing::Even).is_err() {
+                    self.stats.mark_errors = self.stats.mark_errors.saturating_add(1);
+                }
+            }
+            Ok(_) => {}
+            Err(_) => self.strangers.add(ends),
+        }
     }
 
     /// Joins the connection that a segment belongs to, if that is possible.

@@ -283,6 +283,8 @@ impl Engine {
             self.begin(syn_ack, &syn, elsewhere, now, gateway);
         } else if elsewhere {
             self.pass_elsewhere(&[syn_ack.ends], now);
+        } else {
+            self.expect(syn_ack, now, gateway);
         }
     }
 

@@ -286,6 +286,37 @@ fn the_mark_is_set_with_the_syn_ack() {
     assert!(talk.is_followed());
 }
 
+/// The SYN-ACK gets lost with the process, and is sent again.
+#[test]
+fn a_syn_ack_whose_syn_was_not_seen() {
+    let unborn = || {
+        let mut trace = Trace::unborn(config(), [1000, 5000]);
+        *trace.world.entry() = entry(true, INSIDE, PUBLIC, CLIENT_PORT);
+        Talk { trace, at: [0, 0] }
+    };
+    let mut talk = unborn();
+    assert_eq!(talk.trace.send(Client, syn(SYN)), Out::Same);
+    talk.restart();
+    assert_eq!(talk.trace.send(Server, syn(SYN | ACK)), Out::Same);
+    assert!(talk.marked());
+    assert_eq!(talk.trace.send(Client, ack(0, 0)), Out::Same);
+    for (who, text) in DIALOGUE {
+        talk.say(who, text);
+    }
+    assert!(talk.is_followed());
+    // One from the client is none, and numbers that differ stay so.
+    for (who, mark, after) in [
+        (Client, 0, 0),
+        (Server, MARKS.uneven, MARKS.uneven),
+        (Server, 0x11, 0x11 | MARKS.even),
+    ] {
+        let mut talk = unborn();
+        talk.trace.world.entry().mark = mark;
+        assert_eq!(talk.trace.send(who, syn(SYN | ACK)), Out::Same);
+        assert_eq!(talk.trace.world.entry().mark, after, "{who:?}");
+    }
+}
+
 /// A page that makes a browser connect here finds nothing open behind a restart either.
 #[test]
 fn a_web_page_is_not_joined() {
