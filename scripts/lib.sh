@@ -75,7 +75,7 @@ have() {
 # The programs that the tests run.
 # shellcheck disable=SC2034 # for scripts/test
 LAB_TOOLS="ip nsenter iptables-nft iptables-legacy nft conntrack tcpdump curl lftp wget tnftp \
-ncftpget python3 pyftpdlib pyopenssl openssl systemd-analyze"
+ncftpget python3 pyftpdlib pyopenssl openssl systemd-analyze tshark"
 
 # install_tools PROGRAM…: installs what is missing.
 install_tools() {

@@ -15,6 +15,7 @@
 //! | [`firewall`] | our steering and accept rules, readers of the user's rules, the tools of iptables | pinholes, FTP |
 //! | [`pinholes`] | their life, ports, limits, and the backends that put them into the kernel | FTP text |
 //! | [`doctor`] | what is known of a host, and what of it is in the way of FTP | changes of anything |
+//! | [`replay`] | the engine over a capture: files, transcripts | live packets, the kernel |
 //! | [`daemon`] | start and end, workers, signals, the control socket, output | the text of rules |
 //! | [`cli`] | the command line, one file per subcommand | the work itself |
 //!
@@ -24,7 +25,8 @@
 //! ```text
 //! cli ─▶ daemon ─▶ pinholes ─▶ firewall  ─▶ netlink, net
 //!           │          └─────▶ conntrack ─▶ netlink, net
-//!           └────▶ doctor ───▶ firewall, conntrack, queue
+//!  │        └────▶ doctor ───▶ firewall, conntrack, queue
+//!  └─────▶ replay ─▶ pinholes
 //! ```
 //!
 //! [`wire`], [`stream`], [`ftp`] and [`engine`] are pure: they are told bytes, time and the
@@ -44,5 +46,6 @@ pub mod net;
 pub mod netlink;
 pub mod pinholes;
 pub mod queue;
+pub mod replay;
 pub mod stream;
 pub mod wire;

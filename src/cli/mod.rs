@@ -7,6 +7,7 @@ mod check;
 mod doctor;
 mod log;
 mod pinholes;
+mod replay;
 mod rules;
 mod run;
 mod sessions;
@@ -59,6 +60,9 @@ enum CliCommand {
     /// Judge whether this host is fit for `ftpalg run`, and say what is in the way and how to mend it.
     /// Changes nothing. Takes run's flags. Exit code 0 if all is fine, 4 with warnings, 1 with problems
     Doctor(Box<doctor::Doctor>),
+    /// Show what would become of the control connections in a capture (pcap, pcapng), line by line
+    #[command(mut_args(replay::fit))]
+    Replay(Box<replay::Arguments>),
 }
 
 /// How answers are shown.
@@ -133,6 +137,7 @@ pub fn main() -> ExitCode {
         CliCommand::Rules(command) => rules::run(command),
         CliCommand::Check(arguments) => check::run(&arguments),
         CliCommand::Doctor(arguments) => doctor::run(*arguments),
+        CliCommand::Replay(arguments) => replay::run(*arguments),
     };
     done.unwrap_or_else(|failure| fail(&failure))
 }

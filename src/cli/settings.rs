@@ -21,7 +21,7 @@ mod restarts;
 mod strict;
 mod text;
 mod tls;
-mod values;
+pub(super) mod values;
 mod watching;
 
 use std::path::PathBuf;

@@ -4,15 +4,16 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::engine::Marks;
+use crate::engine::{self, Marks};
 use crate::firewall::{Inside, Steering};
 use crate::ftp::policy::Policy;
 use crate::net::{Mark, PortRange};
-use crate::pinholes::{PlaneLimits, TlsRange};
+use crate::pinholes::{PlaneConfig, PlaneLimits, TlsRange};
 
 /// All that the daemon goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -369,6 +370,56 @@ impl Config {
             }),
             Tls::Pass | Tls::Deny => None,
         }
+    }
+
+    /// What engines go by. `advertise`: what is announced where conntrack can't know it.
+    #[must_use]
+    pub fn engine(&self, advertise: Vec<engine::Advertise>) -> engine::Config {
+        engine::Config {
+            workers: self.steering.queues.count,
+            policy: Arc::new(Policy {
+                max_command: self.limits.command_line,
+                max_reply: self.limits.reply_line,
+                max_pipelined: self.limits.pipelined,
+                ..self.policy.clone()
+            }),
+            // The plane admits as many as there may be; any worker may get all of them, and those that
+            // ended linger for a while.
+            max_flows: self.limits.plane.sessions.saturating_mul(2),
+            advertise,
+            marks: Some(self.marks()),
+            keep_length: self.keep_length,
+            tls_range: self.tls_range().is_some(),
+            implicit_ports: self.implicit_ports.clone(),
+            ..engine::Config::default()
+        }
+    }
+
+    /// What the plane goes by.
+    #[must_use]
+    pub fn plane(&self) -> PlaneConfig {
+        PlaneConfig {
+            data_ports: self.data_ports,
+            deadline: self.deadline,
+            limits: self.limits.plane,
+            mark: self.steering.mark,
+            tls_range: self.tls_range(),
+        }
+    }
+
+    /// What is announced where conntrack can't know it, without looking names up.
+    ///
+    /// # Errors
+    /// The first host name.
+    pub fn advertised_addresses(&self) -> Result<Vec<engine::Advertise>, String> {
+        let one = |choice: &AdvertiseChoice| match &choice.public {
+            PublicName::Address(public) => Ok(engine::Advertise {
+                inside: choice.inside,
+                public: *public,
+            }),
+            PublicName::Name(name) => Err(name.clone()),
+        };
+        self.advertise.iter().map(one).collect()
     }
 
     /// What doesn't go together.

@@ -164,7 +164,7 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
         closing: socket.closing(),
         there: true,
     };
-    let engines = setup::engine_config(config, &advertised);
+    let engines = config.engine(advertised.list());
     let workers: Vec<_> = (0..engines.workers)
         .map(|number| {
             let durations = metrics.as_ref().map(Metrics::durations);

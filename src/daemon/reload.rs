@@ -136,9 +136,9 @@ impl Reloader {
         if config.data_ports != old.data_ports {
             setup::check_data_ports(&config);
         }
-        let plane = setup::plane_config(&config);
+        let plane = config.plane();
         self.shared.with(|state| state.reconfigure(&plane));
-        let engines = setup::engine_config(&config, &self.advertised);
+        let engines = config.engine(self.advertised.list());
         for worker in &self.workers {
             worker.engine().reconfigure(engines.clone());
         }

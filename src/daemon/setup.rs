@@ -8,23 +8,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::conntrack::{Conntrack, Events, Timeouts};
-use crate::engine;
 use crate::firewall::tables;
 use crate::firewall::xtables::tools::Tools;
 use crate::firewall::{Inside, Look, Rules, RulesError, Steering};
-use crate::ftp::policy::Policy;
 use crate::net::Mark;
 use crate::pinholes::PinholeKey;
 use crate::pinholes::backend::iptables::Iptables;
 use crate::pinholes::backend::nft::Nft;
 use crate::pinholes::backend::{Backend, BackendError};
 use crate::pinholes::ports::Listeners;
-use crate::pinholes::{self, Parts, Plane};
+use crate::pinholes::{Parts, Plane};
 use crate::queue::nfq::NfqQueue;
 use crate::queue::{OpenError, kernel};
 
 use super::StartError;
-use super::advertised::Advertised;
 use super::config::{BackendChoice, Config, RulesMode, StateChoice};
 use super::control::{self, BindError};
 use super::journal::Journal;
@@ -264,7 +261,7 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), S
     let readable = events.as_fd().try_clone_to_owned();
     let readable = readable.map_err(StartError::system("watch conntrack"))?;
     let mut plane = Plane::new(
-        plane_config(config),
+        config.plane(),
         Parts {
             backend: backend(config)?,
             lookups: Box::new(lookups),
@@ -275,17 +272,6 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), S
     );
     plane.begin_ports_at(random());
     Ok((plane, readable))
-}
-
-/// What the plane goes by.
-pub(super) fn plane_config(config: &Config) -> pinholes::PlaneConfig {
-    pinholes::PlaneConfig {
-        data_ports: config.data_ports,
-        deadline: config.deadline,
-        limits: config.limits.plane,
-        mark: config.steering.mark,
-        tls_range: config.tls_range(),
-    }
 }
 
 /// A number that differs from process to process.
@@ -356,26 +342,4 @@ fn backend(config: &Config) -> Result<Box<dyn Backend>, BackendError> {
     tried.map_err(|e| BackendError::Lacking(format!("{why}; that fails, too: {e}")))?;
     log::warn!("using the backend iptables: {why}");
     Ok(Box::new(iptables))
-}
-
-/// What engines go by.
-pub(super) fn engine_config(config: &Config, advertised: &Advertised) -> engine::Config {
-    engine::Config {
-        workers: config.steering.queues.count,
-        policy: Arc::new(Policy {
-            max_command: config.limits.command_line,
-            max_reply: config.limits.reply_line,
-            max_pipelined: config.limits.pipelined,
-            ..config.policy.clone()
-        }),
-        // The plane admits as many as there may be; any worker may get all of them, and those that
-        // ended linger for a while.
-        max_flows: config.limits.plane.sessions.saturating_mul(2),
-        advertise: advertised.list(),
-        marks: Some(config.marks()),
-        keep_length: config.keep_length,
-        tls_range: config.tls_range().is_some(),
-        implicit_ports: config.implicit_ports.clone(),
-        ..engine::Config::default()
-    }
 }

@@ -49,6 +49,14 @@ impl Endpoints {
         }
     }
 
+    /// The ends of the connection whose inside end sends with this tuple.
+    pub(super) fn from_outward(outward: Tuple) -> Self {
+        Self {
+            inside: outward.src.into(),
+            outside: outward.dst.into(),
+        }
+    }
+
     pub(super) fn inside(&self) -> SocketAddr {
         self.inside.into()
     }

@@ -391,6 +391,15 @@ impl Flow {
         self.signs & SIGNED != 0
     }
 
+    /// See [`Half::ack_of_receiver`]; `sender`: whose stream is acknowledged.
+    pub(super) fn as_received(&self, sender: Side, ack: Seq) -> Seq {
+        let [egress, ingress] = &self.halves;
+        match sender {
+            Side::Egress => egress.ack_of_receiver(ack),
+            Side::Ingress => ingress.ack_of_receiver(ack),
+        }
+    }
+
     /// Whether it may be evicted from a full table. That needs three things: nobody has logged in
     /// (or it isn't FTP), its packets need no change, and it was silent for `patience`. One second
     /// is enough if its client may be a forged address.

@@ -21,6 +21,7 @@ mod names;
 mod opening;
 mod orphans;
 mod record;
+mod replayed;
 mod second;
 mod stats;
 mod table;

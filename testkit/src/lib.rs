@@ -12,6 +12,7 @@
 //! | [`lab`] | network namespaces with real servers, clients and gateways; needs root |
 //! | [`holes`] | pinholes, and connections through them, for the tests of the two backends |
 //! | [`random`] | chance that is the same each time |
+//! | [`pcap`] | captures in every form that capture programs write |
 //! | [`paths`] | where the program, the repository and the reports are |
 //!
 //! A failure here is a failure of the test that called, so helpers panic.
@@ -26,6 +27,7 @@ pub mod lab;
 pub mod line;
 pub mod packet;
 pub mod paths;
+pub mod pcap;
 pub mod random;
 pub mod tcp;
 pub mod trace;

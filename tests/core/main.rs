@@ -23,6 +23,7 @@ mod layers;
 mod out_of_step;
 mod pinhole_properties;
 mod records;
+mod replay;
 mod stream_exact;
 mod transcripts;
 mod transcripts_properties;

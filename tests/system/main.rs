@@ -29,6 +29,7 @@ mod programs;
 mod real_replies;
 mod refusals;
 mod reload;
+mod replay;
 mod restart;
 mod restart_ways;
 mod rootless;

@@ -20,7 +20,7 @@ where
 }
 
 /// `yes` or `no`; `true` and `false` mean the same.
-pub(super) fn yes_or_no() -> impl TypedValueParser<Value = bool> {
+pub(in crate::cli) fn yes_or_no() -> impl TypedValueParser<Value = bool> {
     PossibleValuesParser::new([
         PossibleValue::new("yes").alias("true"),
         PossibleValue::new("no").alias("false"),

@@ -108,6 +108,28 @@ impl Half {
         }
     }
 
+    /// What the receiver acknowledges once it has the edited stream, where the sender knows it as
+    /// `ack`: the inverse of [`ack_to_sender`](Self::ack_to_sender). It never acknowledges what
+    /// wasn't sent on, but for bytes that were never seen here.
+    #[must_use]
+    pub fn ack_of_receiver(&self, ack: Seq) -> Seq {
+        let released = self.released();
+        if ack.before(self.una.original) {
+            return ack.plus(self.una.edited.since(self.una.original));
+        }
+        if ack.after(self.next) && self.fin.is_none() {
+            return released.edited.plus(ack.since(self.next));
+        }
+        let mapped = if ack.after(self.next) {
+            released.edited.plus(ack.since(self.next))
+        } else if ack.after(released.original) {
+            released.edited
+        } else {
+            self.map(ack, Round::Down).edited
+        };
+        mapped.min(self.sent)
+    }
+
     /// The receiver's SACK block in the sender's numbers, reduced to whole edits; `None` if nothing
     /// is left.
     #[must_use]

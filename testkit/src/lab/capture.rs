@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, UdpSocket};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -29,26 +30,38 @@ const END_PORT: u16 = 9;
 /// What it says.
 const END: &[u8] = b"all that the capture is about was before this";
 
-/// A running tcpdump.
+/// A running tcpdump that writes a file.
 ///
 /// That it has read all that came is known by a last packet, sent when it is to stop: whatever passed
 /// before is before it in tcpdump's buffer, and so in its file. (Its own counters don't say so: what
 /// passes before its filter is set is captured, but wasn't received by the filter.)
-pub struct Capture {
+pub struct Recording {
     process: Process,
     file: PathBuf,
     /// On the captured host and interface.
     last: UdpSocket,
 }
 
-impl Capture {
-    /// Starts to capture what passes an interface and is TCP from or to this port.
+impl Recording {
+    /// Starts to capture what passes an interface and its filter.
     ///
     /// # Panics
     /// If tcpdump doesn't start, or the interface has no IPv4 address.
-    pub fn start(net: &Net, host: &str, interface: &str, port: u16) -> Self {
+    pub fn start(net: &Net, host: &str, interface: &str, filter: &str) -> Self {
+        Self::start_on(net, host, interface, interface, filter)
+    }
+
+    /// The same for what passes any interface.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start); `interface` is one with an IPv4 address.
+    pub fn start_any(net: &Net, host: &str, interface: &str, filter: &str) -> Self {
+        Self::start_on(net, host, "any", interface, filter)
+    }
+
+    fn start_on(net: &Net, host: &str, captured: &str, interface: &str, filter: &str) -> Self {
         require("tcpdump");
-        let file = net.directory().join(format!("{host}-{interface}.pcap"));
+        let file = net.directory().join(format!("{host}-{captured}.pcap"));
         drop(std::fs::remove_file(&file));
         let last = net.within(host, || {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a datagram socket");
@@ -61,9 +74,9 @@ impl Capture {
         command.args(["-Z", "root", "-n", "-U", "--immediate-mode"]);
         // Control packets are small; its buffer has as many places as packets of that size fit in.
         command.args(["-s", "2048", "-B", "8192"]);
-        command.args(["-i", interface, "-w"]).arg(&file);
+        command.args(["-i", captured, "-w"]).arg(&file);
         command.arg(format!(
-            "tcp port {port} or (udp dst port {END_PORT} and dst host {END_GROUP})"
+            "({filter}) or (udp dst port {END_PORT} and dst host {END_GROUP})"
         ));
         let process = Process::spawn(command);
         if !process.wait_for("listening", LIMIT) {
@@ -76,49 +89,72 @@ impl Capture {
         }
     }
 
-    /// Stops; the IP packets, in the order in which they passed.
+    /// Stops; the file that tcpdump has written.
     ///
     /// # Panics
     /// If tcpdump or its file isn't as expected.
-    pub fn stop(self) -> Vec<Vec<u8>> {
+    pub fn stop(self) -> Vec<u8> {
         let sent = self.last.send_to(END, (END_GROUP, END_PORT));
         assert_eq!(sent.expect("the last packet can be sent"), END.len());
         let deadline = Instant::now() + LIMIT;
-        let packets = loop {
+        let file = loop {
             // Written packet by packet, so that the last one may be there in part.
-            let file = std::fs::read(&self.file).expect("tcpdump's file");
-            let mut packets = packets(&file);
-            if let Some(end) = packets.iter().position(|packet| packet.ends_with(END)) {
-                packets.truncate(end);
-                break packets;
+            let mut file = std::fs::read(&self.file).expect("tcpdump's file");
+            let end = places(&file).find(|packet| file[packet.clone()].ends_with(END));
+            if let Some(end) = end {
+                file.truncate(end.start - PACKET_HEADER);
+                break file;
             }
             if Instant::now() > deadline {
+                let count = places(&file).count();
                 let log = self.process.finish(Duration::ZERO);
-                panic!("{} packets, but not the last one: {log}", packets.len());
+                panic!("{count} packets, but not the last one: {log}");
             }
             std::thread::sleep(POLL);
         };
         self.process.signal(Signal::SIGINT);
         let log = self.process.finish(LIMIT).must().log;
         assert!(log.contains("\n0 packets dropped by kernel"), "{log}");
-        packets
+        file
     }
 }
 
-/// The packets that a file holds whole, without their Ethernet headers.
-fn packets(file: &[u8]) -> Vec<Vec<u8>> {
-    let mut rest = file.get(FILE_HEADER..).unwrap_or_default();
-    let mut packets = Vec::new();
-    while let Some((header, behind)) = rest.split_at_checked(PACKET_HEADER) {
+/// What passes an interface, and is TCP from or to a port.
+pub struct Capture(Recording);
+
+impl Capture {
+    /// Starts to capture.
+    ///
+    /// # Panics
+    /// As [`Recording::start`].
+    pub fn start(net: &Net, host: &str, interface: &str, port: u16) -> Self {
+        let filter = format!("tcp port {port}");
+        Self(Recording::start(net, host, interface, &filter))
+    }
+
+    /// Stops; the IP packets, in the order in which they passed.
+    ///
+    /// # Panics
+    /// As [`Recording::stop`].
+    pub fn stop(self) -> Vec<Vec<u8>> {
+        let file = self.0.stop();
+        let packet = |place: Range<usize>| file[place].get(ETHERNET..).expect("Ethernet").to_vec();
+        places(&file).map(packet).collect()
+    }
+}
+
+/// Where the packets are that a file holds whole, with their Ethernet headers.
+fn places(file: &[u8]) -> impl Iterator<Item = Range<usize>> + '_ {
+    let mut at = FILE_HEADER;
+    std::iter::from_fn(move || {
+        let header = file.get(at..)?.get(..PACKET_HEADER)?;
         let length = header[8..12].try_into().expect("four bytes");
         let length = usize::try_from(u32::from_ne_bytes(length)).expect("it fits");
-        let Some((packet, next)) = behind.split_at_checked(length) else {
-            break;
-        };
-        packets.push(packet.get(ETHERNET..).expect("Ethernet").to_vec());
-        rest = next;
-    }
-    packets
+        let start = at + PACKET_HEADER;
+        file.get(start..start + length)?;
+        at = start + length;
+        Some(start..at)
+    })
 }
 
 /// A place in the stream from a client to a server: the number of the connection (from 0), how many
