@@ -15,6 +15,7 @@ mod settings;
 mod status;
 mod table;
 mod units;
+mod watch;
 
 use std::fmt;
 use std::io::{self, Write};
@@ -49,7 +50,7 @@ enum CliCommand {
     /// place, 3 if none runs, 1 otherwise
     Status(status::Arguments),
     /// List the control connections
-    Sessions(Format),
+    Sessions(sessions::Arguments),
     /// List the data connections that are expected or there
     Pinholes(Format),
     /// Print, install or remove the steering rules
@@ -132,7 +133,7 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         CliCommand::Run(arguments) => run::run(*arguments),
         CliCommand::Status(arguments) => status::show(&arguments),
-        CliCommand::Sessions(format) => sessions::show(format),
+        CliCommand::Sessions(arguments) => sessions::show(&arguments),
         CliCommand::Pinholes(format) => pinholes::show(format),
         CliCommand::Rules(command) => rules::run(command),
         CliCommand::Check(arguments) => check::run(&arguments),

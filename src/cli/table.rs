@@ -87,7 +87,14 @@ pub(super) fn style(style: Style) -> Style {
     }
 }
 
-fn fitted(rows: &Value, columns: &[Column], none: &str, width: usize, style: Style) -> String {
+/// The same, no wider than `width`, its heading in this style.
+pub(super) fn fitted(
+    rows: &Value,
+    columns: &[Column],
+    none: &str,
+    width: usize,
+    style: Style,
+) -> String {
     let rows = rows.as_array().map(Vec::as_slice).unwrap_or_default();
     if rows.is_empty() {
         return format!("{none}\n");

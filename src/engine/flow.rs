@@ -20,7 +20,7 @@ use super::event::Event;
 use super::gateway::{Gateway, SessionId};
 use super::second::Second;
 use super::stats::{SessionInfo, Stats};
-use crate::ftp::session::{Peer, Session};
+use crate::ftp::session::{Over, Peer, Session};
 use crate::stream::{BufferLimits, Half, Seq};
 use crate::wire::Segment;
 pub(super) use dialogue::Unread;
@@ -438,7 +438,27 @@ impl Flow {
             announced: self.announced,
             refused: self.refused,
             buffered: self.buffered(),
+            delta_to_server: self.delta(self.client),
+            delta_to_client: self.delta(self.client.opposite()),
+            not_followed: self.not_followed(),
         }
+    }
+
+    fn delta(&self, side: Side) -> i32 {
+        let [egress, ingress] = &self.halves;
+        match side {
+            Side::Egress => egress.delta(),
+            Side::Ingress => ingress.delta(),
+        }
+    }
+
+    /// Why nothing opens for what it announces, if that is so.
+    fn not_followed(&self) -> Option<&'static str> {
+        let over = self.session.over().map(Over::why);
+        let limit = self.halves.iter().any(Half::is_opaque);
+        self.no_pinholes()
+            .or(over)
+            .or(limit.then_some("a limit on its buffers was reached"))
     }
 
     /// Ends the control connection, and reports it the first time.

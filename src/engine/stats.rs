@@ -197,4 +197,10 @@ pub struct SessionInfo {
     pub refused: u32,
     /// Bytes in its buffers.
     pub buffered: usize,
+    /// How many more bytes the server has got than the client has sent: the sequence delta of that direction.
+    pub delta_to_server: i32,
+    /// The same of the other direction.
+    pub delta_to_client: i32,
+    /// Why nothing opens for what it announces; none while it is followed.
+    pub not_followed: Option<&'static str>,
 }

@@ -491,6 +491,15 @@ impl Session {
         }
     }
 
+    /// Why it reads no further, if it doesn't.
+    #[must_use]
+    pub fn over(&self) -> Option<Over> {
+        match self.reading {
+            Reading::Over(over) => Some(over),
+            _ => None,
+        }
+    }
+
     /// What was counted.
     #[must_use]
     pub fn counts(&self) -> Counts {

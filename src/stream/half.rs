@@ -438,6 +438,14 @@ impl Half {
         self.opaque
     }
 
+    /// By how much the sequence number of the next byte differs on the two sides: how many more bytes its
+    /// receiver has got than its sender has sent.
+    #[must_use]
+    pub fn delta(&self) -> i32 {
+        let next = self.released();
+        next.edited.since(next.original).cast_signed()
+    }
+
     /// Whether packets of this direction and acknowledgements of it need no change at all, now and
     /// as long as nothing is edited.
     #[must_use]

@@ -39,3 +39,4 @@ mod service;
 mod transfers;
 mod two_gateways;
 mod urgent;
+mod watch;
