@@ -15,6 +15,7 @@ use crate::daemon::control::{self, AskError, ControlRequest};
 use crate::daemon::farewell;
 use crate::daemon::guardian;
 use crate::daemon::lock::{Lock, LockError};
+use crate::daemon::predecessor::Note;
 use crate::firewall::xtables::tools::Tools;
 use crate::firewall::{self, Around, EXAMPLES, Inside, Rules, Steering, tables};
 use crate::net::Family;
@@ -157,6 +158,7 @@ fn remove(lock: Option<&Lock>) -> Result<usize, Failure> {
 
 /// Ends the sessions that only a daemon which is gone could have gone on with.
 fn end_recorded(state: &StateChoice) -> Result<(), Failure> {
+    Note::of(state).remove();
     match farewell::end_left(state).map_err(Failure::usage)? {
         Some(line) => print(&format!("{line}\n")),
         None => Ok(()),

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::Failure;
 use super::settings::Settings;
+use super::{Failure, print};
 use crate::daemon;
 
 #[derive(Args, Debug)]
@@ -14,6 +14,10 @@ pub(super) struct Run {
     /// (as at SIGUSR2), and its sessions go on [default: no]
     #[arg(long)]
     takeover: bool,
+    /// Print the rules and settings that a start would have, and change nothing. Another ftpalg may run
+    /// [default: no]
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -22,5 +26,9 @@ pub(super) fn run(arguments: Run) -> Result<ExitCode, Failure> {
     let settings = arguments.settings;
     let mut config = settings.clone().resolve()?;
     config.takeover = arguments.takeover;
+    if arguments.dry_run {
+        print(&daemon::dry_run(&config).map_err(Failure::usage)?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     daemon::run(&config, settings.source()).map_err(Failure::usage)
 }

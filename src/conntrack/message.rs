@@ -31,6 +31,7 @@ const CTA_FILTER: u16 = 25;
 const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 const FILTER_TARGET: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 5;
+const FILTER_SOURCE_PORT: u32 = 1 << 3 | 1 << 4;
 /// `enum ctattr_tuple`, `ctattr_ip`, `ctattr_l4proto`, `ctattr_counters`, `ctattr_tstamp`.
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
@@ -71,6 +72,23 @@ pub(super) fn ask_attempts(from: IpAddr, to: SocketAddr) -> NetlinkRequest<'stat
         b.nest(CTA_FILTER, |b| {
             b.bytes(CTA_FILTER_ORIG_FLAGS, &FILTER_TARGET.to_ne_bytes());
             b.bytes(CTA_FILTER_REPLY_FLAGS, &0u32.to_ne_bytes());
+        });
+    })
+}
+
+/// Asks for all entries of connections that a port answers, as its host sees it. Kernels before 5.8 give
+/// all entries.
+pub(super) fn ask_answered_by(family: Family, port: u16) -> NetlinkRequest<'static> {
+    request(CT_GET, family.number(), move |b| {
+        let any = match family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let (from, to) = (SocketAddr::new(any, port), SocketAddr::new(any, 0));
+        put_tuple(b, CTA_TUPLE_REPLY, from, to);
+        b.nest(CTA_FILTER, |b| {
+            b.bytes(CTA_FILTER_ORIG_FLAGS, &0u32.to_ne_bytes());
+            b.bytes(CTA_FILTER_REPLY_FLAGS, &FILTER_SOURCE_PORT.to_ne_bytes());
         });
     })
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use self::message::{parse_bytes, parse_entry, parse_event};
 use crate::engine::{Entry, Tuple};
-use crate::net::Mark;
+use crate::net::{Family, Mark};
 use crate::netlink::codec::Message;
 use crate::netlink::socket::Socket;
 
@@ -56,6 +56,11 @@ pub enum ConntrackEvent {
 /// `enum tcp_conntrack`: the state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpState(pub u8);
+
+impl TcpState {
+    /// Both ends have agreed on the connection, and neither has begun to end it.
+    pub const ESTABLISHED: Self = Self(3);
+}
 
 /// How long the entry of a connection is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,6 +245,19 @@ impl Conntrack {
         self.socket.dump(&message::ask_marked(mark), |message| {
             let entry = parse_entry(message).filter(|entry| mark.is_in(entry.mark))?;
             Some((entry, message::parse_kept(message)))
+        })
+    }
+
+    /// All established TCP connections that a port answers, as its host sees it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn answered_by(&mut self, family: Family, port: u16) -> io::Result<Vec<Entry>> {
+        let request = message::ask_answered_by(family, port);
+        self.socket.dump(&request, |message| {
+            let entry = parse_entry(message).filter(|entry| entry.reply.src.port() == port)?;
+            let kept = message::parse_kept(message)?;
+            (kept.state == TcpState::ESTABLISHED).then_some(entry)
         })
     }
 

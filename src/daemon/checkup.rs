@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use crate::doctor::{Daemon, Facts, Features, Support, Wanted};
+use crate::doctor::{self, Daemon, Facts, Features, Finding, Support, Wanted};
 use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::tools::Tools;
@@ -13,6 +13,7 @@ use crate::net::Family;
 use super::config::{Config, RulesMode};
 use super::control::{self, ControlRequest};
 use super::lock;
+use super::setup::Steered;
 
 /// Reads all that there is to be known of this host, for a `run` with this configuration. Where the
 /// configuration names no inside, it is that of the daemon that runs, or what the host's rules tell.
@@ -44,6 +45,36 @@ pub fn facts(config: &Config) -> Facts {
             .unwrap_or_else(|e| vec![e.to_string()]);
     }
     facts
+}
+
+/// What an ftpalg that starts says of itself and of the rules around it.
+#[derive(Debug, Default)]
+pub(super) struct Checkup {
+    /// The servers that rules publish.
+    pub(super) servers: Vec<String>,
+    /// What contradicts the settings, or is in the way, a line each.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Goes by rules that were read already. Nothing of it keeps a daemon from starting.
+pub(super) fn at_start(config: &Config, steered: &Steered, before: Snapshot) -> Checkup {
+    let wanted = wanted(config, &steered.steering, steered.found.clone());
+    let facts = Facts::at_start(wanted, before).map(|mut facts| {
+        if !steered.manages() {
+            facts.missing = steered.missing().unwrap_or_default();
+        }
+        facts
+    });
+    match facts {
+        Ok(facts) => Checkup {
+            servers: doctor::watched(&facts),
+            warnings: doctor::at_start(&facts).iter().map(Finding::line).collect(),
+        },
+        Err(e) => {
+            log::info!("the rules around ftpalg can't be judged: {e}");
+            Checkup::default()
+        }
+    }
 }
 
 /// Fills in an inside that nobody named.

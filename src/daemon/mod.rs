@@ -14,6 +14,7 @@ pub mod lock;
 pub mod metrics;
 pub mod output;
 pub mod overruns;
+pub mod predecessor;
 pub mod reload;
 pub mod shared;
 pub mod status;
@@ -23,12 +24,14 @@ pub mod worker;
 mod addresses;
 mod advertised;
 pub mod changes;
+mod dry_run;
 mod guard;
 mod lifetime;
 mod privileges;
 mod reserve;
 mod setup;
 mod takeover;
+mod upstream;
 mod watchdog;
 
 use std::io;
@@ -51,12 +54,14 @@ use addresses::Addresses;
 use advertised::Advertised;
 use config::Config;
 use control::{Answerer, BindError, ControlSocket};
+pub use dry_run::dry_run;
 use guard::Guard;
 use lifetime::{Ending, Lifetime};
 use lock::{Lock, LockError};
 use metrics::Metrics;
 use output::Output;
 use overruns::Overruns;
+use predecessor::Note;
 use reload::{CurrentConfig, Reloader, Source};
 use reserve::Reserve;
 use setup::Steered;
@@ -157,9 +162,11 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
         store,
     ));
     // From here on there is something to remove: the backend may have been tried.
+    let note = Note::of(&config.state);
     let mut installed = InKernel {
         steered: Arc::clone(&steered),
         shared: Arc::clone(&shared),
+        note: note.clone(),
         reserve,
         closing: socket.closing(),
         there: true,
@@ -178,6 +185,12 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
         n => Some(format!("pinholes taken over from an earlier ftpalg: {n}")),
     };
     shared.forget_records();
+    let before = note.read();
+    // After a handover they go on as if nothing had happened.
+    let earlier = match before {
+        Some(before) if before.handed_over => Vec::new(),
+        _ => predecessor::sessions(&steered.steering, config.marks(), shared.journal()),
+    };
     if let Some(addresses) = addresses {
         shared.with(Plane::remember_ended);
         let most = config.limits.plane.pinholes;
@@ -199,9 +212,15 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
     }
     let current = CurrentConfig::new(config);
     let status = Arc::new(Status::new(&current, &steered, &shared, &workers));
-    let scraped = config.metrics.map(metrics::greeting);
-    let greeting = placed.into_iter().chain(adopted).chain(scraped);
-    let greeting = greeting.chain(status.greeting());
+    let rules = placed.before.unwrap_or_default();
+    let checkup = checkup::at_start(config, &steered, rules);
+    let greeting = predecessor::taken_over(before, placed.cleared)
+        .into_iter()
+        .chain(placed.lines)
+        .chain(adopted)
+        .chain(earlier)
+        .chain(config.metrics.map(metrics::greeting))
+        .chain(status.greeting(&checkup.servers));
     if let Some(metrics) = metrics {
         let status = Arc::clone(&status);
         lifetime.thread("metrics", move || {
@@ -224,6 +243,10 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
     // Nothing can fail any more.
     if let Some(note) = unusable {
         log::warn!("{note}");
+    }
+    note.write(false);
+    for warning in checkup.warnings {
+        log::warn!("{warning}");
     }
     for line in greeting {
         output.line(line);
@@ -324,6 +347,8 @@ fn follow_addresses(
 struct InKernel {
     steered: Arc<Steered>,
     shared: Arc<Shared>,
+    /// Says who is the daemon.
+    note: Note,
     /// Descriptors and processes that the removal needs.
     reserve: Reserve,
     /// Set when the removal begins: from then on, clients get no descriptors.
@@ -347,7 +372,10 @@ impl InKernel {
         self.steered.leave();
         self.shared.hand_over();
         match guardian::start(config.handover, &config.state) {
-            Ok(()) => self.there = false,
+            Ok(()) => {
+                self.note.write(true);
+                self.there = false;
+            }
             Err(e) => {
                 log::error!("nobody can be left to remove the rules later ({e}): they go now")
             }
@@ -374,7 +402,11 @@ impl InKernel {
             farewell::end_recorded(&journal.records(), &self.shared);
             journal.remove();
         }
-        rules.is_ok() && holes.is_ok()
+        let all = rules.is_ok() && holes.is_ok();
+        if all {
+            self.note.remove();
+        }
+        all
     }
 }
 

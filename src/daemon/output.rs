@@ -11,6 +11,7 @@ use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread;
 use std::time::Duration;
 
+use super::upstream::UpstreamNat;
 use crate::engine::event::Event;
 use crate::ftp::Mode;
 use crate::pinholes::{DataConnection, PinholeInfo, PlaneReport, RangeEnd};
@@ -95,6 +96,7 @@ impl Output {
 /// The printer: until all senders are gone.
 fn print(items: &Receiver<Item>, mut to: impl Write) {
     let mut text = String::new();
+    let mut upstream = UpstreamNat::default();
     while let Ok(first) = items.recv() {
         text.clear();
         let mut done = Vec::new();
@@ -103,6 +105,9 @@ fn print(items: &Receiver<Item>, mut to: impl Write) {
         while let Some(item) = next {
             let written = match item {
                 Item::Event(event) if is_printed(&event) => {
+                    if let Some(line) = upstream.look(&event) {
+                        log::warn!("{line}");
+                    }
                     writeln!(text, "{}", EventLine(&event))
                 }
                 Item::Event(_) => Ok(()),

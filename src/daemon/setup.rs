@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::conntrack::{Conntrack, Events, Timeouts};
 use crate::firewall::tables;
+use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::tools::Tools;
-use crate::firewall::{Inside, Look, Rules, RulesError, Steering};
+use crate::firewall::{Inside, Look, Preview, Rules, RulesError, Steering, count_ours};
 use crate::net::Mark;
 use crate::pinholes::PinholeKey;
 use crate::pinholes::backend::iptables::Iptables;
@@ -57,6 +58,17 @@ pub(super) fn explain(error: LockError) -> StartError {
         }
         other => StartError::Lock(other),
     }
+}
+
+/// What [`Steered::install`] did.
+#[derive(Default)]
+pub(super) struct Placed {
+    /// Where the rules are, a line each.
+    pub(super) lines: Vec<String>,
+    /// How many rules of an earlier ftpalg were replaced.
+    pub(super) cleared: usize,
+    /// The rules that were there before, if they could be read.
+    pub(super) before: Option<Snapshot>,
 }
 
 /// The steering rules: what they are, and the host's tools to place them.
@@ -110,10 +122,14 @@ impl Steered {
         })
     }
 
-    /// Puts the rules into place, unless somebody else does; says where, a line each.
-    pub(super) fn install(&self) -> Result<Vec<String>, RulesError> {
+    /// Puts the rules into place, unless somebody else does.
+    pub(super) fn install(&self) -> Result<Placed, RulesError> {
         if !self.manage {
-            return Ok(Vec::new());
+            let before = self.host().rules.snapshot().ok();
+            return Ok(Placed {
+                before,
+                ..Placed::default()
+            });
         }
         let installed = self.host().rules.install(&self.steering)?;
         for place in &installed.places {
@@ -125,7 +141,16 @@ impl Steered {
         let flavour = format!("following {}", installed.choice.why);
         let chains = installed.native.iter();
         let chains = chains.map(|chain| format!("accept rule inserted in {chain}"));
-        Ok([flavour].into_iter().chain(chains).collect())
+        Ok(Placed {
+            lines: [flavour].into_iter().chain(chains).collect(),
+            cleared: count_ours(&installed.before),
+            before: Some(installed.before),
+        })
+    }
+
+    /// What [`install`](Self::install) would do. Changes nothing.
+    pub(super) fn preview(&self, anew: bool) -> Result<Preview, RulesError> {
+        self.host().rules.preview(&self.steering, anew)
     }
 
     /// Puts the rules back that somebody else removed. After [`remove`](Self::remove) it does nothing,
@@ -245,9 +270,8 @@ pub(super) fn drain(steering: &Steering, patience: Duration) {
     }
 }
 
-/// The NAT plane over the chosen backend; nothing is in the kernel yet. With a descriptor that is
-/// readable when conntrack has something to tell the plane.
-pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), StartError> {
+/// Whether conntrack can be asked, and tells of connections.
+pub(super) fn check_conntrack() -> Result<(), StartError> {
     Conntrack::probe().map_err(StartError::Host)?;
     if Events::enabled() == Some(false) {
         return Err(StartError::Host(
@@ -255,6 +279,13 @@ pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), S
                 .into(),
         ));
     }
+    Ok(())
+}
+
+/// The NAT plane over the chosen backend; nothing is in the kernel yet. With a descriptor that is
+/// readable when conntrack has something to tell the plane.
+pub(super) fn plane(config: &Config, clock: Clock) -> Result<(Plane, OwnedFd), StartError> {
+    check_conntrack()?;
     let mark = config.steering.mark;
     let lookups = Conntrack::open().map_err(StartError::system("open a netlink socket"))?;
     let events = Events::open(mark).map_err(StartError::system("watch conntrack"))?;

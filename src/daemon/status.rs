@@ -174,8 +174,9 @@ impl Status {
         }
     }
 
-    /// What is printed when all is in place; the last line has the word `ready`.
-    pub(super) fn greeting(&self) -> Vec<String> {
+    /// What is printed when all is in place; the last line has the word `ready`. `servers`: those that
+    /// rules publish.
+    pub(super) fn greeting(&self, servers: &[String]) -> Vec<String> {
         let steering = &self.steered.steering;
         let mut lines = self.steered.found.clone();
         lines.extend(
@@ -184,6 +185,7 @@ impl Status {
                 .iter()
                 .map(|inside| format!("watching inside {inside}")),
         );
+        lines.extend(servers.iter().map(|server| format!("watching {server}")));
         if steering.local {
             lines.push("watching local servers and clients".into());
         }

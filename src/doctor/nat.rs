@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use super::facts::Facts;
 use super::{Finding, Theme};
+use crate::firewall::forwarding::Forwarding;
 use crate::firewall::nat_rule::{Action, nat_rules};
 use crate::firewall::{Inside, is_ours};
 use crate::net::Family;
@@ -154,9 +155,22 @@ fn mismatches(facts: &Facts) -> Vec<Finding> {
             );
             Finding::warning("port-mismatch", Theme::Nat, what)
                 .means("sessions with that server pass unread; --port is the port as the inside sees it")
-                .command(facts.wanted.command("ftpalg run", &format!("--port {}", one.server_port)))
+                .command(watching(facts, &all, one.server_port))
         })
         .collect()
+}
+
+/// The command with another port, and without those that no server has.
+fn watching(facts: &Facts, all: &[Forwarding], port: u16) -> String {
+    let mut wanted = facts.wanted.clone();
+    let unused = |flag: &str| {
+        let port = flag
+            .strip_prefix("--port ")
+            .and_then(|port| port.parse().ok());
+        port.is_some_and(|port: u16| all.iter().all(|one| one.server_port != port))
+    };
+    wanted.flags.retain(|flag| !unused(flag));
+    wanted.command("ftpalg run", &format!("--port {port}"))
 }
 
 /// Inside interfaces that lead to the outside.

@@ -121,6 +121,20 @@ impl Host {
         done
     }
 
+    /// The text that [`replace`](Self::replace) would load.
+    pub(crate) fn preview(
+        &mut self,
+        at: &At,
+        current: Option<&Table>,
+        wanted: &Table,
+    ) -> Result<String, RulesError> {
+        let mut made = Made::by_tags(current);
+        if at.flavour == Flavour::Nft {
+            self.note_missing(at, wanted, &mut made)?;
+        }
+        Ok(commit(&at.table, current, Some(wanted), &made))
+    }
+
     /// Removes all that is ours from a table, in one commit, and what was made for it.
     pub(crate) fn clear(&mut self, at: &At, current: &Table) -> Result<(), RulesError> {
         let mut made = Made::by_tags(Some(current));

@@ -133,6 +133,23 @@ pub struct Installed {
     pub native: Vec<String>,
     /// What a person should know, a line each.
     pub notes: Vec<String>,
+    /// What was there before.
+    pub before: Snapshot,
+}
+
+/// What [`Rules::install`] would do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Preview {
+    /// Which flavour holds the user's rules, and why.
+    pub choice: FlavourChoice,
+    /// Each table that would be changed, and the text that the tool would load for it.
+    pub tables: Vec<(At, String)>,
+    /// The chains of nft's own firewalls that would get an accept rule, in words.
+    pub native: Vec<String>,
+    /// What a person should know, a line each.
+    pub notes: Vec<String>,
+    /// What is there now.
+    pub before: Snapshot,
 }
 
 /// What [`Rules::look`] saw.
@@ -200,6 +217,7 @@ impl Rules {
                 places: plan.tables.into_iter().map(|(at, _)| at).collect(),
                 native: plan.native.iter().map(ToString::to_string).collect(),
                 notes: plan.notes,
+                before: snapshot,
             }),
             Err(e) => {
                 if let Err(again) = self.clear(&TABLES).and_then(|_| remove_native()) {
@@ -208,6 +226,41 @@ impl Rules {
                 Err(e)
             }
         }
+    }
+
+    /// What [`install`](Self::install) would do. Changes nothing. What is ours already is replaced, or
+    /// with `anew` taken for absent.
+    ///
+    /// # Errors
+    /// As [`install`](Self::install), as far as that is known without doing it.
+    pub fn preview(&mut self, steering: &Steering, anew: bool) -> Result<Preview, RulesError> {
+        steering.check()?;
+        for inside in &steering.inside {
+            inside.check()?;
+        }
+        let snapshot = self.host.snapshot()?;
+        let plan = Plan::new(steering, &snapshot)?;
+        let mut tables = Vec::new();
+        for (at, wanted) in &plan.tables {
+            let current = snapshot.table(at.family, at.flavour, &at.table);
+            let current = current.filter(|_| !anew);
+            tables.push((at.clone(), self.host.preview(at, current, wanted)?));
+        }
+        Ok(Preview {
+            choice: plan.choice,
+            tables,
+            native: plan.native.iter().map(ToString::to_string).collect(),
+            notes: plan.notes,
+            before: snapshot,
+        })
+    }
+
+    /// What the tools say about all tables.
+    ///
+    /// # Errors
+    /// If they can't tell.
+    pub fn snapshot(&self) -> Result<Snapshot, RulesError> {
+        self.host.snapshot()
     }
 
     fn carry_out(&mut self, plan: &Plan, snapshot: &Snapshot) -> Result<(), RulesError> {
@@ -373,6 +426,14 @@ fn docker_jump() -> Option<Rule> {
     Rule::parse(&format!(
         "-I {DOCKER} -m comment --comment \"{TAG}data\" -j {DATA_CHAIN}"
     ))
+}
+
+/// How many rules of ours there are.
+#[must_use]
+pub fn count_ours(snapshot: &Snapshot) -> usize {
+    let tables = ours(snapshot, &xtables::TABLES);
+    let rules = tables.iter().flat_map(|(_, table)| &table.rules);
+    rules.filter(|rule| is_ours(rule)).count()
 }
 
 /// The tables that hold something of ours.

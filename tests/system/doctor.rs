@@ -497,6 +497,6 @@ fn what_it_cannot_look_at_is_said() {
     testkit::lab::gateway::refused(
         &ftpalg(&net, &["doctor", "--inside", "!"]),
         2,
-        "not an interface",
+        "an interface name",
     );
 }

@@ -36,7 +36,11 @@ fn judge(table: &Table, rule: &Rule, sample: &Sample) -> Judged {
         met,
         effects: effect.into_iter().collect(),
         verdict: verdict(table, rule),
-        text: format!("-A {} {}", rule.chain, rule.spec),
+        // Of a rule that isn't met, nobody asks.
+        text: match met {
+            Met::No => String::new(),
+            _ => format!("-A {} {}", rule.chain, rule.spec),
+        },
     }
 }
 

@@ -30,7 +30,8 @@ for namespace; do
         [ -n "$pids" ] || break
         kill -9 $pids 2>/dev/null
     done
-    rm -f "/run/ftpalg/journal-$(stat -Lc %i "/run/netns/$namespace")"
+    inode=$(stat -Lc %i "/run/netns/$namespace")
+    rm -f "/run/ftpalg/journal-$inode" "/run/ftpalg/daemon-$inode"
     ip netns del "$namespace"
 done
 rm -rf "$directory"
