@@ -11,7 +11,7 @@ use super::endpoints::Endpoints;
 use super::gateway::{Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId};
 use super::{Entry, Side, Tuple};
 use crate::ftp::Mode;
-use crate::ftp::fit::{Fitting, LineSlot, Rewrite};
+use crate::ftp::fit::{LineSlot, Rewrite};
 use crate::ftp::policy::Policy;
 use crate::ftp::session::{Announcement, Form};
 
@@ -147,10 +147,7 @@ pub(super) fn decide(
     }
     let new = SocketAddr::new(wanted.public, reserved.to.port());
     Ok(Some(Prepared {
-        rewrite: match config.keep_length {
-            true => slot.rewrite(new),
-            false => slot.plain(new),
-        },
+        rewrite: slot.rewrite(new),
         old: SocketAddr::new(said.addr.unwrap_or(addresses.own), said.port),
         new,
         from: wanted.request.from,
@@ -228,10 +225,7 @@ impl Wanted {
                 mark: tuples.entry.mark & !config.marks.map_or(0, Marks::mask),
                 published: foreign.is_none() && (reachable != own || advertised.is_some()),
                 from_range: side == Side::Egress && foreign.is_none(),
-                fitting: match config.keep_length {
-                    true => slot.fitting(public),
-                    false => Fitting::ANY,
-                },
+                fitting: slot.fitting(public),
             },
             public,
         }

@@ -162,7 +162,7 @@ pub(super) struct Flow {
     refused: u32,
     /// Where the client may reach a range of the server's ports.
     pub(super) range: Range,
-    /// It was joined in its middle: see [`UNSETTLED`].
+    /// It was joined in its middle: see [`UNSETTLED`] and [`RESUMED`].
     joined: u8,
     /// What its connection mark says.
     #[serde(skip)]
@@ -197,6 +197,8 @@ const NOT_ADMITTED: u8 = 64;
 /// A bit for each [`Side`]: bytes of this direction may be under way that nobody saw here. The same,
 /// shifted by two: data of this direction has come since.
 const UNSETTLED: u8 = 1 | 2;
+/// What is known of it is from a record.
+const RESUMED: u8 = 16;
 
 // ---- sizes ---------------------------------------------------------------------------------
 

@@ -144,6 +144,12 @@ pub trait Gateway {
         None
     }
 
+    /// Whether a connection has gone to another gateway a moment ago, with the address that it goes
+    /// through. What still comes of it here is late: it is to be sent again, to whoever has it.
+    fn is_elsewhere(&mut self, _entry: &Entry) -> bool {
+        false
+    }
+
     /// What another gateway has kept of a control connection that was there before. It stays kept.
     ///
     /// # Errors

@@ -178,9 +178,12 @@ impl Engine {
             Err(_) => return Unknown::Stranger,
         };
         let standing = marks.standing(entry.mark);
+        if standing == Standing::Uneven && gateway.is_elsewhere(&entry) {
+            return Unknown::Unanswered;
+        }
         // Another gateway's mark may be a moment late. What it has recorded isn't.
         let followed = standing != Standing::Unfollowed || self.config.tls_range;
-        let record = match record {
+        let mut record = match record {
             None if followed => match gateway.fetch_record(ends.outward()) {
                 Ok(found) => found.and_then(|bytes| record::read(&bytes)),
                 // Without it, the connection would end.
@@ -189,6 +192,17 @@ impl Engine {
             },
             here => here,
         };
+        // What an even connection needs is in its mark. This may be of an earlier one with the same ends.
+        if standing == Standing::Even
+            && let Some(Record {
+                state: State::Exact(flow),
+                ..
+            }) = &mut record
+            && !flow.goes_on_with(side, segment)
+        {
+            gateway.drop_record(ends.outward());
+            record = None;
+        }
         let found = Found {
             entry,
             standing,

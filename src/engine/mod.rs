@@ -345,7 +345,11 @@ impl Engine {
     /// gone on with them, or does from now on. If their packets come here, they are
     /// [joined](Self::nobody_knows) again.
     pub fn forget_all(&mut self, gateway: &mut dyn Gateway) {
-        for (_, flow) in self.flows.iter_mut() {
+        for (ends, flow) in self.flows.iter_mut() {
+            // A later connection with the same ends is not to meet what was kept of this one.
+            if flow.is_closed() {
+                flow.take_word_back(ends, gateway);
+            }
             flow.close("another gateway may go on with it", gateway);
         }
         self.flows = EndpointTable::default();
@@ -455,7 +459,9 @@ impl Engine {
         };
         if flow.is_succeeded(side, segment)
             && joining::followed(&ends, self.config.marks, gateway).is_some()
+            || flow.is_outdated(side, segment)
         {
+            flow.close("its record is out of date", gateway);
             flow.take_word_back(&ends, gateway);
             self.buffered = self.buffered.saturating_sub(flow.buffered());
             self.names.forget_flow(&ends);

@@ -146,6 +146,8 @@ pub struct LineSlot<'a> {
     blanks_at: Option<usize>,
     /// What is between the address and the dot that may go.
     dot: Option<&'a [u8]>,
+    /// Whether the line is to keep its length.
+    keeps_length: bool,
 }
 
 /// What replaces an address and the bytes around it.
@@ -182,12 +184,25 @@ impl<'a> LineSlot<'a> {
             len,
             blanks_at: blanks.filter(|_| reply),
             dot: (reply && ends).then_some(closing),
+            keeps_length: true,
+        }
+    }
+
+    /// The same where the line may get any length.
+    #[must_use]
+    pub fn of_any_length(self) -> Self {
+        Self {
+            keeps_length: false,
+            ..self
         }
     }
 
     /// The ports with which `public` fits.
     #[must_use]
     pub fn fitting(&self, public: IpAddr) -> Fitting {
+        if !self.keeps_length {
+            return Fitting::ANY;
+        }
         let mut best = Lengths::default();
         let mut without_dot = Lengths::default();
         for length in 1..=LONGEST {
@@ -205,13 +220,14 @@ impl<'a> LineSlot<'a> {
         }
     }
 
-    /// `public` written in the slot: of the slot's length if that can be had.
+    /// `public` written in the slot: of the slot's length if that is asked for and can be had.
     #[must_use]
     pub fn rewrite(&self, public: SocketAddr) -> Rewrite {
         let length = PortText::of(self.said.form).length(public.port());
         let fit = |dotless| Some((self.blanks(public.ip(), length, dotless)?, dotless));
         let plain = self.plain(public);
-        let Some((blanks, dotless)) = fit(false).or_else(|| fit(true)) else {
+        let fits = fit(false).or_else(|| fit(true));
+        let Some((blanks, dotless)) = fits.filter(|_| self.keeps_length) else {
             return plain;
         };
         let before = self.blanks_at.filter(|_| blanks > 0).unwrap_or(0);

@@ -114,6 +114,8 @@ pub struct FakeGateway {
     pub ranges: Option<Vec<RangeRequest>>,
     /// Conntrack can't be asked.
     pub deaf: bool,
+    /// All connections have gone to another gateway a moment ago.
+    pub elsewhere: bool,
     reserved: Vec<Request>,
 }
 
@@ -136,6 +138,7 @@ impl FakeGateway {
             journal: None,
             ranges: None,
             deaf: false,
+            elsewhere: false,
             reserved: Vec::new(),
         }
     }
@@ -223,6 +226,9 @@ impl Gateway for FakeGateway {
     }
     fn find_record(&mut self, outward: Tuple) -> Option<Vec<u8>> {
         self.records.get(&outward).cloned()
+    }
+    fn is_elsewhere(&mut self, _: &Entry) -> bool {
+        self.elsewhere
     }
     fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {
         if let Some(plane) = &mut self.plane {

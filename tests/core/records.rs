@@ -344,3 +344,143 @@ fn the_format_has_its_number() {
 }
 
 const FORMAT_2: &str = "000a0000021500c6336407c0b8020001e8078827de27bf27c427d227d29b04e227e227bf270000000128420101243230332c302c3131332c3139392c3139352c3830292e0d0a323239207820287c7c7c35301e01bf270f1400009f0899089908990899fc039f089f089908000000010a42000106524554522061060000000000980404000002000000010652455452206106000000000000010632323920782006000000000000030d09021010030000000000000000000000010001010000010000";
+
+/// What another gateway did since couldn't be kept, so the record is older than the connection. Nobody knows
+/// by how much the numbers differ by now: no byte goes on, and both ends are told.
+#[test]
+fn a_record_that_is_out_of_date_ends_the_connection() {
+    /// What happens after the record, and who speaks first with the gateway that has it.
+    fn ends(by_client: bool, by_server: bool, first: testkit::trace::Who) {
+        let case = format!("client {by_client}, server {by_server}, first {first:?}");
+        let (mut t, mut c, mut s) = uneven();
+        let old = t.world.records.clone();
+        let mut growth = GROWTH;
+        if by_client {
+            t.send(Client, data(c, s + growth, "NOOP\r\n"));
+            c += 6;
+            t.send(Server, ack(s, c));
+        }
+        if by_server {
+            // It grows once more, if the client has asked for it.
+            t.send(Client, ack(c, s + growth));
+            let text = if by_client {
+                reply()
+            } else {
+                "226 x\r\n".into()
+            };
+            let out = t.send(Server, data(s, c, &text)).seg();
+            s += text.len() as u32;
+            growth = out.seq + out.payload.len() as u32 - s;
+            t.send(Client, ack(c, s + growth));
+        }
+        t.world.records = old;
+        restart(&mut t);
+        let of = |who, text| match who {
+            Client => data(c, s + growth, text),
+            Server => data(s, c, text),
+        };
+        let second = if first == Client { Server } else { Client };
+        let mut reset = false;
+        for round in 0..6 {
+            let out = t.send(first, of(first, "NOOP\r\n"));
+            let Out::Became(out) = out else {
+                assert_eq!(out, Out::Dropped, "{case}, {round}");
+                continue;
+            };
+            assert_eq!(out.payload, b"", "{case}, {round}");
+            if out.flags == RST {
+                assert_eq!(out.seq, of(second, "").ack, "{case}");
+                reset = true;
+                break;
+            }
+            // Its receiver answers with what it expects.
+            let below = of(second, "").ack.wrapping_sub(out.seq);
+            assert!((1..60_000).contains(&below), "{case}: old, {below}");
+            t.send(second, ack(of(second, "").seq, of(second, "").ack));
+        }
+        assert!(reset, "{case}");
+        assert!(t.world.records.is_empty(), "{case}");
+        assert_eq!(t.sessions(), 0, "{case}");
+    }
+    for first in [Client, Server] {
+        ends(true, false, first);
+        ends(false, true, first);
+        ends(true, true, first);
+    }
+}
+
+/// A forged segment, or a lost one, says nothing about a record.
+#[test]
+fn a_record_that_is_up_to_date_stays() {
+    let (mut t, c, s) = uneven();
+    restart(&mut t);
+    t.send(Client, ack(c, s + GROWTH));
+    // Somebody who knows one end's numbers roughly, and both directions' addresses.
+    for _ in 0..3 {
+        t.send(Client, data(c + 1000, s + GROWTH, "NOOP\r\n"));
+        t.send(Server, data(s + 1000, c, "500 x\r\n"));
+        t.send(Server, ack(s.wrapping_sub(1 << 25), c + 7));
+        t.send(Client, ack(c + (1 << 25), s + GROWTH + 7));
+    }
+    // One that is lost on the way here, and the next.
+    t.send(Client, data(c + 6, s + GROWTH, "NOOP\r\n"));
+    t.send(Server, ack(s, c));
+    assert_eq!(t.sessions(), 1);
+    let out = t.send(Client, data(c, s + GROWTH, "TYPE I"));
+    assert_eq!(out.seg().payload, b"TYPE INOOP\r\n");
+    t.send(Server, ack(s, c + 12));
+    t.goes_on(c + 12, s);
+    assert_eq!(t.engine.stats().orphaned, 0);
+}
+
+/// The connection has gone with its address. What comes late is left to whoever has it now.
+#[test]
+fn what_comes_late_is_not_read() {
+    let (mut t, c, s) = uneven();
+    let kept = t.world.records.clone();
+    restart(&mut t);
+    t.world.elsewhere = true;
+    let noop = data(c, s + GROWTH, "NOOP\r\n");
+    assert_eq!(t.send(Client, noop.clone()), Out::Dropped);
+    assert_eq!((t.sessions(), &t.world.records), (0, &kept));
+    t.world.elsewhere = false;
+    assert_eq!(t.send(Client, noop), Out::Became(data(c, s, "NOOP\r\n")));
+}
+
+/// The record is of an earlier connection with the same ends, which ended on another gateway.
+#[test]
+fn a_record_of_an_earlier_connection_is_not_taken_for_an_even_one() {
+    for closed in [false, true] {
+        let (mut t, c, s) = uneven();
+        if closed {
+            t.send(Client, flagged(FIN, ack(c, s + GROWTH)));
+            t.send(Server, flagged(FIN, ack(s, c + 1)));
+            t.send(Client, ack(c + 1, s + GROWTH + 1));
+        }
+        let old = t.world.records.clone();
+        assert!(!old.is_empty());
+        t.isn = [70_000, 9_000_000];
+        t.send(Client, syn(SYN));
+        t.send(Server, syn(SYN | ACK));
+        let [c, s] = t.login();
+        assert_eq!(standing(&mut t), Standing::Even);
+        t.world.records = old;
+        restart(&mut t);
+        assert_eq!(t.send(Client, data(c, s, "PASV\r\n")), Out::Same);
+        let out = t.send(Server, data(s, c + 6, &reply())).seg();
+        assert!(String::from_utf8_lossy(&out.payload).contains("203,0,113,199"));
+    }
+}
+
+/// What has ended here isn't found by a later connection with the same ends.
+#[test]
+fn what_has_ended_is_not_recorded_when_all_is_forgotten() {
+    let (mut t, c, s) = uneven();
+    t.send(Client, flagged(FIN, ack(c, s + GROWTH)));
+    t.send(Server, flagged(FIN, ack(s, c + 1)));
+    t.engine.forget_all(&mut t.world);
+    assert!(t.world.records.is_empty());
+    let (mut t, ..) = uneven();
+    t.engine.forget_all(&mut t.world);
+    assert_eq!(t.world.records.len(), 1, "it goes on");
+}

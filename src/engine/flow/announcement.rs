@@ -36,6 +36,13 @@ impl Flow {
                 let end = address.at.saturating_add(address.len);
                 let after = pending.get(end..).unwrap_or_default();
                 let slot = LineSlot::new(said, address.len, before, after);
+                // Its receiver may have the line already, as the process before this one wrote it. Then
+                // one of another length would put what follows out of place.
+                let keeps_length = cx.config.keep_length || self.is_unsettled(side);
+                let slot = match keeps_length {
+                    true => slot,
+                    false => slot.of_any_length(),
+                };
                 announce::decide(cx.config, cx.gateway, self.id, ends, side, &slot, how)
             }
             Err(declined) => Err(declined),

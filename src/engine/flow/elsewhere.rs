@@ -7,8 +7,13 @@
 //! directions agree with one another, the flow begins anew with their numbers, provided that the
 //! connection's mark says that it may be [joined](crate::engine::joining). If not, as under TLS, it isn't
 //! read any more.
+//!
+//! A flow that was read from a [record](crate::engine::record) may find the same: the record is older than
+//! the connection, since its last ones couldn't be kept. By how much the numbers differ by now is known to
+//! nobody. Two segments of opposite directions prove it: one acknowledges what was never sent on here.
+//! Then the connection is [ended](crate::engine::orphans).
 
-use super::{Context, End, FINS, Fate, Flow, UNSETTLED, Unread};
+use super::{Context, End, FINS, Fate, Flow, RESUMED, UNSETTLED, Unread};
 use crate::engine::Side;
 use crate::engine::config::Standing;
 use crate::engine::endpoints::Endpoints;
@@ -17,12 +22,17 @@ use crate::ftp::session::Session;
 use crate::stream::{Emit, Half, Seq};
 use crate::wire::{Flags, Segment};
 
+/// How far the numbers of an honest segment may be beyond what is known, in bytes.
+const FAR: u32 = 1 << 20;
+
 /// The numbers of a segment that don't fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stray {
     side: Side,
     seq: Seq,
     ack: Seq,
+    /// It acknowledges what was never sent on here, and is where its sender goes on, or further.
+    proves: bool,
 }
 
 impl Stray {
@@ -31,6 +41,7 @@ impl Stray {
             side,
             seq: Seq(segment.seq()),
             ack: Seq(segment.ack()),
+            proves: false,
         }
     }
 
@@ -77,6 +88,42 @@ impl Flow {
             && !self.is_late(side, segment)
     }
 
+    /// Whether the record that this was read from is older than the connection. `segment`: the next one, of
+    /// whatever kind.
+    pub(in crate::engine) fn is_outdated(&mut self, side: Side, segment: &Segment<'_>) -> bool {
+        if !self.may_be_outdated() || !segment.flags().has(Flags::ACK) {
+            return false;
+        }
+        let mut stray = Stray::of(side, segment);
+        let [forward, reverse] = self.both(side);
+        let ahead = stray.seq.since(forward.expected());
+        stray.proves = ahead <= FAR && reverse.may_have_missed(stray.ack);
+        let fits = !stray.proves && (ahead == 0 || ahead > FAR);
+        if fits {
+            if ahead == 0 {
+                self.stray = None;
+            }
+            return false;
+        }
+        let last = self.stray.as_ref();
+        let agrees = |last: &Stray| last.side != side && (last.proves || stray.proves);
+        if last.is_some_and(|last| agrees(last)) {
+            return true;
+        }
+        // What proves something is remembered in favour of what doesn't.
+        if stray.proves || !last.is_some_and(|last| last.proves) {
+            self.stray = Some(Box::new(stray));
+        }
+        false
+    }
+
+    /// Whether somebody else may have gone on with it since its record was kept.
+    pub(super) fn may_be_outdated(&self) -> bool {
+        let open = !self.is_closed() && self.end != End::Frozen;
+        let read = !self.halves.iter().all(Half::is_opaque);
+        open && read && self.joined & RESUMED != 0 && self.standing == Standing::Uneven
+    }
+
     /// What goes on in place of data that doesn't fit, and so isn't read.
     pub(super) fn ask_receiver(
         &mut self,
@@ -84,6 +131,15 @@ impl Flow {
         segment: &Segment<'_>,
         packet: &mut Vec<u8>,
     ) -> Fate {
+        if self.may_be_outdated() && !self.is_signed() {
+            // The receiver has acknowledged that byte, whatever has come since.
+            let [acknowledged, _] = self.forward(side).may_expect();
+            let keep_alive = Emit::Probe {
+                seq: acknowledged.plus(u32::MAX),
+                byte: None,
+            };
+            return self.render(side, segment, packet, keep_alive);
+        }
         if !self.may_be_away() {
             return Fate::Dropped;
         }
@@ -102,6 +158,9 @@ impl Flow {
         segment: &Segment<'_>,
         packet: &mut Vec<u8>,
     ) -> Fate {
+        if self.may_be_outdated() {
+            return self.ask_receiver(side, segment, packet);
+        }
         if !self.may_be_away() {
             return Fate::Dropped;
         }

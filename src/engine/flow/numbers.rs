@@ -16,11 +16,14 @@ impl Flow {
         let (seq, ack) = (Seq(segment.seq()), Seq(segment.ack()));
         let flags = segment.flags();
         let len = length(segment);
+        // Then nobody knows what was done to the bytes that bypassed us.
+        let outdated = self.may_be_outdated();
         let [forward, reverse] = self.both(side);
         flags.has(Flags::ACK)
             && forward.is_in_window(seq, len)
             && (reverse.can_acknowledge(ack)
-                || (reverse.may_have_missed(ack)
+                || (!outdated
+                    && reverse.may_have_missed(ack)
                     && (forward.may_begin(seq) || (forward.is_opaque() && reverse.is_opaque()))))
     }
 

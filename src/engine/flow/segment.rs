@@ -122,7 +122,8 @@ impl Flow {
         }
     }
 
-    fn is_unsettled(&self, side: Side) -> bool {
+    /// Whether the receiver of `side`'s bytes may have more of them than was seen here.
+    pub(super) fn is_unsettled(&self, side: Side) -> bool {
         self.joined & (1 << side.index()) != 0
     }
 

@@ -2,7 +2,8 @@
 //! [`joining`](crate::engine::joining).
 
 use super::range::Range;
-use super::{Context, End, Flow, Joined};
+use super::{Context, End, Flow, Joined, RESUMED};
+use crate::engine::Side;
 use crate::engine::config::{Config, Standing};
 use crate::engine::endpoints::Endpoints;
 use crate::engine::gateway::Gateway;
@@ -11,6 +12,7 @@ use crate::engine::record::{self, State};
 use crate::engine::second::Second;
 use crate::ftp::session::Session;
 use crate::stream::Half;
+use crate::wire::Segment;
 
 impl Flow {
     /// Says in the connection's mark what its numbers are like, and keeps a record of what the mark
@@ -94,7 +96,13 @@ impl Flow {
             *since = (!half.pending().is_empty()).then_some(now);
         }
         self.session.resume(config.policy.clone());
+        self.joined |= RESUMED;
         self.recorded = true;
+    }
+
+    /// Whether a segment goes on where this ends.
+    pub(in crate::engine) fn goes_on_with(&mut self, side: Side, segment: &Segment<'_>) -> bool {
+        !self.is_closed() && self.believes(side, segment)
     }
 
     /// What was [joined](Self::joined) went on under TLS, with a range.
