@@ -114,6 +114,24 @@ impl Holes {
         Some(hole)
     }
 
+    /// Open pinholes belong to this session from now on.
+    pub(super) fn all_belong_to(&mut self, session: SessionId) {
+        let open = self.holes.iter_mut().filter(|(_, hole)| hole.open);
+        for (&id, hole) in open {
+            if hole.session == session {
+                continue;
+            }
+            if let Some(ids) = self.by_session.get_mut(&hole.session) {
+                ids.retain(|&other| other != id);
+                if ids.is_empty() {
+                    self.by_session.remove(&hole.session);
+                }
+            }
+            hole.session = session;
+            self.by_session.entry(session).or_default().push_back(id);
+        }
+    }
+
     pub(super) fn clear(&mut self) {
         *self = Self {
             next_overdue: self.next_overdue,

@@ -10,6 +10,9 @@ use crate::ftp::Mode;
 use crate::pinholes::PinholeKey;
 use crate::pinholes::backend::{BackendError, Verification};
 
+/// How long a pinhole stays open that may have been used: whoever was told of it comes soon.
+const DOUBTFUL: Duration = Duration::from_secs(10);
+
 /// Conntrack tells times to the second, the kernel's tables a little more exactly.
 const ROUNDING: Duration = Duration::from_secs(2);
 
@@ -33,8 +36,15 @@ impl Plane {
         Ok(adopted)
     }
 
-    /// Opens the pinholes that another gateway has left open, and closes those that it left open earlier
-    /// and hasn't any more. `found`: with the time that each has left.
+    /// Another gateway may go on with all sessions, or this one goes on with them anew. Open pinholes stay
+    /// open, and belong to none of them any more.
+    pub fn disown(&mut self) {
+        self.catch_up();
+        self.holes.all_belong_to(NO_SESSION);
+    }
+
+    /// Opens the pinholes that another gateway has left open, and closes those of no session that aren't
+    /// among them any more. `found`: with the time that each has left.
     ///
     /// Whether conntrack knows a connection that fits isn't asked: another gateway's are copied here, and
     /// some are of an earlier pinhole with the same port. The gateway that sees a pinhole used takes it
@@ -97,8 +107,9 @@ impl Plane {
 
     /// Closes adopted pinholes that were used while no daemon was told of it. Where the backend doesn't
     /// tell, conntrack does. A connection that ended before the pinhole opened was made through an
-    /// earlier one with the same addresses and port. Where that can't be told either, it counts as well:
-    /// better one transfer lost than a pinhole that is used twice.
+    /// earlier one with the same addresses and port. Where that can't be told either, the pinhole may be
+    /// used for a short time only: announced ports come again after a few seconds, and a transfer isn't
+    /// to be lost for that.
     pub fn close_used_meanwhile(&mut self) {
         if self.holes.len() == 0 {
             return;
@@ -111,6 +122,7 @@ impl Plane {
             }
         };
         let now = self.now();
+        let mut doubtful = Vec::new();
         for (entry, kept) in entries {
             let key = PinholeKey {
                 from: entry.original.src.ip(),
@@ -131,9 +143,26 @@ impl Plane {
             // A pinhole whose own time isn't known seems to have opened just now.
             let is_earlier = !open_for.is_zero()
                 && quiet_for.is_some_and(|quiet_for| quiet_for > open_for + ROUNDING);
-            if !is_earlier {
-                self.drop_hole(id);
+            match quiet_for {
+                _ if is_earlier => {}
+                Some(_) => doubtful.push(id),
+                None => self.drop_hole(id),
             }
+        }
+        for id in doubtful {
+            self.shorten(id, now);
+        }
+    }
+
+    /// Has a pinhole stay open for [`DOUBTFUL`] at most.
+    fn shorten(&mut self, id: PinholeId, now: Duration) {
+        let until = now + DOUBTFUL;
+        let Some(hole) = self.holes.get(id).filter(|hole| hole.deadline > until) else {
+            return;
+        };
+        match self.parts.backend.open(&hole.pinhole, DOUBTFUL) {
+            Ok(()) => self.holes.opened(id, now, until),
+            Err(error) => log::warn!("pinhole {} can't be shortened: {error}", id.0),
         }
     }
 

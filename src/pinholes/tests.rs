@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::holes::{MAX_OVERDUE, OVERDUE_AFTER};
 use super::*;
-use crate::conntrack::{Bytes, Completeness, ConntrackEvent, TcpState};
+use crate::conntrack::{Bytes, Completeness, ConntrackEvent, Kept, TcpState};
 use crate::engine::Entry;
 use crate::ftp::Mode;
 use crate::ftp::fit::Fitting;
@@ -42,6 +42,8 @@ struct World {
     /// Conntrack's list can't be read.
     unlisted: bool,
     entries: Vec<Entry>,
+    /// How long conntrack still keeps those that have ended.
+    kept: HashMap<Tuple, Kept>,
     listening: String,
     listeners_read: u32,
 }
@@ -192,6 +194,11 @@ impl Lookups for FakeKernel {
                 Ok(entries.filter(|e| mark.is_in(e.mark)).copied().collect())
             }
         })
+    }
+    fn marked_with_state(&mut self, mark: Mark) -> io::Result<Vec<(Entry, Option<Kept>)>> {
+        let entries = self.marked(mark)?;
+        let kept = |w: &mut World, entry: Entry| (entry, w.kept.get(&entry.original).copied());
+        Ok(self.with(|w| entries.into_iter().map(|entry| kept(w, entry)).collect()))
     }
 }
 
@@ -1085,6 +1092,26 @@ fn connections_of_another_gateway_use_no_pinhole() {
     assert!(plane.holes.holds_nothing() && world.open_keys().is_empty());
 }
 
+/// An address has come or gone: sessions are forgotten, and what they announced isn't.
+#[test]
+fn disowned_pinholes_stay_open() {
+    let (mut plane, world) = plane(PlaneConfig::default());
+    plane.remember_ended();
+    let opened = open(&mut plane, &passive(1, ANN, 40_000));
+    let reserved = plane.reserve(&passive(1, ANN, 40_001)).unwrap();
+    plane.disown();
+    plane.session_ended(SessionId(1));
+    assert_eq!(world.open_keys().len(), 1);
+    assert!(plane.open(reserved.id).is_err(), "it was the session's");
+    assert!(plane.take_ended().is_empty());
+    let listed: Vec<_> = plane.pinholes().iter().map(|i| i.session).collect();
+    assert_eq!(listed, [NO_SESSION]);
+    world.with(|w| w.events.push(new_event(dialled(ANN, opened.to))));
+    assert!(plane.catch_up());
+    assert_eq!(plane.take_ended().len(), 1);
+    assert!(plane.holes.holds_nothing() && world.open_keys().is_empty());
+}
+
 #[test]
 fn a_pinhole_that_was_used_while_no_daemon_ran_is_closed() {
     let left = [(40_000, 30), (40_001, 30)];
@@ -1095,4 +1122,38 @@ fn a_pinhole_that_was_used_while_no_daemon_ran_is_closed() {
     let open: Vec<_> = world.open_keys().iter().map(|k| k.to.port()).collect();
     assert_eq!(open, [40_001]);
     assert_eq!((plane.counters().adopted, plane.counters().used), (1, 0));
+}
+
+/// Ports come again after a while: a connection that has ended may have been made through an earlier pinhole.
+#[test]
+fn a_pinhole_that_may_have_been_used_is_not_lost() {
+    // Open for 30 s.
+    let left = [(40_000, 30), (40_001, 30), (40_002, 5)];
+    let (mut plane, world) = after_a_crash(PlaneLimits::default(), &left);
+    for (port, since) in [(40_000, 29), (40_001, 40), (40_002, 3)] {
+        let used = dialled(ANN, SocketAddr::new(ip("198.51.100.1"), port));
+        let kept = Kept {
+            state: TIME_WAIT,
+            left: Duration::from_secs(120 - since),
+        };
+        world.with(|w| {
+            w.entries.push(entry(used));
+            w.kept.insert(used, kept);
+        });
+    }
+    assert_eq!(plane.adopt().unwrap(), 3);
+    let left: Vec<_> = plane.pinholes().iter().map(|i| i.expires_in).collect();
+    let doubtful = Some(10);
+    assert_eq!(left, [Some(5), doubtful, Some(30)]);
+    let in_kernel = |port| {
+        let key = PinholeKey {
+            from: ip(ANN),
+            to: SocketAddr::new(ip("198.51.100.1"), port),
+        };
+        world.with(|w| w.kernel[&key].1)
+    };
+    assert_eq!(in_kernel(40_000), Duration::from_secs(10));
+    world.wait(10);
+    plane.expire();
+    assert_eq!(world.open_keys().len(), 1);
 }
