@@ -1,11 +1,14 @@
 //! Notices when an address comes to this host or leaves it, as the addresses do that two gateways
 //! share.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use crate::engine::Entry;
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{
@@ -16,6 +19,44 @@ use nix::sys::socket::{
 const GROUPS: u32 = 0x10 | 0x100;
 /// Room for any message: what it says isn't read.
 const DATAGRAM: usize = 8192;
+
+/// For how long packets may still come that were sent before their senders heard of an address' move.
+const LATE: Duration = Duration::from_secs(10);
+
+/// What has changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// The addresses that have come.
+    pub came: BTreeSet<IpAddr>,
+    /// Those that have gone.
+    pub went: BTreeSet<IpAddr>,
+}
+
+/// The addresses that have gone a moment ago, and aren't back.
+#[derive(Debug, Default)]
+pub(super) struct Departed(Mutex<HashMap<IpAddr, Instant>>);
+
+impl Departed {
+    pub(super) fn note(&self, Change { came, went }: Change) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|address, since| !came.contains(address) && since.elapsed() < LATE);
+        let now = Instant::now();
+        all.extend(went.into_iter().map(|address| (address, now)));
+    }
+
+    /// Whether a connection goes through one of them.
+    pub(super) fn has(
+        &self,
+        Entry {
+            original, reply, ..
+        }: &Entry,
+    ) -> bool {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = |address: IpAddr| all.get(&address).is_some_and(|at| at.elapsed() < LATE);
+        // Where it is translated, its packets are addressed to the gateway.
+        gone(original.dst.ip()) || gone(reply.dst.ip())
+    }
+}
 
 /// The addresses of this host.
 pub(super) struct Addresses {
@@ -44,7 +85,7 @@ impl Addresses {
     ///
     /// # Errors
     /// What the operating system says.
-    pub(super) fn wait(&mut self) -> io::Result<()> {
+    pub(super) fn wait(&mut self) -> io::Result<Change> {
         loop {
             match recv(
                 self.events.as_raw_fd(),
@@ -57,8 +98,12 @@ impl Addresses {
             }
             let now = own()?;
             if now != self.known {
+                let change = Change {
+                    came: &now - &self.known,
+                    went: &self.known - &now,
+                };
                 self.known = now;
-                return Ok(());
+                return Ok(change);
             }
         }
     }

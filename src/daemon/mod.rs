@@ -330,16 +330,19 @@ fn follow_addresses(
     most: usize,
 ) {
     loop {
-        if let Err(e) = addresses.wait() {
-            log::error!("addresses can't be watched: {e}");
-            return;
-        }
+        let change = match addresses.wait() {
+            Ok(change) => change,
+            Err(e) => {
+                log::error!("addresses can't be watched: {e}");
+                return;
+            }
+        };
         let forget = || {
             for worker in workers {
                 worker.engine().forget_all(&mut Door::new(shared));
             }
         };
-        shared.moved(forget, most);
+        shared.moved(change, forget, most);
     }
 }
 

@@ -23,6 +23,7 @@ use crate::pinholes::ports::Listeners;
 use crate::pinholes::{PinholeKey, Plane, Transferred};
 use crate::queue::Earlier;
 
+use super::addresses::{Change, Departed};
 use super::journal::Journal;
 use super::output::Output;
 use super::overruns::Overruns;
@@ -78,6 +79,8 @@ pub struct Shared {
     journal: Option<Journal>,
     /// The same, where another gateway finds it.
     store: Option<Arc<dyn Store>>,
+    /// The addresses that have gone to another gateway.
+    departed: Departed,
 }
 
 struct State {
@@ -136,6 +139,7 @@ impl Shared {
             marks,
             journal,
             store,
+            departed: Departed::default(),
         }
     }
 
@@ -181,10 +185,12 @@ impl Shared {
         true
     }
 
-    /// An address came or went, so connections may have moved from or to another gateway. What is known
+    /// Addresses came or went, so connections may have moved from or to another gateway. What is known
     /// of them here may be out of date: `forget` has the engines forget it.
-    pub fn moved(&self, forget: impl FnOnce(), most: usize) {
+    pub fn moved(&self, change: Change, forget: impl FnOnce(), most: usize) {
+        self.departed.note(change);
         self.lock().moving = true;
+        self.with(Plane::disown);
         forget();
         if let Some(journal) = &self.journal {
             journal.clear();
@@ -204,15 +210,20 @@ impl Shared {
         let Some(journal) = &self.journal else {
             return false;
         };
-        journal.retain(|outward| self.exists(outward));
+        journal.retain(|outward| {
+            let exists = self.exists(outward);
+            if let Some(store) = self.store.as_ref().filter(|_| !exists) {
+                store.drop_record(outward);
+            }
+            exists
+        });
         let left = journal.health().records > 0;
         self.lock().opened |= left;
         left
     }
 
     /// Whether conntrack knows the connection that has a direction like this; yes if it can't be asked.
-    #[must_use]
-    pub fn exists(&self, direction: Tuple) -> bool {
+    fn exists(&self, direction: Tuple) -> bool {
         let found = self.ask(|conntrack| conntrack.lookup(direction.src, direction.dst));
         !matches!(found, Ok(None))
     }
@@ -586,7 +597,15 @@ impl Gateway for Door<'_, '_> {
     }
 
     fn find_record(&mut self, outward: Tuple) -> Option<Vec<u8>> {
-        self.shared.journal.as_ref()?.find(outward)
+        let found = self.shared.journal.as_ref()?.find(outward)?;
+        // The connection may have been there and come back while no process was here.
+        let store = self.shared.store.as_ref();
+        let newer = store.and_then(|store| store.find_record_of_another(outward));
+        newer.or(Some(found))
+    }
+
+    fn is_elsewhere(&mut self, entry: &Entry) -> bool {
+        self.shared.departed.has(entry)
     }
 
     fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {

@@ -25,6 +25,9 @@ pub trait Store: Send + Sync {
     /// What is kept of a control connection. `None`: it doesn't answer, but did a moment ago, and may again.
     fn find_record(&self, outward: Tuple) -> Option<Option<Vec<u8>>>;
 
+    /// The same if another gateway has written it, and nothing else.
+    fn find_record_of_another(&self, outward: Tuple) -> Option<Vec<u8>>;
+
     /// Keeps a pinhole that nobody has used yet, for as long as it may be used. Returns whether the
     /// other gateway will find it.
     fn keep_pinhole(&self, pinhole: &Pinhole, left: Duration) -> bool;
@@ -32,8 +35,8 @@ pub trait Store: Send + Sync {
     /// Forgets it, soon.
     fn drop_pinhole(&self, key: PinholeKey);
 
-    /// The pinholes that are kept, `most` at most, and how long each may still be used. `None`: it doesn't
-    /// answer.
+    /// The pinholes that are kept or wait to be, `most` at most, and how long each may still be used.
+    /// `None`: it doesn't answer.
     fn pinholes(&self, most: usize) -> Option<Vec<(Pinhole, Duration)>>;
 
     /// How it is doing.
@@ -47,6 +50,8 @@ pub struct StoreHealth {
     pub works: bool,
     /// How often it didn't.
     pub errors: u64,
+    /// How much couldn't be written, and waits to be.
+    pub waiting: usize,
 }
 
 /// The store at a URL. It need not answer yet.

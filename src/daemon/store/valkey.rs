@@ -4,17 +4,21 @@
 //! the [records](crate::engine::gateway) of control connections whose numbers differ on the two sides,
 //! and the pinholes that nobody has used yet. Everything in it ends by itself.
 //!
-//! | key | value | lasts for |
+//! | key | value, behind a [`tag::Tag`] | lasts for |
 //! |---|---|---|
 //! | `ftpalg:1:flow:SRC>DST` | a record; the addresses are those of what the inside end sends | 5 days |
 //! | `ftpalg:1:hole:FROM>TO` | a [`Pinhole`] | the pinhole's deadline |
 //!
 //! The number is [`RECORD_FORMAT`].
 //!
-//! A packet never waits for longer than [`PATIENCE`]. A server that doesn't answer in time isn't asked
-//! again for [`PAUSE`]. What couldn't be written is written once it answers: what it has is out of date.
+//! A packet never waits for longer than a bound ([`link`]). While a server doesn't answer, packets go on
+//! without it, and a thread of its own tries to reach it again. What couldn't be written is written then:
+//! what the server has is out of date.
 
-use std::collections::HashMap;
+mod link;
+mod tag;
+
+use std::collections::{HashMap, HashSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -23,16 +27,14 @@ use std::time::{Duration, Instant};
 use redis::{Client, Commands, Connection, Pipeline, RedisResult};
 
 use super::{Store, StoreHealth};
+use link::Link;
+use tag::{Claim, Claims, Tag};
 
 use crate::engine::{RECORD_FORMAT, Tuple};
 use crate::pinholes::{Pinhole, PinholeKey};
 
-/// How long an answer is waited for, and how long a connection.
-const PATIENCE: Duration = Duration::from_millis(50);
-/// How long a server that failed isn't asked.
+/// How often a server that doesn't answer is tried.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long a server that doesn't answer may do so again, before what it had counts as lost.
-const GRACE: Duration = Duration::from_secs(3);
 /// How long a record lasts: as `nf_conntrack_tcp_timeout_established`.
 const RECORD_LIFE: Duration = Duration::from_secs(5 * 24 * 3600);
 /// How many keys may wait to be deleted, and how many to be written. Those beyond it end by themselves, or
@@ -43,12 +45,9 @@ const SLICE: usize = 256;
 
 /// A server, as the daemon's threads share it.
 struct Valkey {
-    client: Client,
-    /// As it is shown: without user and password.
-    name: String,
-    link: Mutex<Link>,
-    /// The keys that were written, and by which write. Never held while the server is asked.
-    written: Mutex<Written>,
+    link: Link,
+    /// Never held while the server is asked.
+    claims: Mutex<Claims>,
     /// What couldn't be written, by its key.
     unwritten: Mutex<HashMap<String, Unwritten>>,
     jobs: SyncSender<Job>,
@@ -56,50 +55,29 @@ struct Valkey {
 
 /// What is done when there is time.
 enum Job {
-    Delete(Gone),
-    /// Something couldn't be written.
-    WriteAgain,
+    /// This key is to be deleted, if that takes nothing from another gateway.
+    Delete(String, Claim),
+    /// Something couldn't be written, or the server doesn't answer.
+    Mend,
 }
 
 /// A value that is to be written.
 #[derive(Clone, PartialEq)]
 struct Unwritten {
     value: Vec<u8>,
+    claim: Claim,
     /// When it ends.
     until: Instant,
-}
-
-#[derive(Default)]
-struct Written {
-    keys: HashMap<String, u64>,
-    last: u64,
-}
-
-/// A key to be deleted, unless it was written again after this write.
-struct Gone {
-    key: String,
-    write: u64,
-}
-
-#[derive(Default)]
-struct Link {
-    connection: Option<Connection>,
-    /// When a server that failed is asked again.
-    again: Option<Instant>,
-    /// Since when it hasn't answered.
-    silent: Option<Instant>,
-    errors: u64,
 }
 
 /// See [`super::open`].
 pub(super) fn open(url: &str) -> Result<Arc<dyn Store>, String> {
     let client = Client::open(url).map_err(|e| e.to_string())?;
+    let claims = Claims::new().map_err(|e| format!("can't tell this gateway from others: {e}"))?;
     let (jobs, waiting) = sync_channel(MAX_WAITING);
     let valkey = Arc::new(Valkey {
-        name: client.get_connection_info().addr().to_string(),
-        client,
-        link: Mutex::default(),
-        written: Mutex::default(),
+        link: Link::new(client),
+        claims: Mutex::new(claims),
         unwritten: Mutex::default(),
         jobs,
     });
@@ -121,12 +99,17 @@ impl Store for Valkey {
 
     fn find_record(&self, outward: Tuple) -> Option<Option<Vec<u8>>> {
         let key = record_key(outward);
-        let found = self.ask(|connection| connection.get::<_, Option<Vec<u8>>>(key));
-        let gone = |since: Instant| since.elapsed() >= GRACE;
-        match found {
-            None if self.link().silent.is_some_and(gone) => Some(None),
-            found => found,
+        match self.ask(|connection| connection.get::<_, Option<Vec<u8>>>(&key)) {
+            Some(found) => Some(found.and_then(|stored| self.claims().reads(&key, &stored))),
+            None if self.link.is_lost() => Some(None),
+            None => None,
         }
+    }
+
+    fn find_record_of_another(&self, outward: Tuple) -> Option<Vec<u8>> {
+        let found = self.find_record(outward)??;
+        let other = self.claims().has_read(&record_key(outward));
+        other.then_some(found)
     }
 
     fn keep_pinhole(&self, pinhole: &Pinhole, left: Duration) -> bool {
@@ -140,47 +123,71 @@ impl Store for Valkey {
 
     fn pinholes(&self, most: usize) -> Option<Vec<(Pinhole, Duration)>> {
         let pattern = format!("{}hole:*", prefix());
-        let keys = self.ask(|connection| {
+        let mut all = self.link.ask_patiently(|connection| {
             let keys = connection.scan_match::<_, String>(&pattern)?;
-            keys.take(most).collect::<RedisResult<Vec<String>>>()
-        });
-        let mut all = Vec::new();
-        for slice in keys?.chunks(SLICE) {
-            all.extend(self.pinholes_of(slice)?);
-        }
+            let keys: Vec<_> = keys.take(most).collect::<RedisResult<_>>()?;
+            let slices = keys.chunks(SLICE);
+            let kept: Vec<_> = slices
+                .map(|slice| self.pinholes_of(slice, connection))
+                .collect::<RedisResult<_>>()?;
+            Ok(kept.concat())
+        })?;
+        let there: HashSet<_> = all.iter().map(|(pinhole, _)| pinhole.key()).collect();
+        let waiting = self.unwritten_pinholes();
+        all.extend(waiting.filter(|(pinhole, _)| !there.contains(&pinhole.key())));
+        all.truncate(most);
         Some(all)
     }
 
     fn health(&self) -> StoreHealth {
-        let link = self.link();
-        StoreHealth {
-            works: link.again.is_none(),
-            errors: link.errors,
-        }
+        self.link.health(self.unwritten().len())
     }
 }
 
 impl Valkey {
-    fn pinholes_of(&self, keys: &[String]) -> Option<Vec<(Pinhole, Duration)>> {
+    fn pinholes_of(
+        &self,
+        keys: &[String],
+        connection: &mut Connection,
+    ) -> RedisResult<Vec<(Pinhole, Duration)>> {
         let mut questions = Pipeline::new();
         for key in keys {
             questions.get(key).pttl(key);
         }
-        let answers: Vec<(Option<Vec<u8>>, i64)> =
-            self.ask(|connection| questions.query(connection))?;
-        let kept = answers.into_iter().filter_map(|(value, left)| {
-            let pinhole = postcard::from_bytes(&value?).ok()?;
-            let left = u64::try_from(left).ok().filter(|left| *left > 0)?;
-            Some((pinhole, Duration::from_millis(left)))
-        });
-        Some(kept.collect())
+        let answers: Vec<(Option<Vec<u8>>, i64)> = questions.query(connection)?;
+        let mut claims = self.claims();
+        let kept = keys
+            .iter()
+            .zip(answers)
+            .filter_map(|(key, (stored, left))| {
+                let value = claims.reads(key, &stored?)?;
+                let pinhole = postcard::from_bytes(&value).ok()?;
+                let left = u64::try_from(left).ok().filter(|left| *left > 0)?;
+                Some((pinhole, Duration::from_millis(left)))
+            });
+        Ok(kept.collect())
     }
 
-    /// Deletes keys as they come, and writes what couldn't be written, for as long as the process lives.
+    /// Those that couldn't be written yet.
+    fn unwritten_pinholes(&self) -> impl Iterator<Item = (Pinhole, Duration)> + use<> {
+        let holes = format!("{}hole:", prefix());
+        let now = Instant::now();
+        let all = self.unwritten();
+        let waiting = all.iter().filter_map(|(key, unwritten)| {
+            let (_, value) = Tag::split(&unwritten.value).filter(|_| key.starts_with(&holes))?;
+            let left = unwritten.until.saturating_duration_since(now);
+            Some((postcard::from_bytes(value).ok()?, left))
+        });
+        waiting.collect::<Vec<_>>().into_iter()
+    }
+
+    /// Deletes keys as they come, and tries to reach a server that doesn't answer, for as long as the
+    /// process lives.
     fn sweep(&self, waiting: &Receiver<Job>) {
-        let mut gone = Vec::new();
+        let mut gone = HashMap::new();
+        let mut next_try = Instant::now();
         loop {
-            let idle = gone.is_empty() && self.unwritten().is_empty();
+            let idle = gone.is_empty() && self.unwritten().is_empty() && !self.link.is_silent();
             let first = match idle {
                 true => waiting.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 false => waiting.recv_timeout(PAUSE),
@@ -189,27 +196,35 @@ impl Valkey {
                 return;
             }
             let jobs = first.into_iter().chain(waiting.try_iter().take(SLICE));
-            gone.extend(jobs.filter_map(|job| match job {
-                Job::Delete(gone) => Some(gone),
-                Job::WriteAgain => None,
-            }));
-            gone.truncate(MAX_WAITING);
-            // A key that is written after this look is so after it was deleted.
-            let deleted = self.ask(|connection| match self.still_gone(&gone) {
-                keys if keys.is_empty() => Ok(()),
-                keys => connection.del::<_, ()>(keys),
-            });
-            if deleted.is_some() {
-                gone.clear();
+            for job in jobs {
+                match job {
+                    Job::Delete(key, claim) if gone.len() < MAX_WAITING => {
+                        gone.insert(key, claim);
+                    }
+                    _ => {}
+                }
             }
+            if self.link.is_silent() {
+                if Instant::now() < next_try {
+                    continue;
+                }
+                let mended = self.link.mend(|connection| self.write_again(connection));
+                // One that goes on failing makes packets wait once in a pause.
+                next_try = Instant::now() + PAUSE;
+                if mended.is_none() {
+                    continue;
+                }
+            }
+            self.ask(|connection| delete(connection, &mut gone));
             if !self.unwritten().is_empty() {
                 self.ask(|connection| self.write_again(connection));
             }
         }
     }
 
-    /// Writes some of what couldn't be written. Nobody else writes meanwhile.
-    fn write_again(&self, connection: &mut Connection) -> RedisResult<()> {
+    /// Writes some of what couldn't be written, unless another gateway has written there since. Returns
+    /// whether that was all. Nobody else writes meanwhile.
+    fn write_again(&self, connection: &mut Connection) -> RedisResult<bool> {
         let now = Instant::now();
         self.unwritten()
             .retain(|_, unwritten| unwritten.until > now);
@@ -219,78 +234,81 @@ impl Valkey {
             some.map(|(key, unwritten)| (key.clone(), unwritten.clone()))
                 .collect()
         };
-        let mut writes = Pipeline::new();
-        for (key, Unwritten { value, until }) in &some {
-            writes
-                .pset_ex(key, value, millis(until.duration_since(now)))
-                .ignore();
-        }
-        writes.query::<()>(connection)?;
+        let keys: Vec<_> = some.iter().map(|(key, _)| key.as_str()).collect();
+        let done = change(connection, &keys, |stored, changes| {
+            for ((key, unwritten), stored) in some.iter().zip(stored) {
+                let Unwritten {
+                    value,
+                    claim,
+                    until,
+                } = unwritten;
+                if stored.as_ref().is_none_or(|stored| claim.covers(stored)) {
+                    let left = millis(until.saturating_duration_since(now));
+                    changes.pset_ex(key, value, left).ignore();
+                }
+            }
+        })?;
         let mut all = self.unwritten();
-        for (key, unwritten) in some {
-            if all.get(&key) == Some(&unwritten) {
-                all.remove(&key);
+        if done {
+            for (key, unwritten) in some {
+                if all.get(&key) == Some(&unwritten) {
+                    all.remove(&key);
+                }
             }
         }
-        Ok(())
+        Ok(all.is_empty())
     }
 
     /// Writes a value that lasts for so long. Returns whether it is there.
     fn write(&self, key: String, value: &[u8], life: Duration) -> bool {
-        self.writes(&key);
+        let claim = self.claims().writes(&key);
+        let value = claim.tag().put_before(value);
         let written = self.ask(|connection| {
             self.unwritten().remove(&key);
-            connection.pset_ex::<_, _, ()>(&key, value, millis(life))
+            connection.pset_ex::<_, _, ()>(&key, &value, millis(life))
         });
         if written.is_some() {
             return true;
         }
         let mut all = self.unwritten();
         if all.len() < MAX_WAITING || all.contains_key(&key) {
-            let (value, until) = (value.to_vec(), Instant::now() + life);
-            all.insert(key, Unwritten { value, until });
-            // If there is no room, the thread is awake anyway.
-            _ = self.jobs.try_send(Job::WriteAgain);
+            let until = Instant::now() + life;
+            let unwritten = Unwritten {
+                value,
+                claim,
+                until,
+            };
+            all.insert(key, unwritten);
         }
+        drop(all);
+        self.needs_mending();
         false
     }
 
-    /// A key is about to be written.
-    fn writes(&self, key: &str) {
-        let mut written = self.written();
-        written.last = written.last.wrapping_add(1);
-        let write = written.last;
-        written.keys.insert(key.to_owned(), write);
-    }
-
     fn drop_key(&self, key: String) {
-        // Another process's key, if it isn't there.
-        let write = self.written().keys.get(&key).copied().unwrap_or(0);
+        let claim = self.claims().gives_up(&key);
         self.unwritten().remove(&key);
-        if self
-            .jobs
-            .try_send(Job::Delete(Gone { key, write }))
-            .is_err()
-        {
-            log::debug!("the store {}: a key ends by itself later", self.name);
+        if self.jobs.try_send(Job::Delete(key, claim)).is_err() {
+            log::debug!("the store {}: a key ends by itself later", self.link.name());
         }
     }
 
-    /// Those of the keys that weren't written again.
-    fn still_gone(&self, gone: &[Gone]) -> Vec<String> {
-        let mut written = self.written();
-        let mut keys = Vec::with_capacity(gone.len());
-        for Gone { key, write } in gone {
-            if written.keys.get(key).is_none_or(|last| last == write) {
-                written.keys.remove(key);
-                keys.push(key.clone());
-            }
+    /// Asks the server. `None`: it doesn't answer, which is told.
+    fn ask<T>(&self, question: impl FnOnce(&mut Connection) -> RedisResult<T>) -> Option<T> {
+        let answer = self.link.ask(question);
+        if answer.is_none() {
+            self.needs_mending();
         }
-        keys
+        answer
     }
 
-    fn written(&self) -> MutexGuard<'_, Written> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Wakes the thread. If there is no room, it is awake.
+    fn needs_mending(&self) {
+        _ = self.jobs.try_send(Job::Mend);
+    }
+
+    fn claims(&self) -> MutexGuard<'_, Claims> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unwritten(&self) -> MutexGuard<'_, HashMap<String, Unwritten>> {
@@ -298,55 +316,53 @@ impl Valkey {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Asks the server. `None`: it doesn't answer, which is said once.
-    fn ask<T>(&self, question: impl FnOnce(&mut Connection) -> RedisResult<T>) -> Option<T> {
-        let mut link = self.link();
-        if link.again.is_some_and(|again| Instant::now() < again) {
-            return None;
-        }
-        let mut connection = match link.connection.take().map_or_else(|| self.connect(), Ok) {
-            Ok(connection) => connection,
-            Err(e) => return self.failed(&mut link, &e),
-        };
-        match question(&mut connection) {
-            Ok(answer) => {
-                link.connection = Some(connection);
-                link.silent = None;
-                if link.again.take().is_some() {
-                    log::warn!("the store {} answers again", self.name);
-                }
-                Some(answer)
+/// Deletes these keys, and takes them out of the list. What another gateway has written since stays.
+fn delete(connection: &mut Connection, gone: &mut HashMap<String, Claim>) -> RedisResult<()> {
+    let some: Vec<_> = gone.iter().take(SLICE).collect();
+    let keys: Vec<_> = some.iter().map(|(key, _)| key.as_str()).collect();
+    let done = change(connection, &keys, |stored, changes| {
+        for ((key, claim), stored) in some.iter().zip(stored) {
+            if stored.as_ref().is_some_and(|stored| claim.covers(stored)) {
+                changes.del(key.as_str()).ignore();
             }
-            Err(e) => self.failed(&mut link, &e),
         }
+    })?;
+    if done {
+        let keys: Vec<_> = some.into_iter().map(|(key, _)| key.clone()).collect();
+        keys.iter().for_each(|key| {
+            gone.remove(key);
+        });
     }
+    Ok(())
+}
 
-    fn link(&self) -> MutexGuard<'_, Link> {
-        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+/// Looks at the values of keys, and makes changes, provided that nobody else has made any meanwhile:
+/// returns whether that was so.
+fn change(
+    connection: &mut Connection,
+    keys: &[&str],
+    changes: impl FnOnce(&[Option<Vec<u8>>], &mut Pipeline),
+) -> RedisResult<bool> {
+    if keys.is_empty() {
+        return Ok(true);
     }
-
-    fn connect(&self) -> RedisResult<Connection> {
-        let connection = self.client.get_connection_with_timeout(PATIENCE)?;
-        connection.set_read_timeout(Some(PATIENCE))?;
-        connection.set_write_timeout(Some(PATIENCE))?;
-        Ok(connection)
+    let mut look = Pipeline::new();
+    look.cmd("WATCH").arg(keys).ignore();
+    for key in keys {
+        look.get(key);
     }
-
-    fn failed<T>(&self, link: &mut Link, error: &redis::RedisError) -> Option<T> {
-        if link.again.is_none() {
-            log::warn!(
-                "the store {} doesn't answer ({error}): until it does, another gateway can't go on with \
-                 sessions whose numbers differ on the two sides, nor with announced data connections",
-                self.name
-            );
-        }
-        link.errors = link.errors.saturating_add(1);
-        let now = Instant::now();
-        link.silent.get_or_insert(now);
-        link.again = Some(now + PAUSE);
-        None
+    let stored: Vec<Option<Vec<u8>>> = look.query(connection)?;
+    let mut all = Pipeline::new();
+    all.atomic();
+    changes(&stored, &mut all);
+    if all.is_empty() {
+        redis::cmd("UNWATCH").exec(connection)?;
+        return Ok(true);
     }
+    let made: Option<()> = all.query(connection)?;
+    Ok(made.is_some())
 }
 
 /// In milliseconds, and at least one: the server refuses 0.

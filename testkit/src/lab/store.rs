@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// What `docs/recipes/two-gateways.md` says, with the password `secret`.
 const USERS: &str = "\
 user default off
-user ftpalg on >secret ~ftpalg:* resetchannels -@all +@connection +get +psetex +del +pttl +scan
+user ftpalg on >secret ~ftpalg:* resetchannels -@all +@connection +@transaction +get +psetex +del +pttl +scan
 ";
 
 /// A running server. `ftpalg:secret` may use it.
