@@ -129,7 +129,10 @@ impl Pair {
                     "-A PREROUTING -d {public}/32 -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.100.20.2"
                 ),
                 &format!("-A POSTROUTING -s 10.100.20.0/24 -o out0 -j SNAT --to-source {public}"),
-            ]);
+            ])
+            + &format!(
+                "*filter\n-A INPUT -d {public}/32 -p tcp -m conntrack --ctstate NEW -j DROP\nCOMMIT\n"
+            );
         let stations = GATEWAYS.map(|gateway| Station::new(gateway, v4.clone(), &arguments));
         let mut this = Self {
             net,
@@ -176,6 +179,11 @@ impl Pair {
             .get(gateway)
             .map(Process::log)
             .unwrap_or_default()
+    }
+
+    /// `ftpalg` on a gateway.
+    pub fn ftpalg(&self, gateway: usize) -> &Process {
+        &self.ftpalg[gateway]
     }
 
     /// What `ftpalg status --json` says on a gateway.
@@ -380,36 +388,55 @@ impl Pair {
             .count()
     }
 
-    /// The open TCP connections that conntrackd lists (`-i`, `-e`): their original tuple and mark.
-    fn listed(&self, gateway: usize, which: &str) -> HashSet<String> {
-        let text = self.conntrackd(gateway, &[which]);
-        let open = text.lines().filter(|line| line.contains(" ESTABLISHED "));
-        open.map(|line| {
-            let pairs = || line.split_whitespace().filter(|word| word.contains('='));
-            let mark = pairs().filter(|word| word.starts_with("mark="));
-            pairs().take(4).chain(mark).collect::<Vec<_>>().join(" ")
-        })
-        .collect()
+    /// The open TCP connections that go through a gateway, as its kernel has them.
+    fn open_connections(&self, gateway: usize) -> HashSet<String> {
+        let words = ["conntrack", "-L", "-p", "tcp"];
+        let all = open(&self.net.exec(GATEWAYS[gateway], &words).must().stdout);
+        // conntrackd leaves out the gateways' own.
+        let own = |line: &String| line.contains("=192.0.2.");
+        all.into_iter().filter(|line| !own(line)).collect()
     }
 
-    /// Waits until the other gateway knows of all connections that this one has.
+    /// Waits until the other gateway knows of all connections that this one has, and a store, if there is
+    /// one, of all that this one has written.
     ///
     /// # Panics
     /// If it never does.
     pub fn is_carried_over(&self, from: usize) {
         let deadline = Instant::now() + LIMIT;
         loop {
-            let (own, there) = (self.listed(from, "-i"), self.listed(1 - from, "-e"));
+            // conntrackd's own list may be late itself.
+            let own = self.open_connections(from);
+            let there = open(&self.conntrackd(1 - from, &["-e"]));
             let missing: Vec<_> = own.difference(&there).collect();
-            if missing.is_empty() {
+            let store = &self.status(from)["store"];
+            let stored = store.is_null() || (store["works"] == true && store["waiting"] == 0);
+            if missing.is_empty() && stored {
                 return;
             }
             assert!(
                 Instant::now() < deadline,
-                "never carried over: {missing:#?}"
+                "never carried over from {}: {missing:#?}, store: {store}\n{}",
+                GATEWAYS[from],
+                self.known()
             );
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// What conntrackd and the kernel know on both gateways.
+    fn known(&self) -> String {
+        let mut text = String::new();
+        for (gateway, name) in GATEWAYS.iter().enumerate() {
+            for what in ["-s", "-i", "-e"] {
+                text += &format!("--- conntrackd {what} on {name}\n");
+                text += &self.conntrackd(gateway, &[what]);
+            }
+            let words = ["conntrack", "-L", "-p", "tcp"];
+            text += &format!("--- the kernel of {name}\n");
+            text += &self.net.exec(name, &words).stdout;
+        }
+        text
     }
 
     /// What `ftpalg`, conntrackd and keepalived printed.
@@ -435,6 +462,20 @@ impl Drop for Pair {
             eprintln!("{}", self.logs());
         }
     }
+}
+
+/// The open connections in a list of conntrack's or conntrackd's: state, original tuple, and mark.
+fn open(list: &str) -> HashSet<String> {
+    let line = |line: &str| {
+        let state = line
+            .split_whitespace()
+            .find(|word| matches!(*word, "SYN_RECV" | "ESTABLISHED"))?;
+        let pairs = || line.split_whitespace().filter(|word| word.contains('='));
+        let mark = pairs().filter(|word| word.starts_with("mark=") && *word != "mark=0");
+        let words: Vec<_> = pairs().take(4).chain(mark).collect();
+        Some(format!("{state} {}", words.join(" ")))
+    };
+    list.lines().filter_map(line).collect()
 }
 
 fn conntrackd() -> String {
