@@ -36,6 +36,7 @@ mod rootless;
 mod scripts;
 mod segments;
 mod service;
+mod soak;
 mod starting;
 mod transfers;
 mod two_gateways;
