@@ -427,6 +427,9 @@ fn moved(backend: &str, shared: Shared, length: Length) {
         pending += announced.iter().flatten().count();
         let nobody_connects = loops.hold();
         pair.is_carried_over(from);
+        if shared == Shared::Store {
+            pair.is_stored(from);
+        }
         let before = invalid(&pair);
         pair.moves_to(to);
         invalid_at_moves += invalid(&pair) - before;
@@ -538,6 +541,7 @@ fn a_data_connection_may_come_before_its_pinhole() {
         sessions.retain(|session| session.verb.passive());
         let announced = all(&mut sessions, |_, session| session.announced());
         pair.is_carried_over(0);
+        pair.is_stored(0);
         let late = pair.ftpalg(1);
         late.signal(Signal::SIGSTOP);
         pair.moves_to(1);
