@@ -644,7 +644,9 @@ impl Gateway for Door<'_, '_> {
     }
 
     fn session_ended(&mut self, session: SessionId) {
-        self.may_wait();
+        if self.with(|plane| plane.has_open(session)) {
+            self.may_wait();
+        }
         self.with(|plane| plane.session_ended(session));
     }
 

@@ -281,6 +281,12 @@ impl Plane {
         self.drop_hole(id);
     }
 
+    /// Whether a session has pinholes or a range: then its end changes something in the kernel.
+    #[must_use]
+    pub fn has_open(&self, session: SessionId) -> bool {
+        self.holes.oldest_of(session).is_some() || self.ranges.has(session)
+    }
+
     /// See [`Gateway::session_ended`](crate::engine::gateway::Gateway::session_ended).
     pub fn session_ended(&mut self, session: SessionId) {
         self.catch_up();

@@ -57,6 +57,11 @@ struct Share {
 }
 
 impl Ranges {
+    /// Whether a session has a share in one.
+    pub(super) fn has(&self, session: SessionId) -> bool {
+        self.sessions.contains_key(&session)
+    }
+
     /// When a session is idle for too long, or closing is tried again.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let first = self.deadlines.first().map(|&(deadline, _)| deadline);
