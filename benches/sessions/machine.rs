@@ -71,10 +71,21 @@ fn alone(pid: u32) -> Duration {
     Duration::from_nanos(nanoseconds.sum())
 }
 
-/// The children of a process's first thread: the workers of a server.
+/// The children of a process: the workers of a server, tools that are kept running.
 fn children(pid: u32) -> impl Iterator<Item = u32> {
-    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    let pids: Vec<_> = text.split_whitespace().flat_map(str::parse).collect();
+    // Those of each thread by itself.
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    let of_task = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).ok();
+    let all: Vec<_> = tasks
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(of_task)
+        .collect();
+    let pids: Vec<_> = all
+        .iter()
+        .flat_map(|text| text.split_whitespace().flat_map(str::parse))
+        .collect();
     pids.into_iter()
 }
 
