@@ -1,10 +1,11 @@
 //! The command line: one file per subcommand.
 //!
 //! A failure is one line on the standard error, `ftpalg: WHAT; HOW TO MEND IT`, and exit code 2.
-//! `status`, `sessions` and `pinholes` have exit codes of their own.
+//! `status`, `sessions`, `pinholes` and `events` have exit codes of their own.
 
 mod check;
 mod doctor;
+mod events;
 mod log;
 mod pinholes;
 mod replay;
@@ -52,7 +53,9 @@ enum CliCommand {
     /// List the control connections
     Sessions(sessions::Arguments),
     /// List the data connections that are expected or there
-    Pinholes(Format),
+    Pinholes(pinholes::Arguments),
+    /// Show what happened: sessions, logins, transfers, refusals
+    Events(events::Arguments),
     /// Print, install or remove the steering rules
     #[command(subcommand)]
     Rules(rules::RulesCommand),
@@ -134,7 +137,8 @@ pub fn main() -> ExitCode {
         CliCommand::Run(arguments) => run::run(*arguments),
         CliCommand::Status(arguments) => status::show(&arguments),
         CliCommand::Sessions(arguments) => sessions::show(&arguments),
-        CliCommand::Pinholes(format) => pinholes::show(format),
+        CliCommand::Pinholes(arguments) => pinholes::show(arguments),
+        CliCommand::Events(arguments) => events::show(&arguments),
         CliCommand::Rules(command) => rules::run(command),
         CliCommand::Check(arguments) => check::run(&arguments),
         CliCommand::Doctor(arguments) => doctor::run(*arguments),

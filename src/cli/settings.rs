@@ -9,6 +9,7 @@
 //! value, an example in [`example`].
 
 mod again;
+mod events;
 pub(super) mod example;
 pub(super) mod file;
 mod host;
@@ -55,6 +56,8 @@ pub(crate) struct Settings {
     restarts: restarts::Restarts,
     #[command(flatten)]
     watching: watching::Watching,
+    #[command(flatten)]
+    events: events::EventSettings,
 }
 
 impl Settings {
@@ -76,6 +79,7 @@ impl Settings {
             host: self.host.over(base.host),
             restarts: self.restarts.over(base.restarts),
             watching: self.watching.over(base.watching),
+            events: self.events.over(base.events),
         }
     }
 }

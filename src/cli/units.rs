@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+pub(super) use crate::daemon::events::human::bytes;
+
 /// A value as people read it.
 pub(super) fn text(value: &Value) -> String {
     match value {
@@ -43,32 +45,6 @@ pub(super) fn duration(seconds: u64) -> String {
         0 => format!("{large} {unit}"),
         _ => format!("{large} {unit} {small} {smaller}"),
     }
-}
-
-/// A number of bytes with three digits and a binary unit: `812 B`, `1.50 KiB`, `12.3 MiB`, `123 GiB`.
-pub(super) fn bytes(count: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    // Below, 999.5 and more would round to 1000.
-    #[allow(clippy::cast_precision_loss)] // three digits are shown
-    let mut value = count as f64 / 1024.0;
-    let mut units = UNITS.into_iter();
-    let mut unit = units.next().unwrap_or_default();
-    for larger in units {
-        if value < 999.5 {
-            break;
-        }
-        value /= 1024.0;
-        unit = larger;
-    }
-    let digits = match value {
-        v if v < 9.995 => 2,
-        v if v < 99.95 => 1,
-        _ => 0,
-    };
-    format!("{value:.digits$} {unit}")
 }
 
 /// A field of bytes, for a column.

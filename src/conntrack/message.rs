@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use super::{Bytes, ConntrackEvent, Entry, Kept, SEEN_REPLY, TcpState, Tuple};
+use super::{Bytes, ConntrackEvent, Entry, Kept, Progress, SEEN_REPLY, TcpState, Tuple};
 use crate::net::{Family, Mark, TCP};
 use crate::netlink::codec::{Attrs, Builder, Message};
 use crate::netlink::filter::{Filter, To};
@@ -182,8 +182,8 @@ pub(super) fn parse_event(
         return None;
     }
     let id = number(CTA_ID).unwrap_or(0);
+    let status = number(CTA_STATUS).unwrap_or(0);
     if message.kind == CT_NEW {
-        let status = number(CTA_STATUS).unwrap_or(0);
         return Some(ConntrackEvent::New { entry, id, status });
     }
     Some(ConntrackEvent::Destroy {
@@ -192,7 +192,17 @@ pub(super) fn parse_event(
         bytes: parse_bytes(message),
         lifetime: parse_lifetime(message),
         state: parse_state(message),
+        status,
     })
+}
+
+pub(super) fn parse_progress(message: &Message<'_>) -> Progress {
+    let status = message.attrs().find(CTA_STATUS);
+    Progress {
+        state: parse_state(message),
+        status: status.and_then(|attr| attr.be32()).unwrap_or(0),
+        bytes: parse_bytes(message),
+    }
 }
 
 /// The direction and `CTA_ID` of a connection from `from` to `to` that nobody has answered
@@ -361,6 +371,7 @@ mod tests {
                     }),
                     lifetime: Some(Duration::from_millis(2500)),
                     state: Some(TcpState(7)),
+                    status: 0,
                 })
             );
         }

@@ -50,8 +50,13 @@ pub enum ConntrackEvent {
         lifetime: Option<Duration>,
         /// Its state when it was deleted, if the kernel tells (Linux 5.12).
         state: Option<TcpState>,
+        /// `IPS_*` bits.
+        status: u32,
     },
 }
+
+/// `IPS_ASSURED`: both ends have completed the handshake.
+pub const ASSURED: u32 = 1 << 2;
 
 /// `enum tcp_conntrack`: the state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +65,44 @@ pub struct TcpState(pub u8);
 impl TcpState {
     /// Both ends have agreed on the connection, and neither has begun to end it.
     pub const ESTABLISHED: Self = Self(3);
+
+    /// Both ends have said that they send no more (`TIME_WAIT`), or one has reset it (`CLOSE`).
+    #[must_use]
+    pub const fn is_over(self) -> bool {
+        matches!(self.0, 7 | 8)
+    }
+
+    /// One end has said that it sends no more (`FIN_WAIT`, `CLOSE_WAIT`, `LAST_ACK`).
+    #[must_use]
+    pub const fn is_ending(self) -> bool {
+        matches!(self.0, 4..=6)
+    }
+
+    /// It was reset (`CLOSE`).
+    #[must_use]
+    pub const fn is_reset(self) -> bool {
+        self.0 == 8
+    }
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Its state, if the kernel tells.
+    pub state: Option<TcpState>,
+    /// `IPS_*` bits.
+    pub status: u32,
+    /// Bytes with IP headers of both directions, where `net.netfilter.nf_conntrack_acct` is on.
+    pub bytes: Option<Bytes>,
+}
+
+impl Progress {
+    /// Whether both ends were there. Yes if that can't be told.
+    #[must_use]
+    pub fn was_established(state: Option<TcpState>, status: u32) -> bool {
+        let attempt = |state: TcpState| matches!(state.0, 1 | 2 | 8 | 9);
+        status & ASSURED != 0 || !state.is_some_and(attempt)
+    }
 }
 
 /// How long the entry of a connection is kept.
@@ -225,6 +268,14 @@ impl Conntrack {
     pub fn bytes(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Bytes>> {
         let found = self.find(src, dst, parse_bytes)?;
         Ok(found.flatten())
+    }
+
+    /// How far the connection with this direction has come; `None` if there is none.
+    ///
+    /// # Errors
+    /// As [`lookup`](Self::lookup).
+    pub fn progress(&mut self, src: SocketAddr, dst: SocketAddr) -> io::Result<Option<Progress>> {
+        self.find(src, dst, message::parse_progress)
     }
 
     /// All TCP connections that carry the mark.

@@ -13,6 +13,7 @@ use crate::ftp::policy::{Policy, SERVICE_PORTS, SYSTEM_PORTS, Strict};
 use crate::pinholes::PlaneLimits;
 
 use super::config::{Config, Limits, Tls};
+use super::events::{EventsConfig, FileLimits};
 
 /// A new configuration beside the one that the daemon goes by.
 #[derive(Debug)]
@@ -79,6 +80,11 @@ fn merge(old: &Config, new: Config) -> Config {
         resume_mark: old.resume_mark,
         state: old.state.clone(),
         metrics: old.metrics,
+        // What is open stays open.
+        events: EventsConfig {
+            names: new.events.names,
+            ..old.events.clone()
+        },
         ..new
     }
 }
@@ -105,6 +111,12 @@ pub fn settings(config: &Config) -> BTreeMap<&'static str, String> {
         keep_length,
         metrics,
         limits,
+        events:
+            EventsConfig {
+                to,
+                limits: FileLimits { size, files },
+                names,
+            },
     } = config;
     let Steering {
         inside,
@@ -157,6 +169,10 @@ pub fn settings(config: &Config) -> BTreeMap<&'static str, String> {
         ("state", state.to_string()),
         ("metrics", list(metrics)),
         ("keep-length", either(*keep_length, "prefer", "off")),
+        ("events", to.to_string()),
+        ("events-size", (size >> 20).to_string()),
+        ("events-files", files.to_string()),
+        ("events-names", yes_or_no(*names)),
     ]);
     rows.extend(limit_rows(limits));
     rows
@@ -334,6 +350,7 @@ mod tests {
             keep_length: true,
             metrics: None,
             limits: Limits::default(),
+            events: EventsConfig::default(),
         }
     }
 

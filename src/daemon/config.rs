@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::events::EventsConfig;
 use crate::engine::{self, Marks};
 use crate::firewall::{Inside, Steering};
 use crate::ftp::policy::Policy;
@@ -53,6 +54,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// How much of each there may be.
     pub limits: Limits,
+    /// What is recorded, and where.
+    pub events: EventsConfig,
 }
 
 impl Config {
@@ -223,7 +226,7 @@ pub enum PublicName {
 /// Text that isn't a value: what was expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct BadValue(String);
+pub struct BadValue(pub(super) String);
 
 /// Reads one of a few words.
 macro_rules! words {

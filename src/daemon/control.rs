@@ -6,7 +6,8 @@
 //! finds it taken adds a random number to it: [`ask()`] finds it in the kernel's list of sockets.
 //!
 //! The protocol: the client sends one JSON object and a line feed, the daemon answers with one
-//! line of JSON, `{"ok": …}` or `{"error": "…"}`, and closes. Both ends go by the other's
+//! line of JSON, `{"ok": …}` or `{"error": "…"}`, and closes. Who follows records gets such a line for
+//! each, until it goes: `{"ok": RECORD}`, or `{"ok": {"lost": N}}` if it was too slow for N. Both ends go by the other's
 //! credentials (`SO_PEERCRED`): only root and the daemon's own user are spoken to, or believed.
 
 mod ask;
@@ -20,9 +21,9 @@ use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use ask::{AskError, ask, holder};
+pub use ask::{AskError, ask, follow, holder};
 pub use serve::{Answerer, BindError, ControlSocket};
-pub(super) use serve::{MAX_CLIENTS, MAX_WAITING};
+pub(super) use serve::{MAX_CLIENTS, MAX_FOLLOWERS, MAX_WAITING};
 
 /// The socket's name in the abstract namespace. If somebody else has it, a dash and a number are added.
 const NAME: &str = "ftpalg";
@@ -37,8 +38,27 @@ pub enum ControlRequest {
     Status,
     /// The control connections.
     Sessions,
-    /// The data connections that are expected.
+    /// The data connections that are expected or there.
     Pinholes,
+    /// The same, and those of the past.
+    AllPinholes,
+    /// The last records.
+    Events {
+        /// Only those of this session.
+        #[serde(default)]
+        session: Option<u64>,
+        /// Those that come as well, one in each line, until the client goes.
+        #[serde(default)]
+        follow: bool,
+    },
+}
+
+/// How a request is answered.
+pub enum Answer {
+    /// By one line.
+    Reply(Reply),
+    /// By lines that come in time: each call waits for some, for so long at most.
+    Follow(Box<dyn FnMut(Duration) -> Vec<Reply> + Send>),
 }
 
 /// The daemon's answer.

@@ -7,6 +7,7 @@
 pub mod checkup;
 pub mod config;
 pub mod control;
+pub mod events;
 pub mod farewell;
 pub mod guardian;
 pub mod journal;
@@ -25,6 +26,7 @@ mod addresses;
 mod advertised;
 pub mod changes;
 mod dry_run;
+mod ends;
 mod guard;
 mod lifetime;
 mod privileges;
@@ -55,6 +57,8 @@ use advertised::Advertised;
 use config::Config;
 use control::{Answerer, BindError, ControlSocket};
 pub use dry_run::dry_run;
+use ends::Ends;
+use events::{Recorder, Ring, What};
 use guard::Guard;
 use lifetime::{Ending, Lifetime};
 use lock::{Lock, LockError};
@@ -144,7 +148,10 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
     let queues = setup::open_queues(&steered.steering)?;
 
     let clock = Clock::start();
-    let output = Output::start().map_err(StartError::system("start a thread"))?;
+    let records = Ring::default();
+    let recorder = Recorder::open(&config.events, records.clone()).map_err(StartError::Host)?;
+    let output = Output::start(recorder).map_err(StartError::system("start a thread"))?;
+    let (ends, look) = Ends::new();
     let (plane, events) = setup::plane(config, clock)?;
     let (journal, unusable) = setup::journal(&config.state)?;
     let store = setup::store(&config.state)?;
@@ -155,7 +162,7 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
     let shared = Arc::new(Shared::new(
         plane,
         clock,
-        output.clone(),
+        (output.clone(), records, ends),
         Overruns::of(steered.steering.queues),
         config.marks(),
         journal,
@@ -203,6 +210,8 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
         })?;
     }
     start_threads(&lifetime, &shared, &workers, queues, events, mark)?;
+    let watch = Arc::clone(&shared);
+    lifetime.thread("ends", move || look.serve(&watch))?;
 
     let guard = Guard::new(&steered, &shared);
     let placed = steered.install()?;
@@ -248,6 +257,12 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
     for warning in checkup.warnings {
         log::warn!("{warning}");
     }
+    let greeting: Vec<_> = greeting.collect();
+    output.note(What::Start {
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        notes: greeting.clone(),
+    });
     for line in greeting {
         output.line(line);
     }
@@ -263,6 +278,8 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
     if handover {
         farewell::settle(&workers);
     }
+    ends::take_leave(&shared);
+    output.note(What::Stop { handover });
     if !matches!(ending, Ending::Failed(_)) {
         farewell::farewell(&workers, handover, &shared);
     }

@@ -10,6 +10,7 @@ use sd_notify::NotifyState;
 use super::advertised::Advertised;
 use super::changes::Changes;
 use super::config::Config;
+use super::events::What;
 use super::output::Output;
 use super::shared::Shared;
 use super::worker::Worker;
@@ -106,6 +107,8 @@ impl Reloader {
                     (true, false) => "nothing else changed".to_owned(),
                 };
                 self.output().line(format!("reloaded {name}: {what}"));
+                let what = format!("{name}: {what}");
+                self.output().note(What::Reload { what });
             }
             Err(mistakes) => {
                 for mistake in mistakes {
@@ -142,6 +145,7 @@ impl Reloader {
         for worker in &self.workers {
             worker.engine().reconfigure(engines.clone());
         }
+        self.output().names(config.events.names);
         self.config.set(config);
         Ok((made, refused))
     }

@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::control::{MAX_CLIENTS, MAX_WAITING};
+use super::control::{MAX_CLIENTS, MAX_FOLLOWERS, MAX_WAITING};
 
 /// Descriptors for all but queues, clients and the reserve: what is always open, what looking at the
 /// rules needs, and room for libraries (looking up names) and for inherited ones.
@@ -41,7 +41,8 @@ impl Reserve {
     /// # Errors
     /// One line, if the limit is too low and can't be raised.
     pub(super) fn take(queues: u16, more: usize) -> Result<Self, String> {
-        let clients = u64::try_from(MAX_CLIENTS + MAX_WAITING + RESERVE + more).unwrap_or(u64::MAX);
+        let most = MAX_CLIENTS + MAX_FOLLOWERS + MAX_WAITING + RESERVE + more;
+        let clients = u64::try_from(most).unwrap_or(u64::MAX);
         let needed = clients.saturating_add(BASE).saturating_add(queues.into());
         // Where the limit can't be read, opening will fail if it is too low.
         if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)

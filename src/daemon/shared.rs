@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::conntrack::{Bytes, Conntrack};
+use crate::conntrack::{Bytes, Conntrack, Progress};
 use crate::engine::event::Event;
 use crate::engine::gateway::{
     Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId,
@@ -20,10 +20,12 @@ use crate::engine::gateway::{
 use crate::engine::{Entry, Marks, Standing, Tuple};
 use crate::pinholes::backend::BackendError;
 use crate::pinholes::ports::Listeners;
-use crate::pinholes::{PinholeKey, Plane, Transferred};
+use crate::pinholes::{PinholeInfo, PinholeKey, Plane, PlaneReport, Transferred};
 use crate::queue::Earlier;
 
 use super::addresses::{Change, Departed};
+use super::ends::Ends;
+use super::events::Ring;
 use super::journal::Journal;
 use super::output::Output;
 use super::overruns::Overruns;
@@ -72,6 +74,10 @@ pub struct Shared {
     lookups: Mutex<Vec<Conntrack>>,
     clock: Clock,
     output: Output,
+    /// The last records.
+    records: Ring,
+    /// Where the ends of transfers are told.
+    ends: Ends,
     overruns: Overruns,
     /// See [`engine::Config::marks`](crate::engine::Config::marks).
     marks: Marks,
@@ -112,10 +118,10 @@ impl State {
 impl Shared {
     /// Shares a plane that goes by `clock`, too.
     #[must_use]
-    pub fn new(
+    pub(super) fn new(
         plane: Plane,
         clock: Clock,
-        output: Output,
+        (output, records, ends): (Output, Ring, Ends),
         overruns: Overruns,
         marks: Marks,
         journal: Option<Journal>,
@@ -135,6 +141,8 @@ impl Shared {
             lookups: Mutex::default(),
             clock,
             output,
+            records,
+            ends,
             overruns,
             marks,
             journal,
@@ -158,6 +166,41 @@ impl Shared {
     #[must_use]
     pub fn output(&self) -> &Output {
         &self.output
+    }
+
+    /// The last records.
+    #[must_use]
+    pub fn records(&self) -> &Ring {
+        &self.records
+    }
+
+    /// How far a data connection has come; `None` if conntrack doesn't know it.
+    ///
+    /// # Errors
+    /// If conntrack can't be asked.
+    pub fn progress(&self, tuple: Tuple) -> io::Result<Option<Progress>> {
+        self.ask(|conntrack| conntrack.progress(tuple.src, tuple.dst))
+    }
+
+    /// All pinholes and data connections, with what these have carried; `past`: those of the past, too.
+    /// Conntrack is asked while no lock is held.
+    #[must_use]
+    pub fn pinholes(&self, past: bool) -> Vec<PinholeInfo> {
+        let (mut all, now) = self.with(|plane| {
+            let past = if past { plane.past() } else { Vec::new() };
+            (past, plane.pinholes())
+        });
+        all.extend(now);
+        for info in &mut all {
+            let bytes = |tuple: Tuple| {
+                let bytes = self.ask(|conntrack| conntrack.bytes(tuple.src, tuple.dst));
+                bytes.ok().flatten()
+            };
+            if let Some(bytes) = info.connection.and_then(bytes) {
+                info.bytes = Some(bytes.original.saturating_add(bytes.reply));
+            }
+        }
+        all
     }
 
     /// What a successor must know, if that is kept.
@@ -474,6 +517,9 @@ impl Shared {
     /// What is to be done after the plane was used.
     fn settle(&self, state: &mut State) {
         for report in state.plane.take_reports() {
+            if let PlaneReport::Connected(connection) = report {
+                self.ends.connected(connection.session);
+            }
             self.output.report(report);
         }
         if let Some(store) = &self.store {
@@ -662,6 +708,9 @@ impl Gateway for Door<'_, '_> {
             && !self.lock().is_new_under_tls(client)
         {
             return;
+        }
+        if let Event::TransferEnded { session, .. } = event {
+            self.shared.ends.transfer_is_over(session);
         }
         self.shared.output.event(event);
     }

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `status` | one object: the fields of `Report` below; `queues` is a list of `Queue`, `counters` are those of [`engine::Stats`](crate::engine::Stats), `nat` those of [`pinholes::PlaneCounters`] |
 //! | `sessions` | a list of [`SessionInfo`] with [`Transferred`](pinholes::Transferred) and its `range`, ordered by `id` |
-//! | `pinholes` | a list of [`PinholeInfo`](pinholes::PinholeInfo): pending ones first, then ranges, then data connections, each ordered by `id` |
+//! | `events` | a list of [`Record`]s, oldest first; with `follow` one in each line |
+//! | `pinholes` | a list of `PinholeReport`: with `allpinholes` those of the past, then pending ones first, then ranges, then data connections, each ordered by `id` |
 //!
 //! Times are whole seconds, addresses are text (`10.0.0.2:21`, `[fd00::2]:21`), counters start at 0
 //! with the daemon and never go back, and what isn't known or doesn't apply is `null`. An exit code
@@ -13,7 +14,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -23,7 +24,8 @@ use crate::pinholes;
 use crate::queue::kernel;
 
 use super::config::{Config, Limits, RulesMode};
-use super::control::{ControlRequest, Reply};
+use super::control::{Answer, ControlRequest, Reply};
+use super::events::{Batch, Record, human};
 use super::journal::{Health, Journal};
 use super::metrics::Sample;
 use super::reload::CurrentConfig;
@@ -131,6 +133,29 @@ pub(super) struct Queue {
     pub(super) unknown_hook: u64,
 }
 
+/// A pinhole or a data connection.
+#[derive(Debug, Serialize)]
+struct PinholeReport {
+    #[serde(flatten)]
+    pinhole: pinholes::PinholeInfo,
+    /// Bytes per second of its connection.
+    rate: Option<u64>,
+}
+
+/// How long an answer waits for what is being recorded.
+const SETTLE: Duration = Duration::from_secs(1);
+/// How many records a follower gets at once.
+const AT_ONCE: usize = 256;
+
+fn unwritable(error: &serde_json::Error) -> Reply {
+    Reply::Error(format!("the answer can't be written: {error}"))
+}
+
+/// Whether a record is wanted by who asked for those of one session.
+fn is_of(record: &Record, session: Option<u64>) -> bool {
+    session.is_none() || record.session == session
+}
+
 /// Knows whom to ask.
 pub(super) struct Status {
     config: CurrentConfig,
@@ -158,20 +183,65 @@ impl Status {
     }
 
     /// Answers a request.
-    pub(super) fn answer(&self, request: ControlRequest) -> Reply {
+    pub(super) fn answer(&self, request: ControlRequest) -> Answer {
         // Events may wait for a moment (`Plane::patience`), but who asks knows of all of them.
         self.shared.with(pinholes::Plane::catch_up);
         let value = match request {
             ControlRequest::Status => serde_json::to_value(self.report(&self.config.now())),
             ControlRequest::Sessions => serde_json::to_value(self.session_reports()),
-            ControlRequest::Pinholes => {
-                serde_json::to_value(self.shared.with(|plane| plane.pinholes()))
+            ControlRequest::Pinholes => serde_json::to_value(self.pinhole_reports(false)),
+            ControlRequest::AllPinholes => serde_json::to_value(self.pinhole_reports(true)),
+            ControlRequest::Events {
+                session,
+                follow: true,
+            } => return self.follow(session),
+            ControlRequest::Events { session, .. } => {
+                // What happened until now is to be among them.
+                self.shared.output().settle(SETTLE);
+                let (records, _) = self.shared.records().all();
+                let wanted = records.iter().filter(|record| is_of(record, session));
+                serde_json::to_value(wanted.map(AsRef::as_ref).collect::<Vec<&Record>>())
             }
         };
-        match value {
+        Answer::Reply(match value {
             Ok(value) => Reply::Ok(value),
-            Err(e) => Reply::Error(format!("the answer can't be written: {e}")),
-        }
+            Err(e) => unwritable(&e),
+        })
+    }
+
+    /// The records that are kept, and those that come.
+    fn follow(&self, session: Option<u64>) -> Answer {
+        self.shared.output().settle(SETTLE);
+        let records = self.shared.records().clone();
+        let (mut old, mut cursor) = {
+            let (old, cursor) = records.all();
+            (Some(old), cursor)
+        };
+        Answer::Follow(Box::new(move |patience| {
+            let batch = match old.take() {
+                Some(records) => Batch { lost: 0, records },
+                None => records.wait(&mut cursor, AT_ONCE, patience),
+            };
+            let lost = (batch.lost > 0).then(|| Reply::Ok(serde_json::json!({"lost": batch.lost})));
+            let wanted = batch.records.iter().filter(|record| is_of(record, session));
+            let lines = wanted.map(|record| match serde_json::to_value(record.as_ref()) {
+                Ok(value) => Reply::Ok(value),
+                Err(e) => unwritable(&e),
+            });
+            lost.into_iter().chain(lines).collect()
+        }))
+    }
+
+    fn pinhole_reports(&self, past: bool) -> Vec<PinholeReport> {
+        let all = self.shared.pinholes(past).into_iter();
+        let report = |pinhole: pinholes::PinholeInfo| PinholeReport {
+            rate: pinhole
+                .bytes
+                .zip(pinhole.seconds)
+                .and_then(|(bytes, seconds)| human::rate(bytes, seconds)),
+            pinhole,
+        };
+        all.map(report).collect()
     }
 
     /// What is printed when all is in place; the last line has the word `ready`. `servers`: those that

@@ -1,15 +1,28 @@
 //! A control connection as connection tracking and NAT see it: what the
 //! [`Gateway`](super::gateway::Gateway) answers.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// One direction of a connection, as its packets look on the side where they enter the gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct Tuple {
     /// Where packets of this direction come from (before any source NAT).
     pub src: SocketAddr,
     /// Where packets of this direction are sent to (before any destination NAT).
     pub dst: SocketAddr,
+}
+
+impl Tuple {
+    /// The one before all others.
+    pub const FIRST: Self = {
+        let nobody = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+        Self {
+            src: nobody,
+            dst: nobody,
+        }
+    };
 }
 
 /// A conntrack entry of a TCP connection: both directions, as each sender writes them.

@@ -61,6 +61,8 @@ pub enum Event {
         verb: &'static str,
         /// Why, in a few words.
         why: String,
+        /// The address that it named, if it named one.
+        address: Option<SocketAddr>,
         /// Whether the text was replaced, so that the server answers with an error.
         replaced: bool,
     },

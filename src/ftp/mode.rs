@@ -1,7 +1,7 @@
 //! The two ways in which a data connection is made.
 
 /// How the data connection of an announcement is made (RFC 959 §3.3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// The server listens, the client connects (`PASV`, `EPSV`).

@@ -1,10 +1,13 @@
 //! Data connections: what conntrack's events say of them.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use super::{DataConnection, Finished, NO_SESSION, Plane, PlaneReport, Transferred};
-use crate::conntrack::{Bytes, Completeness, ConntrackEvent, SEEN_REPLY, TcpState};
+use crate::conntrack::{
+    ASSURED, Bytes, Completeness, ConntrackEvent, Progress, SEEN_REPLY, TcpState,
+};
 use crate::engine::Tuple;
 use crate::engine::gateway::SessionId;
 use crate::pinholes::{Pinhole, PinholeKey};
@@ -44,9 +47,10 @@ impl Plane {
                     bytes,
                     lifetime,
                     state,
+                    status,
                     ..
                 } => {
-                    self.on_conntrack_destroy(entry.original, bytes, lifetime, state);
+                    self.deleted(entry.original, bytes, lifetime, state, status);
                     self.control_forgotten(entry.original);
                 }
             }
@@ -112,6 +116,7 @@ impl Plane {
         }
         if self.connections.len() < self.config.limits.connections {
             self.connections.insert(original, connection);
+            self.live.insert((connection.session, original));
         }
         self.report(PlaneReport::Connected(connection));
     }
@@ -124,7 +129,23 @@ impl Plane {
         lifetime: Option<Duration>,
         state: Option<TcpState>,
     ) -> Option<Finished> {
+        self.deleted(original, bytes, lifetime, state, ASSURED)
+    }
+
+    /// The same; `status` are its `IPS_*` bits. Returns nothing if its end was known before.
+    fn deleted(
+        &mut self,
+        original: Tuple,
+        bytes: Option<Bytes>,
+        lifetime: Option<Duration>,
+        state: Option<TcpState>,
+        status: u32,
+    ) -> Option<Finished> {
         let connection = self.connections.remove(&original)?;
+        if let Some(total) = self.transferred.get_mut(&connection.session) {
+            total.bytes = add(total.bytes, bytes);
+        }
+        let is_news = self.live.remove(&(connection.session, original));
         // What a burst of connections needed isn't kept when it is over.
         let few = self.connections.len().max(FEW);
         if self.connections.capacity() / SPARE > few {
@@ -142,9 +163,11 @@ impl Plane {
                 true => lifetime,
                 false => lifetime.saturating_sub(remembered),
             },
+            established: Progress::was_established(state, status),
+            reset: state.is_some_and(TcpState::is_reset),
         };
-        if let Some(total) = self.transferred.get_mut(&connection.session) {
-            total.bytes = add(total.bytes, bytes);
+        if !is_news {
+            return None;
         }
         self.counters.bytes = add(Some(self.counters.bytes), bytes).unwrap_or(u64::MAX);
         self.report(PlaneReport::Finished(finished));
@@ -155,6 +178,72 @@ impl Plane {
     #[must_use]
     pub fn running(&self) -> Vec<Tuple> {
         self.connections.keys().copied().collect()
+    }
+
+    /// The data connections of a session that aren't known to be over.
+    pub fn live_of(&self, session: SessionId) -> impl Iterator<Item = Tuple> {
+        let from = self
+            .live
+            .range((Bound::Included((session, Tuple::FIRST)), Bound::Unbounded));
+        from.take_while(move |(of, _)| *of == session)
+            .map(|(_, original)| *original)
+    }
+
+    /// How many data connections aren't known to be over.
+    #[must_use]
+    pub fn live_count(&self) -> usize {
+        self.live.len()
+    }
+
+    /// Some of the data connections that aren't known to be over: at most so many, from behind `last`
+    /// on.
+    #[must_use]
+    pub fn some_live(
+        &self,
+        last: Option<(SessionId, Tuple)>,
+        most: usize,
+    ) -> Vec<(SessionId, Tuple)> {
+        let from = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let some = self.live.range((from, Bound::Unbounded));
+        some.take(most).copied().collect()
+    }
+
+    /// Conntrack was asked about a data connection. If it is over, that is reported now, long before
+    /// conntrack deletes its entry. `half`: it counts as over when one end has closed it. Returns
+    /// whether it is over.
+    pub fn on_progress(&mut self, original: Tuple, progress: &Progress, half: bool) -> bool {
+        let over = progress
+            .state
+            .is_some_and(|state| state.is_over() || half && state.is_ending());
+        if !over {
+            return false;
+        }
+        if let Some(finished) = self.so_far(original, progress)
+            && self.live.remove(&(finished.connection.session, original))
+        {
+            self.report(PlaneReport::Finished(finished));
+        }
+        true
+    }
+
+    /// The daemon ends: reports what a data connection has carried, whether it is over or not.
+    pub fn take_leave(&mut self, original: Tuple, progress: &Progress) {
+        if !self.on_progress(original, progress, false)
+            && let Some(finished) = self.so_far(original, progress)
+        {
+            self.report(PlaneReport::Running(finished));
+        }
+    }
+
+    fn so_far(&self, original: Tuple, progress: &Progress) -> Option<Finished> {
+        let connection = *self.connections.get(&original)?;
+        Some(Finished {
+            connection,
+            bytes: progress.bytes,
+            duration: self.now().saturating_sub(connection.started),
+            established: Progress::was_established(progress.state, progress.status),
+            reset: progress.state.is_some_and(TcpState::is_reset),
+        })
     }
 
     /// What the data connections of each session carried so far. Sessions without any are left out.

@@ -207,6 +207,9 @@ impl PendingHole {
             },
             expires_in: Some(round_up(left)),
             ports: None,
+            seconds: None,
+            bytes: None,
+            connection: None,
         }
     }
 }

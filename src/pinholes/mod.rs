@@ -49,7 +49,7 @@ pub use types::{
 use clients::Clients;
 use holes::{Holes, PendingHole};
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -64,6 +64,9 @@ use used::Used;
 /// How many reports are kept until they are taken; beyond it, the oldest is dropped.
 const MAX_REPORTS: usize = 10_000;
 
+/// How many pinholes of the past are shown.
+const MAX_PAST: usize = 1000;
+
 /// The session of pinholes that were adopted from a daemon before this one. Sessions of this one are
 /// numbered from 1.
 const NO_SESSION: SessionId = SessionId(0);
@@ -73,7 +76,12 @@ pub struct Plane {
     config: PlaneConfig,
     parts: Parts,
     holes: Holes,
+    /// The data connections that conntrack has, until it deletes their entries.
     connections: HashMap<Tuple, DataConnection>,
+    /// Those of them that aren't known to be over.
+    live: BTreeSet<(SessionId, Tuple)>,
+    /// Pinholes that were used or have expired, oldest first.
+    past: VecDeque<PinholeInfo>,
     /// Totals of the sessions that have had data connections and go on.
     transferred: HashMap<SessionId, Transferred>,
     ranges: Ranges,
@@ -127,6 +135,8 @@ impl Plane {
             parts,
             holes: Holes::default(),
             connections: HashMap::new(),
+            live: BTreeSet::new(),
+            past: VecDeque::new(),
             transferred: HashMap::new(),
             ranges: Ranges::default(),
             unused: HashSet::new(),
@@ -305,18 +315,25 @@ impl Plane {
         std::mem::take(&mut self.reports).into_iter()
     }
 
-    /// All pending pinholes, then open ranges, then data connections, each in the order of ids.
+    /// All pending pinholes, then open ranges, then data connections that aren't over, each in the order
+    /// of ids.
     #[must_use]
     pub fn pinholes(&self) -> Vec<PinholeInfo> {
         let now = self.now();
-        let mut used: Vec<_> = self
-            .connections
-            .values()
-            .map(DataConnection::info)
-            .collect();
+        let connection = |(_, original): &(SessionId, Tuple)| {
+            let connection = self.connections.get(original)?;
+            Some(connection.info(*original, now))
+        };
+        let mut used: Vec<_> = self.live.iter().filter_map(connection).collect();
         used.sort_by_key(|info| info.id);
         let pending = self.holes.iter().map(|(id, hole)| hole.info(id, now));
         pending.chain(self.range_infos(now)).chain(used).collect()
+    }
+
+    /// Pinholes that were used or have expired, oldest first: the last ones only.
+    #[must_use]
+    pub fn past(&self) -> Vec<PinholeInfo> {
+        self.past.iter().cloned().collect()
     }
 
     /// What was counted since the start.
@@ -369,6 +386,17 @@ impl Plane {
     }
 
     fn report(&mut self, report: PlaneReport) {
+        let past = match &report {
+            PlaneReport::Finished(finished) => Some(finished.info()),
+            PlaneReport::Expired(hole) => Some(hole.clone()),
+            _ => None,
+        };
+        if let Some(past) = past {
+            if self.past.len() >= MAX_PAST {
+                self.past.pop_front();
+            }
+            self.past.push_back(past);
+        }
         if self.reports.len() >= MAX_REPORTS {
             self.reports.pop_front();
         }

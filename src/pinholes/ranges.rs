@@ -351,5 +351,8 @@ fn info(
         state: PinholeState::Open,
         expires_in: Some(round_up(share.deadline.saturating_sub(now))),
         ports: Some(ports.to_string()),
+        seconds: None,
+        bytes: None,
+        connection: None,
     }
 }

@@ -178,12 +178,14 @@ pub enum PinholeState {
     Open,
     /// Its connection exists; the pinhole itself is closed.
     Used,
+    /// Its connection is over.
+    Over,
     /// Nobody came until its deadline.
     Expired,
 }
 
 /// A pinhole, as the control socket and the output show it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PinholeInfo {
     /// Its name.
     pub id: PinholeId,
@@ -206,6 +208,13 @@ pub struct PinholeInfo {
     pub expires_in: Option<u64>,
     /// `A-B` for a range of ports; `to` and `land` then name the first one.
     pub ports: Option<String>,
+    /// Seconds that its connection has lasted.
+    pub seconds: Option<f64>,
+    /// What its connection has carried in both directions, IP headers included, where conntrack counts.
+    pub bytes: Option<u64>,
+    /// Its connection, as conntrack knows it, while that exists.
+    #[serde(skip)]
+    pub connection: Option<Tuple>,
 }
 
 /// A data connection that was made through a pinhole.
@@ -230,17 +239,21 @@ pub struct DataConnection {
     pub started: Duration,
 }
 
-/// A data connection whose conntrack entry is deleted.
+/// A data connection that is over: both ends have closed it, or conntrack has deleted its entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Finished {
     /// The connection.
     pub connection: DataConnection,
     /// What it carried, where conntrack counts.
     pub bytes: Option<Bytes>,
-    /// How long it lasted, up to a minute too much: conntrack deletes entries with delay. Before
-    /// Linux 5.12 the time for which conntrack keeps closed connections (two minutes as a rule) is
-    /// included as well.
+    /// How long it lasted. If its end was told by the deletion of its entry, up to a minute too much:
+    /// conntrack deletes entries with delay. Before Linux 5.12 the time for which conntrack keeps closed
+    /// connections (two minutes as a rule) is included as well.
     pub duration: Duration,
+    /// Whether both ends were there.
+    pub established: bool,
+    /// Whether an end has reset it.
+    pub reset: bool,
 }
 
 /// The data connections of a session.
@@ -254,12 +267,14 @@ pub struct Transferred {
 }
 
 /// Something to print that happened in the plane.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum PlaneReport {
     /// A pinhole was used.
     Connected(DataConnection),
     /// A data connection ended.
     Finished(Finished),
+    /// A data connection goes on when the daemon ends: what it has carried so far.
+    Running(Finished),
     /// A pinhole was not used in time.
     Expired(PinholeInfo),
     /// A range opened.
@@ -284,6 +299,18 @@ pub enum RangeEnd {
     Idle,
     /// Conntrack deleted the entry of the control connection.
     Conntrack,
+}
+
+impl RangeEnd {
+    /// In words.
+    #[must_use]
+    pub const fn words(self) -> &'static str {
+        match self {
+            Self::Session => "the session ended",
+            Self::Idle => "idle",
+            Self::Conntrack => "conntrack forgot the session",
+        }
+    }
 }
 
 /// What a plane counts, from its start on.
@@ -341,9 +368,31 @@ pub struct PlaneCounters {
     pub restore_failures: u64,
 }
 
+impl Finished {
+    /// Its pinhole, as it is shown.
+    pub(super) fn info(&self) -> PinholeInfo {
+        let connection = &self.connection;
+        PinholeInfo {
+            id: connection.pinhole,
+            session: connection.session,
+            mode: connection.mode,
+            from: connection.from.ip(),
+            to: connection.to,
+            land: connection.land,
+            as_source: connection.as_source,
+            state: PinholeState::Over,
+            expires_in: None,
+            ports: None,
+            seconds: Some(self.duration.as_secs_f64()),
+            bytes: (self.bytes).map(|bytes| bytes.original.saturating_add(bytes.reply)),
+            connection: None,
+        }
+    }
+}
+
 impl DataConnection {
     /// The pinhole that it came through, as it is shown.
-    pub(super) fn info(&self) -> PinholeInfo {
+    pub(super) fn info(&self, connection: Tuple, now: Duration) -> PinholeInfo {
         PinholeInfo {
             id: self.pinhole,
             session: self.session,
@@ -355,6 +404,9 @@ impl DataConnection {
             state: PinholeState::Used,
             expires_in: None,
             ports: None,
+            seconds: Some(now.saturating_sub(self.started).as_secs_f64()),
+            bytes: None,
+            connection: Some(connection),
         }
     }
 }

@@ -11,6 +11,7 @@ mod advertise_name;
 mod cli;
 mod doctor;
 mod environment;
+mod events;
 mod filtering;
 mod firewalls;
 mod ftps;

@@ -166,6 +166,7 @@ impl Settings {
                     handover,
                 },
             watching: Watching { metrics },
+            events,
         } = self;
         let queues = Queues {
             first: queue_num.unwrap_or(DEFAULT_QUEUE),
@@ -225,6 +226,7 @@ impl Settings {
             keep_length: keep_length.unwrap_or_default() == KeepLength::Prefer,
             metrics,
             limits: Limit::apply(&limits.limits),
+            events: events.config(),
         };
         conflicts.extend(config.conflicts());
         match conflicts.is_empty() {

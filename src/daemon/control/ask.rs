@@ -1,7 +1,7 @@
 //! The client's end of the control socket: finds the daemon of the network namespace, and asks it.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -57,6 +57,38 @@ pub fn ask(request: ControlRequest) -> Result<Value, AskError> {
         Reply::Ok(value) => Ok(value),
         Reply::Error(why) => Err(AskError::Refused(why)),
     }
+}
+
+/// Asks for what comes in time, and calls `each` with every answer until that says to stop (false), or the
+/// daemon ends.
+///
+/// # Errors
+/// As [`ask`]; a daemon that ends is no error.
+pub fn follow(
+    request: ControlRequest,
+    mut each: impl FnMut(Value) -> bool,
+) -> Result<(), AskError> {
+    let stream = find()?;
+    let mut line = serde_json::to_vec(&request).map_err(io::Error::from)?;
+    line.push(b'\n');
+    stream.set_write_timeout(Some(PATIENCE))?;
+    match (&stream).write_all(&line) {
+        Err(e) if e.kind() == ErrorKind::BrokenPipe => {}
+        other => other?,
+    }
+    let mut lines = BufReader::new(&stream).lines();
+    // Ends with the connection, also where that is reset.
+    while let Some(Ok(line)) = lines.next() {
+        match serde_json::from_str(&line).map_err(io::Error::from)? {
+            Reply::Ok(value) => {
+                if !each(value) {
+                    break;
+                }
+            }
+            Reply::Error(why) => return Err(AskError::Refused(why)),
+        }
+    }
+    Ok(())
 }
 
 /// The process that listens on the control socket's usual name: its id and its user's.

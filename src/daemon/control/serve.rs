@@ -18,7 +18,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{getsockopt, sockopt};
 
 use super::ask::holder;
-use super::{ControlRequest, NAME, PATIENCE, Reply, read_line, remaining, trusted};
+use super::{Answer, ControlRequest, NAME, PATIENCE, Reply, read_line, remaining, trusted};
 
 /// The longest request, in bytes with its line feed.
 const MAX_REQUEST: usize = 4096;
@@ -27,6 +27,10 @@ pub(in super::super) const MAX_CLIENTS: usize = 8;
 /// How many more may be connected: those that haven't asked yet, and those that wait for their turn.
 /// Further ones wait in the kernel until some of these are answered or given up.
 pub(in super::super) const MAX_WAITING: usize = 32;
+/// How many may follow records at a time, besides those that are answered.
+pub(in super::super) const MAX_FOLLOWERS: usize = 8;
+/// How often a follower is looked at though there is nothing for it.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long no client is accepted after accepting one failed.
 const REST: Duration = Duration::from_millis(200);
 /// How many names are tried for the socket.
@@ -44,7 +48,7 @@ pub enum BindError {
 }
 
 /// Answers requests; called from several threads.
-pub type Answerer = dyn Fn(ControlRequest) -> Reply + Send + Sync;
+pub type Answerer = dyn Fn(ControlRequest) -> Answer + Send + Sync;
 
 /// The bound socket. Nobody is answered before [`serve`](Self::serve).
 pub struct ControlSocket {
@@ -102,6 +106,7 @@ impl ControlSocket {
         let slots = Arc::new(Slots {
             taken: AtomicUsize::new(0),
             wake: Arc::clone(&self.wake),
+            followers: AtomicUsize::new(0),
         });
         let mut waiting: VecDeque<WaitingClient> = VecDeque::new();
         let mut entrance = Entrance::default();
@@ -230,8 +235,7 @@ impl WaitingClient {
     fn be_answered(self, slot: Slot, answer: &Arc<Answerer>) {
         let answer = Arc::clone(answer);
         let client = move || {
-            note(converse(&self.stream, &*answer));
-            drop(slot);
+            note(converse(&self.stream, &*answer, slot));
         };
         let thread = thread::Builder::new().name("control-client".into());
         if let Err(e) = thread.spawn(client) {
@@ -241,13 +245,49 @@ impl WaitingClient {
 }
 
 /// One client's request and its answer.
-fn converse(stream: &UnixStream, answer: &Answerer) -> io::Result<()> {
+fn converse(stream: &UnixStream, answer: &Answerer, slot: Slot) -> io::Result<()> {
     let line = read_line(stream, MAX_REQUEST, Instant::now() + PATIENCE)?;
     let answered = match serde_json::from_slice(&line) {
         Ok(request) => answer(request),
-        Err(_) => Reply::Error("unknown request; is this the daemon's own ftpalg?".into()),
+        Err(_) => {
+            let why = "unknown request; is this the daemon's own ftpalg?";
+            Answer::Reply(Reply::Error(why.into()))
+        }
     };
-    reply(stream, &answered)
+    match answered {
+        Answer::Reply(answered) => reply(stream, &answered),
+        Answer::Follow(next) => match slot.becomes_follower() {
+            Some(_place) => keep_telling(stream, next),
+            None => reply(
+                stream,
+                &Reply::Error(format!("{MAX_FOLLOWERS} others follow already; end one")),
+            ),
+        },
+    }
+}
+
+/// Sends what comes until the client goes. If it reads too slowly, this waits, and what it follows
+/// goes on without it.
+fn keep_telling(
+    mut stream: &UnixStream,
+    mut next: Box<dyn FnMut(Duration) -> Vec<Reply> + Send>,
+) -> io::Result<()> {
+    stream.set_write_timeout(None)?;
+    while !has_gone(stream) {
+        let mut lines = Vec::new();
+        for reply in next(LOOK) {
+            serde_json::to_writer(&mut lines, &reply)?;
+            lines.push(b'\n');
+        }
+        stream.write_all(&lines)?;
+    }
+    Ok(())
+}
+
+/// Whether a client that has nothing more to say has closed its end.
+fn has_gone(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    !matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
 }
 
 /// Sends an answer, within [`PATIENCE`] in all.
@@ -280,6 +320,8 @@ struct Slots {
     taken: AtomicUsize,
     /// Told when one is given back.
     wake: Arc<EventFd>,
+    /// How many clients follow.
+    followers: AtomicUsize,
 }
 
 impl Slots {
@@ -302,6 +344,27 @@ impl Slot {
     }
 }
 
+impl Slot {
+    /// Gives the slot back in exchange for a follower's place, if one is free.
+    fn becomes_follower(self) -> Option<Place> {
+        let slots = Arc::clone(&self.0);
+        let more = |n| (n < MAX_FOLLOWERS).then_some(n + 1);
+        let taken = slots
+            .followers
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
+        taken.is_ok().then_some(Place(slots))
+    }
+}
+
+/// A follower's place, given back when dropped.
+struct Place(Arc<Slots>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.followers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         self.0.taken.fetch_sub(1, Ordering::AcqRel);
@@ -316,10 +379,53 @@ mod tests {
 
     use super::*;
 
+    fn slot() -> Slot {
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
+        let slots = Slots {
+            taken: AtomicUsize::new(0),
+            wake: Arc::new(wake),
+            followers: AtomicUsize::new(0),
+        };
+        Slot::take(&Arc::new(slots)).unwrap()
+    }
+
+    #[test]
+    fn a_follower_gives_its_slot_back_and_ends_with_its_client() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs
+            .write_all(b"{\"ask\":\"events\",\"follow\":true}\n")
+            .unwrap();
+        let slot = slot();
+        let slots = Arc::clone(&slot.0);
+        let watched = Arc::clone(&slots);
+        let server = thread::spawn(move || {
+            let answer = move |request| {
+                let follow = ControlRequest::Events {
+                    session: None,
+                    follow: true,
+                };
+                assert_eq!(request, follow);
+                let slots = Arc::clone(&watched);
+                Answer::Follow(Box::new(move |_| {
+                    assert_eq!(slots.taken.load(Ordering::Acquire), 0);
+                    vec![Reply::Ok(1.into())]
+                }))
+            };
+            converse(&ours, &answer, slot)
+        });
+        let mut got = [0; 18];
+        theirs.read_exact(&mut got).unwrap();
+        assert_eq!(&got, b"{\"ok\":1}\n{\"ok\":1}\n");
+        drop(theirs);
+        let _ = server.join().unwrap();
+        assert_eq!(slots.followers.load(Ordering::Acquire), 0);
+    }
+
     fn served(send: &[u8]) -> Vec<u8> {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let server = thread::spawn(move || {
-            converse(&ours, &|request| Reply::Ok(format!("{request:?}").into()))
+            let answer = |request| Answer::Reply(Reply::Ok(format!("{request:?}").into()));
+            converse(&ours, &answer, slot())
         });
         theirs.write_all(send).unwrap();
         theirs.shutdown(std::net::Shutdown::Write).unwrap();
@@ -365,6 +471,7 @@ mod tests {
         let slots = Arc::new(Slots {
             taken: AtomicUsize::new(0),
             wake: Arc::new(wake),
+            followers: AtomicUsize::new(0),
         });
         let all: Vec<_> = (0..MAX_CLIENTS).map(|_| Slot::take(&slots)).collect();
         assert!(all.iter().all(Option::is_some));

@@ -1,5 +1,7 @@
 //! What becomes of an announced address: [`announce::decide`] says it, and here it is carried out.
 
+use std::net::SocketAddr;
+
 use super::dialogue::pending;
 use super::{Context, Flow};
 use crate::engine::Side;
@@ -28,6 +30,8 @@ impl Flow {
         cx: &mut Context<'_>,
     ) {
         let said = &address.announcement;
+        let own = || ends.of_side(side).ip();
+        let named = SocketAddr::new(said.addr.unwrap_or_else(own), said.port);
         let open = said.mode == Mode::Passive || self.session.opens_at_once();
         let decided = match self.how(address, open) {
             Ok(how) => {
@@ -52,11 +56,11 @@ impl Flow {
             Ok(None) => self.leave(side, address, cx),
             Err(Declined::Leave(why)) => {
                 self.leave(side, address, cx);
-                self.count_refusal(said.verb, why, false, cx);
+                self.count_refusal(said.verb, why, Some(named), false, cx);
             }
             Err(Declined::Refuse(why)) => {
                 let replaced = self.refuse(side, address, cx);
-                self.count_refusal(said.verb, why, replaced, cx);
+                self.count_refusal(said.verb, why, Some(named), replaced, cx);
             }
         }
     }

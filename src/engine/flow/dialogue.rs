@@ -1,6 +1,8 @@
 //! Carries out the session machine's steps on a flow: bytes pass, wait or change, and inspection
 //! may end.
 
+use std::net::SocketAddr;
+
 use super::{Context, Flow};
 use crate::engine::Side;
 use crate::engine::endpoints::Endpoints;
@@ -149,7 +151,7 @@ impl Flow {
                 } => {
                     self.forward(side).pass(at);
                     self.blank(side, &with);
-                    self.count_refusal(verb, why.to_owned(), true, cx);
+                    self.count_refusal(verb, why.to_owned(), None, true, cx);
                 }
                 Step::Blank(with) => self.blank(side, &with),
                 Step::OpenActive(hole) => self.open_active(hole, cx),
@@ -172,7 +174,7 @@ impl Flow {
         let opened = cx.gateway.open(PinholeId(hole));
         self.session.active_opened(opened.is_ok());
         if let Err(error) = opened {
-            self.count_refusal("PORT", error.to_string(), false, cx);
+            self.count_refusal("PORT", error.to_string(), None, false, cx);
         }
     }
 
@@ -193,6 +195,7 @@ impl Flow {
         &mut self,
         verb: &'static str,
         why: String,
+        address: Option<SocketAddr>,
         replaced: bool,
         cx: &mut Context<'_>,
     ) {
@@ -210,6 +213,7 @@ impl Flow {
             session: self.id,
             verb,
             why,
+            address,
             replaced,
         });
     }
@@ -307,7 +311,7 @@ impl Flow {
                 with, verb, why, ..
             } => {
                 self.blank(side, &with);
-                self.count_refusal(verb, why.to_owned(), true, cx);
+                self.count_refusal(verb, why.to_owned(), None, true, cx);
             }
             Step::Blank(with) => self.blank(side, &with),
             _ => {

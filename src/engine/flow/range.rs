@@ -46,7 +46,7 @@ impl Flow {
                 self.range = Range::Refused;
                 // Reported once, though it is tried with each packet.
                 if before != Range::Refused {
-                    self.count_refusal("TLS", error.to_string(), false, cx);
+                    self.count_refusal("TLS", error.to_string(), None, false, cx);
                 }
             }
         }

@@ -115,6 +115,7 @@ fn it_ends_with_the_conntrack_entry() {
             bytes: None,
             lifetime: None,
             state: None,
+            status: 0,
         });
     });
     plane.catch_up();

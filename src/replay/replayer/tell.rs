@@ -95,6 +95,7 @@ impl Replayer<'_, '_> {
                 verb,
                 why,
                 replaced,
+                ..
             } => {
                 let how = match replaced {
                     true => "refused",
