@@ -109,6 +109,7 @@ pub fn settings(config: &Config) -> BTreeMap<&'static str, String> {
         resume_mark,
         state,
         keep_length,
+        bypass,
         metrics,
         limits,
         events:
@@ -168,6 +169,7 @@ pub fn settings(config: &Config) -> BTreeMap<&'static str, String> {
         ("uneven-mark", format!("{:#x}", uneven_mark.bit())),
         ("state", state.to_string()),
         ("metrics", list(metrics)),
+        ("bypass", list(bypass)),
         ("keep-length", either(*keep_length, "prefer", "off")),
         ("events", to.to_string()),
         ("events-size", (size >> 20).to_string()),
@@ -348,6 +350,7 @@ mod tests {
             resume_mark: Mark::RESUME,
             state: StateChoice::Auto,
             keep_length: true,
+            bypass: Vec::new(),
             metrics: None,
             limits: Limits::default(),
             events: EventsConfig::default(),
@@ -379,7 +382,7 @@ mod tests {
     #[test]
     fn what_can_change_does() {
         assert_eq!(change(|_| ()), (vec![], vec![]));
-        let cases: [(Edit, &str); 14] = [
+        let cases: [(Edit, &str); 15] = [
             (
                 |c| c.limits.plane.sessions = 100,
                 "limits.sessions 65536 -> 100",
@@ -406,6 +409,10 @@ mod tests {
                 "advertise none -> 203.0.113.9",
             ),
             (|c| c.keep_length = false, "keep-length prefer -> off"),
+            (
+                |c| c.bypass = vec!["198.51.100.0/24".parse().unwrap()],
+                "bypass none -> 198.51.100.0/24",
+            ),
             (|c| c.deadline = Duration::from_secs(5), "deadline 60 -> 5"),
             (|c| c.handover = Duration::from_secs(0), "handover 10 -> 0"),
             (

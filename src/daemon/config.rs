@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::Serialize;
 
 use super::events::EventsConfig;
@@ -50,6 +51,8 @@ pub struct Config {
     pub state: StateChoice,
     /// Whether rewritten announcements keep their length where that is possible.
     pub keep_length: bool,
+    /// Networks whose control connections pass unread.
+    pub bypass: Vec<IpNet>,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
     /// How much of each there may be.
@@ -392,6 +395,7 @@ impl Config {
             advertise,
             marks: Some(self.marks()),
             keep_length: self.keep_length,
+            bypass: self.bypass.clone(),
             tls_range: self.tls_range().is_some(),
             implicit_ports: self.implicit_ports.clone(),
             ..engine::Config::default()

@@ -372,6 +372,7 @@ impl fmt::Display for EventLine<'_> {
                  open anyway (--tls range:A-B opens them to this client alone, --tls deny refuses \
                  TLS); not said again for {client}"
             ),
+            Event::Bypassed { by, .. } => write!(f, "passes unread: --bypass {by}"),
             Event::SessionClosed { how, .. } => write!(f, "closed: {how}"),
         }
     }

@@ -4,6 +4,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
+use super::endpoints::Endpoints;
 use crate::ftp::policy::Policy;
 use crate::stream::BufferLimits;
 
@@ -50,6 +53,9 @@ pub struct Config {
     /// Ports of servers that are spoken to under TLS from the first byte (implicit FTPS), as the
     /// inside sees them. Default: none.
     pub implicit_ports: Vec<u16>,
+    /// Networks whose connections pass unread, whichever end is in them, as the inside sees it
+    /// (default: none). What is followed already, or has a record, is followed to its end.
+    pub bypass: Vec<IpNet>,
 }
 
 impl Default for Config {
@@ -70,6 +76,7 @@ impl Default for Config {
             hold: Duration::from_secs(60),
             tls_range: false,
             implicit_ports: Vec::new(),
+            bypass: Vec::new(),
         }
     }
 }
@@ -139,6 +146,13 @@ impl Config {
     /// How many other names of connections are remembered.
     pub(super) fn max_names(&self) -> usize {
         self.max_flows.saturating_mul(2)
+    }
+
+    /// The network of [`bypass`](Self::bypass) that one of these ends is in.
+    pub(super) fn bypassed(&self, ends: &Endpoints) -> Option<IpNet> {
+        let ips = [ends.inside().ip(), ends.outside().ip()];
+        let has = |net: &&IpNet| ips.iter().any(|ip| net.contains(ip));
+        self.bypass.iter().find(has).copied()
     }
 
     /// The address to announce for `inside`, if one is configured.

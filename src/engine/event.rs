@@ -126,6 +126,14 @@ pub enum Event {
         /// Whether it is inspected again; else what it announces gets no pinholes.
         followed: bool,
     },
+    /// A session passes unread, since one of its ends is in a network of
+    /// [`Config::bypass`](super::Config::bypass).
+    Bypassed {
+        /// The session.
+        session: SessionId,
+        /// The network.
+        by: String,
+    },
     /// The control connection ended.
     SessionClosed {
         /// The session.
@@ -151,6 +159,7 @@ impl Event {
             | Self::Opaque { session, .. }
             | Self::TlsPassed { session, .. }
             | Self::ClearAgain { session, .. }
+            | Self::Bypassed { session, .. }
             | Self::SessionClosed { session, .. } => *session,
         }
     }

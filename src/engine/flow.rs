@@ -191,6 +191,8 @@ const fn challenges(side: Side) -> u8 {
 const SIGNED: u8 = 32;
 /// See [`FlowOptions::admitted`].
 const NOT_ADMITTED: u8 = 64;
+/// It passes unread: see [`Config::bypass`].
+const BYPASSED: u8 = 128;
 
 // ---- the bits of `Flow::joined` ------------------------------------------------------------
 
@@ -393,6 +395,17 @@ impl Flow {
         self.signs & SIGNED != 0
     }
 
+    /// Whether its dialogue is followed.
+    fn is_read(&self) -> bool {
+        self.signs & BYPASSED == 0 && self.session.is_followed()
+    }
+
+    /// It passes unread, from its beginning on.
+    pub(super) fn pass_unread(&mut self) {
+        self.signs |= BYPASSED;
+        self.halves.iter_mut().for_each(Half::end_inspection);
+    }
+
     /// See [`Half::ack_of_receiver`]; `sender`: whose stream is acknowledged.
     pub(super) fn as_received(&self, sender: Side, ack: Seq) -> Seq {
         let [egress, ingress] = &self.halves;
@@ -432,6 +445,8 @@ impl Flow {
             server,
             state: if self.is_closed() {
                 "closed"
+            } else if self.signs & BYPASSED != 0 {
+                "bypassed"
             } else {
                 self.session.state()
             },

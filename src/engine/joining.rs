@@ -223,6 +223,8 @@ impl Engine {
             }
             (_, Some(_)) => return self.take_over(ends, side, segment, found, now, gateway),
             (Standing::Uneven, None) => return Unknown::Orphan,
+            // It begins to pass unread here; nothing in it was edited.
+            (Standing::Even, None) if self.config.bypassed(&ends).is_some() => {}
             (Standing::Even, None) if goes_on => {
                 return self.take_over(ends, side, segment, found, now, gateway);
             }

@@ -38,12 +38,13 @@ impl Engine {
         } else {
             self.syn_waits(Syn::new(ends, side, hello, now));
         }
-        let fate = if Self::strip(segment, &mut self.scratch) {
-            self.stats.stripped = self.stats.stripped.saturating_add(1);
-            Fate::Changed
-        } else {
-            Fate::Same
-        };
+        let fate =
+            if self.config.bypassed(&ends).is_none() && Self::strip(segment, &mut self.scratch) {
+                self.stats.stripped = self.stats.stripped.saturating_add(1);
+                Fate::Changed
+            } else {
+                Fate::Same
+            };
         match asks {
             Some(syn_ack) => Decided::SynAck(syn_ack, fate),
             None => Decided::Verdict(fate),
@@ -177,6 +178,12 @@ impl Engine {
             ending: false,
         };
         let mut flow = Flow::new(id, syn.side, syn.hello, syn_ack.hello, options, &mut cx);
+        let names = [syn.ends, syn_ack.ends];
+        if let Some(by) = names.iter().find_map(|ends| cx.config.bypassed(ends)) {
+            flow.pass_unread();
+            let by = by.to_string();
+            cx.gateway.event(Event::Bypassed { session: id, by });
+        }
         // Whatever of the handshake gets lost with this process, the next one can go on.
         flow.leave_word(&ends, &self.names, &mut cx);
         self.flows.insert(ends, Box::new(flow));

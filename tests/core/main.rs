@@ -9,6 +9,7 @@
 )]
 
 mod away;
+mod bypass;
 mod engine_beginnings;
 mod engine_floods;
 mod engine_forged;

@@ -8,6 +8,7 @@
 
 mod accounting;
 mod advertise_name;
+mod bypass;
 mod cli;
 mod doctor;
 mod environment;

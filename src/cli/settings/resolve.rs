@@ -126,6 +126,7 @@ impl Settings {
                     inside,
                     local,
                     port,
+                    bypass,
                 },
             nat:
                 Nat {
@@ -223,6 +224,7 @@ impl Settings {
             takeover: false,
             resume_mark,
             state: state.unwrap_or_default(),
+            bypass: unique(bypass),
             keep_length: keep_length.unwrap_or_default() == KeepLength::Prefer,
             metrics,
             limits: Limit::apply(&limits.limits),

@@ -81,7 +81,7 @@ impl Flow {
         config.marks?;
         Some(match self.is_even() {
             false => Standing::Uneven,
-            true if self.session.is_followed() && !self.is_closed() => Standing::Even,
+            true if self.is_read() && !self.is_closed() => Standing::Even,
             true => Standing::Unfollowed,
         })
     }

@@ -165,6 +165,13 @@ impl Replayer<'_, '_> {
                     connection.set_mute(false);
                 }
             }
+            Event::Bypassed { session, by } => {
+                if let Some(connection) = self.of_session(session) {
+                    let text = format!("passes unread: --bypass {by}");
+                    connection.note(time, "unread", text);
+                    connection.set_mute(true);
+                }
+            }
             Event::SessionClosed { session, how } => {
                 self.judge_expected(session, time);
                 if let Some(connection) = self.of_session(session) {
