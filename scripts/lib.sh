@@ -75,7 +75,7 @@ have() {
 # The programs that the tests run.
 # shellcheck disable=SC2034 # for scripts/test
 LAB_TOOLS="ip nsenter iptables-nft iptables-legacy nft conntrack tcpdump curl lftp wget tnftp \
-ncftpget python3 pyftpdlib pyopenssl openssl systemd-analyze tshark"
+ncftpget python3 pyftpdlib pyopenssl openssl systemd-analyze tshark groff script"
 
 # install_tools PROGRAM…: installs what is missing.
 install_tools() {
@@ -92,6 +92,8 @@ install_tools() {
         iptables-nft | iptables-legacy) package=iptables ;;
         nft) package=nftables ;;
         ncftpget) package=ncftp ;;
+        groff) package=groff-base ;;
+        script) package=bsdutils ;;
         systemd-analyze) package=systemd ;;
         pyftpdlib) package=python3-pyftpdlib ;;
         pyopenssl) package=python3-openssl ;;

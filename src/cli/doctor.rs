@@ -46,8 +46,10 @@ pub(super) struct Doctor {
     /// Show one JSON value with stable field names
     #[arg(long)]
     json: bool,
-    /// Also write what a bug report needs to this file: versions, rules, settings, counters, sessions. It
-    /// has no names and passwords, and pseudonyms for addresses
+    /// Also write what a bug report needs to this file
+    ///
+    /// That is versions, rules, settings, counters, sessions. It has no names and passwords, and
+    /// pseudonyms for addresses.
     #[arg(long, value_name = "FILE")]
     bundle: Option<PathBuf>,
     #[command(flatten)]

@@ -20,11 +20,17 @@ const LONGEST: usize = 4096;
 const TAG: &[u8] = b"ftpalg: ";
 
 /// Shows log lines as `FTPALG_LOG` (or `RUST_LOG`) says; warnings and worse where neither does.
-pub(super) fn start() {
-    let filter = ["FTPALG_LOG", "RUST_LOG"]
-        .iter()
-        .find_map(|name| std::env::var(name).ok())
-        .unwrap_or_else(|| "warn".into());
+///
+/// # Errors
+/// What is wrong with `FTPALG_LOG`, and how to mend it. `RUST_LOG` is for other programs, too: what is
+/// wrong there is left out.
+pub(super) fn start() -> Result<(), String> {
+    let chosen = |name| std::env::var_os(name).filter(|text| !text.is_empty());
+    let filter = match (chosen("FTPALG_LOG"), chosen("RUST_LOG")) {
+        (Some(own), _) => check(&own.to_string_lossy())?,
+        (None, Some(others)) => others.to_string_lossy().into_owned(),
+        (None, None) => "warn".into(),
+    };
     let journal = is_journal();
     env_logger::Builder::new()
         .parse_filters(&filter)
@@ -41,6 +47,31 @@ pub(super) fn start() {
             io::stderr(),
         ))))
         .init();
+    Ok(())
+}
+
+/// A filter that means something. A word that is no level would be taken for a module, and nothing
+/// would be shown.
+fn check(text: &str) -> Result<String, String> {
+    let wrong = |what: &str| {
+        Err(format!(
+            "FTPALG_LOG={text:?}: {what} is no level; write error, warn, info, debug, trace or off, \
+             or with a module like ftpalg::daemon=debug"
+        ))
+    };
+    let mut levels = 0;
+    for part in text.split(',').map(str::trim) {
+        let (module, level) = part.split_once('=').unwrap_or(("ftpalg", part));
+        let ours = module == "ftpalg" || module.starts_with("ftpalg::");
+        if !ours || level.parse::<log::LevelFilter>().is_err() {
+            return wrong(&format!("{part:?}"));
+        }
+        levels += 1;
+    }
+    match levels {
+        0 => wrong("nothing"),
+        _ => Ok(text.to_owned()),
+    }
 }
 
 /// What an error line that isn't logged begins with: its priority in the journal, else nothing.
@@ -156,6 +187,34 @@ mod tests {
     use nix::unistd::pipe;
 
     use super::*;
+
+    #[test]
+    fn filters_are_levels() {
+        for good in [
+            "warn",
+            "DEBUG",
+            "off",
+            "ftpalg=info",
+            "warn,ftpalg::daemon=debug",
+            "warn, info",
+        ] {
+            assert_eq!(check(good), Ok(good.to_owned()));
+        }
+        for bad in [
+            "debgu",
+            "ftpalg=loud",
+            "loud=debug",
+            "warn,",
+            "a=b=c",
+            "ftpalg",
+            "warn/x",
+            "ftpalgx=info",
+            "1",
+        ] {
+            let why = check(bad).unwrap_err();
+            assert!(why.contains("; write error, warn"), "{bad}: {why}");
+        }
+    }
 
     #[test]
     fn a_full_pipe_costs_lines_and_says_how_many() {

@@ -6,7 +6,9 @@
 mod check;
 mod doctor;
 mod events;
+mod generate;
 mod log;
+mod manual;
 mod pinholes;
 mod replay;
 mod rules;
@@ -23,10 +25,11 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 use serde_json::Value;
 
 use crate::daemon::control::{self, AskError, ControlRequest};
+use generate::Generate;
 use settings::file::remedy;
 
 /// Wrong flags, configuration or environment.
@@ -37,7 +40,7 @@ const NOT_RUNNING: u8 = 3;
 /// A userspace FTP application-layer gateway: rewrites the addresses in FTP control connections
 /// that pass NAT, and opens exactly the ports of the data connections that they announce.
 #[derive(Debug, Parser)]
-#[command(name = "ftpalg", version, max_term_width = 100)]
+#[command(name = "ftpalg", version, term_width = 80)]
 struct Cli {
     #[command(subcommand)]
     command: CliCommand,
@@ -47,8 +50,7 @@ struct Cli {
 enum CliCommand {
     /// Work as a gateway, in the foreground, until SIGINT, SIGTERM or SIGUSR2
     Run(Box<run::Run>),
-    /// Tell how the daemon of this network namespace is: exit code 0 if it runs and all is in
-    /// place, 3 if none runs, 1 otherwise
+    /// Tell how the daemon of this network namespace is
     Status(status::Arguments),
     /// List the control connections
     Sessions(sessions::Arguments),
@@ -59,14 +61,31 @@ enum CliCommand {
     /// Print, install or remove the steering rules
     #[command(subcommand)]
     Rules(rules::RulesCommand),
-    /// Check a configuration file
+    /// Check a configuration file, and say what it will do
     Check(check::Arguments),
-    /// Judge whether this host is fit for `ftpalg run`, and say what is in the way and how to mend it.
-    /// Changes nothing. Takes run's flags. Exit code 0 if all is fine, 4 with warnings, 1 with problems
+    /// Judge whether this host is fit for `ftpalg run`, and say how to mend what isn't
+    ///
+    /// It changes nothing. It takes run's flags.
     Doctor(Box<doctor::Doctor>),
     /// Show what would become of the control connections in a capture (pcap, pcapng), line by line
     #[command(mut_args(replay::fit))]
     Replay(Box<replay::Arguments>),
+}
+
+/// The whole command line as clap has it, with examples and exit codes in the helps.
+fn command() -> Command {
+    manual::add(Cli::command())
+}
+
+/// With what packagers need, and people don't.
+fn parse() -> Result<Result<Cli, Generate>, clap::Error> {
+    let hidden = Generate::augment_subcommands(Command::new("generate").hide(true));
+    let hidden = hidden.subcommand_required(true);
+    let matches = command().subcommand(hidden).try_get_matches()?;
+    match matches.subcommand() {
+        Some(("generate", matches)) => Generate::from_arg_matches(matches).map(Err),
+        _ => Cli::from_arg_matches(&matches).map(Ok),
+    }
 }
 
 /// How answers are shown.
@@ -123,8 +142,9 @@ impl From<AskError> for Failure {
 /// Runs the command given by the process's arguments.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let cli = match parse() {
+        Ok(Ok(cli)) => cli,
+        Ok(Err(what)) => return generate::run(&what).unwrap_or_else(|failure| fail(&failure)),
         Err(e) if !e.use_stderr() => {
             // --help and --version; a reader that went away is no failure of ours.
             let _ = e.print();
@@ -132,7 +152,9 @@ pub fn main() -> ExitCode {
         }
         Err(e) => return fail(&Failure::usage(condense(&e))),
     };
-    log::start();
+    if let Err(why) = log::start() {
+        return fail(&Failure::usage(why));
+    }
     let done = match cli.command {
         CliCommand::Run(arguments) => run::run(*arguments),
         CliCommand::Status(arguments) => status::show(&arguments),
@@ -206,6 +228,13 @@ fn show(
     text: impl FnOnce(&Value) -> String,
 ) -> Result<Value, Failure> {
     let answer = control::ask(request)?;
+    let (own, its) = (
+        env!("CARGO_PKG_VERSION"),
+        answer.get("version").and_then(Value::as_str),
+    );
+    if let Some(its) = its.filter(|its| *its != own) {
+        ::log::warn!("the daemon is ftpalg {its}, and this is {own}; restart the daemon");
+    }
     let shown = if json {
         format!("{answer:#}\n")
     } else {
@@ -228,7 +257,6 @@ fn print(text: &str) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_definition_is_sound() {

@@ -10,16 +10,18 @@ use crate::daemon;
 
 #[derive(Args, Debug)]
 pub(super) struct Run {
-    /// Take the place of the ftpalg that runs in this network namespace, if there is one: it hands over
-    /// (as at SIGUSR2), and its sessions go on [default: no]
-    #[arg(long)]
-    takeover: bool,
-    /// Print the rules and settings that a start would have, and change nothing. Another ftpalg may run
-    /// [default: no]
-    #[arg(long)]
-    dry_run: bool,
     #[command(flatten)]
     settings: Settings,
+    /// Take the place of the ftpalg that runs in this network namespace [default: no]
+    ///
+    /// It hands over, as at SIGUSR2, and its sessions go on. If none runs, this one just starts.
+    #[arg(long, help_heading = "Restarts")]
+    takeover: bool,
+    /// Print the rules and settings that a start would have, and change nothing [default: no]
+    ///
+    /// Another ftpalg may run.
+    #[arg(long, help_heading = "Trying it")]
+    dry_run: bool,
 }
 
 pub(super) fn run(arguments: Run) -> Result<ExitCode, Failure> {

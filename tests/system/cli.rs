@@ -4,6 +4,7 @@
 mod alone;
 mod clients;
 mod descriptors;
+mod manners;
 mod signals;
 mod status;
 

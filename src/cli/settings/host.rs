@@ -17,13 +17,13 @@ pub(super) struct Host {
     /// Who puts the steering rules into place [default: manage]
     ///
     /// manage: ftpalg does, while it runs. external: you do; see `ftpalg rules print`.
-    #[arg(long, value_name = "manage|external", value_parser = words::<RulesMode>(["manage", "external"]))]
+    #[arg(long, value_name = "manage|external", hide_possible_values = true, value_parser = words::<RulesMode>(["manage", "external"]))]
     pub(super) rules: Option<RulesMode>,
 
     /// Whether control packets are dropped or passed while they can't be looked at [default: closed]
     ///
     /// closed drops them, open passes them.
-    #[arg(long, value_name = "closed|open", value_parser = words::<Fail>(["closed", "open"]))]
+    #[arg(long, value_name = "closed|open", hide_possible_values = true, value_parser = words::<Fail>(["closed", "open"]))]
     pub(super) fail: Option<Fail>,
 
     /// How many queues, with a thread each, share the sessions: 1 to 64 [default: 1]

@@ -30,7 +30,7 @@ pub(super) struct Nat {
     ///
     /// nft (over netlink), iptables (one rule for each), or auto: nft where the kernel has it with
     /// NAT, else iptables.
-    #[arg(long, value_name = "auto|nft|iptables", value_parser = words::<BackendChoice>(["auto", "nft", "iptables"]))]
+    #[arg(long, value_name = "auto|nft|iptables", hide_possible_values = true, value_parser = words::<BackendChoice>(["auto", "nft", "iptables"]))]
     pub(super) backend: Option<BackendChoice>,
 
     /// Seconds that an announced data connection is waited for: 1 to 3600 [default: 60]

@@ -11,8 +11,8 @@ use crate::net::parse_network;
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Where")]
 pub(super) struct Place {
-    /// The private side: an interface, or the network behind one; repeatable [default, without
-    /// --local: what the host's DNAT and MASQUERADE rules tell]
+    /// The private side: an interface, or a network; repeatable [default, without --local: what the
+    /// host's DNAT and MASQUERADE rules tell]
     #[arg(long, value_name = "IFACE|CIDR")]
     pub(super) inside: Vec<Inside>,
 

@@ -51,7 +51,7 @@ pub(super) struct Refusing {
     pub(super) low_ports: bool,
 
     /// Whether data connections need a login before them [default: yes]
-    #[arg(long, value_name = "yes|no", value_parser = yes_or_no())]
+    #[arg(long, value_name = "yes|no", hide_possible_values = true, value_parser = yes_or_no())]
     pub(super) require_login: Option<bool>,
 }
 

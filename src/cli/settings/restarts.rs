@@ -17,7 +17,7 @@ pub(super) struct Restarts {
     /// [default: prefer]
     ///
     /// Then a later ftpalg, or another gateway, can go on with the connection.
-    #[arg(long, value_name = "prefer|off", value_parser = words::<KeepLength>(["prefer", "off"]))]
+    #[arg(long, value_name = "prefer|off", hide_possible_values = true, value_parser = words::<KeepLength>(["prefer", "off"]))]
     pub(super) keep_length: Option<KeepLength>,
 
     /// Where it keeps what a later ftpalg must know of some sessions [default: /run/ftpalg]

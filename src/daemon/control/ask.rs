@@ -53,9 +53,14 @@ pub fn ask(request: ControlRequest) -> Result<Value, AskError> {
         other => other?,
     }
     let text = read_line(&stream, MAX_REPLY, Instant::now() + ANSWER).map_err(late)?;
-    match serde_json::from_slice(&text).map_err(io::Error::from)? {
-        Reply::Ok(value) => Ok(value),
-        Reply::Error(why) => Err(AskError::Refused(why)),
+    match serde_json::from_slice(&text) {
+        Ok(Reply::Ok(value)) => Ok(value),
+        Ok(Reply::Error(why)) => Err(AskError::Refused(why)),
+        Err(_) => Err(AskError::Refused(format!(
+            "the daemon answers in words that ftpalg {} doesn't know: it is of another version; \
+             ask with its own program, or restart it",
+            env!("CARGO_PKG_VERSION")
+        ))),
     }
 }
 

@@ -249,10 +249,11 @@ fn converse(stream: &UnixStream, answer: &Answerer, slot: Slot) -> io::Result<()
     let line = read_line(stream, MAX_REQUEST, Instant::now() + PATIENCE)?;
     let answered = match serde_json::from_slice(&line) {
         Ok(request) => answer(request),
-        Err(_) => {
-            let why = "unknown request; is this the daemon's own ftpalg?";
-            Answer::Reply(Reply::Error(why.into()))
-        }
+        Err(_) => Answer::Reply(Reply::Error(format!(
+            "unknown request: the daemon is ftpalg {}, of another version than the one that asks; \
+             restart it",
+            env!("CARGO_PKG_VERSION")
+        ))),
     };
     match answered {
         Answer::Reply(answered) => reply(stream, &answered),
