@@ -167,6 +167,9 @@ impl Chronicle {
                     why: (!followed).then(|| unread.to_owned()),
                 }
             }
+            Event::Bypassed { by, .. } => What::Reading {
+                why: Some(format!("--bypass {by}")),
+            },
             // Said by the one before.
             Event::TlsPassed { .. } => return,
             Event::SessionClosed { how, .. } => {
