@@ -28,8 +28,10 @@ pub(super) struct Arguments {
     /// Only what is about this session. May be repeated
     #[arg(long, value_name = "N")]
     session: Vec<u64>,
-    /// Only these kinds: session-start, session-end, reading, login, login-refused, transfer, refused,
-    /// limit, unused, range-open, range-close, rules-restored, events-missed, start, stop, reload
+    /// Only records of these kinds
+    ///
+    /// session-start, session-end, reading, login, login-refused, transfer, refused, limit, unused,
+    /// range-open, range-close, rules-restored, events-missed, start, stop, reload
     #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = kind)]
     kind: Vec<&'static str>,
     /// Only what was refused: by ftpalg, by the server, or because of a limit

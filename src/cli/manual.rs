@@ -113,6 +113,18 @@ pub(super) static PAGES: &[Page] = &[
         exits: ASKED,
     },
     Page {
+        command: "events",
+        examples: &[
+            ("ftpalg events", "Show what happened"),
+            ("ftpalg events -f --refused", "Follow what is refused"),
+            (
+                "ftpalg events --since 2h --kind transfer --json",
+                "The transfers of two hours, as JSON",
+            ),
+        ],
+        exits: ASKED,
+    },
+    Page {
         command: "rules",
         examples: &[
             ("ftpalg rules print --inside eth1", "Show the rules"),

@@ -17,9 +17,10 @@ use crate::daemon::control::ControlRequest;
 pub(super) struct Arguments {
     #[command(flatten)]
     format: Format,
-    /// Watch them: a view that is renewed every so many seconds (0.1 to 3600), with sorting, a filter, and
-    /// the details of one session. Where there is no terminal, the table is printed again and again
-    /// [default: 2]
+    /// Show them again and again, every SECS seconds [default: 2]
+    ///
+    /// On a terminal as a view that is redrawn, with sorting, a filter and the details of one session; keys
+    /// are shown in it. Elsewhere the table is printed again. SECS may be 0.1 to 3600
     #[arg(
         long,
         value_name = "SECS",

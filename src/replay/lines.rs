@@ -207,9 +207,10 @@ mod tests {
         assert_eq!(lines.push(6, b"o\r\n33", &mut out), 0, "before its turn");
         assert!(out.is_empty());
         assert_eq!(lines.push(1, b"helllx", &mut out), 4, "with more");
-        assert_eq!(texts(&out), ["220 helllo@0"]);
+        // What comes in its turn counts, as at the receiver.
+        assert_eq!(texts(&out), ["220 helllx@0"]);
         assert_eq!(lines.push(11, b"1 x\r\n", &mut out), 5);
-        assert_eq!(texts(&out), ["220 helllo@0", "331 x@12"]);
+        assert_eq!(texts(&out), ["220 helllx@0", "331 x@12"]);
         assert_eq!((lines.count, lines.next()), (19, Some(16)));
     }
 

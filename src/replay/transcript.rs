@@ -181,7 +181,7 @@ mod tests {
             let change = Change::between(100, old.as_bytes(), new.as_bytes());
             (change.at, change.old, change.new)
         };
-        assert_eq!(change("(10,0,0,2,1)", "(1,2,1)"), (103, 6, 1));
+        assert_eq!(change("(10,0,0,2,1)", "(1,2,1)"), (102, 5, 0));
         assert_eq!(change("abc", "abc"), (103, 0, 0));
         assert_eq!(change("aa", "aaaa"), (102, 0, 2));
         assert_eq!(change("x", ""), (100, 1, 0));
