@@ -25,7 +25,7 @@ const MAX_SESSIONS: usize = 131_072;
 pub(super) struct Chronicle {
     /// Whether users' and files' names are recorded.
     pub(super) names: bool,
-    sessions: BTreeMap<SessionId, Known>,
+    sessions: BTreeMap<SessionId, Box<Known>>,
     /// Sessions with a transfer that has its reply and waits for the rest, and since when.
     waiting: VecDeque<(Instant, SessionId)>,
     last: u64,
@@ -36,6 +36,7 @@ struct Known {
     client: SocketAddr,
     server: SocketAddr,
     opened: Instant,
+    user: Option<Box<str>>,
     more: Option<Box<More>>,
 }
 
@@ -71,9 +72,10 @@ impl Chronicle {
                     client: *client,
                     server: *server,
                     opened: at,
+                    user: None,
                     more: None,
                 };
-                self.sessions.insert(session, known);
+                self.sessions.insert(session, Box::new(known));
                 What::SessionStart { joined: *joined }
             }
             Event::NotAdmitted {
@@ -120,8 +122,8 @@ impl Chronicle {
             })),
             Event::LoggedIn { user, .. } => {
                 let user = self.named(user);
-                if let (Some(user), Some(more)) = (&user, self.more(session)) {
-                    more.user = Some(user.clone());
+                if let (Some(user), Some(known)) = (&user, self.sessions.get_mut(&session)) {
+                    known.user = Some(user.as_str().into());
                 }
                 What::Login { user }
             }
@@ -472,7 +474,8 @@ impl Chronicle {
     }
 
     fn user(&self, session: SessionId) -> Option<String> {
-        self.sessions.get(&session)?.more.as_ref()?.user.clone()
+        let user = self.sessions.get(&session)?.user.as_deref()?;
+        Some(user.to_owned())
     }
 
     fn named(&self, name: &str) -> Option<String> {

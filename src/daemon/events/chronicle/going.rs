@@ -18,7 +18,6 @@ pub(super) const GRACE: Duration = Duration::from_secs(5);
 /// What is known of a session that does something.
 #[derive(Debug, Default)]
 pub(super) struct More {
-    pub(super) user: Option<String>,
     pub(super) tls: bool,
     /// It has ended, and its last data connection hasn't.
     pub(super) closed: bool,
