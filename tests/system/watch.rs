@@ -182,7 +182,9 @@ fn sessions_are_watched_on_a_terminal() {
     alg.stop();
     ended(&net);
     let screen = terminal.until("its end", |screen| screen.starts_with("ftpalg has ended ("));
-    assert!(screen.contains(&one), "what was there last: {screen}");
+    // A session with a sequence delta ends with the daemon, perhaps just before the last look.
+    let there = screen.contains(&one) || screen.contains(&two);
+    assert!(there, "what was there last: {screen}");
     let again = Alg::Ftpalg(words.map(str::to_owned).to_vec()).start(&net, Flavour::Nft);
     terminal.until("the next one", |screen| screen.starts_with("ftpalg: "));
     Session::open(&net);

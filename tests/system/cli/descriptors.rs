@@ -4,7 +4,7 @@
 use super::*;
 
 /// How many it needs with one queue.
-const NEEDED: u32 = 121;
+const NEEDED: u32 = 129;
 
 fn limited(limit: u32) -> Command {
     let mut command = Command::new("prlimit");
