@@ -63,6 +63,8 @@ fn it_warns_of_what_contradicts_its_settings() {
             let net = gateway(Policy::Drop, flavour);
             sh(&net, prepare);
             let alg = run(&net, flavour, words);
+            // It comes by another pipe than the line that says that it is ready.
+            says(&alg, "warn: ");
             let log = alg.log();
             let warnings: Vec<&str> = log.lines().filter(|line| line.contains("warn: ")).collect();
             assert_eq!(warnings.len(), 1, "{log}");
