@@ -1,4 +1,4 @@
-//! What [`doctor`](crate::doctor) is to judge: the settings as it knows them, and what only the daemon's
+//! What [`doctor`] is to judge: the settings as it knows them, and what only the daemon's
 //! own modules know of a daemon that runs.
 
 use serde_json::Value;

@@ -1,8 +1,8 @@
 //! What the user's rules would do to a packet, without sending any.
 //!
 //! [`Sample`] is the packet, as far as it is known. The chains are walked as the kernel does it
-//! ([`walk`]). A condition that can't be judged counts as "maybe", and so does all that follows from it:
-//! the answer is "dropped" only where no doubt is left. [`xt`] judges rules of iptables, [`nft`] those
+//! (`walk`). A condition that can't be judged counts as "maybe", and so does all that follows from it:
+//! the answer is "dropped" only where no doubt is left. `xt` judges rules of iptables, `nft` those
 //! that were written for nft itself.
 //!
 //! Contract: it never fails, and its work is bounded, whatever the rules are.

@@ -5,7 +5,7 @@
 //! what the queue may hold: a full buffer drops packets even if the queue is to fail open. The crate
 //! doesn't give its descriptor away, so it is looked up in `/proc/self/fd`.
 //!
-//! With that descriptor, packets are moved in [batches](super::batch), which the crate can't do. Where
+//! With that descriptor, packets are moved in batches (`batch`), which the crate can't do. Where
 //! `/proc` doesn't show it, the crate moves them, one by one.
 
 use std::collections::HashMap;

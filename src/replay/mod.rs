@@ -1,7 +1,7 @@
 //! `ftpalg replay`: the engine over a capture.
 //!
-//! The capture takes the place of the network, and [`gateway`] that of the kernel. Everything else is
-//! the daemon's own: the [engine](crate::engine), and the [plane](crate::pinholes) that chooses ports
+//! The capture takes the place of the network, and `gateway` that of the kernel. Everything else is
+//! the daemon's own: the [engine], and the [plane](crate::pinholes) that chooses ports
 //! and keeps to limits. It is told of every control connection, line by line; the edited packets can be
 //! written to another capture.
 //!

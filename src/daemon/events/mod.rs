@@ -1,6 +1,6 @@
 //! What happened, as records: in memory, and in a file or the system's log if wanted.
 //!
-//! The thread of [`output`](super::output) feeds the [`Recorder`], so no packet waits for it. Names of
+//! The thread of [`output`](super::output) feeds the `Recorder`, so no packet waits for it. Names of
 //! users and files are in records only, and not there either with `--events-names no`. Passwords never
 //! come here.
 
