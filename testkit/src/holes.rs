@@ -1,13 +1,16 @@
 //! Pinholes, and connections through them, for the tests of the two backends.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use ftpalg::pinholes::Pinhole;
 
 use crate::lab::net::Net;
 use crate::lab::topology::{Topology, host, link, router};
+
+/// How long a new network may take until its hosts reach each other.
+const REACHED: Duration = Duration::from_secs(10);
 
 /// Client `c` (203.0.113.10, 203.0.113.11) — gateway `g`, with `out` and `in` — server `s` (10.0.0.2);
 /// IPv6 alike.
@@ -31,7 +34,21 @@ pub fn network() -> Net {
             ("g", "in", &["10.0.0.1/24", "fd00::1/64"]),
         ),
     ];
-    Net::new(&Topology::bare(hosts, links))
+    let net = Net::new(&Topology::bare(hosts, links));
+    // For up to a second after an interface came up, nobody answers for its IPv6 addresses, and a SYN
+    // waits at its sender. One of an attempt that was given up would go out later, and use up a pinhole
+    // that was opened meanwhile.
+    for (from, to) in [
+        ("c", ["203.0.113.1:9", "[2001:db8:1::1]:9"]),
+        ("s", ["10.0.0.1:9", "[fd00::1]:9"]),
+    ] {
+        for to in to.map(|to| to.parse::<SocketAddr>().unwrap()) {
+            let tried = net.within(from, || TcpStream::connect_timeout(&to, REACHED));
+            let error = tried.expect_err("nobody listens").kind();
+            assert_eq!(error, ErrorKind::ConnectionRefused, "{from} reaches {to}");
+        }
+    }
+    net
 }
 
 /// The peer, what it dials, where that lands, and from which source: for each IP version.
