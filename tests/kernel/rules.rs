@@ -795,6 +795,34 @@ fn a_hole_lets_its_peer_through_a_dropping_forward_chain() {
     });
 }
 
+/// A limit that the first packet used up is over when the packet is sent again, a second later.
+#[test]
+fn a_first_packet_that_is_dropped_later_finds_its_hole_open_again() {
+    for_each_flavour(|lab, flavour| {
+        let mut backend = backend();
+        lab.gateway.within(|| backend.install()).unwrap();
+        for ((from, to, land, source), program) in CASES.into_iter().zip(["iptables", "ip6tables"])
+        {
+            let listener = listen(&lab.server, land);
+            let hole = hole(from, to, land, Some(source));
+            lab.gateway.within(|| backend.open(&hole, MINUTE)).unwrap();
+            let drops = "FORWARD -p tcp --syn -j DROP";
+            lab.gateway.sh(&format!("{program}-{flavour} -I {drops}"));
+            let client = std::thread::scope(|scope| {
+                let client = scope.spawn(|| lab.connect(to, ACCEPTED));
+                std::thread::sleep(REFUSED);
+                let dropped = lab.gateway.sh(&format!("{program}-{flavour} -vS FORWARD"));
+                lab.gateway.sh(&format!("{program}-{flavour} -D {drops}"));
+                assert!(dropped.contains(" SYN -c 1 "), "{dropped}");
+                client.join().unwrap()
+            });
+            client.expect("the hole is open at the second attempt");
+            assert_eq!(listener.accept().unwrap().1.ip().to_string(), source);
+            lab.gateway.within(|| backend.close(&hole)).unwrap();
+        }
+    });
+}
+
 /// With iptables-legacy, others are kept out only when the hole is closed.
 #[test]
 fn of_connections_that_race_for_a_hole_one_gets_through() {
