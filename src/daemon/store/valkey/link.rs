@@ -83,7 +83,8 @@ impl Link {
     ) -> Option<T> {
         let connection = self.connect(LONG_PATIENCE);
         let answer = connection.and_then(|mut connection| question(&mut connection));
-        let told = |e| log::debug!("the store {} doesn't answer: {e}", self.name);
+        // It is tried often. In other words than the warning, which is told once a minute at most.
+        let told = |e| log::debug!("the store {} couldn't be read: {e}", self.name);
         answer.map_err(told).ok()
     }
 
