@@ -248,10 +248,16 @@ fn a_process_that_stands_still() {
         assert_eq!(answer["nat"]["unattributed"], 0, "{answer:#}");
         assert_eq!(answer["nat"]["expired"], 1, "{answer:#}");
         assert_eq!(answer["nat"]["used"], 6, "{answer:#}");
-        until("all closed", || status(&net)["sessions"] == 0);
+        until("all closed", || {
+            let answer = status(&net);
+            answer["sessions"] == 0 && answer["data_connections"] == 0
+        });
         let log = alg.stop();
         let line = format!("-> {used_at} =>");
-        assert_eq!(times(&log, &line), 1, "{log}");
+        let (ends, beginnings): (Vec<_>, Vec<_>) = (log.lines())
+            .filter(|told| told.contains(&line))
+            .partition(|told| told.contains(" closed after "));
+        assert_eq!((beginnings.len(), ends.len()), (1, 1), "{log}");
         assert_eq!(times(&log, "not used in time"), 1, "{log}");
         assert_eq!(
             times(&log, "ftpalg: "),
