@@ -252,6 +252,25 @@ fn a_forged_packet_carries_nothing() {
     assert_eq!(out.payload, &told().as_bytes()[7..]);
 }
 
+/// While bytes wait here, an acknowledgement that no receiver sends doesn't become one of what was sent
+/// on, which may be lost behind us.
+#[test]
+fn a_forged_acknowledgement_is_not_made_possible() {
+    let (mut t, c, s) = Trace::asked();
+    t.send(Server, data(s, c, "227 x (10,0"));
+    for (seq, off) in [(c, 1 << 21), (c, 1 << 30), (c + 10, 5000)] {
+        let out = t.send(Client, ack(seq, s + 7 + off)).seg();
+        assert_eq!(out.ack, s + 11 + off, "as far off as it was");
+    }
+    // Acknowledged early, they wait still.
+    assert_eq!(t.send(Client, ack(c, s + 7)).seg().ack, s + 11);
+    for back in [1 << 21, 1 << 30] {
+        let old = (s + 7).wrapping_sub(back);
+        let out = t.send(Client, ack(c, old));
+        assert_eq!(out, Out::Same, "as far off as it was");
+    }
+}
+
 #[test]
 fn forged_bytes_do_not_lose_the_thread_of_tls() {
     let (mut t, c, s) = Trace::idle();

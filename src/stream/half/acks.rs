@@ -93,6 +93,12 @@ impl Half {
         let released = self.released();
         // While something is left to send on, the receiver can't have more than was sent.
         let ahead = self.emitted != released.edited || !self.pending().is_empty();
+        if ahead && ack.after(self.sent) {
+            // No receiver sends this. It must not become a number that the sender takes: that
+            // would acknowledge bytes that never arrived.
+            let end = self.fin.map_or(self.next, |fin| fin.plus(1));
+            return end.plus(ack.since(self.emitted));
+        }
         let ack = if ahead { ack.min(self.emitted) } else { ack };
         let mapped = if ack.before(self.una.edited) {
             ack.plus(self.una.original.since(self.una.edited))
@@ -101,7 +107,8 @@ impl Half {
         } else {
             self.edits_map_edited(ack).original
         };
-        if self.guaranteed.after(self.una.original) {
+        // Nor must a number from long ago become a current one.
+        if self.guaranteed.after(self.una.original) && self.can_acknowledge(ack) {
             mapped.max(self.guaranteed)
         } else {
             mapped

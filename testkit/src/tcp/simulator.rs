@@ -532,6 +532,9 @@ pub fn run(setup: &Setup, expect: &dyn Fn(Who, usize) -> usize) -> Outcome {
                         println!("{now} {side:?} forged {}", show(&packet));
                     }
                     if let (Some(out), _) = through(side, packet) {
+                        if trace {
+                            println!("    -> {}", show(&out));
+                        }
                         check_packet(&out, setup.mtu);
                         links[to].send(now, out, &mut forger);
                     }
