@@ -77,7 +77,7 @@ fn is_terminal() -> bool {
 
 /// Prints the table every so often, until nobody reads it any more.
 fn again_and_again(every: Duration, full_bytes: bool) -> Result<ExitCode, Failure> {
-    let mut shown = Ok(watch::ask()?);
+    let mut shown = Ok(watch::ask(None)?);
     loop {
         let page = match shown {
             Ok(Snapshot { sessions, .. }) => table(&sessions, &columns(full_bytes), "no sessions"),
@@ -94,7 +94,7 @@ fn again_and_again(every: Duration, full_bytes: bool) -> Result<ExitCode, Failur
             Ok(()) => {}
         }
         thread::sleep(every);
-        shown = watch::ask();
+        shown = watch::ask(None);
     }
 }
 

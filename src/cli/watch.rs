@@ -14,7 +14,7 @@ mod view;
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, SyncSender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -43,13 +43,22 @@ pub(super) struct Snapshot {
     pub(super) sessions: Value,
     /// The answer to `pinholes`.
     pinholes: Value,
+    /// The records of the session whose details are shown.
+    records: Value,
 }
 
-/// Asks the daemon.
-pub(super) fn ask() -> Result<Snapshot, AskError> {
+/// Asks the daemon. `detailed`: the session whose records are wanted.
+pub(super) fn ask(detailed: Option<u64>) -> Result<Snapshot, AskError> {
+    let records = |session| {
+        control::ask(ControlRequest::Events {
+            session: Some(session),
+            follow: false,
+        })
+    };
     Ok(Snapshot {
         sessions: control::ask(ControlRequest::Sessions)?,
         pinholes: control::ask(ControlRequest::Pinholes)?,
+        records: detailed.map_or(Ok(Value::Null), records)?,
         at: Instant::now(),
     })
 }
@@ -58,16 +67,18 @@ pub(super) fn ask() -> Result<Snapshot, AskError> {
 pub(super) fn watch(every: Duration, full_bytes: bool) -> Result<ExitCode, Failure> {
     let failed = |e: io::Error| Failure::usage(format!("the terminal can't be used: {e}"));
     // If none runs at all, that is said as always.
-    let mut model = Model::new(ask()?, full_bytes, colors());
+    let mut model = Model::new(ask(None)?, full_bytes, colors());
     let ended = ended_by_signal().map_err(failed)?;
     let (sender, updates) = mpsc::sync_channel(1);
+    let detailed = Arc::new(AtomicU64::new(0));
+    let wanted = Arc::clone(&detailed);
     thread::Builder::new()
         .name("ask".into())
-        .spawn(move || keep_asking(every, &sender))
+        .spawn(move || keep_asking(every, &sender, &wanted))
         .map_err(failed)?;
     // A panic restores the terminal as well.
     let mut terminal = ratatui::try_init().map_err(failed)?;
-    let done = run(&mut terminal, &mut model, &updates, &ended);
+    let done = run(&mut terminal, &mut model, &updates, &ended, &detailed);
     ratatui::restore();
     done.map_err(failed)?;
     Ok(ExitCode::SUCCESS)
@@ -78,6 +89,7 @@ fn run(
     model: &mut Model,
     updates: &mpsc::Receiver<Result<Snapshot, AskError>>,
     ended: &AtomicBool,
+    detailed: &AtomicU64,
 ) -> io::Result<()> {
     let mut drawn: Option<Instant> = None;
     while !ended.load(Ordering::Relaxed) {
@@ -98,17 +110,23 @@ fn run(
         {
             return Ok(());
         }
-        // A key, or another size.
+        // A key, or another size. Sessions are numbered from 1 on.
+        detailed.store(model.detailed().unwrap_or(0), Ordering::Relaxed);
         drawn = None;
     }
     Ok(())
 }
 
 /// Asks every so often, until nobody wants to know any more.
-fn keep_asking(every: Duration, sender: &SyncSender<Result<Snapshot, AskError>>) {
+fn keep_asking(
+    every: Duration,
+    sender: &SyncSender<Result<Snapshot, AskError>>,
+    detailed: &AtomicU64,
+) {
     loop {
         thread::sleep(every);
-        if sender.send(ask()).is_err() {
+        let detailed = Some(detailed.load(Ordering::Relaxed)).filter(|session| *session > 0);
+        if sender.send(ask(detailed)).is_err() {
             return;
         }
     }

@@ -137,6 +137,7 @@ fn sessions_are_watched_on_a_terminal() {
     terminal.press(&["Down", "Enter"]);
     let delta = format!("+{} bytes to the client", all[0]["delta_to_client"]);
     let screen = terminal.until("its details", |screen| screen.contains(&delta));
+    terminal.until("its records", |screen| screen.contains(" logged in as "));
     assert!(screen.contains("followed   yes"), "{screen}");
     let to = data[0].peer_addr().unwrap().to_string();
     assert!(screen.contains(&to), "{to} in {screen}");

@@ -125,6 +125,8 @@ pub(super) struct Model {
     /// All sessions, with a field `rate`: bytes per second since the answer before.
     sessions: Vec<Value>,
     pub(super) pinholes: Vec<Value>,
+    /// The records of the session whose details are shown.
+    pub(super) records: Vec<Value>,
     /// The chosen session as it was last; kept when it ends.
     pub(super) last: Option<Value>,
     at: Instant,
@@ -147,6 +149,7 @@ impl Model {
             room: 1,
             sessions: Vec::new(),
             pinholes: Vec::new(),
+            records: Vec::new(),
             last: None,
             at: first.at,
         };
@@ -186,6 +189,7 @@ impl Model {
         }
         self.sessions = sessions;
         self.pinholes = list(snapshot.pinholes);
+        self.records = list(snapshot.records);
         self.at = snapshot.at;
         let chosen = self.sessions.iter().find(|row| id(row) == self.chosen);
         if let Some(row) = chosen {
@@ -230,6 +234,11 @@ impl Model {
     /// Whether the chosen session is there no more.
     pub(super) fn has_ended(&self) -> bool {
         self.chosen.is_some() && !self.sessions.iter().any(|row| id(row) == self.chosen)
+    }
+
+    /// The session whose details are shown.
+    pub(super) fn detailed(&self) -> Option<u64> {
+        self.chosen.filter(|_| self.in_detail)
     }
 
     /// Takes a key; whether the user leaves.
@@ -364,6 +373,11 @@ pub(super) mod tests {
                 "id": 5, "session": 2, "mode": "passive", "from": "198.51.100.2", "state": "open",
                 "to": "203.0.113.1:50011", "land": "10.0.0.2:50011", "expires_in": 42, "ports": null,
                 "as_source": null,
+            }]),
+            records: json!([{
+                "seq": 7, "time": "2026-11-29T11:27:03.5Z", "session": 2,
+                "client": "198.51.100.2:4000", "server": "10.0.0.2:21",
+                "kind": "login", "user": "alice",
             }]),
         }
     }

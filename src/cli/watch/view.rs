@@ -11,6 +11,7 @@ use serde_json::Value;
 use super::model::{Link, Model, Sort, id};
 use crate::cli::table::{Column, fitted};
 use crate::cli::units::{bytes, duration, size, span, text};
+use crate::daemon::events::Record;
 
 const KEYS: &str = "↑↓ choose  Enter details  s sort  r reverse  / filter  b bytes  q leave";
 const DETAIL_KEYS: &str = "Esc back  ↑↓ scroll  b bytes  q leave";
@@ -262,10 +263,31 @@ fn details(model: &mut Model, area: Rect) -> Paragraph<'static> {
         styling::Style::new(),
     );
     lines.extend(table.lines().map(str::to_owned));
+    lines.extend(records(model, session.get("id"), width));
     let most = lines.len().saturating_sub(area.height.into());
     model.scroll = model.scroll.min(u16::try_from(most).unwrap_or(u16::MAX));
     let text = Text::from_iter(lines.into_iter().map(Line::from));
     Paragraph::new(text).scroll((model.scroll, 0))
+}
+
+/// What happened in a session, the latest first: logins, transfers, refusals. Long lines go on in the next.
+fn records(model: &Model, session: Option<&Value>, width: usize) -> Vec<String> {
+    let own = model.records.iter().rev();
+    let own = own.filter(|record| record.get("session") == session);
+    let texts = own.filter_map(|value| serde_json::from_value::<Record>(value.clone()).ok());
+    let mut lines = Vec::new();
+    let told = |record: Record| format!("{} {}", record.time.strftime("%H:%M:%S"), record.what);
+    for text in texts.map(told) {
+        if lines.is_empty() {
+            lines.extend([
+                String::new(),
+                "what happened (UTC), the latest first".to_owned(),
+            ]);
+        }
+        let letters: Vec<char> = text.chars().collect();
+        lines.extend(letters.chunks(width.max(1)).map(String::from_iter));
+    }
+    lines
 }
 
 /// A number with its sign.
@@ -382,6 +404,8 @@ mod tests {
             lines.iter().any(|l| l.contains("203.0.113.1:50011")),
             "its pinhole: {lines:#?}"
         );
+        let login = |lines: &[String]| lines.iter().any(|l| l == "11:27:03 logged in as \"alice\"");
+        assert!(login(&lines), "its records: {lines:#?}");
         press(&mut model, KeyCode::Esc);
         press(&mut model, KeyCode::Home);
         press(&mut model, KeyCode::Enter);
@@ -391,6 +415,7 @@ mod tests {
             !lines.iter().any(|l| l.contains("203.0.113.1:50011")),
             "another's: {lines:#?}"
         );
+        assert!(!login(&lines), "another's: {lines:#?}");
         model.update(Ok(snapshot(Instant::now(), json!([]))));
         let lines = shown(&mut model, 80, 24);
         assert!(lines[2].starts_with("has ended"), "{lines:#?}");
