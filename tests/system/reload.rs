@@ -140,7 +140,8 @@ fn a_session_goes_on_and_its_next_announcements_obey() {
     third.log_in(&server);
     fetch(&net, &mut third, &server);
     let log = alg.hang_up(0);
-    assert!(log.ends_with("ftpalg.toml: nothing changed\n"), "{log}");
+    // A transfer's end may be told in the same moment.
+    assert!(log.contains("ftpalg.toml: nothing changed\n"), "{log}");
     assert_eq!(status(&net)["counters"]["joined"], 0);
     alg.running.stop();
     assert_eq!(rules::snapshot(&net, net.topology().router), before);
