@@ -65,8 +65,8 @@ impl Strangers {
 enum Unknown {
     /// The connection is joined: its flow handles the packet.
     Joined,
-    /// Nobody can go on with the connection.
-    Orphan,
+    /// Nobody can go on with the connection; or nobody may be able to, if that isn't `certain` yet.
+    Orphan { certain: bool },
     /// It passes unread.
     Stranger,
     /// Somebody who knows more couldn't be asked. The packet is to come again.
@@ -113,11 +113,13 @@ impl Engine {
                         return self.verdict(fate);
                     }
                 }
-                Unknown::Orphan => {
-                    self.stats.orphaned = self.stats.orphaned.saturating_add(1);
+                Unknown::Orphan { certain } => {
+                    let orphaned = u64::from(certain);
+                    self.stats.orphaned = self.stats.orphaned.saturating_add(orphaned);
                     self.scratch.clear();
                     self.scratch.extend_from_slice(packet);
-                    let fate = self.orphans.end(ends, side, &segment, &mut self.scratch);
+                    let packet = &mut self.scratch;
+                    let fate = self.orphans.end(ends, side, &segment, certain, packet);
                     return self.verdict(fate);
                 }
                 Unknown::Unanswered => return Verdict::Drop,
@@ -187,7 +189,9 @@ impl Engine {
             None if followed => match gateway.fetch_record(ends.outward()) {
                 Ok(found) => found.and_then(|bytes| record::read(&bytes)),
                 // Without it, the connection would end.
-                Err(_) if standing == Standing::Uneven => return Unknown::Unanswered,
+                Err(_) if standing == Standing::Uneven => {
+                    return Unknown::Orphan { certain: false };
+                }
                 Err(_) => None,
             },
             here => here,
@@ -222,7 +226,7 @@ impl Engine {
                 gateway.drop_record(ends.outward());
             }
             (_, Some(_)) => return self.take_over(ends, side, segment, found, now, gateway),
-            (Standing::Uneven, None) => return Unknown::Orphan,
+            (Standing::Uneven, None) => return Unknown::Orphan { certain: true },
             // It begins to pass unread here; nothing in it was edited.
             (Standing::Even, None) if self.config.bypassed(&ends).is_some() => {}
             (Standing::Even, None) if goes_on => {
@@ -254,7 +258,7 @@ impl Engine {
         if self.flows.len() >= self.config.max_flows && !self.clear(now, gateway) {
             self.stats.table_full = self.stats.table_full.saturating_add(1);
             return if uneven {
-                Unknown::Orphan
+                Unknown::Orphan { certain: true }
             } else {
                 Unknown::Stranger
             };
@@ -294,6 +298,7 @@ impl Engine {
         flow.is_marked(found.standing);
         self.buffered = self.buffered.saturating_add(flow.buffered());
         self.flows.insert(ends, flow);
+        self.orphans.forget(&ends);
         self.stats.joined = self.stats.joined.saturating_add(1);
         Unknown::Joined
     }

@@ -116,6 +116,8 @@ pub struct FakeGateway {
     pub deaf: bool,
     /// All connections have gone to another gateway a moment ago.
     pub elsewhere: bool,
+    /// The store that another gateway writes to doesn't answer, for so short a time that it may again.
+    pub silent_store: bool,
     reserved: Vec<Request>,
 }
 
@@ -139,6 +141,7 @@ impl FakeGateway {
             ranges: None,
             deaf: false,
             elsewhere: false,
+            silent_store: false,
             reserved: Vec::new(),
         }
     }
@@ -223,6 +226,12 @@ impl Gateway for FakeGateway {
             ranges.ok_or_else(|| Error::Kernel("no range of ports is configured".into()))?;
         ranges.push(*request);
         Ok(())
+    }
+    fn fetch_record(&mut self, _: Tuple) -> Result<Option<Vec<u8>>, Error> {
+        match self.silent_store {
+            true => Err(Error::Kernel("silent".into())),
+            false => Ok(None),
+        }
     }
     fn find_record(&mut self, outward: Tuple) -> Option<Vec<u8>> {
         self.records.get(&outward).cloned()

@@ -224,6 +224,38 @@ fn without_a_record_both_ends_are_told() {
     }
 }
 
+/// A store that doesn't answer for a moment may know the numbers. An end that sends meanwhile needs one
+/// retransmission less once it counts as lost; one that goes on then has lost nothing.
+#[test]
+fn while_a_store_is_silent_ends_are_asked() {
+    for known in [false, true] {
+        let (mut t, c, s) = uneven();
+        let kept = std::mem::take(&mut t.world.records);
+        restart(&mut t);
+        t.world.silent_store = true;
+        let noop = || data(c, s + GROWTH, "NOOP\r\n");
+        for _ in 0..3 {
+            let asked = t.send(Client, noop()).seg();
+            assert!(asked.payload.is_empty() && asked.flags == ACK, "{asked:?}");
+            assert!((GROWTH..60_000).contains(&c.wrapping_sub(asked.seq)));
+            let below = s.wrapping_sub(asked.ack);
+            assert!((1..60_000).contains(&below), "acknowledges nothing new");
+            assert_eq!(t.send(Server, ack(s, c)), Out::Dropped);
+        }
+        assert_eq!(t.send(Client, flagged(RST, ack(c, s))), Out::Dropped);
+        assert_eq!(t.send(Server, ack(s, c)), Out::Dropped);
+        assert_eq!(t.engine.stats().orphaned, 0);
+        t.world.silent_store = false;
+        if known {
+            t.world.records = kept;
+            t.goes_on(c, s);
+            continue;
+        }
+        let reset = t.send(Client, noop()).seg();
+        assert_eq!((reset.flags, reset.seq), (RST, c));
+    }
+}
+
 #[test]
 fn while_conntrack_cannot_be_asked_packets_wait() {
     let (mut t, c, s) = uneven();
