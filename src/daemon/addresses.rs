@@ -4,13 +4,14 @@
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::engine::Entry;
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
 };
@@ -81,12 +82,23 @@ impl Addresses {
         Ok(Self { events, known })
     }
 
-    /// Waits until there is another address, or one less. The renewal of one is nothing new.
+    /// Waits until there is another address, or one less, for `limit` at most (`None`: for ever). The
+    /// renewal of one is nothing new.
     ///
     /// # Errors
     /// What the operating system says.
-    pub(super) fn wait(&mut self) -> io::Result<Change> {
+    pub(super) fn wait(&mut self, limit: Option<Duration>) -> io::Result<Option<Change>> {
+        let begun = Instant::now();
         loop {
+            let left = limit.map(|limit| limit.saturating_sub(begun.elapsed()));
+            let timeout = left.map_or(Ok(PollTimeout::NONE), PollTimeout::try_from);
+            let mut events = [PollFd::new(self.events.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut events, timeout.unwrap_or(PollTimeout::MAX)) {
+                Ok(0) => return Ok(None),
+                Ok(_) => {}
+                Err(Errno::EINTR) => continue,
+                Err(e) => return Err(e.into()),
+            }
             match recv(
                 self.events.as_raw_fd(),
                 &mut [0; DATAGRAM],
@@ -103,7 +115,7 @@ impl Addresses {
                     went: &self.known - &now,
                 };
                 self.known = now;
-                return Ok(change);
+                return Ok(Some(change));
             }
         }
     }

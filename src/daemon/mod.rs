@@ -77,6 +77,10 @@ use worker::Worker;
 const HOUSEKEEPING: Duration = Duration::from_secs(60);
 /// How long packets that are queued already get to pass when the daemon ends.
 const DRAIN: Duration = Duration::from_secs(1);
+/// How often a store that doesn't answer is asked for pinholes, and how long is waited in between: as
+/// long as somebody may want to use one.
+const TRIES: u32 = 20;
+const BETWEEN_TRIES: Duration = Duration::from_millis(250);
 
 /// Why the daemon couldn't start; nothing is installed then.
 #[derive(Debug, thiserror::Error)]
@@ -346,8 +350,10 @@ fn follow_addresses(
     workers: &[Arc<Worker>],
     most: usize,
 ) {
+    let mut tries = 0;
     loop {
-        let change = match addresses.wait() {
+        // Addresses move one after another. The next one isn't to wait until the store answers.
+        let change = match addresses.wait((tries > 0).then_some(BETWEEN_TRIES)) {
             Ok(change) => change,
             Err(e) => {
                 log::error!("addresses can't be watched: {e}");
@@ -359,7 +365,14 @@ fn follow_addresses(
                 worker.engine().forget_all(&mut Door::new(shared));
             }
         };
-        shared.moved(change, forget, most);
+        if let Some(change) = change {
+            shared.moved(change, forget);
+            tries = TRIES;
+        }
+        tries = match shared.adopt_from_elsewhere(most) {
+            true => 0,
+            false => tries.saturating_sub(1),
+        };
     }
 }
 

@@ -36,10 +36,6 @@ const GRANULARITY: Duration = Duration::from_millis(10);
 
 /// When conntrack's events are read again after they could not be.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How often a store that doesn't answer is asked for pinholes, and how long is waited in between: as
-/// long as somebody may want to use one.
-const TRIES: u32 = 20;
-const BETWEEN_TRIES: Duration = Duration::from_millis(250);
 /// How long the end waits for tools that other threads run for the backend.
 const WORK_LIMIT: Duration = Duration::from_secs(20);
 
@@ -230,7 +226,7 @@ impl Shared {
 
     /// Addresses came or went, so connections may have moved from or to another gateway. What is known
     /// of them here may be out of date: `forget` has the engines forget it.
-    pub fn moved(&self, change: Change, forget: impl FnOnce(), most: usize) {
+    pub fn moved(&self, change: Change, forget: impl FnOnce()) {
         self.departed.note(change);
         self.lock().moving = true;
         self.with(Plane::disown);
@@ -239,12 +235,6 @@ impl Shared {
             journal.clear();
         }
         self.lock().moving = false;
-        for _ in 0..TRIES {
-            if self.adopt_from_elsewhere(most) {
-                return;
-            }
-            thread::sleep(BETWEEN_TRIES);
-        }
     }
 
     /// Drops the records of connections that conntrack has forgotten. Their packets may never come again:
