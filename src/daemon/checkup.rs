@@ -9,6 +9,7 @@ use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::tools::Tools;
 use crate::firewall::{Rules, Steering};
 use crate::net::Family;
+use crate::pinholes::backend::nft::Nft;
 
 use super::config::{Config, RulesMode};
 use super::control::{self, ControlRequest};
@@ -19,7 +20,10 @@ use super::setup::Steered;
 /// configuration names no inside, it is that of the daemon that runs, or what the host's rules tell.
 #[must_use]
 pub fn facts(config: &Config) -> Facts {
-    let features = Features::read(|| lock::probe().map_err(|e| e.to_string()));
+    let features = Features::read(
+        || lock::probe().map_err(|e| e.to_string()),
+        || Nft::check(config.steering.mark).map_err(|e| e.to_string()),
+    );
     let mut tools = Tools::find();
     if features.nf_tables == Support::Loadable {
         // Its tools would load it.

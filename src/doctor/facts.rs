@@ -32,9 +32,11 @@ const SETTINGS: [&str; 12] = [
 /// Where conntrackd's configuration is.
 const CONNTRACKD: [&str; 2] = ["/etc/conntrackd/conntrackd.conf", "/etc/conntrackd.conf"];
 /// Functions that the kernel has if it has these modules.
-const SYMBOLS: [(&str, &str); 3] = [
+const SYMBOLS: [(&str, &str); 5] = [
     ("nfnetlink_queue", "nfqnl_recv_config"),
     ("nf_tables", "nf_tables_newtable"),
+    ("nft_chain_nat", "nft_nat_do_chain"),
+    ("nft_nat", "nft_nat_eval"),
     ("nf_conntrack_netlink", "ctnetlink_get_conntrack"),
 ];
 /// The ports of FTP, and of FTP over TLS.
@@ -90,8 +92,10 @@ pub enum Support {
 pub struct Features {
     /// NFQUEUE.
     pub nfqueue: Support,
-    /// nf_tables, with NAT.
+    /// nf_tables.
     pub nf_tables: Support,
+    /// What pinholes in nf_tables need: NAT, and maps with timeouts.
+    pub nft_nat: Support,
     /// Conntrack over netlink.
     pub ctnetlink: Support,
 }
@@ -301,6 +305,8 @@ pub(super) fn is_loaded(module: &str) -> Option<bool> {
     match (builtin, fs::read_to_string(directory.join("modules.dep"))) {
         (Ok(builtin), _) if lists(&builtin) => Some(true),
         (Ok(_), Ok(loadable)) if lists(&loadable) => Some(false),
+        // There is none. To ask for it loads nothing.
+        (Ok(_), Ok(_)) => Some(true),
         // In a container without the host's modules, its symbols tell.
         _ => {
             let symbols = fs::read_to_string("/proc/kallsyms").ok()?;
@@ -312,28 +318,40 @@ pub(super) fn is_loaded(module: &str) -> Option<bool> {
 
 impl Features {
     /// Asks the kernel, as far as it has to load nothing for an answer. `queue`: whether it answers about
-    /// NFQUEUE.
+    /// NFQUEUE; `pinholes`: whether it would take what pinholes in nf_tables need.
     #[must_use]
-    pub fn read(queue: impl FnOnce() -> Result<(), String>) -> Self {
-        let ask = |module, ask: &mut dyn FnMut() -> Result<(), String>| match is_loaded(module) {
-            Some(false) => Support::Loadable,
-            _ => match ask() {
-                Ok(()) => Support::Works,
-                Err(why) => Support::Lacking(why),
-            },
+    pub fn read(
+        queue: impl FnOnce() -> Result<(), String>,
+        pinholes: impl FnOnce() -> Result<(), String>,
+    ) -> Self {
+        let nf_tables = ask(&["nf_tables"], || match tables::available() {
+            true => Ok(()),
+            false => Err("this kernel has no nf_tables, or doesn't let this process use it".into()),
+        });
+        let nft_nat = match nf_tables {
+            Support::Works => ask(&["nft_chain_nat", "nft_nat"], pinholes),
+            _ => Support::Unasked,
         };
-        let mut queue = Some(queue);
-        let mut nfqueue = || queue.take().map_or(Ok(()), |queue| queue());
         Self {
-            nfqueue: ask("nfnetlink_queue", &mut nfqueue),
-            nf_tables: ask("nf_tables", &mut || match tables::available() {
-                true => Ok(()),
-                false => {
-                    Err("this kernel has no nf_tables, or doesn't let this process use it".into())
-                }
-            }),
-            ctnetlink: ask("nf_conntrack_netlink", &mut Conntrack::probe),
+            nfqueue: ask(&["nfnetlink_queue"], queue),
+            nf_tables,
+            nft_nat,
+            ctnetlink: ask(&["nf_conntrack_netlink"], Conntrack::probe),
         }
+    }
+}
+
+/// Asks for what these modules do, unless one of them would be loaded for that.
+fn ask(modules: &[&str], question: impl FnOnce() -> Result<(), String>) -> Support {
+    if modules
+        .iter()
+        .any(|module| is_loaded(module) == Some(false))
+    {
+        return Support::Loadable;
+    }
+    match question() {
+        Ok(()) => Support::Works,
+        Err(why) => Support::Lacking(why),
     }
 }
 

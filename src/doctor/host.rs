@@ -153,7 +153,17 @@ fn features(facts: &Facts, all: &mut Vec<Finding>) {
         |name, why| {
             warning("nf-tables", format!("{name} doesn't work: {why}"))
                 .means("pinholes are rules of iptables, which takes longer for each transfer")
-                .command("modprobe nf_tables nft_chain_nat nft_nat")
+                .command("modprobe nf_tables")
+        },
+    );
+    judge(
+        "nft-nat",
+        "NAT in nf_tables",
+        &features.nft_nat,
+        |name, why| {
+            warning("nft-nat", format!("{name} doesn't work: {why}"))
+                .means("pinholes are rules of iptables, which takes longer for each transfer")
+                .command("modprobe nft_chain_nat nft_nat")
         },
     );
     judge(
@@ -345,12 +355,14 @@ mod tests {
             features: Features {
                 nfqueue: Support::Lacking("no".into()),
                 nf_tables: Support::Lacking("no".into()),
+                nft_nat: Support::Lacking("no".into()),
                 ctnetlink: Support::Loadable,
             },
             ..Facts::default()
         };
         assert_eq!(found(&facts, "nfqueue").unwrap().0, Level::Problem);
         assert_eq!(found(&facts, "nf-tables").unwrap().0, Level::Warning);
+        assert_eq!(found(&facts, "nft-nat").unwrap().0, Level::Warning);
         assert_eq!(found(&facts, "ctnetlink").unwrap().0, Level::Ok);
     }
 

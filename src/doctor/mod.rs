@@ -120,7 +120,7 @@ impl Finding {
 }
 
 /// Every id that a finding can have.
-pub const IDS: [&str; 31] = [
+pub const IDS: [&str; 32] = [
     "accounting",
     "capabilities",
     "conntrack-events",
@@ -143,6 +143,7 @@ pub const IDS: [&str; 31] = [
     "nat64",
     "nf-tables",
     "nfqueue",
+    "nft-nat",
     "port-mismatch",
     "published",
     "queue-taken",

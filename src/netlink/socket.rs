@@ -267,6 +267,24 @@ impl Socket {
     /// # Errors
     /// Which of them the kernel refused, and why.
     pub fn batch(&mut self, requests: &[NetlinkRequest<'_>]) -> Result<(), BatchError> {
+        self.transaction(requests, true)
+    }
+
+    /// Has the kernel judge changes of nf_tables as [`batch`](Self::batch) does, and then drop them. It may
+    /// load modules for that.
+    ///
+    /// # Errors
+    /// Which of them the kernel would refuse, and why.
+    pub fn check(&mut self, requests: &[NetlinkRequest<'_>]) -> Result<(), BatchError> {
+        self.transaction(requests, false)
+    }
+
+    /// Without its end, the kernel drops a batch when it has read it.
+    fn transaction(
+        &mut self,
+        requests: &[NetlinkRequest<'_>],
+        commit: bool,
+    ) -> Result<(), BatchError> {
         if requests.is_empty() {
             return Ok(());
         }
@@ -288,8 +306,10 @@ impl Socket {
             builder.message(request.kind, flags, seq, request.family, 0);
             (request.attrs)(&mut builder);
         }
-        let end = self.next_seq();
-        builder.message(BATCH_END, codec::REQUEST, end, 0, SUBSYS_NFTABLES);
+        if commit {
+            let end = self.next_seq();
+            builder.message(BATCH_END, codec::REQUEST, end, 0, SUBSYS_NFTABLES);
+        }
         self.send(builder).map_err(BatchError::Io)?;
         self.batch_answer(begin, &seqs)
     }

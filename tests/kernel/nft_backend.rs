@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use ftpalg::conntrack::{Completeness, Conntrack, ConntrackEvent, Events};
 use ftpalg::firewall::tables;
 use ftpalg::net::Mark;
+use ftpalg::netlink::codec;
+use ftpalg::netlink::nftables::{attr, family, msg};
+use ftpalg::netlink::socket::{BatchError, NetlinkRequest, Socket};
 use ftpalg::pinholes::backend::Backend;
 use ftpalg::pinholes::backend::nft::Nft;
 use ftpalg::pinholes::{Pinhole, RangeHole};
@@ -338,6 +341,42 @@ fn nft_prints_the_table_and_removal_leaves_no_trace() {
     // Killed: the socket closes.
     nft.install().unwrap();
     drop(nft);
+    assert_eq!(lab.ruleset(), before);
+}
+
+/// What the kernel judges isn't made. What it refuses is told.
+#[test]
+fn a_check_leaves_no_trace() {
+    let lab = Lab::new();
+    let check = || lab.0.within("g", || Nft::check(Mark::DEFAULT));
+    let before = lab.ruleset();
+    check().unwrap();
+    assert_eq!(lab.ruleset(), before);
+    let refused = lab.0.within("g", || {
+        let table = |kind, name: &'static str| NetlinkRequest {
+            kind,
+            flags: codec::CREATE,
+            family: family::IPV4,
+            attrs: Box::new(move |b| _ = b.text(attr::TABLE_NAME, name)),
+        };
+        let requests = [
+            table(msg::NEW_TABLE, "good"),
+            table(msg::DEL_TABLE, "missing"),
+        ];
+        Socket::open().unwrap().check(&requests)
+    });
+    let Err(BatchError::Refused(refused)) = refused else {
+        panic!("{refused:?}");
+    };
+    assert_eq!((refused.len(), refused[0].index), (1, Some(1)));
+    assert_eq!(lab.ruleset(), before);
+    // Beside a daemon, the table is there.
+    let mut nft = lab.nft();
+    nft.install().unwrap();
+    let with_table = lab.ruleset();
+    check().unwrap();
+    assert_eq!(lab.ruleset(), with_table);
+    nft.remove().unwrap();
     assert_eq!(lab.ruleset(), before);
 }
 

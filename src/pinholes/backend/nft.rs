@@ -107,6 +107,21 @@ impl Nft {
         })
     }
 
+    /// Whether the kernel would take the objects. Nothing is made; modules may be loaded.
+    ///
+    /// # Errors
+    /// Why it wouldn't.
+    pub fn check(mark: Mark) -> Result<(), BackendError> {
+        let mut nft = Self::new(mark)?;
+        let layout = &IPV4;
+        let there = nft.has_table(layout).map_err(failed("list tables"))?;
+        if there {
+            return Ok(());
+        }
+        let checked = nft.install_family(layout, &[], Socket::check);
+        checked.map_err(|error| explain(layout, error.into()))
+    }
+
     /// Makes the objects of all families. `leftover` says which pinholes are in a family's table from
     /// the start; they are returned.
     fn install_all(
@@ -157,11 +172,11 @@ impl Nft {
         let first = batches.next().unwrap_or_default();
         let mut open = first.len();
         let mut refused = None;
-        if let Err(error) = self.install_family(layout, first) {
+        if let Err(error) = self.install_family(layout, first, Socket::batch) {
             if first.is_empty() || is_foreign(&error) {
                 return Err(error);
             }
-            self.install_family(layout, &[])?;
+            self.install_family(layout, &[], Socket::batch)?;
             (open, refused) = (0, Some(error));
         }
         for batch in batches {
@@ -187,6 +202,7 @@ impl Nft {
         &mut self,
         layout: &'static FamilyLayout,
         elements: &[TimedElements],
+        send: impl Fn(&mut Socket, &[NetlinkRequest<'_>]) -> Result<(), BatchError>,
     ) -> Result<(), BatchError> {
         let leftover = self.has_table(layout).map_err(BatchError::Io)?;
         loop {
@@ -196,7 +212,7 @@ impl Nft {
                 .into_iter()
                 .chain(filling.map(|add| (What::Other, add)));
             let (about, requests): (Vec<_>, Vec<_>) = plan.unzip();
-            let error = match self.socket.batch(&requests) {
+            let error = match send(&mut self.socket, &requests) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
