@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::events::What;
 use crate::engine::Entry;
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
@@ -31,6 +32,16 @@ pub struct Change {
     pub came: BTreeSet<IpAddr>,
     /// Those that have gone.
     pub went: BTreeSet<IpAddr>,
+}
+
+impl Change {
+    /// As a record.
+    pub(super) fn what(&self) -> What {
+        What::Addresses {
+            came: self.came.iter().copied().collect(),
+            went: self.went.iter().copied().collect(),
+        }
+    }
 }
 
 /// The addresses that have gone a moment ago, and aren't back.

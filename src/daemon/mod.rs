@@ -227,8 +227,8 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
     let status = Arc::new(Status::new(&current, &steered, &shared, &workers));
     let rules = placed.before.unwrap_or_default();
     let checkup = checkup::at_start(config, &steered, rules);
-    let greeting = predecessor::taken_over(before, placed.cleared)
-        .into_iter()
+    let taken_over = predecessor::taken_over(before, placed.cleared);
+    let greeting = (taken_over.iter().map(What::to_string))
         .chain(placed.lines)
         .chain(adopted)
         .chain(earlier)
@@ -267,6 +267,9 @@ pub fn run(config: &Config, source: Option<Source>) -> Result<ExitCode, StartErr
         pid: std::process::id(),
         notes: greeting.clone(),
     });
+    if let Some(what) = taken_over {
+        output.note(what);
+    }
     for line in greeting {
         output.line(line);
     }
@@ -366,6 +369,7 @@ fn follow_addresses(
             }
         };
         if let Some(change) = change {
+            shared.output().note(change.what());
             shared.moved(change, forget);
             tries = TRIES;
         }

@@ -14,6 +14,7 @@ use crate::firewall::Steering;
 use crate::net::Family;
 
 use super::config::StateChoice;
+use super::events::What;
 use super::journal::Journal;
 
 /// What a note says of one that handed over, and of any other.
@@ -101,26 +102,13 @@ fn network() -> io::Result<String> {
     Ok(link.to_string_lossy().into_owned())
 }
 
-/// Says what was taken over, if anything was: so many rules were cleared.
-pub(super) fn taken_over(before: Option<Predecessor>, cleared: usize) -> Option<String> {
-    if cleared == 0 {
-        return None;
-    }
-    let rules = if cleared == 1 {
-        "1 rule"
-    } else {
-        &format!("{cleared} rules")
-    };
-    Some(match before {
-        Some(Predecessor {
-            pid,
-            handed_over: false,
-        }) => format!("took over from pid {pid}, which died; {rules} cleared"),
-        Some(Predecessor {
-            pid,
-            handed_over: true,
-        }) => format!("took over from pid {pid}, which handed over; {rules} replaced"),
-        None => format!("{rules} of an earlier ftpalg cleared"),
+/// What was taken over, if anything was: so many rules were cleared.
+pub(super) fn taken_over(before: Option<Predecessor>, cleared: usize) -> Option<What> {
+    let rules = u64::try_from(cleared).unwrap_or(u64::MAX);
+    (rules > 0).then(|| What::TookOver {
+        predecessor: before.map(|before| before.pid),
+        handover: before.is_some_and(|before| before.handed_over),
+        rules,
     })
 }
 
@@ -235,7 +223,8 @@ mod tests {
             (None, 2, Some("2 rules of an earlier ftpalg cleared")),
             (before(false), 0, None),
         ] {
-            assert_eq!(taken_over(before, cleared).as_deref(), line);
+            let what = taken_over(before, cleared).map(|what| what.to_string());
+            assert_eq!(what.as_deref(), line);
         }
     }
 }

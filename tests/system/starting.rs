@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use serde_json::Value;
+
 use testkit::lab::alg::{Alg, Running};
 use testkit::lab::gateway::{Control, LIMIT, ended, ftpalg, gateway, refused, start};
 use testkit::lab::net::Net;
@@ -205,6 +207,14 @@ fn it_tells_the_truth_after_a_crash() {
         says(&second, &format!("{} goes on", name(&seen)));
         says(&second, &format!("{} isn't followed", name(&unseen)));
         seen.ask("NOOP\r\n", "200");
+        let events = ftpalg(&net, &["events", "--json", "--kind", "took-over"]).must();
+        let record: Value = serde_json::from_str(&events.stdout).unwrap();
+        assert_eq!(
+            (&record["predecessor"], &record["handover"]),
+            (&pid.into(), &false.into()),
+            "{record}"
+        );
+        assert!(record["rules"].as_u64() > Some(0), "{record}");
 
         // One that hands over, and one that ends as it should.
         let process = second.process().unwrap();

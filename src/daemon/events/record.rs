@@ -117,6 +117,22 @@ pub enum What {
         /// What it found and took over, as printed.
         notes: Vec<String>,
     },
+    /// It took the place of a daemon that left its rules behind.
+    TookOver {
+        /// That daemon's process, if it is known.
+        predecessor: Option<u32>,
+        /// Whether it handed over; if not, it died.
+        handover: bool,
+        /// How many of its rules were replaced.
+        rules: u64,
+    },
+    /// Addresses of this host came or went, as when two gateways change places. Watched with a store only.
+    Addresses {
+        /// Those that came.
+        came: Vec<IpAddr>,
+        /// Those that went.
+        went: Vec<IpAddr>,
+    },
     /// The daemon ends.
     Stop {
         /// The rules stay for a successor.
@@ -224,6 +240,8 @@ impl What {
             Self::RulesRestored { .. } => "rules-restored",
             Self::EventsMissed {} => "events-missed",
             Self::Start { .. } => "start",
+            Self::TookOver { .. } => "took-over",
+            Self::Addresses { .. } => "addresses",
             Self::Stop { .. } => "stop",
             Self::Reload { .. } => "reload",
         }
@@ -248,7 +266,7 @@ impl What {
 }
 
 /// All kinds, in the order of the documentation.
-pub const KINDS: [&str; 16] = [
+pub const KINDS: [&str; 18] = [
     "session-start",
     "session-end",
     "reading",
@@ -263,6 +281,8 @@ pub const KINDS: [&str; 16] = [
     "rules-restored",
     "events-missed",
     "start",
+    "took-over",
+    "addresses",
     "stop",
     "reload",
 ];
@@ -331,6 +351,32 @@ impl Display for What {
                 notes
                     .iter()
                     .try_for_each(|note| write!(f, "; {}", Plain(note)))
+            }
+            Self::TookOver {
+                predecessor,
+                handover,
+                rules,
+            } => {
+                let count = format!("{rules} rule{}", if *rules == 1 { "" } else { "s" });
+                match (predecessor, handover) {
+                    (Some(pid), true) => write!(
+                        f,
+                        "took over from pid {pid}, which handed over; {count} replaced"
+                    ),
+                    (Some(pid), false) => {
+                        write!(f, "took over from pid {pid}, which died; {count} cleared")
+                    }
+                    (None, _) => write!(f, "{count} of an earlier ftpalg cleared"),
+                }
+            }
+            Self::Addresses { came, went } => {
+                let list = |all: &[IpAddr], what: &str| {
+                    let all: Vec<_> = all.iter().map(IpAddr::to_string).collect();
+                    (!all.is_empty()).then(|| format!("{} {what}", all.join(", ")))
+                };
+                let changes = [list(came, "came"), list(went, "went")];
+                let changes: Vec<_> = changes.into_iter().flatten().collect();
+                write!(f, "addresses: {}", changes.join("; "))
             }
             Self::Stop { handover: true } => f.write_str("ftpalg hands over"),
             Self::Stop { handover: false } => f.write_str("ftpalg ends"),
@@ -480,6 +526,15 @@ mod tests {
                 version: text(),
                 pid: 1,
                 notes: vec![text()],
+            },
+            What::TookOver {
+                predecessor: Some(1),
+                handover: true,
+                rules: 1,
+            },
+            What::Addresses {
+                came: vec![ip],
+                went: vec![ip],
             },
             What::Stop { handover: true },
             What::Reload { what: text() },
