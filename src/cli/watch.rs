@@ -45,6 +45,8 @@ pub(super) struct Snapshot {
     pinholes: Value,
     /// The records of the session whose details are shown.
     records: Value,
+    /// Its last commands and replies.
+    said: Value,
 }
 
 /// Asks the daemon. `detailed`: the session whose records are wanted.
@@ -55,7 +57,9 @@ pub(super) fn ask(detailed: Option<u64>) -> Result<Snapshot, AskError> {
             follow: false,
         })
     };
+    let said = |session| control::ask(ControlRequest::Dialogue { session });
     Ok(Snapshot {
+        said: detailed.map_or(Ok(Value::Null), said)?,
         sessions: control::ask(ControlRequest::Sessions)?,
         pinholes: control::ask(ControlRequest::Pinholes)?,
         records: detailed.map_or(Ok(Value::Null), records)?,

@@ -42,6 +42,11 @@ pub enum ControlRequest {
     Pinholes,
     /// The same, and those of the past.
     AllPinholes,
+    /// The last commands and replies of a session, since they were asked for first.
+    Dialogue {
+        /// Its number.
+        session: u64,
+    },
     /// The last records.
     Events {
         /// Only those of this session.

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::conntrack::Events;
+use crate::engine::gateway::SessionId;
 use crate::engine::{SessionInfo, Stats};
 use crate::pinholes;
 use crate::queue::kernel;
@@ -191,6 +192,11 @@ impl Status {
             ControlRequest::Sessions => serde_json::to_value(self.session_reports()),
             ControlRequest::Pinholes => serde_json::to_value(self.pinhole_reports(false)),
             ControlRequest::AllPinholes => serde_json::to_value(self.pinhole_reports(true)),
+            ControlRequest::Dialogue { session } => {
+                let workers = self.workers.iter();
+                let mut said = workers.filter_map(|w| w.engine().watch(SessionId(session)));
+                serde_json::to_value(said.next().unwrap_or_default())
+            }
             ControlRequest::Events {
                 session,
                 follow: true,

@@ -41,13 +41,14 @@ pub use handshake::{Syn, SynAck};
 
 use endpoints::Endpoints;
 use flow::{Context, Fate, Flow};
-use gateway::Gateway;
+use gateway::{Gateway, SessionId};
 use handshake::HalfOpen;
 use joining::Strangers;
 use names::{Meaning, Names};
 use orphans::Orphans;
 use table::{EndpointTable, Walk};
 
+use crate::ftp::session::Said;
 use crate::wire::{Flags, Reject, Segment};
 
 /// Which hook a packet came through: its direction, seen from the private side.
@@ -369,6 +370,14 @@ impl Engine {
             .iter()
             .filter(|(_, flow)| !flow.is_closed() && flow.is_admitted())
             .map(move |(ends, flow)| flow.info(ends, now))
+    }
+
+    /// The last lines of a session's dialogue, oldest first, since this was called first for it. `None`:
+    /// there is no such session here.
+    pub fn watch(&mut self, session: SessionId) -> Option<Vec<Said>> {
+        let mut flows = self.flows.iter_mut().map(|(_, flow)| flow);
+        let flow = flows.find(|flow| flow.id == session && !flow.is_closed())?;
+        Some(flow.session.watch())
     }
 
     /// How many [`sessions`](Self::sessions) there are.

@@ -10,7 +10,7 @@ use std::num::NonZeroU16;
 use std::sync::Arc;
 
 pub use step::{Address, Announcement, Form, Hole, Outcome, Over, Peer, Refusal, Step};
-pub use told::{News, TransferCommand};
+pub use told::{News, Said, TransferCommand};
 
 use super::command::{Command, guarded};
 use super::line::PartialLine;
@@ -466,6 +466,11 @@ impl Session {
         let news = self.told.as_mut()?.take();
         self.told.take_if(|told| told.is_empty());
         news
+    }
+
+    /// The last lines of the dialogue, oldest first. They are kept from the first call on.
+    pub fn watch(&mut self) -> Vec<Said> {
+        self.told().watch()
     }
 
     fn user(&self) -> Option<&User> {

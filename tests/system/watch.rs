@@ -139,6 +139,13 @@ fn sessions_are_watched_on_a_terminal() {
     let screen = terminal.until("its details", |screen| screen.contains(&delta));
     terminal.until("its records", |screen| screen.contains(" logged in as "));
     assert!(screen.contains("followed   yes"), "{screen}");
+    terminal.until("that it is looked at", |screen| {
+        screen.contains("nothing was said since this is looked at")
+    });
+    first.say("NOOP\r\n", "200 fine\r\n");
+    terminal.until("what is said", |screen| {
+        screen.contains("dialogue   NOOP 200")
+    });
     let to = data[0].peer_addr().unwrap().to_string();
     assert!(screen.contains(&to), "{to} in {screen}");
     terminal.press(&["Escape"]);

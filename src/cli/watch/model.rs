@@ -127,6 +127,8 @@ pub(super) struct Model {
     pub(super) pinholes: Vec<Value>,
     /// The records of the session whose details are shown.
     pub(super) records: Vec<Value>,
+    /// The last commands and replies of that session.
+    pub(super) said: Vec<Value>,
     /// The chosen session as it was last; kept when it ends.
     pub(super) last: Option<Value>,
     at: Instant,
@@ -150,6 +152,7 @@ impl Model {
             sessions: Vec::new(),
             pinholes: Vec::new(),
             records: Vec::new(),
+            said: Vec::new(),
             last: None,
             at: first.at,
         };
@@ -190,6 +193,7 @@ impl Model {
         self.sessions = sessions;
         self.pinholes = list(snapshot.pinholes);
         self.records = list(snapshot.records);
+        self.said = list(snapshot.said);
         self.at = snapshot.at;
         let chosen = self.sessions.iter().find(|row| id(row) == self.chosen);
         if let Some(row) = chosen {
@@ -374,6 +378,9 @@ pub(super) mod tests {
                 "to": "203.0.113.1:50011", "land": "10.0.0.2:50011", "expires_in": 42, "ports": null,
                 "as_source": null,
             }]),
+            said: json!([
+                {"command": "PASV"}, {"reply": 227}, {"command": "RETR"}, {"reply": 150}, {"reply": 226}
+            ]),
             records: json!([{
                 "seq": 7, "time": "2026-11-29T11:27:03.5Z", "session": 2,
                 "client": "198.51.100.2:4000", "server": "10.0.0.2:21",

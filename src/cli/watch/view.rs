@@ -235,6 +235,11 @@ fn details(model: &mut Model, area: Rect) -> Paragraph<'static> {
             text(field("range"))
         ));
     }
+    let width = usize::from(area.width);
+    lines.extend(broken(
+        &format!("dialogue   {}", dialogue(&model.said)),
+        width,
+    ));
     lines.push(String::new());
     let own: Vec<Value> = model
         .pinholes
@@ -254,7 +259,6 @@ fn details(model: &mut Model, area: Rect) -> Paragraph<'static> {
             .or_left_out(1),
     ];
     let none = "no pinhole waits, and no data connection is there";
-    let width = usize::from(area.width);
     let table = fitted(
         &Value::Array(own),
         &pinholes,
@@ -268,6 +272,25 @@ fn details(model: &mut Model, area: Rect) -> Paragraph<'static> {
     model.scroll = model.scroll.min(u16::try_from(most).unwrap_or(u16::MAX));
     let text = Text::from_iter(lines.into_iter().map(Line::from));
     Paragraph::new(text).scroll((model.scroll, 0))
+}
+
+/// Commands with their replies, the latest last.
+fn dialogue(said: &[Value]) -> String {
+    let mut text = String::new();
+    for line in said {
+        match (line.get("command"), line.get("reply")) {
+            (Some(Value::String(verb)), _) => {
+                text += if text.is_empty() { "" } else { ", " };
+                text += verb;
+            }
+            (_, Some(code)) => text += &format!(" {code}"),
+            _ => {}
+        }
+    }
+    match text.trim_start() {
+        "" => "nothing was said since this is looked at".to_owned(),
+        text => text.to_owned(),
+    }
 }
 
 /// What happened in a session, the latest first: logins, transfers, refusals. Long lines go on in the next.
@@ -284,10 +307,18 @@ fn records(model: &Model, session: Option<&Value>, width: usize) -> Vec<String> 
                 "what happened (UTC), the latest first".to_owned(),
             ]);
         }
-        let letters: Vec<char> = text.chars().collect();
-        lines.extend(letters.chunks(width.max(1)).map(String::from_iter));
+        lines.extend(broken(&text, width));
     }
     lines
+}
+
+/// In lines of this width.
+fn broken(text: &str, width: usize) -> Vec<String> {
+    let letters: Vec<char> = text.chars().collect();
+    letters
+        .chunks(width.max(1))
+        .map(String::from_iter)
+        .collect()
 }
 
 /// A number with its sign.
@@ -397,6 +428,7 @@ mod tests {
             "followed   no: TLS",
             "numbers    +0 bytes to the server, +12 bytes to the client",
             "data       1 connections, 2.00 KiB, -/s",
+            "dialogue   PASV 227, RETR 150 226",
         ] {
             assert!(lines.iter().any(|l| l == line), "{line:?} in {lines:#?}");
         }

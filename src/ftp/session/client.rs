@@ -7,7 +7,7 @@ use super::super::command::{
 use super::super::hostport::{may_be_extended, may_be_host_port, parse_extended, parse_host_port};
 use super::super::line::HEAD;
 use super::{
-    Active, Address, Announcement, Form, Hole, Refusal, Session, Spoken, Step, User, count,
+    Active, Address, Announcement, Form, Hole, Refusal, Said, Session, Spoken, Step, User, count,
     first_line, length,
 };
 use crate::ftp::Mode;
@@ -366,6 +366,9 @@ impl Session {
     fn command_passes(&mut self, command: Command, line: &[u8], overlong: bool) {
         if !matches!(command, Command::Unknown | Command::Blank) {
             self.spoken.ftp();
+        }
+        if let Some(told) = &mut self.told {
+            told.says(|| Said::Command(name_of(&bare_verb(line))));
         }
         match command {
             Command::User => {

@@ -7,7 +7,8 @@ use super::super::command::Command;
 use super::super::hostport::{Scan, scan_extended_port, scan_host_port};
 use super::super::reply::{Code, ReplyStart, lead_len};
 use super::{
-    Active, Address, Announcement, Form, Hole, Over, Session, Step, User, count, first_line, length,
+    Active, Address, Announcement, Form, Hole, Over, Said, Session, Step, User, count, first_line,
+    length,
 };
 use crate::ftp::Mode;
 
@@ -248,6 +249,9 @@ impl Session {
     fn reply_passes(&mut self, code: u16) -> bool {
         self.multi = None;
         self.other_end = None;
+        if let Some(told) = &mut self.told {
+            told.says(|| Said::Reply(code));
+        }
         if !self.greeted {
             // RFC 959 §5.4: 120 announces a delay, 220 follows. Some log in by their greeting.
             self.greeted = code >= 200;

@@ -11,6 +11,8 @@ use super::User;
 const MAX_TRANSFERS: usize = 8;
 /// How much waits to be told. The caller takes it after each step, which adds less than this.
 const MAX_NEWS: usize = 32;
+/// How much of a dialogue is kept that somebody watches.
+const MAX_SAID: usize = 40;
 /// The longest name that is kept, in bytes as the client sent it.
 const MAX_NAME: usize = 512;
 
@@ -47,6 +49,16 @@ pub enum News {
     },
 }
 
+/// A line of a dialogue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Said {
+    /// A command, without its argument; `command` if its verb isn't known here.
+    Command(&'static str),
+    /// A reply, once for all its lines.
+    Reply(u16),
+}
+
 /// The part of a session that is there only while it has something in it.
 #[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct Told {
@@ -57,6 +69,9 @@ pub(super) struct Told {
     transfers: VecDeque<Transfer>,
     #[serde(skip)]
     news: VecDeque<News>,
+    /// The last lines, if somebody watches.
+    #[serde(skip)]
+    said: Option<VecDeque<Said>>,
 }
 
 #[derive(Debug)]
@@ -88,7 +103,22 @@ impl TransferCommand {
 impl Told {
     /// Whether there is nothing in it.
     pub(super) fn is_empty(&self) -> bool {
-        self.user.is_none() && self.transfers.is_empty() && self.news.is_empty()
+        let told = self.transfers.is_empty() && self.news.is_empty();
+        self.user.is_none() && told && self.said.is_none()
+    }
+
+    /// The last lines since this was called first, oldest first.
+    pub(super) fn watch(&mut self) -> Vec<Said> {
+        self.said.get_or_insert_default().iter().copied().collect()
+    }
+
+    /// A line goes out.
+    pub(super) fn says(&mut self, line: impl FnOnce() -> Said) {
+        let Some(said) = &mut self.said else { return };
+        if said.len() >= MAX_SAID {
+            said.pop_front();
+        }
+        said.push_back(line());
     }
 
     /// A transfer command goes out to the server.
@@ -382,6 +412,43 @@ mod tests {
         };
         assert!(command.name.ends_with("é…"), "{}", command.name);
         assert!(long.starts_with(command.name.trim_end_matches('…')));
+    }
+
+    #[test]
+    fn who_watches_sees_commands_and_replies() {
+        use Said::{Command, Reply};
+        let mut session = Session::new(Arc::new(Policy::default()));
+        let mut say = |from, line: &str, watched: &mut Vec<Said>| {
+            let bytes = format!("{line}\r\n").into_bytes();
+            assert_eq!(session.next(from, &bytes), Step::Pass(bytes.len()));
+            *watched = session.watch();
+        };
+        let mut seen = Vec::new();
+        for (from, line) in [
+            (Peer::Server, "220 hello"),
+            (Peer::Client, "USER alice"),
+            (Peer::Server, "331 go on"),
+            (Peer::Client, "pass secret"),
+            (Peer::Client, "XYZZY secret"),
+            (Peer::Server, "230-in"),
+            (Peer::Server, "230 in"),
+        ] {
+            say(from, line, &mut seen);
+        }
+        let login = [
+            Command("USER"),
+            Reply(331),
+            Command("PASS"),
+            Command("command"),
+            Reply(230),
+        ];
+        assert_eq!(seen, login, "what came before isn't known");
+        for _ in 0..MAX_SAID {
+            say(Peer::Client, "NOOP", &mut seen);
+            say(Peer::Server, "200 x", &mut seen);
+        }
+        assert_eq!(seen.len(), MAX_SAID);
+        assert_eq!(seen.last(), Some(&Reply(200)));
     }
 
     #[test]
