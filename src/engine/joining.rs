@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use super::config::{Marks, Standing};
 use super::endpoints::Endpoints;
+use super::event::Event;
 use super::flow::{Flow, Joined};
 use super::gateway::{Error, Gateway};
 use super::record::{self, Record, State};
@@ -227,8 +228,12 @@ impl Engine {
             }
             (_, Some(_)) => return self.take_over(ends, side, segment, found, now, gateway),
             (Standing::Uneven, None) => return Unknown::Orphan { certain: true },
-            // It begins to pass unread here; nothing in it was edited.
-            (Standing::Even, None) if self.config.bypassed(&ends).is_some() => {}
+            // It passes unread here, and is listed; nothing in it was edited.
+            (Standing::Even | Standing::Unfollowed, None)
+                if goes_on && self.bypassed(&ends, &found.entry).is_some() =>
+            {
+                return self.take_over(ends, side, segment, found, now, gateway);
+            }
             (Standing::Even, None) if goes_on => {
                 return self.take_over(ends, side, segment, found, now, gateway);
             }
@@ -239,7 +244,17 @@ impl Engine {
         Unknown::Stranger
     }
 
-    /// Goes on with a connection that somebody else has followed so far.
+    /// By which setting a connection passes unread, whichever of its names is meant.
+    fn bypassed(&self, ends: &Endpoints, entry: &Entry) -> Option<String> {
+        let names = [Some(*ends), ends.towards_inside(entry)];
+        let mut by = names
+            .iter()
+            .flatten()
+            .map(|ends| self.config.bypassed(ends));
+        by.find_map(|by| Some(by?.to_string()))
+    }
+
+    /// Goes on with a connection that somebody else has followed so far, or that nobody is to read.
     fn take_over(
         &mut self,
         ends: Endpoints,
@@ -283,6 +298,8 @@ impl Engine {
             side,
             admitted,
         };
+        let unedited = found.record.is_none();
+        let bypassed = self.bypassed(&ends, &found.entry).filter(|_| unedited);
         let mut flow = match found.record.map(|record| record.state) {
             Some(State::Exact(mut flow)) => {
                 flow.resume(&joined, &self.config, Second::of(now));
@@ -296,6 +313,10 @@ impl Engine {
             None => Box::new(Flow::joined(&joined, segment, &self.config, now)),
         };
         flow.is_marked(found.standing);
+        if let Some(by) = bypassed {
+            flow.pass_unread();
+            gateway.event(Event::Bypassed { session: id, by });
+        }
         self.buffered = self.buffered.saturating_add(flow.buffered());
         self.flows.insert(ends, flow);
         self.orphans.forget(&ends);

@@ -1,7 +1,8 @@
 //! Peers that pass unread: `--bypass`.
 
-use ftpalg::engine::Config;
 use ftpalg::engine::event::Event;
+use ftpalg::engine::{Config, Engine, Standing};
+use testkit::gateway::MARKS;
 use testkit::packet::{ACK, SYN, Seg, data, syn};
 use testkit::trace::{Client, Out, PASV, Server, Trace, ack, reply, told};
 
@@ -57,6 +58,33 @@ fn a_bypassed_connection_goes_on_to_the_bit() {
     let mut trace = Trace::unborn(config("192.0.2.0/24"), [1000, 5000]);
     assert!(syns(&mut trace).iter().all(|out| *out != Out::Same));
     trace.is_followed();
+}
+
+/// It was under way when this process began: it is listed all the same, whether it was read before or not.
+#[test]
+fn a_bypassed_connection_that_is_under_way_is_listed() {
+    for read in [false, true] {
+        let marked = |net| Config {
+            marks: Some(MARKS),
+            ..config(net)
+        };
+        let before = if read { "192.0.2.0/24" } else { "10.0.0.2/32" };
+        let mut trace = Trace::with(marked(before), [1000, 5000], &[]);
+        let [c, s] = trace.login();
+        trace.engine = Engine::new(marked("10.0.0.2/32"), 0);
+        trace.world.events.clear();
+        assert_eq!(trace.send(Client, data(c, s, PASV.1)), Out::Same);
+        let c = c + 6;
+        assert_eq!(trace.send(Server, data(s, c, &reply())), Out::Same);
+        let sessions: Vec<_> = trace.engine.sessions(trace.now).collect();
+        assert_eq!(sessions.len(), 1);
+        assert_eq!(sessions[0].state, "bypassed");
+        let told =
+            |event: &Event| matches!(event, Event::Bypassed { by, .. } if by == "10.0.0.2/32");
+        assert!(trace.world.events.iter().any(told));
+        let standing = MARKS.standing(trace.world.entry().mark);
+        assert_eq!(standing, Standing::Unfollowed, "nobody is to read it");
+    }
 }
 
 /// What has edits stays followed, whatever the settings become.
