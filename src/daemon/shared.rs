@@ -331,7 +331,7 @@ impl Shared {
     ) -> Result<(), Error> {
         let mut state = self.lock();
         if state.closing {
-            return Err(Error::Kernel("ftpalg is being stopped".into()));
+            return Err(Error::Closing);
         }
         let opened = open(&mut state.plane);
         self.settle(&mut state);

@@ -39,6 +39,8 @@ pub(super) enum Declined {
     Leave(String),
     /// It must be refused in place.
     Refuse(String),
+    /// It doesn't go out. A successor decides about it.
+    Wait,
 }
 
 /// How far to go with an announcement that the policy allows.
@@ -142,8 +144,10 @@ pub(super) fn decide(
     wanted.can_be_written(said.form)?;
     let reserved = wanted.reserve(gateway)?;
     if how == How::Open {
-        let opened = gateway.open(reserved.id);
-        opened.map_err(|error| Declined::Leave(error.to_string()))?;
+        gateway.open(reserved.id).map_err(|error| match error {
+            Error::Closing => Declined::Wait,
+            error => Declined::Leave(error.to_string()),
+        })?;
     }
     let new = SocketAddr::new(wanted.public, reserved.to.port());
     Ok(Some(Prepared {

@@ -89,6 +89,9 @@ pub enum Error {
     /// Another server's range is open to the same client at the same address.
     #[error("the client already reaches the range of {0} at that address")]
     RangeTaken(IpAddr),
+    /// The gateway ends: nothing opens any more. What asked for it is to be sent again, to a successor.
+    #[error("ftpalg is being stopped")]
+    Closing,
     /// What a successor must know can't be kept.
     #[error("no record can be kept")]
     NoRecord,
@@ -178,7 +181,7 @@ pub trait Gateway {
     /// Puts the pinhole into the kernel; returns when the kernel acknowledged it.
     ///
     /// # Errors
-    /// [`Error::Kernel`]; the reservation is released then.
+    /// [`Error::Kernel`]; the reservation is released then. [`Error::Closing`].
     fn open(&mut self, id: PinholeId) -> Result<(), Error>;
 
     /// Closes a pinhole or drops a reservation that nobody used. Unknown ids are ignored.
@@ -191,6 +194,7 @@ pub trait Gateway {
     ///
     /// # Errors
     /// [`Error::Limit`], [`Error::RangeTaken`] or [`Error::Kernel`]; the session has no range then.
+    /// [`Error::Closing`].
     fn open_range(&mut self, _request: &RangeRequest) -> Result<(), Error> {
         Err(Error::Kernel("no range of ports is configured".into()))
     }

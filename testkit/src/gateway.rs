@@ -118,6 +118,8 @@ pub struct FakeGateway {
     pub elsewhere: bool,
     /// The store that another gateway writes to doesn't answer, for so short a time that it may again.
     pub silent_store: bool,
+    /// Nothing opens any more.
+    pub closing: bool,
     reserved: Vec<Request>,
 }
 
@@ -142,6 +144,7 @@ impl FakeGateway {
             deaf: false,
             elsewhere: false,
             silent_store: false,
+            closing: false,
             reserved: Vec::new(),
         }
     }
@@ -221,6 +224,9 @@ impl Gateway for FakeGateway {
             .retain(|_, record| Some(&*record) != gone.as_ref());
     }
     fn open_range(&mut self, request: &RangeRequest) -> Result<(), Error> {
+        if self.closing {
+            return Err(Error::Closing);
+        }
         let ranges = self.ranges.as_mut();
         let ranges =
             ranges.ok_or_else(|| Error::Kernel("no range of ports is configured".into()))?;
@@ -269,6 +275,9 @@ impl Gateway for FakeGateway {
     fn open(&mut self, id: PinholeId) -> Result<(), Error> {
         if let Some(plane) = &mut self.plane {
             return plane.open(id);
+        }
+        if self.closing {
+            return Err(Error::Closing);
         }
         if self.remembers {
             self.opened.push(self.reserved[id.0 as usize].clone());

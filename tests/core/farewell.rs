@@ -1,7 +1,8 @@
 //! What becomes of connections when the gateway ends.
 
-use ftpalg::engine::Side;
-use testkit::packet::{RST, SYN, Seg, data, syn};
+use ftpalg::engine::{Config, Engine, Side};
+use testkit::gateway::MARKS;
+use testkit::packet::{OUTSIDE, RST, SYN, Seg, data, syn};
 use testkit::trace::{Client, GROWTH, Out, Server, Trace, Who, ack, reply, told};
 
 /// The RSTs of a farewell: their direction, and their offset from the first byte of their sender.
@@ -72,7 +73,7 @@ fn an_even_connection_goes_on_and_stays_even() {
 
 #[test]
 fn a_handover_waits_for_what_a_successor_could_not_follow() {
-    let mut t = Trace::unborn(ftpalg::engine::Config::default(), [1000, 5000]);
+    let mut t = Trace::unborn(Config::default(), [1000, 5000]);
     t.send(Client, syn(SYN));
     assert!(t.engine.hold_commands(), "a connection begins");
 
@@ -97,4 +98,57 @@ fn a_handover_waits_for_what_a_successor_could_not_follow() {
     let read = t.send(Server, data(s, c + 6, &reply())).seg();
     assert_eq!(read.payload, told().into_bytes());
     assert!(!t.engine.hold_commands());
+}
+
+/// What would open something doesn't go on, so that it comes again to a successor.
+#[test]
+fn an_announcement_that_comes_too_late_is_left_to_the_successor() {
+    let even = || Config {
+        marks: Some(MARKS),
+        ..Config::default()
+    };
+    // The port is chosen so that the reply keeps its length.
+    let mut t = Trace::with(even(), [1000, 5000], &[]);
+    let (c, s) = t.ask();
+    t.world.closing = true;
+    let late = data(s, c, &reply());
+    assert_eq!(t.send(Server, late.clone()), Out::Dropped);
+    assert_eq!(t.send(Server, late.clone()), Out::Dropped);
+    t.engine = Engine::new(even(), 0);
+    t.world.closing = false;
+    let read = t.send(Server, late).seg().payload;
+    assert!(read.starts_with(b"227 "), "{read:?}");
+    assert!(!read.windows(8).any(|w| w == b"10,0,0,2"), "{read:?}");
+    assert_eq!(t.world.opened.len(), 1);
+
+    // A client announces.
+    let mut t = Trace::with(even(), [1000, 5000], &[]);
+    let [c, s] = t.login();
+    t.world.closing = true;
+    let port = data(
+        c,
+        s,
+        &format!("PORT {},200,13\r\n", OUTSIDE.to_string().replace('.', ",")),
+    );
+    assert_eq!(t.send(Client, port.clone()), Out::Dropped);
+    t.engine = Engine::new(even(), 0);
+    t.world.closing = false;
+    assert_ne!(t.send(Client, port), Out::Dropped);
+    assert_eq!(t.world.opened.len(), 1);
+
+    // TLS begins, and the client is to reach a range.
+    let config = || Config {
+        tls_range: true,
+        ..even()
+    };
+    let mut t = Trace::with(config(), [1000, 5000], &[]);
+    t.world.ranges = Some(Vec::new());
+    let [c, s] = t.login();
+    t.send(Client, data(c, s, "AUTH TLS\r\n"));
+    t.world.closing = true;
+    let accepted = data(s, c + 10, "234 Go on\r\n");
+    assert_eq!(t.send(Server, accepted.clone()), Out::Dropped);
+    t.engine = Engine::new(config(), 0);
+    t.world.closing = false;
+    assert_eq!(t.send(Server, accepted), Out::Same);
 }

@@ -1,6 +1,7 @@
 //! `ftpalg events`: records of sessions, logins, transfers and refusals, with real servers and clients.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixDatagram;
 use std::process::{Child, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 
@@ -8,9 +9,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use testkit::lab::alg::Running;
-use testkit::lab::gateway::{Control, HOSTS, LIMIT, ftpalg, gateway, start_with, status};
+use testkit::lab::gateway::{Control, HOSTS, LIMIT, ended, ftpalg, gateway, start_with, status};
 use testkit::lab::net::Net;
-use testkit::lab::process::{Finished, run};
+use testkit::lab::process::{Finished, Process, run};
 use testkit::lab::rules::{Flavour, Policy};
 use testkit::lab::server::{Config, Kind, Server, Tls, content};
 use testkit::paths;
@@ -491,4 +492,103 @@ fn a_full_disk_is_said_once_and_forgiven() {
     assert!((1..=2).contains(&said("can't be written to")), "{log}");
     assert_eq!(said("can't be written to"), said("works again"), "{log}");
     assert_eq!(records.last().unwrap()["kind"], "stop", "whole lines only");
+}
+
+/// A daemon whose system log is a socket of the test's.
+fn logging(net: &Net, dialect: &str, socket: &std::path::Path) -> Process {
+    // In a mount namespace of its own, since the host may have a log.
+    let script = r#"mount -t tmpfs none /run && mkdir -p /run/systemd/journal
+        ln -s "$2" /run/systemd/journal/socket
+        mount -t tmpfs none /dev && mknod -m 666 /dev/null c 1 3 && ln -s "$2" /dev/log
+        exec "$1" run --inside in0 --state none --events "$3""#;
+    let mut command = net.command(net.topology().router, "unshare");
+    command
+        .args(["--mount", "sh", "-ec", script, "sh", paths::ftpalg()])
+        .arg(socket)
+        .arg(dialect);
+    let daemon = Process::spawn(command);
+    assert!(daemon.wait_for("ready", LIMIT), "{}", daemon.log());
+    daemon
+}
+
+/// The messages that come until one is about this kind.
+fn messages(log: &UnixDatagram, last: &str) -> Vec<String> {
+    log.set_read_timeout(Some(SOON)).unwrap();
+    let mut buffer = [0; 16 << 10];
+    let mut all = Vec::new();
+    loop {
+        let length = log.recv(&mut buffer).unwrap_or_else(|e| {
+            panic!("{e} before {last}: {all:#?}");
+        });
+        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        let is_last = text.contains(&format!(" {last} [")) || text.contains(&format!("={last}\n"));
+        all.push(text);
+        if is_last {
+            return all;
+        }
+    }
+}
+
+#[test]
+fn the_systems_log_gets_every_record() {
+    let net = gateway(Policy::Drop, Flavour::Nft);
+    let server = Server::start(&net, &Config::new(Kind::Vsftpd));
+    let socket = net.directory().join("log");
+    for dialect in ["syslog", "journald"] {
+        let mut log = UnixDatagram::bind(&socket).unwrap();
+        let daemon = logging(&net, dialect, &socket);
+        let user = server.login().user;
+        let mut control = Control::dial(&net);
+        control.log_in(&server);
+        control.send("PORT 192,0,2,77,195,80\r\n");
+        control.reply();
+        let mut told = messages(&log, "refused");
+        // The log is started again.
+        drop(log);
+        std::fs::remove_file(&socket).unwrap();
+        log = UnixDatagram::bind(&socket).unwrap();
+        control.ask("QUIT\r\n", "221");
+        drop(control);
+        told.extend(messages(&log, "session-end"));
+        daemon.signal(Signal::SIGTERM);
+        told.extend(messages(&log, "stop"));
+        let password = server.login().password;
+        assert!(
+            told.iter().all(|text| !text.contains(password)),
+            "{told:#?}"
+        );
+        let kinds = [
+            "start",
+            "session-start",
+            "login",
+            "refused",
+            "session-end",
+            "stop",
+        ];
+        assert_eq!(told.len(), kinds.len(), "{told:#?}");
+        for (text, kind) in told.iter().zip(kinds) {
+            let warning = kind == "refused";
+            let parts = match dialect {
+                "syslog" => vec![
+                    format!("<{}>1 ", if warning { 28 } else { 30 }),
+                    format!(" ftpalg {} {kind} [ftpalg@32473 ", daemon.pid()),
+                ],
+                _ => vec![
+                    format!("PRIORITY={}\n", if warning { 4 } else { 6 }),
+                    format!("FTPALG_KIND={kind}\n"),
+                    "SYSLOG_IDENTIFIER=ftpalg\n".to_owned(),
+                ],
+            };
+            for part in parts {
+                assert!(text.contains(&part), "{part:?} in {text:?}");
+            }
+        }
+        let named = match dialect {
+            "syslog" => format!(" user=\"{user}\""),
+            _ => format!("FTPALG_USER={user}\n"),
+        };
+        assert!(told[2].contains(&named), "{named:?} in {:?}", told[2]);
+        std::fs::remove_file(&socket).unwrap();
+        ended(&net);
+    }
 }

@@ -58,6 +58,7 @@ impl Flow {
                 self.leave(side, address, cx);
                 self.count_refusal(said.verb, why, Some(named), false, cx);
             }
+            Err(Declined::Wait) => _ = self.freeze(),
             Err(Declined::Refuse(why)) => {
                 let replaced = self.refuse(side, address, cx);
                 self.count_refusal(said.verb, why, Some(named), replaced, cx);

@@ -7,7 +7,7 @@ use super::{Context, Flow};
 use crate::engine::Side;
 use crate::engine::endpoints::Endpoints;
 use crate::engine::event::Event;
-use crate::engine::gateway::{PinholeId, SessionId};
+use crate::engine::gateway::{Error, PinholeId, SessionId};
 use crate::engine::second::Second;
 use crate::ftp::session::{Hole, News, Over, Peer, Step, TransferCommand};
 use crate::stream::Half;
@@ -161,6 +161,9 @@ impl Flow {
                     cx.gateway.event(Event::Opaque { session, why });
                 }
             }
+            if self.is_frozen() {
+                return Inspected::Done;
+            }
         }
     }
 
@@ -172,6 +175,10 @@ impl Flow {
     /// Opens the pinhole that a `PORT` reserved.
     fn open_active(&mut self, Hole(hole): Hole, cx: &mut Context<'_>) {
         let opened = cx.gateway.open(PinholeId(hole));
+        if opened == Err(Error::Closing) {
+            self.freeze();
+            return;
+        }
         self.session.active_opened(opened.is_ok());
         if let Err(error) = opened {
             self.count_refusal("PORT", error.to_string(), None, false, cx);

@@ -58,6 +58,11 @@ impl Flow {
         Fate::Dropped
     }
 
+    /// Whether nothing goes on any more, so that a successor gets it.
+    pub(super) fn is_frozen(&self) -> bool {
+        self.end == End::Frozen
+    }
+
     /// What becomes of a packet after the farewell; `None` if that changes nothing for this flow.
     pub(super) fn after_farewell(
         &mut self,

@@ -4,6 +4,7 @@ use super::{Context, FINS, Flow};
 use crate::engine::announce;
 use crate::engine::endpoints::Endpoints;
 use crate::engine::event::Event;
+use crate::engine::gateway::Error;
 
 /// A session's range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -42,6 +43,7 @@ impl Flow {
         let before = self.range;
         match announce::open_range(cx.gateway, self.id, ends, server) {
             Ok(()) => self.range = Range::Open,
+            Err(Error::Closing) => _ = self.freeze(),
             Err(error) => {
                 self.range = Range::Refused;
                 // Reported once, though it is tried with each packet.

@@ -80,6 +80,9 @@ impl Flow {
             return self.leave_gap(side, segment, packet);
         }
         self.give_up_waiting(ends, side, cx);
+        if self.is_frozen() {
+            return Fate::Dropped;
+        }
         let fate = self.send_on(side, segment, packet, &data, intake, cx);
         if cx.ending && !self.is_even() && !self.is_recorded() {
             return self.freeze();
