@@ -34,7 +34,7 @@ const SESSION: Duration = Duration::from_secs(120);
 /// How much the memory of a process may grow while it does the same all the time, in KiB.
 const GROWTH: u64 = 2048;
 /// How much is kept of what the processes print, in bytes.
-const LOG: usize = 16 << 20;
+const LOG: usize = 128 << 20;
 /// How many descriptors more it may have than in its first moment: sockets that are kept for questions.
 const SPARE_DESCRIPTORS: usize = 8;
 
@@ -103,9 +103,9 @@ impl Place {
                 scope.spawn(move || users.programs(number, stop, tally));
             }
             let scripts = users.scripts();
-            gateway.turmoil(length * 4 / 5);
+            gateway.turmoil(length * 3 / 5);
             let fresh = gateway.begin();
-            let grown = gateway.calm(length / 5);
+            let grown = gateway.calm(length * 2 / 5);
             stop.store(true, Ordering::Relaxed);
             std::fs::write(users.stop_file(), "").unwrap();
             for script in scripts {
@@ -232,6 +232,7 @@ impl Users {
             let client = Client::ALL[rng.below(Client::ALL.len() as u64) as usize];
             let (net, server) = &self.each[rng.below(self.each.len() as u64) as usize];
             let upload = content(rng.below(1 << 32), 1 + rng.below(80_000) as usize);
+            let begun = Instant::now();
             let done = client.run(&Job {
                 net,
                 dial: net.topology().dial,
@@ -242,7 +243,7 @@ impl Users {
                 patience: PATIENCE,
             });
             let files = done.map(|done| done.downloads + done.uploads);
-            tally.program(client, server.kind(), files);
+            tally.program(client, server.kind(), files, begun.elapsed());
         }
     }
 
@@ -284,7 +285,7 @@ struct Done {
 }
 
 impl Tally {
-    fn program(&self, client: Client, kind: Kind, files: Result<usize, String>) {
+    fn program(&self, client: Client, kind: Kind, files: Result<usize, String>, took: Duration) {
         let mut all = self.0.lock().unwrap();
         let (program, _) = client.name().split_once(' ').unwrap();
         let (sessions, total) = all.clients.entry(program.to_owned()).or_default();
@@ -292,7 +293,8 @@ impl Tally {
         match files {
             Ok(files) => *total += files as u64,
             Err(why) => {
-                let line = format!("{} with {}: {why}", client.name(), kind.name());
+                let (name, kind, now) = (client.name(), kind.name(), jiff::Timestamp::now());
+                let line = format!("{now:.3}, {name} with {kind} after {took:?}: {why}");
                 all.lost.push(line);
             }
         }
@@ -478,8 +480,8 @@ impl<'a> Gateway<'a> {
             "memory {before} KiB, and {after} KiB after {:?}",
             length / 2
         );
-        // In a few seconds, the tables have just been filled.
-        let patient = length >= Duration::from_secs(60);
+        // What has ended is kept for two minutes, by conntrack and here. Until then the tables fill.
+        let patient = length / 2 >= Duration::from_secs(125);
         let grown = patient && after > before + GROWTH;
         grown.then(|| {
             format!(

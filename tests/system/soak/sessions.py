@@ -4,7 +4,7 @@ file STOP is there. Downloads and uploads take turns; now and then there is a li
 sessions.py HOST PORT USER PASSWORD ROOT FILE UPLOAD VERB TRANSFERS STOP: ROOT is where the server's files are.
 Prints a line for each session that is lost, and at the end how many sessions and files there were.
 """
-import ftplib, io, os, random, sys
+import ftplib, io, os, random, sys, time
 
 host, port, user, password, root, name, upload, verb, transfers, stop = sys.argv[1:]
 expected = open(os.path.join(root, name), "rb").read()
@@ -71,5 +71,5 @@ while not os.path.exists(stop):
         ftp.quit()
     except Exception as error:
         lost += 1
-        print(f"session {sessions}: {done}: {error!r} after {ftp.command} | {ftp.reply}", flush=True)
+        print(f"{time.strftime('%FT%TZ', time.gmtime())}, session {sessions}: {done}: {error!r} after {ftp.command} | {ftp.reply}", flush=True)
 print(f"{sessions} sessions, {files} files, {lost} lost", flush=True)
