@@ -24,7 +24,9 @@ const VIEW: View = View {
 
 fn options(public: &str) -> Options {
     Options {
-        inside: vec!["10.0.0.0/24".parse().unwrap()],
+        inside: ["10.0.0.0/24", "fd00::/64"]
+            .map(|net| net.parse().unwrap())
+            .to_vec(),
         public: vec![public.parse().unwrap()],
         ports: vec![21],
         engine: engine::Config::default(),
@@ -81,15 +83,17 @@ fn captures() -> Vec<(String, Vec<u8>, &'static str)> {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|end| end == "pcap") {
             let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-            let public = match name.contains("masqueraded") {
-                true => "198.51.100.1",
-                false => "203.0.113.1",
+            let public = match (name.contains("masqueraded"), name.contains("ipv6")) {
+                (true, false) => "198.51.100.1",
+                (false, false) => "203.0.113.1",
+                (true, true) => "2001:db8:1::1",
+                (false, true) => "2001:db8:f::1",
             };
             all.push((name, std::fs::read(&path).unwrap(), public));
         }
     }
     all.sort();
-    assert!(all.len() >= 17, "each client, and one under TLS");
+    assert!(all.len() >= 19, "each client, one under TLS, two over IPv6");
     all
 }
 
@@ -133,7 +137,9 @@ fn what_is_written_is_sound() {
             let streams = sound(&read(&done.out, head));
             let text: Vec<_> = streams.into_values().flatten().collect();
             let text = String::from_utf8_lossy(&text).into_owned();
-            let inside = text.contains("10,0,0,2,") || text.contains("|10.0.0.2|");
+            let inside = text.contains("10,0,0,2,")
+                || text.contains("|10.0.0.2|")
+                || text.contains("|fd00::2|");
             assert!(!inside, "{name}, {keeps}: {text}");
         }
     }

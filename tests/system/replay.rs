@@ -17,7 +17,7 @@ use testkit::lab::net::Net;
 use testkit::lab::process::{Finished, require, run};
 use testkit::lab::rules::{self, Flavour, Policy};
 use testkit::lab::server::{Config, Kind, Server, Tls, content};
-use testkit::lab::topology::Topology;
+use testkit::lab::topology::{Topology, at, host, link, router};
 use testkit::paths;
 
 const LIMIT: Duration = Duration::from_secs(40);
@@ -302,6 +302,72 @@ fn wrong_arguments_and_files_are_one_line() {
     // A port that nothing is at.
     let done = replay(&net, &good, &["--port", "2121"]);
     assert!(done.ok() && done.log.contains("is --port right?"), "{done}");
+}
+
+/// `a (2001:db8:1::2) — r (2001:db8:1::1, 2001:db8:f::1, fd00::1) — b (fd00::2)`, with NAT66.
+fn over_ipv6() -> Net {
+    let net = Net::new(&Topology {
+        router: "r",
+        inside: "in0",
+        outside: "out0",
+        ..Topology::bare(
+            vec![
+                host("a", &["2001:db8:f::/64 via 2001:db8:1::1"]),
+                router("r", &[]),
+                host("b", &["2001:db8:1::/64 via fd00::1"]),
+            ],
+            vec![
+                link(
+                    ("a", "e0", &["2001:db8:1::2/64"]),
+                    ("r", "out0", &["2001:db8:1::1/64", "2001:db8:f::1/128"]),
+                ),
+                link(("r", "in0", &["fd00::1/64"]), ("b", "e0", &["fd00::2/64"])),
+            ],
+        )
+    });
+    let nat = "*nat\n-A PREROUTING -d 2001:db8:f::1 -p tcp --dport 21 -j DNAT --to-destination \
+               [fd00::2]:21\n-A POSTROUTING -o out0 -j MASQUERADE\nCOMMIT\n";
+    net.feed("r", &["ip6tables-nft-restore", "--noflush"], nat)
+        .must();
+    net
+}
+
+/// Two captures over IPv6: in one only the client announces an address.
+#[test]
+#[ignore = "it writes into the repository"]
+fn record_ipv6() {
+    for (number, name, ends, [listen, dial], client) in [
+        (
+            17,
+            "published",
+            ("a", "b"),
+            ["[fd00::2]:21", "[2001:db8:f::1]:21"],
+            Client::CurlEpsv,
+        ),
+        (
+            18,
+            "masqueraded",
+            ("b", "a"),
+            ["[2001:db8:1::2]:21", "[2001:db8:1::2]:21"],
+            Client::CurlEprt,
+        ),
+    ] {
+        let net = over_ipv6().recast(|topology| {
+            (topology.client, topology.server) = ends;
+            (topology.listen, topology.dial) = (at(listen), at(dial));
+        });
+        let server = Server::start(&net, &Config::new(Kind::Proftpd));
+        let alg = Alg::under_test(&["--backend", "nft"]).start(&net, Flavour::Nft);
+        let filter = "ip6 and (tcp port 21 or ip6[53] & 7 != 0)";
+        let recording = Recording::start(&net, "r", "in0", filter);
+        work(&net, &server, client);
+        let bytes = recording.stop();
+        alg.stop();
+        let client = client.name().replace(' ', "-").to_lowercase();
+        let file = format!("{number}-{name}-ipv6-proftpd-{client}.pcap");
+        let directory = paths::repository().join("tests/core/captures");
+        std::fs::write(directory.join(file), bytes).unwrap();
+    }
 }
 
 /// Makes the captures of `tests/core/captures`: each client, with each server in turn.
