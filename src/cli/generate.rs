@@ -210,16 +210,17 @@ mod tests {
         }
     }
 
+    fn flags_of_run() -> Vec<clap::Arg> {
+        let mut all = commands().into_iter();
+        let (_, run) = all.find(|(path, _)| path == "run").unwrap();
+        let flags = run.get_arguments();
+        let flags = flags.filter(|arg| arg.get_long() != Some("help"));
+        flags.cloned().collect()
+    }
+
     #[test]
     fn every_flag_of_run_tells_its_default_in_its_short_help() {
-        let (_, run) = commands()
-            .into_iter()
-            .find(|(path, _)| path == "run")
-            .unwrap();
-        let flags = run
-            .get_arguments()
-            .filter(|arg| arg.get_long() != Some("help"));
-        for arg in flags {
+        for arg in &flags_of_run() {
             let short = arg.get_help().map(ToString::to_string).unwrap_or_default();
             assert!(example::parts(&short).1.is_some(), "{arg}: {short}");
             assert!(arg.get_help_heading().is_some(), "{arg} has no heading");
@@ -245,15 +246,8 @@ mod tests {
 
     #[test]
     fn the_reference_has_each_flag_with_its_values_and_its_default() {
-        let (_, run) = commands()
-            .into_iter()
-            .find(|(path, _)| path == "run")
-            .unwrap();
-        let flags = run
-            .get_arguments()
-            .filter(|arg| arg.get_long() != Some("help"));
         let mut rows = documented();
-        for arg in flags {
+        for arg in &flags_of_run() {
             let name = format!("--{}", arg.get_long().unwrap());
             let value = arg.get_value_names().unwrap_or_default().first();
             let value = value.filter(|_| arg.get_action().takes_values());

@@ -243,6 +243,20 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// A first packet from outside to a server inside.
+    pub(super) fn sample() -> Sample {
+        Sample {
+            family: Family::V4,
+            came_by: Some("out0".into()),
+            leaves_by: Some("in0".into()),
+            from: None,
+            to: Some("10.0.0.2".parse().unwrap()),
+            from_port: None,
+            to_port: Some(21),
+            begins: true,
+        }
+    }
+
     fn rule(met: Met, verdict: Verdict) -> Judged {
         Judged {
             met,

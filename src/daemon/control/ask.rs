@@ -43,25 +43,9 @@ pub enum AskError {
 /// # Errors
 /// [`AskError::NotRunning`] if there is none.
 pub fn ask(request: ControlRequest) -> Result<Value, AskError> {
-    let stream = find()?;
-    let mut line = serde_json::to_vec(&request).map_err(io::Error::from)?;
-    line.push(b'\n');
-    stream.set_write_timeout(Some(PATIENCE))?;
-    match (&stream).write_all(&line) {
-        // It refused without reading: its reason is there to be read.
-        Err(e) if e.kind() == ErrorKind::BrokenPipe => {}
-        other => other?,
-    }
+    let stream = send(request)?;
     let text = read_line(&stream, MAX_REPLY, Instant::now() + ANSWER).map_err(late)?;
-    match serde_json::from_slice(&text) {
-        Ok(Reply::Ok(value)) => Ok(value),
-        Ok(Reply::Error(why)) => Err(AskError::Refused(why)),
-        Err(_) => Err(AskError::Refused(format!(
-            "the daemon answers in words that ftpalg {} doesn't know: it is of another version; \
-             ask with its own program, or restart it",
-            env!("CARGO_PKG_VERSION")
-        ))),
-    }
+    understood(&text)
 }
 
 /// Asks for what comes in time, and calls `each` with every answer until that says to stop (false), or the
@@ -73,27 +57,42 @@ pub fn follow(
     request: ControlRequest,
     mut each: impl FnMut(Value) -> bool,
 ) -> Result<(), AskError> {
+    let stream = send(request)?;
+    let mut lines = BufReader::new(&stream).lines();
+    // Ends with the connection, also where that is reset.
+    while let Some(Ok(line)) = lines.next() {
+        if !each(understood(line.as_bytes())?) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Sends a request to the daemon of this network namespace.
+fn send(request: ControlRequest) -> Result<UnixStream, AskError> {
     let stream = find()?;
     let mut line = serde_json::to_vec(&request).map_err(io::Error::from)?;
     line.push(b'\n');
     stream.set_write_timeout(Some(PATIENCE))?;
     match (&stream).write_all(&line) {
+        // It refused without reading: its reason is there to be read.
         Err(e) if e.kind() == ErrorKind::BrokenPipe => {}
         other => other?,
     }
-    let mut lines = BufReader::new(&stream).lines();
-    // Ends with the connection, also where that is reset.
-    while let Some(Ok(line)) = lines.next() {
-        match serde_json::from_str(&line).map_err(io::Error::from)? {
-            Reply::Ok(value) => {
-                if !each(value) {
-                    break;
-                }
-            }
-            Reply::Error(why) => return Err(AskError::Refused(why)),
-        }
+    Ok(stream)
+}
+
+/// A line of the daemon's.
+fn understood(line: &[u8]) -> Result<Value, AskError> {
+    match serde_json::from_slice(line) {
+        Ok(Reply::Ok(value)) => Ok(value),
+        Ok(Reply::Error(why)) => Err(AskError::Refused(why)),
+        Err(_) => Err(AskError::Refused(format!(
+            "the daemon answers in words that ftpalg {} doesn't know: it is of another version; \
+             ask with its own program, or restart it",
+            env!("CARGO_PKG_VERSION")
+        ))),
     }
-    Ok(())
 }
 
 /// The process that listens on the control socket's usual name: its id and its user's.

@@ -451,6 +451,7 @@ fn packet(sample: &Sample, transport: bool, at: usize) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::sample;
     use super::*;
     use crate::firewall::probe::Fate;
     use crate::firewall::tables::BaseChain;
@@ -458,19 +459,6 @@ mod tests {
     use crate::netlink::nftables::expression::Expressions;
     use crate::netlink::nftables::hook;
     use proptest::prelude::*;
-
-    fn sample() -> Sample {
-        Sample {
-            family: Family::V4,
-            came_by: Some("out0".into()),
-            leaves_by: Some("in0".into()),
-            from: None,
-            to: Some("10.0.0.2".parse().unwrap()),
-            from_port: None,
-            to_port: Some(21),
-            begins: true,
-        }
-    }
 
     fn base(drops: bool) -> ChainInfo {
         ChainInfo {

@@ -200,23 +200,10 @@ fn flags(mask: Option<&str>, set: Option<&str>, sample: &Sample) -> Met {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::sample;
     use super::*;
     use crate::firewall::probe::Fate;
     use crate::firewall::xtables::save::Ruleset;
-    use crate::net::Family;
-
-    fn sample() -> Sample {
-        Sample {
-            family: Family::V4,
-            came_by: Some("out0".into()),
-            leaves_by: Some("in0".into()),
-            from: None,
-            to: Some("10.0.0.2".parse().unwrap()),
-            from_port: None,
-            to_port: Some(21),
-            begins: true,
-        }
-    }
 
     fn fate(rules: &str, sample: &Sample) -> Fate {
         let set = Ruleset::parse(&format!("*filter\n{rules}\nCOMMIT\n"));
