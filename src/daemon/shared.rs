@@ -1,11 +1,15 @@
 //! The NAT plane as the daemon's threads share it: the workers by way of [`Door`], the watch over
 //! conntrack, and the housekeeping.
 
+mod door;
+
+pub use door::Door;
+
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,15 +17,10 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::conntrack::{Bytes, Conntrack, Progress};
-use crate::engine::event::Event;
-use crate::engine::gateway::{
-    Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId,
-};
+use crate::engine::gateway::{Error, SessionId};
 use crate::engine::{Entry, Marks, Standing, Tuple};
 use crate::pinholes::backend::BackendError;
-use crate::pinholes::ports::Listeners;
 use crate::pinholes::{PinholeInfo, PinholeKey, Plane, PlaneReport, Transferred};
-use crate::queue::Earlier;
 
 use super::addresses::{Change, Departed};
 use super::ends::Ends;
@@ -534,174 +533,4 @@ impl Shared {
 
 fn unanswered(error: io::Error) -> Error {
     Error::Kernel(format!("ask conntrack: {error}"))
-}
-
-/// An engine's way to the plane and to the printer.
-pub struct Door<'a, 'b> {
-    shared: &'a Shared,
-    /// The packets before the one that the engine handles.
-    earlier: Option<&'a mut Earlier<'b>>,
-}
-
-impl<'a, 'b> Door<'a, 'b> {
-    /// Of a thread that handles no packets.
-    pub fn new(shared: &'a Shared) -> Self {
-        let earlier = None;
-        Self { shared, earlier }
-    }
-
-    /// Of a worker. Before it waits for anybody, the packets before go on.
-    pub fn of_worker(shared: &'a Shared, earlier: &'a mut Earlier<'b>) -> Self {
-        let earlier = Some(earlier);
-        Self { shared, earlier }
-    }
-
-    /// What comes may take long.
-    pub(super) fn may_wait(&mut self) {
-        if let Some(earlier) = &mut self.earlier {
-            earlier.send();
-        }
-    }
-
-    /// The store that two gateways share, which is asked over the network.
-    fn store(&mut self) -> Option<&'a dyn Store> {
-        let store = self.shared.store.as_deref()?;
-        self.may_wait();
-        Some(store)
-    }
-
-    fn lock(&mut self) -> MutexGuard<'a, State> {
-        match self.shared.state.try_lock() {
-            Ok(state) => state,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) => {
-                self.may_wait();
-                self.shared.lock()
-            }
-        }
-    }
-
-    /// Like [`Shared::with`].
-    fn with<T>(&mut self, f: impl FnOnce(&mut Plane) -> T) -> T {
-        let mut state = self.lock();
-        let result = f(&mut state.plane);
-        self.shared.settle(&mut state);
-        result
-    }
-}
-
-impl Gateway for Door<'_, '_> {
-    fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
-        self.shared.look_up(src, dst)
-    }
-
-    fn mark(&mut self, src: SocketAddr, dst: SocketAddr, standing: Standing) -> Result<(), Error> {
-        self.shared.mark(src, dst, standing)
-    }
-
-    fn keep_record(
-        &mut self,
-        outward: Tuple,
-        name: Option<Tuple>,
-        record: &[u8],
-    ) -> Result<(), Error> {
-        let journal = self.shared.journal.as_ref();
-        let here = journal.is_some_and(|journal| journal.keep(outward, name, record));
-        let store = self.store();
-        let elsewhere = store.is_some_and(|store| store.keep_record(outward, record));
-        match here || elsewhere {
-            true => Ok(()),
-            false => Err(Error::NoRecord),
-        }
-    }
-
-    fn drop_record(&mut self, outward: Tuple) {
-        if let Some(journal) = &self.shared.journal {
-            journal.drop_record(outward);
-        }
-        if let Some(store) = self.store() {
-            store.drop_record(outward);
-        }
-    }
-
-    fn fetch_record(&mut self, outward: Tuple) -> Result<Option<Vec<u8>>, Error> {
-        let Some(store) = self.store() else {
-            return Ok(None);
-        };
-        let silent = || Error::Kernel("the store doesn't answer".into());
-        store.find_record(outward).ok_or_else(silent)
-    }
-
-    fn find_record(&mut self, outward: Tuple) -> Option<Vec<u8>> {
-        let found = self.shared.journal.as_ref()?.find(outward)?;
-        // The connection may have been there and come back while no process was here.
-        let store = self.shared.store.as_ref();
-        let newer = store.and_then(|store| store.find_record_of_another(outward));
-        newer.or(Some(found))
-    }
-
-    fn is_elsewhere(&mut self, entry: &Entry) -> bool {
-        self.shared.departed.has(entry)
-    }
-
-    fn admit(&mut self, session: SessionId, client: IpAddr) -> Result<(), Error> {
-        self.with(|plane| plane.admit(session, client))
-    }
-
-    fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
-        if self.with(|plane| plane.needs_listeners(request)) {
-            self.may_wait();
-            let listeners = Listeners::read();
-            self.with(|plane| plane.learn_listeners(listeners));
-        }
-        self.with(|plane| plane.reserve(request))
-    }
-
-    fn open(&mut self, id: PinholeId) -> Result<(), Error> {
-        self.may_wait();
-        self.shared.unless_closing(|plane| plane.open(id))?;
-        if let Some(store) = self.store()
-            && let Some((pinhole, left)) = self.with(|plane| plane.open_pinhole(id))
-        {
-            store.keep_pinhole(&pinhole, left);
-        }
-        Ok(())
-    }
-
-    fn release(&mut self, id: PinholeId) {
-        self.may_wait();
-        self.with(|plane| plane.release(id));
-    }
-
-    fn open_range(&mut self, request: &RangeRequest) -> Result<(), Error> {
-        self.may_wait();
-        self.shared
-            .unless_closing(|plane| plane.open_range(request))
-    }
-
-    fn session_ended(&mut self, session: SessionId) {
-        if self.with(|plane| plane.has_open(session)) {
-            self.may_wait();
-        }
-        self.with(|plane| plane.session_ended(session));
-    }
-
-    fn event(&mut self, event: Event) {
-        if matches!(event, Event::SessionOpened { .. }) {
-            let mut state = self.lock();
-            state.opened = true;
-            if state.alarm.is_none() {
-                self.shared.changed.notify_all();
-            }
-        }
-        if let Event::TlsPassed { client, .. } = event
-            && !self.lock().is_new_under_tls(client)
-        {
-            return;
-        }
-        if let Event::TransferEnded { session, .. } = event {
-            self.shared.ends.transfer_is_over(session);
-        }
-        self.shared.output.event(event);
-    }
 }
