@@ -339,7 +339,7 @@ impl Page<'_> {
             format!("{} of them rewritten", self.count("/counters/rewritten")),
             many("/nat/used", "data connection", "data connections"),
         ];
-        let carried = self.count("/nat/bytes");
+        let carried = self.count("/carried");
         if self.at("/accounting") == true || carried > 0 {
             parts.push(match self.full_bytes {
                 true => format!("{carried} bytes"),
@@ -465,7 +465,8 @@ mod tests {
             "mark": 1 << 30,
             "uptime": 273_600,
             "counters": {"mid_stream": 5, "refused": 0, "sessions": 12, "announced": 1, "rewritten": 1},
-            "nat": {"opened": 3, "expired": 0, "used": 3, "bytes": 1_070_652},
+            "nat": {"opened": 3, "expired": 0, "used": 3},
+            "carried": 1_070_652,
         })
     }
 

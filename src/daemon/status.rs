@@ -92,6 +92,8 @@ struct Report<'a> {
     counters: Stats,
     /// What the NAT plane counted.
     nat: pinholes::PlaneCounters,
+    /// Bytes that data connections carried, current ones included.
+    carried: u64,
     /// What is kept for a successor; `null` with `--state none`.
     journal: Option<Health>,
     /// What another gateway finds, too; `null` without `--state valkey://…`.
@@ -343,6 +345,7 @@ impl Status {
             queues: self.queues(),
             counters: super::worker::sum(&self.workers),
             nat,
+            carried: self.shared.carried(),
             journal: self.shared.journal().map(Journal::health),
             store: self.shared.store(),
             lines_lost: self.shared.output().lost(),

@@ -56,6 +56,8 @@ fn a_session_knows_what_its_data_connections_carried() {
                 assert_eq!(all[1]["data_connections"], 0, "{all:#?}");
                 assert_eq!(all[1]["bytes"], Value::Null, "{all:#?}");
                 let bytes = all[0]["bytes"].as_u64();
+                // Also those whose connections conntrack still has.
+                assert_eq!(status(&net)["carried"], bytes.unwrap_or(0));
                 if counted {
                     assert!((600_000..800_000).contains(&bytes.unwrap()), "{all:#?}");
                 } else {
