@@ -208,15 +208,23 @@ fn condense(error: &clap::Error) -> String {
     }
     let suggested = [ContextKind::SuggestedSubcommand, ContextKind::SuggestedArg];
     match suggested.iter().find_map(|kind| error.get(*kind)) {
-        Some(like) => format!("{what}; did you mean {}?", first(like)),
-        None => format!("{what}; see `ftpalg --help`"),
+        Some(like) => format!("{what}; did you mean {}?", likeliest(like)),
+        None => format!("{what}; see `{} --help`", command_of(&text)),
     }
 }
 
-/// The likeliest of clap's suggestions.
-fn first(suggested: &ContextValue) -> String {
+/// The command that clap's usage line is about: `ftpalg`, or `ftpalg check`.
+fn command_of(text: &str) -> String {
+    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
+    let words = usage.unwrap_or("ftpalg").split(' ');
+    let is_name = |word: &&str| word.starts_with(|c: char| c.is_ascii_lowercase());
+    words.take_while(is_name).collect::<Vec<_>>().join(" ")
+}
+
+/// The likeliest of clap's suggestions: it sorts them that way.
+fn likeliest(suggested: &ContextValue) -> String {
     match suggested {
-        ContextValue::Strings(all) => all.first().cloned().unwrap_or_default(),
+        ContextValue::Strings(all) => all.last().cloned().unwrap_or_default(),
         one => one.to_string(),
     }
 }

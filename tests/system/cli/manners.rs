@@ -16,6 +16,8 @@ fn what_is_mistyped_is_guessed() {
     for (args, part) in [
         (&["stauts"][..], "did you mean status?"),
         (&["rules", "prnt"], "did you mean print?"),
+        (&["rules", "instal"], "did you mean install?"),
+        (&["check", "--config", "x"], "see `ftpalg check --help`"),
         (&["run", "--prot", "21"], "did you mean --port?"),
         (&["run", "--data-port", "1-2"], "did you mean --data-ports?"),
         (&["status", "--jsn"], "did you mean --json?"),
