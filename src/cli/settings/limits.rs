@@ -59,13 +59,13 @@ pub(super) static ALL: [Known; 10] = [
     ),
     known(
         "pinholes",
-        1..=65_536,
+        1..=1_000_000,
         "pinholes that nobody has used yet",
         |l, n| l.plane.pinholes = size(n),
     ),
     known(
         "pinholes-per-client",
-        1..=65_536,
+        1..=1_000_000,
         "the same of one client",
         |l, n| l.plane.pinholes_per_client = size(n),
     ),
