@@ -18,6 +18,9 @@ const NO_ADDRESS: &str = "425 Failed to establish connection.";
 /// The same words mean that the gateway is in the way when they come after this long (the lab's
 /// `connect_timeout` is 5 s).
 const SERVER_PATIENCE: Duration = Duration::from_secs(4);
+/// tnftp's words where its own timer (SIGALRM, once a second) meets it while it reads a listing: it gives up
+/// then, whatever the network does.
+const OWN_SIGNAL: &str = "tnftp: Reading from network: Interrupted system call";
 
 /// The limit for one client that is expected to do its work.
 const WORKS: Duration = Duration::from_secs(20);
@@ -135,7 +138,8 @@ pub struct Done {
     pub downloads: usize,
     /// Files uploaded.
     pub uploads: usize,
-    /// Whether it took another session, as the first one met with `NO_ADDRESS`.
+    /// Whether it took another session, as the first one met with `NO_ADDRESS` or
+    /// `OWN_SIGNAL`.
     pub again: bool,
 }
 
@@ -203,7 +207,10 @@ impl Client {
     pub fn run(self, job: &Job) -> Result<Done, String> {
         let start = Instant::now();
         match self.run_once(job) {
-            Err(said) if said.contains(NO_ADDRESS) && start.elapsed() < SERVER_PATIENCE => {
+            Err(said)
+                if said.contains(OWN_SIGNAL)
+                    || said.contains(NO_ADDRESS) && start.elapsed() < SERVER_PATIENCE =>
+            {
                 let done = self.run_once(job)?;
                 Ok(Done {
                     again: true,

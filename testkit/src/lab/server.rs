@@ -317,7 +317,7 @@ fn vsftpd(net: &Net, config: &Config, directory: &Path) -> Command {
          anon_world_readable_only=NO\nsecure_chroot_dir={}\nseccomp_sandbox=NO\n\
          isolate_network=NO\nisolate=NO\nxferlog_enable=NO\ntcp_wrappers=NO\n\
          async_abor_enable=YES\nconnect_from_port_20={from}\nftp_data_port=20\n\
-         connect_timeout=5\naccept_timeout=5\nmax_per_ip=0\n\
+         connect_timeout=5\naccept_timeout=20\nmax_per_ip=0\n\
          pasv_min_port={low}\npasv_max_port={high}\n",
         listen.ip(),
         listen.port(),
