@@ -10,7 +10,9 @@
 //! So a walk visits every entry that existed when it began, unless it is removed. What is inserted
 //! meanwhile is visited by the next walk.
 
-use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
+use hashbrown::HashTable;
 
 use super::endpoints::Endpoints;
 
@@ -25,8 +27,10 @@ const SMALL: usize = 256;
 /// Values by endpoints.
 #[derive(Debug)]
 pub(super) struct EndpointTable<V> {
-    /// Where in `entries` each is.
-    index: HashMap<Endpoints, u32>,
+    /// Where in `entries` each is, by the hash of its endpoints. They aren't kept twice.
+    index: HashTable<u32>,
+    /// Nobody can choose endpoints that share a hash.
+    hasher: RandomState,
     entries: Vec<(Endpoints, V)>,
 }
 
@@ -46,7 +50,8 @@ impl Walk {
 impl<V> Default for EndpointTable<V> {
     fn default() -> Self {
         Self {
-            index: HashMap::new(),
+            index: HashTable::new(),
+            hasher: RandomState::new(),
             entries: Vec::new(),
         }
     }
@@ -62,16 +67,36 @@ impl<V> EndpointTable<V> {
     }
 
     pub(super) fn contains(&self, ends: &Endpoints) -> bool {
-        self.index.contains_key(ends)
+        self.place(ends).is_some()
+    }
+
+    /// Where an entry is.
+    fn place(&self, ends: &Endpoints) -> Option<usize> {
+        let entries = &self.entries;
+        let is = |at: &u32| entries.get(*at as usize).is_some_and(|(own, _)| own == ends);
+        let at = self.index.find(self.hasher.hash_one(ends), is)?;
+        Some(*at as usize)
+    }
+
+    /// The index has this entry at `was`; it is at `at` from now on, or nowhere.
+    fn moves(&mut self, ends: &Endpoints, was: usize, at: Option<u32>) {
+        let hash = self.hasher.hash_one(ends);
+        let found = self.index.find_entry(hash, |at| *at as usize == was);
+        match (found, at) {
+            (Ok(mut entry), Some(at)) => *entry.get_mut() = at,
+            (Ok(entry), None) => drop(entry.remove()),
+            (Err(_), _) => {}
+        }
     }
 
     pub(super) fn get(&self, ends: &Endpoints) -> Option<&V> {
-        let (_, value) = self.entries.get(*self.index.get(ends)? as usize)?;
+        let (_, value) = self.entries.get(self.place(ends)?)?;
         Some(value)
     }
 
     pub(super) fn get_mut(&mut self, ends: &Endpoints) -> Option<&mut V> {
-        let (_, value) = self.entries.get_mut(*self.index.get(ends)? as usize)?;
+        let at = self.place(ends)?;
+        let (_, value) = self.entries.get_mut(at)?;
         Some(value)
     }
 
@@ -80,20 +105,23 @@ impl<V> EndpointTable<V> {
         if let Some(old) = self.get_mut(&ends) {
             *old = value;
         } else if let Ok(at) = u32::try_from(self.entries.len()) {
-            self.index.insert(ends, at);
             self.entries.push((ends, value));
+            let hash = self.hasher.hash_one(ends);
+            let hash_again = hash_of_entry(&self.hasher, &self.entries);
+            self.index.insert_unique(hash, at, hash_again);
         }
     }
 
     pub(super) fn remove(&mut self, ends: &Endpoints) -> Option<V> {
-        let at = self.index.remove(ends)?;
+        let at = self.place(ends)?;
+        self.moves(ends, at, None);
         // The last entry takes its place.
-        if let Some((last, _)) = self.entries.last()
-            && last != ends
-        {
-            self.index.insert(*last, at);
+        let end = self.entries.len().saturating_sub(1);
+        if let Some((last, _)) = self.entries.last().filter(|_| at != end) {
+            let last = *last;
+            self.moves(&last, end, u32::try_from(at).ok());
         }
-        let (_, value) = self.entries.swap_remove(at as usize);
+        let (_, value) = self.entries.swap_remove(at);
         self.shrink();
         Some(value)
     }
@@ -105,7 +133,8 @@ impl<V> EndpointTable<V> {
         if len <= SLICE && self.entries.capacity() / SPARE > len {
             let room = len.saturating_mul(2);
             self.entries.shrink_to(room);
-            self.index.shrink_to(room);
+            let hash_again = hash_of_entry(&self.hasher, &self.entries);
+            self.index.shrink_to(room, hash_again);
         }
     }
 
@@ -140,6 +169,17 @@ impl<V> EndpointTable<V> {
                 self.remove(&ends);
             }
         }
+    }
+}
+
+/// The hash of the entry at a place.
+fn hash_of_entry<'a, V>(
+    hasher: &'a RandomState,
+    entries: &'a [(Endpoints, V)],
+) -> impl Fn(&u32) -> u64 + 'a {
+    move |at| {
+        let entry = entries.get(*at as usize);
+        entry.map_or(0, |(ends, _)| hasher.hash_one(ends))
     }
 }
 
