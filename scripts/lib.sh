@@ -75,7 +75,8 @@ have() {
 # The programs that the tests run.
 # shellcheck disable=SC2034 # for scripts/test
 LAB_TOOLS="ip nsenter iptables-nft iptables-legacy nft conntrack tcpdump curl lftp wget tnftp \
-ncftpget python3 pyftpdlib pyopenssl openssl systemd-analyze tshark groff script"
+ncftpget python3 pyftpdlib pyopenssl openssl systemd-analyze tshark groff script \
+python3-dbus python3-gi dbus-daemon"
 
 # install_tools PROGRAM…: installs what is missing.
 install_tools() {
@@ -84,6 +85,8 @@ install_tools() {
         case $program in
         pyftpdlib) have python3 && /usr/bin/python3 -c 'import pyftpdlib' 2>/dev/null && continue ;;
         pyopenssl) have python3 && /usr/bin/python3 -c 'import OpenSSL' 2>/dev/null && continue ;;
+        python3-dbus) have python3 && /usr/bin/python3 -c 'import dbus' 2>/dev/null && continue ;;
+        python3-gi) have python3 && /usr/bin/python3 -c 'import gi' 2>/dev/null && continue ;;
         *) have "$program" && continue ;;
         esac
         case $program in
@@ -109,10 +112,12 @@ install_tools() {
     fi
 }
 
-# Unpacks servers without installing them: the FTP servers' packages exclude each other, and all start
-# services. Only the libraries that they need are installed.
+# Unpacks servers and firewalls without installing them: the FTP servers' packages exclude each other, and
+# all start services. Only the libraries that they need are installed.
 unpack_servers() {
-    for package in vsftpd proftpd-core pure-ftpd keepalived conntrackd redis-tools prometheus $(said_by unpack tests/system/programs/*/*); do
+    for package in vsftpd proftpd-core proftpd-mod-crypto pure-ftpd pure-ftpd-common keepalived conntrackd \
+        redis-tools prometheus ufw firewalld python3-firewall python3-nftables haproxy \
+        nginx libnginx-mod-stream libnginx-mod-stream-js $(said_by unpack tests/system/programs/*/*); do
         unpack "$package"
     done
 }

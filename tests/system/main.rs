@@ -29,6 +29,7 @@ mod ports;
 mod pressure;
 mod programs;
 mod real_replies;
+mod recipes;
 mod refusals;
 mod reload;
 mod replay;

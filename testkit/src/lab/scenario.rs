@@ -256,14 +256,7 @@ impl std::fmt::Display for Cell {
 /// # Panics
 /// If no `220` comes.
 pub fn greeting(net: &Net, dial: SocketAddr) {
-    let limit = Duration::from_secs(5);
-    let line = net.within(net.topology().client, || {
-        let stream = TcpStream::connect_timeout(&dial, limit)?;
-        stream.set_read_timeout(Some(limit))?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line)?;
-        Ok::<_, std::io::Error>(line)
-    });
+    let line = net.within(net.topology().client, || greets(dial));
     match line {
         Ok(line) if line.starts_with("220") => {}
         other => panic!(
@@ -271,4 +264,17 @@ pub fn greeting(net: &Net, dial: SocketAddr) {
             net.exec(net.topology().router, &["conntrack", "-L"]).log
         ),
     }
+}
+
+/// What a server says first.
+///
+/// # Errors
+/// It can't be reached from this thread's network namespace, or says nothing within 5 s.
+pub fn greets(dial: SocketAddr) -> std::io::Result<String> {
+    let limit = Duration::from_secs(5);
+    let stream = TcpStream::connect_timeout(&dial, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(line)
 }

@@ -1,0 +1,74 @@
+//! The recipes in `docs/recipes`, done as they are written: their commands are run, their files are written,
+//! what they show is compared, and transfers fail before and work after. `recipes/page.rs` says how a
+//! recipe is read.
+
+mod labs;
+mod page;
+mod shown;
+mod stage;
+
+use std::path::PathBuf;
+
+use testkit::paths::repository;
+
+use page::{Page, Trial, What};
+
+macro_rules! recipes {
+    ($($name:ident: $file:literal,)*) => {
+        /// The recipes that are done here.
+        const DONE: &[&str] = &[$($file,)*];
+
+        $(#[test]
+        fn $name() {
+            stage::perform(&Page::read(&directory().join(concat!($file, ".md"))));
+        })*
+    };
+}
+
+recipes! {
+    cloud: "cloud",
+    dynamic_address: "dynamic-address",
+    from_nf_nat_ftp: "from-nf_nat_ftp",
+    proftpd: "proftpd",
+    pure_ftpd: "pure-ftpd",
+    pyftpdlib: "pyftpdlib",
+    router_iptables: "router-iptables",
+    router_nftables: "router-nftables",
+    vsftpd: "vsftpd",
+}
+
+fn directory() -> PathBuf {
+    repository().join("docs/recipes")
+}
+
+#[test]
+fn every_recipe_is_tested() {
+    for file in std::fs::read_dir(directory()).unwrap() {
+        let page = Page::read(&file.unwrap().path());
+        let name = &page.name;
+        if let Some(file) = &page.tested_by {
+            let tests = std::fs::read_to_string(repository().join(file));
+            let tests = tests.unwrap_or_else(|error| panic!("{name}: {file}: {error}"));
+            assert!(tests.contains("#[test]"), "{name}: {file} has no tests");
+            continue;
+        }
+        assert!(DONE.contains(&&**name), "{name}.md isn't in the list above");
+        let mut sections = page.sections.clone();
+        sections.retain(|section| section != "FTPS");
+        assert_eq!(sections, stage::SECTIONS, "{name}: its headings");
+        // Something fails before, and the same works after.
+        let trials = page.steps.iter().filter_map(|step| match &step.what {
+            What::Try(trials) => Some(trials),
+            _ => None,
+        });
+        let trials: Vec<_> = trials.flatten().collect();
+        let works = |trial: &Trial| Trial {
+            works: true,
+            ..trial.clone()
+        };
+        let turned = trials
+            .iter()
+            .filter(|trial| !trial.works && trials.contains(&&works(trial)));
+        assert!(turned.count() > 0, "{name}: nothing fails and then works");
+    }
+}

@@ -1,0 +1,45 @@
+# A host of a recipe's: a file system of its own over the machine's, and nothing that outlives it.
+#
+#   host.sh TOP FTPALG SYSTEMCTL UNIT TREE…
+#
+# Runs in a network namespace and a mount namespace of its own. Each TREE is a package that was unpacked, or
+# files that the host has from the start.
+set -eu
+top=$1 ftpalg=$2 player=$3 unit=$4
+shift 4
+
+mkdir -p "$top"
+mount -t tmpfs -o mode=755 recipe "$top"
+for part in etc usr var srv opt; do
+    mkdir -p "$top/$part" "$top/work/$part"
+done
+for tree; do
+    for part in etc usr var srv opt; do
+        [ ! -d "$tree/$part" ] || cp -a "$tree/$part/." "$top/$part/"
+    done
+    for part in lib sbin bin; do
+        [ ! -d "$tree/$part" ] || { mkdir -p "$top/usr/$part" && cp -a "$tree/$part/." "$top/usr/$part/"; }
+    done
+done
+# Files of the host's belong to root, whoever checked them out.
+chown -R 0:0 "$top/etc" "$top/srv"
+[ ! -e "$top/etc/proftpd/users" ] || chmod 600 "$top/etc/proftpd/users"
+mkdir -p "$top/usr/local/sbin" "$top/etc/systemd/system"
+ln -s "$ftpalg" "$top/usr/local/sbin/ftpalg"
+for name in systemctl journalctl; do
+    install -m 755 "$player" "$top/usr/local/sbin/$name"
+done
+printf '#!/bin/sh\nexec "$@"\n' >"$top/usr/local/sbin/sudo"
+chmod 755 "$top/usr/local/sbin/sudo"
+install -m 644 "$unit" "$top/etc/systemd/system/ftpalg.service"
+
+for part in etc usr var srv opt; do
+    mount -t overlay recipe -o "lowerdir=/$part,upperdir=$top/$part,workdir=$top/work/$part" "/$part"
+done
+mount -t tmpfs -o mode=755 recipe /run
+# No name server is on these networks: who asks for a name is to know at once.
+: >/etc/resolv.conf
+mkdir -p /run/lock /run/ftpalg
+chmod 700 /run/ftpalg
+echo ready
+exec sleep infinity

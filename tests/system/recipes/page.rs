@@ -1,0 +1,236 @@
+//! A recipe as it is written: what of it a test does, and where.
+//!
+//! Comments that a reader doesn't see say what can't be seen from the text. Each stands on a line of its own,
+//! right before what it is about:
+//!
+//! | comment | says |
+//! |---|---|
+//! | `<!-- lab: NAME -->` | the network that the recipe is tried in (`labs.rs`); once, anywhere |
+//! | `<!-- on: HOST -->` | the host that the block below is for |
+//! | `<!-- on: HOST; fails -->` | the same, and the block ends with an error, as the text says |
+//! | `<!-- not run: WHY -->` | the block below isn't run here, for that reason; the test prints it |
+//! | `<!-- try: in passive fails, out active works -->` | transfers are tried here: part of the lab, how, result. How: `passive` (PASV and EPSV), `active` (PORT and EPRT), or one of these verbs; `tls` behind it: FTPS |
+//! | `<!-- tested by: FILE -->` | no lab: that file holds tests of its own |
+//!
+//! - A block of `sh` is run. Each of its commands must succeed.
+//! - A block of `text` right behind it is what it prints: each line must be there, in this order. `…`
+//!   stands for any text, a line of it alone for any lines; a number stands for any number, but in
+//!   an address. A block of `text` elsewhere is a picture.
+//! - Any other block is a file. Its first line says which: `# /etc/x.conf` (all of it), or
+//!   `# in /etc/x.conf` (added at its end).
+
+use std::path::Path;
+
+/// A recipe.
+pub(super) struct Page {
+    /// The file's name without its ending.
+    pub(super) name: String,
+    /// Which lab it is for; none if it has tests of its own.
+    pub(super) lab: Option<String>,
+    /// The file that holds those.
+    pub(super) tested_by: Option<String>,
+    /// What is done, in order.
+    pub(super) steps: Vec<Step>,
+    /// Its headings, in order.
+    pub(super) sections: Vec<String>,
+}
+
+/// One thing to do.
+pub(super) struct Step {
+    /// Where it is, for messages: `vsftpd.md:12`.
+    pub(super) place: String,
+    /// The heading that it is below.
+    pub(super) section: String,
+    pub(super) what: What,
+}
+
+pub(super) enum What {
+    /// Commands.
+    Run {
+        host: String,
+        script: String,
+        fails: bool,
+        shows: Option<String>,
+    },
+    /// A file that the reader writes, or adds to.
+    Write {
+        host: String,
+        path: String,
+        text: String,
+        adds: bool,
+    },
+    /// Transfers.
+    Try(Vec<Trial>),
+    /// A block that isn't run here.
+    Skip { why: String },
+}
+
+/// Transfers, and what is expected of each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Trial {
+    /// The part of the lab: who dials whom.
+    pub(super) part: String,
+    /// What announces their data connections.
+    pub(super) verbs: &'static [&'static str],
+    pub(super) tls: bool,
+    pub(super) works: bool,
+}
+
+impl Page {
+    pub(super) fn read(path: &Path) -> Self {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        Self::parse(&name, &std::fs::read_to_string(path).unwrap())
+    }
+
+    /// # Panics
+    /// At what isn't written as described above.
+    pub(super) fn parse(name: &str, text: &str) -> Self {
+        let mut page = Self {
+            name: name.to_owned(),
+            lab: None,
+            tested_by: None,
+            steps: Vec::new(),
+            sections: Vec::new(),
+        };
+        let mut lines = text.lines().enumerate();
+        let mut comment: Option<(String, String)> = None;
+        // Whether nothing but blank lines has come since a block of commands.
+        let mut behind_commands = false;
+        while let Some((number, line)) = lines.next() {
+            let place = format!("{name}.md:{}", number + 1);
+            // In a list, all of a block is indented.
+            let indent = line.len() - line.trim_start().len();
+            let line = line.trim_start();
+            if let Some(fence) = line.strip_prefix("```") {
+                let block = (lines.by_ref().map(|(_, line)| line))
+                    .take_while(|line| !line.trim_start().starts_with("```"))
+                    .map(|line| line.get(indent..).unwrap_or_default());
+                let text = block.fold(String::new(), |text, line| text + line + "\n");
+                if fence == "text" && comment.is_none() {
+                    if let (true, Some(What::Run { shows, .. })) =
+                        (behind_commands, page.steps.last_mut().map(|s| &mut s.what))
+                    {
+                        *shows = Some(text);
+                    }
+                    behind_commands = false;
+                    continue;
+                }
+                let (key, value) = (comment.take())
+                    .unwrap_or_else(|| panic!("{place}: no comment says where this is run"));
+                let what = block_of(&place, fence, &key, &value, text);
+                behind_commands = matches!(what, What::Run { .. });
+                page.add(place, what);
+                continue;
+            }
+            if line.trim().is_empty() {
+                continue;
+            }
+            assert!(
+                comment.is_none(),
+                "{place}: a comment must stand right before its block"
+            );
+            behind_commands = false;
+            if let Some(heading) = line.strip_prefix("## ") {
+                page.sections.push(heading.to_owned());
+            }
+            let Some(inner) = (line.strip_prefix("<!-- ")).and_then(|l| l.strip_suffix(" -->"))
+            else {
+                continue;
+            };
+            let (key, value) = inner
+                .split_once(": ")
+                .unwrap_or_else(|| panic!("{place}: a comment is `key: value`"));
+            match key {
+                "lab" => page.lab = Some(value.to_owned()),
+                "tested by" => page.tested_by = Some(value.to_owned()),
+                "on" | "not run" => comment = Some((key.to_owned(), value.to_owned())),
+                "try" => {
+                    let trials = value.split(", ").map(|text| Trial::parse(&place, text));
+                    page.add(place.clone(), What::Try(trials.collect()));
+                }
+                _ => panic!("{place}: no comment begins with {key:?}"),
+            }
+        }
+        assert!(comment.is_none(), "{name}.md: a comment without a block");
+        page
+    }
+
+    fn add(&mut self, place: String, what: What) {
+        let section = self.sections.last().cloned().unwrap_or_default();
+        self.steps.push(Step {
+            place,
+            section,
+            what,
+        });
+    }
+}
+
+fn block_of(place: &str, language: &str, key: &str, value: &str, text: String) -> What {
+    if key == "not run" {
+        return What::Skip {
+            why: value.to_owned(),
+        };
+    }
+    let (host, fails) = match value.split_once("; ") {
+        None => (value.to_owned(), false),
+        Some((host, "fails")) => (host.to_owned(), true),
+        Some((_, other)) => panic!("{place}: {other:?} says nothing about a block"),
+    };
+    if language == "sh" {
+        return What::Run {
+            host,
+            script: text,
+            fails,
+            shows: None,
+        };
+    }
+    let first = text.lines().next().unwrap_or_default();
+    let path = first
+        .strip_prefix("# ")
+        .unwrap_or_else(|| panic!("{place}: the first line of a file says which one it is"));
+    let (path, adds) = match path.strip_prefix("in ") {
+        Some(path) => (path, true),
+        None => (path, false),
+    };
+    assert!(
+        path.starts_with('/') && !path.contains(' '),
+        "{place}: {path:?} is no path"
+    );
+    What::Write {
+        host,
+        path: path.to_owned(),
+        text,
+        adds,
+    }
+}
+
+impl Trial {
+    fn parse(place: &str, text: &str) -> Self {
+        let words: Vec<_> = text.split(' ').collect();
+        let (tls, words) = match words[..] {
+            [part, mode, "tls", result] => (true, [part, mode, result]),
+            [part, mode, result] => (false, [part, mode, result]),
+            _ => panic!("{place}: {text:?} isn't `PART passive|active [tls] works|fails`"),
+        };
+        let verbs: &[_] = match words[1] {
+            "passive" => &["PASV", "EPSV"],
+            "active" => &["PORT", "EPRT"],
+            "PASV" => &["PASV"],
+            "EPSV" => &["EPSV"],
+            "PORT" => &["PORT"],
+            "EPRT" => &["EPRT"],
+            other => panic!("{place}: {other:?} announces nothing"),
+        };
+        let works = match words[2] {
+            "works" => true,
+            "fails" => false,
+            other => panic!("{place}: {other:?} is neither works nor fails"),
+        };
+        Self {
+            part: words[0].to_owned(),
+            verbs,
+            tls,
+            works,
+        }
+    }
+}
