@@ -76,7 +76,7 @@ have() {
 # shellcheck disable=SC2034 # for scripts/test
 LAB_TOOLS="ip nsenter iptables-nft iptables-legacy nft conntrack tcpdump curl lftp wget tnftp \
 ncftpget python3 pyftpdlib pyopenssl openssl systemd-analyze tshark groff script \
-python3-dbus python3-gi dbus-daemon"
+python3-dbus python3-gi dbus-daemon pkcheck"
 
 # install_tools PROGRAM…: installs what is missing.
 install_tools() {
@@ -98,6 +98,7 @@ install_tools() {
         groff) package=groff-base ;;
         script) package=bsdutils ;;
         systemd-analyze) package=systemd ;;
+        pkcheck) package=polkitd ;;
         pyftpdlib) package=python3-pyftpdlib ;;
         pyopenssl) package=python3-openssl ;;
         *) package=$program ;;

@@ -27,13 +27,17 @@ macro_rules! recipes {
 
 recipes! {
     cloud: "cloud",
+    docker: "docker",
     dynamic_address: "dynamic-address",
+    firewalld: "firewalld",
     from_nf_nat_ftp: "from-nf_nat_ftp",
+    from_server_settings: "from-server-settings",
     proftpd: "proftpd",
     pure_ftpd: "pure-ftpd",
     pyftpdlib: "pyftpdlib",
     router_iptables: "router-iptables",
     router_nftables: "router-nftables",
+    ufw: "ufw",
     vsftpd: "vsftpd",
 }
 

@@ -21,6 +21,13 @@ for tree; do
         [ ! -d "$tree/$part" ] || { mkdir -p "$top/usr/$part" && cp -a "$tree/$part/." "$top/usr/$part/"; }
     done
 done
+# What the packages' own scripts would do.
+[ ! -d "$top/usr/share/ufw" ] || {
+    cp "$top"/usr/share/ufw/*.rules "$top"/usr/share/ufw/*.init "$top/usr/share/ufw/ufw.conf" "$top/etc/ufw/"
+    chmod 640 "$top"/etc/ufw/*.rules "$top"/etc/ufw/*.init
+}
+policy=$top/usr/share/polkit-1/actions/org.fedoraproject.FirewallD1
+[ ! -e "$policy.server.policy.choice" ] || ln -s "${policy##*/}.server.policy.choice" "$policy.policy"
 # Files of the host's belong to root, whoever checked them out.
 chown -R 0:0 "$top/etc" "$top/srv"
 [ ! -e "$top/etc/proftpd/users" ] || chmod 600 "$top/etc/proftpd/users"

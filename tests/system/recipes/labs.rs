@@ -287,5 +287,7 @@ fn docker() -> Lab {
 fn settings() -> Lab {
     let mut lab = behind_router(&["vsftpd", "trees/vsftpd"]);
     lab.servers.clear();
+    let lan = dialled("lan", "pc", "10.0.0.5:21", ANONYMOUS);
+    lab.parts.push(lan);
     lab
 }
