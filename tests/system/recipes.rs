@@ -30,8 +30,11 @@ recipes! {
     docker: "docker",
     dynamic_address: "dynamic-address",
     firewalld: "firewalld",
+    from_ftp_proxy: "from-ftp-proxy",
     from_nf_nat_ftp: "from-nf_nat_ftp",
     from_server_settings: "from-server-settings",
+    from_stream_proxy: "from-stream-proxy",
+    load_balancer: "load-balancer",
     proftpd: "proftpd",
     pure_ftpd: "pure-ftpd",
     pyftpdlib: "pyftpdlib",
@@ -66,13 +69,13 @@ fn every_recipe_is_tested() {
             _ => None,
         });
         let trials: Vec<_> = trials.flatten().collect();
-        let works = |trial: &Trial| Trial {
-            works: true,
-            ..trial.clone()
+        let mended = |trial: &&&Trial| {
+            let mut later = trials
+                .iter()
+                .filter(|t| t.works && (&t.part, t.tls) == (&trial.part, trial.tls));
+            !trial.works && later.any(|t| trial.verbs.iter().all(|verb| t.verbs.contains(verb)))
         };
-        let turned = trials
-            .iter()
-            .filter(|trial| !trial.works && trials.contains(&&works(trial)));
+        let turned = trials.iter().filter(mended);
         assert!(turned.count() > 0, "{name}: nothing fails and then works");
     }
 }

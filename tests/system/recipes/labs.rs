@@ -85,7 +85,12 @@ impl Lab {
                 topology.server = host;
                 topology.listen = *listen;
             });
-            Server::start(&view, &Config::new(Kind::Vsftpd))
+            let ports = Some((40000, 40099));
+            let config = Config {
+                passive_ports: ports,
+                ..Config::new(Kind::Vsftpd)
+            };
+            Server::start(&view, &config)
         };
         self.servers.iter().map(start).collect()
     }

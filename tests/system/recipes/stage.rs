@@ -226,7 +226,8 @@ impl Stage {
         }
     }
 
-    /// Lists, downloads, uploads, and downloads that again in another session.
+    /// Lists, downloads, uploads, and downloads that again: in the same session, which may be with one of
+    /// several servers, or under TLS in another one, since curl stumbles over that.
     fn transfer(&self, part: &Part, trial: &Trial, verb: &str) -> Result<Finished, String> {
         let directory = self.directory();
         std::fs::create_dir_all(&directory).unwrap();
@@ -258,12 +259,15 @@ impl Stage {
         command.arg("--next");
         self.options(&mut command, part, trial, verb);
         command.args(["-T", &name, &again]);
-        let mut done = run(command, LIMIT);
-        if done.ok() {
-            let mut command = curl();
-            command.args([&again, "-o", "again"]);
-            done = run(command, LIMIT);
+        let mut done = None;
+        if trial.tls {
+            let first = run(std::mem::replace(&mut command, curl()), LIMIT);
+            done = (!first.ok()).then_some(first);
+        } else {
+            self.options(command.arg("--next"), part, trial, verb);
         }
+        command.args([&again, "-o", "again"]);
+        let done = done.unwrap_or_else(|| run(command, LIMIT));
         if done.ok() {
             let listing = std::fs::read_to_string(directory.join("listing")).unwrap_or_default();
             if !listing.contains(Server::SMALL) {
