@@ -10,6 +10,7 @@
 
 mod away;
 mod bypass;
+mod documents;
 mod engine_beginnings;
 mod engine_floods;
 mod engine_forged;
