@@ -44,6 +44,13 @@ recipes! {
     vsftpd: "vsftpd",
 }
 
+/// Each symptom is brought about, shown by the commands that the document names, and mended as it says.
+#[test]
+fn troubleshooting() {
+    let path = repository().join("docs/troubleshooting.md");
+    stage::perform(&Page::read(&path));
+}
+
 fn directory() -> PathBuf {
     repository().join("docs/recipes")
 }

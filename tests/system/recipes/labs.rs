@@ -65,7 +65,7 @@ impl Lab {
                 "libnginx-mod-stream-js",
                 "trees/nginx",
             ]),
-            "settings" => settings(),
+            "own-server" => own_server(),
             _ => panic!("no lab has the name {name:?}"),
         }
     }
@@ -289,9 +289,9 @@ fn docker() -> Lab {
 }
 
 /// [`behind_router`] with the reader's server inside.
-fn settings() -> Lab {
+fn own_server() -> Lab {
     let mut lab = behind_router(&["vsftpd", "trees/vsftpd"]);
-    lab.servers.clear();
+    lab.servers.retain(|(host, _)| *host != "server");
     let lan = dialled("lan", "pc", "10.0.0.5:21", ANONYMOUS);
     lab.parts.push(lan);
     lab

@@ -8,6 +8,7 @@
 //! | `<!-- lab: NAME -->` | the network that the recipe is tried in (`labs.rs`); once, anywhere |
 //! | `<!-- on: HOST -->` | the host that the block below is for |
 //! | `<!-- on: HOST; fails -->` | the same, and the block ends with an error, as the text says |
+//! | `<!-- on: HOST`, commands on further lines, `-->` | what happens behind the reader's back |
 //! | `<!-- not run: WHY -->` | the block below isn't run here, for that reason; the test prints it |
 //! | `<!-- try: in passive fails, out active works -->` | transfers are tried here: part of the lab, how, result. How: `passive` (PASV and EPSV), `active` (PORT and EPRT), or one of these verbs; `tls` behind it: FTPS |
 //! | `<!-- tested by: FILE -->` | no lab: that file holds tests of its own |
@@ -63,6 +64,17 @@ pub(super) enum What {
     Try(Vec<Trial>),
     /// A block that isn't run here.
     Skip { why: String },
+}
+
+impl What {
+    fn hidden(host: String, script: String) -> Self {
+        Self::Run {
+            host,
+            script,
+            fails: false,
+            shows: None,
+        }
+    }
 }
 
 /// Transfers, and what is expected of each.
@@ -132,6 +144,16 @@ impl Page {
             behind_commands = false;
             if let Some(heading) = line.strip_prefix("## ") {
                 page.sections.push(heading.to_owned());
+            }
+            if let Some(host) = line.strip_prefix("<!-- on: ")
+                && !line.ends_with("-->")
+            {
+                let hidden = (lines.by_ref().map(|(_, line)| line))
+                    .take_while(|line| line.trim() != "-->")
+                    .fold(String::new(), |text, line| text + line + "\n");
+                let host = host.to_owned();
+                page.add(place, What::hidden(host, hidden));
+                continue;
             }
             let Some(inner) = (line.strip_prefix("<!-- ")).and_then(|l| l.strip_suffix(" -->"))
             else {

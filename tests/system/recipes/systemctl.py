@@ -4,6 +4,7 @@
 Their sandboxes aren't played: tests/system/service.rs looks after that of ftpalg.
 """
 import os
+import select
 import shlex
 import signal
 import socket
@@ -145,12 +146,11 @@ class Unit:
     def ends(self, number):
         pid = self.pid()
         if pid:
+            # It is over when all of its threads are, and with them its sockets.
+            process = os.pidfd_open(pid)
             os.kill(pid, number)
-            deadline = time.monotonic() + LIMIT
-            while self.pid():
-                if time.monotonic() > deadline:
-                    fail(f"{self.name} doesn't end")
-                time.sleep(0.005)
+            if not select.select([process], [], [], LIMIT)[0]:
+                fail(f"{self.name} doesn't end")
         if os.path.exists(self.file):
             os.unlink(self.file)
 
