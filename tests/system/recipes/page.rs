@@ -6,6 +6,7 @@
 //! | comment | says |
 //! |---|---|
 //! | `<!-- lab: NAME -->` | the network that the recipe is tried in (`labs.rs`); once, anywhere |
+//! | `<!-- needs: nf_nat_ftp -->` | it can't be tried where the kernel has no helper of its own |
 //! | `<!-- on: HOST -->` | the host that the block below is for |
 //! | `<!-- on: HOST; fails -->` | the same, and the block ends with an error, as the text says |
 //! | `<!-- on: HOST`, commands on further lines, `-->` | what happens behind the reader's back |
@@ -30,6 +31,8 @@ pub(super) struct Page {
     pub(super) lab: Option<String>,
     /// The file that holds those.
     pub(super) tested_by: Option<String>,
+    /// Whether the kernel's own helper takes part.
+    pub(super) needs_helper: bool,
     /// What is done, in order.
     pub(super) steps: Vec<Step>,
     /// Its headings, in order.
@@ -77,6 +80,30 @@ impl What {
     }
 }
 
+impl std::fmt::Display for What {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Run { host, script, .. } => {
+                write!(f, "{} commands on {host}", script.lines().count())
+            }
+            Self::Write { host, path, .. } => write!(f, "{path} on {host}"),
+            Self::Try(trials) => {
+                let each: Vec<_> = trials.iter().map(ToString::to_string).collect();
+                f.write_str(&each.join(", "))
+            }
+            Self::Skip { why } => write!(f, "not run: {why}"),
+        }
+    }
+}
+
+impl std::fmt::Display for Trial {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let tls = if self.tls { " tls" } else { "" };
+        let result = if self.works { "works" } else { "fails" };
+        write!(f, "{} {}{tls} {result}", self.part, self.verbs.join("+"))
+    }
+}
+
 /// Transfers, and what is expected of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Trial {
@@ -101,6 +128,7 @@ impl Page {
             name: name.to_owned(),
             lab: None,
             tested_by: None,
+            needs_helper: false,
             steps: Vec::new(),
             sections: Vec::new(),
         };
@@ -164,6 +192,10 @@ impl Page {
                 .unwrap_or_else(|| panic!("{place}: a comment is `key: value`"));
             match key {
                 "lab" => page.lab = Some(value.to_owned()),
+                "needs" => {
+                    assert_eq!(value, "nf_nat_ftp", "{place}");
+                    page.needs_helper = true;
+                }
                 "tested by" => page.tested_by = Some(value.to_owned()),
                 "on" | "not run" => comment = Some((key.to_owned(), value.to_owned())),
                 "try" => {

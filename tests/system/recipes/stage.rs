@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use testkit::lab::alg::no_kernel_helper;
 use testkit::lab::client::{each_of, equal};
 use testkit::lab::net::Net;
 use testkit::lab::process::{Finished, Process, run};
+use testkit::lab::report;
 use testkit::lab::rules;
 use testkit::lab::scenario::greets;
 use testkit::lab::server::{Server, content};
@@ -46,6 +48,11 @@ pub(super) fn perform(page: &Page) {
     let name = page.lab.as_deref().expect("the recipe names its lab");
     let lab = Lab::named(name);
     let net = lab.build();
+    if page.needs_helper
+        && let Some(why) = no_kernel_helper(&net.recast(|topology| topology.router = "router"))
+    {
+        return report::skipped(&format!("{}.md", page.name), &why);
+    }
     let mut stage = Stage {
         _servers: lab.serve(&net),
         lab,
@@ -55,6 +62,7 @@ pub(super) fn perform(page: &Page) {
     stage.set_up(page);
     // What the reader has from the start, where there is a way back to it.
     let mut before = None;
+    let mut done = String::new();
     let returns = page.sections.iter().any(|section| section == UNDO);
     for step in &page.steps {
         if returns && before.is_none() && step.section != HAVE {
@@ -62,8 +70,11 @@ pub(super) fn perform(page: &Page) {
         }
         let begun = Instant::now();
         stage.does(step);
-        println!("{}: {:.1?}", step.place, begun.elapsed());
+        let line = format!("{} {} {:.0?}\n", step.place, step.what, begun.elapsed());
+        print!("{line}");
+        done += &line;
     }
+    report::write(&format!("recipe-{}", page.name), &done);
     if let Some(before) = before {
         let after = stage.rules();
         assert!(
@@ -165,7 +176,7 @@ impl Stage {
                 );
                 self.runs(host, &script).must();
             }
-            What::Skip { why } => println!("SKIPPED {place}: {why}"),
+            What::Skip { why } => report::skipped(place, why),
             What::Try(trials) => {
                 // Those that fail take their time. The others may share few ports.
                 let at_once = |works| if works { 1 } else { trials.len() };
@@ -174,7 +185,7 @@ impl Stage {
                     let results = each_of(&trials, at_once(works), |trial| self.tries(trial));
                     for (trial, (result, _)) in trials.iter().zip(results) {
                         if let Err(why) = result {
-                            panic!("{place}: {trial:?}: {why}\n{}", self.journals());
+                            panic!("{place}: {trial}: {why}\n{}", self.journals());
                         }
                     }
                 }
