@@ -32,7 +32,16 @@ policy=$top/usr/share/polkit-1/actions/org.fedoraproject.FirewallD1
 chown -R 0:0 "$top/etc" "$top/srv"
 [ ! -e "$top/etc/proftpd/users" ] || chmod 600 "$top/etc/proftpd/users"
 mkdir -p "$top/usr/local/sbin" "$top/etc/systemd/system"
-ln -s "$ftpalg" "$top/usr/local/sbin/ftpalg"
+for place in usr/local/sbin usr/sbin; do
+    mkdir -p "$top/$place"
+    ln -s "$ftpalg" "$top/$place/ftpalg"
+done
+# What today's distributions mean by `iptables`, whatever the machine has chosen.
+for name in iptables ip6tables; do
+    for suffix in "" -save -restore; do
+        ln -s /usr/sbin/xtables-nft-multi "$top/usr/local/sbin/$name$suffix"
+    done
+done
 for name in systemctl journalctl; do
     install -m 755 "$player" "$top/usr/local/sbin/$name"
 done

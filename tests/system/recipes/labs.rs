@@ -107,6 +107,7 @@ fn internet() -> Host {
         "203.0.113.0/24 dev eth0 src 198.51.100.20",
         "unreachable 10.0.0.0/8",
         "unreachable 172.16.0.0/12",
+        "2001:db8:10::/64 via 2001:db8:100::7",
     ];
     host("internet", routes)
 }
@@ -130,26 +131,37 @@ fn behind_router(trees: &'static [&'static str]) -> Lab {
             internet(),
             router("router", &["default via 203.0.113.1"]),
             host("lan", &[]),
-            host("server", &["default via 10.0.0.1"]),
+            host(
+                "server",
+                &["default via 10.0.0.1", "default via 2001:db8:10::1"],
+            ),
             host("pc", &["default via 10.0.0.1"]),
         ],
         links: vec![
             link(
                 ("internet", "eth0", INTERNET),
-                ("router", "eth0", &["203.0.113.7/24"]),
+                ("router", "eth0", &["203.0.113.7/24", "2001:db8:100::7/64"]),
             ),
-            link(("router", "eth1", &["10.0.0.1/24"]), ("lan", "port1", &[])),
-            link(("server", "eth0", &["10.0.0.5/24"]), ("lan", "port2", &[])),
+            link(
+                ("router", "eth1", &["10.0.0.1/24", "2001:db8:10::1/64"]),
+                ("lan", "port1", &[]),
+            ),
+            link(
+                ("server", "eth0", &["10.0.0.5/24", "2001:db8:10::5/64"]),
+                ("lan", "port2", &[]),
+            ),
             link(("pc", "eth0", &["10.0.0.20/24"]), ("lan", "port3", &[])),
         ],
         switch: Some("lan"),
         parts: vec![
             dialled("in", "internet", "203.0.113.7:21", ANONYMOUS),
+            dialled("v6", "internet", "[2001:db8:10::5]:21", ANONYMOUS),
             dialled("out", "pc", "198.51.100.20:21", ANONYMOUS),
             dialled("hairpin", "pc", "203.0.113.7:21", ANONYMOUS),
         ],
         servers: vec![
             ("server", at("10.0.0.5:21")),
+            ("server", at("[2001:db8:10::5]:21")),
             ("internet", at("198.51.100.20:21")),
         ],
         trees,
