@@ -88,6 +88,8 @@ impl Lab {
             let ports = Some((40000, 40099));
             let config = Config {
                 passive_ports: ports,
+                // From there, its `connect` fails by itself now and then.
+                from_port_20: false,
                 ..Config::new(Kind::Vsftpd)
             };
             Server::start(&view, &config)

@@ -22,6 +22,11 @@ use super::shown;
 /// How long a block of commands, or a transfer that is to work, may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// How long curl may take for a login, and for each transfer, in seconds, where they work.
+const WORKS: [u8; 2] = [10, 20];
+/// The same where the transfer fails: the first of these in which the login works.
+const FAILS: [[u8; 2]; 3] = [[1, 2], [4, 5], [10, 11]];
+
 /// Where programs are looked for on the hosts.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -34,10 +39,10 @@ const UNDO: &str = "Undo";
 
 /// A lab, and a file system for each of its hosts that the recipe names.
 struct Stage {
-    lab: Lab,
-    net: Net,
     hosts: BTreeMap<String, Process>,
     _servers: Vec<Server>,
+    lab: Lab,
+    net: Net,
 }
 
 /// Does all that a recipe says.
@@ -54,10 +59,10 @@ pub(super) fn perform(page: &Page) {
         return report::skipped(&format!("{}.md", page.name), &why);
     }
     let mut stage = Stage {
+        hosts: BTreeMap::new(),
         _servers: lab.serve(&net),
         lab,
         net,
-        hosts: BTreeMap::new(),
     };
     stage.set_up(page);
     // What the reader has from the start, where there is a way back to it.
@@ -169,25 +174,29 @@ impl Stage {
                 path,
                 text,
                 adds,
-            } => {
-                let redirect = if *adds { ">>" } else { ">" };
-                let script = format!(
-                    "mkdir -p \"$(dirname {path})\"; cat {redirect}{path} <<'END-OF-FILE'\n{text}END-OF-FILE\n"
-                );
-                self.runs(host, &script).must();
-            }
+            } => self.writes(host, path, text, *adds),
             What::Skip { why } => report::skipped(place, why),
-            What::Try(trials) => {
-                // Those that fail take their time. The others may share few ports.
-                let at_once = |works| if works { 1 } else { trials.len() };
-                for works in [false, true] {
-                    let trials: Vec<_> = trials.iter().filter(|t| t.works == works).collect();
-                    let results = each_of(&trials, at_once(works), |trial| self.tries(trial));
-                    for (trial, (result, _)) in trials.iter().zip(results) {
-                        if let Err(why) = result {
-                            panic!("{place}: {trial}: {why}\n{}", self.journals());
-                        }
-                    }
+            What::Try(trials) => self.tries_all(place, trials),
+        }
+    }
+
+    fn writes(&self, host: &str, path: &str, text: &str, adds: bool) {
+        let redirect = if adds { ">>" } else { ">" };
+        let script = format!(
+            "mkdir -p \"$(dirname {path})\"\ncat {redirect}{path} <<'END-OF-FILE'\n{text}END-OF-FILE\n"
+        );
+        self.runs(host, &script).must();
+    }
+
+    /// Those that fail, which takes its time, at once; those that work, which may share few ports, one after
+    /// the other.
+    fn tries_all(&self, place: &str, trials: &[Trial]) {
+        for (works, at_once) in [(false, trials.len()), (true, 1)] {
+            let trials: Vec<_> = trials.iter().filter(|t| t.works == works).collect();
+            let results = each_of(&trials, at_once, |trial| self.tries(trial));
+            for (trial, (result, _)) in trials.iter().zip(results) {
+                if let Err(why) = result {
+                    panic!("{place}: {trial}: {why}\n{}", self.journals());
                 }
             }
         }
@@ -213,17 +222,35 @@ impl Stage {
         // Only the new commands have IPv6 addresses (RFC 2428).
         let fit = |verb: &&&str| part.dial.is_ipv4() || verb.starts_with('E');
         let verbs: Vec<_> = trial.verbs.iter().filter(fit).collect();
-        let results = each_of(&verbs, if trial.works { 1 } else { 2 }, |verb| {
-            let done = self.transfer(part, trial, verb)?;
-            match (trial.works, done.ok()) {
-                (true, true) => Ok(()),
-                (false, false) if done.log.contains("< 230") => Ok(()),
-                (false, false) => Err(format!("{verb}: not even a login: {done}")),
-                (true, false) => Err(format!("{verb}: {done}")),
-                (false, true) => Err(format!("{verb} works: {done}")),
-            }
+        let at_once = if trial.works { 1 } else { verbs.len() };
+        let results = each_of(&verbs, at_once, |verb| match trial.works {
+            true => self.works(part, trial, verb),
+            false => self.fails(part, trial, verb),
         });
         results.into_iter().try_for_each(|(result, _)| result)
+    }
+
+    fn works(&self, part: &Part, trial: &Trial, verb: &str) -> Result<(), String> {
+        match self.transfer(part, trial, verb, WORKS)? {
+            done if done.ok() => Ok(()),
+            done => Err(format!("{verb}: {done}")),
+        }
+    }
+
+    /// The login works, and the transfer doesn't. On a busy machine the login itself may take its time.
+    fn fails(&self, part: &Part, trial: &Trial, verb: &str) -> Result<(), String> {
+        let mut last = String::new();
+        for limits in FAILS {
+            let done = self.transfer(part, trial, verb, limits)?;
+            if done.ok() {
+                return Err(format!("{verb} works: {done}"));
+            }
+            if done.log.contains("< 230") {
+                return Ok(());
+            }
+            last = done.to_string();
+        }
+        Err(format!("{verb}: not even a login: {last}"))
     }
 
     /// Waits until the server greets.
@@ -243,7 +270,13 @@ impl Stage {
 
     /// Lists, downloads, uploads, and downloads that again: in the same session, which may be with one of
     /// several servers, or under TLS in another one, since curl stumbles over that.
-    fn transfer(&self, part: &Part, trial: &Trial, verb: &str) -> Result<Finished, String> {
+    fn transfer(
+        &self,
+        part: &Part,
+        trial: &Trial,
+        verb: &str,
+        limits: [u8; 2],
+    ) -> Result<Finished, String> {
         let directory = self.directory();
         std::fs::create_dir_all(&directory).unwrap();
         let name = directory
@@ -259,7 +292,7 @@ impl Stage {
         let again = url(&format!("up/{name}"));
         let curl = || {
             let mut command = self.net.command(part.client, "curl");
-            self.options(command.current_dir(&directory), part, trial, verb);
+            self.options(command.current_dir(&directory), part, trial, verb, limits);
             command
         };
         let mut command = curl();
@@ -272,14 +305,14 @@ impl Stage {
             "small",
         ]);
         command.arg("--next");
-        self.options(&mut command, part, trial, verb);
+        self.options(&mut command, part, trial, verb, limits);
         command.args(["-T", &name, &again]);
         let mut done = None;
         if trial.tls {
             let first = run(std::mem::replace(&mut command, curl()), LIMIT);
             done = (!first.ok()).then_some(first);
         } else {
-            self.options(command.arg("--next"), part, trial, verb);
+            self.options(command.arg("--next"), part, trial, verb, limits);
         }
         command.args([&again, "-o", "again"]);
         let done = done.unwrap_or_else(|| run(command, LIMIT));
@@ -298,15 +331,22 @@ impl Stage {
         Ok(done)
     }
 
-    fn options(&self, command: &mut Command, part: &Part, trial: &Trial, verb: &str) {
-        let (connect, all) = if trial.works { ("5", "20") } else { ("1", "2") };
+    fn options(
+        &self,
+        command: &mut Command,
+        part: &Part,
+        trial: &Trial,
+        verb: &str,
+        limits: [u8; 2],
+    ) {
+        let [connect, all] = limits.map(|seconds| seconds.to_string());
         command.args(["-sS", "-v", "-k", "--noproxy", "*", "--no-ftp-skip-pasv-ip"]);
         command.args([
             "--fail-early",
             "--connect-timeout",
-            connect,
+            &connect,
             "--max-time",
-            all,
+            &all,
         ]);
         command.args([
             "--user",
