@@ -208,7 +208,8 @@ impl Stage {
         let mut command = self.net.command(host, "nsenter");
         command
             .arg(format!("--mount=/proc/{}/ns/mnt", holder.pid()))
-            .args(["--", "sh", "-c", script])
+            // A file without a path is the host's own, too.
+            .args(["--", "sh", "-c", &format!("cd /srv\n{script}")])
             .env("PATH", PATH)
             .env("HOME", "/root")
             .env_remove("XTABLES_LOCKFILE");
