@@ -288,3 +288,62 @@ impl Trial {
         }
     }
 }
+
+#[test]
+fn a_page_is_read_as_it_is_written() {
+    let text = "# T\n\n<!-- lab: router -->\n\n```text\na picture\n```\n\n## One\n\n1. First:\n\n   \
+        <!-- on: router; fails -->\n   ```sh\n   a\n     b\n   ```\n\n   ```text\n   shown\n   ```\n\n\
+        <!-- on: server -->\n```conf\n# in /etc/x\ny\n```\n\n<!-- try: in PASV tls works, out active fails -->\n\
+        <!-- on: pc\nbehind\n-->\n\n## Two\n\n<!-- not run: why -->\n```sh\nreboot\n```\n";
+    let page = Page::parse("t", text);
+    assert_eq!(page.lab.as_deref(), Some("router"));
+    assert_eq!(page.sections, ["One", "Two"]);
+    let steps: Vec<_> = page
+        .steps
+        .iter()
+        .map(|s| (&*s.place, s.what.to_string()))
+        .collect();
+    let wanted = [
+        ("t.md:14", "2 commands on router"),
+        ("t.md:24", "/etc/x on server"),
+        ("t.md:29", "in PASV tls works, out PORT+EPRT fails"),
+        ("t.md:30", "1 commands on pc"),
+        ("t.md:37", "not run: why"),
+    ];
+    let wanted: Vec<_> = wanted
+        .map(|(place, what)| (place, what.to_owned()))
+        .to_vec();
+    assert_eq!(steps, wanted);
+    let What::Run {
+        script,
+        fails,
+        shows,
+        ..
+    } = &page.steps[0].what
+    else {
+        panic!("commands come first");
+    };
+    assert_eq!(
+        (&**script, *fails, shows.as_deref()),
+        ("a\n  b\n", true, Some("shown\n"))
+    );
+    let What::Write { text, adds, .. } = &page.steps[1].what else {
+        panic!("then a file");
+    };
+    assert_eq!((&**text, *adds), ("# in /etc/x\ny\n", true));
+}
+
+#[test]
+fn a_block_without_a_place_is_a_mistake() {
+    for text in [
+        "```sh\nrm -r /\n```\n",
+        "<!-- on: router -->\n\nSome text.\n```sh\na\n```\n",
+        "<!-- on: router -->\n```conf\nno path\n```\n",
+        "<!-- try: in passive perhaps -->\n",
+        "<!-- one: router -->\n",
+        "<!-- on: router -->\n",
+    ] {
+        let read = std::panic::catch_unwind(|| Page::parse("t", text));
+        assert!(read.is_err(), "{text}");
+    }
+}
