@@ -35,6 +35,7 @@ recipes! {
     from_server_settings: "from-server-settings",
     from_stream_proxy: "from-stream-proxy",
     load_balancer: "load-balancer",
+    ftps_router: "ftps-router",
     proftpd: "proftpd",
     pure_ftpd: "pure-ftpd",
     pyftpdlib: "pyftpdlib",
