@@ -54,6 +54,7 @@ for part in etc usr var srv opt; do
 done
 mount -t tmpfs -o mode=755 recipe /run
 # No name server is on these networks: who asks for a name is to know at once.
+rm -f /etc/resolv.conf
 : >/etc/resolv.conf
 mkdir -p /run/lock /run/ftpalg
 chmod 700 /run/ftpalg
