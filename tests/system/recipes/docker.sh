@@ -1,4 +1,7 @@
 iptables-nft-restore <<'END'
+*raw
+-A PREROUTING -d 172.17.0.2/32 ! -i docker0 -j DROP
+COMMIT
 *nat
 :DOCKER - [0:0]
 -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER

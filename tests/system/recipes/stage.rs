@@ -20,7 +20,7 @@ use super::page::{Page, Step, Trial, What};
 use super::shown;
 
 /// How long a block of commands, or a transfer that is to work, may take.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// How long curl may take for a login, and for each transfer, in seconds, where they work.
 const WORKS: [u8; 2] = [10, 20];
@@ -256,7 +256,7 @@ impl Stage {
 
     /// Waits until the server greets.
     fn is_reached(&self, part: &Part) -> Result<(), String> {
-        let deadline = Instant::now() + LIMIT / 3;
+        let deadline = Instant::now() + LIMIT / 2;
         loop {
             let greeted = self.net.within(part.client, || greets(part.dial));
             match greeted {
