@@ -49,6 +49,59 @@ is_at_least() {
     [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]
 }
 
+# source_date: when the sources are from, in seconds since 1970, for what carries a date.
+source_date() {
+    echo "${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date -r Cargo.toml +%s)}"
+}
+
+# build_release [ARGUMENT…]: builds the program so that the same sources make the same bytes, wherever they are.
+build_release() {
+    say "building ftpalg"
+    SOURCE_DATE_EPOCH=$(source_date) \
+        RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$PWD=ftpalg --remap-path-prefix=$(cargo_home)=cargo" \
+        cargo build --release --locked "$@"
+}
+
+# Where cargo keeps what it has downloaded.
+cargo_home() {
+    echo "${CARGO_HOME:-${HOME:-/root}/.cargo}"
+}
+
+# install_cargo_deb: into .cache, unless it is there. It isn't optimized: it runs for seconds.
+install_cargo_deb() {
+    [ -x .cache/cargo/bin/cargo-deb ] || install_crate cargo-deb@3.8.0 --no-default-features
+}
+
+# install_crate NAME@VERSION [ARGUMENT…]: a program that a crate has, into .cache/cargo/bin.
+install_crate() {
+    say "installing $1 into .cache"
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=256 \
+        CARGO_PROFILE_RELEASE_DEBUG=0 cargo install --quiet --locked --root .cache/cargo "$@"
+}
+
+# third_party_licenses: the crates that the program is linked from, their licences, and their notices, each once.
+third_party_licenses() {
+    cat <<EOT
+ftpalg is linked from these crates. Behind each is the licence that its authors give it. Their notices follow.
+
+EOT
+    crates=$(cargo tree --locked --offline --edges normal --prefix none --format '{p} {l}' |
+        grep -v '^ftpalg ' | sed 's/ (proc-macro)//; s/ (\*)$//' | sort -u)
+    echo "$crates"
+    registry=$(cargo_home)/registry/src
+    echo "$crates" | while read -r name version _; do
+        for notice in "$registry"/*/"$name-${version#v}"/*; do
+            case ${notice##*/} in
+            [Ll][Ii][Cc][Ee][Nn][SsCc][Ee]* | COPYING* | COPYRIGHT* | NOTICE*) [ -f "$notice" ] && sha256sum "$notice" ;;
+            esac
+        done
+    done | sort -u -k 1,1 | while read -r _ notice; do
+        directory=${notice%/*}
+        printf '\n---- %s, %s\n\n' "${directory##*/}" "${notice##*/}"
+        cat "$notice"
+    done
+}
+
 # apt_install PACKAGE…
 apt_install() {
     command -v apt-get >/dev/null || die "needs these packages, and apt-get isn't here to install them: $*"
@@ -76,7 +129,7 @@ have() {
 # shellcheck disable=SC2034 # for scripts/test
 LAB_TOOLS="ip nsenter iptables-nft iptables-legacy nft conntrack tcpdump curl lftp wget tnftp \
 ncftpget python3 pyftpdlib pyopenssl openssl systemd-analyze tshark groff script \
-python3-dbus python3-gi dbus-daemon pkcheck"
+python3-dbus python3-gi dbus-daemon pkcheck dpkg-shlibdeps"
 
 # install_tools PROGRAM…: installs what is missing.
 install_tools() {
@@ -99,6 +152,7 @@ install_tools() {
         script) package=bsdutils ;;
         systemd-analyze) package=systemd ;;
         pkcheck) package=polkitd ;;
+        dpkg-shlibdeps) package=dpkg-dev ;;
         pyftpdlib) package=python3-pyftpdlib ;;
         pyopenssl) package=python3-openssl ;;
         *) package=$program ;;

@@ -25,6 +25,7 @@ mod limits;
 mod local;
 mod metrics;
 mod nat66;
+mod package;
 mod ports;
 mod pressure;
 mod programs;

@@ -26,7 +26,7 @@ fn the_unit_is_clean_and_strict() {
     let unit = testkit::paths::repository().join("packaging/ftpalg.service");
     let text = fs::read_to_string(unit).unwrap();
     let program = testkit::paths::ftpalg();
-    let installed = "/usr/local/sbin/ftpalg";
+    let installed = "/usr/sbin/ftpalg";
     assert!(text.contains(installed), "{text}");
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("unit");
     fs::create_dir_all(&directory).unwrap();

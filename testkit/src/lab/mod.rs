@@ -20,6 +20,7 @@
 //! | [`stations`] | networks with any gateways, clients and servers, run with each backend |
 //! | [`pair`] | two gateways, of which one takes over from the other |
 //! | [`store`] | a Valkey or Redis server |
+//! | [`system`] | systemd on a host of the lab, with a root file system of its own |
 //! | [`weather`] | a router that loses, delays, swaps and repeats packets |
 //! | [`report`] | tables for people, in `target/lab-report/` |
 //!
@@ -44,5 +45,6 @@ pub mod server;
 pub mod session;
 pub mod stations;
 pub mod store;
+pub mod system;
 pub mod topology;
 pub mod weather;
