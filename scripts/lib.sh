@@ -32,7 +32,7 @@ must_have_rust() {
         done
     fi
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
-    how="\`apt-get install rustup && rustup default stable\`, or https://rustup.rs"
+    how="https://rustup.rs, or (from Debian 13 and Ubuntu 24.04 on) \`apt-get install rustup && rustup default stable\`"
     found=$(cargo --version 2>/dev/null) || die "no cargo found, and Rust $wanted or newer is needed: $how"
     version=${found#cargo }
     is_at_least "$wanted" "${version%% *}" || die "$found is too old, Rust $wanted or newer is needed: $how"

@@ -6,6 +6,13 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use testkit::lab::gateway::{LIMIT, download, gateway};
+use testkit::lab::process::run;
+use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::server::{Config, Kind, Server};
+use testkit::lab::system::System;
+use testkit::paths;
+
 /// `scripts/lib.sh`'s summary of what `cargo test` printed.
 fn summary(log: &str) -> String {
     let mut command = Command::new("/bin/sh");
@@ -146,13 +153,82 @@ fn a_machine_that_cannot_build_is_told_how_to_mend_it() {
         !fine && said.contains("cargo 1.60.0") && said.contains("too old"),
         "{said}"
     );
+    assert!(said.contains("https://rustup.rs"), "{said}");
     let (fine, said) = must_have_rust("no-cc", &[("cargo", new)]);
     assert!(
         !fine && said.contains("no C compiler") && said.contains("gcc"),
         "{said}"
     );
-    for (name, cargo) in [("all", "cargo"), ("outside-path", "home/.cargo/bin/cargo")] {
-        let (fine, said) = must_have_rust(name, &[(cargo, new), cc]);
+    for (name, cargo) in [
+        ("all", "cargo"),
+        ("outside-path", "home/.cargo/bin/cargo"),
+        ("behind-sudo", "user/.cargo/bin/cargo"),
+    ] {
+        // The home of the user who called sudo.
+        let user = Path::new(env!("CARGO_TARGET_TMPDIR"))
+            .join(name)
+            .join("user");
+        let entry = format!("user:x:1000:1000::{}:/bin/sh", user.display());
+        let (fine, said) = must_have_rust(name, &[(cargo, new), cc, ("getent", &entry)]);
         assert!(fine && said.contains("9.10.0"), "{name}: {said}");
     }
+}
+
+/// What `scripts/install` and `scripts/uninstall` need of the repository, and a cargo that has built already.
+const PREPARE: &str = r#"
+mkdir source built tools
+cp -R "$1"/scripts "$1"/packaging "$1"/Cargo.toml source
+mkdir built/release
+cp "$2" built/release/ftpalg
+printf '#!/bin/sh\n[ "$1" != --version ] || echo cargo 9.10.0\n' >tools/cargo
+ln -s /bin/true tools/cc
+chmod +x tools/cargo
+"#;
+
+#[test]
+fn what_is_installed_works_and_goes_again() {
+    if let Some(why) = System::impossible() {
+        eprintln!("SKIPPED scripts/install: {why}");
+        return;
+    }
+    let net = gateway(Policy::Drop, Flavour::Nft);
+    let mut prepare = Command::new("sh");
+    prepare
+        .args(["-euc", PREPARE, "prepare"])
+        .arg(paths::repository())
+        .arg(paths::ftpalg())
+        .current_dir(net.directory());
+    run(prepare, LIMIT).must();
+    let server = Server::start(&net, &Config::new(Kind::Vsftpd));
+    let before = rules::snapshot(&net, net.topology().router);
+    let system = System::boot(&net, net.topology().router);
+    let script = |words: &str| {
+        let line = format!(
+            "PATH=/mnt/tools:$PATH CARGO_TARGET_DIR=/mnt/built /mnt/source/scripts/{words}"
+        );
+        system.sh(&line).must()
+    };
+    let there = "find /etc /usr /var/log /run /lib -xdev -path '*ftpalg*'";
+    let there_before = system.sh(there).stdout;
+
+    script("install");
+    assert!(!system.sh("systemctl --quiet is-active ftpalg").ok());
+    system
+        .sh("man=/usr/local/share/man/man1; test -s $man/ftpalg.1 -a -s $man/ftpalg-run.1")
+        .must();
+    system
+        .sh("echo 'inside = [\"in0\"]' >/etc/ftpalg.toml; systemctl enable --now ftpalg")
+        .must();
+    download(&net, &server, &[]).must();
+
+    // Installed again, it keeps the configuration.
+    script("install");
+    let said = script("uninstall");
+    assert!(said.log.contains("/etc/ftpalg.toml stays"), "{said}");
+    assert_eq!(rules::snapshot(&net, net.topology().router), before);
+    let kept = system.sh("cat /etc/ftpalg.toml").stdout;
+    assert_eq!(kept, "inside = [\"in0\"]\n");
+
+    script("uninstall --purge");
+    assert_eq!(system.sh(there).stdout, there_before);
 }

@@ -4,13 +4,15 @@ use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
 use testkit::lab::gateway::{LIMIT, download, gateway};
 use testkit::lab::process::{Process, run};
-use testkit::lab::rules::{Flavour, Policy};
+use testkit::lab::rules::{self, Flavour, Policy};
 use testkit::lab::server::{Config, Kind, Server};
+use testkit::lab::system::System;
 
 /// `CAP_NET_ADMIN` and `CAP_NET_RAW`, as bits.
 const KEPT: u64 = 1 << 12 | 1 << 13;
@@ -86,4 +88,73 @@ fn it_says_that_it_lives_and_can_do_little_else() {
     alg.signal(Signal::SIGTERM);
     while next() != "STOPPING=1" {}
     alg.finish(LIMIT).must();
+}
+
+/// What it does in its sandbox, with the tools that need most: the legacy ones have a lock and a raw socket.
+#[test]
+fn in_its_sandbox_it_can_do_all_that_it_has_to() {
+    if let Some(why) = System::impossible() {
+        eprintln!("SKIPPED service under systemd: {why}");
+        return;
+    }
+    let net = gateway(Policy::Drop, Flavour::Legacy);
+    let router = net.topology().router;
+    let before = rules::snapshot(&net, router);
+    let server = Server::start(&net, &Config::new(Kind::Pyftpdlib));
+    let unit = testkit::paths::repository().join("packaging/ftpalg.service");
+    fs::copy(unit, net.directory().join("ftpalg.service")).unwrap();
+    fs::copy(testkit::paths::ftpalg(), net.directory().join("ftpalg")).unwrap();
+    let configuration = [
+        "inside = [\"in0\"]",
+        "backend = \"iptables\"",
+        "keep-length = \"off\"",
+        "events = \"/var/log/ftpalg/events.json\"",
+        "metrics = \"127.0.0.1:9119\"\n",
+    ];
+    fs::write(
+        net.directory().join("ftpalg.toml"),
+        configuration.join("\n"),
+    )
+    .unwrap();
+    let system = System::boot(&net, router);
+    let systemctl = |words: &[&str]| system.exec(&[&["systemctl"], words].concat());
+
+    // Without a configuration it isn't started.
+    system
+        .sh("cp /mnt/ftpalg /usr/sbin/; cp /mnt/ftpalg.service /etc/systemd/system/")
+        .must();
+    systemctl(&["daemon-reload"]).must();
+    systemctl(&["start", "ftpalg"]).must();
+    assert!(!systemctl(&["is-active", "ftpalg"]).ok());
+    system.sh("cp /mnt/ftpalg.toml /etc/").must();
+
+    systemctl(&["start", "ftpalg"]).must();
+    download(&net, &server, &[]).must();
+    download(&net, &server, &["--ftp-port", "-"]).must();
+    let written = system.sh("cat /var/log/ftpalg/events.json; ls /run/ftpalg");
+    assert!(
+        written.stdout.contains("\"transfer\"") && written.stdout.contains("journal-"),
+        "{written}"
+    );
+    let page = net.exec(router, &["curl", "-sS", "http://127.0.0.1:9119/metrics"]);
+    assert!(page.must().stdout.contains("ftpalg_"));
+
+    // It hands over, and comes back when it is killed.
+    systemctl(&["restart", "ftpalg"]).must();
+    download(&net, &server, &[]).must();
+    systemctl(&["kill", "-s", "KILL", "ftpalg"]).must();
+    let deadline = Instant::now() + LIMIT;
+    let restarts = || systemctl(&["show", "-P", "NRestarts", "ftpalg"]).stdout;
+    while restarts().trim() != "1" || !systemctl(&["is-active", "ftpalg"]).ok() {
+        assert!(Instant::now() < deadline, "it doesn't come back");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    download(&net, &server, &[]).must();
+
+    systemctl(&["stop", "ftpalg"]).must();
+    let journal = system.exec(&["journalctl", "-o", "cat", "-u", "ftpalg"]);
+    for refused in ["EPERM", "not permitted", "Read-only", "denied", "SIGSYS"] {
+        assert!(!journal.stdout.contains(refused), "{journal}");
+    }
+    assert_eq!(rules::snapshot(&net, router), before);
 }
