@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use testkit::lab::gateway::{LIMIT, download, gateway};
@@ -107,13 +107,12 @@ fn that_nothing_ran_is_no_success() {
     assert_eq!(summary(""), "no test ran");
 }
 
-/// Whether `must_have_rust` is content where these programs are all there is, and what it says. The first
-/// line of each is what it prints.
-fn must_have_rust(name: &str, programs: &[(&str, &str)]) -> (bool, String) {
+/// A directory with a few of the system's programs, and these, which print their second part.
+fn tools(name: &str, programs: &[(&str, &str)]) -> PathBuf {
     let tools = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = fs::remove_dir_all(&tools);
     fs::create_dir_all(&tools).unwrap();
-    for program in ["sed", "sort", "head", "cut", "cat"] {
+    for program in ["sed", "sort", "head", "cut", "cat", "id", "dirname"] {
         let mut places = ["/usr/bin", "/bin"]
             .map(|place| Path::new(place).join(program))
             .into_iter();
@@ -126,17 +125,44 @@ fn must_have_rust(name: &str, programs: &[(&str, &str)]) -> (bool, String) {
         fs::write(&path, format!("#!/bin/sh\necho '{prints}'\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
+    tools
+}
+
+/// Runs this where these programs are all there is. Returns its exit code, and what it prints.
+fn with_tools(tools: &Path, words: &[&str]) -> (Option<i32>, String) {
     let output = Command::new("/bin/sh")
-        .args(["-euc", ". scripts/lib.sh; must_have_rust; cargo", "script"])
-        .current_dir(testkit::paths::repository())
+        .args(words)
+        .current_dir(paths::repository())
         .env_clear()
-        .env("PATH", &tools)
+        .env("PATH", tools)
         .env("HOME", tools.join("home"))
         .stdin(Stdio::null())
         .output()
         .unwrap();
     let text = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8(text).unwrap())
+    (output.status.code(), String::from_utf8(text).unwrap())
+}
+
+/// Whether `must_have_rust` is content where these programs are all there is, and what it says. The first
+/// line of each is what it prints.
+fn must_have_rust(name: &str, programs: &[(&str, &str)]) -> (bool, String) {
+    let script = ". scripts/lib.sh; must_have_rust; cargo";
+    let (code, said) = with_tools(&tools(name, programs), &["-euc", script, "script"]);
+    (code == Some(0), said)
+}
+
+/// Before they install or change anything.
+#[test]
+fn every_script_that_builds_says_what_is_missing() {
+    let tools = tools("scripts-without-cargo", &[("cc", "")]);
+    for script in ["audit", "demo", "install", "package", "release", "test"] {
+        let (code, said) = with_tools(&tools, &[&format!("scripts/{script}")]);
+        let told = format!("{script}: no cargo found, and Rust ");
+        assert!(
+            code == Some(2) && said.starts_with(&told),
+            "{script}: {said}"
+        );
+    }
 }
 
 #[test]
