@@ -49,6 +49,11 @@ is_at_least() {
     [ "$(printf '%s\n%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]
 }
 
+# version: ours.
+version() {
+    sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1
+}
+
 # source_date: when the sources are from, in seconds since 1970, for what carries a date.
 source_date() {
     echo "${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date -r Cargo.toml +%s)}"
@@ -57,9 +62,9 @@ source_date() {
 # build_release [ARGUMENT…]: builds the program so that the same sources make the same bytes, wherever they are.
 build_release() {
     say "building ftpalg"
-    SOURCE_DATE_EPOCH=$(source_date) \
-        RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$PWD=ftpalg --remap-path-prefix=$(cargo_home)=cargo" \
-        cargo build --release --locked "$@"
+    # shellcheck disable=SC2086 # a list of words
+    flags=$(printf '%s\037' ${RUSTFLAGS:-} "--remap-path-prefix=$PWD=ftpalg" "--remap-path-prefix=$(cargo_home)=cargo")
+    SOURCE_DATE_EPOCH=$(source_date) CARGO_ENCODED_RUSTFLAGS=${flags%?} cargo build --release --locked "$@"
 }
 
 # Where cargo keeps what it has downloaded.
@@ -85,7 +90,7 @@ third_party_licenses() {
 ftpalg is linked from these crates. Behind each is the licence that its authors give it. Their notices follow.
 
 EOT
-    crates=$(cargo tree --locked --offline --edges normal --prefix none --format '{p} {l}' |
+    crates=$(cargo tree --locked --edges normal --prefix none --format '{p} {l}' |
         grep -v '^ftpalg ' | sed 's/ (proc-macro)//; s/ (\*)$//' | sort -u)
     echo "$crates"
     registry=$(cargo_home)/registry/src

@@ -90,6 +90,24 @@ fn configure(system: &System, text: &str) {
     run(command, LIMIT).must();
 }
 
+/// Some of each kind that the package holds.
+const FILES: [&str; 14] = [
+    "etc/ftpalg.toml",
+    "usr/sbin/ftpalg",
+    "usr/lib/systemd/system/ftpalg.service",
+    "usr/share/man/man1/ftpalg-run.1.gz",
+    "usr/share/bash-completion/completions/ftpalg",
+    "usr/share/zsh/vendor-completions/_ftpalg",
+    "usr/share/fish/vendor_completions.d/ftpalg.fish",
+    "usr/share/doc/ftpalg/copyright",
+    "usr/share/doc/ftpalg/third-party-licenses.txt.gz",
+    "usr/share/doc/ftpalg/changelog.gz",
+    "usr/share/doc/ftpalg/docs/reference.md",
+    "usr/share/doc/ftpalg/packaging -> examples",
+    "usr/share/doc/ftpalg/examples/grafana/ftpalg.json",
+    "usr/share/doc/ftpalg/examples/iptables/gateway.rules",
+];
+
 /// Prints whatever is of ftpalg, or names it.
 const FIND: &str = "find /etc /usr /var /run /lib /tmp /root -xdev -path '*ftpalg*' -not -path '/var/log/journal/*'
     grep -rlsi ftpalg --exclude=status-old /etc /var/lib/dpkg /var/lib/systemd /run/systemd || true";
@@ -106,6 +124,11 @@ fn it_is_installed_used_upgraded_and_purged() {
     let server = Server::start(&net, &Config::new(Kind::Vsftpd));
     let before = rules::snapshot(&net, net.topology().router);
     let there_before = system.sh(FIND).stdout;
+
+    let held = system.exec(&["dpkg", "-c", "/mnt/first.deb"]).must().stdout;
+    for file in FILES {
+        assert!(held.contains(&format!(" ./{file}")), "{file}: {held}");
+    }
 
     // As it comes it has no settings, and so it isn't started.
     let said = install(&system, "first.deb");
@@ -188,9 +211,9 @@ fn confined(system: &System) {
     let touch = format!("nsenter -t {} -m touch /usr/sbin/x", main_pid(system));
     assert!(!system.sh(&touch).ok(), "its file system can be written");
     let modes = system
-        .sh("stat -c '%a %U' /run/ftpalg /var/log/ftpalg")
+        .sh("stat -c '%a %U' /run/ftpalg /var/log/ftpalg /etc/ftpalg.toml")
         .must();
-    assert_eq!(modes.stdout, "700 root\n750 root\n");
+    assert_eq!(modes.stdout, "700 root\n750 root\n640 root\n");
 }
 
 /// `systemctl reload` reads the file again.
@@ -232,7 +255,7 @@ fn under_load(net: &Net, server: &Server, what: impl FnOnce()) {
             }
         });
         let more = |than: u32| {
-            let deadline = Instant::now() + LIMIT;
+            let deadline = Instant::now() + 4 * LIMIT;
             while done.load(Ordering::Relaxed) < than + 4 && !load.is_finished() {
                 assert!(Instant::now() < deadline, "the transfers don't get on");
                 std::thread::sleep(Duration::from_millis(5));
