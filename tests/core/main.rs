@@ -22,6 +22,7 @@ mod fuzz_corpus;
 mod joining;
 mod keep_length;
 mod layers;
+mod manifest;
 mod out_of_step;
 mod pinhole_properties;
 mod records;
