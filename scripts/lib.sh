@@ -80,8 +80,8 @@ install_cargo_deb() {
 # install_crate NAME@VERSION [ARGUMENT…]: a program that a crate has, into .cache/cargo/bin.
 install_crate() {
     say "installing $1 into .cache"
-    CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=256 \
-        CARGO_PROFILE_RELEASE_DEBUG=0 cargo install --quiet --locked --root .cache/cargo "$@"
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG=0 \
+        cargo install --quiet --locked --root .cache/cargo "$@"
 }
 
 # third_party_licenses: the crates that the program is linked from, their licences, and their notices, each once.
