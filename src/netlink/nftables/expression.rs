@@ -24,6 +24,7 @@ mod name {
     pub(super) const META: &str = "meta";
     pub(super) const NAT: &str = "nat";
     pub(super) const PAYLOAD: &str = "payload";
+    pub(super) const QUEUE: &str = "queue";
     pub(super) const RANGE: &str = "range";
     pub(super) const REDIRECT: &str = "redir";
     /// Extensions of iptables: `struct xt_match`, `struct xt_target`.
@@ -87,6 +88,10 @@ const PAYLOAD_BASE: u16 = 2;
 const PAYLOAD_OFFSET: u16 = 3;
 const PAYLOAD_LEN: u16 = 4;
 const PAYLOAD_FROM: u16 = 5;
+/// `NFTA_QUEUE_*`
+const QUEUE_FIRST: u16 = 1;
+const QUEUE_COUNT: u16 = 2;
+const QUEUE_FLAGS: u16 = 3;
 /// `NFTA_RANGE_*`
 const RANGE_FROM: u16 = 1;
 const RANGE_OPERATION: u16 = 2;
@@ -104,9 +109,15 @@ const VERDICT_CHAIN: u16 = 2;
 const VERDICT_REGISTER: u32 = 0;
 /// `NFT_REG32_00`
 const FIRST_REGISTER: u32 = 8;
-/// `NFT_META_MARK`, `NFT_META_L4PROTO`
+/// `NFT_META_MARK`, `NFT_META_IIFNAME`, `NFT_META_OIFNAME`, `NFT_META_L4PROTO`
 const META_MARK: u32 = 3;
+const META_CAME_BY: u32 = 6;
+const META_LEAVES_BY: u32 = 7;
 const META_L4PROTO: u32 = 16;
+/// `IFNAMSIZ`
+const INTERFACE_NAME: usize = 16;
+/// `NFT_QUEUE_FLAG_BYPASS`
+const QUEUE_BYPASS: u16 = 1;
 /// `NFT_LIMIT_PKTS`
 const LIMIT_PACKETS: u32 = 0;
 /// `NFT_LOOKUP_F_INV`
@@ -174,11 +185,8 @@ impl<'a> Expressions<'a> {
 
     /// Ends the rule unless the packet is of this protocol (`meta l4proto`).
     pub fn protocol(&mut self, scratch: u32, protocol: u8) -> &mut Self {
-        self.add(name::META, |b| {
-            b.be32(META_TO, number(scratch))
-                .be32(META_KEY, META_L4PROTO);
-        })
-        .compare(scratch, true, &[protocol])
+        self.meta(scratch, META_L4PROTO)
+            .compare(scratch, true, &[protocol])
     }
 
     /// Ends the rule unless the register's value is (not) equal to these bytes.
@@ -220,6 +228,29 @@ impl<'a> Expressions<'a> {
         })
     }
 
+    /// Loads the packet's mark (`meta mark`).
+    pub fn packet_mark(&mut self, target: u32) -> &mut Self {
+        self.meta(target, META_MARK)
+    }
+
+    /// Ends the rule unless the packet came by this interface (or another one, if not `equal`).
+    pub fn came_by(&mut self, scratch: u32, equal: bool, name: &str) -> &mut Self {
+        self.meta(scratch, META_CAME_BY)
+            .compare(scratch, equal, &interface(name))
+    }
+
+    /// Ends the rule unless the packet leaves by this interface (or another one, if not `equal`).
+    pub fn leaves_by(&mut self, scratch: u32, equal: bool, name: &str) -> &mut Self {
+        self.meta(scratch, META_LEAVES_BY)
+            .compare(scratch, equal, &interface(name))
+    }
+
+    fn meta(&mut self, target: u32, key: u32) -> &mut Self {
+        self.add(name::META, |b| {
+            b.be32(META_TO, number(target)).be32(META_KEY, key);
+        })
+    }
+
     /// Sets the connection mark.
     pub fn set_mark(&mut self, source: u32) -> &mut Self {
         self.add(name::CT, |b| {
@@ -237,12 +268,22 @@ impl<'a> Expressions<'a> {
 
     /// `register = (register & mask) ^ xor`, on 32 bits in host byte order.
     pub fn bits(&mut self, register: u32, mask: u32, xor: u32) -> &mut Self {
+        self.masked(register, &mask.to_ne_bytes(), &xor.to_ne_bytes())
+    }
+
+    /// Keeps these bits of a register's value, of at most 16 bytes.
+    pub fn mask(&mut self, register: u32, mask: &[u8]) -> &mut Self {
+        self.masked(register, mask, &vec![0; mask.len()])
+    }
+
+    fn masked(&mut self, register: u32, mask: &[u8], xor: &[u8]) -> &mut Self {
+        let len = u32::try_from(mask.len()).unwrap_or(u32::MAX);
         self.add(name::BITWISE, |b| {
             b.be32(BITWISE_FROM, number(register))
                 .be32(BITWISE_TO, number(register))
-                .be32(BITWISE_LEN, 4);
-            put_value(b, BITWISE_MASK, &mask.to_ne_bytes());
-            put_value(b, BITWISE_XOR, &xor.to_ne_bytes());
+                .be32(BITWISE_LEN, len);
+            put_value(b, BITWISE_MASK, mask);
+            put_value(b, BITWISE_XOR, xor);
         })
     }
 
@@ -252,6 +293,15 @@ impl<'a> Expressions<'a> {
             b.text(LOOKUP_SET, map)
                 .be32(LOOKUP_FROM, number(key))
                 .be32(LOOKUP_TO, number(target))
+                .be32(LOOKUP_SET_ID, set_id);
+        })
+    }
+
+    /// Ends the rule unless the set has the key at `key`.
+    pub fn is_in(&mut self, set: &str, set_id: u32, key: u32) -> &mut Self {
+        self.add(name::LOOKUP, |b| {
+            b.text(LOOKUP_SET, set)
+                .be32(LOOKUP_FROM, number(key))
                 .be32(LOOKUP_SET_ID, set_id);
         })
     }
@@ -270,13 +320,59 @@ impl<'a> Expressions<'a> {
 
     /// Ends the rule with `NF_ACCEPT`: the packet passes this base chain.
     pub fn accept(&mut self) -> &mut Self {
+        self.verdict(ACCEPT, None)
+    }
+
+    /// Ends the rule with `NF_DROP`.
+    pub fn drop(&mut self) -> &mut Self {
+        self.verdict(DROP, None)
+    }
+
+    /// Goes on in another chain of the table, and comes back from its end.
+    pub fn jump(&mut self, chain: &str) -> &mut Self {
+        self.verdict(JUMP, Some(chain))
+    }
+
+    fn verdict(&mut self, code: i32, chain: Option<&str>) -> &mut Self {
         self.add(name::IMMEDIATE, |b| {
             b.be32(IMMEDIATE_TO, VERDICT_REGISTER);
             b.nest(IMMEDIATE_VALUE, |b| {
                 b.nest(attr::DATA_VERDICT, |b| {
-                    b.be32(VERDICT_CODE, ACCEPT.cast_unsigned());
+                    b.be32(VERDICT_CODE, code.cast_unsigned());
+                    if let Some(chain) = chain {
+                        b.text(VERDICT_CHAIN, chain);
+                    }
                 });
             });
+        })
+    }
+
+    /// Sends the packet to one of `count` queues of NFQUEUE, by a hash of its addresses that is the same
+    /// for both directions. `bypass`: it passes while nobody reads the queue.
+    pub fn queue(&mut self, first: u16, count: u16, bypass: bool) -> &mut Self {
+        let flags = if bypass { QUEUE_BYPASS } else { 0 };
+        self.add(name::QUEUE, |b| {
+            b.bytes(QUEUE_FIRST, &first.to_be_bytes())
+                .bytes(QUEUE_COUNT, &count.to_be_bytes())
+                .bytes(QUEUE_FLAGS, &flags.to_be_bytes());
+        })
+    }
+
+    /// A match of iptables, as `iptables-nft` writes it. Only in tables of one family.
+    pub(crate) fn xt_match(&mut self, extension: Extension<'_>) -> &mut Self {
+        self.extension(name::XT_MATCH, extension)
+    }
+
+    /// A target of iptables, as `iptables-nft` writes it. Only in tables of one family.
+    pub(crate) fn xt_target(&mut self, extension: Extension<'_>) -> &mut Self {
+        self.extension(name::XT_TARGET, extension)
+    }
+
+    fn extension(&mut self, name: &str, extension: Extension<'_>) -> &mut Self {
+        self.add(name, |b| {
+            b.text(XT_NAME, extension.name)
+                .be32(XT_REVISION, extension.revision)
+                .bytes(XT_INFO, extension.info);
         })
     }
 
@@ -315,6 +411,15 @@ fn put_value(b: &mut Builder, kind: u16, value: &[u8]) {
     b.nest(kind, |b| {
         b.bytes(attr::DATA_VALUE, value);
     });
+}
+
+/// A name as it is compared.
+fn interface(name: &str) -> [u8; INTERFACE_NAME] {
+    let mut bytes = [0; INTERFACE_NAME];
+    for (to, from) in bytes.iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    bytes
 }
 
 fn number(register: u32) -> u32 {

@@ -128,6 +128,8 @@ pub mod attr {
     pub const ELEMS_SET: u16 = 2;
     /// A list of elements.
     pub const ELEMS_LIST: u16 = 3;
+    /// The set's name within the batch.
+    pub const ELEMS_SET_ID: u16 = 4;
     /// `NFTA_SET_ELEM_*`
     pub const ELEM_KEY: u16 = 1;
     /// What a map maps the key to.
@@ -199,6 +201,10 @@ pub const TABLE_OWNER: u32 = 0x2;
 /// `NFT_TABLE_F_PERSIST` (Linux 6.9): the table stays when the socket of its owner is closed, and
 /// has no owner from then on.
 pub const TABLE_PERSIST: u32 = 0x4;
+/// `NFT_SET_ANONYMOUS`: it belongs to one rule, and goes with it.
+pub const SET_ANONYMOUS: u32 = 0x1;
+/// `NFT_SET_CONSTANT`: its elements stay as they are while a rule looks them up.
+pub const SET_CONSTANT: u32 = 0x2;
 /// `NFT_SET_INTERVAL`
 pub const SET_INTERVAL: u32 = 0x4;
 /// `NFT_SET_MAP`

@@ -62,6 +62,15 @@ pub(crate) enum Expression<'a> {
         /// `None`: it stays. `Some(None)`: there are several.
         port: Option<Option<Register>>,
     },
+    /// Sends the packet to a program.
+    Queue {
+        /// The first queue's number.
+        first: u16,
+        /// How many there are.
+        count: u16,
+        /// Whether it passes while nobody reads the queue.
+        bypass: bool,
+    },
     /// Leads the packet to this host.
     Redirect,
     /// Another translation.
@@ -241,6 +250,14 @@ impl<'a> Expression<'a> {
                 Self::Dnat {
                     address: one(NAT_ADDRESS, NAT_LAST_ADDRESS).filter(|_| !netmap),
                     port: has(NAT_PORT).then(|| one(NAT_PORT, NAT_LAST_PORT)),
+                }
+            }
+            name::QUEUE if has(QUEUE_FIRST) => {
+                let short = |kind| parts.find(kind).and_then(|part| part.be16());
+                Self::Queue {
+                    first: short(QUEUE_FIRST)?,
+                    count: short(QUEUE_COUNT).unwrap_or(1),
+                    bypass: short(QUEUE_FLAGS).unwrap_or(0) & QUEUE_BYPASS != 0,
                 }
             }
             name::REDIRECT => Self::Redirect,
