@@ -8,7 +8,7 @@
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,8 @@ pub(super) fn start(after: Duration, state: &StateChoice) -> io::Result<()> {
     // It must hold neither the lock nor the queues.
     close_fds::set_fds_cloexec(3, &[]);
     let seconds = after.as_secs().to_string();
+    // Nobody reads the one or writes the other. An empty root file system has no /dev/null.
+    let (input, output) = io::pipe()?;
     // It is never waited for: this process ends first, and another one inherits it.
     Command::new(SELF)
         .arg0("ftpalg")
@@ -38,8 +40,8 @@ pub(super) fn start(after: Duration, state: &StateChoice) -> io::Result<()> {
         .args(["--of", &std::process::id().to_string(), "--state"])
         .arg(state.directory().unwrap_or(Path::new("none")))
         .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdin(input)
+        .stdout(output)
         .spawn()
         .map(drop)
 }
