@@ -29,10 +29,11 @@ const PRIVATE: [&str; 5] = [
 ];
 
 /// Flags of `run` that are about the kernel and the process. A file may have them; here they do nothing.
-const NOT_HERE: [&str; 13] = [
+const NOT_HERE: [&str; 14] = [
     "local",
     "backend",
     "rules",
+    "steering",
     "fail",
     "queues",
     "queue_num",

@@ -17,12 +17,13 @@ use crate::daemon::guardian;
 use crate::daemon::lock::{Lock, LockError};
 use crate::daemon::predecessor::Note;
 use crate::firewall::xtables::tools::Tools;
-use crate::firewall::{self, Around, EXAMPLES, Inside, Rules, Steering, tables};
+use crate::firewall::{self, Around, EXAMPLES, Inside, Placement, Rules, Steering, tables};
 use crate::net::Family;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum RulesCommand {
-    /// Print the rules as text for `iptables-restore --noflush`. Takes run's flags
+    /// Print the rules as text for `iptables-restore --noflush`, or with --steering nft for `nft -f`.
+    /// Takes run's flags
     Print(Box<Print>),
     /// Put the rules into place, all or none, and leave them there. Takes run's flags
     Install(Box<Settings>),
@@ -90,7 +91,13 @@ pub(super) fn run(command: RulesCommand) -> Result<ExitCode, Failure> {
             }
             let steering = steering(settings, None)?;
             let text = match example {
+                Some(_) if steering.placement == Placement::Nft => {
+                    return Err(Failure::usage(
+                        "the examples are for iptables: leave out --steering nft, or --example",
+                    ));
+                }
                 Some(example) => example.print(&steering, &around, family),
+                None if prints_nft(&steering) => firewall::print_nft(&steering, family),
                 None => firewall::print(&steering, family),
             };
             print(&text.map_err(Failure::usage)?)?;
@@ -103,6 +110,9 @@ pub(super) fn run(command: RulesCommand) -> Result<ExitCode, Failure> {
             let installed = rules.install(&steering).map_err(Failure::usage)?;
             for place in installed.places {
                 print(&format!("installed in {place}\n"))?;
+            }
+            for table in installed.own {
+                print(&format!("installed in {table}\n"))?;
             }
             for chain in installed.native {
                 print(&format!("accept rule inserted in {chain}\n"))?;
@@ -232,12 +242,22 @@ fn nobody_else_manages() -> Result<Option<Lock>, Failure> {
 /// The rules of this host.
 fn host() -> Result<Rules, Failure> {
     let tools = Tools::find();
-    if tools.is_empty() {
+    if tools.is_empty() && !tables::available() {
         return Err(Failure::usage(
-            "no iptables found; install the iptables package",
+            "no iptables found, and no nf_tables to do without; install the iptables package, or run as root",
         ));
     }
     Ok(Rules::new(tools))
+}
+
+/// Whether the text is for `nft -f`: as it would be placed on this host. Where nothing could place it,
+/// it is for iptables.
+fn prints_nft(steering: &Steering) -> bool {
+    match steering.placement {
+        Placement::Nft => true,
+        Placement::Iptables => false,
+        Placement::Auto => Tools::find().is_empty() && tables::available(),
+    }
 }
 
 /// What is to be steered; found in the host's rules where the flags don't say.

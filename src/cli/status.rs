@@ -105,12 +105,13 @@ const LABEL: usize = 11;
 type Setting = (&'static str, &'static str, fn(&Value) -> String);
 
 /// The settings, in this order.
-const SETTINGS: [Setting; 13] = [
+const SETTINGS: [Setting; 14] = [
     ("control ports", "ports", text),
     ("of implicit FTPS", "implicit_ports", text),
     ("this host served", "local", text),
     ("backend", "backend", text),
     ("rules", "rules", text),
+    ("steering", "steering", text),
     ("fail", "fail", text),
     ("mark", "mark", hex),
     ("data ports", "data_ports", text),
@@ -298,7 +299,14 @@ impl Page<'_> {
             0 => "in place".to_owned(),
             n => format!("{n} missing"),
         };
-        format!("{state}, {who}; backend {}", text(self.at("/backend")))
+        let steering = match self.at("/steering").as_str() {
+            Some("nft") => "steering nft, ",
+            _ => "",
+        };
+        format!(
+            "{state}, {who}; {steering}backend {}",
+            text(self.at("/backend"))
+        )
     }
 
     fn inside(&self) -> Vec<String> {

@@ -128,6 +128,7 @@ pub fn settings(config: &Config) -> BTreeMap<&'static str, String> {
         mark,
         uneven_mark,
         families: _,
+        placement,
     } = steering;
     let Policy {
         require_login,
@@ -155,6 +156,7 @@ pub fn settings(config: &Config) -> BTreeMap<&'static str, String> {
         ("data-ports", list(data_ports)),
         ("backend", backend.to_string()),
         ("rules", rules.to_string()),
+        ("steering", placement.to_string()),
         ("tls", tls.to_string()),
         ("tls-idle", tls_idle.as_secs().to_string()),
         ("implicit-port", list(implicit_ports)),
@@ -318,7 +320,7 @@ mod tests {
 
     use super::*;
     use crate::daemon::config::{BackendChoice, RulesMode, StateChoice};
-    use crate::firewall::Inside;
+    use crate::firewall::{Inside, Placement};
     use crate::net::{Family, Mark};
 
     fn config() -> Config {
@@ -335,6 +337,7 @@ mod tests {
                 mark: Mark::DEFAULT,
                 uneven_mark: Mark::UNEVEN,
                 families: Family::ALL.to_vec(),
+                placement: Placement::Auto,
             },
             advertise: Vec::new(),
             data_ports: None,

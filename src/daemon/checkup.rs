@@ -29,7 +29,12 @@ pub fn facts(config: &Config) -> Facts {
         // Its tools would load it.
         tools = tools.without(Flavour::Nft);
     }
-    let snapshot = Snapshot::take(&tools).map_err(|e| e.to_string());
+    let netlink = matches!(features.nf_tables, Support::Works | Support::Loadable);
+    let snapshot = match tools.is_empty() && netlink {
+        // All is done over netlink. Nothing is asked of it that would load it.
+        true => Ok(Snapshot::default()),
+        false => Snapshot::take(&tools).map_err(|e| e.to_string()),
+    };
     let daemon = Daemon {
         status: control::ask(ControlRequest::Status).ok(),
         runs: lock::is_held(),

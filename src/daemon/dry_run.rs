@@ -48,7 +48,7 @@ pub fn dry_run(config: &Config) -> Result<String, StartError> {
     for warning in checkup.warnings.iter().chain(&preview.notes) {
         line(&format!("#\n# warning: {warning}"));
     }
-    line(&format!("#\n# following {}", preview.choice.why));
+    line(&format!("#\n# {}", preview.how));
     if !steered.manages() {
         line("# --rules external: these are yours to place (`ftpalg rules install`)");
     }
@@ -56,6 +56,10 @@ pub fn dry_run(config: &Config) -> Result<String, StartError> {
         let (program, flavour) = (at.family.program(), at.flavour);
         line(&format!("\n# {program}-{flavour}-restore --noflush"));
         line(rules.trim_end());
+    }
+    for table in &preview.own {
+        line("\n# over netlink, what `nft -f` would load:");
+        line(table.trim_end());
     }
     let bit = steered.steering.mark.bit();
     for chain in &preview.native {

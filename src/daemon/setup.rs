@@ -11,7 +11,7 @@ use crate::conntrack::{Conntrack, Events, Timeouts};
 use crate::firewall::tables;
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::tools::Tools;
-use crate::firewall::{Inside, Look, Preview, Rules, RulesError, Steering, count_ours};
+use crate::firewall::{Inside, Look, Preview, Rules, RulesError, Steering, SteeringWay};
 use crate::net::Mark;
 use crate::pinholes::PinholeKey;
 use crate::pinholes::backend::iptables::Iptables;
@@ -77,6 +77,8 @@ pub(super) struct Steered {
     /// How the inside was found, a line each, where it had to be.
     pub(super) found: Vec<String>,
     manage: bool,
+    /// What places them on this host, if anything does.
+    way: Option<SteeringWay>,
     host: Mutex<ManagedRules>,
 }
 
@@ -92,15 +94,11 @@ impl Steered {
     /// Finds the tools, and the inside where the configuration names none.
     pub(super) fn prepare(config: &Config) -> Result<Self, StartError> {
         let manage = config.rules == RulesMode::Manage;
-        let tools = Tools::find();
-        if manage && tools.is_empty() {
-            return Err(StartError::Host(
-                "no iptables found; install the iptables package, or place the rules yourself \
-                 with --rules external"
-                    .into(),
-            ));
+        let rules = Rules::new(Tools::find());
+        let way = rules.way(&config.steering);
+        if manage {
+            way.as_ref().map_err(|e| StartError::Host(e.to_string()))?;
         }
-        let rules = Rules::new(tools);
         let mut steering = config.steering.clone();
         let mut found = Vec::new();
         if steering.inside.is_empty() && !steering.local {
@@ -115,6 +113,7 @@ impl Steered {
             steering,
             found,
             manage,
+            way: way.ok(),
             host: Mutex::new(ManagedRules {
                 rules,
                 closing: false,
@@ -135,15 +134,17 @@ impl Steered {
         for place in &installed.places {
             log::info!("rules installed in {place}");
         }
+        for place in &installed.own {
+            log::info!("rules installed in {place}");
+        }
         for note in &installed.notes {
             log::warn!("{note}");
         }
-        let flavour = format!("following {}", installed.choice.why);
         let chains = installed.native.iter();
         let chains = chains.map(|chain| format!("accept rule inserted in {chain}"));
         Ok(Placed {
-            lines: [flavour].into_iter().chain(chains).collect(),
-            cleared: count_ours(&installed.before),
+            lines: [installed.how].into_iter().chain(chains).collect(),
+            cleared: installed.replaced,
             before: Some(installed.before),
         })
     }
@@ -193,6 +194,11 @@ impl Steered {
     /// Leaves the rules as they are, for a successor, and runs no tool any more.
     pub(super) fn leave(&self) {
         self.host().closing = true;
+    }
+
+    /// What places the rules on this host.
+    pub(super) fn way(&self) -> Option<SteeringWay> {
+        self.way
     }
 
     /// Whether the rules are this process's to place and remove.

@@ -21,6 +21,7 @@ use serde::Serialize;
 use crate::conntrack::Events;
 use crate::engine::gateway::SessionId;
 use crate::engine::{SessionInfo, Stats};
+use crate::firewall::SteeringWay;
 use crate::pinholes;
 use crate::queue::kernel;
 
@@ -66,6 +67,8 @@ struct Report<'a> {
     backend: &'static str,
     /// `manage` or `external`.
     rules: RulesMode,
+    /// What places the steering rules here: `iptables` or `nft`; `null` where nothing here can.
+    steering: Option<SteeringWay>,
     /// `closed` or `open`.
     fail: &'static str,
     /// The connection mark's bit.
@@ -332,6 +335,7 @@ impl Status {
             tls_idle: config.tls_idle.as_secs(),
             backend,
             rules: config.rules,
+            steering: self.steered.way(),
             fail: if steering.fail_open { "open" } else { "closed" },
             mark: steering.mark.bit(),
             data_ports: config.data_ports.map(|range| range.to_string()),

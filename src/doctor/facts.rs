@@ -7,10 +7,11 @@ use std::path::Path;
 use crate::conntrack::Conntrack;
 use crate::firewall::forwarding::{Forwarding, forwardings};
 use crate::firewall::probe::nft::NftRules;
+use crate::firewall::stray::{Stray, find as find_stray};
 use crate::firewall::surroundings::Surroundings;
-use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::snapshot::Snapshot;
-use crate::firewall::{self, Published, Steering, tables};
+use crate::firewall::xtables::{self, Flavour};
+use crate::firewall::{self, InOwnTables, Published, Steering, tables};
 use crate::netlink::links::{Link, links};
 use crate::queue::kernel;
 
@@ -150,6 +151,12 @@ pub struct Facts {
     pub(super) native: NftRules,
     /// What NAT rules that were written for nft publish.
     pub(super) published: Vec<Published>,
+    /// Steering rules that were placed over netlink.
+    pub(super) own: InOwnTables,
+    /// Rules that an ftpalg with tools has left, where there are none now.
+    pub(super) stray: Stray,
+    /// Rules that no tool here can show, in words.
+    pub(super) unseen: Option<String>,
     /// Addresses and routes.
     pub(super) around: Surroundings,
     /// Interfaces.
@@ -205,13 +212,17 @@ impl Facts {
             Snapshot::default()
         });
         let (mut native, mut published) = (NftRules::default(), Vec::new());
+        let (mut own, mut stray) = (InOwnTables::default(), Stray::default());
         if features.nf_tables == Support::Works || tables::available() {
             native = NftRules::read(&snapshot).unwrap_or_else(|e| {
                 keep(format!("can't list the nft rules: {e}"));
                 NftRules::default()
             });
             published = firewall::native_published(&snapshot).unwrap_or_default();
+            own = firewall::in_own_tables().unwrap_or_default();
+            stray = find_stray(&snapshot, &xtables::TABLES).unwrap_or_default();
         }
+        let unseen = firewall::unseen(&snapshot, wanted.steering.mark);
         let around = Surroundings::read().unwrap_or_else(|e| {
             keep(e.to_string());
             Surroundings::default()
@@ -230,6 +241,9 @@ impl Facts {
             snapshot,
             native,
             published,
+            own,
+            stray,
+            unseen,
             around,
             links,
             daemon,

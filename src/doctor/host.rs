@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::facts::{Daemon, Facts, Support};
 use super::{Finding, Theme};
 use crate::firewall::xtables;
-use crate::firewall::{is_ours, ours};
+use crate::firewall::{Placement, SteeringWay, Unread, is_ours, ours};
 
 /// The numbers of `CAP_NET_ADMIN` and `CAP_NET_RAW`.
 const NET_ADMIN: u64 = 1 << 12;
@@ -19,6 +19,8 @@ pub(super) fn judge(facts: &Facts, all: &mut Vec<Finding>) {
     all.extend(rules_left(facts));
     all.push(capabilities(facts));
     all.push(tools(facts));
+    all.extend(steering(facts));
+    all.extend(unseen(facts));
     features(facts, all);
     all.extend(queue_taken(facts));
     all.extend(events(facts));
@@ -75,11 +77,15 @@ fn rules_left(facts: &Facts) -> Option<Finding> {
     }
     let tables = ours(&facts.snapshot, &xtables::TABLES);
     let rules = tables.iter().flat_map(|(_, table)| &table.rules);
-    let count = rules.clone().filter(|rule| is_ours(rule)).count();
+    let (own, stray) = (facts.own, facts.stray);
+    let count = rules.clone().filter(|rule| is_ours(rule)).count() + own.rules + stray.rules;
+    let controls = [own.control, stray.control];
     let opens = rules
         .clone()
-        .any(|rule| rule.words.iter().any(|word| word == "--queue-bypass"));
-    let queues = rules.clone().any(|rule| rule.target() == Some("NFQUEUE"));
+        .any(|rule| rule.words.iter().any(|word| word == "--queue-bypass"))
+        || controls.contains(&Some(Unread::Passed));
+    let queues = rules.clone().any(|rule| rule.target() == Some("NFQUEUE"))
+        || controls.iter().any(Option::is_some);
     if count == 0 {
         return None;
     }
@@ -122,11 +128,60 @@ fn tools(facts: &Facts) -> Finding {
         .map(|f| format!("iptables-{f}"))
         .collect();
     if names.is_empty() {
-        return problem("tools", "no iptables found")
-            .means("`ftpalg run` can't place its rules")
-            .command("apt install iptables");
+        return match way(facts) {
+            SteeringWay::Iptables => problem("tools", "no iptables found")
+                .means("`ftpalg run` can't place its rules")
+                .command("apt install iptables"),
+            SteeringWay::Nft => ok("tools", "no iptables here, and none is needed"),
+        };
     }
     ok("tools", format!("found {}", names.join(" and ")))
+}
+
+/// What would place the steering rules.
+fn way(facts: &Facts) -> SteeringWay {
+    let lacking = matches!(facts.features.nf_tables, Support::Lacking(_));
+    match facts.wanted.steering.placement {
+        Placement::Nft => SteeringWay::Nft,
+        Placement::Auto if facts.tools.is_empty() && !lacking => SteeringWay::Nft,
+        Placement::Iptables | Placement::Auto => SteeringWay::Iptables,
+    }
+}
+
+fn steering(facts: &Facts) -> Option<Finding> {
+    let lacking = matches!(facts.features.nf_tables, Support::Lacking(_));
+    match way(facts) {
+        SteeringWay::Iptables if facts.tools.is_empty() => None,
+        SteeringWay::Iptables => Some(ok(
+            "steering",
+            "steering rules go into the tables of iptables",
+        )),
+        SteeringWay::Nft if lacking => Some(
+            problem(
+                "steering",
+                "--steering nft, but nf_tables doesn't work here",
+            )
+            .means("`ftpalg run` won't start")
+            .command(facts.wanted.command("ftpalg run", "--steering iptables")),
+        ),
+        SteeringWay::Nft => {
+            let by = facts.own.queueing;
+            let by = by.map_or_else(String::new, |by| format!(", by {by}"));
+            Some(ok(
+                "steering",
+                format!("steering rules go over netlink into tables ftpalg-steering{by}"),
+            ))
+        }
+    }
+}
+
+fn unseen(facts: &Facts) -> Option<Finding> {
+    let why = facts.unseen.clone().filter(|_| facts.unread.is_none())?;
+    Some(
+        warning("unseen", why)
+            .means("data connections may be dropped there")
+            .command("apt install iptables"),
+    )
 }
 
 fn features(facts: &Facts, all: &mut Vec<Finding>) {

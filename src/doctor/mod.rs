@@ -120,7 +120,7 @@ impl Finding {
 }
 
 /// Every id that a finding can have.
-pub const IDS: [&str; 32] = [
+pub const IDS: [&str; 34] = [
     "accounting",
     "capabilities",
     "conntrack-events",
@@ -150,7 +150,9 @@ pub const IDS: [&str; 32] = [
     "rp-filter",
     "rules-left",
     "running",
+    "steering",
     "tools",
+    "unseen",
     "untracked",
     "upstream-nat",
 ];

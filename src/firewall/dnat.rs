@@ -15,10 +15,10 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::names::ACCEPT_COMMENT;
+use super::is_our_chain;
+use super::names::{ACCEPT_COMMENT, is_our_table};
 use super::native::{base_chains, is_iptables};
 use super::published::Published;
-use super::{PINHOLE_TABLE, is_our_chain};
 use crate::firewall::tables;
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::netlink::codec::Message;
@@ -65,7 +65,7 @@ pub(super) fn published(snapshot: &Snapshot) -> io::Result<Native> {
     for chain in chains {
         let hooked = chain.base.as_ref().map(|base| base.hook);
         if hooked == Some(hook::PREROUTING)
-            && chain.table != PINHOLE_TABLE
+            && !is_our_table(&chain.table)
             && !is_iptables(snapshot, &chain)
         {
             let of_table = bases.entry((chain.family, chain.table)).or_default();

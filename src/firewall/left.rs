@@ -2,12 +2,13 @@
 
 use super::names::PINHOLE_TABLE;
 use super::xtables::save::Table;
-use super::{Rules, RulesError, is_our_chain, is_ours, ours, tables, xtables};
+use super::xtables::snapshot::Snapshot;
+use super::{Rules, RulesError, is_our_chain, is_ours, ours, own_table, stray, tables, xtables};
 
 /// What of ours is there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Left {
-    /// Rules in iptables, of both flavours and families.
+    /// Rules in iptables, of both flavours and families, and steering rules in tables of our own.
     pub rules: usize,
     /// Tables of the nft backend.
     pub tables: usize,
@@ -38,21 +39,39 @@ impl Rules {
     /// # Errors
     /// If it couldn't be found out.
     pub fn left(&self) -> Result<Left, RulesError> {
-        let snapshot = self.host.snapshot()?;
+        Self::left_of(&self.snapshot()?)
+    }
+
+    pub(super) fn left_of(snapshot: &Snapshot) -> Result<Left, RulesError> {
+        let failed = || RulesError::system("can't list the nft rules");
         let mut left = Left::default();
-        for (_, table) in ours(&snapshot, &xtables::TABLES) {
+        for (_, table) in ours(snapshot, &xtables::TABLES) {
             left.add(table);
         }
+        let stray = stray::find(snapshot, &xtables::TABLES).map_err(failed())?;
+        left.rules += stray.rules;
+        left.unread(stray.control);
         if tables::available() {
             let all = tables::tables();
             let all = all.map_err(RulesError::system("can't list the nft tables"))?;
             left.tables = all.iter().filter(|t| t.name == PINHOLE_TABLE).count();
         }
+        let own = own_table::in_own_tables().map_err(failed())?;
+        left.rules += own.rules;
+        left.unread(own.control);
         Ok(left)
     }
 }
 
 impl Left {
+    /// What drops wins.
+    fn unread(&mut self, other: Option<Unread>) {
+        self.control = match (self.control, other) {
+            (_, Some(Unread::Dropped)) => other,
+            (one, other) => one.or(other),
+        };
+    }
+
     fn add(&mut self, table: &Table) {
         self.rules += table.rules.iter().filter(|rule| is_ours(rule)).count();
         let is_reached = |chain: &str| {

@@ -4,7 +4,10 @@
 //! |---|---|
 //! | [`steering`] | holds what a person asks for |
 //! | [`template`] | makes rule text from that and from the files in `sets/` |
-//! | [`host`] | puts our part of a table into place, and takes it out |
+//! | [`host`] | puts our part of a table of iptables into place, and takes it out |
+//! | `own_table` | places steering rules over netlink, in tables of our own |
+//! | `stray` | finds and removes rules of ours in tables of iptables-nft, without its tools |
+//! | `plan` | decides which rules go where |
 //! | `names` | has the names of all that is ours, and tells it from the rest |
 //! | `nat_rule` | reads the user's NAT rules in iptables |
 //! | [`derive`](mod@derive), `surroundings` | find the inside from these rules, and from routes and addresses |
@@ -26,6 +29,8 @@
 //!   first in the same chains. A legacy table that doesn't exist isn't created, since nothing can
 //!   remove it again. Steering then goes through iptables-nft, where the kernel has that. Both
 //!   flavours work side by side: a packet passes the hooks of both.
+//!   Without tools of iptables, or with `--steering nft`, it goes into tables of our own: see
+//!   `own_table`.
 //! - accept rules (`filter`): into the user's flavour, and into the other one if its table exists,
 //!   since either can drop. A table that doesn't exist drops nothing. For firewalls written for
 //!   nft see `native`.
@@ -38,10 +43,13 @@ mod left;
 pub(crate) mod names;
 pub(crate) mod nat_rule;
 mod native;
+mod own_table;
+mod plan;
 pub(crate) mod port_set;
 pub mod probe;
 pub mod published;
 pub mod steering;
+pub(crate) mod stray;
 pub(crate) mod surroundings;
 pub mod tables;
 pub mod template;
@@ -53,35 +61,38 @@ use std::io;
 
 use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::command::CommandError;
-use crate::firewall::xtables::save::{Rule, Ruleset, Table};
+use crate::firewall::xtables::save::Table;
 use crate::firewall::xtables::snapshot::{FlavourChoice, Snapshot, SnapshotError};
 use crate::firewall::xtables::tools::Tools;
-use crate::net::{Family, Mark};
+use crate::net::Family;
 
 pub use derive::Derived;
 pub use dnat::SetName;
 pub use host::At;
 pub use left::{Left, Unread};
-pub(crate) use names::{PINHOLE_CHAINS, PINHOLE_TABLE, TAG};
+pub(crate) use names::{PINHOLE_CHAINS, PINHOLE_TABLE};
 pub use names::{is_our_chain, is_ours};
+pub use own_table::{InOwnTables, Queueing, in_own_tables, print_nft};
+pub use plan::SteeringWay;
+pub(crate) use plan::unseen;
 pub use published::Published;
-pub use steering::{Inside, Queues, Steering};
+pub use steering::{Inside, Placement, Queues, Steering};
 pub use template::{Around, EXAMPLES, Example, print};
 
 use host::Host;
-use names::DATA_CHAIN;
+use plan::Plan;
+pub(crate) use plan::flavours;
 use surroundings::Surroundings;
 
 /// The tables that steering and accept rules are in, in the order in which they are installed: what
 /// accepts comes before what queues.
 const TABLES: [&str; 3] = ["filter", "mangle", "raw"];
 
-/// Docker's chain for the user's own rules. When Docker starts, it puts its chains in front of
-/// everything in FORWARD, but keeps the rules of this one.
-const DOCKER: &str = "DOCKER-USER";
-
 /// Why rules written for nft aren't known.
 const UNLISTED: &str = "can't list the nft rules";
+
+/// What failed about rules that the tools of iptables placed, without them.
+const STRAY: &str = "can't remove rules of an earlier ftpalg from tables of iptables";
 
 /// Why the rules aren't as they should be.
 #[derive(Debug, thiserror::Error)]
@@ -127,8 +138,14 @@ impl RulesError {
 pub struct Installed {
     /// Which flavour holds the user's rules, and why.
     pub choice: FlavourChoice,
-    /// The tables that hold our rules now.
+    /// What steers, and why, in words.
+    pub how: String,
+    /// The tables of iptables that hold our rules now.
     pub places: Vec<At>,
+    /// The tables of our own that hold steering rules now, in words.
+    pub own: Vec<String>,
+    /// How many rules of an earlier installation there were.
+    pub replaced: usize,
     /// The chains of nft's own firewalls that hold an accept rule now, in words.
     pub native: Vec<String>,
     /// What a person should know, a line each.
@@ -142,8 +159,12 @@ pub struct Installed {
 pub struct Preview {
     /// Which flavour holds the user's rules, and why.
     pub choice: FlavourChoice,
-    /// Each table that would be changed, and the text that the tool would load for it.
+    /// What would steer, and why, in words.
+    pub how: String,
+    /// Each table of iptables that would be changed, and the text that the tool would load for it.
     pub tables: Vec<(At, String)>,
+    /// Each table of our own, as text for `nft -f`.
+    pub own: Vec<String>,
     /// The chains of nft's own firewalls that would get an accept rule, in words.
     pub native: Vec<String>,
     /// What a person should know, a line each.
@@ -209,18 +230,23 @@ impl Rules {
     /// As [`install`](Self::install).
     pub fn restore(&mut self, steering: &Steering) -> Result<Installed, RulesError> {
         steering.check()?;
-        let snapshot = self.host.snapshot()?;
-        let plan = Plan::new(steering, &snapshot)?;
+        let snapshot = self.snapshot()?;
+        let plan = Plan::new(steering, self.way(steering)?, &snapshot)?;
+        let replaced = Self::left_of(&snapshot)?.rules;
         match self.carry_out(&plan, &snapshot) {
-            Ok(()) => Ok(Installed {
+            Ok(queueing) => Ok(Installed {
+                how: self.how(&plan, queueing),
                 choice: plan.choice,
                 places: plan.tables.into_iter().map(|(at, _)| at).collect(),
+                own: plan.own.iter().map(ToString::to_string).collect(),
+                replaced,
                 native: plan.native.iter().map(ToString::to_string).collect(),
                 notes: plan.notes,
                 before: snapshot,
             }),
             Err(e) => {
-                if let Err(again) = self.clear(&TABLES).and_then(|_| remove_native()) {
+                let removed = [own_table::remove(), self.clear(&TABLES), remove_native()];
+                if let Some(again) = removed.into_iter().find_map(Result::err) {
                     log::warn!("rules that could not be removed again: {again}");
                 }
                 Err(e)
@@ -238,8 +264,8 @@ impl Rules {
         for inside in &steering.inside {
             inside.check()?;
         }
-        let snapshot = self.host.snapshot()?;
-        let plan = Plan::new(steering, &snapshot)?;
+        let snapshot = self.snapshot()?;
+        let plan = Plan::new(steering, self.way(steering)?, &snapshot)?;
         let mut tables = Vec::new();
         for (at, wanted) in &plan.tables {
             let current = snapshot.table(at.family, at.flavour, &at.table);
@@ -247,23 +273,76 @@ impl Rules {
             tables.push((at.clone(), self.host.preview(at, current, wanted)?));
         }
         Ok(Preview {
+            how: self.how(&plan, None),
             choice: plan.choice,
             tables,
+            own: plan.own.iter().map(own_table::as_text).collect(),
             native: plan.native.iter().map(ToString::to_string).collect(),
             notes: plan.notes,
             before: snapshot,
         })
     }
 
-    /// What the tools say about all tables.
+    /// What the tools say about all tables; nothing on a host without tools, where all is done over
+    /// netlink.
     ///
     /// # Errors
-    /// If they can't tell.
+    /// If they can't tell, or there are neither tools nor nf_tables.
     pub fn snapshot(&self) -> Result<Snapshot, RulesError> {
-        self.host.snapshot()
+        match self.host.tools().is_empty() && tables::available() {
+            true => Ok(Snapshot::default()),
+            false => self.host.snapshot(),
+        }
     }
 
-    fn carry_out(&mut self, plan: &Plan, snapshot: &Snapshot) -> Result<(), RulesError> {
+    /// What a steering is placed by on this host.
+    ///
+    /// # Errors
+    /// If the host doesn't have it: what is missing, and how to mend that.
+    pub fn way(&self, steering: &Steering) -> Result<SteeringWay, RulesError> {
+        let no_tools = self.host.tools().is_empty();
+        match steering.placement {
+            Placement::Iptables if no_tools => Err(RulesError::NoTool(
+                "no iptables found; install the iptables package, or use --steering nft".into(),
+            )),
+            Placement::Iptables => Ok(SteeringWay::Iptables),
+            Placement::Auto if !no_tools => Ok(SteeringWay::Iptables),
+            Placement::Auto | Placement::Nft if tables::available() => Ok(SteeringWay::Nft),
+            Placement::Nft => Err(RulesError::Input(
+                "this kernel has no nf_tables, or CAP_NET_ADMIN is missing: use --steering iptables, or run \
+                 as root"
+                    .into(),
+            )),
+            Placement::Auto => Err(RulesError::NoTool(
+                "no iptables found, and no nf_tables to do without; install the iptables package, or place \
+                 the rules yourself with --rules external"
+                    .into(),
+            )),
+        }
+    }
+
+    /// What steers, and why.
+    fn how(&self, plan: &Plan, queueing: Option<Queueing>) -> String {
+        if plan.way == SteeringWay::Iptables {
+            return format!("following {}", plan.choice.why);
+        }
+        let tables: Vec<_> = plan.own.iter().map(ToString::to_string).collect();
+        let by = queueing.map_or_else(String::new, |by| format!(", by {by}"));
+        let why = match self.host.tools().is_empty() {
+            true => "no iptables here",
+            false => "--steering nft",
+        };
+        format!(
+            "steering over netlink, in {}{by}: {why}",
+            tables.join(" and ")
+        )
+    }
+
+    fn carry_out(
+        &mut self,
+        plan: &Plan,
+        snapshot: &Snapshot,
+    ) -> Result<Option<Queueing>, RulesError> {
         native::install(&plan.native, plan.mark).map_err(RulesError::system(
             "can't put accept rules into your nft chains",
         ))?;
@@ -272,11 +351,18 @@ impl Rules {
                 self.host.clear(&at, current)?;
             }
         }
+        stray::remove(snapshot, &TABLES).map_err(RulesError::system(STRAY))?;
+        if plan.way == SteeringWay::Iptables {
+            own_table::remove()?;
+        }
         for (at, wanted) in &plan.tables {
             let current = snapshot.table(at.family, at.flavour, &at.table);
             self.host.replace(at, current, wanted)?;
         }
-        Ok(())
+        match plan.way {
+            SteeringWay::Iptables => Ok(None),
+            SteeringWay::Nft => own_table::install(&plan.own).map(Some),
+        }
     }
 
     /// Removes everything that is ours, pinholes of the iptables backend among it, in both
@@ -286,15 +372,19 @@ impl Rules {
     /// # Errors
     /// The first thing that could not be removed; all else is.
     pub fn remove(&mut self) -> Result<usize, RulesError> {
-        let native = remove_native();
+        let (own, native) = (own_table::remove(), remove_native());
         let removed = self.clear(&xtables::TABLES)?;
-        Ok(removed.saturating_add(native?))
+        Ok(removed.saturating_add(own?).saturating_add(native?))
     }
 
     fn clear(&mut self, tables: &[&str]) -> Result<usize, RulesError> {
-        let snapshot = self.host.snapshot()?;
-        let mut removed = 0;
+        let snapshot = self.snapshot()?;
         let mut failed = self.host.out_of_reach(&snapshot, tables).err();
+        let stray = stray::remove(&snapshot, tables).map_err(RulesError::system(STRAY));
+        let mut removed = stray.unwrap_or_else(|e| {
+            failed.get_or_insert(e);
+            0
+        });
         for (at, current) in ours(&snapshot, tables) {
             match self.host.clear(&at, current) {
                 Ok(()) => removed += current.rules.iter().filter(|r| is_ours(r)).count(),
@@ -312,7 +402,7 @@ impl Rules {
     /// # Errors
     /// If it couldn't be found out.
     pub fn verify(&self, steering: &Steering) -> Result<Vec<String>, RulesError> {
-        missing_in(&self.host.snapshot()?, steering)
+        self.missing_in(&self.snapshot()?, steering)
     }
 
     /// Like [`verify`](Self::verify), but looks only at the address families that are in use here.
@@ -333,9 +423,9 @@ impl Rules {
     /// # Errors
     /// If it couldn't be found out.
     pub fn look(&self, steering: Option<&Steering>) -> Result<Look, RulesError> {
-        let snapshot = self.host.snapshot()?;
+        let snapshot = self.snapshot()?;
         let missing = match steering {
-            Some(steering) => missing_in(&snapshot, steering)?,
+            Some(steering) => self.missing_in(&snapshot, steering)?,
             None => Vec::new(),
         };
         let native = dnat::published(&snapshot).map_err(RulesError::system(UNLISTED))?;
@@ -354,7 +444,7 @@ impl Rules {
     /// # Errors
     /// If the tools can't tell.
     pub fn as_text(&self) -> Result<Vec<(String, String)>, RulesError> {
-        let views = self.host.snapshot()?.views.into_iter();
+        let views = self.snapshot()?.views.into_iter();
         let seen =
             views.filter(|view| !view.rules.tables.is_empty() || !view.rules.hidden.is_empty());
         seen.map(|view| {
@@ -368,7 +458,7 @@ impl Rules {
     /// Whether anything of ours is in iptables-legacy; `false` if that can't be found out.
     #[must_use]
     pub fn in_legacy(&self) -> bool {
-        self.host.snapshot().is_ok_and(|snapshot| {
+        self.snapshot().is_ok_and(|snapshot| {
             ours(&snapshot, &xtables::TABLES)
                 .iter()
                 .any(|(at, _)| at.flavour == Flavour::Legacy)
@@ -382,7 +472,42 @@ impl Rules {
     /// If nothing was found, and how to mend that.
     pub fn derive(&self, ports: &[u16]) -> Result<Derived, RulesError> {
         let around = Surroundings::read()?;
-        derive::derive(&self.host.snapshot()?, &around, ports)
+        if self.host.tools().is_empty() {
+            return Err(RulesError::Input(
+                "there are no iptables tools here to read NAT rules with: name the inside with --inside IFACE \
+                 or --inside CIDR, or serve this host itself with --local"
+                    .into(),
+            ));
+        }
+        derive::derive(&self.snapshot()?, &around, ports)
+    }
+
+    fn missing_in(
+        &self,
+        snapshot: &Snapshot,
+        steering: &Steering,
+    ) -> Result<Vec<String>, RulesError> {
+        steering.check()?;
+        let way = self.way(steering)?;
+        let missing = Plan::new(steering, way, snapshot)?.missing(snapshot)?;
+        // A person may have placed them over netlink. That works as well.
+        let other = match (way, steering.placement, missing.is_empty()) {
+            (SteeringWay::Iptables, Placement::Auto, false) => in_own_tables()
+                .is_ok_and(|own| own.tables > 0)
+                .then_some(SteeringWay::Nft),
+            _ => None,
+        };
+        match other {
+            Some(other) => {
+                let elsewhere = Plan::new(steering, other, snapshot)?.missing(snapshot)?;
+                Ok(if elsewhere.is_empty() {
+                    elsewhere
+                } else {
+                    missing
+                })
+            }
+            None => Ok(missing),
+        }
     }
 }
 
@@ -392,39 +517,10 @@ pub(crate) fn native_published(snapshot: &Snapshot) -> Result<Vec<Published>, Ru
     Ok(native.published)
 }
 
-fn missing_in(snapshot: &Snapshot, steering: &Steering) -> Result<Vec<String>, RulesError> {
-    steering.check()?;
-    let plan = Plan::new(steering, snapshot)?;
-    let mut all = Vec::new();
-    for (at, wanted) in &plan.tables {
-        let in_flavour = |flavour| {
-            let current = snapshot.table(at.family, flavour, &at.table);
-            (current.is_some(), host::missing(at, current, wanted))
-        };
-        let (there, missing) = in_flavour(at.flavour);
-        // A person may have loaded them with the tool of the other flavour. That works as well:
-        // a packet passes both, and a table that doesn't exist drops nothing.
-        let elsewhere = || Flavour::ALL.iter().any(|f| in_flavour(*f).1.is_empty());
-        if there || !elsewhere() {
-            all.extend(missing);
-        }
-    }
-    let bare = plan.native.iter().filter(|place| !place.is_taken());
-    all.extend(bare.map(|place| format!("{place}: the accept rule is gone")));
-    Ok(all)
-}
-
 /// Removes our rules from chains that iptables doesn't know.
 fn remove_native() -> Result<usize, RulesError> {
     native::remove().map_err(RulesError::system(
         "can't remove accept rules from your nft chains",
-    ))
-}
-
-/// The jump in Docker's chain, as those in FORWARD.
-fn docker_jump() -> Option<Rule> {
-    Rule::parse(&format!(
-        "-I {DOCKER} -m comment --comment \"{TAG}data\" -j {DATA_CHAIN}"
     ))
 }
 
@@ -451,99 +547,4 @@ pub(crate) fn ours<'a>(snapshot: &'a Snapshot, tables: &[&str]) -> Vec<(At, &'a 
         }
     }
     found
-}
-
-/// Which rules go where.
-struct Plan {
-    choice: FlavourChoice,
-    tables: Vec<(At, Table)>,
-    /// Chains of nft's own firewalls.
-    native: Vec<native::DroppingChain>,
-    mark: Mark,
-    notes: Vec<String>,
-}
-
-impl Plan {
-    fn new(steering: &Steering, snapshot: &Snapshot) -> Result<Self, RulesError> {
-        let choice = snapshot.choose(is_ours);
-        let mut tables = Vec::new();
-        let mut notes = Vec::new();
-        for family in Family::ALL {
-            // A host without IPv6, or without its tools, is steered for IPv4.
-            if !steering.has(family) || !snapshot.has(family) {
-                continue;
-            }
-            let set = Ruleset::parse(&print(steering, family)?);
-            for name in TABLES {
-                let Some(wanted) = set.table(name) else {
-                    continue;
-                };
-                for flavour in flavours(snapshot, choice.flavour, family, name) {
-                    let at = At::new(flavour, family, name);
-                    if !snapshot.is_hidden(family, flavour, name) {
-                        let mut wanted = wanted.clone();
-                        let current = snapshot.table(family, flavour, name);
-                        if current.is_some_and(|table| table.chain(DOCKER).is_some()) {
-                            wanted.rules.extend(docker_jump());
-                        }
-                        tables.push((at, wanted));
-                    } else if name != "filter" {
-                        return Err(RulesError::Input(format!(
-                            "{at}: it holds rules written for nft, beside which ours couldn't be removed \
-                             again: move them to a table of another name, or use --rules external"
-                        )));
-                    }
-                }
-            }
-        }
-        let mut native =
-            native::places(snapshot, steering.local).map_err(RulesError::system(UNLISTED))?;
-        let bit = steering.mark.bit();
-        let owned = native.extract_if(.., |place| place.is_out_of_reach());
-        notes.extend(owned.map(|place| {
-            format!(
-                "{place}: the table belongs to a running program, which alone can change it: have it accept \
-                 data connections that it would drop (ct mark and {bit:#x} == {bit:#x} accept; firewalld gives \
-                 the table up with NftablesTableOwner=no in firewalld.conf)"
-            )
-        }));
-        if tables.is_empty() {
-            return Err(RulesError::Input(
-                "nothing to steer: all of --inside is IPv6, and there is no ip6tables here".into(),
-            ));
-        }
-        tables.sort_by_key(|(at, _)| TABLES.iter().position(|t| *t == at.table));
-        Ok(Self {
-            choice,
-            tables,
-            native,
-            mark: steering.mark,
-            notes,
-        })
-    }
-}
-
-/// The flavours that our rules of a table go to.
-pub(crate) fn flavours(
-    snapshot: &Snapshot,
-    users: Flavour,
-    family: Family,
-    table: &str,
-) -> Vec<Flavour> {
-    let there = |flavour| snapshot.table(family, flavour, table).is_some();
-    let works = |flavour| snapshot.view(family, flavour).is_some();
-    // nft creates a missing table where it works, since only nft can delete it again.
-    if table == "filter" {
-        return Flavour::ALL
-            .into_iter()
-            .filter(|f| there(*f) || (*f == Flavour::Nft && users == *f && works(*f)))
-            .collect();
-    }
-    let legacy = !works(Flavour::Nft)
-        || (users == Flavour::Legacy && works(Flavour::Legacy) && there(Flavour::Legacy));
-    vec![if legacy {
-        Flavour::Legacy
-    } else {
-        Flavour::Nft
-    }]
 }

@@ -29,6 +29,8 @@ pub(super) const NEW_CHAIN: &str = "new-chain";
 
 /// The tables of the nft backend, one of each family.
 pub(crate) const PINHOLE_TABLE: &str = "ftpalg";
+/// The tables that steering rules are in where they are placed over netlink, one of each family.
+pub(crate) const STEERING_TABLE: &str = "ftpalg-steering";
 /// The chains of the iptables backend for pinholes, before and after routing. Their rules come and
 /// go with each pinhole.
 pub(crate) const PINHOLE_CHAINS: [&str; 2] = ["FTPALG-PRE", "FTPALG-POST"];
@@ -36,6 +38,11 @@ pub(crate) const PINHOLE_CHAINS: [&str; 2] = ["FTPALG-PRE", "FTPALG-POST"];
 pub(crate) const RANGE_CHAINS: [&str; 2] = ["FTPALG-RANGE-PRE", "FTPALG-RANGE-POST"];
 /// Its chain for trying what the kernel can do; removed at once.
 pub(crate) const PROBE_CHAIN: &str = "FTPALG-PROBE";
+
+/// Whether a table of nf_tables is ours.
+pub(super) fn is_our_table(name: &str) -> bool {
+    [PINHOLE_TABLE, STEERING_TABLE].contains(&name)
+}
 
 /// Whether a chain is ours.
 #[must_use]

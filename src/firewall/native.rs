@@ -6,27 +6,32 @@
 //! (MSS clamping, counters, marks). Our rules are recognised by their comment and removed by their
 //! handle.
 //!
-//! Tables that iptables-nft can show are left to iptables.
+//! Tables that iptables-nft can show are left to iptables. Where its tools aren't here, in a container
+//! beside a host that has them, the rule is written as iptables-nft writes it: of another one, the tool
+//! would say that it can't show the table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use nix::errno::Errno;
 
-use crate::firewall::names::ACCEPT_COMMENT;
+use crate::firewall::names::{ACCEPT_COMMENT, STEERING_TABLE, is_our_chain};
 use crate::firewall::tables::{self, ChainInfo, TableInfo};
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::{self, Flavour};
 use crate::net::{Family, Mark, TCP};
 use crate::netlink::codec::{self, Message};
 use crate::netlink::nftables::expression::{
-    self, Ct, Expression, Expressions, MapValue, RuleVerdict,
+    self, Ct, Expression, Expressions, Extension, MapValue, RuleVerdict,
 };
 use crate::netlink::nftables::{attr, comment, family, hook, msg};
 use crate::netlink::socket::{NetlinkRequest, Socket};
 
 /// The chains of iptables' tables.
 const BUILTIN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+
+/// The revision of the match `connmark` that iptables writes.
+const CONNMARK_REVISION: u32 = 1;
 
 /// What identifies a chain.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +51,8 @@ pub(crate) struct DroppingChain {
     ours: Vec<u64>,
     /// Whether the table belongs to a running program, which alone may change it.
     owned: bool,
+    /// Whether it is a chain of a table that iptables-nft reads.
+    of_iptables: bool,
 }
 
 impl std::fmt::Display for DroppingChain {
@@ -82,7 +89,7 @@ pub(crate) fn places(snapshot: &Snapshot, local: bool) -> io::Result<Vec<Droppin
             Some(hook::INPUT | hook::OUTPUT) => local,
             _ => false,
         };
-        hooked && !is_iptables(snapshot, chain)
+        hooked && chain.table != STEERING_TABLE && !is_iptables(snapshot, chain)
     });
     let tables = tables::tables_on(&mut socket)?;
     find(&mut socket, &chains, &tables)
@@ -143,10 +150,16 @@ pub(super) fn is_iptables(snapshot: &Snapshot, chain: &ChainInfo) -> bool {
     let Some(family) = Family::from_number(chain.family) else {
         return false;
     };
-    xtables::TABLES.contains(&chain.table.as_str())
-        && BUILTIN.contains(&chain.name.as_str())
+    is_named_as_of_iptables(chain)
         && snapshot.view(family, Flavour::Nft).is_some()
         && !snapshot.is_hidden(family, Flavour::Nft, &chain.table)
+}
+
+/// Whether iptables-nft would take the chain for one of its own.
+fn is_named_as_of_iptables(chain: &ChainInfo) -> bool {
+    Family::from_number(chain.family).is_some()
+        && xtables::TABLES.contains(&chain.table.as_str())
+        && BUILTIN.contains(&chain.name.as_str())
 }
 
 fn find(
@@ -182,6 +195,7 @@ fn find(
             before: first.map(|rule| rule.handle),
             ours,
             owned: table.is_some_and(|table| table.owner.is_some()),
+            of_iptables: is_named_as_of_iptables(chain),
         });
     }
     Ok(places)
@@ -249,6 +263,7 @@ fn read(message: &Message<'_>) -> Option<NftRule> {
     let find = |kind| message.attrs().find(kind);
     let text = |kind| Some(find(kind)?.text()?.to_owned());
     let userdata = find(attr::RULE_USERDATA).map_or(&[][..], |data| data.value);
+    let list = find(attr::RULE_EXPRESSIONS).map_or(&[][..], |list| list.value);
     Some(NftRule {
         at: ChainName {
             family: message.family(),
@@ -256,8 +271,21 @@ fn read(message: &Message<'_>) -> Option<NftRule> {
             chain: text(attr::RULE_CHAIN)?,
         },
         handle: find(attr::RULE_HANDLE)?.be64()?,
-        ours: userdata == comment(0, ACCEPT_COMMENT),
-        effect: find(attr::RULE_EXPRESSIONS).map_or(Effect::None, |list| effect(list.value)),
+        ours: userdata == comment(0, ACCEPT_COMMENT) || is_commented(list),
+        effect: effect(list),
+    })
+}
+
+/// Whether a rule has our comment in the way that `iptables-nft-restore` writes it, which somebody may
+/// have run on rules that were saved.
+fn is_commented(expressions: &[u8]) -> bool {
+    expression::read(expressions).any(|one| match one {
+        Expression::XtMatch(Extension {
+            name: "comment",
+            info,
+            ..
+        }) => info.split(|byte| *byte == 0).next() == Some(ACCEPT_COMMENT.as_bytes()),
+        _ => false,
     })
 }
 
@@ -268,6 +296,8 @@ fn effect(expressions: &[u8]) -> Effect {
             Expression::Verdict(
                 RuleVerdict::Accept | RuleVerdict::Continue | RuleVerdict::Return,
             ) => Effect::None,
+            // What queues packets in there drops none for good.
+            Expression::Verdict(RuleVerdict::Jump(chain)) if is_our_chain(chain) => Effect::None,
             Expression::Verdict(RuleVerdict::Jump(chain)) => Effect::Jump(chain.to_owned()),
             // A verdict map: its elements may be anything.
             Expression::Verdict(_)
@@ -276,6 +306,7 @@ fn effect(expressions: &[u8]) -> Effect {
                 ..
             }
             | Expression::XtTarget(_)
+            | Expression::Queue { .. }
             | Expression::Other("reject" | "queue" | "synproxy" | "tproxy") => Effect::Drop,
             _ => continue,
         };
@@ -297,12 +328,20 @@ fn insert(place: &DroppingChain, mark: Mark) -> NetlinkRequest<'_> {
             b.text(attr::RULE_TABLE, &place.at.table);
             b.text(attr::RULE_CHAIN, &place.at.chain);
             b.nest(attr::RULE_EXPRESSIONS, |b| {
-                Expressions::new(b)
-                    .protocol(0, TCP)
-                    .ct(0, Ct::Mark)
-                    .bits(0, bit, 0)
-                    .compare(0, true, &bit.to_ne_bytes())
-                    .accept();
+                let mut list = Expressions::new(b);
+                list.protocol(0, TCP);
+                if place.of_iptables {
+                    list.xt_match(Extension {
+                        name: "connmark",
+                        revision: CONNMARK_REVISION,
+                        info: &connmark(bit),
+                    });
+                } else {
+                    list.ct(0, Ct::Mark)
+                        .bits(0, bit, 0)
+                        .compare(0, true, &bit.to_ne_bytes());
+                }
+                list.accept();
             });
             if let Some(handle) = place.before {
                 b.be64(attr::RULE_POSITION, handle);
@@ -310,6 +349,16 @@ fn insert(place: &DroppingChain, mark: Mark) -> NetlinkRequest<'_> {
             b.bytes(attr::RULE_USERDATA, &comment(0, ACCEPT_COMMENT));
         }),
     }
+}
+
+/// `struct xt_connmark_mtinfo1`, with the bytes that align it: mark, mask, whether it is inverted.
+fn connmark(bit: u32) -> [u8; 16] {
+    let mut info = [0; 16];
+    let bits = bit.to_ne_bytes();
+    for (to, from) in info.iter_mut().zip([bits, bits].concat()) {
+        *to = from;
+    }
+    info
 }
 
 fn delete(at: &ChainName, handle: u64) -> NetlinkRequest<'_> {

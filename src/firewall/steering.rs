@@ -102,6 +102,41 @@ impl Queues {
     }
 }
 
+/// What places the steering rules: see `--steering`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Placement {
+    /// What the host has: the tools of iptables, or else nf_tables.
+    #[default]
+    Auto,
+    /// The tools of iptables.
+    Iptables,
+    /// nf_tables, over netlink: no program is run.
+    Nft,
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Iptables => "iptables",
+            Self::Nft => "nft",
+        })
+    }
+}
+
+impl FromStr for Placement {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "iptables" => Ok(Self::Iptables),
+            "nft" => Ok(Self::Nft),
+            _ => Err("write one of auto, iptables, nft"),
+        }
+    }
+}
+
 /// What `rules install` puts in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Steering {
@@ -123,10 +158,12 @@ pub struct Steering {
     pub uneven_mark: Mark,
     /// Which families.
     pub families: Vec<Family>,
+    /// What places the rules.
+    pub placement: Placement,
 }
 
 impl Default for Steering {
-    /// Port 21, queue 0, both families, fail closed; nothing inside.
+    /// Port 21, queue 0, both families, fail closed, placed by what the host has; nothing inside.
     fn default() -> Self {
         Self {
             inside: Vec::new(),
@@ -137,6 +174,7 @@ impl Default for Steering {
             mark: Mark::DEFAULT,
             uneven_mark: Mark::UNEVEN,
             families: Family::ALL.to_vec(),
+            placement: Placement::Auto,
         }
     }
 }

@@ -11,6 +11,7 @@ mod attacks;
 mod differential;
 mod handshakes;
 mod nft_backend;
+mod own_table;
 mod rules;
 mod streams;
 mod weather;

@@ -295,7 +295,7 @@ fn without_the_capability_nothing_starts() {
 }
 
 #[test]
-fn without_iptables_nothing_starts() {
+fn without_iptables_nothing_starts_with_it() {
     in_namespace(|| {
         let program = paths::ftpalg();
         // Only an empty place to look for tools: the usual directories are hidden.
@@ -303,7 +303,7 @@ fn without_iptables_nothing_starts() {
             .args(["--mount", "sh", "-c"])
             .arg(format!(
                 "cp {program} /tmp/.ftpalg-$$ && exec 3</tmp/.ftpalg-$$ && rm /tmp/.ftpalg-$$ && \
-                 mount -t tmpfs none /usr/sbin && exec env PATH=/nonexistent /proc/self/fd/3 run --local"
+                 mount -t tmpfs none /usr/sbin && exec env PATH=/nonexistent /proc/self/fd/3 run --local --steering iptables"
             ))
             .output()
             .unwrap();

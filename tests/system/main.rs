@@ -25,6 +25,7 @@ mod limits;
 mod local;
 mod metrics;
 mod nat66;
+mod no_tools;
 mod package;
 mod ports;
 mod pressure;

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::values::{mark, number, words};
 use crate::daemon::config::RulesMode;
+use crate::firewall::Placement;
 use crate::net::Mark;
 
 /// The most queues: far more than the control connections of one machine can use.
@@ -19,6 +20,13 @@ pub(super) struct Host {
     /// manage: ftpalg does, while it runs. external: you do; see `ftpalg rules print`.
     #[arg(long, value_name = "manage|external", hide_possible_values = true, value_parser = words::<RulesMode>(["manage", "external"]))]
     pub(super) rules: Option<RulesMode>,
+
+    /// What places the steering rules [default: auto]
+    ///
+    /// iptables (its tools, in its tables), nft (over netlink in tables of its own: no program is run),
+    /// or auto: iptables where the host has its tools, else nft.
+    #[arg(long, value_name = "auto|iptables|nft", hide_possible_values = true, value_parser = words::<Placement>(["auto", "iptables", "nft"]))]
+    pub(super) steering: Option<Placement>,
 
     /// Whether control packets are dropped or passed while they can't be looked at [default: closed]
     ///
@@ -53,6 +61,7 @@ impl Host {
     pub(super) fn over(self, base: Self) -> Self {
         Self {
             rules: self.rules.or(base.rules),
+            steering: self.steering.or(base.steering),
             fail: self.fail.or(base.fail),
             queues: self.queues.or(base.queues),
             queue_num: self.queue_num.or(base.queue_num),

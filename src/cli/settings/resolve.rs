@@ -153,6 +153,7 @@ impl Settings {
             host:
                 Host {
                     rules,
+                    steering: placement,
                     fail,
                     queues,
                     queue_num,
@@ -202,6 +203,7 @@ impl Settings {
                 mark,
                 uneven_mark,
                 families: Family::ALL.to_vec(),
+                placement: placement.unwrap_or_default(),
             },
             advertise,
             data_ports,

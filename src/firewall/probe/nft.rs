@@ -10,10 +10,11 @@ use std::net::IpAddr;
 
 use super::{Effect, Judged, Met, Sample, Verdict, Walked, walk};
 use crate::firewall::dnat::RuleReader;
+use crate::firewall::is_our_chain;
+use crate::firewall::names::is_our_table;
 use crate::firewall::native::{base_chains, is_iptables};
 use crate::firewall::tables::ChainInfo;
 use crate::firewall::xtables::snapshot::Snapshot;
-use crate::firewall::{PINHOLE_TABLE, is_our_chain};
 use crate::net::{Family, TCP};
 use crate::netlink::nftables::expression::{
     self, CT_HELPER, Expression, FLOW_OFFLOAD, Loaded, MapValue, NOTRACK, Register, RuleVerdict,
@@ -59,7 +60,7 @@ impl NftRules {
         let Some((socket, mut chains)) = base_chains("filter")? else {
             return Ok(Self::default());
         };
-        chains.retain(|chain| chain.table != PINHOLE_TABLE && !is_iptables(snapshot, chain));
+        chains.retain(|chain| !is_our_table(&chain.table) && !is_iptables(snapshot, chain));
         let mut reader = RuleReader::new(socket);
         let mut found = Self::default();
         let mut ahead: Vec<(TableName, String)> = chains
@@ -191,7 +192,9 @@ impl NftRules {
                     last = vec![ended(met, Verdict::Drop, &text)];
                     break;
                 }
-                Expression::Other("queue" | "synproxy" | "tproxy") | Expression::XtTarget(_) => {
+                Expression::Queue { .. }
+                | Expression::Other("queue" | "synproxy" | "tproxy")
+                | Expression::XtTarget(_) => {
                     let anything = Verdict::Jump("a program".into());
                     last = vec![ended(met, anything, &text)];
                     break;

@@ -22,6 +22,7 @@
 //! | [`store`] | a Valkey or Redis server |
 //! | [`system`] | systemd on a host of the lab, with a root file system of its own |
 //! | [`weather`] | a router that loses, delays, swaps and repeats packets |
+//! | [`root`] | a root file system with nothing but `ftpalg` in it |
 //! | [`report`] | tables for people, in `target/lab-report/` |
 //!
 //! Nothing here touches the host's own network: every packet stays in namespaces of the lab.
@@ -38,6 +39,7 @@ pub mod pair;
 pub mod process;
 pub mod programs;
 pub mod report;
+pub mod root;
 pub mod rules;
 pub mod scenario;
 pub mod scripted;

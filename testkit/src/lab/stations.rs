@@ -93,6 +93,8 @@ pub struct Case {
     pub at_once: usize,
     /// Which iptables holds the users' rules.
     pub flavour: Flavour,
+    /// The pinhole backends that it is run with.
+    pub backends: Vec<&'static str>,
 }
 
 /// What came of one pinhole backend with one server program.
@@ -118,6 +120,7 @@ impl Case {
             servers: [Kind::Vsftpd, Kind::Pyftpdlib].map(Config::new).to_vec(),
             at_once: 4,
             flavour: Flavour::Nft,
+            backends: BACKENDS.to_vec(),
         }
     }
 
@@ -170,7 +173,7 @@ impl Case {
         let mut problems = self.without(net);
         let mut outcomes = Vec::new();
         let mut columns = Vec::new();
-        for backend in BACKENDS {
+        for &backend in &self.backends {
             for server in &self.servers {
                 let head = format!("{backend}, {}", server.kind.name());
                 let mut found = Vec::new();
