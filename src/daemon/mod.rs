@@ -426,7 +426,7 @@ impl InKernel {
         self.there = false;
         self.closing.store(true, Ordering::Relaxed);
         self.reserve.give_back();
-        let rules = self.steered.remove();
+        let rules = self.steered.remove(DRAIN);
         if let Err(e) = &rules {
             log::error!("rules can't be removed: {e}");
         }

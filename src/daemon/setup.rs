@@ -181,14 +181,20 @@ impl Steered {
         !host.closing && host.rules.in_legacy()
     }
 
-    /// Removes the rules, unless somebody else does.
-    pub(super) fn remove(&self) -> Result<(), RulesError> {
+    /// Removes the rules, unless somebody else does. What waits in the queue is looked at before.
+    pub(super) fn remove(&self, patience: Duration) -> Result<(), RulesError> {
         let mut host = self.host();
         host.closing = true;
-        if self.manage {
-            host.rules.remove()?;
+        if !self.manage {
+            return Ok(());
         }
-        Ok(())
+        if self.way == Some(SteeringWay::Nft) {
+            match host.rules.silence() {
+                Ok(()) => drain(&self.steering, patience),
+                Err(e) => log::debug!("{e}"),
+            }
+        }
+        host.rules.remove().map(drop)
     }
 
     /// Leaves the rules as they are, for a successor, and runs no tool any more.

@@ -365,6 +365,15 @@ impl Rules {
         }
     }
 
+    /// Sends nothing more to the queue, where that can be done without losing what waits there: the kernel
+    /// drops that when the tables of our own are [removed](Self::remove).
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn silence(&self) -> Result<(), RulesError> {
+        own_table::silence()
+    }
+
     /// Removes everything that is ours, pinholes of the iptables backend among it, in both
     /// flavours and families. Needs no knowledge of what was installed. Returns the number of
     /// rules that were removed.

@@ -178,6 +178,23 @@ fn install_with(plan: &[OwnTable], queueing: Queueing) -> Result<(), Trouble> {
     }
 }
 
+/// Empties all tables of ours: nothing more is sent to the queue by them. What waits there stays.
+pub(super) fn silence() -> Result<(), RulesError> {
+    let silence = || {
+        if !tables::available() {
+            return Ok(());
+        }
+        let mut socket = Socket::open()?;
+        let there = There::read(&mut socket)?;
+        let all: Vec<_> = there.families.iter().map(|f| objects::flush(*f)).collect();
+        match socket.batch(&all).map_err(io::Error::from) {
+            Err(e) if e.raw_os_error() == Some(Errno::ENOENT as i32) => Ok(()),
+            done => done,
+        }
+    };
+    silence().map_err(RulesError::system("can't empty the tables ftpalg-steering"))
+}
+
 /// Removes all tables of ours; returns how many rules they had.
 pub(super) fn remove() -> Result<usize, RulesError> {
     let remove = || {

@@ -243,6 +243,28 @@ fn successors_take_the_rules_over() {
     assert_eq!(rules::invalid(&net, router), invalid);
 }
 
+/// At a stop, sessions that can't go on are ended: what ends them passes the queue, and isn't lost there.
+#[test]
+fn a_stop_resets_what_cannot_go_on() {
+    let net = gateway(Policy::Drop, Flavour::Nft);
+    let root = EmptyRoot::new(&net);
+    let before = rules::snapshot(&net, net.topology().router);
+    let enter = root.enter("+net_admin,+net_raw");
+    let mut command = net.command(net.topology().router, &enter[0]);
+    command.args(&enter[1..]).arg(paths::ftpalg());
+    command.args(["run", "--inside", "in0", "--keep-length", "off"]);
+    let alg = Process::spawn(command);
+    assert!(alg.wait_for("ready", LIMIT), "{}", alg.log());
+    let mut session = Session::open(&net);
+    drop(session.passive(&net));
+    alg.signal(Signal::SIGTERM);
+    let ended = alg.finish(LIMIT).must();
+    assert!(ended.log.contains("1 session ended by RST"), "{ended}");
+    session.client.gets_reset(LIMIT);
+    session.server.gets_reset(LIMIT);
+    assert_eq!(rules::snapshot(&net, net.topology().router), before);
+}
+
 /// Nobody comes: the guardian, which is this program as well, removes all.
 #[test]
 fn rules_that_nobody_takes_over_are_removed() {

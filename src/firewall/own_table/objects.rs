@@ -90,7 +90,7 @@ fn new_table(family: u8) -> NetlinkRequest<'static> {
 }
 
 /// Removes all rules of the table, and with them the sets without names.
-fn flush(family: u8) -> NetlinkRequest<'static> {
+pub(super) fn flush(family: u8) -> NetlinkRequest<'static> {
     request(msg::DEL_RULE, 0, family, |b| {
         b.text(attr::RULE_TABLE, STEERING_TABLE);
     })
