@@ -134,7 +134,7 @@ have() {
 # shellcheck disable=SC2034 # for scripts/test
 LAB_TOOLS="ip nsenter iptables-nft iptables-legacy nft conntrack tcpdump curl lftp wget tnftp \
 ncftpget python3 pyftpdlib pyopenssl openssl systemd-analyze tshark groff script \
-python3-dbus python3-gi dbus-daemon pkcheck dpkg-shlibdeps"
+python3-dbus python3-gi dbus-daemon pkcheck dpkg-shlibdeps pyyaml"
 
 # install_tools PROGRAM…: installs what is missing.
 install_tools() {
@@ -145,6 +145,7 @@ install_tools() {
         pyopenssl) have python3 && /usr/bin/python3 -c 'import OpenSSL' 2>/dev/null && continue ;;
         python3-dbus) have python3 && /usr/bin/python3 -c 'import dbus' 2>/dev/null && continue ;;
         python3-gi) have python3 && /usr/bin/python3 -c 'import gi' 2>/dev/null && continue ;;
+        pyyaml) have python3 && /usr/bin/python3 -c 'import yaml' 2>/dev/null && continue ;;
         *) have "$program" && continue ;;
         esac
         case $program in
@@ -160,6 +161,7 @@ install_tools() {
         dpkg-shlibdeps) package=dpkg-dev ;;
         pyftpdlib) package=python3-pyftpdlib ;;
         pyopenssl) package=python3-openssl ;;
+        pyyaml) package=python3-yaml ;;
         *) package=$program ;;
         esac
         missing="$missing $package"

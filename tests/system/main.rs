@@ -10,6 +10,7 @@ mod accounting;
 mod advertise_name;
 mod bypass;
 mod cli;
+mod containers;
 mod doctor;
 mod environment;
 mod events;

@@ -1,6 +1,7 @@
 //! A root file system with one program in it: no shell, no tools, nothing to write to.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -56,12 +57,15 @@ impl EmptyRoot {
         Self(root)
     }
 
-    /// The same with a writable `/run`, which all processes in it share.
+    /// The same with a writable `/run`, which all processes in it share: writable by anybody, as engines
+    /// make such a place.
     ///
     /// # Panics
     /// If it can't be made.
     pub fn with_run(self) -> Self {
-        fs::create_dir_all(self.0.with_extension("run")).unwrap();
+        let run = self.0.with_extension("run");
+        fs::create_dir_all(&run).unwrap();
+        fs::set_permissions(run, fs::Permissions::from_mode(0o1777)).unwrap();
         self
     }
 
