@@ -128,7 +128,7 @@ fn tools(facts: &Facts) -> Finding {
         .map(|f| format!("iptables-{f}"))
         .collect();
     if names.is_empty() {
-        return match way(facts) {
+        return match steered_by(facts) {
             SteeringWay::Iptables => problem("tools", "no iptables found")
                 .means("`ftpalg run` can't place its rules")
                 .command("apt install iptables"),
@@ -139,18 +139,20 @@ fn tools(facts: &Facts) -> Finding {
 }
 
 /// What would place the steering rules.
-fn way(facts: &Facts) -> SteeringWay {
+pub(super) fn steered_by(facts: &Facts) -> SteeringWay {
     let lacking = matches!(facts.features.nf_tables, Support::Lacking(_));
+    // At the start, it is known which tools say something, but not which ones there are.
+    let no_tools = facts.tools.is_empty() && facts.snapshot.views.is_empty();
     match facts.wanted.steering.placement {
         Placement::Nft => SteeringWay::Nft,
-        Placement::Auto if facts.tools.is_empty() && !lacking => SteeringWay::Nft,
+        Placement::Auto if no_tools && !lacking => SteeringWay::Nft,
         Placement::Iptables | Placement::Auto => SteeringWay::Iptables,
     }
 }
 
 fn steering(facts: &Facts) -> Option<Finding> {
     let lacking = matches!(facts.features.nf_tables, Support::Lacking(_));
-    match way(facts) {
+    match steered_by(facts) {
         SteeringWay::Iptables if facts.tools.is_empty() => None,
         SteeringWay::Iptables => Some(ok(
             "steering",
@@ -368,6 +370,8 @@ mod tests {
     use super::*;
     use crate::doctor::facts::{Features, QueueUser};
     use crate::doctor::{Level, judge};
+    use crate::firewall::xtables::Flavour;
+    use crate::firewall::{InOwnTables, Queueing};
     use serde_json::json;
 
     fn found(facts: &Facts, id: &str) -> Option<(Level, String)> {
@@ -385,6 +389,87 @@ mod tests {
                 .collect(),
             ..Facts::default()
         }
+    }
+
+    #[test]
+    fn what_steers_is_said() {
+        let facts = |placement, tools: &[Flavour], nf_tables| {
+            let mut facts = Facts {
+                tools: tools.to_vec(),
+                features: Features {
+                    nf_tables,
+                    ..Features::default()
+                },
+                ..Facts::default()
+            };
+            facts.wanted.steering.placement = placement;
+            facts.own.queueing = Some(Queueing::Target);
+            facts
+        };
+        let lacking = || Support::Lacking("none".into());
+        let (auto, nft) = (Placement::Auto, Placement::Nft);
+        for (facts, tools, steering) in [
+            (
+                facts(auto, &[Flavour::Nft], Support::Works),
+                (Level::Ok, "found iptables-nft"),
+                Some((Level::Ok, "tables of iptables")),
+            ),
+            (
+                facts(auto, &[], Support::Works),
+                (Level::Ok, "none is needed"),
+                Some((Level::Ok, "by the target NFQUEUE")),
+            ),
+            (
+                facts(Placement::Iptables, &[], Support::Works),
+                (Level::Problem, "no iptables found"),
+                None,
+            ),
+            (
+                facts(auto, &[], lacking()),
+                (Level::Problem, "no iptables found"),
+                None,
+            ),
+            (
+                facts(nft, &[Flavour::Legacy], lacking()),
+                (Level::Ok, "found iptables-legacy"),
+                Some((Level::Problem, "--steering iptables")),
+            ),
+        ] {
+            let is = |id, wanted: Option<(Level, &str)>| {
+                let found = found(&facts, id);
+                let same = match (&found, wanted) {
+                    (Some((level, line)), Some((want, part))) => {
+                        *level == want && line.contains(part)
+                    }
+                    (found, wanted) => found.is_none() && wanted.is_none(),
+                };
+                assert!(same, "{id}: {found:?}, not {wanted:?}");
+            };
+            is("tools", Some(tools));
+            is("steering", steering);
+        }
+    }
+
+    #[test]
+    fn rules_that_no_tool_shows_are_told() {
+        let own = |control| Facts {
+            own: InOwnTables {
+                rules: 8,
+                control: Some(control),
+                ..InOwnTables::default()
+            },
+            unseen: Some("iptables-legacy has tables here".into()),
+            ..Facts::default()
+        };
+        let (level, line) = found(&own(Unread::Dropped), "rules-left").unwrap();
+        assert!(
+            level == Level::Problem && line.contains("8 rules"),
+            "{line}"
+        );
+        let (level, _) = found(&own(Unread::Passed), "rules-left").unwrap();
+        assert_eq!(level, Level::Warning);
+        let (level, _) = found(&own(Unread::Passed), "unseen").unwrap();
+        assert_eq!(level, Level::Warning);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::firewall::probe::nft::NftRules;
 use crate::firewall::probe::{Effect, Fate, Met, Sample, Walked, xt};
 use crate::firewall::tables::ChainInfo;
 use crate::firewall::xtables::snapshot::View;
-use crate::firewall::{Inside, flavours, is_ours};
+use crate::firewall::{Inside, SteeringWay, flavours, is_ours};
 use crate::net::Family;
 use crate::netlink::nftables::{family, hook};
 
@@ -423,6 +423,8 @@ fn hidden(facts: &Facts, way: &Way) -> Vec<Finding> {
                 continue;
             }
             let (verb, means, rule) = match (&walked.accepts, &walked.drops) {
+                // Behind this chain there is one of ours.
+                (Some(_), None) if super::host::steered_by(facts) == SteeringWay::Nft => continue,
                 (Some(rule), None) => (
                     "accepts",
                     "ftpalg doesn't see these packets, so data connections fail",
@@ -586,6 +588,7 @@ mod tests {
     use super::*;
     use crate::doctor::judge;
     use crate::doctor::nat::tests::facts;
+    use crate::firewall::Placement;
 
     const DNAT: &str = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -d 203.0.113.7/32 -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.0.5\nCOMMIT\n";
 
@@ -646,6 +649,14 @@ mod tests {
         let mangle =
             "*mangle\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -d 10.0.0.5/32 -j ACCEPT\nCOMMIT\n";
         assert_eq!(wrong(mangle), [("hidden-packets", Level::Problem)]);
+        // Rules of ours that are in a chain by themselves are met all the same, unless a rule drops.
+        let placed_over_netlink = |rule: &str| {
+            let mut facts = facts(&format!("{DNAT}{}", raw(rule)));
+            facts.wanted.steering.placement = Placement::Nft;
+            judge(&facts).iter().any(|one| one.id == "hidden-packets")
+        };
+        assert!(!placed_over_netlink("-s 10.0.0.0/8 -j ACCEPT"));
+        assert!(placed_over_netlink("-s 10.0.0.0/8 -j DROP"));
         let offload = "*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -m conntrack --ctstate ESTABLISHED -j FLOWOFFLOAD\nCOMMIT\n";
         assert_eq!(wrong(offload), [("flowtable", Level::Problem)]);
     }
