@@ -1,6 +1,7 @@
 //! Steering rules that are placed over netlink, without any program, against the running kernel. Needs
 //! root; makes network namespaces.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -278,6 +279,26 @@ fn tables_of_iptables_stay_readable() {
     assert_eq!(ns.missing(&steering()), [""; 0]);
     ns.within(|| bare().remove()).unwrap();
     assert_eq!(ns.ruleset(), before);
+}
+
+/// What a host's iptables-nft publishes is read from the kernel.
+#[test]
+fn published_ports_are_known_without_tools() {
+    let ns = Ns::gateway();
+    ns.sh(
+        "iptables-nft -t nat -A PREROUTING -p tcp --dport 8080 -j DNAT --to-destination 192.168.1.2:80
+        iptables-nft -t nat -A PREROUTING -p tcp -m multiport --dports 2222,2223 -j REDIRECT --to-ports 22",
+    );
+    let look = ns.within(|| bare().look(None)).unwrap();
+    let takes = |port| {
+        let [from, to, land] = ["203.0.113.9", "192.168.1.1", "192.168.1.9"];
+        let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), port);
+        let mut all = look.published.iter();
+        all.any(|one| one.takes(from.parse().unwrap(), at(to), at(land)))
+    };
+    for (port, taken) in [(8080, true), (2222, true), (2223, true), (2224, false)] {
+        assert_eq!(takes(port), taken, "{port}: {look:?}");
+    }
 }
 
 /// What is printed is what is installed, as far as `nft` can write it.
