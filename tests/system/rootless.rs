@@ -174,4 +174,11 @@ fn user_namespace_and_read_only_root() {
     let probed = run(probe, LIMIT);
     assert!(probed.log.contains("Read-only"), "{probed}");
     case.run_on(&net, "rootless_container");
+    // The same over netlink: in a user namespace, too, the kernel takes a target of iptables in nf_tables.
+    let steering = ["--steering", "nft"];
+    case.stations[0].arguments.extend(steering);
+    case.backends = vec!["nft"];
+    for outcome in case.run_on(&net, "rootless_container_netlink") {
+        assert_eq!(outcome.status[0]["steering"], "nft");
+    }
 }
