@@ -374,6 +374,20 @@ fn bare_command(net: &Net, root: &EmptyRoot, words: &[&str]) -> Command {
     bare(net, root, &[&["run"], words].concat())
 }
 
+/// Rules of iptables-legacy can't be read without a tool: that is said, not passed over.
+#[test]
+fn what_nobody_here_can_read_is_told() {
+    let net = gateway(Policy::Drop, Flavour::Legacy);
+    let root = EmptyRoot::new(&net);
+    let alg = start(&net, &root, &[]);
+    let told = "warn: iptables-legacy has tables here (";
+    assert!(alg.log().contains(told), "{}", alg.log());
+    let said = bare_run(&net, &root, &["doctor", "--json", "--inside", "in0"]);
+    assert!(said.stdout.contains("\"id\": \"unseen\""), "{said}");
+    alg.signal(Signal::SIGTERM);
+    alg.finish(LIMIT).must();
+}
+
 /// On a host that has the tools, `--steering nft` places no rule of iptables but where data connections
 /// would be dropped, with either flavour of the user's rules and either backend.
 #[test]
