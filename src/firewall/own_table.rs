@@ -33,7 +33,7 @@ use crate::firewall::xtables::snapshot::read_proc;
 use crate::net::Family;
 use crate::netlink::codec::{Builder, Message, Messages};
 use crate::netlink::nftables::expression::{self, Expression, MapValue};
-use crate::netlink::nftables::set::Set;
+use crate::netlink::nftables::set::{self, Set};
 use crate::netlink::nftables::{attr, family, msg};
 use crate::netlink::socket::{BatchError, NetlinkRequest, Socket};
 
@@ -160,12 +160,13 @@ fn install_with(plan: &[OwnTable], queueing: Queueing) -> Result<(), Trouble> {
         match socket.batch(&requests) {
             Ok(()) => return Ok(()),
             Err(BatchError::Refused(refused)) => {
-                let queues = refused.iter().find(|one| {
+                // Nothing else: where a chain is missing, its rules are refused as well.
+                let queues = refused.iter().all(|one| {
                     let what = one.index.and_then(|index| about.get(index));
                     what == Some(&objects::What::QueueingRule)
                 });
-                if let Some(queues) = queues {
-                    return Err(Trouble::Queueing(queues.errno));
+                if let (true, Some(first)) = (queues, refused.first()) {
+                    return Err(Trouble::Queueing(first.errno));
                 }
                 let changed = |errno| matches!(errno, Errno::ENOENT | Errno::EEXIST | Errno::EBUSY);
                 let changed = refused.iter().any(|one| changed(one.errno));
@@ -406,15 +407,14 @@ impl ThereRule {
     }
 
     fn set(&self, name: &str, socket: &mut Socket) -> io::Result<Set> {
-        let about = |kind, table, set| NetlinkRequest {
+        let about = |kind, table_attr, name_attr| NetlinkRequest {
             kind,
             flags: 0,
             family: self.family,
             attrs: Box::new(move |b| {
-                b.text(table, STEERING_TABLE).text(set, name);
+                b.text(table_attr, STEERING_TABLE).text(name_attr, name);
             }),
         };
-        use crate::netlink::nftables::set;
         let question = about(msg::GET_SET, attr::SET_TABLE, attr::SET_NAME);
         let flags = match socket.get(&question, set::flags) {
             // It was deleted meanwhile, with the rule.
