@@ -25,7 +25,7 @@ use crate::netlink::nftables::expression::{
     self, Ct, Expression, Expressions, Extension, MapValue, RuleVerdict,
 };
 use crate::netlink::nftables::{attr, comment, family, hook, msg};
-use crate::netlink::socket::{NetlinkRequest, Socket};
+use crate::netlink::socket::{BatchError, NetlinkRequest, Socket};
 
 /// The chains of iptables' tables.
 const BUILTIN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
@@ -51,7 +51,7 @@ pub(crate) struct DroppingChain {
     ours: Vec<u64>,
     /// Whether the table belongs to a running program, which alone may change it.
     owned: bool,
-    /// Whether it is a chain of a table that iptables-nft reads.
+    /// Whether it is a chain of a table that iptables-nft reads, where it isn't here to show it.
     of_iptables: bool,
 }
 
@@ -92,21 +92,38 @@ pub(crate) fn places(snapshot: &Snapshot, local: bool) -> io::Result<Vec<Droppin
         hooked && chain.table != STEERING_TABLE && !is_iptables(snapshot, chain)
     });
     let tables = tables::tables_on(&mut socket)?;
-    find(&mut socket, &chains, &tables)
+    let mut places = find(&mut socket, &chains, &tables)?;
+    for place in &mut places {
+        // A table that the tool here can't show stays as it is.
+        let family = Family::from_number(place.at.family);
+        place.of_iptables &=
+            family.is_some_and(|family| snapshot.view(family, Flavour::Nft).is_none());
+    }
+    Ok(places)
 }
 
 /// Puts our rule into each place, replacing those that are there: all or none.
 pub(crate) fn install(places: &[DroppingChain], mark: Mark) -> io::Result<()> {
-    let mut requests = Vec::new();
-    for place in places.iter().filter(|place| !place.owned) {
-        let ours = place.ours.iter();
-        requests.extend(ours.map(|handle| delete(&place.at, *handle)));
-        requests.push(insert(place, mark));
-    }
-    if requests.is_empty() {
+    if places.is_empty() {
         return Ok(());
     }
-    Ok(Socket::open()?.batch(&requests)?)
+    let requests = |as_iptables: bool| {
+        let mut requests = Vec::new();
+        for place in places.iter().filter(|place| !place.owned) {
+            let ours = place.ours.iter();
+            requests.extend(ours.map(|handle| delete(&place.at, *handle)));
+            requests.push(insert(place, mark, as_iptables && place.of_iptables));
+        }
+        requests
+    };
+    let mut socket = Socket::open()?;
+    match socket.batch(&requests(true)) {
+        // The kernel has no matches of iptables in nf_tables: then no tool of iptables shows the table anyway.
+        Err(BatchError::Refused(_)) if places.iter().any(|place| place.of_iptables) => {
+            Ok(socket.batch(&requests(false))?)
+        }
+        done => Ok(done?),
+    }
 }
 
 /// Removes all of ours, wherever they are: how many there were.
@@ -314,7 +331,8 @@ fn effect(expressions: &[u8]) -> Effect {
     Effect::None
 }
 
-fn insert(place: &DroppingChain, mark: Mark) -> NetlinkRequest<'_> {
+/// Puts our rule in, with a match of iptables if `as_iptables`.
+fn insert(place: &DroppingChain, mark: Mark, as_iptables: bool) -> NetlinkRequest<'_> {
     let bit = mark.bit();
     NetlinkRequest {
         kind: msg::NEW_RULE,
@@ -330,7 +348,7 @@ fn insert(place: &DroppingChain, mark: Mark) -> NetlinkRequest<'_> {
             b.nest(attr::RULE_EXPRESSIONS, |b| {
                 let mut list = Expressions::new(b);
                 list.protocol(0, TCP);
-                if place.of_iptables {
+                if as_iptables {
                     list.xt_match(Extension {
                         name: "connmark",
                         revision: CONNMARK_REVISION,
