@@ -32,6 +32,7 @@ const CTA_FILTER_ORIG_FLAGS: u16 = 1;
 const CTA_FILTER_REPLY_FLAGS: u16 = 2;
 const FILTER_TARGET: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 5;
 const FILTER_SOURCE_PORT: u32 = 1 << 3 | 1 << 4;
+const FILTER_PORTS_AND_TARGET: u32 = 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5;
 /// `enum ctattr_tuple`, `ctattr_ip`, `ctattr_l4proto`, `ctattr_counters`, `ctattr_tstamp`.
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
@@ -89,6 +90,24 @@ pub(super) fn ask_answered_by(family: Family, port: u16) -> NetlinkRequest<'stat
         b.nest(CTA_FILTER, |b| {
             b.bytes(CTA_FILTER_ORIG_FLAGS, &0u32.to_ne_bytes());
             b.bytes(CTA_FILTER_REPLY_FLAGS, &FILTER_SOURCE_PORT.to_ne_bytes());
+        });
+    })
+}
+
+/// Asks for all entries of connections from this port to `server`. Kernels before 5.8 give all entries.
+pub(super) fn ask_with_client_port(client: u16, server: SocketAddr) -> NetlinkRequest<'static> {
+    request(CT_GET, family(server.ip()), move |b| {
+        let any = match server.ip() {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        put_tuple(b, CTA_TUPLE_ORIG, SocketAddr::new(any, client), server);
+        b.nest(CTA_FILTER, |b| {
+            b.bytes(
+                CTA_FILTER_ORIG_FLAGS,
+                &FILTER_PORTS_AND_TARGET.to_ne_bytes(),
+            );
+            b.bytes(CTA_FILTER_REPLY_FLAGS, &0u32.to_ne_bytes());
         });
     })
 }

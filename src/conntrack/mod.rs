@@ -312,6 +312,21 @@ impl Conntrack {
         })
     }
 
+    /// All established TCP connections with this port of the client's, to this server as the client
+    /// dials it.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn with_client_port(&mut self, client: u16, server: SocketAddr) -> io::Result<Vec<Entry>> {
+        let request = message::ask_with_client_port(client, server);
+        self.socket.dump(&request, |message| {
+            let entry = parse_entry(message)?;
+            let is = entry.original.dst == server && entry.original.src.port() == client;
+            let kept = message::parse_kept(message)?;
+            (is && kept.state == TcpState::ESTABLISHED).then_some(entry)
+        })
+    }
+
     /// Deletes the entries of connection attempts from `from` to `to` that nobody has answered and
     /// that don't carry the mark. Returns how many there were.
     ///

@@ -97,6 +97,7 @@ pub fn settings(config: &Config) -> BTreeMap<&'static str, String> {
         steering,
         advertise,
         data_ports,
+        nat64,
         backend,
         rules,
         tls,
@@ -154,6 +155,7 @@ pub fn settings(config: &Config) -> BTreeMap<&'static str, String> {
         ("mark", format!("{:#x}", mark.bit())),
         ("advertise", list(advertise)),
         ("data-ports", list(data_ports)),
+        ("nat64", list(nat64)),
         ("backend", backend.to_string()),
         ("rules", rules.to_string()),
         ("steering", placement.to_string()),
@@ -341,6 +343,7 @@ mod tests {
             },
             advertise: Vec::new(),
             data_ports: None,
+            nat64: Vec::new(),
             backend: BackendChoice::Auto,
             rules: RulesMode::Manage,
             tls: Tls::Pass,
@@ -385,7 +388,7 @@ mod tests {
     #[test]
     fn what_can_change_does() {
         assert_eq!(change(|_| ()), (vec![], vec![]));
-        let cases: [(Edit, &str); 15] = [
+        let cases: [(Edit, &str); 16] = [
             (
                 |c| c.limits.plane.sessions = 100,
                 "limits.sessions 65536 -> 100",
@@ -410,6 +413,10 @@ mod tests {
             (
                 |c| c.advertise = vec!["203.0.113.9".parse().unwrap()],
                 "advertise none -> 203.0.113.9",
+            ),
+            (
+                |c| c.nat64 = vec!["default".parse().unwrap()],
+                "nat64 none -> 64:ff9b::/96",
             ),
             (|c| c.keep_length = false, "keep-length prefer -> off"),
             (

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::events::EventsConfig;
 use crate::engine::{self, Marks};
 use crate::firewall::{Inside, Steering};
+use crate::ftp::nat64::Prefix;
 use crate::ftp::policy::Policy;
 use crate::net::{Mark, PortRange};
 use crate::pinholes::{PlaneConfig, PlaneLimits, TlsRange};
@@ -27,6 +28,8 @@ pub struct Config {
     pub advertise: Vec<AdvertiseChoice>,
     /// The public ports of data connections to published servers; `None` keeps the announced ones.
     pub data_ports: Option<PortRange>,
+    /// The prefixes by which IPv6-only clients reach IPv4-only servers.
+    pub nat64: Vec<Prefix>,
     /// What puts pinholes into the kernel.
     pub backend: BackendChoice,
     /// Who puts the steering rules into place.
@@ -396,6 +399,7 @@ impl Config {
             marks: Some(self.marks()),
             keep_length: self.keep_length,
             bypass: self.bypass.clone(),
+            nat64: self.nat64.clone(),
             tls_range: self.tls_range().is_some(),
             implicit_ports: self.implicit_ports.clone(),
             ..engine::Config::default()

@@ -11,8 +11,10 @@ use crate::conntrack::{Conntrack, Events, Timeouts};
 use crate::firewall::tables;
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::tools::Tools;
-use crate::firewall::{Inside, Look, Preview, Rules, RulesError, Steering, SteeringWay};
-use crate::net::Mark;
+use crate::firewall::{
+    Inside, Look, Preview, Rules, RulesError, Steering, SteeringWay,
+};
+use crate::net::{Family, Mark};
 use crate::pinholes::PinholeKey;
 use crate::pinholes::backend::iptables::Iptables;
 use crate::pinholes::backend::nft::Nft;
@@ -108,6 +110,13 @@ impl Steered {
             found = derived.found;
         }
         steering.check()?;
+        if !config.nat64.is_empty() && !Family::ALL.into_iter().all(|one| steering.has(one)) {
+            return Err(StartError::Host(
+                "--nat64 needs rules of both families; give --inside with the interface that the \
+                 IPv6-only clients are behind"
+                    .into(),
+            ));
+        }
         steering.inside.iter().try_for_each(Inside::check)?;
         Ok(Self {
             steering,

@@ -276,6 +276,16 @@ impl Shared {
             .ok_or(Error::NoConntrack)
     }
 
+    /// The connection that a translator makes of one with this port of the client.
+    fn translated(&self, client: u16, server: SocketAddr) -> Result<Entry, Error> {
+        let found = self.ask(|conntrack| conntrack.with_client_port(client, server));
+        match found.map_err(unanswered)?.as_slice() {
+            [] => Err(Error::NoConntrack),
+            [entry] => Ok(*entry),
+            [..] => Err(Error::Ambiguous),
+        }
+    }
+
     /// Says in a control connection's mark what its numbers are like.
     fn mark(&self, src: SocketAddr, dst: SocketAddr, standing: Standing) -> Result<(), Error> {
         let (bits, mask) = (self.marks.bits(standing), self.marks.mask());

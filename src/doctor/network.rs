@@ -228,7 +228,7 @@ fn nat64(facts: &Facts) -> Option<Finding> {
     Some(
         Finding::warning("nat64", Theme::Network, format!("NAT64 translates by {iface}"))
             .means(
-                "clients that use EPSV work; PASV and PORT name an IPv4 address that an IPv6 client can't use",
+                "clients that use EPSV work if the server speaks it; EPSV 2, EPRT and servers without EPSV need `--nat64 PREFIX` (default: 64:ff9b::/96)",
             ),
     )
 }

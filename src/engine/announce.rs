@@ -4,6 +4,8 @@
 //! X. That is the destination of Y's own packets on the control connection, and conntrack knows it.
 //! The address in the text isn't needed for that, and isn't trusted.
 
+pub(super) mod nat64;
+
 use std::net::{IpAddr, SocketAddr};
 
 use super::config::{Config, Marks};
@@ -41,6 +43,14 @@ pub(super) enum Declined {
     Refuse(String),
     /// It doesn't go out. A successor decides about it.
     Wait,
+}
+
+/// What becomes of an announcement whose pinhole couldn't be opened.
+fn not_opened(error: Error) -> Declined {
+    match error {
+        Error::Closing => Declined::Wait,
+        error => Declined::Leave(error.to_string()),
+    }
 }
 
 /// How far to go with an announcement that the policy allows.
@@ -144,10 +154,7 @@ pub(super) fn decide(
     wanted.can_be_written(said.form)?;
     let reserved = wanted.reserve(gateway)?;
     if how == How::Open {
-        gateway.open(reserved.id).map_err(|error| match error {
-            Error::Closing => Declined::Wait,
-            error => Declined::Leave(error.to_string()),
-        })?;
+        gateway.open(reserved.id).map_err(not_opened)?;
     }
     let new = SocketAddr::new(wanted.public, reserved.to.port());
     Ok(Some(Prepared {
@@ -230,6 +237,7 @@ impl Wanted {
                 published: foreign.is_none() && (reachable != own || advertised.is_some()),
                 from_range: side == Side::Egress && foreign.is_none(),
                 fitting: slot.fitting(public),
+                twin: None,
             },
             public,
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::endpoints::Endpoints;
+use crate::ftp::nat64::Prefix;
 use crate::ftp::policy::Policy;
 use crate::stream::BufferLimits;
 
@@ -56,6 +57,8 @@ pub struct Config {
     /// Networks whose connections pass unread, whichever end is in them, as the inside sees it
     /// (default: none). What is followed already, or has a record, is followed to its end.
     pub bypass: Vec<IpNet>,
+    /// Prefixes by which a translator shows IPv4-only servers to IPv6-only clients (default: none).
+    pub nat64: Vec<Prefix>,
 }
 
 impl Default for Config {
@@ -77,6 +80,7 @@ impl Default for Config {
             tls_range: false,
             implicit_ports: Vec::new(),
             bypass: Vec::new(),
+            nat64: Vec::new(),
         }
     }
 }

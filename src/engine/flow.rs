@@ -4,6 +4,7 @@ mod announcement;
 mod dialogue;
 mod elsewhere;
 mod ending;
+mod nat64;
 mod numbers;
 mod range;
 mod render;

@@ -45,6 +45,25 @@ pub struct Request {
     pub from_range: bool,
     /// The public ports with which the announcement keeps its length: they are preferred.
     pub fitting: Fitting,
+    /// The same data connection on the other side of a translator (NAT64).
+    pub twin: Option<Twin>,
+}
+
+/// A data connection passes the gateway twice if a translator between IPv6 and IPv4 is on it: a
+/// [`Request`] is about the side on which it is announced, and this about the other one. Both pinholes
+/// open and close together, but each is used by its own connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Twin {
+    /// Who connects.
+    pub from: IpAddr,
+    /// To what address and port.
+    pub to: SocketAddr,
+    /// Where it is delivered.
+    pub land: SocketAddr,
+    /// The source that the host there sees, where it isn't `from`.
+    pub as_source: Option<IpAddr>,
+    /// The mark of the control connection on that side.
+    pub mark: u32,
 }
 
 /// A range of a server's ports that its client is to reach, because the two announce addresses
@@ -80,6 +99,9 @@ pub enum Error {
     /// No conntrack entry for the control connection (yet).
     #[error("conntrack doesn't know the control connection")]
     NoConntrack,
+    /// Several translated connections look like it.
+    #[error("several translated connections have the client's port")]
+    Ambiguous,
     /// Every public port that may be used for this peer is taken.
     #[error("no free data port for {0} (widen --data-ports)")]
     NoPort(IpAddr),
@@ -107,6 +129,16 @@ pub trait Gateway {
     /// # Errors
     /// [`Error::NoConntrack`] if there is none, [`Error::Kernel`] if it could not be asked.
     fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error>;
+
+    /// The conntrack entry of the IPv4 connection that a translator (NAT64) makes of an IPv6 one: with
+    /// this port of the client, to this server.
+    ///
+    /// # Errors
+    /// [`Error::NoConntrack`] if there is none, [`Error::Ambiguous`] if there are several,
+    /// [`Error::Kernel`] if it could not be asked.
+    fn translated(&mut self, _client: u16, _server: SocketAddr) -> Result<Entry, Error> {
+        Err(Error::NoConntrack)
+    }
 
     /// Says in a control connection's mark what its numbers are like: see
     /// [`Config::marks`](super::Config::marks). Returns when the kernel acknowledged it. `src` and

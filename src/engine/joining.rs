@@ -310,7 +310,14 @@ impl Engine {
                 flow.is_under_tls(&self.config);
                 Box::new(flow)
             }
-            None => Box::new(Flow::joined(&joined, segment, &self.config, now)),
+            None => {
+                let mut flow = Flow::joined(&joined, segment, &self.config, now);
+                let (_, server) = ends.client_and_server(client);
+                if let Some(server) = self.config.embedded(server.ip()) {
+                    flow.translate(server, self.epsv_servers.has(server));
+                }
+                Box::new(flow)
+            }
         };
         flow.is_marked(found.standing);
         if let Some(by) = bypassed {

@@ -13,6 +13,7 @@ mod announce;
 mod config;
 mod connection;
 mod endpoints;
+mod epsv_servers;
 mod farewell;
 mod flow;
 mod handshake;
@@ -40,6 +41,7 @@ pub use stats::{SessionInfo, Stats};
 pub use handshake::{Syn, SynAck};
 
 use endpoints::Endpoints;
+use epsv_servers::EpsvServers;
 use flow::{Context, Fate, Flow};
 use gateway::{Gateway, SessionId};
 use handshake::HalfOpen;
@@ -145,6 +147,7 @@ pub struct Engine {
     half_open: HalfOpen,
     strangers: Strangers,
     orphans: Orphans,
+    epsv_servers: EpsvServers,
     /// What [`tick`](Self::tick) still has to look at.
     sweep: Sweep,
     clearing: Clearing,
@@ -173,6 +176,7 @@ impl Engine {
             config,
             strangers: Strangers::default(),
             orphans: Orphans::default(),
+            epsv_servers: EpsvServers::default(),
             sweep: Sweep::default(),
             clearing: Clearing::default(),
             stats: Stats::default(),
@@ -497,6 +501,12 @@ impl Engine {
         }
         self.buffered = self.buffered.saturating_add(after).saturating_sub(before);
         flow.leave_word(&ends, &self.names, &mut cx);
+        if let Some((server, news)) = flow.nat64_news() {
+            self.stats.count_nat64(news);
+            if let Some(speaks) = news.speaks_epsv {
+                self.epsv_servers.note(server, speaks);
+            }
+        }
         Decided::Verdict(fate)
     }
 

@@ -178,6 +178,9 @@ impl Engine {
             ending: false,
         };
         let mut flow = Flow::new(id, syn.side, syn.hello, syn_ack.hello, options, &mut cx);
+        if let Some(server) = cx.config.embedded(server.ip()) {
+            flow.translate(server, self.epsv_servers.has(server));
+        }
         let names = [syn.ends, syn_ack.ends];
         if let Some(by) = names.iter().find_map(|ends| cx.config.bypassed(ends)) {
             flow.pass_unread();

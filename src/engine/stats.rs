@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::Serialize;
 
 use super::gateway::SessionId;
+use crate::ftp::nat64::Nat64News;
 use crate::ftp::session::Counts;
 
 /// What a worker has counted since it started.
@@ -96,6 +97,10 @@ pub struct Stats {
     pub overlong: u64,
     /// Commands forgotten because too many waited for their reply.
     pub overrun: u64,
+    /// Lines that were translated for NAT64 (RFC 6384).
+    pub translated: u64,
+    /// A `NOOP` in place of a command that the server didn't answer with `200`.
+    pub noop_refused: u64,
 }
 
 impl Stats {
@@ -126,9 +131,20 @@ impl Stats {
         }
     }
 
+    /// Adds what happened in a session that is translated.
+    pub(super) fn count_nat64(&mut self, news: Nat64News) {
+        let pairs = [
+            (&mut self.translated, news.translated),
+            (&mut self.noop_refused, news.noop_refused),
+        ];
+        for (sum, more) in pairs {
+            *sum = sum.saturating_add(more.into());
+        }
+    }
+
     /// Adds another worker's counts.
     pub fn add(&mut self, other: &Self) {
-        let pairs: [(&mut u64, u64); 40] = [
+        let pairs: [(&mut u64, u64); 42] = [
             (&mut self.packets, other.packets),
             (&mut self.changed, other.changed),
             (&mut self.malformed, other.malformed),
@@ -169,6 +185,8 @@ impl Stats {
             (&mut self.unasked, other.unasked),
             (&mut self.overlong, other.overlong),
             (&mut self.overrun, other.overrun),
+            (&mut self.translated, other.translated),
+            (&mut self.noop_refused, other.noop_refused),
         ];
         for (mine, theirs) in pairs {
             *mine = mine.saturating_add(theirs);

@@ -1,5 +1,7 @@
 //! Recognises command lines, as far as the session machine needs it.
 
+use super::nat64::Owed;
+
 /// The commands that the session machine tells apart (RFC 959 §4.1, 2228, 2428, 3659). One byte
 /// each, since many may wait for their reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -31,6 +33,10 @@ pub(super) enum Command {
     Overlong,
     /// Not a known command.
     Unknown,
+    /// An `EPSV` that went out as `PASV` (RFC 6384 §6).
+    Translated,
+    /// A command that went out as `NOOP`, and the reply that its client is to get (RFC 6384 §12).
+    Owed(Owed),
 }
 
 /// All other verbs of the FTP documents and of common servers.
@@ -100,7 +106,9 @@ impl Command {
         let transfers_own = matches!(code, 225 | 226 | 425 | 426 | 450 | 452 | 551..=553);
         let refused = code >= 400;
         match self {
-            Self::Pasv => code == 227 || refused && (code == 425 || !transfers_own),
+            Self::Pasv | Self::Translated => {
+                code == 227 || refused && (code == 425 || !transfers_own)
+            }
             Self::Epsv => code == 229 || refused && (code == 425 || !transfers_own),
             Self::Running => {
                 matches!(code, 225 | 226 | 250 | 400..=499 | 550..=559)
@@ -120,7 +128,7 @@ impl Command {
                 refused && (code == 425 || !transfers_own) || granted && !address && !transfers_own
             }
             Self::Auth | Self::Rein | Self::EpsvAll => !address && !matches!(code, 225 | 226 | 426),
-            Self::Other | Self::Unknown => {
+            Self::Other | Self::Unknown | Self::Owed(_) => {
                 !address && !matches!(code, 225 | 226 | 331 | 332 | 425 | 426)
             }
         }
@@ -128,12 +136,22 @@ impl Command {
 
     /// Whether its reply names an address.
     pub(super) fn is_question(self) -> bool {
-        matches!(self, Self::Pasv | Self::Epsv)
+        matches!(self, Self::Pasv | Self::Epsv | Self::Translated)
     }
 
     /// Whether it or its reply names an address.
     pub(super) fn is_announcement(self) -> bool {
-        matches!(self, Self::Pasv | Self::Epsv | Self::Port | Self::Followed)
+        self.is_question() || matches!(self, Self::Port | Self::Followed)
+    }
+
+    /// Whether its reply means something else to the client than to the server.
+    pub(super) fn is_translated(self) -> bool {
+        matches!(self, Self::Translated | Self::Owed(_))
+    }
+
+    /// Whether its reply may mean nothing to somebody who doesn't know it.
+    pub(super) fn has_telling_reply(self) -> bool {
+        self.is_question() || self.is_translated() || self == Self::Auth
     }
 }
 

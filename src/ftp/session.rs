@@ -1,6 +1,7 @@
 //! The session machine: decides which bytes of the two control streams pass, wait or change.
 
 mod client;
+mod nat64;
 mod server;
 mod step;
 mod tls;
@@ -320,11 +321,10 @@ impl Session {
     }
 
     /// Whether a reply is awaited that may mean nothing to somebody who hasn't read what it answers: a
-    /// `227`, a `229`, or the one to `AUTH`.
+    /// `227`, a `229`, the one to `AUTH`, or one that is to be translated.
     #[must_use]
     pub fn awaits_telling_reply(&self) -> bool {
-        let telling = [Command::Pasv, Command::Epsv, Command::Auth];
-        self.is_followed() && telling.into_iter().any(|command| self.waiting.has(command))
+        self.is_followed() && self.waiting.iter().any(Command::has_telling_reply)
     }
 
     /// Gives up on bytes of the server that have waited for too long for the rest of an address.

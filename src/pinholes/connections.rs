@@ -73,12 +73,13 @@ impl Plane {
     pub fn on_conntrack_new(&mut self, original: Tuple) -> Option<DataConnection> {
         let (connection, hole) = self.connected(original)?;
         self.close_used(hole.into_iter().collect());
-        Some(connection)
+        connection
     }
 
     /// A connection with the mark has begun. Returns the pinhole that it came through, which isn't
-    /// pending any more, for the caller to close. A connection through a range has none.
-    fn connected(&mut self, original: Tuple) -> Option<(DataConnection, Option<Pinhole>)> {
+    /// pending any more, for the caller to close. A connection through a range has none. One through a
+    /// twin isn't reported, since it is the same data connection.
+    fn connected(&mut self, original: Tuple) -> Option<(Option<DataConnection>, Option<Pinhole>)> {
         let key = PinholeKey {
             from: original.src.ip(),
             to: original.dst,
@@ -90,7 +91,7 @@ impl Plane {
             };
             self.counters.range_connections += 1;
             self.keep(original, connection);
-            return Some((connection, None));
+            return Some((Some(connection), None));
         };
         let connection = DataConnection {
             pinhole: id,
@@ -103,9 +104,12 @@ impl Plane {
             started: self.now(),
         };
         let hole = self.forget(id)?;
+        if hole.is_twin {
+            return Some((None, Some(hole.pinhole)));
+        }
         self.counters.used += 1;
         self.keep(original, connection);
-        Some((connection, Some(hole.pinhole)))
+        Some((Some(connection), Some(hole.pinhole)))
     }
 
     /// Keeps track of a new data connection.

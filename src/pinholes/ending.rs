@@ -28,8 +28,10 @@ impl Plane {
         {
             let mut info = hole.info(id, now);
             info.state = PinholeState::Expired;
-            self.counters.expired += 1;
-            self.report(PlaneReport::Expired(info));
+            if !hole.is_twin {
+                self.counters.expired += 1;
+                self.report(PlaneReport::Expired(info));
+            }
             holes.extend(hole.open.then_some(hole.pinhole));
         }
         self.close(holes);
@@ -109,9 +111,11 @@ impl Plane {
 
     /// Removes a pinhole, and closes it if it is open.
     pub(super) fn drop_hole(&mut self, id: PinholeId) {
-        if let Some(hole) = self.forget(id).filter(|hole| hole.open) {
-            self.close(vec![hole.pinhole]);
-        }
+        let both = [Some(id), self.twin(id)];
+        let gone = both.into_iter().flatten().filter_map(|id| self.forget(id));
+        let open = gone.filter(|hole| hole.open);
+        let holes: Vec<_> = open.map(|hole| hole.pinhole).collect();
+        self.close(holes);
     }
 
     /// Closes pinholes in the kernel, or leaves that to [`take_closing`](Self::take_closing) if the

@@ -28,6 +28,8 @@ pub(super) struct PendingHole {
     pub(super) deadline: Duration,
     /// Whether it is in the kernel.
     pub(super) open: bool,
+    /// It is the twin of another one, on the other side of a translator: its connection is the same.
+    pub(super) is_twin: bool,
 }
 
 /// All pending pinholes.
@@ -63,9 +65,11 @@ impl Holes {
         Some((id, self.holes.get(&id)?))
     }
 
-    /// How many pinholes a session has.
+    /// How many pinholes a session has, twins left out.
     pub(super) fn count(&self, session: SessionId) -> usize {
-        self.by_session.get(&session).map_or(0, VecDeque::len)
+        let ids = self.by_session.get(&session);
+        let is_twin = |id: &PinholeId| self.holes.get(id).is_some_and(|hole| hole.is_twin);
+        ids.map_or(0, |ids| ids.iter().filter(|id| !is_twin(id)).count())
     }
 
     pub(super) fn oldest_of(&self, session: SessionId) -> Option<PinholeId> {

@@ -101,6 +101,7 @@ impl Plane {
             pinhole,
             deadline,
             open: true,
+            is_twin: false,
         };
         self.holes.insert(id, hole);
     }
@@ -236,6 +237,7 @@ impl Plane {
     /// What the backend says.
     pub fn remove(&mut self) -> Result<(), BackendError> {
         self.holes.clear();
+        self.twins.clear();
         self.to_close.clear();
         self.used.take();
         self.stuck.clear();

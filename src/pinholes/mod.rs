@@ -36,6 +36,7 @@ pub mod ports;
 mod ranges;
 mod seldom;
 mod stuck;
+mod twins;
 mod types;
 mod used;
 
@@ -82,6 +83,8 @@ pub struct Plane {
     live: BTreeSet<(SessionId, Tuple)>,
     /// Pinholes that were used or have expired, oldest first.
     past: VecDeque<PinholeInfo>,
+    /// The twins of pending pinholes that have one: see `twins`.
+    twins: HashMap<PinholeId, PinholeId>,
     /// Totals of the sessions that have had data connections and go on.
     transferred: HashMap<SessionId, Transferred>,
     ranges: Ranges,
@@ -137,6 +140,7 @@ impl Plane {
             connections: HashMap::new(),
             live: BTreeSet::new(),
             past: VecDeque::new(),
+            twins: HashMap::new(),
             transferred: HashMap::new(),
             ranges: Ranges::default(),
             unused: HashSet::new(),
@@ -235,8 +239,12 @@ impl Plane {
                 },
                 deadline,
                 open: false,
+                is_twin: false,
             },
         );
+        if let Some(twin) = &request.twin {
+            self.reserve_twin(id, request, twin, deadline);
+        }
         Ok(Reservation { id, to })
     }
 
@@ -245,6 +253,19 @@ impl Plane {
     /// # Errors
     /// As there; also if the reservation is gone.
     pub fn open(&mut self, id: PinholeId) -> Result<(), Error> {
+        let twin = self.twin(id);
+        let opened = twin.map_or(Ok(()), |twin| self.open_one(twin));
+        let opened = opened.and_then(|()| self.open_one(id));
+        if opened.is_err() {
+            [Some(id), twin]
+                .into_iter()
+                .flatten()
+                .for_each(|id| self.drop_hole(id));
+        }
+        opened
+    }
+
+    fn open_one(&mut self, id: PinholeId) -> Result<(), Error> {
         let now = self.now();
         let Some(hole) = self.holes.get(id) else {
             let gone = "the pinhole expired or was superseded before it could open";
@@ -360,6 +381,7 @@ impl Plane {
     /// Takes a pinhole out of the list of pending ones. Doesn't close it in the kernel.
     fn forget(&mut self, id: PinholeId) -> Option<PendingHole> {
         let hole = self.holes.remove(id)?;
+        self.twins.remove(&id);
         self.clients.settled(hole.client);
         if let Some(ended) = self.ended.as_mut().filter(|_| hole.open) {
             ended.push(hole.pinhole.key());

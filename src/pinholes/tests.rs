@@ -1,6 +1,7 @@
 //! The plane against a kernel made of maps.
 
 mod ranges;
+mod twins;
 
 use std::sync::{Arc, Mutex};
 
@@ -271,6 +272,7 @@ fn passive(session: u64, from: &str, port: u16) -> Request {
         published: true,
         from_range: true,
         fitting: Fitting::ANY,
+        twin: None,
         mark: 0,
     }
 }

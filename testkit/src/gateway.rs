@@ -112,6 +112,8 @@ pub struct FakeGateway {
     pub journal: Option<Journal>,
     /// The ranges that were opened or renewed, if they can be.
     pub ranges: Option<Vec<RangeRequest>>,
+    /// What a translator makes of each connection that it is asked about.
+    pub translated: Option<Entry>,
     /// Conntrack can't be asked.
     pub deaf: bool,
     /// All connections have gone to another gateway a moment ago.
@@ -141,6 +143,7 @@ impl FakeGateway {
             written: 0,
             journal: None,
             ranges: None,
+            translated: None,
             deaf: false,
             elsewhere: false,
             silent_store: false,
@@ -191,7 +194,18 @@ impl Gateway for FakeGateway {
         if self.deaf {
             return Err(Error::Kernel("deaf".into()));
         }
-        Ok(self.conntrack.entry(src, dst))
+        match self.translated {
+            Some(entry) if src.is_ipv4() => Ok(entry),
+            _ => Ok(self.conntrack.entry(src, dst)),
+        }
+    }
+    fn translated(&mut self, client: u16, server: SocketAddr) -> Result<Entry, Error> {
+        let entry = self.translated.ok_or(Error::NoConntrack)?;
+        assert_eq!(
+            (entry.original.src.port(), entry.original.dst),
+            (client, server)
+        );
+        Ok(entry)
     }
     fn mark(&mut self, _: SocketAddr, _: SocketAddr, standing: Standing) -> Result<(), Error> {
         let mark = &mut self.entry().mark;

@@ -1,16 +1,20 @@
 //! Feeds the two streams of a dialogue to the session machine, in any pieces, and notes what it
 //! decides and what goes out.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use ftpalg::ftp::Mode;
 use ftpalg::ftp::hostport::encode;
+use ftpalg::ftp::nat64::{Nat64, extended_reply, port_command};
 use ftpalg::ftp::policy::Policy;
 use ftpalg::ftp::session::{Address, Form, Hole, Outcome, Peer, Session, Step};
 
 /// The client's address and the server's, as each itself knows it; whatever is announced becomes
 /// one of [`PUBLIC`].
 pub const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 5);
+/// The client's address if it has IPv6 only.
+pub const CLIENT6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 5);
 /// What the peers are told instead.
 pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 
@@ -51,6 +55,14 @@ impl Machine {
             opaque: false,
             unfollowed: false,
         }
+    }
+
+    /// The same with a server behind a translator, for an IPv6-only client.
+    pub fn translated(policy: Policy, speaks_epsv: bool) -> Self {
+        let mut machine = Self::new(policy);
+        let server = Ipv4Addr::new(10, 0, 0, 2);
+        machine.session.translate(Nat64::new(server, speaks_epsv));
+        machine
     }
 
     /// How many bytes of a peer's wait.
@@ -101,9 +113,13 @@ impl Machine {
                     announcement: said,
                     refusal,
                     follow,
+                    translated_from,
                 }) => {
                     assert!(len > 0 && at + len <= pending.len());
-                    let own = IpAddr::from(CLIENT);
+                    let own = match self.session.nat64() {
+                        None => IpAddr::from(CLIENT),
+                        Some(_) => CLIENT6.into(),
+                    };
                     let foreign = said.verb.starts_with(|c: char| c.is_alphabetic()).then(|| {
                         self.policy
                             .check_active(said.addr, said.port, own, PUBLIC.into())
@@ -140,6 +156,22 @@ impl Machine {
                             (Outcome::Accepted { hole, open }, encode(said.form, new))
                         }
                     };
+                    if let (Some(start), Outcome::Accepted { .. }) = (translated_from, outcome) {
+                        let closes = pending.get(at + len) == Some(&b')');
+                        let len =
+                            at + len - start + usize::from(closes && said.mode == Mode::Passive);
+                        let text = match said.mode {
+                            Mode::Passive => extended_reply(said.port, len),
+                            Mode::Active => {
+                                port_command(SocketAddr::new(PUBLIC.into(), said.port)).unwrap()
+                            }
+                        };
+                        self.decide(format!("becomes {}", text.escape_ascii()));
+                        let _ = self.session.announced(peer, outcome);
+                        self.goes(i, start, Some((len, &text)));
+                        opened = false;
+                        continue;
+                    }
                     assert_eq!(
                         said.addr.is_none(),
                         matches!(said.form, Form::ExtendedPort(_))
@@ -156,6 +188,11 @@ impl Machine {
                     assert!(!with.is_empty() && at + with.len() <= pending.len());
                     self.decide(format!("refuse {verb}: {why}"));
                     self.goes(i, at, Some((with.len(), &with)));
+                }
+                Step::Replace { at, len, with } => {
+                    assert!(len > 0 && at + len <= pending.len());
+                    self.decide(format!("becomes {}", with.trim_ascii_end().escape_ascii()));
+                    self.goes(i, at, Some((len, &with)));
                 }
                 Step::Blank(with) => {
                     assert!(!with.is_empty() && with.len() <= pending.len());

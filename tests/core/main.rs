@@ -23,6 +23,7 @@ mod joining;
 mod keep_length;
 mod layers;
 mod manifest;
+mod nat64;
 mod out_of_step;
 mod pinhole_properties;
 mod records;

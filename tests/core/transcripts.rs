@@ -3,6 +3,7 @@
 //! ```text
 //! # a comment
 //! ! deny-tls          AUTH is refused
+//! ! nat64             the server is behind a translator; `! nat64 epsv`: it is known to speak EPSV
 //! ! strict            all strict rules; or some: `! unknown-verbs`, `! deny SITE`, …
 //! C PASV              a line of the client's, ended by CR LF; \xNN, \r, \n, \t and \\ are escapes
 //! S 227 …             a line of the server's
@@ -19,16 +20,26 @@ use testkit::transcript::{Machine, PUBLIC};
 
 struct Transcript {
     policy: Policy,
+    /// Whether it is translated, and the server is known to speak `EPSV`.
+    nat64: Option<bool>,
     /// A line and what it decides.
     turns: Vec<(Peer, Vec<u8>, Vec<String>)>,
 }
 
 impl Transcript {
+    fn machine(&self) -> Machine {
+        match self.nat64 {
+            None => Machine::new(self.policy.clone()),
+            Some(speaks_epsv) => Machine::translated(self.policy.clone(), speaks_epsv),
+        }
+    }
+
     fn choose(&mut self, what: &str) {
         let rules = &mut self.policy.strict;
         let (what, value) = what.split_once(' ').unwrap_or((what, ""));
         let verbs = || value.split(' ').map(str::to_owned).collect();
         match what {
+            "nat64" => self.nat64 = Some(value == "epsv"),
             "deny-tls" => self.policy.deny_tls = true,
             "strict" => *rules = Strict::all(),
             "order" => rules.order = true,
@@ -76,6 +87,7 @@ fn unescape(text: &str) -> Vec<u8> {
 fn read(text: &str) -> Transcript {
     let mut transcript = Transcript {
         policy: Policy::default(),
+        nat64: None,
         turns: Vec::new(),
     };
     for line in text.lines() {
@@ -110,7 +122,7 @@ fn read(text: &str) -> Transcript {
 type Result = (Vec<String>, [Vec<u8>; 2]);
 
 fn replay<'a>(how: &Transcript, pieces: impl IntoIterator<Item = (Peer, &'a [u8])>) -> Result {
-    let mut machine = Machine::new(how.policy.clone());
+    let mut machine = how.machine();
     for (peer, piece) in pieces {
         machine.feed(peer, piece);
     }
@@ -119,7 +131,7 @@ fn replay<'a>(how: &Transcript, pieces: impl IntoIterator<Item = (Peer, &'a [u8]
 
 fn check(name: &str, transcript: &Transcript) {
     let turns = &transcript.turns;
-    let mut machine = Machine::new(transcript.policy.clone());
+    let mut machine = transcript.machine();
     for (peer, bytes, expected) in turns {
         let before = machine.decisions.len();
         machine.feed(*peer, bytes);

@@ -9,11 +9,12 @@ use super::{Settings, limits, strict};
 use crate::daemon::changes;
 
 /// What the file has for settings whose default is no value, as flags have it.
-const EXAMPLES: [(&str, &str); 8] = [
+const EXAMPLES: [(&str, &str); 9] = [
     ("inside", "eth1"),
     ("bypass", "198.51.100.0/24"),
     ("advertise", "203.0.113.10"),
     ("data-ports", "30000-30009"),
+    ("nat64", "default"),
     ("implicit-port", "990"),
     ("strict", "all"),
     ("allow-foreign", "198.51.100.0/24"),

@@ -5,6 +5,7 @@ use clap::Args;
 use super::or;
 use super::values::{number, words};
 use crate::daemon::config::{AdvertiseChoice, BackendChoice};
+use crate::ftp::nat64::Prefix;
 use crate::net::PortRange;
 
 /// The longest that a pinhole can wait, in seconds.
@@ -26,6 +27,13 @@ pub(super) struct Nat {
     #[arg(long, value_name = "A-B")]
     pub(super) data_ports: Option<PortRange>,
 
+    /// A prefix by which IPv6-only clients reach IPv4-only servers; repeatable [default: none]
+    ///
+    /// The one of the NAT64 translator (TAYGA, Jool) on this gateway: a length of 32, 40, 48, 56, 64 or 96;
+    /// `default` is 64:ff9b::/96. EPSV and EPRT to servers in it become PASV and PORT (RFC 6384).
+    #[arg(long, value_name = "PREFIX")]
+    pub(super) nat64: Vec<Prefix>,
+
     /// What opens the ports of data connections [default: auto]
     ///
     /// nft (over netlink), iptables (one rule for each), or auto: nft where the kernel has it with
@@ -43,6 +51,7 @@ impl Nat {
         Self {
             advertise: or(self.advertise, base.advertise),
             data_ports: self.data_ports.or(base.data_ports),
+            nat64: or(self.nat64, base.nat64),
             backend: self.backend.or(base.backend),
             deadline: self.deadline.or(base.deadline),
         }

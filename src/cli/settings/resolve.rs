@@ -132,6 +132,7 @@ impl Settings {
                 Nat {
                     advertise,
                     data_ports,
+                    nat64,
                     backend,
                     deadline,
                 },
@@ -207,6 +208,7 @@ impl Settings {
             },
             advertise,
             data_ports,
+            nat64: unique(nat64),
             backend: backend.unwrap_or_default(),
             rules: rules.unwrap_or_default(),
             tls,

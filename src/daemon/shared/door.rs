@@ -74,6 +74,11 @@ impl Gateway for Door<'_, '_> {
         self.shared.look_up(src, dst)
     }
 
+    fn translated(&mut self, client: u16, server: SocketAddr) -> Result<Entry, Error> {
+        self.may_wait();
+        self.shared.translated(client, server)
+    }
+
     fn mark(&mut self, src: SocketAddr, dst: SocketAddr, standing: Standing) -> Result<(), Error> {
         self.shared.mark(src, dst, standing)
     }
@@ -139,10 +144,13 @@ impl Gateway for Door<'_, '_> {
     fn open(&mut self, id: PinholeId) -> Result<(), Error> {
         self.may_wait();
         self.shared.unless_closing(|plane| plane.open(id))?;
-        if let Some(store) = self.store()
-            && let Some((pinhole, left)) = self.with(|plane| plane.open_pinhole(id))
-        {
-            store.keep_pinhole(&pinhole, left);
+        if let Some(store) = self.store() {
+            let twin = self.with(|plane| plane.twin(id));
+            for id in twin.into_iter().chain([id]) {
+                if let Some((pinhole, left)) = self.with(|plane| plane.open_pinhole(id)) {
+                    store.keep_pinhole(&pinhole, left);
+                }
+            }
         }
         Ok(())
     }

@@ -33,7 +33,13 @@ impl Flow {
         let own = || ends.of_side(side).ip();
         let named = SocketAddr::new(said.addr.unwrap_or_else(own), said.port);
         let open = said.mode == Mode::Passive || self.session.opens_at_once();
-        let decided = match self.how(address, open) {
+        let how = self.how(address, open);
+        if self.session.nat64().is_some()
+            && self.announce_translated(ends, side, address, (how.clone(), open), cx)
+        {
+            return;
+        }
+        let decided = match how {
             Ok(how) => {
                 let pending = pending(&self.halves, side);
                 let before = pending.get(..address.at).unwrap_or_default();
@@ -137,7 +143,7 @@ impl Flow {
     }
 
     /// The announcement goes out as it is, without a pinhole.
-    fn leave(&mut self, side: Side, address: &Address, cx: &mut Context<'_>) {
+    pub(super) fn leave(&mut self, side: Side, address: &Address, cx: &mut Context<'_>) {
         let end = address.at.saturating_add(address.len);
         self.forward(side).pass(end);
         self.tell_session(side, Outcome::PassedUnmodified, cx);
@@ -145,7 +151,7 @@ impl Flow {
 
     /// Tells the session machine what became of its [`Address`], and closes the pinhole that this
     /// supersedes.
-    fn tell_session(&mut self, side: Side, outcome: Outcome, cx: &mut Context<'_>) {
+    pub(super) fn tell_session(&mut self, side: Side, outcome: Outcome, cx: &mut Context<'_>) {
         let peer = self.peer(side);
         if let Some(Hole(superseded)) = self.session.announced(peer, outcome) {
             cx.gateway.release(PinholeId(superseded));
@@ -153,7 +159,7 @@ impl Flow {
     }
 
     /// The announcement is refused in place; false if it can't be, and goes out as it is.
-    fn refuse(&mut self, side: Side, address: &Address, cx: &mut Context<'_>) -> bool {
+    pub(super) fn refuse(&mut self, side: Side, address: &Address, cx: &mut Context<'_>) -> bool {
         let (at, len, text) = match (address.announcement.mode, &address.refusal) {
             (Mode::Passive, _) => self.refused_reply(side, address),
             (Mode::Active, Some(refusal)) => (

@@ -153,6 +153,11 @@ impl Flow {
                     self.blank(side, &with);
                     self.count_refusal(verb, why.to_owned(), None, true, cx);
                 }
+                Step::Replace { at, len, with } => {
+                    let forward = self.forward(side);
+                    forward.pass(at);
+                    forward.replace(len.max(1), &with);
+                }
                 Step::Blank(with) => self.blank(side, &with),
                 Step::OpenActive(hole) => self.open_active(hole, cx),
                 Step::Unfollowed => {

@@ -193,7 +193,11 @@ impl Flow {
             return false;
         }
         self.goes_on_at(side, seq, ack);
+        let nat64 = self.session.nat64().cloned();
         self.session = Session::joined(cx.config.policy.clone());
+        if let Some(nat64) = nat64 {
+            self.session.translate(nat64);
+        }
         self.joined = UNSETTLED;
         self.signs &= !FINS;
         cx.stats.joined = cx.stats.joined.saturating_add(1);

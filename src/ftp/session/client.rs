@@ -30,6 +30,12 @@ impl Session {
         {
             return step;
         }
+        if self.told.is_some()
+            && !self.client.is_settled()
+            && let Some(step) = self.translated_command(&head, piece, ended)
+        {
+            return step;
+        }
         if !self.client.is_settled()
             && let Some(guarded) = guarded(&head, head.len() >= HEAD)
             && let Some(step) = self.guarded(guarded, piece, ended, overlong)
@@ -202,7 +208,7 @@ impl Session {
     }
 
     /// What comes before `at` passes; the rest waits.
-    fn wait_from(&mut self, at: usize, piece: &[u8]) -> Step {
+    pub(super) fn wait_from(&mut self, at: usize, piece: &[u8]) -> Step {
         if at == 0 {
             return Step::Wait;
         }
@@ -263,10 +269,13 @@ impl Session {
         // A pipelining client: the pinhole must be open before the server reads the command, but
         // must not be open before the login.
         let waits = self.patient && !self.policy.strict.active_late;
+        let translated_from =
+            (blank.checked_sub(verb.len())).filter(|_| verb == "EPRT" && self.translates());
         self.awaits_login = waits && self.login_is_under_way();
         if self.awaits_login {
             // Strict rules check all of the line again.
-            return Ok(Some(match self.policy.strict.holds_lines() {
+            let whole = self.policy.strict.holds_lines() || translated_from.is_some();
+            return Ok(Some(match whole {
                 true => Step::Wait,
                 false => self.wait_from(blank, piece),
             }));
@@ -292,6 +301,7 @@ impl Session {
                 with: Spoilt::Argument.text(line.get(blank..).unwrap_or_default()),
             }),
             follow,
+            translated_from,
         })))
     }
 
@@ -363,7 +373,7 @@ impl Session {
     }
 
     /// A complete line goes out to the server.
-    fn command_passes(&mut self, command: Command, line: &[u8], overlong: bool) {
+    pub(super) fn command_passes(&mut self, command: Command, line: &[u8], overlong: bool) {
         if !matches!(command, Command::Unknown | Command::Blank) {
             self.spoken.ftp();
         }
@@ -379,7 +389,7 @@ impl Session {
                 self.login_tried = true;
             }
             Command::Login => self.login_tried = true,
-            Command::Pasv | Command::Epsv => self.forget_active(),
+            Command::Pasv | Command::Epsv | Command::Translated => self.forget_active(),
             Command::Transfer if !overlong => match &mut self.active {
                 Active::Reserved { commanded, .. } | Active::Open { commanded, .. } => {
                     *commanded = true;
@@ -445,7 +455,7 @@ fn printable(line: &[u8]) -> bool {
 }
 
 /// What there is of a line, without its line end, or a CR that may begin it.
-fn content(piece: &[u8], ended: bool) -> &[u8] {
+pub(super) fn content(piece: &[u8], ended: bool) -> &[u8] {
     let text = if ended {
         piece.strip_suffix(b"\n").unwrap_or(piece)
     } else {

@@ -33,6 +33,11 @@ impl Session {
             self.preface = self.preface.saturating_add(u8::from(ended));
         }
         let last = self.last_of_reply(start);
+        if self.told.is_some()
+            && let Some(step) = self.translated_reply(start, last, piece, ended)
+        {
+            return step;
+        }
         if let (Some(code), false) = (last, self.server.is_settled())
             && matches!(code.value, 227 | 229)
         {
@@ -212,6 +217,7 @@ impl Session {
             },
             refusal: None,
             follow: true,
+            translated_from: None,
         }))
     }
 
@@ -246,7 +252,7 @@ impl Session {
     }
 
     /// A complete reply goes out to the client. Returns whether TLS begins behind it.
-    fn reply_passes(&mut self, code: u16) -> bool {
+    pub(super) fn reply_passes(&mut self, code: u16) -> bool {
         self.multi = None;
         self.other_end = None;
         if let Some(told) = &mut self.told {
@@ -287,6 +293,7 @@ impl Session {
             self.keep_up();
         }
         let answered = answered.map(|(_, command)| command);
+        self.translation_answered(answered, code);
         if self.logs_in(code, answered) {
             self.login_succeeds();
             return false;

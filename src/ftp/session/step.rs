@@ -65,6 +65,16 @@ pub enum Step {
         /// Why, in a few words.
         why: &'static str,
     },
+    /// `pending[..at]` passes as it is, and `pending[at..at + len]` is replaced by `with`, of any
+    /// length. Both parts are removed from pending.
+    Replace {
+        /// Where the replaced text starts.
+        at: usize,
+        /// Its length (≥ 1).
+        len: usize,
+        /// What goes out in its place.
+        with: Vec<u8>,
+    },
     /// The next pending bytes of a refused line, up to its line end, are replaced by these, as many
     /// (≥ 1), and removed from pending.
     Blank(Vec<u8>),
@@ -113,6 +123,9 @@ pub struct Address {
     /// Whether it may be followed. If not, nothing opens for it. It is refused if the policy says
     /// so, else it goes out as it is.
     pub follow: bool,
+    /// Where the line's verb or code starts, if an `EPRT` is to become a `PORT`, or a `227` a `229`
+    /// (RFC 6384). Nothing of it has gone.
+    pub translated_from: Option<usize>,
 }
 
 /// How a command that announces an address is refused. `pending[at..at + with.len()]`, the argument

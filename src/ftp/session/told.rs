@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use super::super::command::{Command, argument, bare_verb, name_of};
+use super::super::nat64::Nat64;
 use super::super::waiting::Unanswered;
 use super::User;
 
@@ -64,6 +65,8 @@ pub enum Said {
 pub(super) struct Told {
     /// Until the login.
     pub(super) user: Option<User>,
+    /// The server is behind a translator.
+    pub(super) nat64: Option<Nat64>,
     /// Transfer commands without a final reply, oldest first.
     #[serde(skip)]
     transfers: VecDeque<Transfer>,
@@ -104,7 +107,7 @@ impl Told {
     /// Whether there is nothing in it.
     pub(super) fn is_empty(&self) -> bool {
         let told = self.transfers.is_empty() && self.news.is_empty();
-        self.user.is_none() && told && self.said.is_none()
+        self.user.is_none() && self.nat64.is_none() && told && self.said.is_none()
     }
 
     /// The last lines since this was called first, oldest first.
@@ -272,6 +275,7 @@ mod tests {
                         Step::Pass(n) => drop(pending.drain(..n)),
                         Step::Wait | Step::Opaque(_) => break,
                         Step::Refuse { at, with, .. } => drop(pending.drain(..at + with.len())),
+                        Step::Replace { at, len, .. } => drop(pending.drain(..at + len)),
                         Step::Blank(with) => drop(pending.drain(..with.len())),
                         Step::Address(address) => {
                             drop(pending.drain(..address.at + address.len));

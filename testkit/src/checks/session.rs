@@ -4,7 +4,9 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+use ftpalg::ftp::Mode;
 use ftpalg::ftp::hostport::encode;
+use ftpalg::ftp::nat64::{Nat64, extended_reply};
 use ftpalg::ftp::policy::{Policy, Strict};
 use ftpalg::ftp::session::{Address, Form, Hole, Outcome, Peer, Session, Step};
 
@@ -91,12 +93,30 @@ impl Talk {
                     announcement,
                     refusal,
                     follow,
+                    translated_from,
                 }) => {
                     if let Some(refusal) = refusal {
                         assert_eq!(refusal.at + refusal.with.len(), at + len);
                     }
                     assert!(*len >= 1 && at + len <= side.pending.len());
                     assert_ne!(announcement.port, 0);
+                    if let (Some(start), true) = (translated_from, *follow) {
+                        // The line is replaced from its beginning on.
+                        assert!(start < at);
+                        side.out.extend(side.pending.drain(..*start));
+                        let room = at + len - start;
+                        side.pending.drain(..room);
+                        side.out.extend(match announcement.mode {
+                            Mode::Passive => extended_reply(announcement.port, room),
+                            Mode::Active => b"PORT 1,2,3,4,5,6".to_vec(),
+                        });
+                        let (hole, open) = (Hole(0), self.session.opens_at_once());
+                        let outcome = Outcome::Accepted { hole, open };
+                        let _ = self.session.announced(from, outcome);
+                        self.steps
+                            .push(format!("{from:?} {announcement:?} is translated"));
+                        continue;
+                    }
                     side.out.extend(side.pending.drain(..*at));
                     let said: Vec<u8> = side.pending.drain(..*len).collect();
                     if !follow {
@@ -132,6 +152,14 @@ impl Talk {
                     side.out.extend(side.pending.drain(..*at));
                     side.pending.drain(..with.len());
                     side.out.extend_from_slice(with);
+                }
+                Step::Replace { at, len, with } => {
+                    assert!(*len >= 1 && at + len <= side.pending.len());
+                    side.out.extend(side.pending.drain(..*at));
+                    side.pending.drain(..*len);
+                    side.out.extend_from_slice(with);
+                    self.steps.push(format!("{from:?} {with:?}"));
+                    continue;
                 }
                 Step::Blank(with) => {
                     assert!((1..=side.pending.len()).contains(&with.len()));
@@ -182,6 +210,12 @@ pub fn check(data: &[u8]) {
     }
     let mut whole = Talk::new(&policy);
     let mut cut = Talk::new(&policy);
+    if flags & (16 | 32 | 64) == 64 {
+        for talk in [&mut whole, &mut cut] {
+            let nat64 = Nat64::new(Ipv4Addr::LOCALHOST, flags & 128 != 0);
+            talk.session.translate(nat64);
+        }
+    }
     while !bytes.over() {
         let head = bytes.byte();
         let from = if head & 0x80 == 0 {
