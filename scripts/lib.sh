@@ -133,7 +133,7 @@ have() {
 # The programs that the tests run.
 # shellcheck disable=SC2034 # for scripts/test
 LAB_TOOLS="ip nsenter iptables-nft iptables-legacy nft conntrack tcpdump curl lftp wget tnftp \
-ncftpget python3 pyftpdlib pyopenssl openssl systemd-analyze tshark groff script \
+ncftpget tayga python3 pyftpdlib pyopenssl openssl systemd-analyze tshark groff script \
 python3-dbus python3-gi dbus-daemon pkcheck dpkg-shlibdeps pyyaml"
 
 # install_tools PROGRAM…: installs what is missing.

@@ -437,6 +437,10 @@ fn a_server_that_speaks_epsv() {
     let mut talk = Talk::begun(config());
     talk.says(C, "ALGS DISABLE64");
     assert_eq!(talk.says(S, "200 x"), "216 NONE");
+    let eprt = "EPRT |2|2001:db8:1::2|50000|";
+    assert_eq!(talk.says(C, eprt), eprt);
+    assert_eq!(talk.opened(), []);
+    talk.says(S, "522 x");
     assert_eq!(talk.says(C, "EPSV"), "EPSV");
     let reply = "229 Entering Extended Passive Mode (|||50000|)";
     assert_eq!(talk.says(S, reply), reply);

@@ -25,6 +25,7 @@ mod lifecycle;
 mod limits;
 mod local;
 mod metrics;
+mod nat64;
 mod nat66;
 mod no_tools;
 mod package;

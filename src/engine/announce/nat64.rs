@@ -43,6 +43,8 @@ pub(in crate::engine) struct Asked<'a> {
     pub(in crate::engine) said: &'a Announcement,
     /// How many bytes its address takes.
     pub(in crate::engine) len: usize,
+    /// Whether its line is to be translated.
+    pub(in crate::engine) is_translated: bool,
     pub(in crate::engine) how: How,
 }
 
@@ -126,8 +128,9 @@ impl Asked<'_> {
         policy
             .check_active(Some(own), said.port, client.ip(), client.ip())
             .map_err(|why| Declined::Refuse(why.to_owned()))?;
-        if own != client.ip() {
-            // It is allowed by name. No translator leads there.
+        // An address that is allowed by name: no translator leads there. Or the client wants no translation.
+        let is_port = said.form == Form::HostPort;
+        if own != client.ip() || !(is_port || self.is_translated) {
             return Ok(None);
         }
         match self.how {

@@ -49,6 +49,7 @@ impl Flow {
                 side,
                 said,
                 len: address.len,
+                is_translated: address.translated_from.is_some(),
                 how,
             };
             match said.mode {

@@ -72,6 +72,8 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// Whether vsftpd connects from port 20 (RFC 959 §5.2).
     pub from_port_20: bool,
+    /// Whether pyftpdlib knows `EPSV` and `EPRT` (RFC 2428).
+    pub extended: bool,
 }
 
 impl Config {
@@ -83,6 +85,7 @@ impl Config {
             passive_ports: None,
             tls: None,
             from_port_20: true,
+            extended: true,
         }
     }
 }
@@ -435,7 +438,7 @@ from pyftpdlib.authorizers import DummyAuthorizer
 from pyftpdlib.handlers import DTPHandler, FTPHandler
 from pyftpdlib.servers import MultiprocessFTPServer
 
-host, port, root, low, high, announce, tls = sys.argv[1:]
+host, port, root, low, high, announce, tls, extended = sys.argv[1:]
 
 class Data(DTPHandler):
     # The original closes a connection on which data comes before its transfer command.
@@ -467,6 +470,9 @@ if tls:
             Explicit.handle(self)
 
     FTPHandler = {"Explicit": Explicit, "Offered": Offered, "Implicit": Implicit}[tls]
+if extended == "false":
+    for verb in ("EPSV", "EPRT"):
+        del FTPHandler.proto_cmds[verb]
 logging.basicConfig(level=logging.INFO)
 users = DummyAuthorizer()
 users.add_user("lab", "lab", root, perm="elradfmwMT")
@@ -490,6 +496,7 @@ MultiprocessFTPServer((host, int(port)), FTPHandler).serve_forever()
         .args([low.to_string(), high.to_string()])
         .arg(config.announce.map(|a| a.to_string()).unwrap_or_default())
         .arg(config.tls.map(|tls| format!("{tls:?}")).unwrap_or_default())
+        .arg(config.extended.to_string())
         .current_dir(directory);
     command
 }
