@@ -123,6 +123,7 @@ pub(super) fn wanted(config: &Config, steering: &Steering, found: Vec<String>) -
         found,
         external: config.rules == RulesMode::External,
         advertised: !config.advertise.is_empty(),
+        nat64: !config.nat64.is_empty(),
         flags: flags(config),
     }
 }

@@ -276,10 +276,13 @@ impl Shared {
             .ok_or(Error::NoConntrack)
     }
 
-    /// The connection that a translator makes of one with this port of the client.
+    /// The connection that a translator makes of one with this port of the client. One that has a mark of
+    /// ours is followed by itself: it is that of an IPv4 client, and no translator's.
     fn translated(&self, client: u16, server: SocketAddr) -> Result<Entry, Error> {
         let found = self.ask(|conntrack| conntrack.with_client_port(client, server));
-        match found.map_err(unanswered)?.as_slice() {
+        let mut found = found.map_err(unanswered)?;
+        found.retain(|entry| self.marks.standing(entry.mark) == Standing::Unfollowed);
+        match found.as_slice() {
             [] => Err(Error::NoConntrack),
             [entry] => Ok(*entry),
             [..] => Err(Error::Ambiguous),

@@ -270,6 +270,12 @@ impl Status {
         if steering.local {
             lines.push("watching local servers and clients".into());
         }
+        let prefixes = &self.config.now().nat64;
+        lines.extend(
+            prefixes
+                .iter()
+                .map(|prefix| format!("translating for IPv6-only clients: {prefix}")),
+        );
         let ports: Vec<_> = steering.ports.iter().map(u16::to_string).collect();
         let queues = match steering.queues.numbers().into_inner() {
             (one, last) if one == last => one.to_string(),

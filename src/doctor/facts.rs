@@ -58,6 +58,8 @@ pub struct Wanted {
     pub external: bool,
     /// Whether there is an address to announce.
     pub advertised: bool,
+    /// Whether it is to translate for IPv6-only clients.
+    pub nat64: bool,
     /// The flags that lead to these settings.
     pub flags: Vec<String>,
 }

@@ -225,8 +225,12 @@ fn nat64(facts: &Facts) -> Option<Finding> {
     let iface = route
         .map(|r| r.iface.as_str())
         .or(link.map(|l| l.name.as_str()))?;
+    let what = format!("NAT64 translates by {iface}");
+    if facts.wanted.nat64 {
+        return Some(Finding::ok("nat64", Theme::Network, what));
+    }
     Some(
-        Finding::warning("nat64", Theme::Network, format!("NAT64 translates by {iface}"))
+        Finding::warning("nat64", Theme::Network, what)
             .means(
                 "clients that use EPSV work if the server speaks it; EPSV 2, EPRT and servers without EPSV need `--nat64 PREFIX` (default: 64:ff9b::/96)",
             ),
@@ -333,5 +337,7 @@ mod tests {
             iface: "tun7".into(),
         });
         assert_eq!(level(&facts, "nat64"), Some(Level::Warning));
+        facts.wanted.nat64 = true;
+        assert_eq!(level(&facts, "nat64"), Some(Level::Ok));
     }
 }

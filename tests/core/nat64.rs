@@ -405,6 +405,12 @@ fn without_an_entry_on_either_side() {
     assert_eq!(talk.says(C, line), line);
     assert_eq!(talk.opened(), []);
     assert_eq!(talk.engine.stats().not_opened, 2);
+    // An IPv4 entry alone is somebody else's.
+    talk.says(S, "522 x");
+    talk.world.translated = Some(entry(POOL, SERVER4, SEEN));
+    assert_eq!(talk.says(C, line), line);
+    assert_eq!(talk.opened(), []);
+    talk.world.translated = None;
     // The IPv6 side alone.
     talk.world.deaf = false;
     talk.says(S, "522 x");

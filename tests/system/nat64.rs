@@ -52,14 +52,20 @@ fn topology(pool: Pool) -> Topology {
         Pool::Static => &["192.168.255.0/24 via 198.51.100.1"],
     };
     let hosts: Vec<Host> = vec![
-        host("c", &["2001:db8:64::/96 via 2001:db8:1::1"]),
+        host(
+            "c",
+            &[
+                "2001:db8:64::/96 via 2001:db8:1::1",
+                "198.51.100.0/24 via 10.0.0.1",
+            ],
+        ),
         router("r", &[]),
         host("s", way_back),
     ];
     let links = vec![
         link(
-            ("c", "e0", &["2001:db8:1::2/64"]),
-            ("r", "in0", &["2001:db8:1::1/64"]),
+            ("c", "e0", &["2001:db8:1::2/64", "10.0.0.2/24"]),
+            ("r", "in0", &["2001:db8:1::1/64", "10.0.0.1/24"]),
         ),
         link(
             ("r", "out0", &["198.51.100.1/24"]),
@@ -105,7 +111,7 @@ fn lab(pool: Pool) -> (Net, Process) {
     command.args(["-c", config, "-d"]);
     let tayga = Process::spawn(command);
     let filter = drop_by_default(&["FORWARD"], &[21]);
-    let hidden = ["-A POSTROUTING -s 192.168.255.0/24 -o out0 -j MASQUERADE"];
+    let hidden = ["-A POSTROUTING -o out0 -j MASQUERADE"];
     let v4 = match pool {
         Pool::Dynamic => filter.clone() + &nat(&hidden),
         Pool::Static => filter.clone(),
@@ -242,10 +248,7 @@ fn every_form_of_algs() {
         assert_eq!(session.server.read(), format!("{heard}\r\n"));
         session.server.send(&format!("{reply}\r\n"));
         let read = session.client.read();
-        read.trim_end()
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ")
+        read.split_whitespace().collect::<Vec<_>>().join(" ")
     };
     let done = "200 nothing done";
     for (command, reply) in [
@@ -300,4 +303,50 @@ fn every_form_of_algs() {
         std::thread::yield_now();
     }
     alg.stop();
+}
+
+/// An IPv4 client with the same port as the IPv6 one, to the same server: its connection isn't taken for the
+/// translator's.
+#[test]
+fn an_ipv4_client_with_the_same_port() {
+    const CLIENT: &str = r#"
+import ftplib
+def session(server, own):
+    ftp = ftplib.FTP()
+    ftp.connect(server, 21, 5, (own, 45678))
+    ftp.login("lab", "lab")
+    return ftp
+four = session("198.51.100.2", "10.0.0.2")
+six = session("2001:db8:64::c633:6402", "2001:db8:1::2")
+for ftp in (six, four, six):
+    ftp.set_pasv(False)
+    print(ftp.nlst())
+"#;
+    let (net, _tayga) = lab(Pool::Dynamic);
+    let _server = Server::start(&net, &Config::new(Kind::Pyftpdlib));
+    let alg = arguments("nft").start(&net, Flavour::Nft);
+    let listed = net.exec("c", &["/usr/bin/python3", "-c", CLIENT]).must();
+    let names = listed.stdout.matches(Server::SMALL).count();
+    assert_eq!(names, 3, "{listed}");
+    let log = alg.stop();
+    let announced = |mode: &str| log.matches(mode).count();
+    assert_eq!((announced(" EPRT ["), announced(" PORT ")), (2, 1), "{log}");
+}
+
+/// Rules of both families are needed.
+#[test]
+fn an_inside_of_one_family_is_refused() {
+    let net = Net::new(&topology(Pool::Dynamic));
+    let program = testkit::paths::ftpalg();
+    for inside in ["2001:db8:1::/64", "10.0.0.0/24"] {
+        let words = [program, "run", "--inside", inside, "--nat64", "default"];
+        let finished = net.exec("r", &words);
+        assert_eq!(finished.status.and_then(|status| status.code()), Some(2));
+        assert!(
+            finished
+                .log
+                .contains("--nat64 needs rules of both families"),
+            "{finished}"
+        );
+    }
 }

@@ -139,6 +139,8 @@ impl Asked<'_> {
             How::Reserve | How::Open => {}
         }
         let leave = |error: Error| Declined::Leave(error.to_string());
+        // Of a translator in the kernel, there is none. Then no IPv4 entry can be its either.
+        let here = tuples(gateway, ends, side).map_err(leave)?;
         let other = self.other_family(nat64, gateway).map_err(leave)?;
         let Addresses { own, reachable } = other.addresses();
         let advertised = match side {
@@ -146,14 +148,13 @@ impl Asked<'_> {
             Side::Ingress => None,
         };
         let public = advertised.unwrap_or(reachable);
-        // It may not be known of a translator in the kernel.
-        let twin = tuples(gateway, ends, side).ok().map(|tuples| Twin {
-            from: tuples.peers.src.ip(),
+        let twin = Twin {
+            from: here.peers.src.ip(),
             to: client,
             land: client,
             as_source: None,
-            mark: self.mark(&tuples),
-        });
+            mark: self.mark(&here),
+        };
         let slot = Announcement {
             form: Form::HostPort,
             ..said.clone()
@@ -173,7 +174,7 @@ impl Asked<'_> {
                 true => slot.fitting(public),
                 false => Fitting::ANY,
             },
-            twin,
+            twin: Some(twin),
         };
         self.prepare(&request, public, gateway).map(Some)
     }
