@@ -75,6 +75,8 @@ struct Report<'a> {
     mark: u32,
     /// The range of `--data-ports`.
     data_ports: Option<String>,
+    /// The prefixes of `--nat64`.
+    nat64: Vec<String>,
     /// Seconds that a pinhole waits.
     deadline: u64,
     /// How much of each there may be.
@@ -345,6 +347,7 @@ impl Status {
             fail: if steering.fail_open { "open" } else { "closed" },
             mark: steering.mark.bit(),
             data_ports: config.data_ports.map(|range| range.to_string()),
+            nat64: config.nat64.iter().map(ToString::to_string).collect(),
             deadline: config.deadline.as_secs(),
             limits: config.limits,
             accounting: Events::counts_bytes(),

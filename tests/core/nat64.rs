@@ -479,6 +479,13 @@ fn clients_with_a_translator_of_their_own() {
     talk.says(C, "PASV");
     let private = "227 Entering Passive Mode (10,0,0,2,195,80).";
     assert_eq!(talk.says(S, private), OLD, "it is corrected");
+    talk.says(C, "PASV");
+    let long = "227 Entering Passive Mode (192,168,100,200,195,80).";
+    let corrected = talk.says(S, long);
+    assert_eq!(
+        (squeezed(&corrected).as_str(), corrected.len()),
+        (OLD, long.len())
+    );
     // RFC 7335: the address behind its translator.
     assert_eq!(
         talk.says(C, "PORT 192,0,0,4,195,82"),
@@ -600,5 +607,28 @@ proptest! {
             data.extend(text.as_bytes());
         }
         testkit::checks::session::check(&data);
+    }
+
+    /// The same with packets, and with successors: no byte is lost, and no number wrong.
+    #[test]
+    fn any_dialogue_packet_by_packet(
+        lines in prop::collection::vec((0..SAYS.len(), 1usize..40, 0u8..12), 1..24), any: bool,
+    ) {
+        let mut talk = Talk::begun(config());
+        if any {
+            talk.world.translated = None;
+        }
+        for (n, piece, ends) in lines {
+            if ends == 0 {
+                talk.restart(config());
+            }
+            let (by_server, text) = SAYS[n];
+            for piece in text.as_bytes().chunks(piece) {
+                talk.piece(usize::from(by_server), piece);
+            }
+        }
+        // Whatever was said, it is a session that is followed.
+        let stats = talk.engine.stats();
+        prop_assert_eq!((stats.limit_reached, stats.orphaned, stats.unacceptable), (0, 0, 0));
     }
 }

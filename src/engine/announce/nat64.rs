@@ -60,7 +60,7 @@ impl Asked<'_> {
         } = *self;
         let refuse = |why: &str| Declined::Refuse(why.to_owned());
         let server = IpAddr::V4(nat64.server());
-        let foreign = said.addr.is_some_and(|ip| ip != server);
+        let foreign = self.is_translated && said.addr.is_some_and(|ip| ip != server);
         if foreign && self.config.policy.strict.addresses {
             return Err(refuse("another host's address"));
         }

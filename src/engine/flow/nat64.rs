@@ -12,14 +12,17 @@ use crate::engine::announce::nat64::{Asked, Translated};
 use crate::engine::endpoints::Endpoints;
 use crate::engine::event::Event;
 use crate::ftp::Mode;
-use crate::ftp::hostport::encode;
+use crate::ftp::fit::{LineSlot, Rewrite};
 use crate::ftp::nat64::{Nat64, Nat64News, extended_reply, port_command, refused_reply};
 use crate::ftp::session::{Address, Form, Hole, Outcome};
 
 impl Flow {
     /// The server is behind a translator. `speaks_epsv`: it is known to answer `EPSV`.
     pub(in crate::engine) fn translate(&mut self, server: Ipv4Addr, speaks_epsv: bool) {
-        self.session.translate(Nat64::new(server, speaks_epsv));
+        // No segment of one that is signed can be changed.
+        if !self.is_signed() {
+            self.session.translate(Nat64::new(server, speaks_epsv));
+        }
     }
 
     /// Takes what happened, if it is translated: the server's address and the news.
@@ -72,14 +75,8 @@ impl Flow {
                         self.freeze();
                         return true;
                     }
-                    Declined::Leave(why) => {
-                        self.leave_untranslated(side, address, cx);
-                        (why, false)
-                    }
-                    Declined::Refuse(why) => {
-                        let replaced = self.refuse_translated(side, address, cx);
-                        (why, replaced)
-                    }
+                    Declined::Leave(why) => (why, self.leave_untranslated(side, address, cx)),
+                    Declined::Refuse(why) => (why, self.refuse_translated(side, address, cx)),
                 };
                 self.count_refusal(said.verb, why, Some(named), replaced, cx);
             }
@@ -151,16 +148,36 @@ impl Flow {
         match (said.mode, said.form, translated) {
             (Mode::Passive, _, Some((start, len))) => (start, len, extended_reply(new.port(), len)),
             (Mode::Active, _, Some((start, len))) => {
-                let text = port_command(new).unwrap_or_default();
-                (start, len, text)
+                (start, len, port_command(new).unwrap_or_default())
             }
             // Of a client that has a translator of its own (464XLAT, RFC 6384 §10): it uses IPv4.
             (Mode::Passive, Form::HostPort, None) => {
                 let public = SocketAddr::new(server.into(), new.port());
-                (address.at, address.len, encode(said.form, public))
+                self.in_slot(side, address, public)
             }
-            (_, form, None) => (address.at, address.len, encode(form, new)),
+            (_, _, None) => self.in_slot(side, address, new),
         }
+    }
+
+    /// The same in a line that keeps its form.
+    fn in_slot(
+        &self,
+        side: Side,
+        address: &Address,
+        public: SocketAddr,
+    ) -> (usize, usize, Vec<u8>) {
+        let pending = pending(&self.halves, side);
+        let before = pending.get(..address.at).unwrap_or_default();
+        let end = address.at.saturating_add(address.len);
+        let after = pending.get(end..).unwrap_or_default();
+        let slot = LineSlot::new(&address.announcement, address.len, before, after);
+        let Rewrite {
+            before,
+            after,
+            text,
+        } = slot.rewrite(public);
+        let len = address.len.saturating_add(before).saturating_add(after);
+        (address.at.saturating_sub(before), len, text)
     }
 
     /// The part of a line that is translated: from its verb or code up to the end of its address, and of
@@ -175,11 +192,14 @@ impl Flow {
     }
 
     /// No pinhole can be made for it. A client that has asked by `EPSV` is told so, since it can't read
-    /// a `227`; else it goes out as it is.
-    fn leave_untranslated(&mut self, side: Side, address: &Address, cx: &mut Context<'_>) {
+    /// a `227`; else it goes out as it is. Returns whether it was replaced.
+    fn leave_untranslated(&mut self, side: Side, address: &Address, cx: &mut Context<'_>) -> bool {
         match (address.announcement.mode, address.translated_from) {
-            (Mode::Passive, Some(_)) => drop(self.refuse_translated(side, address, cx)),
-            _ => self.leave(side, address, cx),
+            (Mode::Passive, Some(_)) => self.refuse_translated(side, address, cx),
+            _ => {
+                self.leave(side, address, cx);
+                false
+            }
         }
     }
 

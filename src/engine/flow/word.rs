@@ -36,7 +36,7 @@ impl Flow {
                 client: self.client,
             }),
             // Who hasn't seen the question would take its reply for another one's.
-            _ if self.session.awaits_translation() => Some(State::Exact(&*self)),
+            _ if self.is_read() && self.session.awaits_translation() => Some(State::Exact(&*self)),
             // Until the mark says something else.
             _ if self.recorded && standing != self.standing => Some(State::Exact(&*self)),
             _ => None,
