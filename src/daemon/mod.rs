@@ -33,6 +33,7 @@ mod privileges;
 mod reserve;
 mod setup;
 mod takeover;
+mod translations;
 mod upstream;
 mod watchdog;
 

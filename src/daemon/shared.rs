@@ -29,6 +29,7 @@ use super::journal::Journal;
 use super::output::Output;
 use super::overruns::Overruns;
 use super::store::{Store, StoreHealth};
+use super::translations::Translations;
 
 /// Deadlines closer together than this are met together.
 const GRANULARITY: Duration = Duration::from_millis(10);
@@ -82,6 +83,8 @@ pub struct Shared {
     store: Option<Arc<dyn Store>>,
     /// The addresses that have gone to another gateway.
     departed: Departed,
+    /// Which addresses IPv6-only clients have on the IPv4 side.
+    translations: Mutex<Translations>,
 }
 
 struct State {
@@ -143,6 +146,7 @@ impl Shared {
             journal,
             store,
             departed: Departed::default(),
+            translations: Mutex::default(),
         }
     }
 
@@ -276,17 +280,15 @@ impl Shared {
             .ok_or(Error::NoConntrack)
     }
 
-    /// The connection that a translator makes of one with this port of the client. One that has a mark of
+    /// The connection that a translator makes of a client's. One that has a mark of
     /// ours is followed by itself: it is that of an IPv4 client, and no translator's.
-    fn translated(&self, client: u16, server: SocketAddr) -> Result<Entry, Error> {
-        let found = self.ask(|conntrack| conntrack.with_client_port(client, server));
+    fn translated(&self, client: SocketAddr, server: SocketAddr) -> Result<Entry, Error> {
+        let found = self.ask(|conntrack| conntrack.with_client_port(client.port(), server));
         let mut found = found.map_err(unanswered)?;
         found.retain(|entry| self.marks.standing(entry.mark) == Standing::Unfollowed);
-        match found.as_slice() {
-            [] => Err(Error::NoConntrack),
-            [entry] => Ok(*entry),
-            [..] => Err(Error::Ambiguous),
-        }
+        let translations = self.translations.lock();
+        let mut translations = translations.unwrap_or_else(PoisonError::into_inner);
+        translations.choose(client.ip(), &found, self.now())
     }
 
     /// Says in a control connection's mark what its numbers are like.

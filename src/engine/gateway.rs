@@ -130,13 +130,13 @@ pub trait Gateway {
     /// [`Error::NoConntrack`] if there is none, [`Error::Kernel`] if it could not be asked.
     fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error>;
 
-    /// The conntrack entry of the IPv4 connection that a translator (NAT64) makes of an IPv6 one: with
-    /// this port of the client, to this server.
+    /// The conntrack entry of the IPv4 connection that a translator (NAT64) makes of an IPv6 one: that of
+    /// this client, whose port it keeps, to this server.
     ///
     /// # Errors
     /// [`Error::NoConntrack`] if there is none, [`Error::Ambiguous`] if there are several,
     /// [`Error::Kernel`] if it could not be asked.
-    fn translated(&mut self, _client: u16, _server: SocketAddr) -> Result<Entry, Error> {
+    fn translated(&mut self, _client: SocketAddr, _server: SocketAddr) -> Result<Entry, Error> {
         Err(Error::NoConntrack)
     }
 

@@ -199,11 +199,11 @@ impl Gateway for FakeGateway {
             _ => Ok(self.conntrack.entry(src, dst)),
         }
     }
-    fn translated(&mut self, client: u16, server: SocketAddr) -> Result<Entry, Error> {
+    fn translated(&mut self, client: SocketAddr, server: SocketAddr) -> Result<Entry, Error> {
         let entry = self.translated.ok_or(Error::NoConntrack)?;
         assert_eq!(
             (entry.original.src.port(), entry.original.dst),
-            (client, server)
+            (client.port(), server)
         );
         Ok(entry)
     }

@@ -305,32 +305,39 @@ fn every_form_of_algs() {
     alg.stop();
 }
 
-/// An IPv4 client with the same port as the IPv6 one, to the same server: its connection isn't taken for the
-/// translator's.
+/// Clients with the same port, to the same server: none is taken for another one.
 #[test]
-fn an_ipv4_client_with_the_same_port() {
-    const CLIENT: &str = r#"
+fn clients_with_the_same_port() {
+    const CLIENTS: &str = r#"
 import ftplib
-def session(server, own):
+def session(server, own, port=45678):
     ftp = ftplib.FTP()
-    ftp.connect(server, 21, 5, (own, 45678))
+    ftp.connect(server, 21, 5, (own, port))
     ftp.login("lab", "lab")
-    return ftp
-four = session("198.51.100.2", "10.0.0.2")
-six = session("2001:db8:64::c633:6402", "2001:db8:1::2")
-for ftp in (six, four, six):
     ftp.set_pasv(False)
+    return ftp
+SERVER = "2001:db8:64::c633:6402"
+# Its address on the IPv4 side is known from here on.
+print(session(SERVER, "2001:db8:1::2", 45677).nlst())
+four = session("198.51.100.2", "10.0.0.2")
+one = session(SERVER, "2001:db8:1::2")
+other = session(SERVER, "2001:db8:1::3")
+for ftp in (other, one, four, other):
     print(ftp.nlst())
 "#;
     let (net, _tayga) = lab(Pool::Dynamic);
+    // Nobody chooses this one by itself.
+    let second = "ip address add 2001:db8:1::3/64 dev e0 nodad preferred_lft 0";
+    let words: Vec<&str> = second.split(' ').collect();
+    net.exec("c", &words).must();
     let _server = Server::start(&net, &Config::new(Kind::Pyftpdlib));
     let alg = arguments("nft").start(&net, Flavour::Nft);
-    let listed = net.exec("c", &["/usr/bin/python3", "-c", CLIENT]).must();
+    let listed = net.exec("c", &["/usr/bin/python3", "-c", CLIENTS]).must();
     let names = listed.stdout.matches(Server::SMALL).count();
-    assert_eq!(names, 3, "{listed}");
+    assert_eq!(names, 5, "{listed}");
     let log = alg.stop();
     let announced = |mode: &str| log.matches(mode).count();
-    assert_eq!((announced(" EPRT ["), announced(" PORT ")), (2, 1), "{log}");
+    assert_eq!((announced(" EPRT ["), announced(" PORT ")), (4, 1), "{log}");
 }
 
 /// Rules of both families are needed.

@@ -74,7 +74,7 @@ impl Gateway for Door<'_, '_> {
         self.shared.look_up(src, dst)
     }
 
-    fn translated(&mut self, client: u16, server: SocketAddr) -> Result<Entry, Error> {
+    fn translated(&mut self, client: SocketAddr, server: SocketAddr) -> Result<Entry, Error> {
         self.may_wait();
         self.shared.translated(client, server)
     }

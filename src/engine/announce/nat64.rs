@@ -209,12 +209,12 @@ impl Asked<'_> {
             Mode::Active => (self.side, self.side.opposite()),
             Mode::Passive => (self.side.opposite(), self.side),
         };
-        let port = self.ends.of_side(client).port();
+        let from = self.ends.of_side(client);
         let server = SocketAddr::new(nat64.server().into(), self.ends.of_side(server).port());
         let known = nat64.translated();
         let entry = match known.map(|client| gateway.conntrack(client, server)) {
             Some(Ok(entry)) => entry,
-            _ => gateway.translated(port, server)?,
+            _ => gateway.translated(from, server)?,
         };
         nat64.is_translated_to(entry.original.src);
         Ok(Tuples {
