@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use testkit::lab::alg::Alg;
 use testkit::lab::client::{Client, Done, Job, each_of, limits};
+use testkit::lab::gateway::ended;
 use testkit::lab::net::Net;
 use testkit::lab::process::{Process, require};
 use testkit::lab::report;
@@ -301,6 +303,56 @@ fn every_form_of_algs() {
     while pinholes() > 0 {
         assert!(std::time::Instant::now() < deadline, "they stay open");
         std::thread::yield_now();
+    }
+    alg.stop();
+}
+
+/// It is killed between each command and its reply, and another one starts: the client still gets the reply
+/// that it waits for.
+#[test]
+fn a_crash_between_question_and_answer() {
+    let (net, _tayga) = lab(Pool::Dynamic);
+    let start = || arguments("nft").start(&net, Flavour::Nft);
+    let mut alg = start();
+    let mut session = Session::open(&net);
+    for (command, heard, reply, read) in [
+        (
+            "EPSV",
+            "PASV",
+            "227 Here (198,51,100,2,195,80)",
+            "229 (|||50000|)",
+        ),
+        ("ALGS DISABLE64", "NOOP", "200 ok", "216 NONE"),
+        (
+            "EPSV",
+            "EPSV",
+            "229 Here (|||50001|)",
+            "229 Here (|||50001|)",
+        ),
+        ("ALGS ENABLE64", "NOOP", "200 ok", "216 EPSVEPRT"),
+        (
+            "EPSV 2",
+            "PASV",
+            "227 Here (198,51,100,2,195,82)",
+            "229 (|||50002|)",
+        ),
+        (
+            "EPRT |2|2001:db8:1::2|50003|",
+            "PORT 198,51,100,1,195,83",
+            "200 ok",
+            "200 ok",
+        ),
+    ] {
+        session.client.send(&format!("{command}\r\n"));
+        assert_eq!(session.server.read(), format!("{heard}\r\n"));
+        alg.process().unwrap().signal(Signal::SIGKILL);
+        ended(&net);
+        drop(alg);
+        alg = start();
+        session.server.send(&format!("{reply}\r\n"));
+        let got = session.client.read();
+        let words: Vec<_> = got.split_whitespace().collect();
+        assert_eq!(words.join(" "), read, "{command}");
     }
     alg.stop();
 }
