@@ -75,11 +75,12 @@ const TOLD_APART: &[(&[u8], Command)] = &[
 /// The verbs of RFC 1639, which are always refused.
 const LONG: [&[u8]; 2] = [b"LPRT", b"LPSV"];
 
-/// Verbs that may come before the login (RFC 959 §5.4, 2228, 2389, 2577, 2640, 4217, 7151).
+/// Verbs that may come before the login (RFC 959 §5.4, 2228, 2389, 2577, 2640, 4217, 6384,
+/// 7151).
 const BEFORE_LOGIN: &[&[u8]] = &[
     b"USER", b"PASS", b"ACCT", b"AUTH", b"ADAT", b"PBSZ", b"PROT", b"CCC", b"MIC", b"CONF", b"ENC",
     b"FEAT", b"OPTS", b"HOST", b"LANG", b"HELP", b"NOOP", b"NOP", b"QUIT", b"CLNT", b"CSID",
-    b"SYST", b"STAT", b"ABOR", b"REIN",
+    b"SYST", b"STAT", b"ABOR", b"REIN", b"ALGS",
 ];
 
 impl Command {
