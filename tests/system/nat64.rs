@@ -357,6 +357,43 @@ fn a_crash_between_question_and_answer() {
     alg.stop();
 }
 
+/// A translator in the kernel (Jool) takes IPv6 packets before conntrack keeps them. Here, conntrack isn't to look
+/// at them at all: passive transfers work without a pinhole, and nobody knows where active ones would lead.
+#[test]
+fn where_conntrack_knows_nothing() {
+    let (net, _tayga) = lab(Pool::Dynamic);
+    for words in [
+        "ip6tables-nft -t raw -A PREROUTING -p tcp -j CT --notrack",
+        "ip6tables-nft -P FORWARD ACCEPT",
+        "iptables-nft -P FORWARD ACCEPT",
+        "ip6tables-nft -F FORWARD",
+        "ip6tables-nft -t mangle -F PREROUTING",
+    ] {
+        let words: Vec<&str> = words.split(' ').collect();
+        net.exec("r", &words).must();
+    }
+    let config = Config {
+        extended: false,
+        ..Config::new(Kind::Pyftpdlib)
+    };
+    let server = Server::start(&net, &config);
+    let passive = [Client::CurlEpsv, Client::WgetPasv];
+    let without = transfers(&net, &server, &passive, false);
+    assert!(without.iter().all(Result::is_err));
+    let alg = arguments("nft").start(&net, Flavour::Nft);
+    for outcome in transfers(&net, &server, &passive, true) {
+        outcome.unwrap();
+    }
+    let active = transfers(&net, &server, &[Client::CurlEprt], false);
+    assert!(active.iter().all(Result::is_err));
+    let log = alg.stop();
+    assert!(
+        log.contains("conntrack doesn't know the control connection"),
+        "{log}"
+    );
+    assert!(log.contains("EPRT"), "{log}");
+}
+
 /// Clients with the same port, to the same server: none is taken for another one.
 #[test]
 fn clients_with_the_same_port() {
