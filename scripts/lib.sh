@@ -133,7 +133,7 @@ have() {
 # The programs that the tests run.
 # shellcheck disable=SC2034 # for scripts/test
 LAB_TOOLS="ip nsenter iptables-nft iptables-legacy nft conntrack tcpdump curl lftp wget tnftp \
-ncftpget tayga python3 pyftpdlib pyopenssl openssl systemd-analyze tshark groff script \
+ncftpget python3 pyftpdlib pyopenssl openssl systemd-analyze tshark groff script \
 python3-dbus python3-gi dbus-daemon pkcheck dpkg-shlibdeps pyyaml"
 
 # install_tools PROGRAM…: installs what is missing.
@@ -178,7 +178,7 @@ install_tools() {
 # all start services. Only the libraries that they need are installed.
 unpack_servers() {
     for package in vsftpd proftpd-core proftpd-mod-crypto pure-ftpd pure-ftpd-common keepalived conntrackd \
-        redis-tools prometheus ufw firewalld python3-firewall python3-nftables haproxy \
+        redis-tools prometheus tayga ufw firewalld python3-firewall python3-nftables haproxy \
         nginx libnginx-mod-stream libnginx-mod-stream-js $(said_by unpack tests/system/programs/*/*); do
         unpack "$package"
     done

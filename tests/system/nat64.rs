@@ -7,7 +7,7 @@ use testkit::lab::alg::Alg;
 use testkit::lab::client::{Client, Done, Job, each_of, limits};
 use testkit::lab::gateway::ended;
 use testkit::lab::net::Net;
-use testkit::lab::process::{Process, require};
+use testkit::lab::process::Process;
 use testkit::lab::report;
 use testkit::lab::rules::{self, Flavour};
 use testkit::lab::scenario::greeting;
@@ -15,6 +15,7 @@ use testkit::lab::server::{Config, Kind, Server, content};
 use testkit::lab::session::Session;
 use testkit::lab::stations::{BACKENDS, drop_by_default, nat};
 use testkit::lab::topology::{Host, Topology, at, host, link, router};
+use testkit::paths::unpacked;
 
 /// The translator's prefix. It refuses the lab's IPv4 addresses in the well-known one (RFC 6052 §3.1).
 const PREFIX: &str = "2001:db8:64::/96";
@@ -89,7 +90,7 @@ fn topology(pool: Pool) -> Topology {
 
 /// The network with its translator and its user's rules: both FORWARD chains drop by default.
 fn lab(pool: Pool) -> (Net, Process) {
-    require("tayga");
+    let tayga = unpacked("tayga/usr/sbin/tayga");
     let net = Net::new(&topology(pool));
     let directory = net.directory().join("tayga");
     std::fs::create_dir_all(&directory).unwrap();
@@ -105,11 +106,11 @@ fn lab(pool: Pool) -> (Net, Process) {
     std::fs::write(&config, text).unwrap();
     let config = config.to_str().unwrap();
     let run = |words: &[&str]| net.exec("r", words).must();
-    run(&["tayga", "-c", config, "--mktun"]);
+    run(&[&tayga, "-c", config, "--mktun"]);
     run(&["ip", "link", "set", "nat64", "up"]);
     run(&["ip", "route", "add", POOL, "dev", "nat64"]);
     run(&["ip", "route", "add", PREFIX, "dev", "nat64"]);
-    let mut command = net.command("r", "tayga");
+    let mut command = net.command("r", &tayga);
     command.args(["-c", config, "-d"]);
     let tayga = Process::spawn(command);
     let filter = drop_by_default(&["FORWARD"], &[21]);
