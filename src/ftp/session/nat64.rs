@@ -20,18 +20,18 @@ const VERBS: [&[u8; 4]; 3] = [b"EPSV", b"ALGS", b"EPRT"];
 impl Session {
     /// The server is behind a translator, and the client knows it by an IPv6 address.
     pub fn translate(&mut self, nat64: Nat64) {
-        self.told().nat64 = Some(nat64);
+        self.told().nat64 = Some(Box::new(nat64));
     }
 
     /// What is known of that, if it is so.
     #[must_use]
     pub fn nat64(&self) -> Option<&Nat64> {
-        self.told.as_ref()?.nat64.as_ref()
+        self.told.as_ref()?.nat64.as_deref()
     }
 
     /// The same, to be changed.
     pub fn nat64_mut(&mut self) -> Option<&mut Nat64> {
-        self.told.as_mut()?.nat64.as_mut()
+        self.told.as_mut()?.nat64.as_deref_mut()
     }
 
     /// Whether a reply is awaited that means something else to the client than to the server.

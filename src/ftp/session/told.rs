@@ -66,7 +66,7 @@ pub(super) struct Told {
     /// Until the login.
     pub(super) user: Option<User>,
     /// The server is behind a translator.
-    pub(super) nat64: Option<Nat64>,
+    pub(super) nat64: Option<Box<Nat64>>,
     /// Transfer commands without a final reply, oldest first.
     #[serde(skip)]
     transfers: VecDeque<Transfer>,
