@@ -150,6 +150,7 @@ impl Container {
             works_without: &[Mode::Active],
         });
         case.backends = vec!["nft"];
+        case.servers.truncate(1);
         let net = case.build();
         case.stations[0].arguments.clone_from(&self.words);
         case.stations[0].wrapper = EmptyRoot::new(&net).with_run().enter(&self.rights);
