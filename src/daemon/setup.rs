@@ -11,9 +11,7 @@ use crate::conntrack::{Conntrack, Events, Timeouts};
 use crate::firewall::tables;
 use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::tools::Tools;
-use crate::firewall::{
-    Inside, Look, Preview, Rules, RulesError, Steering, SteeringWay,
-};
+use crate::firewall::{Inside, Look, Preview, Rules, RulesError, Steering, SteeringWay};
 use crate::net::{Family, Mark};
 use crate::pinholes::PinholeKey;
 use crate::pinholes::backend::iptables::Iptables;

@@ -73,7 +73,11 @@ impl<V> EndpointTable<V> {
     /// Where an entry is.
     fn place(&self, ends: &Endpoints) -> Option<usize> {
         let entries = &self.entries;
-        let is = |at: &u32| entries.get(*at as usize).is_some_and(|(own, _)| own == ends);
+        let is = |at: &u32| {
+            entries
+                .get(*at as usize)
+                .is_some_and(|(own, _)| own == ends)
+        };
         let at = self.index.find(self.hasher.hash_one(ends), is)?;
         Some(*at as usize)
     }
