@@ -61,6 +61,7 @@ impl Plane {
             match hole {
                 _ if listening || elsewhere => Holder::Other,
                 None if published() => Holder::User,
+                None if self.fixed.has(&key) => Holder::Lately,
                 None => Holder::Nobody,
                 Some(hole) if hole.session != request.session => Holder::Other,
                 Some(_) => Holder::Same,

@@ -4,12 +4,13 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Bound;
 use std::time::Duration;
 
+use super::fixed::FixedPorts;
 use super::{DataConnection, Finished, NO_SESSION, Plane, PlaneReport, Transferred};
 use crate::conntrack::{
     ASSURED, Bytes, Completeness, ConntrackEvent, Progress, SEEN_REPLY, TcpState,
 };
-use crate::engine::Tuple;
 use crate::engine::gateway::SessionId;
+use crate::engine::{Entry, Tuple};
 use crate::pinholes::{Pinhole, PinholeKey};
 
 /// By how much conntrack's timeouts, counted in jiffies, may differ from its time stamps.
@@ -40,6 +41,8 @@ impl Plane {
                 // Answered already: conntrackd has copied it from another gateway.
                 ConntrackEvent::New { status, .. } if status & SEEN_REPLY != 0 => {}
                 ConntrackEvent::New { entry, .. } => {
+                    let most = self.config.limits.connections;
+                    self.fixed.begun(entry.original, most);
                     used.extend(self.connected(entry.original).and_then(|(_, hole)| hole));
                 }
                 ConntrackEvent::Destroy {
@@ -50,6 +53,7 @@ impl Plane {
                     status,
                     ..
                 } => {
+                    self.fixed.forgotten(entry.original);
                     self.deleted(entry.original, bytes, lifetime, state, status);
                     self.control_forgotten(entry.original);
                 }
@@ -280,6 +284,15 @@ impl Plane {
         })
     }
 
+    /// Conntrack's list has these data connections, and no others.
+    pub(super) fn learn_fixed(&mut self, entries: &[Entry]) {
+        self.fixed = FixedPorts::default();
+        for entry in entries {
+            self.fixed
+                .begun(entry.original, self.config.limits.connections);
+        }
+    }
+
     /// Events were lost: compares with the kernel's list of connections; false if that can't be read.
     fn resync(&mut self) -> bool {
         let entries = match self.parts.lookups.marked(self.config.mark) {
@@ -291,6 +304,7 @@ impl Plane {
                 return false;
             }
         };
+        self.learn_fixed(&entries);
         let existing: HashSet<_> = entries.iter().map(|entry| entry.original).collect();
         for &original in &existing {
             if !self.connections.contains_key(&original) {

@@ -30,6 +30,10 @@ impl Plane {
         for (pinhole, left) in found {
             self.insert_adopted(pinhole, now + left);
         }
+        match self.parts.lookups.marked(self.config.mark) {
+            Ok(entries) => self.learn_fixed(&entries),
+            Err(e) => log::debug!("data connections that began before can't be listed: {e}"),
+        }
         self.close_used_meanwhile();
         let adopted = self.holes.len();
         self.counters.adopted = u64::try_from(adopted).unwrap_or(u64::MAX);

@@ -29,6 +29,7 @@ pub mod backend;
 mod clients;
 mod connections;
 mod ending;
+mod fixed;
 mod holes;
 mod installing;
 mod pinhole;
@@ -48,6 +49,7 @@ pub use types::{
 };
 
 use clients::Clients;
+use fixed::FixedPorts;
 use holes::{Holes, PendingHole};
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
@@ -79,6 +81,8 @@ pub struct Plane {
     holes: Holes,
     /// The data connections that conntrack has, until it deletes their entries.
     connections: HashMap<Tuple, DataConnection>,
+    /// Those that come from a fixed port, also if they began before this process.
+    fixed: FixedPorts,
     /// Those of them that aren't known to be over.
     live: BTreeSet<(SessionId, Tuple)>,
     /// Pinholes that were used or have expired, oldest first.
@@ -138,6 +142,7 @@ impl Plane {
             parts,
             holes: Holes::default(),
             connections: HashMap::new(),
+            fixed: FixedPorts::default(),
             live: BTreeSet::new(),
             past: VecDeque::new(),
             twins: HashMap::new(),

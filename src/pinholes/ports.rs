@@ -22,6 +22,8 @@ const FIRST_HARMLESS: u16 = 1025;
 pub enum Holder {
     /// Nobody.
     Nobody,
+    /// Nobody; but the peer has made a connection through it from a port that it may use again.
+    Lately,
     /// One of the user's rules publishes another service there. Until it is used, a pinhole would
     /// hide that service from this peer.
     User,
@@ -61,8 +63,8 @@ pub struct PortRequest {
 /// servers may refuse in a `PORT`. There are 58 at least (`4,1` to `9,9`), and a pinhole belongs to one
 /// peer.
 ///
-/// The first free candidate is chosen. If there is none, the first on which the user publishes
-/// something else; then the first on which the same session has an unused pinhole. `None`: all are
+/// The first free candidate is chosen. If there is none, the first that was used lately; then the first on
+/// which the user publishes something else; then the first on which the same session has an unused pinhole. `None`: all are
 /// taken by others.
 pub fn choose(wanted: &PortRequest, holder: impl Fn(u16) -> Holder) -> Option<u16> {
     let PortRequest {
@@ -106,7 +108,7 @@ pub fn choose(wanted: &PortRequest, holder: impl Fn(u16) -> Holder) -> Option<u1
         return Some(port);
     }
     let ports = range.unwrap_or(PortRange::DYNAMIC);
-    [Holder::Nobody, Holder::User, Holder::Same]
+    [Holder::Nobody, Holder::Lately, Holder::User, Holder::Same]
         .into_iter()
         .find_map(|wanted| {
             if may_keep && holder(announced) == wanted {

@@ -559,6 +559,50 @@ fn one_port_serves_any_number_of_peers_and_one_session_of_each() {
     assert_eq!(plane.counters().no_port, 1);
 }
 
+/// A server that connects from port 20 can't do that twice in TIME_WAIT, to the same address and port.
+#[test]
+fn a_port_comes_again_only_when_a_fixed_port_is_forgotten() {
+    for known_before in [false, true] {
+        let (mut plane, world) = plane(with_ports("8080-8081"));
+        let mut next = |plane: &mut Plane, source: u16| {
+            let hole = open(plane, &passive(1, ANN, 40000));
+            let mut tuple = dialled(ANN, hole.to);
+            tuple.src.set_port(source);
+            world.with(|w| w.events.push(new_event(tuple)));
+            plane.catch_up();
+            tuple
+        };
+        let first = match known_before {
+            false => next(&mut plane, 20),
+            true => {
+                let mut tuple = dialled(ANN, "198.51.100.1:8080".parse().unwrap());
+                tuple.src.set_port(20);
+                world.with(|w| w.entries = vec![entry(tuple)]);
+                plane.adopt().unwrap();
+                tuple
+            }
+        };
+        let second = next(&mut plane, 20);
+        assert_ne!(first.dst, second.dst);
+        // There is no better one.
+        let third = plane.reserve(&passive(1, ANN, 40000)).unwrap();
+        assert!([first.dst, second.dst].contains(&third.to));
+        plane.release(third.id);
+        let forgotten = ConntrackEvent::Destroy {
+            entry: entry(second),
+            id: 1,
+            bytes: None,
+            lifetime: None,
+            state: Some(TIME_WAIT),
+            status: 0,
+        };
+        world.with(|w| w.events.push(forgotten));
+        for source in [33_333, 33_334] {
+            assert_eq!(next(&mut plane, source).dst, second.dst, "free again");
+        }
+    }
+}
+
 #[test]
 fn a_connection_that_is_not_yet_reported_does_not_use_up_the_next_hole() {
     let (mut plane, world) = plane(with_ports("8080"));
