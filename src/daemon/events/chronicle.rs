@@ -329,6 +329,10 @@ impl Chronicle {
             return self.settle(session, at, false, out);
         }
         let unused = more.unused.iter().position(is_it);
+        if more.refused.contains(&connection.pinhole) {
+            unused.and_then(|at| more.unused.remove(at));
+            return self.forget_if_over(session);
+        }
         let (tls, closed) = (more.tls, more.closed);
         if !tls
             && !closed
@@ -410,6 +414,14 @@ impl Chronicle {
             }
         }
         more.transfers = kept;
+        for going in &told {
+            if let Some(pinhole) = going.refused_pinhole() {
+                push(&mut more.refused, pinhole);
+                let data = going.data.filter(|data| data.finished.is_none());
+                data.into_iter()
+                    .for_each(|data| push(&mut more.unused, data));
+            }
+        }
         for going in told {
             self.tell(session, Some(going), now, out);
         }

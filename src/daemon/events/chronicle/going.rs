@@ -25,6 +25,8 @@ pub(super) struct More {
     pub(super) announced: VecDeque<Announced>,
     /// Data connections that belong to no transfer yet.
     pub(super) unused: VecDeque<Data>,
+    /// Pinholes for commands that the server refused: their data connections are none of a transfer.
+    pub(super) refused: VecDeque<PinholeId>,
     pub(super) transfers: VecDeque<Going>,
 }
 
@@ -81,6 +83,15 @@ impl More {
             data,
             ended: None,
         }
+    }
+}
+
+impl Going {
+    /// The pinhole that was meant for it, if the server refused it.
+    pub(super) fn refused_pinhole(&self) -> Option<PinholeId> {
+        let refused = self.ended.is_some_and(|ended| ended.is_refusal());
+        let announced = self.announced.filter(|_| refused)?;
+        Some(announced.pinhole)
     }
 }
 

@@ -243,6 +243,37 @@ fn a_refused_transfer_has_no_data_connection() {
     assert_eq!(story.transfers().len(), 1);
 }
 
+/// However late the connection that was meant for it ends.
+#[test]
+fn a_refused_transfer_is_told_once() {
+    for (connects, finishes) in [(5, 30), (5, 70), (15, 70), (55, 70)] {
+        let mut story = Story::new(true);
+        story.announced(2, 1);
+        let mut steps = [
+            (connects, "connects"),
+            (10, "refused"),
+            (50, "closed"),
+            (finishes, "finishes"),
+        ];
+        steps.sort_unstable();
+        for (ms, step) in steps {
+            match step {
+                "connects" => story.report(ms, PlaneReport::Connected(connection(1))),
+                "refused" => story.ended(ms, false, 550),
+                "closed" => story.closed(ms),
+                _ => story.report(ms, finished(1, 20)),
+            }
+        }
+        let told = story.transfers();
+        // What connects when the session is over was never part of it.
+        if connects < 50 {
+            assert_eq!(told.len(), 1, "{connects}, {finishes}: {told:#?}");
+        }
+        assert_eq!(told[0].reply, Some(550));
+        assert!(story.chronicle.sessions.is_empty());
+    }
+}
+
 #[test]
 fn a_connection_that_nobody_answered_is_none() {
     let mut story = Story::new(true);
