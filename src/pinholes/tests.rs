@@ -564,7 +564,7 @@ fn one_port_serves_any_number_of_peers_and_one_session_of_each() {
 fn a_port_comes_again_only_when_a_fixed_port_is_forgotten() {
     for known_before in [false, true] {
         let (mut plane, world) = plane(with_ports("8080-8081"));
-        let mut next = |plane: &mut Plane, source: u16| {
+        let next = |plane: &mut Plane, source: u16| {
             let hole = open(plane, &passive(1, ANN, 40000));
             let mut tuple = dialled(ANN, hole.to);
             tuple.src.set_port(source);

@@ -38,13 +38,18 @@ const LOG: usize = 128 << 20;
 /// How many descriptors more it may have than in its first moment: sockets that are kept for questions.
 const SPARE_DESCRIPTORS: usize = 8;
 
-/// For as long as `SOAK_SECONDS` says in each place.
+/// For as long as `SOAK_SECONDS` says, in all places at once.
 #[test]
 #[ignore = "takes as long as it is told: scripts/soak"]
 fn long() {
     let seconds = std::env::var("SOAK_SECONDS").map_or(10, |text| text.parse().unwrap());
-    let problems = |place: Place| place.soaked(Duration::from_secs(seconds));
-    let problems: Vec<_> = places().into_iter().flat_map(problems).collect();
+    let length = Duration::from_secs(seconds);
+    let problems = std::thread::scope(|scope| {
+        let soaked = |place: Place| scope.spawn(move || place.soaked(length));
+        let all: Vec<_> = places().into_iter().map(soaked).collect();
+        let problems = all.into_iter().flat_map(|one| one.join().unwrap());
+        problems.collect::<Vec<_>>()
+    });
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 }
 

@@ -13,7 +13,7 @@ use super::programs::{self, Program};
 use super::server::{Login, Server};
 
 /// vsftpd's words where its own `connect` from port 20 fails at once with EADDRNOTAVAIL, before
-/// there is a packet: now and then on a busy machine (seen by strace).
+/// there is a packet (seen by strace): it had a connection with the same ends within TIME_WAIT.
 const NO_ADDRESS: &str = "425 Failed to establish connection.";
 /// The same words mean that the gateway is in the way when they come after this long (the lab's
 /// `connect_timeout` is 5 s).
