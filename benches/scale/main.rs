@@ -9,6 +9,8 @@
 //!
 //! All but the first need root, and make network namespaces of their own.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a benchmark")]
+
 mod flood;
 mod flows;
 mod pinholes;
