@@ -13,7 +13,7 @@ use testkit::lab::server::{Config, Kind, Server, content};
 use testkit::lab::topology::Topology;
 
 /// The time within which a session without loss completes its transfer.
-const SWIFT: Duration = Duration::from_millis(1500);
+const SWIFT: Duration = Duration::from_millis(3000);
 
 const PAUSES: Pace = Pace::Pauses(Duration::from_millis(10));
 
