@@ -37,6 +37,7 @@ pub(super) fn run() {
         std::thread::spawn(move || serve(&listener));
         let alg = with.then(|| start(&net, "nft", Flavour::Nft));
         let mut control = Control::dial(&net);
+        control.reply();
         for (line, code) in [("USER a\r\n", "331"), ("PASS b\r\n", "230")] {
             control.ask(line, code);
         }
