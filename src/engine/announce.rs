@@ -45,12 +45,24 @@ pub(super) enum Declined {
     Wait,
 }
 
-/// What becomes of an announcement whose pinhole couldn't be opened.
-fn not_opened(error: Error) -> Declined {
-    match error {
-        Error::Closing => Declined::Wait,
+/// Asks the gateway for a port, and opens the pinhole unless that is for later.
+fn prepare(
+    request: &Request,
+    how: How,
+    gateway: &mut dyn Gateway,
+) -> Result<Reservation, Declined> {
+    let reserved = gateway.reserve(request).map_err(|error| match error {
+        // The announced port would lead nowhere, or to another service.
+        Error::NoPort(_) | Error::Limit(_) => Declined::Refuse(error.to_string()),
         error => Declined::Leave(error.to_string()),
+    })?;
+    if how == How::Open {
+        gateway.open(reserved.id).map_err(|error| match error {
+            Error::Closing => Declined::Wait,
+            error => Declined::Leave(error.to_string()),
+        })?;
     }
+    Ok(reserved)
 }
 
 /// How far to go with an announcement that the policy allows.
@@ -94,6 +106,11 @@ impl Tuples {
             own: self.mine.src.ip(),
             reachable: self.peers.dst.ip(),
         }
+    }
+
+    /// The user's bits of the control connection's mark.
+    fn mark(&self, config: &Config) -> u32 {
+        self.entry.mark & !config.marks.map_or(0, Marks::mask)
     }
 
     /// The address under which that end knows its peer, where it isn't the peer's own.
@@ -152,10 +169,7 @@ pub(super) fn decide(
     let tuples = tuples.map_err(|error| Declined::Leave(error.to_string()))?;
     let wanted = Wanted::new(config, session, side, slot, &tuples);
     wanted.can_be_written(said.form)?;
-    let reserved = wanted.reserve(gateway)?;
-    if how == How::Open {
-        gateway.open(reserved.id).map_err(not_opened)?;
-    }
+    let reserved = prepare(&wanted.request, how, gateway)?;
     let new = SocketAddr::new(wanted.public, reserved.to.port());
     Ok(Some(Prepared {
         rewrite: slot.rewrite(new),
@@ -233,7 +247,7 @@ impl Wanted {
                 to: foreign.unwrap_or(reachable),
                 land: SocketAddr::new(foreign.unwrap_or(own), said.port),
                 as_source: tuples.as_source(),
-                mark: tuples.entry.mark & !config.marks.map_or(0, Marks::mask),
+                mark: tuples.mark(config),
                 published: foreign.is_none() && (reachable != own || advertised.is_some()),
                 from_range: side == Side::Egress && foreign.is_none(),
                 fitting: slot.fitting(public),
@@ -250,14 +264,5 @@ impl Wanted {
             return Err(Declined::Leave(why.to_owned()));
         }
         Ok(())
-    }
-
-    /// Asks the gateway for a port.
-    fn reserve(&self, gateway: &mut dyn Gateway) -> Result<Reservation, Declined> {
-        gateway.reserve(&self.request).map_err(|error| match error {
-            // The announced port would lead nowhere, or to another service.
-            Error::NoPort(_) | Error::Limit(_) => Declined::Refuse(error.to_string()),
-            error => Declined::Leave(error.to_string()),
-        })
     }
 }

@@ -9,7 +9,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::{Addresses, Config, Declined, How, Marks, Tuples, check, not_opened, tuples};
+use super::{Addresses, Config, Declined, How, Tuples, check, prepare, tuples};
 use crate::engine::Side;
 use crate::engine::endpoints::Endpoints;
 use crate::engine::gateway::{Error, Gateway, PinholeId, Request, SessionId, Twin};
@@ -89,7 +89,7 @@ impl Asked<'_> {
             to: SocketAddr::new(other.mine.dst.ip(), said.port),
             land: SocketAddr::new(other.peers.src.ip(), said.port),
             as_source: as_source(&other),
-            mark: self.mark(&other),
+            mark: other.mark(self.config),
         });
         let addresses = tuples.addresses();
         let request = Request {
@@ -99,7 +99,7 @@ impl Asked<'_> {
             to: addresses.reachable,
             land: SocketAddr::new(addresses.own, said.port),
             as_source: tuples.as_source(),
-            mark: self.mark(&tuples),
+            mark: tuples.mark(self.config),
             published: addresses.reachable != addresses.own,
             from_range: false,
             fitting: Fitting::ANY,
@@ -153,7 +153,7 @@ impl Asked<'_> {
             to: client,
             land: client,
             as_source: None,
-            mark: self.mark(&here),
+            mark: here.mark(self.config),
         };
         let slot = Announcement {
             form: Form::HostPort,
@@ -167,7 +167,7 @@ impl Asked<'_> {
             to: reachable,
             land: SocketAddr::new(own, said.port),
             as_source: other.as_source(),
-            mark: self.mark(&other),
+            mark: other.mark(self.config),
             published: reachable != own || advertised.is_some(),
             from_range: side == Side::Egress,
             fitting: match self.config.keep_length {
@@ -179,20 +179,14 @@ impl Asked<'_> {
         self.prepare(&request, public, gateway).map(Some)
     }
 
-    /// Reserves the pinhole, and opens it unless that is for later.
+    /// The same with its pinhole prepared.
     fn prepare(
         &self,
         request: &Request,
         public: IpAddr,
         gateway: &mut dyn Gateway,
     ) -> Result<Translated, Declined> {
-        let reserved = gateway.reserve(request).map_err(|error| match error {
-            Error::NoPort(_) | Error::Limit(_) => Declined::Refuse(error.to_string()),
-            error => Declined::Leave(error.to_string()),
-        })?;
-        if self.how == How::Open {
-            gateway.open(reserved.id).map_err(not_opened)?;
-        }
+        let reserved = prepare(request, self.how, gateway)?;
         Ok(Translated {
             new: SocketAddr::new(public, reserved.to.port()),
             from: request.from,
@@ -222,11 +216,6 @@ impl Asked<'_> {
             mine: entry.original,
             peers: entry.reply,
         })
-    }
-
-    /// The user's bits of the control connection's mark.
-    fn mark(&self, tuples: &Tuples) -> u32 {
-        tuples.entry.mark & !self.config.marks.map_or(0, Marks::mask)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What becomes of an announced address: [`announce::decide`] says it, and here it is carried out.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::dialogue::pending;
 use super::{Context, Flow};
@@ -11,7 +11,7 @@ use crate::engine::event::Event;
 use crate::engine::gateway::PinholeId;
 use crate::ftp::Mode;
 use crate::ftp::fit::LineSlot;
-use crate::ftp::session::{Address, Hole, Outcome};
+use crate::ftp::session::{Address, Announcement, Hole, Outcome};
 
 /// Replaces a `227` or `229`, up to the end of its address, if no data connection can be had. The
 /// rest of the server's line follows; usually that is a closing bracket. RFC 959 has 425 for
@@ -19,6 +19,23 @@ use crate::ftp::session::{Address, Hole, Outcome};
 const REFUSAL: &[u8] = b"425 Can't open data connection (no usable port";
 /// Replaces the address alone.
 const NO_ADDRESS: &[u8] = b"no usable port";
+
+/// An announcement that has gone out with a pinhole.
+pub(super) struct Went {
+    pub(super) pinhole: PinholeId,
+    /// Whether that is open.
+    pub(super) open: bool,
+    /// Whether its text was changed, and then, whether its length was.
+    pub(super) rewritten: Option<bool>,
+    /// The address that was announced.
+    pub(super) old: SocketAddr,
+    /// The address that went out.
+    pub(super) new: SocketAddr,
+    /// Who may connect.
+    pub(super) from: IpAddr,
+    /// Where the data connection goes.
+    pub(super) land: SocketAddr,
+}
 
 impl Flow {
     /// Handles an announcement in `side`'s pending bytes.
@@ -34,10 +51,8 @@ impl Flow {
         let named = SocketAddr::new(said.addr.unwrap_or_else(own), said.port);
         let open = said.mode == Mode::Passive || self.session.opens_at_once();
         let how = self.how(address, open);
-        if self.session.nat64().is_some()
-            && self.announce_translated(ends, side, address, (how.clone(), open), cx)
-        {
-            return;
+        if let Some(nat64) = self.session.nat64().cloned() {
+            return self.announce_translated(nat64, ends, side, address, (how, open), cx);
         }
         let decided = match how {
             Ok(how) => {
@@ -121,24 +136,43 @@ impl Flow {
         forward.pass(address.at.saturating_sub(rewrite.before));
         forward.replace(replaced, &rewrite.text);
         let resized = replaced != rewrite.text.len();
-        let (verb, mode) = (address.announcement.verb, address.announcement.mode);
-        let pinhole = hole;
-        let hole = Hole(hole.0);
-        self.tell_session(side, Outcome::Accepted { hole, open }, cx);
-        self.announced = self.announced.saturating_add(1);
-        cx.stats.announced = cx.stats.announced.saturating_add(1);
-        if old != new {
-            cx.stats.count_rewrite(verb, resized);
-        }
-        cx.gateway.event(Event::Announced {
-            session: self.id,
-            pinhole,
-            verb,
-            mode,
+        let went = Went {
+            pinhole: hole,
+            open,
+            rewritten: (old != new).then_some(resized),
             old,
             new,
             from,
             land,
+        };
+        self.is_announced(side, &address.announcement, went, cx);
+    }
+
+    /// An announcement has gone out with a pinhole: the session machine is told, and it is counted and
+    /// reported.
+    pub(super) fn is_announced(
+        &mut self,
+        side: Side,
+        said: &Announcement,
+        went: Went,
+        cx: &mut Context<'_>,
+    ) {
+        let (hole, open) = (Hole(went.pinhole.0), went.open);
+        self.tell_session(side, Outcome::Accepted { hole, open }, cx);
+        self.announced = self.announced.saturating_add(1);
+        cx.stats.announced = cx.stats.announced.saturating_add(1);
+        if let Some(resized) = went.rewritten {
+            cx.stats.count_rewrite(said.verb, resized);
+        }
+        cx.gateway.event(Event::Announced {
+            session: self.id,
+            pinhole: went.pinhole,
+            verb: said.verb,
+            mode: said.mode,
+            old: went.old,
+            new: went.new,
+            from: went.from,
+            land: went.land,
         });
     }
 

@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use super::announcement::Went;
 use super::dialogue::pending;
 use super::{Context, Flow};
 use crate::engine::Side;
@@ -10,11 +11,10 @@ use crate::engine::announce::Declined;
 use crate::engine::announce::How;
 use crate::engine::announce::nat64::{Asked, Translated};
 use crate::engine::endpoints::Endpoints;
-use crate::engine::event::Event;
 use crate::ftp::Mode;
 use crate::ftp::fit::{LineSlot, Rewrite};
 use crate::ftp::nat64::{Nat64, Nat64News, extended_reply, port_command, refused_reply};
-use crate::ftp::session::{Address, Form, Hole, Outcome};
+use crate::ftp::session::{Address, Form, Outcome};
 
 impl Flow {
     /// The server is behind a translator. `speaks_epsv`: it is known to answer `EPSV`.
@@ -31,18 +31,16 @@ impl Flow {
         Some((nat64.server(), nat64.take_news()))
     }
 
-    /// Handles an announcement in a session that is translated. False: it isn't one.
+    /// Handles an announcement in a session that is translated; `nat64` is how it stands.
     pub(super) fn announce_translated(
         &mut self,
+        mut nat64: Nat64,
         ends: &Endpoints,
         side: Side,
         address: &Address,
         (how, open): (Result<How, Declined>, bool),
         cx: &mut Context<'_>,
-    ) -> bool {
-        let Some(mut nat64) = self.session.nat64().cloned() else {
-            return false;
-        };
+    ) {
         let said = &address.announcement;
         let decided = how.and_then(|how| {
             let asked = Asked {
@@ -73,7 +71,7 @@ impl Flow {
                 let (why, replaced) = match declined {
                     Declined::Wait => {
                         self.freeze();
-                        return true;
+                        return;
                     }
                     Declined::Leave(why) => (why, self.leave_untranslated(side, address, cx)),
                     Declined::Refuse(why) => (why, self.refuse_translated(side, address, cx)),
@@ -81,7 +79,6 @@ impl Flow {
                 self.count_refusal(said.verb, why, Some(named), replaced, cx);
             }
         }
-        true
     }
 
     /// The announcement goes out as its receiver understands it.
@@ -114,23 +111,16 @@ impl Flow {
             }
             return;
         };
-        let hole = Hole(pinhole.0);
-        self.tell_session(side, Outcome::Accepted { hole, open }, cx);
-        self.announced = self.announced.saturating_add(1);
-        cx.stats.announced = cx.stats.announced.saturating_add(1);
-        if !is_same {
-            cx.stats.count_rewrite(said.verb, len != text.len());
-        }
-        cx.gateway.event(Event::Announced {
-            session: self.id,
+        let went = Went {
             pinhole,
-            verb: said.verb,
-            mode: said.mode,
+            open,
+            rewritten: (!is_same).then_some(len != text.len()),
             old,
             new,
             from,
             land,
-        });
+        };
+        self.is_announced(side, said, went, cx);
     }
 
     /// What replaces how many pending bytes, and where: with the port of `new`.
