@@ -9,8 +9,8 @@ use super::{DataConnection, Finished, NO_SESSION, Plane, PlaneReport, Transferre
 use crate::conntrack::{
     ASSURED, Bytes, Completeness, ConntrackEvent, Progress, SEEN_REPLY, TcpState,
 };
+use crate::engine::Tuple;
 use crate::engine::gateway::SessionId;
-use crate::engine::{Entry, Tuple};
 use crate::pinholes::{Pinhole, PinholeKey};
 
 /// By how much conntrack's timeouts, counted in jiffies, may differ from its time stamps.
@@ -84,10 +84,7 @@ impl Plane {
     /// pending any more, for the caller to close. A connection through a range has none. One through a
     /// twin isn't reported, since it is the same data connection.
     fn connected(&mut self, original: Tuple) -> Option<(Option<DataConnection>, Option<Pinhole>)> {
-        let key = PinholeKey {
-            from: original.src.ip(),
-            to: original.dst,
-        };
+        let key = PinholeKey::of(original);
         let Some((id, hole)) = self.holes.at(key).filter(|(_, hole)| hole.open) else {
             let Some(connection) = self.range_connection(original) else {
                 self.counters.unattributed += 1;
@@ -285,11 +282,10 @@ impl Plane {
     }
 
     /// Conntrack's list has these data connections, and no others.
-    pub(super) fn learn_fixed(&mut self, entries: &[Entry]) {
+    pub(super) fn learn_fixed(&mut self, originals: impl Iterator<Item = Tuple>) {
         self.fixed = FixedPorts::default();
-        for entry in entries {
-            self.fixed
-                .begun(entry.original, self.config.limits.connections);
+        for original in originals {
+            self.fixed.begun(original, self.config.limits.connections);
         }
     }
 
@@ -304,8 +300,8 @@ impl Plane {
                 return false;
             }
         };
-        self.learn_fixed(&entries);
         let existing: HashSet<_> = entries.iter().map(|entry| entry.original).collect();
+        self.learn_fixed(existing.iter().copied());
         for &original in &existing {
             if !self.connections.contains_key(&original) {
                 self.on_conntrack_new(original);

@@ -27,7 +27,7 @@ impl FixedPorts {
         if port >= FIRST_FREE || self.count >= most {
             return;
         }
-        let ports = self.from.entry(key(original)).or_default();
+        let ports = self.from.entry(PinholeKey::of(original)).or_default();
         if !ports.contains(&port) {
             ports.push(port);
             self.count = self.count.saturating_add(1);
@@ -36,7 +36,7 @@ impl FixedPorts {
 
     /// Conntrack has forgotten a connection.
     pub(super) fn forgotten(&mut self, original: Tuple) {
-        let key = key(original);
+        let key = PinholeKey::of(original);
         let Some(ports) = self.from.get_mut(&key) else {
             return;
         };
@@ -51,13 +51,6 @@ impl FixedPorts {
     /// Whether conntrack has one that came through a pinhole like this.
     pub(super) fn has(&self, key: &PinholeKey) -> bool {
         self.from.contains_key(key)
-    }
-}
-
-fn key(original: Tuple) -> PinholeKey {
-    PinholeKey {
-        from: original.src.ip(),
-        to: original.dst,
     }
 }
 
@@ -76,16 +69,16 @@ mod tests {
     fn only_those_from_fixed_ports_are_kept_and_each_once() {
         let mut fixed = FixedPorts::default();
         fixed.begun(tuple(40_000), 9);
-        assert!(!fixed.has(&key(tuple(20))));
+        assert!(!fixed.has(&PinholeKey::of(tuple(20))));
         for port in [20, 20, 989] {
             fixed.begun(tuple(port), 9);
         }
         fixed.forgotten(tuple(40_000));
         fixed.forgotten(tuple(20));
-        assert!(fixed.has(&key(tuple(20))), "the other one");
+        assert!(fixed.has(&PinholeKey::of(tuple(20))), "the other one");
         fixed.forgotten(tuple(989));
         fixed.forgotten(tuple(989));
-        assert!(!fixed.has(&key(tuple(20))));
+        assert!(!fixed.has(&PinholeKey::of(tuple(20))));
         assert_eq!(fixed.count, 0);
         fixed.begun(tuple(20), 0);
         assert!(fixed.from.is_empty(), "bounded");

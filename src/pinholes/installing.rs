@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::admission::network;
 use super::{NO_SESSION, PendingHole, Pinhole, Plane, PlaneReport};
+use crate::conntrack::Kept;
+use crate::engine::Entry;
 use crate::engine::gateway::PinholeId;
 use crate::ftp::Mode;
 use crate::pinholes::PinholeKey;
@@ -30,11 +32,9 @@ impl Plane {
         for (pinhole, left) in found {
             self.insert_adopted(pinhole, now + left);
         }
-        match self.parts.lookups.marked(self.config.mark) {
-            Ok(entries) => self.learn_fixed(&entries),
-            Err(e) => log::debug!("data connections that began before can't be listed: {e}"),
-        }
-        self.close_used_meanwhile();
+        let entries = self.marked_entries();
+        self.learn_fixed(entries.iter().map(|(entry, _)| entry.original));
+        self.close_used_of(&entries);
         let adopted = self.holes.len();
         self.counters.adopted = u64::try_from(adopted).unwrap_or(u64::MAX);
         Ok(adopted)
@@ -119,20 +119,25 @@ impl Plane {
         if self.holes.len() == 0 {
             return;
         }
-        let entries = match self.parts.lookups.marked_with_state(self.config.mark) {
-            Ok(entries) => entries,
-            Err(error) => {
-                log::warn!("can't list conntrack entries: {error}");
-                return;
-            }
-        };
+        let entries = self.marked_entries();
+        self.close_used_of(&entries);
+    }
+
+    /// The data connections that conntrack has; none if it can't be asked.
+    fn marked_entries(&mut self) -> Vec<(Entry, Option<Kept>)> {
+        let entries = self.parts.lookups.marked_with_state(self.config.mark);
+        entries.unwrap_or_else(|error| {
+            log::warn!("can't list conntrack entries: {error}");
+            Vec::new()
+        })
+    }
+
+    /// The same, by these connections.
+    fn close_used_of(&mut self, entries: &[(Entry, Option<Kept>)]) {
         let now = self.now();
         let mut doubtful = Vec::new();
-        for (entry, kept) in entries {
-            let key = PinholeKey {
-                from: entry.original.src.ip(),
-                to: entry.original.dst,
-            };
+        for &(entry, kept) in entries {
+            let key = PinholeKey::of(entry.original);
             let Some((id, hole)) = self.holes.at(key) else {
                 continue;
             };

@@ -224,33 +224,47 @@ impl Plane {
         };
         self.check_limits(request, key, now)?;
         self.make_room(request.session, key);
-        let client = admission::client(request);
-        self.clients.reserved(client, now);
-
-        let id = self.next_id();
+        let pinhole = Pinhole {
+            from: request.from,
+            to,
+            land: request.land,
+            as_source: request.as_source,
+            mark: request.mark,
+        };
         let deadline = now + self.config.deadline;
-        self.holes.insert(
-            id,
-            PendingHole {
-                session: request.session,
-                client,
-                mode: request.mode,
-                pinhole: Pinhole {
-                    from: request.from,
-                    to,
-                    land: request.land,
-                    as_source: request.as_source.filter(|&ip| ip != request.from),
-                    mark: request.mark & !self.config.mark.bit(),
-                },
-                deadline,
-                open: false,
-                is_twin: false,
-            },
-        );
+        let id = self.insert_reserved(request, pinhole, deadline, false);
         if let Some(twin) = &request.twin {
             self.reserve_twin(id, request, twin, deadline);
         }
         Ok(Reservation { id, to })
+    }
+
+    /// Adds a pinhole that isn't open yet.
+    fn insert_reserved(
+        &mut self,
+        request: &Request,
+        pinhole: Pinhole,
+        deadline: Duration,
+        is_twin: bool,
+    ) -> PinholeId {
+        let client = admission::client(request);
+        self.clients.reserved(client, self.now());
+        let id = self.next_id();
+        let hole = PendingHole {
+            session: request.session,
+            client,
+            mode: request.mode,
+            pinhole: Pinhole {
+                as_source: pinhole.as_source.filter(|&ip| ip != pinhole.from),
+                mark: pinhole.mark & !self.config.mark.bit(),
+                ..pinhole
+            },
+            deadline,
+            open: false,
+            is_twin,
+        };
+        self.holes.insert(id, hole);
+        id
     }
 
     /// See [`Gateway::open`](crate::engine::gateway::Gateway::open). The deadline starts again.

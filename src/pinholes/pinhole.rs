@@ -3,6 +3,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use crate::engine::Tuple;
+
 /// The permission for one data connection.
 ///
 /// With X the endpoint that announced an address to its peer Y, and the control connection's
@@ -42,6 +44,17 @@ pub struct PinholeKey {
     pub from: IpAddr,
     /// The address and port the peer connects to.
     pub to: SocketAddr,
+}
+
+impl PinholeKey {
+    /// That of the pinhole that a connection with this original direction comes through.
+    #[must_use]
+    pub fn of(original: Tuple) -> Self {
+        Self {
+            from: original.src.ip(),
+            to: original.dst,
+        }
+    }
 }
 
 /// The permission for any number of data connections to a range of ports, the same on both sides.

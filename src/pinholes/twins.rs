@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::{PendingHole, Pinhole, PinholeKey, Plane, admission};
+use super::{Pinhole, PinholeKey, Plane};
 use crate::engine::gateway::{PinholeId, Request, Twin};
 
 impl Plane {
@@ -33,27 +33,14 @@ impl Plane {
             self.counters.superseded += 1;
             self.drop_hole(id);
         }
-        let client = admission::client(request);
-        self.clients.reserved(client, self.now());
-        let id = self.next_id();
-        self.holes.insert(
-            id,
-            PendingHole {
-                session: request.session,
-                client,
-                mode: request.mode,
-                pinhole: Pinhole {
-                    from: twin.from,
-                    to: twin.to,
-                    land: twin.land,
-                    as_source: twin.as_source.filter(|&ip| ip != twin.from),
-                    mark: twin.mark & !self.config.mark.bit(),
-                },
-                deadline,
-                open: false,
-                is_twin: true,
-            },
-        );
+        let pinhole = Pinhole {
+            from: twin.from,
+            to: twin.to,
+            land: twin.land,
+            as_source: twin.as_source,
+            mark: twin.mark,
+        };
+        let id = self.insert_reserved(request, pinhole, deadline, true);
         self.twins.insert(of, id);
     }
 }
