@@ -533,14 +533,6 @@ fn remove_native() -> Result<usize, RulesError> {
     ))
 }
 
-/// How many rules of ours there are.
-#[must_use]
-pub fn count_ours(snapshot: &Snapshot) -> usize {
-    let tables = ours(snapshot, &xtables::TABLES);
-    let rules = tables.iter().flat_map(|(_, table)| &table.rules);
-    rules.filter(|rule| is_ours(rule)).count()
-}
-
 /// The tables that hold something of ours.
 pub(crate) fn ours<'a>(snapshot: &'a Snapshot, tables: &[&str]) -> Vec<(At, &'a Table)> {
     let mut found = Vec::new();
