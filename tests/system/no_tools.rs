@@ -18,8 +18,8 @@ use testkit::lab::root::EmptyRoot;
 use testkit::lab::rules::{self, Flavour, Policy};
 use testkit::lab::server::{Config, Kind, Server};
 use testkit::lab::session::Session;
-use testkit::lab::stations::{Case, FEW, FEW_V6, Part, Station, drop_by_default, nat};
-use testkit::lab::topology::{at, host, link, router};
+use testkit::lab::stations::{Case, FEW, FEW_V6, Part, Station, drop_by_default, published};
+use testkit::lab::topology::{at, host, link};
 use testkit::paths;
 
 /// What a container gets.
@@ -63,38 +63,8 @@ fn transfers(net: &Net, server: &Server) {
 /// server and masqueraded clients.
 #[test]
 fn every_client_through_an_empty_root() {
-    let rule = "-A PREROUTING -d 203.0.113.1/32 -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.0.2";
-    let mut case = Case::new(
-        vec![
-            host("c", &["default via 198.51.100.1"]),
-            router("r", &[]),
-            host("s", &["default via 10.0.0.1"]),
-        ],
-        vec![
-            link(
-                ("c", "e0", &["198.51.100.2/24"]),
-                ("r", "out0", &["198.51.100.1/24", "203.0.113.1/32"]),
-            ),
-            link(
-                ("r", "in0", &["10.0.0.1/24"]),
-                ("s", "e0", &["10.0.0.2/24"]),
-            ),
-        ],
-        vec![Station::new(
-            "r",
-            drop_by_default(&["FORWARD"], &[21]) + &nat(&[rule]),
-            &["--inside", "in0"],
-        )],
-    )
-    .part(Part {
-        name: "published, no tools",
-        client: "c",
-        server: "s",
-        listen: at("10.0.0.2:21"),
-        dial: at("203.0.113.1:21"),
-        clients: FEW.to_vec(),
-        works_without: &[],
-    });
+    let routes: [&[_]; 2] = [&["default via 198.51.100.1"], &["default via 10.0.0.1"]];
+    let mut case = published("published, no tools", routes);
     case.backends = vec!["nft"];
     let net = case.build();
     let root = EmptyRoot::new(&net);

@@ -17,7 +17,7 @@ use testkit::lab::net::Net;
 use testkit::lab::process::{Finished, require, run};
 use testkit::lab::rules::{self, Flavour, Policy};
 use testkit::lab::server::{Config, Kind, Server, Tls, content};
-use testkit::lab::topology::{Topology, at, host, link, router};
+use testkit::lab::topology::{Topology, at};
 use testkit::paths;
 
 const LIMIT: Duration = Duration::from_secs(40);
@@ -304,27 +304,9 @@ fn wrong_arguments_and_files_are_one_line() {
     assert!(done.ok() && done.log.contains("is --port right?"), "{done}");
 }
 
-/// `a (2001:db8:1::2) — r (2001:db8:1::1, 2001:db8:f::1, fd00::1) — b (fd00::2)`, with NAT66.
+/// With NAT66.
 fn over_ipv6() -> Net {
-    let net = Net::new(&Topology {
-        router: "r",
-        inside: "in0",
-        outside: "out0",
-        ..Topology::bare(
-            vec![
-                host("a", &["2001:db8:f::/64 via 2001:db8:1::1"]),
-                router("r", &[]),
-                host("b", &["2001:db8:1::/64 via fd00::1"]),
-            ],
-            vec![
-                link(
-                    ("a", "e0", &["2001:db8:1::2/64"]),
-                    ("r", "out0", &["2001:db8:1::1/64", "2001:db8:f::1/128"]),
-                ),
-                link(("r", "in0", &["fd00::1/64"]), ("b", "e0", &["fd00::2/64"])),
-            ],
-        )
-    });
+    let net = Net::new(&Topology::over_ipv6());
     let nat = "*nat\n-A PREROUTING -d 2001:db8:f::1 -p tcp --dport 21 -j DNAT --to-destination \
                [fd00::2]:21\n-A POSTROUTING -o out0 -j MASQUERADE\nCOMMIT\n";
     net.feed("r", &["ip6tables-nft-restore", "--noflush"], nat)

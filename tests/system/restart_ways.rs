@@ -12,7 +12,7 @@ use testkit::lab::process::{Finished, Process};
 use testkit::lab::rules::{self, Flavour, Policy};
 use testkit::lab::server::{Config, Kind, Server};
 use testkit::lab::session::Session;
-use testkit::lab::topology::{Topology, at, host, link, router};
+use testkit::lab::topology::{Topology, at, host, link};
 use testkit::paths;
 
 /// How soon both ends notice that their connection is over.
@@ -98,24 +98,7 @@ fn stopped_on(net: &Net, words: &[&str], uneven: impl Fn(&mut Session)) -> (Sess
 
 #[test]
 fn a_stop_resets_uneven_sessions_over_ipv6() {
-    let topology = Topology::bare(
-        vec![
-            host("a", &["2001:db8:f::/64 via 2001:db8:1::1"]),
-            router("r", &[]),
-            host("b", &["2001:db8:1::/64 via fd00::1"]),
-        ],
-        vec![
-            link(
-                ("a", "e0", &["2001:db8:1::2/64"]),
-                ("r", "out0", &["2001:db8:1::1/64", "2001:db8:f::1/128"]),
-            ),
-            link(("r", "in0", &["fd00::1/64"]), ("b", "e0", &["fd00::2/64"])),
-        ],
-    );
-    let net = Net::new(&Topology {
-        router: "r",
-        ..topology
-    });
+    let net = Net::new(&Topology::over_ipv6());
     let nat = [
         "*nat",
         "-A PREROUTING -d 2001:db8:f::1 -p tcp --dport 21 -j DNAT --to-destination [fd00::2]:21",

@@ -8,41 +8,12 @@ use std::time::Duration;
 
 use testkit::lab::net::Net;
 use testkit::lab::process::{PATH, Process, run};
-use testkit::lab::stations::{Case, FEW, Part, Station, drop_by_default, nat};
-use testkit::lab::topology::{at, host, link, router};
+use testkit::lab::stations::{Case, published};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// `c (198.51.100.2) — r (203.0.113.1) — s (10.0.0.2)`
-fn published() -> Case {
-    let rule = "-A PREROUTING -d 203.0.113.1/32 -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.0.2";
-    Case::new(
-        vec![host("c", &[]), router("r", &[]), host("s", &[])],
-        vec![
-            link(
-                ("c", "e0", &["198.51.100.2/24"]),
-                ("r", "out0", &["198.51.100.1/24", "203.0.113.1/32"]),
-            ),
-            link(
-                ("r", "in0", &["10.0.0.1/24"]),
-                ("s", "e0", &["10.0.0.2/24"]),
-            ),
-        ],
-        vec![Station::new(
-            "r",
-            drop_by_default(&["FORWARD"], &[21]) + &nat(&[rule]),
-            &["--inside", "in0"],
-        )],
-    )
-    .part(Part {
-        name: "CAP_NET_ADMIN alone",
-        client: "c",
-        server: "s",
-        listen: at("10.0.0.2:21"),
-        dial: at("203.0.113.1:21"),
-        clients: FEW.to_vec(),
-        works_without: &[],
-    })
+fn case() -> Case {
+    published("CAP_NET_ADMIN alone", [&[], &[]])
 }
 
 /// A directory with iptables-nft's programs, and no other.
@@ -82,7 +53,7 @@ fn stripped(tools: &Path) -> Vec<String> {
 
 #[test]
 fn net_admin_alone() {
-    let mut case = published();
+    let mut case = case();
     let net = case.build();
     routes(&net);
     case.stations[0].wrapper = stripped(&tools(&net).unwrap());
@@ -99,7 +70,7 @@ fn routes(net: &Net) {
 /// The gateway's network namespace belongs to a user namespace, and its root is read-only.
 #[test]
 fn user_namespace_and_read_only_root() {
-    let mut case = published();
+    let mut case = case();
     // The cables come later, when the namespace is there.
     let links = std::mem::take(&mut case.links);
     let net = case.build();

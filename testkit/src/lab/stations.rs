@@ -16,7 +16,7 @@ use super::report;
 use super::rules::{self, Flavour};
 use super::scenario::greeting;
 use super::server::{Config, Kind, Server, content};
-use super::topology::{Host, Link, Shape, Topology};
+use super::topology::{Host, Link, Shape, Topology, at, host, link, router};
 
 /// How long `ftpalg` may take to start, to stop and to answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -475,6 +475,42 @@ pub fn drop_by_default(chains: &[&str], ports: &[u16]) -> String {
         }
     }
     text + "COMMIT\n"
+}
+
+/// A server inside that one gateway publishes, by the rules of a careful user. `routes`: of client and
+/// server.
+///
+/// `c (198.51.100.2) — r (203.0.113.1) — s (10.0.0.2)`
+pub fn published(name: &'static str, routes: [&[&'static str]; 2]) -> Case {
+    let rule = "-A PREROUTING -d 203.0.113.1/32 -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.0.2";
+    let [client, server] = routes;
+    Case::new(
+        vec![host("c", client), router("r", &[]), host("s", server)],
+        vec![
+            link(
+                ("c", "e0", &["198.51.100.2/24"]),
+                ("r", "out0", &["198.51.100.1/24", "203.0.113.1/32"]),
+            ),
+            link(
+                ("r", "in0", &["10.0.0.1/24"]),
+                ("s", "e0", &["10.0.0.2/24"]),
+            ),
+        ],
+        vec![Station::new(
+            "r",
+            drop_by_default(&["FORWARD"], &[21]) + &nat(&[rule]),
+            &["--inside", "in0"],
+        )],
+    )
+    .part(Part {
+        name,
+        client: "c",
+        server: "s",
+        listen: at("10.0.0.2:21"),
+        dial: at("203.0.113.1:21"),
+        clients: FEW.to_vec(),
+        works_without: &[],
+    })
 }
 
 /// The table `nat` with these rules.

@@ -87,6 +87,31 @@ impl Topology {
         }
     }
 
+    /// IPv6 alone: `b` is private, and the gateway's rules are the test's. Either may be the client.
+    ///
+    /// `2001:db8:1::2 (a) — 2001:db8:1::1, 2001:db8:f::1 (r) fd00::1 — fd00::2 (b)`
+    pub fn over_ipv6() -> Self {
+        Self {
+            router: "r",
+            inside: "in0",
+            outside: "out0",
+            ..Self::bare(
+                vec![
+                    host("a", &["2001:db8:f::/64 via 2001:db8:1::1"]),
+                    router("r", &[]),
+                    host("b", &["2001:db8:1::/64 via fd00::1"]),
+                ],
+                vec![
+                    link(
+                        ("a", "e0", &["2001:db8:1::2/64"]),
+                        ("r", "out0", &["2001:db8:1::1/64", "2001:db8:f::1/128"]),
+                    ),
+                    link(("r", "in0", &["fd00::1/64"]), ("b", "e0", &["fd00::2/64"])),
+                ],
+            )
+        }
+    }
+
     /// A server inside; the gateway publishes its port 21 as its own.
     ///
     /// `198.51.100.2 (client) — 198.51.100.1, 203.0.113.1 (gateway) 10.0.0.1 — 10.0.0.2 (server)`
