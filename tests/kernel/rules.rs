@@ -763,6 +763,39 @@ fn a_successor_adopts_the_rules_of_open_holes() {
     });
 }
 
+/// A process is killed while its tool makes a change, and the tool makes it when the next process has begun.
+#[test]
+fn what_a_tool_adds_late_hides_no_hole() {
+    for_each_flavour(|lab, flavour| {
+        let (from, to, land, _) = CASES[0];
+        let numbered = |n: u16| {
+            let mut hole = hole(from, to, land, None);
+            hole.to.set_port(50_000 + n);
+            hole
+        };
+        let mut killed = backend();
+        let mut next = backend();
+        lab.gateway.within(|| {
+            killed.install().unwrap();
+            killed.open(&numbered(1), MINUTE).unwrap();
+            let mut open = vec![numbered(1)];
+            assert_eq!(next.adopt(10, MINUTE).unwrap().len(), open.len());
+            for n in 2..6 {
+                for (backend, n) in [(&mut next, n), (&mut killed, n + 10)] {
+                    backend.open(&numbered(n), MINUTE).unwrap();
+                    open.push(numbered(n));
+                }
+            }
+            assert!(!next.verify().unwrap(), "the chain has too much");
+            let found = backend().adopt(100, MINUTE).unwrap();
+            let found: Vec<_> = found.into_iter().map(|(hole, _)| hole).collect();
+            for hole in open {
+                assert!(found.contains(&hole), "{flavour} {hole:?}: {found:?}");
+            }
+        });
+    });
+}
+
 #[test]
 fn a_hole_lets_its_peer_through_a_dropping_forward_chain() {
     for_each_flavour(|lab, flavour| {

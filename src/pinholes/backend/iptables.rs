@@ -27,6 +27,7 @@ mod lines;
 mod open;
 mod ranges;
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -118,8 +119,9 @@ pub struct Iptables {
     mark: Mark,
     tables: Vec<NatTable>,
     pinholes: Open<PinholeKey>,
-    /// The number of the last pinhole or range. It is in the rules' comments, so that `-D` finds the
-    /// right ones.
+    /// The number of the last pinhole or range. It is in the rules' comments, so that the right ones are
+    /// found to be removed. Each process begins elsewhere: a tool of one that was killed may add a rule
+    /// when its successor has begun.
     serial: u64,
     /// The rules that [`Backend::closing`]'s work is removing.
     closing: Vec<(PinholeKey, Vec<RuleLine>)>,
@@ -136,7 +138,7 @@ impl Iptables {
             mark,
             tables: Vec::new(),
             pinholes: Open::new(PINHOLE_CHAINS),
-            serial: 0,
+            serial: RandomState::new().build_hasher().finish() >> 32,
             closing: Vec::new(),
             range: None,
             ranges: Open::new(RANGE_CHAINS),

@@ -1,6 +1,6 @@
 //! What a daemon before this one left: the pinholes in the rules of its chains.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -66,22 +66,29 @@ pub(super) fn pinholes(
     found
 }
 
-/// The pinholes in a table, and how many others there are that aren't understood. Those whose time
-/// is over, or that a later one replaced, don't count.
+/// The pinholes in a table, in the order of their rules, and how many others there are that aren't
+/// understood. Those whose time is over don't count, nor do those that one before them hides: where a
+/// pinhole replaces another one, its rules come first until those of the other are removed.
 fn of_table(table: &Table, mark: Mark, longest: Duration) -> (Vec<Leftover>, usize) {
-    let mut numbered: BTreeMap<u64, Vec<&Rule>> = BTreeMap::new();
+    let mut numbered: HashMap<u64, Vec<&Rule>> = HashMap::new();
+    let mut serials = Vec::new();
     for rule in PINHOLE_CHAINS
         .iter()
         .flat_map(|chain| table.rules_of(chain))
     {
         if let Some(serial) = serial(rule) {
-            numbered.entry(serial).or_default().push(rule);
+            let of_hole = numbered.entry(serial).or_default();
+            if of_hole.is_empty() {
+                serials.push(serial);
+            }
+            of_hole.push(rule);
         }
     }
     let mut keys = HashSet::new();
     let mut holes = Vec::new();
     let mut strange = 0;
-    for (serial, of_hole) in numbered.into_iter().rev() {
+    for serial in serials {
+        let of_hole = numbered.remove(&serial).unwrap_or_default();
         let Some((hole, conditions)) = pinhole(&of_hole) else {
             strange += 1;
             continue;
@@ -98,7 +105,7 @@ fn of_table(table: &Table, mark: Mark, longest: Duration) -> (Vec<Leftover>, usi
             // A deadline that isn't known.
             Some(None) | None => longest,
         };
-        if keys.insert(hole.key()) && !left.is_zero() {
+        if !left.is_zero() && keys.insert(hole.key()) {
             let until = until.map(str::to_owned);
             holes.push(Leftover {
                 hole,
@@ -108,7 +115,6 @@ fn of_table(table: &Table, mark: Mark, longest: Duration) -> (Vec<Leftover>, usi
             });
         }
     }
-    holes.reverse();
     (holes, strange)
 }
 
@@ -228,10 +234,13 @@ mod tests {
             assert_eq!(read(&over), (vec![], 0));
         }
         let (new, old) = (hole(4000, "10.0.0.2:2", None, 0), &cases()[0]);
-        let both = [lines(old, None, 1), lines(&new, None, 2)].concat();
-        let (found, strange) = read(&both);
-        assert_eq!((found.len(), strange), (1, 0));
-        assert_eq!(found[0].hole, new);
+        // Numbers of two processes don't say which is the later one.
+        for (of_old, of_new) in [(1, 2), (2, 1)] {
+            let both = [lines(&new, None, of_new), lines(old, None, of_old)].concat();
+            let (found, strange) = read(&both);
+            assert_eq!((found.len(), strange), (1, 0));
+            assert_eq!(found[0].hole, new);
+        }
     }
 
     #[test]
