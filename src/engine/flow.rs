@@ -163,7 +163,7 @@ pub(super) struct Flow {
     refused: u32,
     /// Where the client may reach a range of the server's ports.
     pub(super) range: Range,
-    /// It was joined in its middle: see [`UNSETTLED`] and [`RESUMED`].
+    /// It was joined in its middle: see [`UNSETTLED`], [`RESUMED`] and [`received`].
     joined: u8,
     /// What its connection mark says.
     #[serde(skip)]
@@ -202,6 +202,11 @@ const BYPASSED: u8 = 128;
 const UNSETTLED: u8 = 1 | 2;
 /// What is known of it is from a record.
 const RESUMED: u8 = 16;
+/// This direction is followed from a byte on that its receiver has acknowledged. So what comes before has
+/// been received, and isn't read if it is sent again.
+const fn received(side: Side) -> u8 {
+    32 << side.index()
+}
 
 // ---- sizes ---------------------------------------------------------------------------------
 
@@ -330,7 +335,7 @@ impl Flow {
             announced: 0,
             refused: 0,
             range: Range::None,
-            joined: UNSETTLED,
+            joined: UNSETTLED | received(side.opposite()),
             standing: Standing::Even,
             recorded: false,
             stray: None,

@@ -94,6 +94,8 @@ pub struct FakeGateway {
     pub room: usize,
     /// What was opened.
     pub opened: Vec<Request>,
+    /// How many pinholes were closed before their time.
+    pub released: usize,
     /// How many sessions have ended.
     pub ended: usize,
     /// What the engine told.
@@ -134,6 +136,7 @@ impl FakeGateway {
             same_port: true,
             room: usize::MAX,
             opened: Vec::new(),
+            released: 0,
             ended: 0,
             events: Vec::new(),
             plane: None,
@@ -299,6 +302,7 @@ impl Gateway for FakeGateway {
         Ok(())
     }
     fn release(&mut self, id: PinholeId) {
+        self.released += 1;
         if let Some(plane) = &mut self.plane {
             plane.release(id);
         }

@@ -188,6 +188,51 @@ fn what_got_lost_with_the_process_is_sent_again() {
     }
 }
 
+/// The process ends with a `PORT` in its hands, which acknowledges the last reply, too. So the server sends
+/// that one again, and it comes behind the `PORT`, which it doesn't answer.
+#[test]
+fn an_old_reply_that_comes_again_answers_nothing() {
+    let old = "500 What?\r\n";
+    let granted = "200 Fine\r\n";
+    let port = "PORT 198,51,100,7,200,1\r\n";
+    // How much of the old reply comes again, and whether what follows it comes with it.
+    for (from, together) in [(0, false), (4, false), (old.len(), true), (4, true)] {
+        // Whether a bare acknowledgement is seen first, and whose.
+        for first in [None, Some(Client), Some(Server)] {
+            let mut talk = Talk::new(config());
+            for (who, text) in DIALOGUE {
+                talk.say(who, text);
+            }
+            talk.say(Client, "HUH\r\n");
+            talk.say(Server, old);
+            let [c, s] = talk.at;
+            talk.restart();
+            match first {
+                Some(Client) => assert_eq!(talk.trace.send(Client, ack(c, s)), Out::Same),
+                Some(Server) => assert_eq!(talk.trace.send(Server, ack(s, c)), Out::Same),
+                None => {}
+            }
+            assert_eq!(talk.say(Client, port), port);
+            assert_eq!(talk.trace.world.opened.len(), 1);
+            let again = s - (old.len() - from) as u32;
+            if together {
+                let both = format!("{}{granted}", &old[from..]);
+                let seg = data(again, c + port.len() as u32, &both);
+                assert_eq!(talk.trace.send(Server, seg), Out::Same);
+                talk.at[1] += granted.len() as u32;
+            } else {
+                let seg = data(again, c, &old[from..]);
+                assert_eq!(talk.trace.send(Server, seg), Out::Same);
+                talk.say(Server, granted);
+            }
+            talk.say(Client, "LIST\r\n");
+            assert_eq!(talk.trace.world.released, 0, "{from} {together} {first:?}");
+            talk.say(Server, "226 Done\r\n");
+            assert!(talk.is_followed());
+        }
+    }
+}
+
 /// The process ends when the command has gone on, and the reply comes to its successor.
 #[test]
 fn replies_before_any_command_may_answer_what_was_not_seen() {

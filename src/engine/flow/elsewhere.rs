@@ -13,7 +13,7 @@
 //! nobody. Two segments of opposite directions prove it: one acknowledges what was never sent on here.
 //! Then the connection is [ended](crate::engine::orphans).
 
-use super::{Context, End, FINS, Fate, Flow, RESUMED, UNSETTLED, Unread};
+use super::{Context, End, FINS, Fate, Flow, RESUMED, UNSETTLED, Unread, received};
 use crate::engine::Side;
 use crate::engine::config::Standing;
 use crate::engine::endpoints::Endpoints;
@@ -198,7 +198,7 @@ impl Flow {
         if let Some(nat64) = nat64 {
             self.session.translate(nat64);
         }
-        self.joined = UNSETTLED;
+        self.joined = UNSETTLED | received(side.opposite());
         self.signs &= !FINS;
         cx.stats.joined = cx.stats.joined.saturating_add(1);
         true

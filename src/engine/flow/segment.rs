@@ -13,7 +13,7 @@
 
 use super::dialogue::Inspected;
 use super::range::Range;
-use super::{ANSWERED, Context, FINS, Fate, Flow, UNSETTLED, Unread, render};
+use super::{ANSWERED, Context, FINS, Fate, Flow, UNSETTLED, Unread, received, render};
 use crate::engine::Side;
 use crate::engine::endpoints::Endpoints;
 use crate::ftp::session::Peer;
@@ -97,7 +97,8 @@ impl Flow {
     /// here. Until a direction's receiver has acknowledged just what was seen, its numbers follow
     /// what is sent and acknowledged: an acknowledgement says where the receiver is, the first data
     /// where its sender goes on. A bare segment's own number says neither, since what comes before
-    /// may have to be sent again.
+    /// may have to be sent again. Nothing goes back behind what was acknowledged: data from there is
+    /// an old line that is sent again, and answers nothing.
     fn settle(&mut self, side: Side, segment: &Segment<'_>) {
         if self.joined & UNSETTLED == 0 {
             return;
@@ -109,17 +110,28 @@ impl Flow {
             let reverse = self.reverse(side);
             let expected = reverse.expected();
             let movable = reverse.is_even() && !reverse.is_edited() && reverse.pending().is_empty();
+            let may_go_back = !seen && self.joined & received(other) == 0;
             if ack == expected && seen {
                 self.joined &= !(1 << other.index());
-            } else if ack != expected && movable && (ack.after(expected) || !seen) {
+            } else if ack == expected {
+                self.joined |= received(other);
+            } else if movable && (ack.after(expected) || may_go_back) {
                 self.moves_to(other, ack);
+                self.joined |= received(other);
             }
         }
         if self.is_unsettled(own) && !segment.payload().is_empty() {
+            let is_received = self.joined & received(own) != 0;
             let forward = self.forward(side);
-            let elsewhere = seq != forward.expected() && forward.is_plain();
-            if elsewhere && !self.has_sent_data(own) {
+            let expected = forward.expected();
+            let is_plain = forward.is_plain();
+            let begins_before = is_received && seq.before(expected);
+            if begins_before && !seq.plus_len(segment.payload().len()).after(expected) {
+                return;
+            }
+            if seq != expected && is_plain && !begins_before && !self.has_sent_data(own) {
                 self.moves_to(own, seq);
+                self.joined &= !received(own);
             }
             self.joined |= 4 << own.index();
         }
