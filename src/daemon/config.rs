@@ -401,6 +401,7 @@ impl Config {
             bypass: self.bypass.clone(),
             nat64: self.nat64.clone(),
             tls_range: self.tls_range().is_some(),
+            control_ports: self.steering.ports.clone(),
             implicit_ports: self.implicit_ports.clone(),
             ..engine::Config::default()
         }

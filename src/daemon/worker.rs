@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
 
-use crate::engine::{Engine, Name, Placed, Side, Stats, SynAck, Verdict};
+use crate::engine::gateway::{Error, Gateway};
+use crate::engine::{Engine, Name, Placed, Side, Stats, SynAck, Tuple, Verdict};
 use crate::pinholes::Seldom;
 use crate::queue::nfq::NfqQueue;
 use crate::queue::{Earlier, Hook, QueueVerdict, ServeError};
@@ -137,9 +138,30 @@ pub fn tick(workers: &[Arc<Worker>], now: Duration, shared: &Shared) -> bool {
                 thread::sleep(BETWEEN_SLICES);
             }
         }
+        forget_unseen(worker, now, shared);
         left |= !worker.engine().is_empty();
     }
     left
+}
+
+/// Ends sessions that conntrack has forgotten, where an engine can't have seen their end.
+fn forget_unseen(worker: &Worker, now: Duration, shared: &Shared) {
+    let mut door = Door::new(shared);
+    let mut is_over = false;
+    while !is_over {
+        let mut found = Vec::new();
+        is_over = worker.engine().doubtful(now, &mut found);
+        found.retain(|name| {
+            let Tuple { src, dst } = name.outward();
+            matches!(door.conntrack(src, dst), Err(Error::NoConntrack))
+        });
+        let mut engine = worker.engine();
+        for name in &found {
+            engine.is_gone(name, now, &mut door);
+        }
+        drop(engine);
+        thread::sleep(BETWEEN_SLICES);
+    }
 }
 
 /// What all engines have counted.

@@ -1,6 +1,6 @@
 //! The engine's settings.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +51,9 @@ pub struct Config {
     /// Whether a client reaches a range of its server's ports while the session is under TLS. The
     /// gateway knows the range. Default: no.
     pub tls_range: bool,
+    /// Ports of servers, as the inside sees them (default: none is known). Some servers connect *from* such
+    /// a port, too: see [`is_data`](Self::is_data).
+    pub control_ports: Vec<u16>,
     /// Ports of servers that are spoken to under TLS from the first byte (implicit FTPS), as the
     /// inside sees them. Default: none.
     pub implicit_ports: Vec<u16>,
@@ -78,6 +81,7 @@ impl Default for Config {
             half_open: Duration::from_secs(60),
             hold: Duration::from_secs(60),
             tls_range: false,
+            control_ports: Vec::new(),
             implicit_ports: Vec::new(),
             bypass: Vec::new(),
             nat64: Vec::new(),
@@ -150,6 +154,13 @@ impl Config {
     /// How many other names of connections are remembered.
     pub(super) fn max_names(&self) -> usize {
         self.max_flows.saturating_mul(2)
+    }
+
+    /// Whether a connection is none to a server, but one that a server makes from its control port: Pure-FTPd
+    /// takes that where its port 20 isn't free. What it carries is a file, and passes unread.
+    pub(super) fn is_data(&self, client: SocketAddr, server: SocketAddr) -> bool {
+        let is_control = |end: SocketAddr| self.control_ports.contains(&end.port());
+        is_control(client) && !is_control(server)
     }
 
     /// The network of [`bypass`](Self::bypass) that one of these ends is in.

@@ -134,6 +134,10 @@ enum End {
 /// one (RFC 5382 REQ-5).
 const DOUBT: Duration = Duration::from_secs(2 * 3600 + 4 * 60);
 
+/// How long it is silent before conntrack is asked whether it still exists: as long as conntrack keeps one
+/// in TIME_WAIT (`nf_conntrack_tcp_timeout_time_wait`).
+const UNSEEN: Duration = Duration::from_secs(120);
+
 #[derive(Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Flow {
     #[serde(skip)]
@@ -351,6 +355,12 @@ impl Flow {
     /// How long it has been without a packet.
     pub(super) fn quiet(&self, now: Duration) -> Duration {
         self.seen.until(now)
+    }
+
+    /// Whether it may have ended unseen: see [`Engine::doubtful`](super::Engine::doubtful).
+    pub(super) fn is_doubtful(&self, now: Duration) -> bool {
+        let missed = self.joined != 0 || self.signs & FINS != 0 || self.end != End::Open;
+        missed && !self.is_closed() && self.quiet(now) >= UNSEEN
     }
 
     pub(super) fn is_closed(&self) -> bool {

@@ -269,7 +269,17 @@ impl Engine {
             self.strangers.add(ends);
             return Unknown::Stranger;
         };
+        let client = match &found.record {
+            Some(record) => record.client(),
+            None if found.entry.original.src == ends.inside() => Side::Egress,
+            None => Side::Ingress,
+        };
         let uneven = found.standing == Standing::Uneven;
+        let (from, to) = ends.client_and_server(client);
+        if !uneven && self.config.is_data(from, to) {
+            self.strangers.add(ends);
+            return Unknown::Stranger;
+        }
         if self.flows.len() >= self.config.max_flows && !self.clear(now, gateway) {
             self.stats.table_full = self.stats.table_full.saturating_add(1);
             return if uneven {
@@ -278,13 +288,8 @@ impl Engine {
                 Unknown::Stranger
             };
         }
-        let client = match &found.record {
-            Some(record) => record.client(),
-            None if found.entry.original.src == ends.inside() => Side::Egress,
-            None => Side::Ingress,
-        };
         let id = self.next_session();
-        let admitted = self.admit(id, ends.client_and_server(client), true, now, gateway);
+        let admitted = self.admit(id, (from, to), true, now, gateway);
         self.give_name(ends, ingress, gateway);
         // Both ends may be inside: it is edited once.
         for name in other_end {
@@ -312,8 +317,7 @@ impl Engine {
             }
             None => {
                 let mut flow = Flow::joined(&joined, segment, &self.config, now);
-                let (_, server) = ends.client_and_server(client);
-                if let Some(server) = self.config.embedded(server.ip()) {
+                if let Some(server) = self.config.embedded(to.ip()) {
                     flow.translate(server, self.epsv_servers.has(server));
                 }
                 Box::new(flow)

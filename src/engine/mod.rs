@@ -115,6 +115,14 @@ enum Decided {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Name(Endpoints);
 
+impl Name {
+    /// Its packets from the inside.
+    #[must_use]
+    pub fn outward(&self) -> Tuple {
+        self.0.outward()
+    }
+}
+
 /// What is left of a round through all flows and names: see [`Engine::tick`].
 #[derive(Debug, Default)]
 struct Sweep {
@@ -150,6 +158,8 @@ pub struct Engine {
     epsv_servers: EpsvServers,
     /// What [`tick`](Self::tick) still has to look at.
     sweep: Sweep,
+    /// What [`doubtful`](Self::doubtful) still has to look at.
+    doubts: Walk,
     clearing: Clearing,
     stats: Stats,
     next_id: u64,
@@ -178,6 +188,7 @@ impl Engine {
             orphans: Orphans::default(),
             epsv_servers: EpsvServers::default(),
             sweep: Sweep::default(),
+            doubts: Walk::default(),
             clearing: Clearing::default(),
             stats: Stats::default(),
             next_id: u64::from(worker).saturating_add(1),
@@ -192,15 +203,16 @@ impl Engine {
     ///
     /// [`Config::policy`] is kept by each connection as it was at its beginning, for all that concerns
     /// the dialogue. Whether an announced address is allowed goes by the new one at once, and so does
-    /// everything else. [`Config::workers`], [`Config::marks`], [`Config::tls_range`] and
-    /// [`Config::implicit_ports`] stay: the connections that exist, and the other engines, rely on
-    /// them.
+    /// everything else. [`Config::workers`], [`Config::marks`], [`Config::tls_range`],
+    /// [`Config::control_ports`] and [`Config::implicit_ports`] stay: the connections that exist, the other
+    /// engines and the steering rules rely on them.
     pub fn reconfigure(&mut self, new: Config) {
         self.half_open.resize(new.max_flows);
         self.config = Config {
             workers: self.config.workers,
             marks: self.config.marks,
             tls_range: self.config.tls_range,
+            control_ports: std::mem::take(&mut self.config.control_ports),
             implicit_ports: std::mem::take(&mut self.config.implicit_ports),
             ..new
         };
@@ -317,6 +329,35 @@ impl Engine {
         self.sweep.flows = self.forget(self.sweep.flows, over, gateway);
         self.names.forget(&mut self.sweep.names, now);
         self.sweep.is_over()
+    }
+
+    /// Adds connections that may have ended unseen to `found`: some of their packets came to another
+    /// process, or one end has said that it is over, and they have been silent since. If conntrack doesn't
+    /// know one, it [is gone](Self::is_gone). Returns whether a round is complete, as [`tick`](Self::tick).
+    ///
+    /// Nothing is asked here, so that no lock need be held while conntrack is.
+    pub fn doubtful(&mut self, now: Duration, found: &mut Vec<Name>) -> bool {
+        if self.doubts.is_over() {
+            self.doubts = self.flows.walk();
+        }
+        self.flows.sweep(&mut self.doubts, |ends, flow| {
+            if flow.is_doubtful(now) {
+                found.push(Name(*ends));
+            }
+            true
+        });
+        self.doubts.is_over()
+    }
+
+    /// Conntrack doesn't know a connection. It is over, unless a packet of it came meanwhile.
+    pub fn is_gone(&mut self, Name(ends): &Name, now: Duration, gateway: &mut dyn Gateway) {
+        if let Some(flow) = self
+            .flows
+            .get_mut(ends)
+            .filter(|flow| flow.is_doubtful(now))
+        {
+            flow.close("conntrack has forgotten it", gateway);
+        }
     }
 
     /// Whether it knows no connection, not even one that has been closed.
@@ -593,6 +634,41 @@ mod tests {
         assert_eq!(odd.count(), 5);
         assert_eq!(engine.config.marks, None);
         assert_eq!(engine.config.implicit_ports, [990]);
+    }
+
+    /// The handshake of a connection that a server makes from its control port.
+    fn connect_back(engine: &mut Engine) {
+        let (client, server) = ([198, 51, 100, 1], [10, 0, 0, 2]);
+        let syn = PacketBuilder::ipv4(server, client, 64)
+            .tcp(21, 40_000, 99, 1000)
+            .syn();
+        let syn_ack = PacketBuilder::ipv4(client, server, 64)
+            .tcp(40_000, 21, 999, 1000)
+            .syn()
+            .ack(100);
+        for (side, packet) in [(Side::Egress, syn), (Side::Ingress, syn_ack)] {
+            let mut bytes = Vec::new();
+            packet.write(&mut bytes, &[]).unwrap();
+            let verdict = engine.packet(side, &bytes, Duration::ZERO, &mut Ended::default());
+            assert_eq!(verdict, Verdict::Accept);
+        }
+    }
+
+    #[test]
+    fn a_data_connection_from_the_control_port_is_no_session() {
+        for (control_ports, sessions) in [(vec![21], 0), (vec![], 1), (vec![21, 40_000], 1)] {
+            let mut engine = Engine::new(
+                Config {
+                    control_ports,
+                    ..Config::default()
+                },
+                0,
+            );
+            connect_back(&mut engine);
+            assert_eq!(engine.sessions(Duration::ZERO).count(), sessions);
+            connect(&mut engine, 1, Duration::ZERO);
+            assert_eq!(engine.sessions(Duration::ZERO).count(), sessions + 1);
+        }
     }
 
     #[test]

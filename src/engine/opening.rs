@@ -28,9 +28,15 @@ impl Engine {
         gateway: &mut dyn Gateway,
     ) -> Decided {
         let ends = Endpoints::of(segment, side);
+        let is_answer = segment.flags().has(Flags::ACK);
+        let client_at = if is_answer { side.opposite() } else { side };
+        let (client, server) = ends.client_and_server(client_at);
+        if self.config.is_data(client, server) {
+            return Decided::Verdict(Fate::Same);
+        }
         let hello = Hello::read(segment);
         let mut asks = None;
-        if segment.flags().has(Flags::ACK) {
+        if is_answer {
             let syn_ack = SynAck::new(ends, side, hello, Seq(segment.ack()), now);
             asks = self.syn_ack(syn_ack, now, gateway);
         } else if self.holding {

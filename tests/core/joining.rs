@@ -1,10 +1,11 @@
 //! Control connections that are joined in their middle: another process goes on where one ended.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use ftpalg::engine::{Config, Engine};
 use testkit::gateway::{MARKS, entry};
-use testkit::packet::{ACK, SYN, Seg, data, syn};
+use testkit::packet::{ACK, FIN, SYN, Seg, data, syn};
 use testkit::trace::{
     CLIENT_PORT, Client, INSIDE, NEW, OLD, Out, Server, Trace, Who, ack, flagged,
 };
@@ -279,6 +280,47 @@ fn the_rest_of_a_line_is_none() {
     talk.say(Server, "211 End\r\n");
     assert!(talk.is_followed());
     assert_eq!(talk.trace.world.opened.len(), 1);
+}
+
+/// The last packet of a connection may come to the next process, and nothing after it.
+#[test]
+fn what_may_have_ended_unseen_is_asked_after() {
+    let minute = Duration::from_secs(60);
+    // From its beginning on; with one FIN; joined; joined, and it goes on.
+    for (joined, fin, goes_on) in [
+        (false, false, false),
+        (false, true, false),
+        (true, false, false),
+        (true, false, true),
+    ] {
+        let mut talk = Talk::new(config());
+        for (who, text) in DIALOGUE {
+            talk.say(who, text);
+        }
+        let [c, s] = talk.at;
+        if joined {
+            talk.restart();
+            talk.trace.send(Client, ack(c, s));
+        }
+        if fin {
+            talk.trace.send(Client, flagged(FIN, ack(c, s)));
+        }
+        let (mut found, mut now) = (Vec::new(), talk.trace.now);
+        assert!(talk.trace.engine.doubtful(now + minute, &mut found));
+        assert!(found.is_empty(), "not silent for long enough");
+        now += 3 * minute;
+        assert!(talk.trace.engine.doubtful(now, &mut found));
+        assert_eq!(found.len(), usize::from(joined || fin));
+        if goes_on {
+            talk.trace.now = now;
+            talk.trace.send(Server, ack(s, c));
+        }
+        for name in &found {
+            talk.trace.engine.is_gone(name, now, &mut talk.trace.world);
+        }
+        let open = !(joined || fin) || goes_on;
+        assert_eq!(talk.trace.world.ended, usize::from(!open));
+    }
 }
 
 /// What is refused is refused in a connection that was joined, too.
