@@ -23,6 +23,8 @@ const MAX_REMEMBERED: usize = 65_536;
 pub(super) struct Clients {
     clients: HashMap<IpAddr, Client>,
     sessions: HashMap<SessionId, IpAddr>,
+    /// How many pinholes are pending, of all clients together.
+    pending: usize,
     rate: Rate,
 }
 
@@ -147,18 +149,23 @@ impl Clients {
         client.rate.count(now);
         client.rate.count = client.rate.count.saturating_add(1);
         client.pending += 1;
+        self.pending += 1;
     }
 
     /// A pinhole isn't pending any more.
     pub(super) fn settled(&mut self, client: IpAddr) {
         if let Some(known) = self.clients.get_mut(&client) {
+            self.pending -= usize::from(known.pending > 0);
             known.pending = known.pending.saturating_sub(1);
             self.tidy(client);
         }
     }
 
     fn client(&mut self, address: IpAddr, now: Duration) -> &mut Client {
-        let bound = self.sessions.len().saturating_add(MAX_REMEMBERED);
+        // Where there are so many, a walk through all of them forgets as many as this.
+        let bound = (self.sessions.len())
+            .saturating_add(self.pending)
+            .saturating_add(MAX_REMEMBERED);
         if self.clients.len() >= bound && !self.clients.contains_key(&address) {
             let has = |client: &Client| client.sessions > 0 || client.pending > 0;
             self.clients
@@ -262,10 +269,24 @@ mod tests {
                 clients.settled(address(n));
             }
         }
-        assert!(clients.clients.len() <= MAX_REMEMBERED);
+        assert!(clients.clients.len() <= MAX_REMEMBERED + clients.pending);
         assert_eq!(
             clients.clients.values().filter(|c| c.pending > 0).count(),
             3
         );
+        assert_eq!(clients.pending, 3);
+        for n in 0..3 {
+            clients.settled(address(n * MAX_REMEMBERED));
+            clients.settled(address(n * MAX_REMEMBERED));
+        }
+        assert_eq!(clients.pending, 0);
+    }
+
+    /// As when those of an earlier process are adopted. With a walk for each, it takes minutes.
+    #[test]
+    fn many_clients_with_pinholes_cost_no_walks() {
+        let mut clients = Clients::default();
+        (0..4 * MAX_REMEMBERED).for_each(|n| clients.reserved(address(n), Duration::ZERO));
+        assert_eq!(clients.clients.len(), 4 * MAX_REMEMBERED);
     }
 }

@@ -122,6 +122,8 @@ pub mod attr {
     pub const SET_EXPR: u16 = 17;
     /// Several of them, one evaluated after the other until one breaks off (Linux 5.11).
     pub const SET_EXPRESSIONS: u16 = 18;
+    /// How many elements it has (Linux 6.16).
+    pub const SET_COUNT: u16 = 20;
     /// `NFTA_SET_ELEM_LIST_*`
     pub const ELEMS_TABLE: u16 = 1;
     /// The set's name.

@@ -1,6 +1,6 @@
 //! What a daemon before this one left: the pinholes in the maps of its table.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -13,6 +13,12 @@ use crate::netlink::nftables::expression::counted_packets;
 use crate::netlink::nftables::{attr, msg};
 use crate::netlink::socket::{NetlinkRequest, Socket};
 use crate::pinholes::Pinhole;
+
+/// While the kernel moves elements to a larger table, it lists some of them twice, and others not at all. Then
+/// they are listed again until no other ones come, so often at most.
+const LISTINGS: usize = 4;
+/// So few are moved at once. For kernels that don't say how many there are.
+const FEW: usize = 256;
 
 /// An element as the kernel lists it.
 struct Listed {
@@ -95,9 +101,14 @@ fn lists(socket: &mut Socket, layout: &FamilyLayout) -> io::Result<Option<[Vec<L
     }
     let maps = socket.dump(
         &request(msg::GET_SET, family, attr::SET_TABLE, None),
-        |message| Some((name_of(message)?, shape_of(message)?)),
+        |message| Some((name_of(message)?, shape_of(message)?, count_of(message))),
     )?;
-    let is_ours = |map: &Map| maps.contains(&(layout.name(*map), shape(layout, *map)));
+    let find = |map: Map| {
+        let wanted = (layout.name(map), shape(layout, map));
+        let mut maps = maps.iter();
+        maps.find(|(name, shape, _)| (name, shape) == (&wanted.0, &wanted.1))
+    };
+    let is_ours = |map: &Map| find(*map).is_some();
     if !Map::OF_PINHOLE.iter().all(is_ours) {
         log::info!("the {} table ftpalg isn't of this version", layout.family);
         return Ok(None);
@@ -105,11 +116,34 @@ fn lists(socket: &mut Socket, layout: &FamilyLayout) -> io::Result<Option<[Vec<L
     let mut list = |map| -> io::Result<Vec<Listed>> {
         let name = layout.name(map);
         let question = request(msg::GET_ELEM, family, attr::ELEMS_TABLE, Some(&name));
-        let messages = socket.dump(&question, |message| Some(elements(message)))?;
-        Ok(messages.into_iter().flatten().collect())
+        let count = find(map).and_then(|(_, _, count)| *count);
+        whole(count, || {
+            let messages = socket.dump(&question, |message| Some(elements(message)))?;
+            Ok(messages.into_iter().flatten().collect())
+        })
     };
     let [pinholes, sources, marks] = Map::OF_PINHOLE;
     Ok(Some([list(pinholes)?, list(sources)?, list(marks)?]))
+}
+
+/// Each element once, of listings that may have some twice and others not at all. `count`: how many there
+/// are, if the kernel tells.
+fn whole(
+    count: Option<usize>,
+    mut list: impl FnMut() -> io::Result<Vec<Listed>>,
+) -> io::Result<Vec<Listed>> {
+    let mut listed = Vec::new();
+    let mut keys = HashSet::new();
+    for _ in 0..LISTINGS {
+        let before = listed.len();
+        let fresh = list()?.into_iter();
+        listed.extend(fresh.filter(|one| keys.insert(one.key.clone())));
+        let all = count.map_or(listed.len() < FEW, |count| listed.len() >= count);
+        if all || listed.len() == before {
+            break;
+        }
+    }
+    Ok(listed)
 }
 
 /// Asks about our table; about one of its maps, if there is a name.
@@ -138,6 +172,12 @@ fn shape_of(message: &Message<'_>) -> Option<Shape> {
         key: (number(attr::SET_KEY_TYPE)?, number(attr::SET_KEY_LEN)?),
         data: (number(attr::SET_DATA_TYPE)?, number(attr::SET_DATA_LEN)?),
     })
+}
+
+/// How many elements a map has, those included whose time is over (Linux 6.16 tells).
+fn count_of(message: &Message<'_>) -> Option<usize> {
+    let count = message.attrs().find(attr::SET_COUNT)?.be32()?;
+    usize::try_from(count).ok()
 }
 
 fn elements(message: &Message<'_>) -> Vec<Listed> {
@@ -219,6 +259,47 @@ mod tests {
     use super::super::elements::of_pinhole;
     use super::super::objects::{IPV4, IPV6};
     use super::*;
+
+    #[test]
+    fn what_a_listing_leaves_out_is_listed_again() {
+        let one = |n: u32| Listed {
+            key: n.to_be_bytes().to_vec(),
+            data: Vec::new(),
+            left: None,
+            packets: None,
+        };
+        let many = u32::try_from(FEW).unwrap();
+        // What the kernel says, each listing as a range and what is in it twice; how many listings it takes.
+        let cases = [
+            (Some(3), vec![(0..3, 0)], 1),
+            (Some(3), vec![(0..2, 2), (1..3, 0)], 2),
+            // One has expired.
+            (Some(4), vec![(0..3, 0), (0..3, 0)], 2),
+            (None, vec![(0..many - 1, 0)], 1),
+            (None, vec![(0..many, 1), (9..many + 9, 0), (0..many, 0)], 3),
+            (
+                Some(99),
+                vec![(0..1, 0), (1..2, 0), (2..3, 0), (3..4, 0)],
+                LISTINGS,
+            ),
+        ];
+        for (count, listings, took) in cases {
+            let all = listings.iter().map(|(range, _)| range.end).max();
+            let mut listings = listings.into_iter();
+            let mut asked = 0;
+            let list = || {
+                asked += 1;
+                let (range, twice) = listings.next().unwrap();
+                let again = range.clone().take(twice);
+                Ok(range.chain(again).map(one).collect())
+            };
+            let mut found: Vec<_> = whole(count, list).unwrap();
+            found.sort_by(|a, b| a.key.cmp(&b.key));
+            let keys: Vec<_> = found.into_iter().map(|one| one.key).collect();
+            let expected: Vec<_> = (0..all.unwrap()).map(|n| one(n).key).collect();
+            assert_eq!((keys, asked), (expected, took));
+        }
+    }
 
     #[test]
     fn elements_are_read_as_they_are_written() {
