@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use testkit::lab::alg::Running;
 use testkit::lab::client::{Client, Job};
-use testkit::lab::gateway::{LIMIT, ended, start_with, status};
+use testkit::lab::gateway::{LIMIT, ended, ftpalg, start_with, status};
 use testkit::lab::net::Net;
 use testkit::lab::process::Process;
 use testkit::lab::report;
@@ -99,6 +99,7 @@ impl Place {
         let users = Users::new(&net, &at);
         let mut gateway = Gateway::new(&net, &self);
         let before = gateway.rules();
+        let capture = kept(&self.name()).map(|path| capture(&net, &path.with_extension("pcap")));
         gateway.begin();
         let stop = AtomicBool::new(false);
         let tally = Tally::default();
@@ -129,18 +130,41 @@ impl Place {
         let mut problems = tally.lost;
         problems.extend(grown);
         problems.extend(gateway.left(length, fresh));
+        drop(capture);
         problems.extend(gateway.ends(&before));
         for problem in &problems {
             println!("    {problem}");
         }
         let name = self.name();
+        if let Some(path) = kept(&name) {
+            std::fs::write(path.with_extension("log"), &gateway.log).unwrap();
+        }
         if !problems.is_empty() {
-            let report = format!("soak_{}", name.replace([',', ' '], "_"));
-            report::write(&report, &gateway.log);
+            report::write(&format!("soak_{}", file_name(&name)), &gateway.log);
         }
         let named = problems.into_iter().map(|line| format!("{name}: {line}"));
         named.collect()
     }
+}
+
+fn file_name(place: &str) -> String {
+    place.replace([',', ' '], "_")
+}
+
+/// Where what happened in a place is kept, however it ends: in the directory that `SOAK_KEEP` names.
+fn kept(place: &str) -> Option<PathBuf> {
+    let directory = std::env::var_os("SOAK_KEEP")?;
+    Some(PathBuf::from(directory).join(file_name(place)))
+}
+
+/// Writes down what passes the gateway: control connections, and how others begin and end.
+fn capture(net: &Net, path: &Path) -> Process {
+    let mut command = net.command(net.topology().router, "tcpdump");
+    command
+        .args(["-i", "any", "-n", "-s", "200", "-U", "-w"])
+        .arg(path)
+        .arg("portrange 21-24 or tcp[tcpflags] & (tcp-syn|tcp-rst) != 0");
+    Process::spawn(command)
 }
 
 /// How many clients run programs, one after the other.
@@ -509,12 +533,16 @@ impl<'a> Gateway<'a> {
     /// for two. `fresh`: the descriptors of its first moment.
     fn left(&self, length: Duration, fresh: usize) -> Vec<String> {
         let patient = length >= Duration::from_secs(60);
-        let patience = Duration::from_secs(if patient { 180 } else { 20 });
+        // Conntrack keeps them for two minutes, and the process asks once a minute whether it still does.
+        let patience = Duration::from_secs(if patient { 270 } else { 20 });
         let deadline = Instant::now() + patience;
         let mut left = self.what_is_left(patient, fresh);
         while !left.is_empty() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(200));
             left = self.what_is_left(patient, fresh);
+        }
+        if !left.is_empty() {
+            left.push(ftpalg(self.net, &["sessions"]).stdout);
         }
         left
     }
