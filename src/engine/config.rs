@@ -40,7 +40,8 @@ pub struct Config {
     /// How long a control connection may be without a packet before it is forgotten (default 5
     /// days, as `nf_conntrack_tcp_timeout_established`).
     pub idle: Duration,
-    /// How long a closed connection's numbers are kept for retransmissions (default 60 s).
+    /// How long a closed connection's numbers are kept for retransmissions, where they differ on the two
+    /// sides (default 60 s; two seconds at most where they don't).
     pub linger: Duration,
     /// How long a SYN may wait for its SYN-ACK (default 60 s). When the table is full, a connection
     /// without a login that was silent for so long is evicted.

@@ -134,6 +134,10 @@ enum End {
 /// one (RFC 5382 REQ-5).
 const DOUBT: Duration = Duration::from_secs(2 * 3600 + 4 * 60);
 
+/// How long a closed connection is kept whose numbers are the same on both sides: its last packets need no
+/// question to conntrack then.
+const EVEN_LINGER: Duration = Duration::from_secs(2);
+
 /// How long it is silent before conntrack is asked whether it still exists: as long as conntrack keeps one
 /// in TIME_WAIT (`nf_conntrack_tcp_timeout_time_wait`).
 const UNSEEN: Duration = Duration::from_secs(120);
@@ -377,6 +381,8 @@ impl Flow {
         match self.end {
             End::Open | End::Frozen => idle,
             End::Doubted { .. } => idle.min(DOUBT),
+            // Its packets may pass unread, and its mark says so.
+            End::Closed if self.is_even() && !self.recorded => linger.min(EVEN_LINGER),
             End::Reset | End::Closed | End::Dismissed => linger,
         }
     }
