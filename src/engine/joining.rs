@@ -308,19 +308,19 @@ impl Engine {
         let mut flow = match found.record.map(|record| record.state) {
             Some(State::Exact(mut flow)) => {
                 flow.resume(&joined, &self.config, Second::of(now));
-                flow
+                *flow
             }
             Some(State::Tls { .. }) => {
                 let mut flow = Flow::joined(&joined, segment, &self.config, now);
                 flow.is_under_tls(&self.config);
-                Box::new(flow)
+                flow
             }
             None => {
                 let mut flow = Flow::joined(&joined, segment, &self.config, now);
                 if let Some(server) = self.config.embedded(to.ip()) {
                     flow.translate(server, self.epsv_servers.has(server));
                 }
-                Box::new(flow)
+                flow
             }
         };
         flow.is_marked(found.standing);

@@ -148,8 +148,7 @@ struct Clearing {
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
-    /// Boxed, so that the table's spare capacity costs little.
-    flows: EndpointTable<Box<Flow>>,
+    flows: EndpointTable<Flow>,
     /// Other names of flows.
     names: Names,
     half_open: HalfOpen,

@@ -195,7 +195,7 @@ impl Engine {
         }
         // Whatever of the handshake gets lost with this process, the next one can go on.
         flow.leave_word(&ends, &self.names, &mut cx);
-        self.flows.insert(ends, Box::new(flow));
+        self.flows.insert(ends, flow);
     }
 
     pub(super) fn next_session(&mut self) -> SessionId {

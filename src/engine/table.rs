@@ -3,7 +3,8 @@
 //! Connections that are over are found by visiting every entry. There may be a million, and the
 //! engine handles no packet meanwhile. So one call visits at most [`SLICE`] entries, and the next
 //! call goes on where it stopped. To make that possible, the entries are in a vector, with an index
-//! by endpoints beside it.
+//! by endpoints beside it. One large block also leaves no holes when entries go: the C library gives it
+//! back as it shrinks, and what is spare at its end takes no memory as long as it wasn't used.
 //!
 //! A [`Walk`] goes from the vector's end to its beginning. When an entry is removed, the last entry
 //! takes its place. That one was visited before, or moves to a place that is still to be visited.
