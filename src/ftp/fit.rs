@@ -66,22 +66,25 @@ impl PortText {
     /// ports in ascending order.
     pub fn runs(self, first: u16, last: u16, lengths: Lengths) -> impl Iterator<Item = (u16, u16)> {
         // The text of all ports in one of these has the same length.
-        let runs: Vec<(u16, u16)> = match self {
-            Self::Number => vec![
+        let numbers: &[_] = match self {
+            Self::Number => &[
                 (1, 9),
                 (10, 99),
                 (100, 999),
                 (1_000, 9_999),
                 (10_000, u16::MAX),
             ],
-            Self::Pair => (0..=u8::MAX)
-                .flat_map(|high| {
-                    let port = move |low| u16::from_be_bytes([high, low]);
-                    [(0, 9), (10, 99), (100, u8::MAX)].map(|(a, b)| (port(a), port(b)))
-                })
-                .collect(),
+            Self::Pair => &[],
         };
-        runs.into_iter().filter_map(move |(start, end)| {
+        let [from, _] = first.to_be_bytes();
+        let [to, _] = last.to_be_bytes();
+        let highs = (self == Self::Pair).then_some(from..=to);
+        let pairs = highs.into_iter().flatten().flat_map(|high| {
+            let port = move |low| u16::from_be_bytes([high, low]);
+            [(0, 9), (10, 99), (100, u8::MAX)].map(|(a, b)| (port(a), port(b)))
+        });
+        let runs = numbers.iter().copied().chain(pairs);
+        runs.filter_map(move |(start, end)| {
             let run = (start.max(first).max(1), end.min(last));
             (run.0 <= run.1 && lengths.contains(self.length(run.1))).then_some(run)
         })

@@ -130,24 +130,21 @@ fn of_length(
     text: PortText,
     lengths: Lengths,
 ) -> impl Iterator<Item = u16> {
-    let mut runs: Vec<_> = text.runs(pool.first(), pool.last(), lengths).collect();
-    let size = |(first, last): &(u16, u16)| u32::from(last - first) + 1;
-    let count: u32 = runs.iter().map(size).sum();
+    let runs = move || text.runs(pool.first(), pool.last(), lengths);
+    let size = |(first, last): (u16, u16)| u32::from(last - first) + 1;
+    let count: u32 = runs().map(size).sum();
     let mut skipped = start.checked_rem(count).unwrap_or(0);
-    let begins = runs.iter().position(|run| {
-        let here = skipped < size(run);
-        skipped -= if here { 0 } else { size(run) };
-        here
+    let begin = runs().find_map(|run| {
+        let (first, _) = run;
+        let here = u16::try_from(skipped).ok().filter(|_| skipped < size(run));
+        skipped = skipped.saturating_sub(size(run));
+        here.map(|skipped| first + skipped)
     });
-    // The run in which it begins is the first one from there on, and the last one up to there.
-    let mut ordered = runs.split_off(begins.unwrap_or(0));
-    ordered.append(&mut runs);
-    if let (Some(run), Some(skipped @ 1..)) = (ordered.first_mut(), u16::try_from(skipped).ok()) {
-        let first = run.0;
-        run.0 += skipped;
-        ordered.push((first, first + skipped - 1));
-    }
-    ordered.into_iter().flat_map(|(first, last)| first..=last)
+    let begin = begin.unwrap_or(pool.first());
+    // Runs ascend, and an inclusive range whose end comes first is empty.
+    let from_begin = runs().flat_map(move |(first, last)| first.max(begin)..=last);
+    let before = runs().flat_map(move |(first, last)| first..=last.min(begin.saturating_sub(1)));
+    from_begin.chain(before)
 }
 
 /// TCP ports on which processes of this network namespace listen.
@@ -321,6 +318,23 @@ mod tests {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let at = socket.local_addr().unwrap();
         assert!(Listeners::read().contains(at.ip(), at.port()));
+    }
+
+    #[test]
+    fn ports_of_a_length_come_once_each_and_from_somewhere_on() {
+        let pool = PortRange::new(9_990, 10_012).unwrap();
+        let all = |text: PortText, lengths, start| -> Vec<u16> {
+            of_length(pool, start, text, lengths).collect()
+        };
+        let whole: Vec<u16> = (9_990..=10_012).collect();
+        for text in [PortText::Number, PortText::Pair] {
+            for start in 0..50 {
+                let mut ports = whole.clone();
+                ports.rotate_left(start as usize % whole.len());
+                assert_eq!(all(text, Lengths::ALL, start), ports, "{text:?} {start}");
+            }
+            assert!(all(text, Lengths::default(), 7).is_empty());
+        }
     }
 
     fn any_range() -> impl Strategy<Value = Option<PortRange>> {
