@@ -52,8 +52,8 @@ pub struct Config {
     /// Whether a client reaches a range of its server's ports while the session is under TLS. The
     /// gateway knows the range. Default: no.
     pub tls_range: bool,
-    /// Ports of servers, as the inside sees them (default: none is known). Some servers connect *from* such
-    /// a port, too: see [`is_data`](Self::is_data).
+    /// Ports of servers, as the inside sees them (default: none is known). Some servers make data connections
+    /// *from* such a port: a connection from one of them to a port that is none passes unread.
     pub control_ports: Vec<u16>,
     /// Ports of servers that are spoken to under TLS from the first byte (implicit FTPS), as the
     /// inside sees them. Default: none.
@@ -157,8 +157,8 @@ impl Config {
         self.max_flows.saturating_mul(2)
     }
 
-    /// Whether a connection is none to a server, but one that a server makes from its control port: Pure-FTPd
-    /// takes that where its port 20 isn't free. What it carries is a file, and passes unread.
+    /// Whether a connection is one that a server makes from its control port: Pure-FTPd takes that where its
+    /// port 20 isn't free. What it carries is a file.
     pub(super) fn is_data(&self, client: SocketAddr, server: SocketAddr) -> bool {
         let is_control = |end: SocketAddr| self.control_ports.contains(&end.port());
         is_control(client) && !is_control(server)
