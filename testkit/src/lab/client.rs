@@ -21,6 +21,9 @@ const SERVER_PATIENCE: Duration = Duration::from_secs(4);
 /// tnftp's words where its own timer (SIGALRM, once a second) meets it while it reads a listing: it gives up
 /// then, whatever the network does.
 const OWN_SIGNAL: &str = "tnftp: Reading from network: Interrupted system call";
+/// The words of Erlang's client where a `226` overtakes the last data of a download: it is in no state to
+/// take that any more (seen without any gateway).
+const OVERTAKEN: &str = ": Unexpected message: {tcp,";
 
 /// The limit for one client that is expected to do its work.
 const WORKS: Duration = Duration::from_secs(20);
@@ -208,7 +211,7 @@ impl Client {
         let start = Instant::now();
         match self.run_once(job) {
             Err(said)
-                if said.contains(OWN_SIGNAL)
+                if [OWN_SIGNAL, OVERTAKEN].iter().any(|own| said.contains(own))
                     || said.contains(NO_ADDRESS) && start.elapsed() < SERVER_PATIENCE =>
             {
                 let done = self.run_once(job)?;
