@@ -259,7 +259,7 @@ impl Shared {
     }
 
     /// Whether conntrack knows the connection that has a direction like this; yes if it can't be asked.
-    fn exists(&self, direction: Tuple) -> bool {
+    pub(super) fn exists(&self, direction: Tuple) -> bool {
         let found = self.ask(|conntrack| conntrack.lookup(direction.src, direction.dst));
         !matches!(found, Ok(None))
     }

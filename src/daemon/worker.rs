@@ -5,8 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
 
-use crate::engine::gateway::{Error, Gateway};
-use crate::engine::{Engine, Name, Placed, Side, Stats, SynAck, Tuple, Verdict};
+use crate::engine::{Engine, Name, Placed, Side, Stats, SynAck, Verdict};
 use crate::pinholes::Seldom;
 use crate::queue::nfq::NfqQueue;
 use crate::queue::{Earlier, Hook, QueueVerdict, ServeError};
@@ -151,10 +150,7 @@ fn forget_unseen(worker: &Worker, now: Duration, shared: &Shared) {
     while !is_over {
         let mut found = Vec::new();
         is_over = worker.engine().doubtful(now, &mut found);
-        found.retain(|name| {
-            let Tuple { src, dst } = name.outward();
-            matches!(door.conntrack(src, dst), Err(Error::NoConntrack))
-        });
+        found.retain(|name| !shared.exists(name.outward()));
         let mut engine = worker.engine();
         for name in &found {
             engine.is_gone(name, now, &mut door);
