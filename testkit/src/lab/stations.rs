@@ -16,7 +16,7 @@ use super::report;
 use super::rules::{self, Flavour};
 use super::scenario::greeting;
 use super::server::{Config, Kind, Server, content};
-use super::topology::{Host, Link, Shape, Topology, at, host, link, router};
+use super::topology::{Host, Link, Shape, Topology, at, host, published_links, router};
 
 /// How long `ftpalg` may take to start, to stop and to answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -486,16 +486,7 @@ pub fn published(name: &'static str, routes: [&[&'static str]; 2]) -> Case {
     let [client, server] = routes;
     Case::new(
         vec![host("c", client), router("r", &[]), host("s", server)],
-        vec![
-            link(
-                ("c", "e0", &["198.51.100.2/24"]),
-                ("r", "out0", &["198.51.100.1/24", "203.0.113.1/32"]),
-            ),
-            link(
-                ("r", "in0", &["10.0.0.1/24"]),
-                ("s", "e0", &["10.0.0.2/24"]),
-            ),
-        ],
+        published_links(),
         vec![Station::new(
             "r",
             drop_by_default(&["FORWARD"], &[21]) + &nat(&[rule]),

@@ -124,16 +124,7 @@ impl Topology {
                 router("r", &[]),
                 insider("s"),
             ],
-            links: vec![
-                link(
-                    ("c", "e0", &["198.51.100.2/24"]),
-                    ("r", "out0", &["198.51.100.1/24", "203.0.113.1/32"]),
-                ),
-                link(
-                    ("r", "in0", &["10.0.0.1/24"]),
-                    ("s", "e0", &["10.0.0.2/24"]),
-                ),
-            ],
+            links: published_links(),
             client: "c",
             server: "s",
             router: "r",
@@ -282,6 +273,21 @@ fn outsider(name: &'static str, route: &'static str) -> Host {
             "unreachable 192.168.0.0/16",
         ],
     )
+}
+
+/// The cables of a gateway `r` between a client `c` outside and a server `s` inside, which it publishes as
+/// 203.0.113.1.
+pub fn published_links() -> Vec<Link> {
+    vec![
+        link(
+            ("c", "e0", &["198.51.100.2/24"]),
+            ("r", "out0", &["198.51.100.1/24", "203.0.113.1/32"]),
+        ),
+        link(
+            ("r", "in0", &["10.0.0.1/24"]),
+            ("s", "e0", &["10.0.0.2/24"]),
+        ),
+    ]
 }
 
 /// A host that forwards nothing.
