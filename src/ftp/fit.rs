@@ -62,33 +62,47 @@ impl PortText {
         }
     }
 
-    /// The ports from `first` to `last` whose text has one of these lengths, as runs of consecutive
-    /// ports in ascending order.
-    pub fn runs(self, first: u16, last: u16, lengths: Lengths) -> impl Iterator<Item = (u16, u16)> {
-        // The text of all ports in one of these has the same length.
-        let numbers: &[_] = match self {
-            Self::Number => &[
-                (1, 9),
-                (10, 99),
-                (100, 999),
-                (1_000, 9_999),
-                (10_000, u16::MAX),
-            ],
-            Self::Pair => &[],
+    /// How many ports from 1 on, and below `end`, have a text of one of these lengths. `end` is 65,536
+    /// at most.
+    #[must_use]
+    pub fn count_below(self, end: u32, lengths: Lengths) -> u32 {
+        // Port 0 is none.
+        let zero = u32::from(end > 0 && lengths.contains(self.length(0)));
+        let all = match self {
+            Self::Number => numbers_below(end, |digits| lengths.contains(digits)),
+            Self::Pair => {
+                let (high, low) = (end >> 8, end & 0xff);
+                let lows = |below: u32, high_digits: u8| {
+                    let length = |digits: u8| high_digits.saturating_add(1).saturating_add(digits);
+                    numbers_below(below, |digits| lengths.contains(length(digits)))
+                };
+                let whole = DIGITS.map(|(digits, from, to)| {
+                    let highs = high.min(to).saturating_sub(from);
+                    highs.saturating_mul(lows(256, digits))
+                });
+                let rest = DIGITS.iter().find(|(_, _, to)| high < *to);
+                let rest = rest.map_or(0, |(digits, ..)| lows(low, *digits));
+                whole.iter().sum::<u32>().saturating_add(rest)
+            }
         };
-        let [from, _] = first.to_be_bytes();
-        let [to, _] = last.to_be_bytes();
-        let highs = (self == Self::Pair).then_some(from..=to);
-        let pairs = highs.into_iter().flatten().flat_map(|high| {
-            let port = move |low| u16::from_be_bytes([high, low]);
-            [(0, 9), (10, 99), (100, u8::MAX)].map(|(a, b)| (port(a), port(b)))
-        });
-        let runs = numbers.iter().copied().chain(pairs);
-        runs.filter_map(move |(start, end)| {
-            let run = (start.max(first).max(1), end.min(last));
-            (run.0 <= run.1 && lengths.contains(self.length(run.1))).then_some(run)
-        })
+        all.saturating_sub(zero)
     }
+}
+
+/// How many decimal digits numbers have, from the first one and before the second.
+const DIGITS: [(u8, u32, u32); 5] = [
+    (1, 0, 10),
+    (2, 10, 100),
+    (3, 100, 1_000),
+    (4, 1_000, 10_000),
+    (5, 10_000, 100_000),
+];
+
+/// How many numbers below `end` have a count of digits that counts.
+fn numbers_below(end: u32, counts: impl Fn(u8) -> bool) -> u32 {
+    let some = DIGITS.iter().filter(|(digits, ..)| counts(*digits));
+    some.map(|(_, from, to)| end.min(*to).saturating_sub(*from))
+        .sum()
 }
 
 /// Which lengths a port's text may have, in characters.
@@ -111,7 +125,8 @@ impl Lengths {
         self == Self::default()
     }
 
-    fn add(&mut self, length: u8) {
+    /// Adds a length. No port has a text of more than seven characters.
+    pub fn add(&mut self, length: u8) {
         if length <= LONGEST {
             self.0 |= 1 << length;
         }
@@ -208,10 +223,11 @@ impl<'a> LineSlot<'a> {
         }
         let mut best = Lengths::default();
         let mut without_dot = Lengths::default();
+        let others = self.len_of_others(public);
         for length in 1..=LONGEST {
-            if self.blanks(public, length, false).is_some() {
+            if self.blanks(others, length, false).is_some() {
                 best.add(length);
-            } else if self.blanks(public, length, true).is_some() {
+            } else if self.blanks(others, length, true).is_some() {
                 without_dot.add(length);
             }
         }
@@ -227,7 +243,8 @@ impl<'a> LineSlot<'a> {
     #[must_use]
     pub fn rewrite(&self, public: SocketAddr) -> Rewrite {
         let length = PortText::of(self.said.form).length(public.port());
-        let fit = |dotless| Some((self.blanks(public.ip(), length, dotless)?, dotless));
+        let others = self.len_of_others(public.ip());
+        let fit = |dotless| Some((self.blanks(others, length, dotless)?, dotless));
         let plain = self.plain(public);
         let fits = fit(false).or_else(|| fit(true));
         let Some((blanks, dotless)) = fits.filter(|_| self.keeps_length) else {
@@ -256,21 +273,36 @@ impl<'a> LineSlot<'a> {
         }
     }
 
-    /// How many blanks make an address fit with a port whose text has `length` characters; `dotless`:
-    /// whether the final dot's place is used.
-    fn blanks(&self, ip: IpAddr, length: u8, dotless: bool) -> Option<usize> {
+    /// How long an address is in this form without its port; `None`: it isn't to be written so.
+    fn len_of_others(&self, ip: IpAddr) -> Option<usize> {
+        let len = match ip {
+            IpAddr::V4(ip) => {
+                let digits = ip.octets().map(|octet| match octet {
+                    0..10 => 1,
+                    10..100 => 2,
+                    100.. => 3,
+                });
+                // And three dots.
+                digits.iter().sum::<usize>().saturating_add(3)
+            }
+            IpAddr::V6(ip) => ip.to_string().len(),
+        };
+        match (self.said.form, ip) {
+            (Form::HostPort, IpAddr::V4(_)) => Some(len.saturating_add(1)),
+            (Form::HostPort, IpAddr::V6(_)) => None,
+            (Form::ExtendedPort(_), _) => Some(EPSV_DELIMITERS),
+            (Form::Extended(_), _) => Some(len.saturating_add(EPRT_DELIMITERS)),
+        }
+    }
+
+    /// How many blanks make an address fit with a port whose text has `length` characters, if all
+    /// else of it has `others`; `dotless`: whether the final dot's place is used.
+    fn blanks(&self, others: Option<usize>, length: u8, dotless: bool) -> Option<usize> {
         if dotless && self.dot.is_none() {
             return None;
         }
-        let others = match (self.said.form, ip) {
-            (Form::HostPort, IpAddr::V4(ip)) => ip.to_string().len().saturating_add(1),
-            // Not to be written so.
-            (Form::HostPort, IpAddr::V6(_)) => return None,
-            (Form::ExtendedPort(_), _) => EPSV_DELIMITERS,
-            (Form::Extended(_), ip) => ip.to_string().len().saturating_add(EPRT_DELIMITERS),
-        };
         let room = self.len.saturating_add(usize::from(dotless));
-        let left = room.checked_sub(others.saturating_add(usize::from(length)))?;
+        let left = room.checked_sub(others?.saturating_add(usize::from(length)))?;
         (left == 0 || self.blanks_at.is_some()).then_some(left)
     }
 }
@@ -409,17 +441,24 @@ mod tests {
     }
 
     #[test]
-    fn runs_of_ports() {
-        let runs = |text: PortText, lengths: &[u8]| {
-            let mut wanted = Lengths::default();
-            lengths.iter().for_each(|n| wanted.add(*n));
-            text.runs(1024, 65_535, wanted).collect::<Vec<_>>()
-        };
-        assert_eq!(runs(PortText::Number, &[4]), [(1024, 9_999)]);
-        assert_eq!(runs(PortText::Number, &[5]), [(10_000, 65_535)]);
-        let shortest = runs(PortText::Pair, &[3]);
-        assert_eq!(shortest.first(), Some(&(1024, 1033)));
-        assert_eq!(shortest.len(), 6);
+    fn ports_are_counted_by_length() {
+        for text in [PortText::Number, PortText::Pair] {
+            for lengths in (0..=LONGEST)
+                .map(|length| Lengths(1 << length))
+                .chain([Lengths::ALL])
+            {
+                let mut count = 0;
+                for port in 1..=u16::MAX {
+                    assert_eq!(
+                        text.count_below(port.into(), lengths),
+                        count,
+                        "{text:?} {lengths:?} {port}"
+                    );
+                    count += u32::from(lengths.contains(text.length(port)));
+                }
+                assert_eq!(text.count_below(1 << 16, lengths), count);
+            }
+        }
     }
 
     fn any_ip() -> impl Strategy<Value = IpAddr> {
@@ -482,15 +521,6 @@ mod tests {
                     prop_assert_eq!(text, whole.as_bytes());
                 }
             }
-        }
-
-        #[test]
-        fn runs_hold_just_the_ports_of_a_length(first in 1u16.., last in 1u16.., pair: bool, wanted: u8, probe in 1u16..) {
-            let text = if pair { PortText::Pair } else { PortText::Number };
-            let lengths = Lengths(wanted);
-            let held = text.runs(first, last, lengths).filter(|(a, b)| (*a..=*b).contains(&probe)).count();
-            let expected = (first..=last).contains(&probe) && lengths.contains(text.length(probe));
-            prop_assert_eq!(held, usize::from(expected));
         }
     }
 }
