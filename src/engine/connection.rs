@@ -1,17 +1,27 @@
 //! A control connection as connection tracking and NAT see it: what the
 //! [`Gateway`](super::gateway::Gateway) answers.
 
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use crate::net::hash_ends;
 
 /// One direction of a connection, as its packets look on the side where they enter the gateway.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
 )]
 pub struct Tuple {
     /// Where packets of this direction come from (before any source NAT).
     pub src: SocketAddr,
     /// Where packets of this direction are sent to (before any destination NAT).
     pub dst: SocketAddr,
+}
+
+impl Hash for Tuple {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let end = |address: SocketAddr| (address.ip(), address.port());
+        hash_ends(end(self.src), end(self.dst), state);
+    }
 }
 
 impl Tuple {

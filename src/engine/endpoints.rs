@@ -1,12 +1,14 @@
 //! The two ends of a control connection: the key of the engine's tables.
 
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Entry, Side, Tuple};
+use crate::net::hash_ends;
 use crate::wire::Segment;
 
 /// An address and a port. Takes 20 bytes, where a `SocketAddr` takes 32: the tables hold many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 struct Endpoint {
     ip: IpAddr,
     port: u16,
@@ -28,10 +30,17 @@ impl From<Endpoint> for SocketAddr {
 }
 
 /// The two ends of a control connection, as both hooks see them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Endpoints {
     inside: Endpoint,
     outside: Endpoint,
+}
+
+impl Hash for Endpoints {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let end = |end: Endpoint| (end.ip, end.port);
+        hash_ends(end(self.inside), end(self.outside), state);
+    }
 }
 
 impl Endpoints {

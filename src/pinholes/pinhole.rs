@@ -1,9 +1,11 @@
 //! What a pinhole is: the permission for one announced data connection, or, under TLS, for any
 //! number of them to a range of ports.
 
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
 use crate::engine::Tuple;
+use crate::net::hash_ends;
 
 /// The permission for one data connection.
 ///
@@ -38,12 +40,18 @@ impl Pinhole {
 }
 
 /// What identifies a pinhole in the kernel. No two are open with the same key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PinholeKey {
     /// The peer's address.
     pub from: IpAddr,
     /// The address and port the peer connects to.
     pub to: SocketAddr,
+}
+
+impl Hash for PinholeKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        hash_ends((self.from, 0), (self.to.ip(), self.to.port()), state);
+    }
 }
 
 impl PinholeKey {
