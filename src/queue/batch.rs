@@ -34,6 +34,8 @@ pub(super) struct Batches {
     headers: MultiHeaders<NetlinkAddr>,
     /// How long the packets of this batch are.
     lengths: Vec<usize>,
+    /// How many packets are asked for next: see [`more_or_fewer`].
+    ask: usize,
     out: Vec<u8>,
     verdicts: Verdicts,
 }
@@ -87,6 +89,7 @@ impl Batches {
             room: vec![0; MOST * ROOM],
             headers: MultiHeaders::preallocate(MOST, None),
             lengths: Vec::with_capacity(MOST),
+            ask: MOST,
             out: Vec::new(),
             verdicts: Verdicts {
                 queue,
@@ -145,6 +148,7 @@ impl Batches {
         let mut slices: Vec<_> = self
             .room
             .chunks_exact_mut(ROOM)
+            .take(self.ask)
             .map(|room| [IoSliceMut::new(room)])
             .collect();
         let received = recvmmsg(
@@ -166,7 +170,18 @@ impl Batches {
                 true => one.bytes,
                 false => 0,
             }));
+        self.ask = more_or_fewer(self.ask, self.lengths.len());
         Ok(())
+    }
+}
+
+/// How many packets to ask for when so many came of those that were asked for. Every further one costs,
+/// whether it comes or not, so with packets that come singly only every second call asks for more.
+fn more_or_fewer(asked: usize, came: usize) -> usize {
+    match (asked, came) {
+        (1, _) => 4,
+        (_, 0 | 1) => 1,
+        (_, came) => came.saturating_mul(2).min(MOST),
     }
 }
 
@@ -283,6 +298,23 @@ mod tests {
             (&[1][..], &[2][..])
         );
         assert!(verdicts.messages.finished().is_some());
+    }
+
+    #[test]
+    fn as_many_are_asked_for_as_may_come() {
+        let come = |waiting: [usize; 8]| {
+            let mut ask = MOST;
+            waiting.map(|waiting| {
+                let came = waiting.min(ask);
+                ask = more_or_fewer(ask, came);
+                (came, ask)
+            })
+        };
+        let one_by_one = come([1; 8]).map(|(_, ask)| ask);
+        assert_eq!(one_by_one, [1, 4, 1, 4, 1, 4, 1, 4]);
+        // A burst is met by the third call.
+        let burst = come([1, 100, 99, 95, 87, 71, 39, 7]).map(|(came, _)| came);
+        assert_eq!(burst, [1, 1, 4, 8, 16, 32, 32, 7]);
     }
 
     #[test]
