@@ -339,7 +339,10 @@ impl Plane {
 
     /// See [`Gateway::session_ended`](crate::engine::gateway::Gateway::session_ended).
     pub fn session_ended(&mut self, session: SessionId) {
-        self.catch_up();
+        // A pinhole whose use isn't known yet would be closed as unused.
+        if self.has_open(session) {
+            self.catch_up();
+        }
         self.clients.ended(session);
         let mut holes = Vec::new();
         while let Some(id) = self.holes.oldest_of(session) {
