@@ -61,48 +61,80 @@ impl PortText {
             }
         }
     }
+}
 
-    /// How many ports from 1 on, and below `end`, have a text of one of these lengths. `end` is 65,536
-    /// at most.
+/// The ports whose text has one of some lengths, to be counted.
+#[derive(Clone, Copy, Debug)]
+pub struct PortsOfLength {
+    text: PortText,
+    lengths: Lengths,
+    /// [`PortText::Pair`]: how many second bytes go with a first one of 1, 2 or 3 digits.
+    seconds: [u32; 3],
+}
+
+/// Numbers with 1, 2, … decimal digits: from the first one on, and before the second.
+const DIGITS: [(u32, u32); 5] = [
+    (0, 10),
+    (10, 100),
+    (100, 1_000),
+    (1_000, 10_000),
+    (10_000, 100_000),
+];
+
+/// How many numbers below `end` have one of these counts of digits.
+fn numbers_below(end: u32, digits: Lengths) -> u32 {
+    let classes = (1..).zip(DIGITS);
+    let some = classes.filter(|(count, _)| digits.contains(*count));
+    some.map(|(_, (from, to))| end.min(to).saturating_sub(from))
+        .sum()
+}
+
+impl PortsOfLength {
+    /// Those whose text has one of `lengths`.
     #[must_use]
-    pub fn count_below(self, end: u32, lengths: Lengths) -> u32 {
+    pub fn new(text: PortText, lengths: Lengths) -> Self {
+        let mut all = Self {
+            text,
+            lengths,
+            seconds: [0; 3],
+        };
+        all.seconds = [1, 2, 3].map(|digits| numbers_below(256, all.behind(digits)));
+        all
+    }
+
+    /// How many digits a second byte may have behind a first one with so many, and a comma.
+    fn behind(&self, digits: u8) -> Lengths {
+        let Lengths(bits) = self.lengths;
+        Lengths(
+            bits.checked_shr(u32::from(digits).saturating_add(1))
+                .unwrap_or(0),
+        )
+    }
+
+    /// How many of them are below `end`. `end` is 65,536 at most.
+    #[must_use]
+    pub fn below(&self, end: u32) -> u32 {
         // Port 0 is none.
-        let zero = u32::from(end > 0 && lengths.contains(self.length(0)));
-        let all = match self {
-            Self::Number => numbers_below(end, |digits| lengths.contains(digits)),
-            Self::Pair => {
-                let (high, low) = (end >> 8, end & 0xff);
-                let lows = |below: u32, high_digits: u8| {
-                    let length = |digits: u8| high_digits.saturating_add(1).saturating_add(digits);
-                    numbers_below(below, |digits| lengths.contains(length(digits)))
-                };
-                let whole = DIGITS.map(|(digits, from, to)| {
-                    let highs = high.min(to).saturating_sub(from);
-                    highs.saturating_mul(lows(256, digits))
-                });
-                let rest = DIGITS.iter().find(|(_, _, to)| high < *to);
-                let rest = rest.map_or(0, |(digits, ..)| lows(low, *digits));
-                whole.iter().sum::<u32>().saturating_add(rest)
+        let zero = u32::from(end > 0 && self.lengths.contains(self.text.length(0)));
+        let all = match self.text {
+            PortText::Number => numbers_below(end, self.lengths),
+            PortText::Pair => {
+                let (first, second) = (end >> 8, end & 0xff);
+                let mut count = 0u32;
+                for (digits, ((from, to), seconds)) in
+                    (1..).zip(DIGITS.into_iter().zip(self.seconds))
+                {
+                    let firsts = first.min(to).saturating_sub(from);
+                    count = count.saturating_add(firsts.saturating_mul(seconds));
+                    if (from..to).contains(&first) {
+                        count = count.saturating_add(numbers_below(second, self.behind(digits)));
+                    }
+                }
+                count
             }
         };
         all.saturating_sub(zero)
     }
-}
-
-/// How many decimal digits numbers have, from the first one and before the second.
-const DIGITS: [(u8, u32, u32); 5] = [
-    (1, 0, 10),
-    (2, 10, 100),
-    (3, 100, 1_000),
-    (4, 1_000, 10_000),
-    (5, 10_000, 100_000),
-];
-
-/// How many numbers below `end` have a count of digits that counts.
-fn numbers_below(end: u32, counts: impl Fn(u8) -> bool) -> u32 {
-    let some = DIGITS.iter().filter(|(digits, ..)| counts(*digits));
-    some.map(|(_, from, to)| end.min(*to).saturating_sub(*from))
-        .sum()
 }
 
 /// Which lengths a port's text may have, in characters.
@@ -447,16 +479,17 @@ mod tests {
                 .map(|length| Lengths(1 << length))
                 .chain([Lengths::ALL])
             {
+                let ports = PortsOfLength::new(text, lengths);
                 let mut count = 0;
                 for port in 1..=u16::MAX {
                     assert_eq!(
-                        text.count_below(port.into(), lengths),
+                        ports.below(port.into()),
                         count,
                         "{text:?} {lengths:?} {port}"
                     );
                     count += u32::from(lengths.contains(text.length(port)));
                 }
-                assert_eq!(text.count_below(1 << 16, lengths), count);
+                assert_eq!(ports.below(1 << 16), count);
             }
         }
     }

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::ftp::fit::{Fitting, Lengths, PortText};
+use crate::ftp::fit::{Fitting, Lengths, PortText, PortsOfLength};
 use crate::ftp::policy::SERVICE_PORTS;
 use crate::net::PortRange;
 
@@ -131,14 +131,15 @@ fn of_length(
     lengths: Lengths,
 ) -> impl Iterator<Item = u16> {
     let (first, end) = (u32::from(pool.first()), u32::from(pool.last()) + 1);
-    let before = text.count_below(first, lengths);
-    let count = text.count_below(end, lengths).saturating_sub(before);
+    let all = PortsOfLength::new(text, lengths);
+    let before = all.below(first);
+    let count = all.below(end).saturating_sub(before);
     let nth = move |n: u32| {
         // The first port that has n others before it, in the pool, and counts itself.
         let (mut low, mut high) = (first, end);
         while low < high {
             let middle = low.midpoint(high);
-            match text.count_below(middle + 1, lengths) - before > n {
+            match all.below(middle + 1) - before > n {
                 true => high = middle,
                 false => low = middle + 1,
             }
