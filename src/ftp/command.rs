@@ -87,7 +87,9 @@ impl Command {
     /// The command of a line without its line end. Verbs are case-insensitive (RFC 959 §5.3).
     pub(super) fn of(line: &[u8]) -> Self {
         let (verb, argument) = split(line);
-        let is = |name: &[u8]| verb.eq_ignore_ascii_case(name);
+        // The first letter decides about nearly all of them.
+        let initial = verb.first().map(u8::to_ascii_uppercase);
+        let is = |name: &[u8]| name.first() == initial.as_ref() && verb.eq_ignore_ascii_case(name);
         let known = TOLD_APART.iter().find(|(name, _)| is(name));
         match known.map(|(_, command)| *command) {
             Some(Self::Epsv) if argument.eq_ignore_ascii_case(b"ALL") => Self::EpsvAll,
