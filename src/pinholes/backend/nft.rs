@@ -242,12 +242,9 @@ impl Nft {
 
     /// The elements of a pinhole, and where it needs none but another may have left one.
     fn elements(&mut self, layout: &FamilyLayout, hole: &Pinhole) -> Vec<MapElement> {
-        let mut elements = Vec::from(of_pinhole(layout, hole, self.mark));
-        self.has_others |= elements.iter().skip(1).any(|one| one.data.is_some());
-        if !self.has_others {
-            elements.truncate(1);
-        }
-        elements
+        self.has_others |= hole.as_source.is_some() || hole.mark != 0;
+        let most = if self.has_others { usize::MAX } else { 1 };
+        of_pinhole(layout, hole, self.mark).take(most).collect()
     }
 
     /// The layout for a pinhole that is to be opened.

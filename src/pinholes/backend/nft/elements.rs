@@ -11,21 +11,32 @@ use crate::netlink::nftables::{attr, msg};
 use crate::netlink::socket::NetlinkRequest;
 use crate::pinholes::Pinhole;
 
+/// The bytes of two IPv6 addresses and a port.
+const LONGEST_KEY: usize = 36;
+
 /// A key of a map, and what it is mapped to.
 #[derive(Debug)]
 pub(super) struct MapElement {
     /// The map's name.
-    pub(super) map: String,
+    pub(super) map: &'static str,
     pub(super) key: Vec<u8>,
     /// `None`: nothing, but an older pinhole with that key may have left an element.
     pub(super) data: Option<Vec<u8>>,
 }
 
-/// The elements of a pinhole.
-pub(super) fn of_pinhole(layout: &FamilyLayout, hole: &Pinhole, mark: Mark) -> [MapElement; 3] {
-    Map::OF_PINHOLE.map(|map| MapElement {
+/// The elements of a pinhole, one for each of [`Map::OF_PINHOLE`]. Only the first one always has data.
+pub(super) fn of_pinhole(
+    layout: &FamilyLayout,
+    hole: &Pinhole,
+    mark: Mark,
+) -> impl Iterator<Item = MapElement> {
+    Map::OF_PINHOLE.into_iter().map(move |map| MapElement {
         map: layout.name(map),
-        key: [octets(hole.from), endpoint(hole.to)].concat(),
+        key: {
+            let mut key = octets(hole.from);
+            put_endpoint(&mut key, hole.to);
+            key
+        },
         data: match map {
             Map::Pinholes => Some(endpoint(hole.land)),
             Map::Sources => hole.as_source.map(octets),
@@ -84,7 +95,7 @@ impl MapElement {
             family: layout.family.number(),
             attrs: Box::new(move |b| {
                 b.text(attr::ELEMS_TABLE, PINHOLE_TABLE);
-                b.text(attr::ELEMS_SET, &self.map);
+                b.text(attr::ELEMS_SET, self.map);
                 b.nest(attr::ELEMS_LIST, |b| {
                     b.nest(attr::LIST_ELEM, |b| {
                         b.nest(attr::ELEM_KEY, |b| {
@@ -99,18 +110,27 @@ impl MapElement {
 }
 
 pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
-    match ip {
-        IpAddr::V4(ip) => ip.octets().to_vec(),
-        IpAddr::V6(ip) => ip.octets().to_vec(),
-    }
+    let mut octets = Vec::with_capacity(LONGEST_KEY);
+    put_octets(&mut octets, ip);
+    octets
 }
 
 /// Address and port, each field padded to 4 bytes.
 fn endpoint(addr: SocketAddr) -> Vec<u8> {
-    [
-        octets(addr.ip()),
-        addr.port().to_be_bytes().to_vec(),
-        vec![0; 2],
-    ]
-    .concat()
+    let mut endpoint = Vec::with_capacity(LONGEST_KEY);
+    put_endpoint(&mut endpoint, addr);
+    endpoint
+}
+
+fn put_octets(to: &mut Vec<u8>, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => to.extend_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => to.extend_from_slice(&ip.octets()),
+    }
+}
+
+fn put_endpoint(to: &mut Vec<u8>, addr: SocketAddr) {
+    put_octets(to, addr.ip());
+    to.extend_from_slice(&addr.port().to_be_bytes());
+    to.extend_from_slice(&[0; 2]);
 }

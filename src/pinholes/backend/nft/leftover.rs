@@ -106,7 +106,7 @@ fn lists(socket: &mut Socket, layout: &FamilyLayout) -> io::Result<Option<[Vec<L
     let find = |map: Map| {
         let wanted = (layout.name(map), shape(layout, map));
         let mut maps = maps.iter();
-        maps.find(|(name, shape, _)| (name, shape) == (&wanted.0, &wanted.1))
+        maps.find(|(name, shape, _)| (name.as_str(), shape) == (wanted.0, &wanted.1))
     };
     let is_ours = |map: &Map| find(*map).is_some();
     if !Map::OF_PINHOLE.iter().all(is_ours) {
@@ -115,7 +115,7 @@ fn lists(socket: &mut Socket, layout: &FamilyLayout) -> io::Result<Option<[Vec<L
     }
     let mut list = |map| -> io::Result<Vec<Listed>> {
         let name = layout.name(map);
-        let question = request(msg::GET_ELEM, family, attr::ELEMS_TABLE, Some(&name));
+        let question = request(msg::GET_ELEM, family, attr::ELEMS_TABLE, Some(name));
         let count = find(map).and_then(|(_, _, count)| *count);
         whole(count, || {
             let messages = socket.dump(&question, |message| Some(elements(message)))?;
@@ -319,7 +319,8 @@ mod tests {
                     as_source: as_source.map(|ip| ip.parse().unwrap()),
                     mark: user,
                 };
-                let [main, sources, marks] = of_pinhole(layout, &hole, Mark::DEFAULT);
+                let elements: Vec<_> = of_pinhole(layout, &hole, Mark::DEFAULT).collect();
+                let [main, sources, marks] = elements.try_into().unwrap();
                 let data = main.data.unwrap();
                 let (source, marks) = (sources.data.as_ref(), marks.data.as_ref());
                 let read =

@@ -94,12 +94,12 @@ impl FamilyLayout {
     }
 
     /// The name of a map of this family, such as `pinholes4`.
-    pub(super) fn name(&self, map: Map) -> String {
-        let digit = match self.family {
-            Family::V4 => 4,
-            Family::V6 => 6,
-        };
-        format!("{}{digit}", map.name())
+    pub(super) fn name(&self, map: Map) -> &'static str {
+        let [ipv4, ipv6] = map.names();
+        match self.family {
+            Family::V4 => ipv4,
+            Family::V6 => ipv6,
+        }
     }
 
     /// Registers: the key from 0 (source, target, port), then what a map gives, then the mark.
@@ -145,13 +145,20 @@ impl Map {
     /// Those of a range.
     pub(super) const OF_RANGE: [Self; 2] = [Self::Ranges, Self::RangeSources];
 
-    fn name(self) -> &'static str {
+    /// What it is for, as its comment says.
+    fn role(self) -> &'static str {
+        let [name, _] = self.names();
+        name.trim_end_matches('4')
+    }
+
+    /// Its names in the tables of IPv4 and of IPv6.
+    fn names(self) -> [&'static str; 2] {
         match self {
-            Self::Pinholes => "pinholes",
-            Self::Sources => "sources",
-            Self::Marks => "marks",
-            Self::Ranges => "ranges",
-            Self::RangeSources => "range-sources",
+            Self::Pinholes => ["pinholes4", "pinholes6"],
+            Self::Sources => ["sources4", "sources6"],
+            Self::Marks => ["marks4", "marks6"],
+            Self::Ranges => ["ranges4", "ranges6"],
+            Self::RangeSources => ["range-sources4", "range-sources6"],
         }
     }
 
@@ -339,7 +346,7 @@ fn put_map(b: &mut Builder, layout: &FamilyLayout, map: Map, abilities: Abilitie
         _ => SET_MAP | SET_TIMEOUT | SET_DYNAMIC,
     };
     b.text(attr::SET_TABLE, PINHOLE_TABLE);
-    b.text(attr::SET_NAME, &layout.name(map));
+    b.text(attr::SET_NAME, layout.name(map));
     b.be32(attr::SET_FLAGS, flags);
     b.be32(attr::SET_KEY_TYPE, key.0);
     b.be32(attr::SET_KEY_LEN, key.1);
@@ -361,7 +368,7 @@ fn put_map(b: &mut Builder, layout: &FamilyLayout, map: Map, abilities: Abilitie
 fn set_userdata(map: Map) -> Vec<u8> {
     let order = |kind: u8, order: u32| [vec![kind, 4], order.to_ne_bytes().to_vec()].concat();
     let data = if map == Map::Marks { 1 } else { 2 };
-    let role = comment(7, &format!("ftpalg:{}", map.name()));
+    let role = comment(7, &format!("ftpalg:{}", map.role()));
     [order(0, 2), order(1, data), role].concat()
 }
 
@@ -372,13 +379,13 @@ fn marked_dnat_rule(layout: &FamilyLayout, mark: Mark, rule: &mut Expressions<'_
         .compare(layout.mark(), true, &[0; 4]);
     load_key(layout, rule)
         .lookup(
-            &layout.name(Map::Marks),
+            layout.name(Map::Marks),
             Map::Marks.id(),
             0,
             layout.carried(),
         )
         .lookup(
-            &layout.name(Map::Pinholes),
+            layout.name(Map::Pinholes),
             Map::Pinholes.id(),
             0,
             layout.data(),
@@ -408,7 +415,7 @@ fn load_key<'a, 'b>(
 fn dnat_rule(layout: &FamilyLayout, mark: Mark, rule: &mut Expressions<'_>) {
     load_key(layout, rule)
         .lookup(
-            &layout.name(Map::Pinholes),
+            layout.name(Map::Pinholes),
             Map::Pinholes.id(),
             0,
             layout.data(),
@@ -433,7 +440,7 @@ fn snat_rule(layout: &FamilyLayout, mark: Mark, rule: &mut Expressions<'_>) {
         .ct(layout.target(), layout.ct_target)
         .ct(layout.port(), Ct::OriginalPort)
         .lookup(
-            &layout.name(Map::Sources),
+            layout.name(Map::Sources),
             Map::Sources.id(),
             0,
             layout.data(),

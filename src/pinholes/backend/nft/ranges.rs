@@ -53,7 +53,7 @@ pub(super) fn dnat_rule(
         .port_within(0, range.first(), range.last())
         .payload(0, Base::Network, layout.source_at, addr_len)
         .payload(layout.words, Base::Network, layout.target_at, addr_len)
-        .lookup(&layout.name(Map::Ranges), Map::Ranges.id(), 0, data)
+        .lookup(layout.name(Map::Ranges), Map::Ranges.id(), 0, data)
         .ct(bits, Ct::Mark)
         .bits(bits, !mark.bit(), mark.bit())
         .set_mark(bits)
@@ -77,7 +77,7 @@ pub(super) fn snat_rule(
         .ct(layout.words, layout.ct_target)
         .payload(2 * layout.words, Base::Network, layout.target_at, addr_len)
         .lookup(
-            &layout.name(Map::RangeSources),
+            layout.name(Map::RangeSources),
             Map::RangeSources.id(),
             0,
             data,
