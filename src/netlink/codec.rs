@@ -18,6 +18,9 @@ const NESTED: u16 = 0x8000;
 /// The bits of an attribute's type that name it.
 const TYPE_MASK: u16 = 0x3fff;
 
+/// Room that a buffer has from the beginning, in bytes: enough for what opens a pinhole.
+const USUAL: usize = 256;
+
 /// Message flag: a request.
 pub const REQUEST: u16 = 0x1;
 /// Message flag: answer with an acknowledgement.
@@ -56,7 +59,10 @@ impl Builder {
     /// An empty buffer.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            buf: Vec::with_capacity(USUAL),
+            ..Self::default()
+        }
     }
 
     /// Starts a netfilter message. The attributes that follow are its own.
