@@ -4,7 +4,7 @@
 //! costs lines (which are counted), never packets. No user name is ever in them. On the way, everything
 //! is [recorded](super::events).
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -20,6 +20,9 @@ use crate::pinholes::{DataConnection, Finished, PinholeInfo, PlaneReport};
 
 /// How many lines may wait for a slow reader.
 const BACKLOG: usize = 4096;
+
+/// How much text a chunk has room for before it grows, in bytes.
+const ROOM: usize = 1024;
 
 /// How long the collector rests after each round. If many lines come in a short time, they share a
 /// wake-up and a write; one for each line would be a tenth of what a small session costs.
@@ -146,6 +149,15 @@ struct Printed {
     waiting: Arc<AtomicUsize>,
 }
 
+impl Chunk {
+    /// Adds one.
+    fn line(&mut self, line: impl fmt::Display) {
+        // Writing to a string doesn't fail.
+        let _ = writeln!(self.text, "{line}");
+        self.lines += 1;
+    }
+}
+
 impl Lines {
     fn new(lost: Arc<AtomicU64>) -> (Self, Printed) {
         let (chunks, receiver) = mpsc::sync_channel(BACKLOG);
@@ -214,53 +226,36 @@ fn collect(items: &Receiver<(Instant, Item)>, mut recorder: Recorder, lines: &Li
         };
         let mut settled = Vec::new();
         let mut chunk = Chunk {
-            text: String::new(),
+            text: String::with_capacity(ROOM),
             lines: 0,
             done: Vec::new(),
         };
         // All that has come meanwhile goes into the same write.
         let more = std::iter::from_fn(|| items.try_recv().ok()).take(BACKLOG);
         for (at, item) in first.into_iter().chain(more) {
-            let line = match item {
+            match item {
                 Item::Event(event) => {
                     recorder.event(&event, at);
                     if let Some(line) = upstream.look(&event) {
                         log::warn!("{line}");
                     }
-                    is_printed(&event).then(|| EventLine(&event).to_string())
+                    if is_printed(&event) {
+                        chunk.line(EventLine(&event));
+                    }
                 }
                 Item::Report(report) => {
                     recorder.report(&report, at);
-                    let mut line = Told(&report).to_string();
+                    chunk.line(Told(&report));
                     if !uncounted && lacks_bytes(&report) {
                         uncounted = true;
-                        line.push_str(UNCOUNTED);
-                        chunk.lines += 1;
+                        chunk.line(UNCOUNTED);
                     }
-                    Some(line)
                 }
-                Item::Line(line) => Some(line),
-                Item::Note(what) => {
-                    recorder.note(what, at);
-                    None
-                }
-                Item::Names(names) => {
-                    recorder.set_names(names);
-                    None
-                }
-                Item::Flush(sender) => {
-                    chunk.done.push(sender);
-                    None
-                }
-                Item::Settle(sender) => {
-                    settled.push(sender);
-                    None
-                }
-            };
-            if let Some(line) = line {
-                chunk.lines += 1;
-                chunk.text.push_str(&line);
-                chunk.text.push('\n');
+                Item::Line(line) => chunk.line(line),
+                Item::Note(what) => recorder.note(what, at),
+                Item::Names(names) => recorder.set_names(names),
+                Item::Flush(sender) => chunk.done.push(sender),
+                Item::Settle(sender) => settled.push(sender),
             }
         }
         recorder.commit(Instant::now());
@@ -275,7 +270,7 @@ fn collect(items: &Receiver<(Instant, Item)>, mut recorder: Recorder, lines: &Li
 }
 
 /// Said once, behind the first data connection that ended without it.
-const UNCOUNTED: &str = "\nbytes aren't counted: `sysctl -w net.netfilter.nf_conntrack_acct=1` has \
+const UNCOUNTED: &str = "bytes aren't counted: `sysctl -w net.netfilter.nf_conntrack_acct=1` has \
                          conntrack count those of later connections";
 
 /// Whether a data connection ended, and conntrack doesn't know its bytes.

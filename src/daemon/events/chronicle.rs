@@ -402,18 +402,17 @@ impl Chronicle {
         let hurry = hurry || more.closed;
         let mut told = Vec::new();
         let mut waits = None;
-        let mut kept = VecDeque::new();
-        for going in more.transfers.drain(..) {
+        let mut at = 0;
+        while let Some(going) = more.transfers.get(at) {
             match going.ripeness(now, hurry) {
-                Ripeness::Told => told.push(going),
+                Ripeness::Told => told.extend(more.transfers.remove(at)),
                 Ripeness::Waits(since) => {
                     waits = Some(since);
-                    kept.push_back(going);
+                    at += 1;
                 }
-                Ripeness::Runs => kept.push_back(going),
+                Ripeness::Runs => at += 1,
             }
         }
-        more.transfers = kept;
         for going in &told {
             if let Some(pinhole) = going.refused_pinhole() {
                 push(&mut more.refused, pinhole);
