@@ -11,7 +11,7 @@ use super::endpoints::Endpoints;
 use super::flow::{Context, Flow};
 
 /// The number of the format. Who knows another one can't read a record.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 
 /// A record. `F` is the flow, borrowed or owned.
 #[derive(Debug, Serialize, Deserialize)]

@@ -99,8 +99,8 @@ pub struct Half {
     /// Original bytes before this one were acknowledged to the sender, whether the receiver has
     /// them or not. Matters while it is after `una`.
     guaranteed: Seq,
-    /// Where the sender's FIN is, once everything before it was taken in.
-    fin: Option<Seq>,
+    /// Where the sender's FIN is: see [`Half::fin`].
+    fin: Fin,
     /// The FIN went on to the receiver.
     fin_sent: bool,
     /// Inspection ended at `next`. What comes after passes with its numbers shifted by the sum of
@@ -115,6 +115,17 @@ pub struct Half {
     heard: bool,
     /// Present only while something is in flight: an idle direction needs no buffers.
     work: Option<Box<Work>>,
+}
+
+/// Where the sender's FIN is. It ends the stream, so the next byte tells where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+enum Fin {
+    /// It hasn't come, or something before it hasn't.
+    Unseen,
+    /// At the next byte.
+    Here,
+    /// Just before the next byte: the receiver has acknowledged it.
+    Acknowledged,
 }
 
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
@@ -161,7 +172,7 @@ impl Half {
             emitted: first,
             sent: first,
             guaranteed: first,
-            fin: None,
+            fin: Fin::Unseen,
             fin_sent: false,
             opaque: false,
             last: None,
@@ -224,12 +235,12 @@ impl Half {
             if self.went_round(seq) {
                 return Intake::Missed;
             }
-            if self.fin.is_none() {
+            if self.fin == Fin::Unseen {
                 self.keep_ahead(seq, payload, limits);
             }
             return Intake::Gap;
         }
-        if self.fin.is_some() {
+        if self.fin != Fin::Unseen {
             return Intake::Old;
         }
         let fresh = payload.get(self.next.len_since(seq)..).unwrap_or_default();
@@ -237,7 +248,7 @@ impl Half {
             self.append(fresh);
         }
         if fin && end == self.next {
-            self.fin = Some(end);
+            self.fin = Fin::Here;
             if let Some(work) = self.work.as_mut() {
                 work.ahead = Vec::new();
             }
@@ -281,7 +292,7 @@ impl Half {
         self.sent.after(self.emitted)
             && self.emitted == released.edited
             && self.pending().is_empty()
-            && self.fin.is_none()
+            && self.fin == Fin::Unseen
             && self.sent.since(released.edited) >= seq.since(released.original)
     }
 
@@ -399,7 +410,7 @@ impl Half {
         self.emitted = edited.plus_len(sent.len());
         self.sent = self.emitted;
         self.guaranteed = from;
-        self.fin = None;
+        self.fin = Fin::Unseen;
         self.fin_sent = false;
         self.last = None;
         self.work = (!sent.is_empty()).then(|| {
@@ -474,10 +485,19 @@ impl Half {
     #[must_use]
     pub fn ends_at(&self, seq: Seq, len: usize) -> bool {
         let end = seq.plus_len(len);
-        self.fin == Some(end) || (self.opaque && (self.is_settled() || !end.before(self.next)))
+        self.fin() == Some(end) || (self.opaque && (self.is_settled() || !end.before(self.next)))
     }
 
     // ---- positions -------------------------------------------------------------------------
+
+    /// The number of the sender's FIN, once everything before it was taken in.
+    fn fin(&self) -> Option<Seq> {
+        match self.fin {
+            Fin::Unseen => None,
+            Fin::Here => Some(self.next),
+            Fin::Acknowledged => Some(self.next.plus(u32::MAX)),
+        }
+    }
 
     /// Whether all that is left to do is to shift numbers by the sum of the edits.
     fn is_settled(&self) -> bool {

@@ -1,7 +1,7 @@
 //! The receiver's acknowledgements: what they change here, and how they are passed on to the
 //! sender.
 
-use super::{Half, Point, Round, Seq};
+use super::{Fin, Half, Point, Round, Seq};
 
 impl Half {
     /// Notes that the receiver acknowledged everything before `ack` (in edited space), and that its
@@ -17,7 +17,7 @@ impl Half {
         if !ack.after(self.acked) {
             return;
         }
-        if let Some(fin) = self.fin
+        if let Some(fin) = self.fin()
             && self.fin_sent
             && ack == released.edited.plus(1)
         {
@@ -29,6 +29,7 @@ impl Half {
             self.emitted = ack;
             self.acked = ack;
             self.next = fin.plus(1);
+            self.fin = Fin::Acknowledged;
         } else if ack.after(self.emitted) {
             // It acknowledges bytes that weren't inspected. That is normal once inspection has
             // ended.
@@ -75,7 +76,7 @@ impl Half {
     /// acknowledged to the sender early: see the documentation of [`crate::stream`].
     pub fn guarantee(&mut self, ack: Seq) {
         if !self.opaque
-            && self.fin.is_none()
+            && self.fin().is_none()
             && ack == self.released().edited
             && self.emitted == ack
             && !self.pending().is_empty()
@@ -96,7 +97,7 @@ impl Half {
         if ahead && ack.after(self.sent) {
             // No receiver sends this. It must not become a number that the sender takes: that
             // would acknowledge bytes that never arrived.
-            let end = self.fin.map_or(self.next, |fin| fin.plus(1));
+            let end = self.fin().map_or(self.next, |fin| fin.plus(1));
             return end.plus(ack.since(self.emitted));
         }
         let ack = if ahead { ack.min(self.emitted) } else { ack };
@@ -124,7 +125,7 @@ impl Half {
         if ack.before(self.una.original) {
             return ack.plus(self.una.edited.since(self.una.original));
         }
-        if ack.after(self.next) && self.fin.is_none() {
+        if ack.after(self.next) && self.fin().is_none() {
             return released.edited.plus(ack.since(self.next));
         }
         let mapped = if ack.after(self.next) {

@@ -159,7 +159,7 @@ impl Half {
         let own = payload.get(behind.len_since(seq)..).unwrap_or_default();
         let clear = self.opaque
             || (!end.after(self.released().original)
-                && (!fin || self.fin == Some(end))
+                && (!fin || self.fin() == Some(end))
                 && self.edited(self.shifted(behind), own.len()) == own);
         if clear {
             let end = self.shifted(end);
@@ -211,7 +211,7 @@ impl Half {
         if self.opaque && !seq.before(self.next) {
             return seq.plus(released.edited.since(released.original));
         }
-        if let Some(fin) = self.fin
+        if let Some(fin) = self.fin()
             && seq == fin.plus(1)
         {
             return if self.una.original == seq {

@@ -101,7 +101,7 @@ impl Half {
         if self.opaque {
             self.header_seq(seq) == self.sent
         } else {
-            seq == self.next || self.fin.is_some_and(|fin| seq == fin.plus(1))
+            seq == self.next || self.fin().is_some_and(|fin| seq == fin.plus(1))
         }
     }
 
