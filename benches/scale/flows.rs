@@ -49,14 +49,14 @@ impl Client {
         [
             (Side::Ingress, build(client, server, &syn(SYN))),
             (Side::Egress, build(server, client, &syn(SYN | ACK))),
-            (Side::Ingress, build(client, server, &ack(1, 1))),
+            (Side::Ingress, build(client, server, &ack(0, 0))),
         ]
     }
 
     /// An acknowledgement of the greeting, which is on its way.
     fn line(&self) -> Vec<u8> {
         let [client, server] = self.ends();
-        build(server, client, &data(1, 1, "220 x\r\n"))
+        build(server, client, &data(0, 0, "220 x\r\n"))
     }
 }
 
