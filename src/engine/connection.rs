@@ -4,7 +4,7 @@
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::net::hash_ends;
+use super::hash::hash_ends;
 
 /// One direction of a connection, as its packets look on the side where they enter the gateway.
 #[derive(

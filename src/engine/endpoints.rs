@@ -3,8 +3,8 @@
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
+use super::hash::hash_ends;
 use super::{Entry, Side, Tuple};
-use crate::net::hash_ends;
 use crate::wire::Segment;
 
 /// An address and a port. Takes 20 bytes, where a `SocketAddr` takes 32: the tables hold many.

@@ -17,6 +17,7 @@ mod epsv_servers;
 mod farewell;
 mod flow;
 mod handshake;
+mod hash;
 mod joining;
 mod names;
 mod opening;
@@ -35,6 +36,7 @@ use std::time::Duration;
 pub use config::{Advertise, Config, Marks, Standing};
 pub use connection::{Entry, Tuple};
 pub use farewell::{Rst, resets_of_record};
+pub use hash::hash_ends;
 pub use record::FORMAT as RECORD_FORMAT;
 pub use stats::{SessionInfo, Stats};
 

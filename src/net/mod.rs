@@ -1,13 +1,11 @@
 //! The words in which firewalls and networks are described: address families, networks, marks and
 //! ports.
 
-mod ends;
 mod family;
 mod mark;
 mod network;
 mod ports;
 
-pub use ends::hash_ends;
 pub use family::Family;
 pub use mark::Mark;
 pub use network::{is_private, parse_network};

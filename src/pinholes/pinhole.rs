@@ -5,7 +5,7 @@ use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 
 use crate::engine::Tuple;
-use crate::net::hash_ends;
+use crate::engine::hash_ends;
 
 /// The permission for one data connection.
 ///

@@ -1,4 +1,4 @@
-//! Pairs of addresses and ports as keys of hash tables.
+//! Two ends as the key of a hash table.
 
 use std::hash::Hasher;
 use std::net::IpAddr;
