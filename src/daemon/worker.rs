@@ -95,6 +95,7 @@ impl Worker {
             worker: self,
             others,
             shared,
+            now: shared.now(),
             ticked: shared.now(),
         };
         let mut failures = 0u32;
@@ -175,6 +176,8 @@ struct Packets<'a> {
     worker: &'a Worker,
     others: &'a [Arc<Worker>],
     shared: &'a Shared,
+    /// The time of the packet that is handled, and of those before it that still wait.
+    now: Duration,
     ticked: Duration,
 }
 
@@ -207,7 +210,10 @@ impl Packets<'_> {
             self.worker.unknown_hook.fetch_add(1, Ordering::Relaxed);
             return QueueVerdict::Accept;
         };
-        let now = self.shared.now();
+        if !earlier.wait() {
+            self.now = self.shared.now();
+        }
+        let now = self.now;
         let mut engine = self.worker.engine_after(earlier);
         let mut door = Door::of_worker(self.shared, earlier);
         if now.saturating_sub(self.ticked) >= TICK {

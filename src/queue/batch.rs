@@ -73,6 +73,13 @@ impl Earlier<'_> {
         Self(Sending::Done)
     }
 
+    /// Whether any of them waits for its verdict to be sent. If so, they have all been decided on since
+    /// anything took long.
+    #[must_use]
+    pub fn wait(&self) -> bool {
+        matches!(&self.0, Sending::Batch(verdicts, _) if !verdicts.ids.is_empty())
+    }
+
     /// Sends their verdicts. To be called before anything that may take long.
     pub fn send(&mut self) {
         if let Sending::Batch(verdicts, socket) = &mut self.0 {
