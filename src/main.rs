@@ -5,9 +5,9 @@ fn main() -> std::process::ExitCode {
     ftpalg::cli::main()
 }
 
-/// Has the C library give memory back once so much of it is free at an arena's end, in bytes. By itself
-/// it raises its limit to twice the largest block that was ever freed, and keeps what a burst of
-/// sessions needed: 10 to 20 MiB.
+/// How much free memory the C library keeps at an arena's end, in bytes: what it begins with by itself.
+/// If it isn't told, it raises that to twice the largest block that was ever freed, and so keeps what a
+/// burst of sessions needed: 10 to 20 MiB.
 #[cfg(target_env = "gnu")]
 const SPARE: nix::libc::c_int = 128 * 1024;
 
