@@ -95,7 +95,7 @@ impl Worker {
             worker: self,
             others,
             shared,
-            now: shared.now(),
+            now: None,
             ticked: shared.now(),
         };
         let mut failures = 0u32;
@@ -176,8 +176,8 @@ struct Packets<'a> {
     worker: &'a Worker,
     others: &'a [Arc<Worker>],
     shared: &'a Shared,
-    /// The time of the packet that is handled, and of those before it that still wait.
-    now: Duration,
+    /// The time of the packets before that still wait, if nothing has taken long since.
+    now: Option<Duration>,
     ticked: Duration,
 }
 
@@ -210,10 +210,21 @@ impl Packets<'_> {
             self.worker.unknown_hook.fetch_add(1, Ordering::Relaxed);
             return QueueVerdict::Accept;
         };
-        if !earlier.wait() {
-            self.now = self.shared.now();
-        }
-        let now = self.now;
+        let known = self.now.take().filter(|_| earlier.any_wait());
+        let now = known.unwrap_or_else(|| self.shared.now());
+        let answer = self.decide_at(now, side, packet, out, earlier);
+        self.now = Some(now).filter(|_| !earlier.has_waited());
+        answer
+    }
+
+    fn decide_at(
+        &mut self,
+        now: Duration,
+        side: Side,
+        packet: &[u8],
+        out: &mut Vec<u8>,
+        earlier: &mut Earlier<'_>,
+    ) -> QueueVerdict {
         let mut engine = self.worker.engine_after(earlier);
         let mut door = Door::of_worker(self.shared, earlier);
         if now.saturating_sub(self.ticked) >= TICK {

@@ -135,7 +135,7 @@ fn of_length(
     let before = all.below(first);
     let count = all.below(end).saturating_sub(before);
     let nth = move |n: u32| {
-        // The first port that has n others before it, in the pool, and counts itself.
+        // The first port up to which there are more than n of them in the pool.
         let (mut low, mut high) = (first, end);
         while low < high {
             let middle = low.midpoint(high);

@@ -59,7 +59,11 @@ struct Failed {
 }
 
 /// The packets before the one that is decided on.
-pub struct Earlier<'a>(Sending<'a>);
+pub struct Earlier<'a> {
+    sending: Sending<'a>,
+    /// The decision may have taken long.
+    waited: bool,
+}
 
 enum Sending<'a> {
     /// Their verdicts are sent already.
@@ -67,22 +71,33 @@ enum Sending<'a> {
     Batch(&'a mut Verdicts, &'a OwnedFd),
 }
 
-impl Earlier<'_> {
-    /// There are none that wait.
-    pub(super) fn none() -> Self {
-        Self(Sending::Done)
+impl<'a> Earlier<'a> {
+    fn new(sending: Sending<'a>) -> Self {
+        let waited = false;
+        Self { sending, waited }
     }
 
-    /// Whether any of them waits for its verdict to be sent. If so, they have all been decided on since
-    /// anything took long.
+    /// There are none that wait.
+    pub(super) fn none() -> Self {
+        Self::new(Sending::Done)
+    }
+
+    /// Whether any of them waits for its verdict to be sent.
     #[must_use]
-    pub fn wait(&self) -> bool {
-        matches!(&self.0, Sending::Batch(verdicts, _) if !verdicts.ids.is_empty())
+    pub fn any_wait(&self) -> bool {
+        matches!(&self.sending, Sending::Batch(verdicts, _) if !verdicts.ids.is_empty())
+    }
+
+    /// Whether [`send`](Self::send) was called: the packet after these comes later.
+    #[must_use]
+    pub fn has_waited(&self) -> bool {
+        self.waited
     }
 
     /// Sends their verdicts. To be called before anything that may take long.
     pub fn send(&mut self) {
-        if let Sending::Batch(verdicts, socket) = &mut self.0 {
+        self.waited = true;
+        if let Sending::Batch(verdicts, socket) = &mut self.sending {
             verdicts.send(socket);
         }
     }
@@ -130,7 +145,7 @@ impl Batches {
                     packet.hook,
                     packet.payload,
                     &mut self.out,
-                    &mut Earlier(earlier),
+                    &mut Earlier::new(earlier),
                 );
                 let answer = Answer {
                     id: packet.id,
