@@ -235,12 +235,12 @@ impl Half {
             if self.went_round(seq) {
                 return Intake::Missed;
             }
-            if self.fin == Fin::Unseen {
+            if self.fin().is_none() {
                 self.keep_ahead(seq, payload, limits);
             }
             return Intake::Gap;
         }
-        if self.fin != Fin::Unseen {
+        if self.fin().is_some() {
             return Intake::Old;
         }
         let fresh = payload.get(self.next.len_since(seq)..).unwrap_or_default();
@@ -292,7 +292,7 @@ impl Half {
         self.sent.after(self.emitted)
             && self.emitted == released.edited
             && self.pending().is_empty()
-            && self.fin == Fin::Unseen
+            && self.fin().is_none()
             && self.sent.since(released.edited) >= seq.since(released.original)
     }
 
