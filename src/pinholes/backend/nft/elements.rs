@@ -1,6 +1,6 @@
 //! The elements of the maps: what a pinhole is in the kernel.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::objects::{FamilyLayout, Map};
@@ -11,8 +11,8 @@ use crate::netlink::nftables::{attr, msg};
 use crate::netlink::socket::NetlinkRequest;
 use crate::pinholes::Pinhole;
 
-/// The bytes of two IPv6 addresses and a port.
-const LONGEST_KEY: usize = 36;
+/// The bytes of three IPv6 addresses.
+const LONGEST: usize = 48;
 
 /// A key of a map, and what it is mapped to.
 #[derive(Debug)]
@@ -32,14 +32,10 @@ pub(super) fn of_pinhole(
 ) -> impl Iterator<Item = MapElement> {
     Map::OF_PINHOLE.into_iter().map(move |map| MapElement {
         map: layout.name(map),
-        key: {
-            let mut key = octets(hole.from);
-            put_endpoint(&mut key, hole.to);
-            key
-        },
+        key: bytes(&[hole.from, hole.to.ip()], Some(hole.to.port())),
         data: match map {
-            Map::Pinholes => Some(endpoint(hole.land)),
-            Map::Sources => hole.as_source.map(octets),
+            Map::Pinholes => Some(bytes(&[hole.land.ip()], Some(hole.land.port()))),
+            Map::Sources => hole.as_source.map(|ip| bytes(&[ip], None)),
             // With our bit: the rule sets the whole mark.
             _ => (hole.mark != 0).then(|| (hole.mark | mark.bit()).to_ne_bytes().to_vec()),
         },
@@ -109,28 +105,18 @@ impl MapElement {
     }
 }
 
-pub(super) fn octets(ip: IpAddr) -> Vec<u8> {
-    let mut octets = Vec::with_capacity(LONGEST_KEY);
-    put_octets(&mut octets, ip);
-    octets
-}
-
-/// Address and port, each field padded to 4 bytes.
-fn endpoint(addr: SocketAddr) -> Vec<u8> {
-    let mut endpoint = Vec::with_capacity(LONGEST_KEY);
-    put_endpoint(&mut endpoint, addr);
-    endpoint
-}
-
-fn put_octets(to: &mut Vec<u8>, ip: IpAddr) {
-    match ip {
-        IpAddr::V4(ip) => to.extend_from_slice(&ip.octets()),
-        IpAddr::V6(ip) => to.extend_from_slice(&ip.octets()),
+/// Addresses, and a port behind them, each padded to 4 bytes.
+pub(super) fn bytes(addresses: &[IpAddr], port: Option<u16>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(LONGEST);
+    for ip in addresses {
+        match ip {
+            IpAddr::V4(ip) => bytes.extend_from_slice(&ip.octets()),
+            IpAddr::V6(ip) => bytes.extend_from_slice(&ip.octets()),
+        }
     }
-}
-
-fn put_endpoint(to: &mut Vec<u8>, addr: SocketAddr) {
-    put_octets(to, addr.ip());
-    to.extend_from_slice(&addr.port().to_be_bytes());
-    to.extend_from_slice(&[0; 2]);
+    if let Some(port) = port {
+        bytes.extend_from_slice(&port.to_be_bytes());
+        bytes.extend_from_slice(&[0; 2]);
+    }
+    bytes
 }

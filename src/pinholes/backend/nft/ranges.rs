@@ -18,7 +18,7 @@
 
 use std::net::IpAddr;
 
-use super::elements::{MapElement, octets};
+use super::elements::{MapElement, bytes};
 use super::objects::{FamilyLayout, Map};
 use crate::net::{Mark, PortRange, TCP};
 use crate::netlink::nftables::expression::{Base, Ct, Expressions, Translate};
@@ -26,13 +26,13 @@ use crate::pinholes::RangeHole;
 
 /// The elements of a range.
 pub(super) fn elements(layout: &FamilyLayout, hole: &RangeHole) -> [MapElement; 2] {
-    let key = [octets(hole.from), octets(hole.to)].concat();
-    let delivered = [&key[..], &octets(hole.land)].concat();
+    let key = bytes(&[hole.from, hole.to], None);
+    let delivered = bytes(&[hole.from, hole.to, hole.land], None);
     let [targets, sources] = Map::OF_RANGE;
     let element = |map, key, data: Option<IpAddr>| MapElement {
         map: layout.name(map),
         key,
-        data: data.map(octets),
+        data: data.map(|ip| bytes(&[ip], None)),
     };
     [
         element(targets, key, Some(hole.land)),
