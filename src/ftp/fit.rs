@@ -46,13 +46,6 @@ impl PortText {
     /// The length of this port's text, in characters.
     #[must_use]
     pub fn length(self, port: u16) -> u8 {
-        let digits = |number: u16| match number {
-            0..10 => 1u8,
-            10..100 => 2,
-            100..1_000 => 3,
-            1_000..10_000 => 4,
-            10_000.. => 5,
-        };
         match self {
             Self::Number => digits(port),
             Self::Pair => {
@@ -60,6 +53,17 @@ impl PortText {
                 high.saturating_add(low).saturating_add(1)
             }
         }
+    }
+}
+
+/// How many decimal digits a number has.
+fn digits(number: u16) -> u8 {
+    match number {
+        0..10 => 1,
+        10..100 => 2,
+        100..1_000 => 3,
+        1_000..10_000 => 4,
+        10_000.. => 5,
     }
 }
 
@@ -309,13 +313,9 @@ impl<'a> LineSlot<'a> {
     fn len_of_others(&self, ip: IpAddr) -> Option<usize> {
         let len = match ip {
             IpAddr::V4(ip) => {
-                let digits = ip.octets().map(|octet| match octet {
-                    0..10 => 1,
-                    10..100 => 2,
-                    100.. => 3,
-                });
+                let lengths = ip.octets().map(|octet| usize::from(digits(octet.into())));
                 // And three dots.
-                digits.iter().sum::<usize>().saturating_add(3)
+                lengths.iter().sum::<usize>().saturating_add(3)
             }
             IpAddr::V6(ip) => ip.to_string().len(),
         };
