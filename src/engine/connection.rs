@@ -19,8 +19,7 @@ pub struct Tuple {
 
 impl Hash for Tuple {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let end = |address: SocketAddr| (address.ip(), address.port());
-        hash_ends(end(self.src), end(self.dst), state);
+        hash_ends(self.src, self.dst, state);
     }
 }
 

@@ -38,8 +38,7 @@ pub(super) struct Endpoints {
 
 impl Hash for Endpoints {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let end = |end: Endpoint| (end.ip, end.port);
-        hash_ends(end(self.inside), end(self.outside), state);
+        hash_ends(self.inside(), self.outside(), state);
     }
 }
 

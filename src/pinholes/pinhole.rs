@@ -50,7 +50,7 @@ pub struct PinholeKey {
 
 impl Hash for PinholeKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        hash_ends((self.from, 0), (self.to.ip(), self.to.port()), state);
+        hash_ends(SocketAddr::new(self.from, 0), self.to, state);
     }
 }
 
