@@ -338,3 +338,18 @@ summarize() {
         else print passed + 0 " passed, " failed + 0 " failed" (failures == "" ? "" : ": " failures)
     }' "$1"
 }
+
+# reasons FILE: the beginning of what each failed test said as it failed. Without this it is far from the
+# end of a long output, behind logs of programs.
+reasons() {
+    awk '
+    /^---- .* stdout ----$/ { name = $2; left = 0 }
+    /^stack backtrace:$/ || /^note: run with / { left = 0 }
+    /^test result: / { name = ""; left = 0 }
+    name != "" && /^thread .* panicked at / {
+        print name ": " $0
+        left = 40
+        next
+    }
+    left > 0 { print "    " substr($0, 1, 200); left-- }' "$1"
+}

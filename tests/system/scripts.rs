@@ -15,9 +15,14 @@ use testkit::paths;
 
 /// `scripts/lib.sh`'s summary of what `cargo test` printed.
 fn summary(log: &str) -> String {
+    told("summarize", log).trim().to_owned()
+}
+
+/// What a function of `scripts/lib.sh` makes of what `cargo test` printed.
+fn told(function: &str, log: &str) -> String {
     let mut command = Command::new("/bin/sh");
     command
-        .args(["-euc", ". scripts/lib.sh; summarize /dev/stdin"])
+        .args(["-euc", &format!(". scripts/lib.sh; {function} /dev/stdin")])
         .current_dir(testkit::paths::repository())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
@@ -27,7 +32,7 @@ fn summary(log: &str) -> String {
     drop(input);
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    String::from_utf8(output.stdout).unwrap()
 }
 
 const GOOD: &str = "
@@ -58,7 +63,14 @@ failures:
 test elsewhere ... FAILED
 
 ---- urgent::pyftpdlib stdout ----
-it said nothing
+a log
+
+thread 'urgent::pyftpdlib' (12345) panicked at tests/system/urgent.rs:12:9:
+no reply
+thread 'client' (12346) panicked at tests/system/urgent.rs:34:5:
+no answer
+stack backtrace:
+   0: run
 
 failures:
     urgent::proftpd
@@ -91,6 +103,21 @@ fn all_is_counted_and_failures_are_named() {
     let after = [GOOD, BAD, NONE, GOOD].concat();
     let failed = "5 passed, 2 failed: system::urgent::proftpd, system::urgent::pyftpdlib";
     assert_eq!(summary(&after), failed);
+}
+
+#[test]
+fn why_a_test_has_failed_is_said_at_the_end() {
+    let reasons = told("reasons", &[GOOD, BAD, GOOD].concat());
+    let expected = "\
+urgent::pyftpdlib: thread 'urgent::pyftpdlib' (12345) panicked at tests/system/urgent.rs:12:9:
+    no reply
+urgent::pyftpdlib: thread 'client' (12346) panicked at tests/system/urgent.rs:34:5:
+    no answer
+";
+    assert_eq!(reasons, expected);
+    let long = BAD.replace("no reply", &"much of it\n".repeat(99));
+    assert_eq!(told("reasons", &long).matches("much of it").count(), 40);
+    assert_eq!(told("reasons", GOOD), "");
 }
 
 #[test]

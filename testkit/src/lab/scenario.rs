@@ -102,7 +102,7 @@ impl Scenario {
         report::write(name, &text);
         assert!(
             failures.is_empty(),
-            "{text}\n{} of {} expectations failed:\n\n{}",
+            "{} of {} expectations failed:\n\n{}\n\n{text}",
             failures.len(),
             self.clients.len() * self.servers.len(),
             failures.join("\n\n")
