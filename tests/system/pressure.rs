@@ -183,10 +183,10 @@ fn a_full_queue() {
         download(&net, &server, &[]).must();
         download(&net, &server, &["--ftp-port", "-"]).must();
         until("told", || alg.log().contains("a queue was full"));
-        let answer = status(&net);
-        let queue = &answer["queues"][0];
-        assert!(queue["dropped_full"].as_u64() > Some(1000), "{answer:#}");
-        assert_eq!(queue["waiting"], 0, "{answer:#}");
+        let queue = || status(&net)["queues"][0].clone();
+        assert!(queue()["dropped_full"].as_u64() > Some(1000), "{}", queue());
+        // The server sends its SYN-ACKs to clients that aren't there again, so some may wait just now.
+        until("none waits", || queue()["waiting"] == 0);
         let log = alg.stop();
         assert_eq!(times(&log, "a queue was full"), 1, "{log}");
     }
