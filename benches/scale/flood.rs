@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, sendto, socket,
 };
+use testkit::awake::Awake;
 use testkit::lab::gateway::{Control, gateway, start};
 use testkit::lab::net::Net;
 use testkit::lab::rules::{Flavour, Policy};
@@ -23,6 +24,8 @@ const TURN: Duration = Duration::from_secs(3);
 const TURNS: usize = 5;
 
 pub(super) fn run() {
+    let (_awake, idle) = Awake::try_begin();
+    println!("{idle}:\n");
     println!(
         "| NOOP, µs p50 (p99) | quiet | {} SYNs/s | p99 flooded / quiet |",
         EACH_MS * 1000

@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
+use testkit::awake::Awake;
 
 use gateways::{Gateway, Kind};
 use load::{Errand, Measured};
@@ -72,6 +73,9 @@ struct Arguments {
     /// How often a disturbed turn is repeated at the most. 0 for a machine that is never calm.
     #[arg(long, value_name = "N", default_value_t = 3)]
     repeats: u32,
+    /// Idle processors may sleep, as they do on most machines: how much of the delays is due to that.
+    #[arg(long)]
+    let_sleep: bool,
     /// Only these gateways. All ratios are to the kernel helper, or else to the first one.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     only: Vec<Kind>,
@@ -214,6 +218,10 @@ fn main() {
         });
     }
     let mut sessions = vec![0; gateways.len()];
+    let (awake, idle) = match arguments.let_sleep {
+        true => (None, "processors may sleep".to_owned()),
+        false => Awake::try_begin(),
+    };
     for round in 0..plan.rounds {
         for (index, gateway) in gateways.iter().enumerate() {
             let Some(gateway) = gateway else { continue };
@@ -239,6 +247,7 @@ fn main() {
             results[index].turns.push(turn);
         }
     }
+    drop(awake);
     if plan.sessions > 0 {
         for (index, gateway) in gateways.iter().enumerate() {
             let Some(gateway) = gateway else { continue };
@@ -258,7 +267,7 @@ fn main() {
             eprintln!("{} said:\n{complaints}", gateway.kind.name());
         }
     }
-    let machine = machine::describe();
+    let machine = format!("{}; {idle}", machine::describe());
     print!("{}", report::text(&machine, plan, &results));
     report::write(&arguments.out, &machine, plan, &results);
     println!("\nresults.json and plots: {}", arguments.out.display());

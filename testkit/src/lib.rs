@@ -13,6 +13,7 @@
 //! | [`holes`] | pinholes, and connections through them, for the tests of the two backends |
 //! | [`random`] | chance that is the same each time |
 //! | [`pcap`] | captures in every form that capture programs write |
+//! | [`awake`] | processors that don't sleep while something is measured |
 //! | [`paths`] | where the program, the repository and the reports are |
 //!
 //! A failure here is a failure of the test that called, so helpers panic.
@@ -20,6 +21,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub mod awake;
 pub mod checks;
 pub mod gateway;
 pub mod holes;
