@@ -204,6 +204,7 @@ impl Users {
                 net,
                 &Config {
                     from_port_20: false,
+                    connect_timeout: Duration::from_secs(5),
                     ..Config::new(kind)
                 },
             );

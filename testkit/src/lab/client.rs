@@ -13,11 +13,9 @@ use super::programs::{self, Program};
 use super::server::{Login, Server};
 
 /// vsftpd's words where its own `connect` from port 20 fails at once with EADDRNOTAVAIL, before
-/// there is a packet (seen by strace): it had a connection with the same ends within TIME_WAIT.
+/// there is a packet (seen by strace): it had a connection with the same ends within TIME_WAIT. Where a
+/// gateway is in the way, no client waits for these words (`Config::connect_timeout`).
 const NO_ADDRESS: &str = "425 Failed to establish connection.";
-/// The same words mean that the gateway is in the way when they come after this long (the lab's
-/// `connect_timeout` is 5 s).
-const SERVER_PATIENCE: Duration = Duration::from_secs(4);
 /// tnftp's words where its own timer (SIGALRM, once a second) meets it while it reads a listing: it gives up
 /// then, whatever the network does.
 const OWN_SIGNAL: &str = "tnftp: Reading from network: Interrupted system call";
@@ -141,8 +139,8 @@ pub struct Done {
     pub downloads: usize,
     /// Files uploaded.
     pub uploads: usize,
-    /// Whether it took another session, as the first one met with `NO_ADDRESS` or
-    /// `OWN_SIGNAL`.
+    /// Whether it took another session, as the first one met with `NO_ADDRESS`, `OWN_SIGNAL` or
+    /// `OVERTAKEN`.
     pub again: bool,
 }
 
@@ -208,11 +206,11 @@ impl Client {
     /// # Errors
     /// What went wrong, with all that the client printed.
     pub fn run(self, job: &Job) -> Result<Done, String> {
-        let start = Instant::now();
         match self.run_once(job) {
             Err(said)
-                if [OWN_SIGNAL, OVERTAKEN].iter().any(|own| said.contains(own))
-                    || said.contains(NO_ADDRESS) && start.elapsed() < SERVER_PATIENCE =>
+                if [NO_ADDRESS, OWN_SIGNAL, OVERTAKEN]
+                    .iter()
+                    .any(|own| said.contains(own)) =>
             {
                 let done = self.run_once(job)?;
                 Ok(Done {

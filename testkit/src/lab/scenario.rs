@@ -238,7 +238,9 @@ impl std::fmt::Display for Cell {
             Ok(done) => {
                 let downloads = "D".repeat(done.downloads);
                 let uploads = "U".repeat(done.uploads);
-                format!("{}{downloads}{uploads}", if done.listed { "L" } else { "" })
+                let listed = if done.listed { "L" } else { "" };
+                let again = if done.again { " again" } else { "" };
+                format!("{listed}{downloads}{uploads}{again}")
             }
         };
         write!(

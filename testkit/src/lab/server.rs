@@ -72,6 +72,9 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// Whether vsftpd connects from port 20 (RFC 959 §5.2).
     pub from_port_20: bool,
+    /// How long vsftpd tries to connect to a client. By itself longer than any client of these tests may
+    /// take, so that its `425` says that it couldn't even try.
+    pub connect_timeout: Duration,
     /// Whether pyftpdlib knows `EPSV` and `EPRT` (RFC 2428).
     pub extended: bool,
 }
@@ -85,6 +88,7 @@ impl Config {
             passive_ports: None,
             tls: None,
             from_port_20: true,
+            connect_timeout: Duration::from_secs(30),
             extended: true,
         }
     }
@@ -320,13 +324,14 @@ fn vsftpd(net: &Net, config: &Config, directory: &Path) -> Command {
          anon_world_readable_only=NO\nsecure_chroot_dir={}\nseccomp_sandbox=NO\n\
          isolate_network=NO\nisolate=NO\nxferlog_enable=NO\ntcp_wrappers=NO\n\
          async_abor_enable=YES\nconnect_from_port_20={from}\nftp_data_port=20\n\
-         connect_timeout=5\naccept_timeout=20\nmax_per_ip=0\n\
+         connect_timeout={patience}\naccept_timeout=20\nmax_per_ip=0\n\
          pasv_min_port={low}\npasv_max_port={high}\n",
         listen.ip(),
         listen.port(),
         directory.join("root").display(),
         directory.join("empty").display(),
         from = if config.from_port_20 { "YES" } else { "NO" },
+        patience = config.connect_timeout.as_secs(),
     );
     if let Some(address) = config.announce {
         text += &format!("pasv_address={address}\n");
