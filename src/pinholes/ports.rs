@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::ftp::fit::{Fitting, Lengths, PortText, PortsOfLength};
 use crate::ftp::policy::SERVICE_PORTS;
 use crate::net::PortRange;
+use crate::netlink::listeners::listeners;
 
 /// On a published address, lower ports are used only if `--data-ports` names them: the same peer
 /// may want to reach a service there.
@@ -157,10 +158,18 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Reads the kernel's list for the calling thread's network namespace. A list that can't be read
-    /// counts as empty.
+    /// Asks the kernel, for the calling thread's network namespace. A list that can't be read counts as
+    /// empty.
     #[must_use]
     pub fn read() -> Self {
+        match listeners() {
+            Ok(ports) => Self { ports },
+            Err(_) => Self::read_file(),
+        }
+    }
+
+    /// The same where the kernel has no `tcp_diag`.
+    fn read_file() -> Self {
         let mut listeners = Self::default();
         for file in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
             if let Ok(file) = File::open(file) {
@@ -320,7 +329,9 @@ mod tests {
     fn a_listener_of_this_process_is_found() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let at = socket.local_addr().unwrap();
-        assert!(Listeners::read().contains(at.ip(), at.port()));
+        for read in [Listeners::read, Listeners::read_file] {
+            assert!(read().contains(at.ip(), at.port()));
+        }
     }
 
     #[test]
