@@ -2,7 +2,7 @@
 //! (`linux/inet_diag.h`).
 //!
 //! `/proc/net/tcp` tells it as well, but the kernel then looks at every established connection, too, and at
-//! those in TIME_WAIT, of all namespaces: a millisecond at least, and tens of them on a busy machine.
+//! those in TIME_WAIT, of all namespaces: a millisecond at least, and several on a busy machine.
 
 use std::collections::HashSet;
 use std::io;
