@@ -110,6 +110,10 @@ impl Gateway {
                 "1",
             );
         }
+        // As conntrack forgets them before TCP does, a client's port may come back to a server's port by way
+        // of another public port. A socket in TIME-WAIT takes a SYN only with a later timestamp, so one
+        // clock for all ports.
+        net.sysctl(topology.client, "net.ipv4.tcp_timestamps", "2");
         // Sockets in TIME-WAIT: an old one makes room, as it does on a busy server.
         net.sysctl(topology.server, "net.ipv4.tcp_max_tw_buckets", "16384");
         net.sysctl(
