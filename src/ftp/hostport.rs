@@ -227,7 +227,7 @@ pub fn encode(form: Form, addr: SocketAddr) -> Vec<u8> {
                 IpAddr::V6(_) => [0; 4],
             };
             let [hi, lo] = port.to_be_bytes();
-            format!("{a},{b},{c},{d},{hi},{lo}").into_bytes()
+            numbers(&[a, b, c, d, hi, lo], b',')
         }
         Form::Extended(delimiter) => {
             let d = char::from(delimiter);
@@ -239,6 +239,18 @@ pub fn encode(form: Form, addr: SocketAddr) -> Vec<u8> {
             format!("{d}{d}{d}{port}{d}").into_bytes()
         }
     }
+}
+
+/// Numbers with something between them. `format!` would be a sixth of what a `227` costs.
+fn numbers(all: &[u8], between: u8) -> Vec<u8> {
+    let mut text = Vec::with_capacity(all.len().saturating_mul(4));
+    for (at, number) in all.iter().enumerate() {
+        if at > 0 {
+            text.push(between);
+        }
+        text.extend_from_slice(itoa::Buffer::new().format(*number).as_bytes());
+    }
+    text
 }
 
 #[cfg(test)]
