@@ -16,8 +16,10 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::codec::{self, Messages};
-use crate::net::Family;
 
+/// `AF_INET`, `AF_INET6`
+const V4: u8 = 2;
+const V6: u8 = 10;
 /// `SOCK_DIAG_BY_FAMILY`
 const BY_FAMILY: u16 = 20;
 /// `IPPROTO_TCP`
@@ -47,8 +49,8 @@ pub fn listeners() -> io::Result<HashSet<(IpAddr, u16)>> {
     setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;
     let mut all = HashSet::new();
     let mut buffer = vec![0; DATAGRAM];
-    ask(&fd, Family::V4, &mut buffer, &mut all)?;
-    match ask(&fd, Family::V6, &mut buffer, &mut all) {
+    ask(&fd, V4, &mut buffer, &mut all)?;
+    match ask(&fd, V6, &mut buffer, &mut all) {
         // Without IPv6, nobody listens there.
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(all),
@@ -58,7 +60,7 @@ pub fn listeners() -> io::Result<HashSet<(IpAddr, u16)>> {
 /// Adds those of one family.
 fn ask(
     fd: &OwnedFd,
-    family: Family,
+    family: u8,
     buffer: &mut [u8],
     all: &mut HashSet<(IpAddr, u16)>,
 ) -> io::Result<()> {
@@ -81,14 +83,14 @@ fn ask(
 }
 
 /// A dump of the sockets that listen; their addresses don't matter, so they stay zero.
-fn request(family: Family) -> Vec<u8> {
+fn request(family: u8) -> Vec<u8> {
     let length = u32::try_from(HEADER + REQUEST).unwrap_or(u32::MAX);
     let mut bytes = Vec::with_capacity(HEADER + REQUEST);
     bytes.extend_from_slice(&length.to_ne_bytes());
     bytes.extend_from_slice(&BY_FAMILY.to_ne_bytes());
     bytes.extend_from_slice(&(codec::REQUEST | codec::DUMP).to_ne_bytes());
     bytes.extend_from_slice(&[0; 8]);
-    bytes.extend_from_slice(&[family.number(), TCP, 0, 0]);
+    bytes.extend_from_slice(&[family, TCP, 0, 0]);
     bytes.extend_from_slice(&LISTEN.to_ne_bytes());
     bytes.resize(HEADER + REQUEST, 0);
     bytes
@@ -100,7 +102,7 @@ fn read(payload: &[u8]) -> Option<(IpAddr, u16)> {
     let address: [u8; 16] = payload.get(8..24)?.try_into().ok()?;
     let [a, b, c, d, ..] = address;
     let ip = match payload.first() {
-        Some(&family) if family == Family::V4.number() => Ipv4Addr::new(a, b, c, d).into(),
+        Some(&V4) => Ipv4Addr::new(a, b, c, d).into(),
         _ => Ipv6Addr::from(address).to_canonical(),
     };
     Some((ip, port))

@@ -30,7 +30,11 @@ fn an_attempt_from_before_is_not_in_the_way() {
     for (backend, flavour) in [("nft", Flavour::Nft), ("iptables", Flavour::Legacy)] {
         // With the policy ACCEPT the attempt passes, and the client has no way to answer it.
         let net = gateway(Policy::Accept, flavour);
-        let server = Server::start(&net, &Config::new(Kind::Vsftpd));
+        let config = Config {
+            connect_timeout: Duration::from_secs(5),
+            ..Config::new(Kind::Vsftpd)
+        };
+        let server = Server::start(&net, &config);
         let port = ["--disable-eprt", "--ftp-port", "198.51.100.2:37677"];
         let without = [&port[..], &["--max-time", "1"]].concat();
         assert!(!download(&net, &server, &without).ok());
