@@ -70,7 +70,7 @@ fn ask(
         let len = recv(fd.as_raw_fd(), buffer, MsgFlags::empty())?;
         for message in Messages::new(buffer.get(..len).unwrap_or_default()) {
             match (message.kind, message.errno()) {
-                (codec::DONE, _) => return Ok(()),
+                (codec::DONE, _) => return ended(message.payload),
                 (_, Some(errno)) => return Err(io::Error::from_raw_os_error(errno)),
                 (BY_FAMILY, _) => all.extend(read(message.payload)),
                 _ => {}
@@ -79,6 +79,15 @@ fn ask(
         if len == 0 {
             return Ok(());
         }
+    }
+}
+
+/// How a dump ended: without `tcp_diag`, it is one without sockets, and with an error.
+fn ended(payload: &[u8]) -> io::Result<()> {
+    let status = payload.first_chunk().map_or(0, |n| i32::from_ne_bytes(*n));
+    match status {
+        ..0 => Err(io::Error::from_raw_os_error(status.saturating_neg())),
+        _ => Ok(()),
     }
 }
 
@@ -134,6 +143,13 @@ mod tests {
         let at = client.local_addr().unwrap();
         let Ok(all) = listeners() else { return };
         assert!(!all.contains(&(at.ip(), at.port())));
+    }
+
+    #[test]
+    fn a_kernel_without_the_module_is_told_from_one_without_listeners() {
+        assert!(ended(&[]).is_ok() && ended(&0i32.to_ne_bytes()).is_ok());
+        let error = ended(&(-2i32).to_ne_bytes()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
