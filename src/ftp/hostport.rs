@@ -227,7 +227,7 @@ pub fn encode(form: Form, addr: SocketAddr) -> Vec<u8> {
                 IpAddr::V6(_) => [0; 4],
             };
             let [hi, lo] = port.to_be_bytes();
-            numbers(&[a, b, c, d, hi, lo], b',')
+            host_port([a, b, c, d, hi, lo])
         }
         Form::Extended(delimiter) => {
             let d = char::from(delimiter);
@@ -241,14 +241,14 @@ pub fn encode(form: Form, addr: SocketAddr) -> Vec<u8> {
     }
 }
 
-/// Numbers with something between them. `format!` would be a sixth of what a `227` costs.
-fn numbers(all: &[u8], between: u8) -> Vec<u8> {
-    let mut text = Vec::with_capacity(all.len().saturating_mul(4));
-    for (at, number) in all.iter().enumerate() {
+/// The numbers of a [`Form::HostPort`]. `format!` would be a sixth of what a `227` costs.
+fn host_port(numbers: [u8; 6]) -> Vec<u8> {
+    let mut text = Vec::with_capacity("255,255,255,255,255,255".len());
+    for (at, number) in numbers.into_iter().enumerate() {
         if at > 0 {
-            text.push(between);
+            text.push(b',');
         }
-        text.extend_from_slice(itoa::Buffer::new().format(*number).as_bytes());
+        text.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     }
     text
 }

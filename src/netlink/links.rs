@@ -1,15 +1,11 @@
 //! The interfaces of this network namespace, as rtnetlink tells of them.
 
 use std::io;
-use std::os::fd::AsRawFd;
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto,
-    setsockopt, socket, sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::socket::SockProtocol;
 
-use super::codec::{self, Attrs, Builder, Messages};
+use super::codec::{self, Attrs, Builder};
+use super::dump::DumpSocket;
 
 /// `RTM_GETLINK` and `RTM_NEWLINK`.
 const GET: u16 = 18;
@@ -21,10 +17,6 @@ const NAME: u16 = 3;
 const MTU: u16 = 4;
 const INFO: u16 = 18;
 const KIND: u16 = 1;
-/// Room for one datagram: the kernel fills dumps up to 32 KiB.
-const DATAGRAM: usize = 64 * 1024;
-/// How long an answer is waited for, in seconds.
-const PATIENCE: i64 = 3;
 
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,35 +34,16 @@ pub struct Link {
 /// # Errors
 /// What the operating system says.
 pub fn links() -> io::Result<Vec<Link>> {
-    let fd = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )?;
-    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-    setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;
     let mut builder = Builder::new();
     builder.message(GET, codec::REQUEST | codec::DUMP, 1, 0, 0);
     let request = builder.finish().unwrap_or_default();
-    let kernel = NetlinkAddr::new(0, 0);
-    sendto(fd.as_raw_fd(), &request, &kernel, MsgFlags::empty())?;
     let mut all = Vec::new();
-    let mut buffer = vec![0; DATAGRAM];
-    loop {
-        let len = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        for message in Messages::new(buffer.get(..len).unwrap_or_default()) {
-            match (message.kind, message.errno()) {
-                (codec::DONE, _) => return Ok(all),
-                (_, Some(errno)) => return Err(io::Error::from_raw_os_error(errno)),
-                (NEW, _) => all.extend(read(message.payload)),
-                _ => {}
-            }
+    DumpSocket::open(SockProtocol::NetlinkRoute)?.dump(&request, |message| {
+        if message.kind == NEW {
+            all.extend(read(message.payload));
         }
-        if len == 0 {
-            return Ok(all);
-        }
-    }
+    })?;
+    Ok(all)
 }
 
 fn read(payload: &[u8]) -> Option<Link> {

@@ -7,15 +7,11 @@
 use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto,
-    setsockopt, socket, sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::socket::SockProtocol;
 
-use super::codec::{self, Messages};
+use super::codec;
+use super::dump::DumpSocket;
 
 /// `AF_INET`, `AF_INET6`
 const V4: u8 = 2;
@@ -29,65 +25,26 @@ const LISTEN: u32 = 1 << 10;
 /// The size of a message's header, and of `struct inet_diag_req_v2` behind it.
 const HEADER: usize = 16;
 const REQUEST: usize = 56;
-/// Room for one datagram: the kernel fills dumps up to 32 KiB.
-const DATAGRAM: usize = 64 * 1024;
-/// How long an answer is waited for, in seconds.
-const PATIENCE: i64 = 3;
 
 /// The addresses and ports of all TCP sockets that listen in the calling thread's network namespace.
 ///
 /// # Errors
 /// `ENOENT` on a kernel without `tcp_diag`, and what the operating system says.
 pub fn listeners() -> io::Result<HashSet<(IpAddr, u16)>> {
-    let fd = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkSockDiag,
-    )?;
-    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-    setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;
+    let mut socket = DumpSocket::open(SockProtocol::NetlinkSockDiag)?;
     let mut all = HashSet::new();
-    let mut buffer = vec![0; DATAGRAM];
-    ask(&fd, V4, &mut buffer, &mut all)?;
-    match ask(&fd, V6, &mut buffer, &mut all) {
+    let mut ask = |family| {
+        socket.dump(&request(family), |message| {
+            if message.kind == BY_FAMILY {
+                all.extend(read(message.payload));
+            }
+        })
+    };
+    ask(V4)?;
+    match ask(V6) {
         // Without IPv6, nobody listens there.
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(all),
-    }
-}
-
-/// Adds those of one family.
-fn ask(
-    fd: &OwnedFd,
-    family: u8,
-    buffer: &mut [u8],
-    all: &mut HashSet<(IpAddr, u16)>,
-) -> io::Result<()> {
-    let kernel = NetlinkAddr::new(0, 0);
-    sendto(fd.as_raw_fd(), &request(family), &kernel, MsgFlags::empty())?;
-    loop {
-        let len = recv(fd.as_raw_fd(), buffer, MsgFlags::empty())?;
-        for message in Messages::new(buffer.get(..len).unwrap_or_default()) {
-            match (message.kind, message.errno()) {
-                (codec::DONE, _) => return ended(message.payload),
-                (_, Some(errno)) => return Err(io::Error::from_raw_os_error(errno)),
-                (BY_FAMILY, _) => all.extend(read(message.payload)),
-                _ => {}
-            }
-        }
-        if len == 0 {
-            return Ok(());
-        }
-    }
-}
-
-/// How a dump ended: without `tcp_diag`, it is one without sockets, and with an error.
-fn ended(payload: &[u8]) -> io::Result<()> {
-    let status = payload.first_chunk().map_or(0, |n| i32::from_ne_bytes(*n));
-    match status {
-        ..0 => Err(io::Error::from_raw_os_error(status.saturating_neg())),
-        _ => Ok(()),
     }
 }
 
@@ -143,13 +100,6 @@ mod tests {
         let at = client.local_addr().unwrap();
         let Ok(all) = listeners() else { return };
         assert!(!all.contains(&(at.ip(), at.port())));
-    }
-
-    #[test]
-    fn a_kernel_without_the_module_is_told_from_one_without_listeners() {
-        assert!(ended(&[]).is_ok() && ended(&0i32.to_ne_bytes()).is_ok());
-        let error = ended(&(-2i32).to_ne_bytes()).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

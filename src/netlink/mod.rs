@@ -2,11 +2,13 @@
 //!
 //! [`codec`] builds and parses messages and attributes (pure, no panics on any input);
 //! [`filter`] has the kernel choose which messages a socket gets;
-//! [`links`] lists interfaces, [`listeners`] the sockets that listen;
+//! `dump` asks families other than netfilter's, for
+//! [`links`], which lists interfaces, and [`listeners`], the sockets that listen;
 //! [`nftables`] knows the numbers and expressions of nf_tables;
 //! [`socket`] exchanges them with the kernel's netfilter subsystems. Every call is bounded in time.
 
 pub mod codec;
+mod dump;
 pub mod filter;
 pub mod links;
 pub mod listeners;

@@ -1,0 +1,84 @@
+//! Dumps of netlink families other than netfilter's: one question, many messages.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto,
+    setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+
+use super::codec::{self, Message, Messages};
+
+/// Room for one datagram: the kernel fills dumps up to 32 KiB.
+const DATAGRAM: usize = 64 * 1024;
+/// How long an answer is waited for, in seconds.
+const PATIENCE: i64 = 3;
+
+/// A socket of the calling thread's network namespace that asks for dumps.
+pub(super) struct DumpSocket {
+    fd: OwnedFd,
+    buffer: Vec<u8>,
+}
+
+impl DumpSocket {
+    /// Opens one of this family.
+    pub(super) fn open(family: SockProtocol) -> io::Result<Self> {
+        let fd = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC,
+            family,
+        )?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;
+        let buffer = vec![0; DATAGRAM];
+        Ok(Self { fd, buffer })
+    }
+
+    /// Sends a request for a dump, and has each message of it read.
+    pub(super) fn dump(
+        &mut self,
+        request: &[u8],
+        mut read: impl FnMut(&Message<'_>),
+    ) -> io::Result<()> {
+        let (fd, kernel) = (self.fd.as_raw_fd(), NetlinkAddr::new(0, 0));
+        sendto(fd, request, &kernel, MsgFlags::empty())?;
+        loop {
+            let len = recv(fd, &mut self.buffer, MsgFlags::empty())?;
+            for message in Messages::new(self.buffer.get(..len).unwrap_or_default()) {
+                match (message.kind, message.errno()) {
+                    (codec::DONE, _) => return ended(message.payload),
+                    (_, Some(errno)) => return Err(io::Error::from_raw_os_error(errno)),
+                    _ => read(&message),
+                }
+            }
+            if len == 0 {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// How a dump ended. One that failed may have no message but its last, with the error in it: `sock_diag`
+/// without `tcp_diag`.
+fn ended(payload: &[u8]) -> io::Result<()> {
+    let status = payload.first_chunk().map_or(0, |n| i32::from_ne_bytes(*n));
+    match status {
+        ..0 => Err(io::Error::from_raw_os_error(status.saturating_neg())),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dump_that_failed_is_told_from_an_empty_one() {
+        assert!(ended(&[]).is_ok() && ended(&0i32.to_ne_bytes()).is_ok());
+        let error = ended(&(-2i32).to_ne_bytes()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}
