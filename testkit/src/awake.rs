@@ -15,21 +15,17 @@ const LATENCY: &str = "/dev/cpu_dma_latency";
 pub struct Awake(#[expect(dead_code, reason = "the request is withdrawn when it is closed")] File);
 
 impl Awake {
-    /// Asks the kernel for it.
-    ///
-    /// # Errors
-    /// If it has no such interface, or this process isn't root.
-    pub fn begin() -> io::Result<Self> {
-        let mut file = OpenOptions::new().write(true).open(LATENCY)?;
-        // How long waking up may take, in microseconds.
-        file.write_all(&0i32.to_ne_bytes())?;
-        Ok(Self(file))
-    }
-
-    /// The same, or why it can't be had, for whoever reads the figures.
+    /// Asks the kernel for it. Says what came of it, for whoever reads the figures: without root, or
+    /// where the kernel has no such interface, they may sleep.
     #[must_use]
     pub fn try_begin() -> (Option<Self>, String) {
-        match Self::begin() {
+        let held = || {
+            let mut file = OpenOptions::new().write(true).open(LATENCY)?;
+            // How long waking up may take, in microseconds.
+            file.write_all(&0i32.to_ne_bytes())?;
+            io::Result::Ok(Self(file))
+        };
+        match held() {
             Ok(awake) => (Some(awake), "processors kept awake".to_owned()),
             Err(error) => (None, format!("processors may sleep ({LATENCY}: {error})")),
         }
