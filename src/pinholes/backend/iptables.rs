@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use self::leftover::Leftover;
-use self::lines::{Conditions, RuleLine, Wording, deadline, rules, transaction};
+use self::lines::{Conditions, DateStop, RuleLine, Wording, rules, transaction};
 use self::open::{HoleKey, Nat, Open};
 use super::{Backend, BackendError, Closed, ClosingWork, Verification};
 use crate::firewall::host::{Host, holds, missing};
@@ -197,11 +197,8 @@ impl Iptables {
         timeout: Duration,
         limited: bool,
     ) -> Vec<RuleLine> {
-        let until = if table.timed { deadline(timeout) } else { None };
-        let conditions = Conditions {
-            until: until.as_deref(),
-            limited,
-        };
+        let until = DateStop::after(timeout).filter(|_| table.timed);
+        let conditions = Conditions { until, limited };
         self.serial = self.serial.wrapping_add(1);
         hole.rules(self.mark, conditions, self.serial)
     }
@@ -315,7 +312,7 @@ impl Iptables {
         let mut lines = Vec::new();
         for one in holes {
             self.serial = self.serial.wrapping_add(1);
-            let rules = wording(&one.hole).rules(self.mark, one.conditions(), self.serial);
+            let rules = wording(&one.hole).rules(self.mark, one.conditions, self.serial);
             let Leftover { hole, left, .. } = one;
             lines.push((hole.key(), rules));
             open.push((hole, left));
@@ -628,7 +625,7 @@ mod tests {
 
     fn text(hole: &Pinhole, until: Option<&str>) -> String {
         let conditions = Conditions {
-            until,
+            until: until.map(|date| date.parse().unwrap()),
             limited: false,
         };
         verb_lines("-A", &wording(hole).rules(Mark::DEFAULT, conditions, 7))

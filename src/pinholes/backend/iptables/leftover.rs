@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::lines::{Conditions, left, rules};
+use super::lines::{Conditions, DateStop, rules};
 use super::wording;
 use crate::firewall::host::holds;
 use crate::firewall::xtables::Flavour;
@@ -18,22 +18,10 @@ use crate::pinholes::Pinhole;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Leftover {
     pub(super) hole: Pinhole,
-    /// Its `--datestop`, where the kernel has the `time` match.
-    pub(super) until: Option<String>,
-    /// The time until then.
-    pub(super) left: Duration,
-    /// Whether a limit keeps others out after the first connection.
-    pub(super) limited: bool,
-}
-
-impl Leftover {
     /// When its rules match.
-    pub(super) fn conditions(&self) -> Conditions<'_> {
-        Conditions {
-            until: self.until.as_deref(),
-            limited: self.limited,
-        }
-    }
+    pub(super) conditions: Conditions,
+    /// The time that it has left.
+    pub(super) left: Duration,
 }
 
 /// The pinholes of a family, oldest first: at most `most`, for at most `longest` each. One line says
@@ -99,19 +87,13 @@ fn of_table(table: &Table, mark: Mark, longest: Duration) -> (Vec<Leftover>, usi
             strange += 1;
             continue;
         }
-        let Conditions { until, limited } = conditions;
-        let left = match until.map(left) {
-            Some(Some(left)) => left.min(longest),
-            // A deadline that isn't known.
-            Some(None) | None => longest,
-        };
+        let left = conditions.until.map_or(longest, DateStop::left);
+        let left = left.min(longest);
         if !left.is_zero() && keys.insert(hole.key()) {
-            let until = until.map(str::to_owned);
             holes.push(Leftover {
                 hole,
-                until,
+                conditions,
                 left,
-                limited,
             });
         }
     }
@@ -126,7 +108,7 @@ fn serial(rule: &Rule) -> Option<u64> {
 
 /// The pinhole that rules with one number make, as far as these words of theirs say, and when they
 /// match: the reverse of [`Wording::rules`](super::lines::Wording::rules).
-fn pinhole<'a>(of_hole: &[&'a Rule]) -> Option<(Pinhole, Conditions<'a>)> {
+fn pinhole<'a>(of_hole: &[&'a Rule]) -> Option<(Pinhole, Conditions)> {
     let [pre, _] = PINHOLE_CHAINS;
     let word = |rule: &'a Rule, name| rule.option(&[name]).map(|value| value.text);
     let last = |name| of_hole.iter().rev().find_map(|rule| word(rule, name));
@@ -154,7 +136,10 @@ fn pinhole<'a>(of_hole: &[&'a Rule]) -> Option<(Pinhole, Conditions<'a>)> {
         mark,
     };
     let conditions = Conditions {
-        until: word(first, "--datestop"),
+        until: match word(first, "--datestop") {
+            Some(date) => Some(date.parse().ok()?),
+            None => None,
+        },
         limited: word(first, "--limit").is_some(),
     };
     Some((hole, conditions))
@@ -162,7 +147,7 @@ fn pinhole<'a>(of_hole: &[&'a Rule]) -> Option<(Pinhole, Conditions<'a>)> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::lines::{RuleLine, deadline, verb_lines};
+    use super::super::lines::{RuleLine, verb_lines};
     use super::*;
     use crate::firewall::xtables::save::Ruleset;
 
@@ -178,7 +163,7 @@ mod tests {
         }
     }
 
-    fn lines(hole: &Pinhole, until: Option<&str>, serial: u64) -> Vec<RuleLine> {
+    fn lines(hole: &Pinhole, until: Option<DateStop>, serial: u64) -> Vec<RuleLine> {
         let limited = false;
         wording(hole).rules(Mark::DEFAULT, Conditions { until, limited }, serial)
     }
@@ -199,12 +184,8 @@ mod tests {
 
     #[test]
     fn rules_are_read_as_they_are_written() {
-        let until = deadline(MINUTE / 2).unwrap();
-        for (until, limited) in [
-            (None, false),
-            (Some(until.as_str()), false),
-            (Some(until.as_str()), true),
-        ] {
+        let until = DateStop::after(MINUTE / 2);
+        for (until, limited) in [(None, false), (until, false), (until, true)] {
             let conditions = Conditions { until, limited };
             let all = (1..).zip(cases());
             let all: Vec<_> = all
@@ -214,7 +195,7 @@ mod tests {
             assert_eq!(strange, 0);
             let longest = until.map_or(MINUTE, |_| MINUTE / 2 + Duration::from_secs(1));
             assert!(found.iter().all(|one| one.left <= longest));
-            assert!(found.iter().all(|one| one.conditions() == conditions));
+            assert!(found.iter().all(|one| one.conditions == conditions));
             let found: Vec<_> = found.into_iter().map(|one| one.hole).collect();
             assert_eq!(found, cases());
         }
@@ -230,7 +211,7 @@ mod tests {
                 let found = read(&some);
                 assert!(found.0.is_empty() || found.0[0].hole != hole, "{some:?}");
             }
-            let over = lines(&hole, Some("2026-01-02T03:04:05"), 1);
+            let over = lines(&hole, "2026-01-02T03:04:05".parse().ok(), 1);
             assert_eq!(read(&over), (vec![], 0));
         }
         let (new, old) = (hole(4000, "10.0.0.2:2", None, 0), &cases()[0]);

@@ -1,7 +1,9 @@
 //! The text of rules and of commits, with the words in the order in which the tools save them.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::civil::DateTime;
@@ -13,7 +15,7 @@ use crate::net::Mark;
 
 /// The latest `--datestop` that iptables takes, 2038-01-19T03:14:07Z. Later deadlines aren't given
 /// to the kernel.
-const MAX_STAMP: i64 = i32::MAX as i64;
+const MAX_STAMP: u32 = i32::MAX as u32;
 
 /// A rule of a pinhole or range: its chain and its spec.
 pub(super) type RuleLine = (&'static str, String);
@@ -24,12 +26,16 @@ pub(super) const LIMIT: &str = "-m limit --limit 2/sec --limit-burst 1";
 
 /// When the rules of a pinhole match.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Conditions<'a> {
-    /// Until this moment, as [`deadline`] writes it; `None`: for good.
-    pub(super) until: Option<&'a str>,
+pub(super) struct Conditions {
+    /// Until this moment; `None`: for good.
+    pub(super) until: Option<DateStop>,
     /// Only as often as [`LIMIT`] says.
     pub(super) limited: bool,
 }
+
+/// A moment in UTC, as `--datestop` of the match `time` takes it: in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DateStop(u32);
 
 /// What the rules of a pinhole or range say.
 pub(super) struct Wording {
@@ -56,7 +62,7 @@ impl Wording {
     pub(super) fn rules(
         self,
         mark: Mark,
-        conditions: Conditions<'_>,
+        conditions: Conditions,
         serial: u64,
     ) -> Vec<RuleLine> {
         let Conditions { until, limited } = conditions;
@@ -163,36 +169,58 @@ pub(super) fn verb_lines<'a>(verb: &str, lines: impl IntoIterator<Item = &'a Rul
         .collect()
 }
 
-/// The moment `timeout` from now in UTC, rounded up to a second, as `--datestop` takes it; `None`
-/// if it can't be written there.
-pub(super) fn deadline(timeout: Duration) -> Option<String> {
-    let end = Timestamp::now()
-        .checked_add(timeout)
-        .and_then(|end| {
-            end.round(
-                TimestampRound::new()
-                    .smallest(Unit::Second)
-                    .mode(RoundMode::Ceil),
-            )
-        })
-        .ok()
-        .filter(|end| end.as_second() < MAX_STAMP)?;
-    Some(date(end))
+impl DateStop {
+    /// The moment `timeout` from now, rounded up to a second; `None` if it can't be written.
+    pub(super) fn after(timeout: Duration) -> Option<Self> {
+        let end = Timestamp::now().checked_add(timeout).ok()?;
+        let whole = TimestampRound::new()
+            .smallest(Unit::Second)
+            .mode(RoundMode::Ceil);
+        Self::at(end.round(whole).ok()?)
+    }
+
+    const fn new(seconds: u32) -> Option<Self> {
+        if seconds < MAX_STAMP {
+            Some(Self(seconds))
+        } else {
+            None
+        }
+    }
+
+    fn at(moment: Timestamp) -> Option<Self> {
+        u32::try_from(moment.as_second()).ok().and_then(Self::new)
+    }
+
+    /// The time from now until then: zero if it has passed.
+    pub(super) fn left(self) -> Duration {
+        let left = self.moment().duration_since(Timestamp::now());
+        Duration::try_from(left).unwrap_or_default()
+    }
+
+    /// In seconds since 1970.
+    pub(super) const fn seconds(self) -> u32 {
+        self.0
+    }
+
+    fn moment(self) -> Timestamp {
+        Timestamp::from_second(i64::from(self.0)).unwrap_or_default()
+    }
 }
 
-/// The time from now until a `--datestop`, as [`deadline`] writes it: zero if it has passed.
-pub(super) fn left(until: &str) -> Option<Duration> {
-    let end = until
-        .parse::<DateTime>()
-        .ok()?
-        .to_zoned(TimeZone::UTC)
-        .ok()?;
-    let left = end.timestamp().duration_since(Timestamp::now());
-    Some(Duration::try_from(left).unwrap_or_default())
+impl fmt::Display for DateStop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.moment().strftime("%Y-%m-%dT%H:%M:%S").fmt(f)
+    }
 }
 
-fn date(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%dT%H:%M:%S").to_string()
+impl FromStr for DateStop {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let date = text.parse::<DateTime>().map_err(drop)?;
+        let moment = date.to_zoned(TimeZone::UTC).map_err(drop)?.timestamp();
+        Self::at(moment).ok_or(())
+    }
 }
 
 #[cfg(test)]
@@ -204,18 +232,24 @@ mod tests {
 
     #[test]
     fn dates() {
-        let date = |stamp| date(Timestamp::from_second(stamp).unwrap());
-        assert_eq!(date(0), "1970-01-01T00:00:00");
-        assert_eq!(date(951_782_400), "2000-02-29T00:00:00");
-        assert_eq!(date(2_147_483_647), "2038-01-19T03:14:07");
-        assert_eq!(deadline(Duration::MAX), None);
-        assert_eq!(deadline(Duration::from_secs(1 << 40)), None);
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00"),
+            (951_782_400, "2000-02-29T00:00:00"),
+            (2_147_483_646, "2038-01-19T03:14:06"),
+        ] {
+            let date = DateStop::new(seconds).unwrap();
+            assert_eq!(date.to_string(), text);
+            assert_eq!(text.parse(), Ok(date));
+        }
+        for other in ["soon", "2038-01-19T03:14:07", "1969-12-31T23:59:59"] {
+            assert_eq!(other.parse::<DateStop>(), Err(()));
+        }
+        assert_eq!(DateStop::after(Duration::MAX), None);
+        assert_eq!(DateStop::after(Duration::from_secs(1 << 40)), None);
         let minute = Duration::from_secs(60);
-        let until = deadline(minute).unwrap();
-        let left_then = left(&until).unwrap();
-        assert!(left_then > minute / 2 && left_then <= minute + Duration::from_secs(1));
-        assert_eq!(left("2026-01-02T03:04:05"), Some(Duration::ZERO));
-        assert_eq!(left("soon"), None);
+        let left = DateStop::after(minute).unwrap().left();
+        assert!(left > minute / 2 && left <= minute + Duration::from_secs(1));
+        assert_eq!(DateStop(0).left(), Duration::ZERO);
     }
 
     #[test]
