@@ -154,6 +154,11 @@ impl Builder {
         self
     }
 
+    /// An attribute whose value is these attributes.
+    pub fn nested(&mut self, kind: u16, attrs: &[u8]) -> &mut Self {
+        self.bytes(kind | NESTED, attrs)
+    }
+
     fn open_attr(&mut self, kind: u16) -> usize {
         let at = self.buf.len();
         self.buf.extend_from_slice(&[0; 2]);

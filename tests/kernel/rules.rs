@@ -763,6 +763,66 @@ fn a_successor_adopts_the_rules_of_open_holes() {
     });
 }
 
+/// A directory with the tools of iptables, which note in `log` that they were started.
+fn noted_tools() -> Directory {
+    let dir = Directory::new();
+    for family in ["iptables", "ip6tables"] {
+        for flavour in ["nft", "legacy"] {
+            for what in ["save", "restore"] {
+                let program = format!("{family}-{flavour}-{what}");
+                let path = dir.file(&program);
+                let (path, log) = (path.display(), dir.file("log"));
+                let log = log.display();
+                run(Command::new("sh").args([
+                    "-ec",
+                    &format!(
+                        "real=$(command -v {program}) || exit 0
+                         printf '#!/bin/sh\\necho {program} >> {log}\\nexec %s \"$@\"\\n' $real > {path}
+                         chmod +x {path}"
+                    ),
+                ]));
+            }
+        }
+    }
+    dir
+}
+
+/// What is added over netlink is what the tool would have written: it shows it so.
+#[test]
+fn a_hole_of_iptables_nft_opens_without_its_tool() {
+    let ns = Ns::gateway();
+    let tools = noted_tools();
+    let log = tools.file("log");
+    for mark in [Mark::DEFAULT, Mark::new(0x8000_0000).unwrap()] {
+        let mut backend = Iptables::new(Tools::find_in(&[tools.path().to_owned()]), mark);
+        ns.within(|| backend.install()).unwrap();
+        std::fs::write(&log, "").unwrap();
+        let mut holes = Vec::new();
+        for (n, (from, to, land, source)) in (0..16).zip(CASES.into_iter().cycle()) {
+            let mut hole = hole(from, to, if n & 2 == 0 { land } else { to }, None);
+            hole.as_source = (n & 4 == 0).then(|| source.parse().unwrap());
+            hole.mark = if n & 8 == 0 { 0 } else { 0x11 };
+            let last = 40_000 + n;
+            for end in [&mut hole.to, &mut hole.land] {
+                end.set_port(end.port() / 2 + last);
+            }
+            holes.push(hole);
+        }
+        ns.within(|| {
+            for hole in &holes {
+                backend.open(hole, MINUTE).unwrap();
+            }
+        });
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "");
+        assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());
+        ns.within(|| {
+            close_together(&mut backend, &holes).unwrap();
+            assert!(backend.verify().unwrap());
+            backend.remove().unwrap();
+        });
+    }
+}
+
 /// A process is killed while its tool makes a change, and the tool makes it when the next process has begun.
 #[test]
 fn what_a_tool_adds_late_hides_no_hole() {

@@ -96,6 +96,12 @@ pub mod attr {
     pub const RULE_HANDLE: u16 = 3;
     /// A list of expressions.
     pub const RULE_EXPRESSIONS: u16 = 4;
+    /// What matches of iptables may ask for: `NFTA_RULE_COMPAT_*`.
+    pub const RULE_COMPAT: u16 = 5;
+    /// The protocol above IP.
+    pub const COMPAT_PROTOCOL: u16 = 1;
+    /// Whether the protocol is any other than that.
+    pub const COMPAT_FLAGS: u16 = 2;
     /// The handle of the rule in front of which a new one goes (behind which, with `APPEND`).
     pub const RULE_POSITION: u16 = 6;
     /// Free for programs.

@@ -8,6 +8,9 @@
 //!
 //! Rules are added by an `iptables-restore` that is kept running (`LastingTool`).
 //!
+//! **Opening with iptables-nft.** A pinhole's rules are added over netlink, as the tool would write
+//! them (`moulds`), where nothing is to be removed in the same commit.
+//!
 //! **Closing with iptables-nft.** After a rule was removed, the kernel lets the next one that has a target
 //! of iptables wait for an RCU grace period of 10 to 15 ms. So used pinholes are closed together, a
 //! quarter of a second later. Meanwhile a limit on the rule that marks the connection keeps others out:
@@ -24,15 +27,18 @@
 mod handles;
 mod leftover;
 mod lines;
+mod moulds;
 mod open;
 mod ranges;
 
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use self::leftover::Leftover;
 use self::lines::{Conditions, DateStop, RuleLine, Wording, rules, transaction};
+use self::moulds::Moulds;
 use self::open::{HoleKey, Nat, Open};
 use super::{Backend, BackendError, Closed, ClosingWork, Verification};
 use crate::firewall::host::{Host, holds, missing};
@@ -68,6 +74,14 @@ impl NatTable {
             flavour: self.flavour,
             family: self.family,
             table: "nat".into(),
+        }
+    }
+
+    /// When the rules of a pinhole match that is open for `timeout` from now.
+    fn conditions(&self, timeout: Duration, limited: bool) -> Conditions {
+        Conditions {
+            until: DateStop::after(timeout).filter(|_| self.timed),
+            limited,
         }
     }
 
@@ -118,6 +132,8 @@ pub struct Iptables {
     host: Host,
     mark: Mark,
     tables: Vec<NatTable>,
+    /// Where rules can be added over netlink.
+    moulds: BTreeMap<Family, Moulds>,
     pinholes: Open<PinholeKey>,
     /// The number of the last pinhole or range. It is in the rules' comments, so that the right ones are
     /// found to be removed. Each process begins elsewhere: a tool of one that was killed may add a rule
@@ -137,6 +153,7 @@ impl Iptables {
             host: Host::new(tools),
             mark,
             tables: Vec::new(),
+            moulds: BTreeMap::new(),
             pinholes: Open::new(PINHOLE_CHAINS),
             serial: RandomState::new().build_hasher().finish() >> 32,
             closing: Vec::new(),
@@ -197,10 +214,24 @@ impl Iptables {
         timeout: Duration,
         limited: bool,
     ) -> Vec<RuleLine> {
-        let until = DateStop::after(timeout).filter(|_| table.timed);
-        let conditions = Conditions { until, limited };
+        let conditions = table.conditions(timeout, limited);
+        hole.rules(self.mark, conditions, self.next_serial())
+    }
+
+    fn next_serial(&mut self) -> u64 {
         self.serial = self.serial.wrapping_add(1);
-        hole.rules(self.mark, conditions, self.serial)
+        self.serial
+    }
+
+    /// Learns how rules are added over netlink, where they can be.
+    fn learn(&mut self, table: &NatTable) {
+        if table.flavour == Flavour::Nft {
+            let restore = |text: &str| self.host.restore(table.family, table.flavour, text);
+            let conditions = (table.timed, table.limited);
+            let moulds = Moulds::learn(table.family, self.mark, conditions, restore);
+            self.moulds
+                .extend(moulds.map(|moulds| (table.family, moulds)));
+        }
     }
 
     /// The open ones among these pinholes, of one family.
@@ -246,6 +277,7 @@ impl Iptables {
     /// Forgets all state, as if nothing were in the kernel.
     fn forget(&mut self) {
         self.tables.clear();
+        self.moulds.clear();
         self.pinholes.clear();
         self.ranges.clear();
         self.closing.clear();
@@ -288,6 +320,7 @@ impl Iptables {
                 Ok(holes) => {
                     adopted.extend(holes);
                     let table = self.probed(&at)?;
+                    self.learn(&table);
                     self.tables.push(table);
                 }
                 // Many kernels have IPv6 without NAT for it.
@@ -428,13 +461,34 @@ impl Backend for Iptables {
 
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
         let table = self.table(Family::of(hole.from))?;
-        let lines = self.rules_of(&table, wording(hole), timeout, table.limited);
+        let conditions = table.conditions(timeout, table.limited);
+        let serial = self.next_serial();
+        let lines = wording(hole).rules(self.mark, conditions, serial);
         let key = hole.key();
         // Rules of an older one with the same key may still be there: they are being removed.
         let first = self.closing.iter().any(|(closing, _)| *closing == key);
-        let host = &self.host;
-        self.pinholes
-            .change(&Nat { host, table }, key, lines, first)
+        let nat = Nat {
+            host: &self.host,
+            table,
+        };
+        let is_new = !first && !self.pinholes.contains(key);
+        if let Some(moulds) = self.moulds.get_mut(&nat.table.family)
+            && is_new
+        {
+            match moulds.add(hole, conditions, serial) {
+                Ok(true) => {
+                    self.pinholes.extend(vec![(key, lines)]);
+                    return Ok(());
+                }
+                Ok(false) => {}
+                Err(source) => {
+                    let what = "can't add the rules of a pinhole";
+                    let _ = self.pinholes.mend(&nat, []);
+                    return Err(BackendError::System { what, source });
+                }
+            }
+        }
+        self.pinholes.change(&nat, key, lines, first)
     }
 
     /// Runs the tool once for each family.

@@ -11,7 +11,7 @@ use super::lines::{RuleLine, serial_of_spec};
 use crate::firewall::names::TAG;
 use crate::firewall::tables::rules_of;
 use crate::net::Family;
-use crate::netlink::codec::{Builder, Message};
+use crate::netlink::codec::{Attrs, Builder, Message};
 use crate::netlink::nftables::expression::{self, Expression};
 use crate::netlink::nftables::{attr, msg};
 use crate::netlink::socket::{NetlinkRequest, Socket};
@@ -65,17 +65,22 @@ fn delete_rules(family: Family, lines: &[RuleLine]) -> io::Result<()> {
     Ok(())
 }
 
+/// What the kernel tells of a rule, if it is in this chain of table `nat`: old kernels tell of all rules.
+pub(super) fn rule_in<'a>(message: &Message<'a>, chain: &str) -> Option<Attrs<'a>> {
+    let text = |kind| message.attrs().find(kind)?.text();
+    let is_in = text(attr::RULE_TABLE)? == "nat" && text(attr::RULE_CHAIN)? == chain;
+    is_in.then(|| message.attrs())
+}
+
 /// The handle of a rule in a chain of table `nat`, and the number in its comment.
 fn handle(message: &Message<'_>, chain: &str) -> Option<(u64, u64)> {
-    let find = |kind| message.attrs().find(kind);
-    // Old kernels tell of all rules.
-    let is_in =
-        find(attr::RULE_TABLE)?.text()? == "nat" && find(attr::RULE_CHAIN)?.text()? == chain;
+    let rule = rule_in(message, chain)?;
+    let find = |kind| rule.find(kind);
     let handle = find(attr::RULE_HANDLE)?.be64()?;
     let in_match = find(attr::RULE_EXPRESSIONS)
         .and_then(|list| expression::read(list.value).find_map(|one| comment_of_match(&one)));
     let in_userdata = || find(attr::RULE_USERDATA).and_then(|data| comment_of_userdata(data.value));
-    let comment = in_match.or_else(in_userdata).filter(|_| is_in)?;
+    let comment = in_match.or_else(in_userdata)?;
     let serial = comment.strip_prefix(TAG)?.strip_prefix("pinhole ")?;
     Some((handle, serial.parse().ok()?))
 }

@@ -59,12 +59,7 @@ pub(super) struct Wording {
 
 impl Wording {
     /// The rules, numbered by `serial` in their comments.
-    pub(super) fn rules(
-        self,
-        mark: Mark,
-        conditions: Conditions,
-        serial: u64,
-    ) -> Vec<RuleLine> {
+    pub(super) fn rules(self, mark: Mark, conditions: Conditions, serial: u64) -> Vec<RuleLine> {
         let Conditions { until, limited } = conditions;
         let bit = mark.bit();
         let Self {
@@ -179,7 +174,8 @@ impl DateStop {
         Self::at(end.round(whole).ok()?)
     }
 
-    const fn new(seconds: u32) -> Option<Self> {
+    /// `None` if it can't be written.
+    pub(super) const fn new(seconds: u32) -> Option<Self> {
         if seconds < MAX_STAMP {
             Some(Self(seconds))
         } else {

@@ -1,0 +1,446 @@
+//! Adds rules of iptables-nft over netlink, as the tool itself writes them.
+//!
+//! A commit of the tool takes some hundred microseconds, most of them its own. What it gives to the
+//! kernel for a pinhole is the same each time, but for the pinhole's values. So when the chains are
+//! made, it writes the rules of two examples into a chain that nothing jumps to, and the kernel tells
+//! what it holds. The first example shows where the values stand: its bytes are found nowhere else. The
+//! second one is the proof: with its values in these places, the first must become what the tool wrote
+//! for the second. What stands where in a rule, and in which revision of a match, is for the tool to
+//! know.
+//!
+//! Where anything of that isn't so, there are no moulds, and the tool makes all changes.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::handles::rule_in;
+use super::lines::{Conditions, DateStop, RuleLine, verb_lines};
+use super::wording;
+use crate::firewall::RulesError;
+use crate::firewall::names::PROBE_CHAIN;
+use crate::firewall::tables::rules_of;
+use crate::net::{Family, Mark, TCP};
+use crate::netlink::codec::{APPEND, Builder, CREATE};
+use crate::netlink::nftables::{attr, msg};
+use crate::netlink::socket::{BatchError, NetlinkRequest, Socket};
+use crate::pinholes::Pinhole;
+
+/// The most bytes of a value: a number in a comment has at most 20 digits.
+const LONGEST: usize = 20;
+/// How many values a pinhole's rules have.
+const VALUES: usize = 11;
+
+/// Which rules a pinhole has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Shape {
+    translated: bool,
+    with_source: bool,
+    with_mark: bool,
+}
+
+impl Shape {
+    fn of(hole: &Pinhole) -> Self {
+        Self {
+            translated: hole.land != hole.to,
+            with_source: hole.as_source.is_some(),
+            with_mark: hole.mark != 0,
+        }
+    }
+
+    fn all() -> impl Iterator<Item = Self> {
+        (0..8).map(|bits| Self {
+            translated: bits & 1 != 0,
+            with_source: bits & 2 != 0,
+            with_mark: bits & 4 != 0,
+        })
+    }
+}
+
+/// The bytes of a value as they stand in a rule; none if the pinhole hasn't got it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Value {
+    bytes: [u8; LONGEST],
+    len: usize,
+}
+
+impl Value {
+    fn new(value: &[u8]) -> Self {
+        let mut bytes = [0; LONGEST];
+        let len = value.len().min(LONGEST);
+        for (to, from) in bytes.iter_mut().zip(value) {
+            *to = *from;
+        }
+        Self { bytes, len }
+    }
+
+    fn of_ip(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(ip) => Self::new(&ip.octets()),
+            IpAddr::V6(ip) => Self::new(&ip.octets()),
+        }
+    }
+
+    /// Digits, with zeros behind them, as they stand at the end of a comment.
+    fn of_serial(serial: u64) -> Self {
+        let len = LONGEST;
+        Self {
+            len,
+            ..Self::new(serial.to_string().as_bytes())
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&[])
+    }
+}
+
+/// All values of a pinhole's rules, always in the same order.
+fn values(hole: &Pinhole, mark: Mark, conditions: Conditions, serial: u64) -> [Value; VALUES] {
+    let none = Value::new(&[]);
+    let number = |number: u32| Value::new(&number.to_ne_bytes());
+    let bit = if conditions.limited { mark.bit() } else { 0 };
+    [
+        Value::of_ip(hole.from),
+        Value::of_ip(hole.to.ip()),
+        // In the packet, and in structures of the matches.
+        Value::new(&hole.to.port().to_be_bytes()),
+        Value::new(&hole.to.port().to_ne_bytes()),
+        Value::of_ip(hole.land.ip()),
+        Value::new(&hole.land.port().to_be_bytes()),
+        hole.as_source.map_or(none, Value::of_ip),
+        // The packet's mark, and the connection's.
+        number(hole.mark),
+        number(hole.mark | bit),
+        conditions
+            .until
+            .map_or(none, |until| number(until.seconds())),
+        Value::of_serial(serial),
+    ]
+}
+
+/// The expressions of a rule, and where its values stand in them.
+#[derive(Clone, Debug)]
+struct Mould {
+    bytes: Vec<u8>,
+    /// An offset, and which of the values it is.
+    places: Vec<(usize, usize)>,
+}
+
+/// A rule with its values.
+type Example<'a> = (&'a [u8], &'a [Value]);
+
+impl Mould {
+    /// The mould of two rules that differ in their values only; `None` if they differ in more.
+    fn new((bytes, values): Example<'_>, (other, of_other): Example<'_>) -> Option<Self> {
+        let mut places = Vec::new();
+        for (which, value) in values.iter().enumerate() {
+            let value = value.bytes();
+            if !value.is_empty() {
+                let windows = bytes.windows(value.len()).enumerate();
+                let found = windows.filter(|(_, window)| *window == value);
+                places.extend(found.map(|(offset, _)| (offset, which)));
+            }
+        }
+        let bytes = bytes.to_vec();
+        let mould = Self { bytes, places };
+        (mould.cast(of_other)? == other).then_some(mould)
+    }
+
+    /// The rule with these values; `None` if one of them doesn't fit.
+    fn cast(&self, values: &[Value]) -> Option<Vec<u8>> {
+        let mut bytes = self.bytes.clone();
+        for &(offset, which) in &self.places {
+            let value = values.get(which)?.bytes();
+            let place = bytes.get_mut(offset..offset.checked_add(value.len())?)?;
+            place.copy_from_slice(value);
+        }
+        Some(bytes)
+    }
+}
+
+/// The moulds of a family's table `nat`.
+#[derive(Debug)]
+pub(super) struct Moulds {
+    socket: Socket,
+    family: Family,
+    mark: Mark,
+    limited: bool,
+    timed: bool,
+    of_shape: BTreeMap<Shape, Vec<(&'static str, Mould)>>,
+}
+
+impl Moulds {
+    /// Has the tool write the examples, with the conditions that the table's pinholes have. `restore`
+    /// has it make a commit. `None` if the tool's rules can't be made that way.
+    pub(super) fn learn(
+        family: Family,
+        mark: Mark,
+        (timed, limited): (bool, bool),
+        restore: impl Fn(&str) -> Result<(), RulesError>,
+    ) -> Option<Self> {
+        let shown = |why: &dyn std::fmt::Display| {
+            log::debug!("{family}: a commit of the tool for each pinhole: {why}");
+        };
+        let examples: Vec<_> = Shape::all()
+            .map(|shape| {
+                [0, 1].map(|which| Written::new(shape, which, family, mark, timed, limited))
+            })
+            .collect();
+        let lines = examples.iter().flatten().flat_map(|one| &one.lines);
+        let lines: Vec<RuleLine> = lines.map(|(_, spec)| (PROBE_CHAIN, spec.clone())).collect();
+        let text = verb_lines("-A", &lines);
+        restore(&format!("*nat\n:{PROBE_CHAIN} - [0:0]\n{text}COMMIT\n"))
+            .inspect_err(|e| shown(e))
+            .ok()?;
+        let written = Socket::open().and_then(|mut socket| {
+            let rules = expressions(&mut socket, family)?;
+            Ok((socket, rules))
+        });
+        let removed = restore(&format!(
+            "*nat\n-F {PROBE_CHAIN}\n-X {PROBE_CHAIN}\nCOMMIT\n"
+        ));
+        removed.inspect_err(|e| shown(e)).ok()?;
+        let (socket, rules) = written.inspect_err(|e| shown(e)).ok()?;
+        let of_shape = moulds(&examples, &rules);
+        if of_shape.is_none() {
+            shown(&"what it writes isn't the same each time");
+        }
+        Some(Self {
+            socket,
+            family,
+            mark,
+            limited,
+            timed,
+            of_shape: of_shape?,
+        })
+    }
+
+    /// Adds the rules of a pinhole at the end of their chains. Returns whether that was done: the
+    /// kernel may have refused it, or there is no mould for them, and nothing has changed then.
+    ///
+    /// # Errors
+    /// It isn't known whether the rules are there.
+    pub(super) fn add(
+        &mut self,
+        hole: &Pinhole,
+        conditions: Conditions,
+        serial: u64,
+    ) -> io::Result<bool> {
+        let Some(rules) = self.cast(hole, conditions, serial) else {
+            return Ok(false);
+        };
+        let family = self.family;
+        let requests: Vec<_> = rules
+            .iter()
+            .map(|(chain, rule)| addition(family, chain, rule))
+            .collect();
+        match self.socket.batch(&requests) {
+            Ok(()) => Ok(true),
+            Err(BatchError::Refused(refused)) => {
+                log::debug!("{family}: a pinhole's rules are refused over netlink: {refused:?}");
+                Ok(false)
+            }
+            Err(BatchError::Io(error)) => Err(error),
+        }
+    }
+
+    /// The expressions of a pinhole's rules, with their chains.
+    fn cast(
+        &self,
+        hole: &Pinhole,
+        conditions: Conditions,
+        serial: u64,
+    ) -> Option<Vec<(&'static str, Vec<u8>)>> {
+        if (conditions.until.is_some(), conditions.limited) != (self.timed, self.limited) {
+            return None;
+        }
+        let values = values(hole, self.mark, conditions, serial);
+        let moulds = self.of_shape.get(&Shape::of(hole))?.iter();
+        moulds
+            .map(|(chain, mould)| Some((*chain, mould.cast(&values)?)))
+            .collect()
+    }
+}
+
+/// An example: the rules as the tool is told them, and their values.
+struct Written {
+    shape: Shape,
+    lines: Vec<RuleLine>,
+    values: [Value; VALUES],
+}
+
+impl Written {
+    /// The first or second one of a shape. No two values of the first have the same bytes, and no byte
+    /// is common in rules.
+    fn new(
+        shape: Shape,
+        which: usize,
+        family: Family,
+        mark: Mark,
+        timed: bool,
+        limited: bool,
+    ) -> Self {
+        let ip = |n: u8| match family {
+            Family::V4 => IpAddr::V4(Ipv4Addr::new(198, 19, 0x53 ^ n, 0xa7 ^ n)),
+            Family::V6 => {
+                let n = u16::from(n);
+                IpAddr::V6(Ipv6Addr::new(
+                    0x2001,
+                    0xdb8,
+                    0x53d7,
+                    0x61c9,
+                    0x7be3,
+                    0x35b1,
+                    0xa7d5,
+                    0xc9e7 ^ n,
+                ))
+            }
+        };
+        let (from, to, land, source, to_port, land_port, carried, date, serial) = match which {
+            0 => (
+                1,
+                2,
+                3,
+                4,
+                0xd1b7,
+                0xc5e3,
+                0x25d4_b93a,
+                2_083_374_837,
+                u64::MAX,
+            ),
+            _ => (5, 6, 7, 8, 0x1c2e, 0x2f4d, 0x1a6b_5c7d, 1_802_201_963, 7),
+        };
+        let to = SocketAddr::new(ip(to), to_port);
+        let hole = Pinhole {
+            from: ip(from),
+            to,
+            land: match shape.translated {
+                true => SocketAddr::new(ip(land), land_port),
+                false => to,
+            },
+            as_source: shape.with_source.then(|| ip(source)),
+            mark: if shape.with_mark {
+                carried & !mark.bit()
+            } else {
+                0
+            },
+        };
+        let until = DateStop::new(date).filter(|_| timed);
+        let conditions = Conditions { until, limited };
+        Self {
+            shape,
+            lines: wording(&hole).rules(mark, conditions, serial),
+            values: values(&hole, mark, conditions, serial),
+        }
+    }
+}
+
+/// The moulds of all shapes, by the rules that the kernel has of the examples; `None` if one isn't one.
+fn moulds(
+    examples: &[[Written; 2]],
+    rules: &[Vec<u8>],
+) -> Option<BTreeMap<Shape, Vec<(&'static str, Mould)>>> {
+    let mut rest = rules;
+    let mut all = BTreeMap::new();
+    for [one, other] in examples {
+        let count = one.lines.len();
+        let (of_one, behind) = rest.split_at_checked(count)?;
+        let (of_other, behind) = behind.split_at_checked(count)?;
+        rest = behind;
+        let pairs = one.lines.iter().zip(of_one.iter().zip(of_other));
+        let moulds = pairs.map(|((chain, _), (a, b))| {
+            let mould = Mould::new((a, &one.values), (b, &other.values))?;
+            Some((*chain, mould))
+        });
+        all.insert(one.shape, moulds.collect::<Option<_>>()?);
+    }
+    rest.is_empty().then_some(all)
+}
+
+/// The expressions of all rules in the chain of the examples. A rule with anything else is left out.
+fn expressions(socket: &mut Socket, family: Family) -> io::Result<Vec<Vec<u8>>> {
+    let request = rules_of(family.number(), "nat", Some(PROBE_CHAIN));
+    socket.dump(&request, |message| {
+        let rule = rule_in(message, PROBE_CHAIN)?;
+        match rule.find(attr::RULE_USERDATA) {
+            Some(_) => None,
+            None => Some(rule.find(attr::RULE_EXPRESSIONS)?.value.to_vec()),
+        }
+    })
+}
+
+fn addition<'a>(family: Family, chain: &'a str, expressions: &'a [u8]) -> NetlinkRequest<'a> {
+    NetlinkRequest {
+        kind: msg::NEW_RULE,
+        flags: CREATE | APPEND,
+        family: family.number(),
+        attrs: Box::new(move |b: &mut Builder| {
+            b.text(attr::RULE_TABLE, "nat")
+                .text(attr::RULE_CHAIN, chain)
+                .nested(attr::RULE_EXPRESSIONS, expressions)
+                // What a match may ask for (`-p tcp`); the kernel doesn't tell it.
+                .nest(attr::RULE_COMPAT, |b| {
+                    b.be32(attr::COMPAT_PROTOCOL, u32::from(TCP))
+                        .be32(attr::COMPAT_FLAGS, 0);
+                });
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mould(one: &[u8], other: &[u8]) -> Option<Mould> {
+        let of =
+            |serial: u64, port: u16| [Value::new(&port.to_be_bytes()), Value::of_serial(serial)];
+        let (first, second) = (of(u64::MAX, 0xd1b7), of(7, 0x1c2e));
+        Mould::new((one, &first), (other, &second))
+    }
+
+    const ONE: &[u8] = b"port \xd1\xb7 no 18446744073709551615\0\0 \xd1\xb7.";
+    const OTHER: &[u8] = b"port \x1c\x2e no 7\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0 \x1c\x2e.";
+
+    #[test]
+    fn a_value_is_put_wherever_the_example_has_it() {
+        let mould = mould(ONE, OTHER).unwrap();
+        let values = [Value::new(&0x3132_u16.to_be_bytes()), Value::of_serial(10)];
+        let padding = "\0".repeat(20);
+        assert_eq!(
+            String::from_utf8(mould.cast(&values).unwrap()).unwrap(),
+            format!("port 12 no 10{padding} 12.")
+        );
+    }
+
+    #[test]
+    fn rules_that_differ_in_more_than_their_values_have_no_mould() {
+        assert!(mould(&ONE[1..], OTHER).is_none());
+        // By chance, what never changes looks like the value.
+        assert!(mould(&[ONE, b"\xd1\xb7"].concat(), &[OTHER, b"\xd1\xb7"].concat()).is_none());
+        // The value stands there in a way that isn't known.
+        assert!(mould(&[ONE, b"53687"].concat(), &[OTHER, b"07214"].concat()).is_none());
+    }
+
+    #[test]
+    fn the_examples_of_all_shapes_are_what_they_should_be() {
+        for (family, shape) in Family::ALL
+            .iter()
+            .flat_map(|f| Shape::all().map(|s| (*f, s)))
+        {
+            for (timed, limited) in [(true, true), (false, false)] {
+                let written =
+                    |which| Written::new(shape, which, family, Mark::DEFAULT, timed, limited);
+                let (one, other) = (written(0), written(1));
+                assert_eq!(one.lines.len(), other.lines.len());
+                for (which, (a, b)) in one.values.iter().zip(&other.values).enumerate() {
+                    assert_eq!(a.len, b.len);
+                    let is_mark = matches!(which, 7 | 8);
+                    let differs = a.len > 0 && (shape.with_mark || !is_mark);
+                    assert_eq!(a != b, differs, "{which}");
+                }
+                assert_eq!(one.values[9].len, if timed { 4 } else { 0 });
+            }
+        }
+    }
+}
