@@ -25,6 +25,8 @@ const USUAL: usize = 256;
 pub const REQUEST: u16 = 0x1;
 /// Message flag: answer with an acknowledgement.
 pub const ACK: u16 = 0x4;
+/// Message flag of a change: tell what was changed, as to those who listen for events.
+pub const ECHO: u16 = 0x8;
 /// Reply flag: the table changed while it was dumped.
 pub const DUMP_INTERRUPTED: u16 = 0x10;
 /// Message flag of a get: everything that matches.

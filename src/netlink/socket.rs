@@ -267,7 +267,20 @@ impl Socket {
     /// # Errors
     /// Which of them the kernel refused, and why.
     pub fn batch(&mut self, requests: &[NetlinkRequest<'_>]) -> Result<(), BatchError> {
-        self.transaction(requests, true)
+        self.transaction(requests, true, |_| ())
+    }
+
+    /// The same. What the kernel tells of requests with the flag [`codec::ECHO`] is given to `read`, in their
+    /// order.
+    ///
+    /// # Errors
+    /// As [`batch`](Self::batch).
+    pub fn batch_with_echo(
+        &mut self,
+        requests: &[NetlinkRequest<'_>],
+        read: impl FnMut(&Message<'_>),
+    ) -> Result<(), BatchError> {
+        self.transaction(requests, true, read)
     }
 
     /// Has the kernel judge changes of nf_tables as [`batch`](Self::batch) does, and then drop them. It may
@@ -276,7 +289,7 @@ impl Socket {
     /// # Errors
     /// Which of them the kernel would refuse, and why.
     pub fn check(&mut self, requests: &[NetlinkRequest<'_>]) -> Result<(), BatchError> {
-        self.transaction(requests, false)
+        self.transaction(requests, false, |_| ())
     }
 
     /// Without its end, the kernel drops a batch when it has read it.
@@ -284,6 +297,7 @@ impl Socket {
         &mut self,
         requests: &[NetlinkRequest<'_>],
         commit: bool,
+        read: impl FnMut(&Message<'_>),
     ) -> Result<(), BatchError> {
         if requests.is_empty() {
             return Ok(());
@@ -311,7 +325,7 @@ impl Socket {
             builder.message(BATCH_END, codec::REQUEST, end, 0, SUBSYS_NFTABLES);
         }
         self.send(builder).map_err(BatchError::Io)?;
-        self.batch_answer(begin, &seqs)
+        self.batch_answer(begin, &seqs, read)
     }
 
     /// Reads one datagram of events without waiting; `Ok(false)` if there is none.
@@ -363,17 +377,25 @@ impl Socket {
         }
     }
 
-    fn batch_answer(&mut self, begin: u32, seqs: &[u32]) -> Result<(), BatchError> {
+    fn batch_answer(
+        &mut self,
+        begin: u32,
+        seqs: &[u32],
+        mut read: impl FnMut(&Message<'_>),
+    ) -> Result<(), BatchError> {
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         let mut refused = Vec::new();
         loop {
             let datagram = self.receive(deadline).map_err(BatchError::Io)?;
             let mut ended = false;
             for message in Messages::new(datagram) {
+                let index = seqs.iter().position(|&seq| seq == message.seq);
                 let Some(errno) = message.errno() else {
+                    if index.is_some() {
+                        read(&message);
+                    }
                     continue;
                 };
-                let index = seqs.iter().position(|&seq| seq == message.seq);
                 if index.is_none() && message.seq != begin {
                     continue;
                 }

@@ -9,7 +9,7 @@
 //! Rules are added by an `iptables-restore` that is kept running (`LastingTool`).
 //!
 //! **Opening with iptables-nft.** A pinhole's rules are added over netlink, as the tool would write
-//! them (`moulds`), where nothing is to be removed in the same commit.
+//! them (`moulds`).
 //!
 //! **Closing with iptables-nft.** After a rule was removed, the kernel lets the next one that has a target
 //! of iptables wait for an RCU grace period of 10 to 15 ms. So used pinholes are closed together, a
@@ -39,7 +39,7 @@ use std::time::Duration;
 use self::leftover::Leftover;
 use self::lines::{Conditions, DateStop, RuleLine, Wording, rules, transaction};
 use self::moulds::Moulds;
-use self::open::{HoleKey, Nat, Open};
+use self::open::{HoleKey, Nat, Open, Rules};
 use super::{Backend, BackendError, Closed, ClosingWork, Verification};
 use crate::firewall::host::{Host, holds, missing};
 use crate::firewall::names::{PROBE_CHAIN, RANGE_CHAINS, TAG};
@@ -140,7 +140,7 @@ pub struct Iptables {
     /// when its successor has begun.
     serial: u64,
     /// The rules that [`Backend::closing`]'s work is removing.
-    closing: Vec<(PinholeKey, Vec<RuleLine>)>,
+    closing: Vec<(PinholeKey, Rules)>,
     range: Option<PortRange>,
     ranges: Open<RangeKey>,
 }
@@ -196,7 +196,7 @@ impl Iptables {
             let closing = self.closing.iter();
             let closing = closing
                 .filter(|(key, _)| key.family() == family)
-                .flat_map(|(_, lines)| lines);
+                .flat_map(|(_, rules)| &rules.lines);
             Expected {
                 at: table.at(),
                 wanted,
@@ -471,16 +471,15 @@ impl Backend for Iptables {
             host: &self.host,
             table,
         };
-        let is_new = !first && !self.pinholes.contains(key);
-        if let Some(moulds) = self.moulds.get_mut(&nat.table.family)
-            && is_new
-        {
-            match moulds.add(hole, conditions, serial) {
-                Ok(true) => {
-                    self.pinholes.extend(vec![(key, lines)]);
+        if let Some(moulds) = self.moulds.get_mut(&nat.table.family) {
+            let old = self.pinholes.get(key);
+            match moulds.put(old, hole, conditions, serial, first) {
+                Ok(Some(handles)) => {
+                    let rules = Rules::with_handles(lines, handles);
+                    self.pinholes.insert(key, rules);
                     return Ok(());
                 }
-                Ok(false) => {}
+                Ok(None) => {}
                 Err(source) => {
                     let what = "can't add the rules of a pinhole";
                     let _ = self.pinholes.mend(&nat, []);
@@ -558,18 +557,21 @@ impl Backend for Iptables {
                 continue;
             }
             let removed = self.pinholes.take(&keys);
-            let lines: Vec<RuleLine> = removed.iter().flat_map(|(_, l)| l.clone()).collect();
+            let rules: Vec<Rules> = removed.iter().map(|(_, rules)| rules.clone()).collect();
             self.closing.extend(removed);
-            runs.push((table, lines));
+            runs.push((table, rules));
         }
         if runs.is_empty() {
             return Ok(None);
         }
         Ok(Some(Box::new(move || {
             runs.iter()
-                .try_for_each(|(table, lines)| match table.flavour {
-                    Flavour::Nft => handles::delete(table.family, lines),
-                    Flavour::Legacy => table.restore(&transaction(lines, &[], false)),
+                .try_for_each(|(table, rules)| match table.flavour {
+                    Flavour::Nft => handles::delete(table.family, rules),
+                    Flavour::Legacy => {
+                        let lines: Vec<_> = rules.iter().flat_map(|r| r.lines.clone()).collect();
+                        table.restore(&transaction(&lines, &[], false))
+                    }
                 })
         })))
     }

@@ -1,13 +1,14 @@
 //! Removes rules of iptables-nft by their handles.
 //!
 //! Where a tool removes a rule that it is told by its text, it compares it with all rules of the chain. For
-//! several hundred pinholes that takes seconds. The kernel's handle of a rule is found by the number
-//! in its comment.
+//! several hundred pinholes that takes seconds. The kernel tells the handles of rules that are added over
+//! netlink. Those of others are found by the number in their comments.
 
 use std::collections::BTreeMap;
 use std::io;
 
-use super::lines::{RuleLine, serial_of_spec};
+use super::lines::serial_of_spec;
+use super::open::Rules;
 use crate::firewall::names::TAG;
 use crate::firewall::tables::rules_of;
 use crate::net::Family;
@@ -24,23 +25,24 @@ const BATCH: usize = 512;
 ///
 /// # Errors
 /// Some are still there. If somebody else has removed some, all others are.
-pub(super) fn delete(family: Family, lines: &[RuleLine]) -> Result<(), BackendError> {
-    delete_rules(family, lines).map_err(|source| BackendError::System {
+pub(super) fn delete(family: Family, rules: &[Rules]) -> Result<(), BackendError> {
+    delete_rules(family, rules).map_err(|source| BackendError::System {
         what: "can't remove the rules of pinholes",
         source,
     })
 }
 
-fn delete_rules(family: Family, lines: &[RuleLine]) -> io::Result<()> {
+fn delete_rules(family: Family, rules: &[Rules]) -> io::Result<()> {
     let mut socket = Socket::open()?;
+    let mut found: Vec<_> = rules.iter().filter_map(Rules::handles).flatten().collect();
+    let unknown = rules.iter().filter(|rules| rules.handles().is_none());
     let mut chains: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
-    for (chain, spec) in lines {
+    for (chain, spec) in unknown.flat_map(|rules| &rules.lines) {
         chains
             .entry(chain)
             .or_default()
             .extend(serial_of_spec(spec));
     }
-    let mut found = Vec::new();
     for (chain, mut serials) in chains {
         serials.sort_unstable();
         let request = rules_of(family.number(), "nat", Some(chain));
@@ -52,7 +54,8 @@ fn delete_rules(family: Family, lines: &[RuleLine]) -> io::Result<()> {
                 .then_some((chain, handle))
         })?);
     }
-    if found.len() != lines.len() {
+    let wanted: usize = rules.iter().map(|rules| rules.lines.len()).sum();
+    if found.len() != wanted {
         return Err(io::Error::other("somebody else has changed them"));
     }
     for some in found.chunks(BATCH) {
@@ -105,7 +108,8 @@ fn until_nul(bytes: &[u8]) -> Option<&str> {
     std::str::from_utf8(bytes.split(|byte| *byte == 0).next()?).ok()
 }
 
-fn deletion(family: Family, chain: &str, handle: u64) -> NetlinkRequest<'_> {
+/// A request that removes a rule.
+pub(super) fn deletion(family: Family, chain: &str, handle: u64) -> NetlinkRequest<'_> {
     NetlinkRequest {
         kind: msg::DEL_RULE,
         flags: 0,

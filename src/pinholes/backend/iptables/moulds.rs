@@ -14,14 +14,15 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::handles::rule_in;
+use super::handles::{deletion, rule_in};
 use super::lines::{Conditions, DateStop, RuleLine, verb_lines};
+use super::open::Rules;
 use super::wording;
 use crate::firewall::RulesError;
 use crate::firewall::names::PROBE_CHAIN;
 use crate::firewall::tables::rules_of;
 use crate::net::{Family, Mark, TCP};
-use crate::netlink::codec::{APPEND, Builder, CREATE};
+use crate::netlink::codec::{APPEND, Builder, CREATE, ECHO};
 use crate::netlink::nftables::{attr, msg};
 use crate::netlink::socket::{BatchError, NetlinkRequest, Socket};
 use crate::pinholes::Pinhole;
@@ -216,30 +217,53 @@ impl Moulds {
         })
     }
 
-    /// Adds the rules of a pinhole at the end of their chains. Returns whether that was done: the
-    /// kernel may have refused it, or there is no mould for them, and nothing has changed then.
+    /// Puts the rules of a pinhole into their chains, at the end or `first`, and removes the `old` ones, in
+    /// one commit. Returns their handles. `None`: nothing has changed, since there are no moulds for them,
+    /// the old ones' handles aren't known, or the kernel has refused it.
     ///
     /// # Errors
     /// It isn't known whether the rules are there.
-    pub(super) fn add(
+    pub(super) fn put(
         &mut self,
+        old: Option<&Rules>,
         hole: &Pinhole,
         conditions: Conditions,
         serial: u64,
-    ) -> io::Result<bool> {
+        first: bool,
+    ) -> io::Result<Option<Vec<u64>>> {
         let Some(rules) = self.cast(hole, conditions, serial) else {
-            return Ok(false);
+            return Ok(None);
+        };
+        let old: Vec<_> = match old.map(Rules::handles) {
+            None => Vec::new(),
+            Some(Some(handles)) => handles.collect(),
+            Some(None) => return Ok(None),
         };
         let family = self.family;
-        let requests: Vec<_> = rules
+        let deletions = old
             .iter()
-            .map(|(chain, rule)| addition(family, chain, rule))
-            .collect();
-        match self.socket.batch(&requests) {
-            Ok(()) => Ok(true),
+            .map(|&(chain, handle)| deletion(family, chain, handle));
+        let additions = rules
+            .iter()
+            .map(|(chain, rule)| addition(family, chain, rule, first));
+        let mut requests: Vec<_> = deletions.chain(additions).collect();
+        if first {
+            // Each goes in front of all that are there.
+            requests.reverse();
+        }
+        let mut handles = Vec::new();
+        let done = self.socket.batch_with_echo(&requests, |rule| {
+            let handle = rule.attrs().find(attr::RULE_HANDLE);
+            handles.extend(handle.and_then(|handle| handle.be64()));
+        });
+        if first {
+            handles.reverse();
+        }
+        match done {
+            Ok(()) => Ok(Some(handles)),
             Err(BatchError::Refused(refused)) => {
                 log::debug!("{family}: a pinhole's rules are refused over netlink: {refused:?}");
-                Ok(false)
+                Ok(None)
             }
             Err(BatchError::Io(error)) => Err(error),
         }
@@ -370,10 +394,16 @@ fn expressions(socket: &mut Socket, family: Family) -> io::Result<Vec<Vec<u8>>> 
     })
 }
 
-fn addition<'a>(family: Family, chain: &'a str, expressions: &'a [u8]) -> NetlinkRequest<'a> {
+fn addition<'a>(
+    family: Family,
+    chain: &'a str,
+    expressions: &'a [u8],
+    first: bool,
+) -> NetlinkRequest<'a> {
+    let place = if first { 0 } else { APPEND };
     NetlinkRequest {
         kind: msg::NEW_RULE,
-        flags: CREATE | APPEND,
+        flags: CREATE | ECHO | place,
         family: family.number(),
         attrs: Box::new(move |b: &mut Builder| {
             b.text(attr::RULE_TABLE, "nat")

@@ -1,7 +1,7 @@
 //! The rules of pinholes, or of ranges, that are in the kernel, and how they are changed there.
 //!
-//! Which should be open is for the plane to say. What is kept here is the text of their rules, which
-//! the tools need to delete them.
+//! Which should be open is for the plane to say. What is kept here is what deletes their rules: their
+//! text, for the tools, and their handles.
 
 use std::collections::BTreeMap;
 
@@ -31,11 +31,41 @@ impl HoleKey for RangeKey {
     }
 }
 
+/// The rules of a pinhole or range.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rules {
+    pub(super) lines: Vec<RuleLine>,
+    /// The kernel's handle of each; none if the tool has added them.
+    handles: Vec<u64>,
+}
+
+impl Rules {
+    /// What was added over netlink.
+    pub(super) fn with_handles(lines: Vec<RuleLine>, handles: Vec<u64>) -> Self {
+        Self { lines, handles }
+    }
+
+    /// The chain and the handle of each; `None` if they aren't known.
+    pub(super) fn handles(&self) -> Option<impl Iterator<Item = (&'static str, u64)>> {
+        let chains = self.lines.iter().map(|(chain, _)| *chain);
+        let all = self.lines.len() == self.handles.len();
+        all.then(|| chains.zip(self.handles.iter().copied()))
+    }
+}
+
+impl From<Vec<RuleLine>> for Rules {
+    /// What the tool has added.
+    fn from(lines: Vec<RuleLine>) -> Self {
+        let handles = Vec::new();
+        Self { lines, handles }
+    }
+}
+
 /// All open pinholes, or all open ranges: they have chains of their own.
 #[derive(Debug)]
 pub(super) struct Open<K> {
     chains: [&'static str; 2],
-    holes: BTreeMap<K, Vec<RuleLine>>,
+    holes: BTreeMap<K, Rules>,
 }
 
 /// The table `nat` of a family, and the tools to change it.
@@ -60,13 +90,25 @@ impl<K: HoleKey> Open<K> {
         self.holes.contains_key(&key)
     }
 
-    /// Adds those whose rules are in the kernel now.
+    /// The rules of one.
+    pub(super) fn get(&self, key: K) -> Option<&Rules> {
+        self.holes.get(&key)
+    }
+
+    /// Adds one whose rules are in the kernel now, in place of those that it had.
+    pub(super) fn insert(&mut self, key: K, rules: Rules) {
+        self.holes.insert(key, rules);
+    }
+
+    /// Adds those whose rules the tool has added.
     pub(super) fn extend(&mut self, holes: Vec<(K, Vec<RuleLine>)>) {
-        self.holes.extend(holes);
+        let holes = holes.into_iter();
+        self.holes
+            .extend(holes.map(|(key, lines)| (key, lines.into())));
     }
 
     /// Takes some out, with their rules, which the caller removes from the kernel.
-    pub(super) fn take(&mut self, keys: &[K]) -> Vec<(K, Vec<RuleLine>)> {
+    pub(super) fn take(&mut self, keys: &[K]) -> Vec<(K, Rules)> {
         let entries = keys.iter().filter_map(|key| self.holes.remove_entry(key));
         entries.collect()
     }
@@ -76,7 +118,7 @@ impl<K: HoleKey> Open<K> {
         let holes = self.holes.iter();
         holes
             .filter(move |(key, _)| key.family() == family)
-            .flat_map(|(_, lines)| lines)
+            .flat_map(|(_, rules)| &rules.lines)
     }
 
     /// Replaces the rules of a key, in one commit; no rules close it. `first`: the new ones come before
@@ -92,7 +134,7 @@ impl<K: HoleKey> Open<K> {
         first: bool,
     ) -> Result<(), BackendError> {
         let old = self.holes.remove(&key).unwrap_or_default();
-        let text = transaction(&old, &new, first);
+        let text = transaction(&old.lines, &new, first);
         let mut done = nat.restore(&text);
         if first {
             // iptables-nft inserts before the rule that it saw first, which may be gone by then.
@@ -100,14 +142,14 @@ impl<K: HoleKey> Open<K> {
                 done = done.or_else(|_| nat.restore(&text));
             }
         }
-        if done.is_err() && old.is_empty() {
+        if done.is_err() && old.lines.is_empty() {
             // The tool may have been ended just after its commit. If this fails, the chains are gone.
             let _ = self.refill(nat);
             return done;
         }
         let opens = !new.is_empty();
         if opens {
-            self.holes.insert(key, new);
+            self.holes.insert(key, new.into());
         }
         let Err(error) = done.or_else(|_| self.refill(nat)) else {
             return Ok(());
@@ -115,7 +157,7 @@ impl<K: HoleKey> Open<K> {
         if opens {
             self.holes.remove(&key);
         }
-        let old = (!old.is_empty()).then_some((key, old));
+        let old = (!old.lines.is_empty()).then_some((key, old));
         if self.stay(nat, old) || opens {
             Err(error)
         } else {
@@ -127,7 +169,7 @@ impl<K: HoleKey> Open<K> {
     pub(super) fn mend(
         &mut self,
         nat: &Nat<'_>,
-        removed: impl IntoIterator<Item = (K, Vec<RuleLine>)>,
+        removed: impl IntoIterator<Item = (K, Rules)>,
     ) -> Result<(), BackendError> {
         match self.refill(nat) {
             Err(error) if self.stay(nat, removed) => Err(error),
@@ -136,24 +178,30 @@ impl<K: HoleKey> Open<K> {
     }
 
     /// Fills our chains again with exactly the rules that they should hold. Fails if they are gone.
-    fn refill(&self, nat: &Nat<'_>) -> Result<(), BackendError> {
+    fn refill(&mut self, nat: &Nat<'_>) -> Result<(), BackendError> {
         let [pre, post] = self.chains;
-        let lines = verb_lines("-A", self.lines(nat.table.family));
+        let family = nat.table.family;
+        let lines = verb_lines("-A", self.lines(family));
+        for (_, rules) in self
+            .holes
+            .iter_mut()
+            .filter(|(key, _)| key.family() == family)
+        {
+            rules.handles.clear();
+        }
         nat.restore(&format!("*nat\n-F {pre}\n-F {post}\n{lines}COMMIT\n"))
     }
 
     /// Remembers rules that may still be there, so that closing can be tried again. `false` if our
     /// chains are gone: then nothing is open.
-    fn stay(
-        &mut self,
-        nat: &Nat<'_>,
-        removed: impl IntoIterator<Item = (K, Vec<RuleLine>)>,
-    ) -> bool {
+    fn stay(&mut self, nat: &Nat<'_>, removed: impl IntoIterator<Item = (K, Rules)>) -> bool {
         let family = nat.table.family;
         let there = nat.has_chain(self.chains[0]);
         if there {
-            for (key, lines) in removed {
-                self.holes.entry(key).or_default().extend(lines);
+            for (key, rules) in removed {
+                let all = self.holes.entry(key).or_default();
+                all.lines.extend(rules.lines);
+                all.handles.clear();
             }
         } else {
             self.holes.retain(|key, _| key.family() != family);
