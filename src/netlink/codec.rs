@@ -231,16 +231,17 @@ impl<'a> Message<'a> {
         Attrs(self.payload.get(NF_HEADER - HEADER..).unwrap_or(&[]))
     }
 
-    /// The error number of an [`ERROR`] message: 0 is an acknowledgement, others are positive.
+    /// The error number of an [`ERROR`] message (0 is an acknowledgement), or of a dump that ended with
+    /// [`DONE`]: one that failed may have no other message. Never negative.
     ///
     /// `None` for other messages and for ones too short to hold a number.
     #[must_use]
     pub fn errno(&self) -> Option<i32> {
-        if self.kind != ERROR {
+        if !matches!(self.kind, ERROR | DONE) {
             return None;
         }
         let bytes = self.payload.first_chunk::<4>()?;
-        Some(i32::from_ne_bytes(*bytes).saturating_neg())
+        Some(i32::from_ne_bytes(*bytes).saturating_neg().max(0))
     }
 }
 
@@ -415,8 +416,24 @@ mod tests {
         message.payload = &payload[..3];
         assert_eq!(message.errno(), None);
         message.payload = &payload;
-        message.kind = DONE;
+        message.kind = 3 << 8;
         assert_eq!(message.errno(), None);
+    }
+
+    #[test]
+    fn a_dump_that_failed_is_told_from_an_empty_one() {
+        let end = |payload: &[u8]| {
+            let message = Message {
+                kind: DONE,
+                flags: 0,
+                seq: 1,
+                payload,
+            };
+            message.errno()
+        };
+        assert_eq!(end(&(-2i32).to_ne_bytes()), Some(2));
+        assert_eq!(end(&0i32.to_ne_bytes()), Some(0));
+        assert_eq!(end(&[]), None);
     }
 
     #[test]

@@ -363,10 +363,10 @@ impl Socket {
                 }
                 interrupted |= message.flags & codec::DUMP_INTERRUPTED != 0;
                 match (message.kind, message.errno()) {
-                    (codec::DONE, _) | (_, Some(0)) => return Ok((!interrupted).then_some(all)),
-                    (codec::ERROR, Some(errno)) => {
-                        return Err(io::Error::from_raw_os_error(errno));
+                    (codec::DONE, None) | (_, Some(0)) => {
+                        return Ok((!interrupted).then_some(all));
                     }
+                    (_, Some(errno)) => return Err(io::Error::from_raw_os_error(errno)),
                     (codec::ERROR, None) => return Err(malformed()),
                     _ => all.extend(read(&message)),
                 }
