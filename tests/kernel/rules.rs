@@ -787,9 +787,24 @@ fn noted_tools() -> Directory {
     dir
 }
 
+/// Holes of all kinds, of both families.
+fn many_holes() -> Vec<Pinhole> {
+    let cases = (0..16).zip(CASES.into_iter().cycle());
+    let of_case = |(n, (from, to, land, source)): (u16, (&str, &str, &str, &str))| {
+        let mut hole = hole(from, to, if n & 2 == 0 { land } else { to }, None);
+        hole.as_source = (n & 4 == 0).then(|| source.parse().unwrap());
+        hole.mark = if n & 8 == 0 { 0 } else { 0x11 };
+        for end in [&mut hole.to, &mut hole.land] {
+            end.set_port(end.port() / 2 + 20_000 + n);
+        }
+        hole
+    };
+    cases.map(of_case).collect()
+}
+
 /// What is added over netlink is what the tool would have written: it shows it so.
 #[test]
-fn a_hole_of_iptables_nft_opens_without_its_tool() {
+fn holes_of_iptables_nft_open_and_close_without_its_tool() {
     let ns = Ns::gateway();
     let tools = noted_tools();
     let log = tools.file("log");
@@ -797,30 +812,71 @@ fn a_hole_of_iptables_nft_opens_without_its_tool() {
         let mut backend = Iptables::new(Tools::find_in(&[tools.path().to_owned()]), mark);
         ns.within(|| backend.install()).unwrap();
         std::fs::write(&log, "").unwrap();
-        let mut holes = Vec::new();
-        for (n, (from, to, land, source)) in (0..16).zip(CASES.into_iter().cycle()) {
-            let mut hole = hole(from, to, if n & 2 == 0 { land } else { to }, None);
-            hole.as_source = (n & 4 == 0).then(|| source.parse().unwrap());
-            hole.mark = if n & 8 == 0 { 0 } else { 0x11 };
-            let last = 40_000 + n;
-            for end in [&mut hole.to, &mut hole.land] {
-                end.set_port(end.port() / 2 + last);
-            }
-            holes.push(hole);
+        let holes = many_holes();
+        let mut others = holes.clone();
+        // What is delivered elsewhere, at the same address and port.
+        for hole in others.iter_mut().filter(|hole| hole.land != hole.to) {
+            hole.land.set_port(7);
         }
+        ns.within(|| {
+            for hole in holes.iter().chain(&others) {
+                backend.open(hole, MINUTE).unwrap();
+            }
+        });
+        assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());
+        let closing = ns.within(|| backend.closing(&others)).unwrap().unwrap();
         ns.within(|| {
             for hole in &holes {
                 backend.open(hole, MINUTE).unwrap();
             }
         });
-        assert_eq!(std::fs::read_to_string(&log).unwrap(), "");
         assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());
-        ns.within(|| {
-            close_together(&mut backend, &holes).unwrap();
-            assert!(backend.verify().unwrap());
-            backend.remove().unwrap();
-        });
+        backend.closed(ns.within(closing)).unwrap();
+        assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());
+        ns.within(|| close_together(&mut backend, &holes)).unwrap();
+        assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());
+        let started = std::fs::read_to_string(&log).unwrap();
+        assert!(!started.contains("restore"), "{started}");
+        ns.within(|| backend.remove()).unwrap();
     }
+}
+
+/// Many close while others open all the time, so that the table is never the same for long.
+#[test]
+fn holes_of_iptables_nft_close_while_others_open() {
+    const MANY: u16 = 300;
+    let ns = Ns::gateway();
+    let tools = noted_tools();
+    let log = tools.file("log");
+    let mut backend = Iptables::new(Tools::find_in(&[tools.path().to_owned()]), Mark::DEFAULT);
+    ns.within(|| backend.install()).unwrap();
+    std::fs::write(&log, "").unwrap();
+    let numbered = |n: u16| {
+        let mut hole = hole("203.0.113.10", "203.0.113.1:1", "10.0.0.2:40001", None);
+        hole.to.set_port(20_000 + n);
+        hole
+    };
+    let old: Vec<_> = (0..MANY).map(numbered).collect();
+    ns.within(|| {
+        for hole in &old {
+            backend.open(hole, MINUTE).unwrap();
+        }
+    });
+    let closing = ns.within(|| backend.closing(&old)).unwrap().unwrap();
+    let done = std::thread::scope(|scope| {
+        let closing = scope.spawn(|| ns.within(closing));
+        ns.within(|| {
+            for n in MANY..2 * MANY {
+                backend.open(&numbered(n), MINUTE).unwrap();
+            }
+        });
+        closing.join().unwrap()
+    });
+    done.unwrap();
+    backend.closed(Ok(())).unwrap();
+    let started = std::fs::read_to_string(&log).unwrap();
+    assert_eq!(started, "");
+    assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());
 }
 
 /// A process is killed while its tool makes a change, and the tool makes it when the next process has begun.

@@ -13,9 +13,10 @@
 //!
 //! **Closing with iptables-nft.** After a rule was removed, the kernel lets the next one that has a target
 //! of iptables wait for an RCU grace period of 10 to 15 ms. So used pinholes are closed together, a
-//! quarter of a second later. Meanwhile a limit on the rule that marks the connection keeps others out:
-//! without the mark, the next rule doesn't translate. The rules are removed over netlink, by their
-//! handles (`handles`): the tool would compare each with all others.
+//! moment later. Meanwhile a limit on the rule that marks the connection keeps others out: without the
+//! mark, the next rule doesn't translate. A longer moment costs more than it saves: with each new rule, the
+//! kernel validates all others of the table. The rules are removed over netlink, by their handles
+//! (`handles`): the tool would compare each with all others.
 //!
 //! **With iptables-legacy** each change replaces the whole table, and so sets all limits back. Pinholes
 //! are closed at once there, together with those that ended meanwhile.
@@ -452,11 +453,6 @@ impl Backend for Iptables {
             true => HOLDS,
             false => Duration::ZERO,
         }
-    }
-
-    /// See the comment at the top.
-    fn rests(&self) -> Duration {
-        self.holds() / 2
     }
 
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
