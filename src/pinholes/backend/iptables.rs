@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use self::leftover::Leftover;
 use self::lines::{Conditions, DateStop, RuleLine, Wording, rules, transaction};
-use self::moulds::Moulds;
+use self::moulds::{Common, Moulds};
 use self::open::{HoleKey, Nat, Open, Rules};
 use super::{Backend, BackendError, Closed, ClosingWork, Verification};
 use crate::firewall::host::{Host, holds, missing};
@@ -228,8 +228,13 @@ impl Iptables {
     fn learn(&mut self, table: &NatTable) {
         if table.flavour == Flavour::Nft {
             let restore = |text: &str| self.host.restore(table.family, table.flavour, text);
-            let conditions = (table.timed, table.limited);
-            let moulds = Moulds::learn(table.family, self.mark, conditions, restore);
+            let common = Common {
+                family: table.family,
+                mark: self.mark,
+                timed: table.timed,
+                limited: table.limited,
+            };
+            let moulds = Moulds::learn(common, restore);
             self.moulds
                 .extend(moulds.map(|moulds| (table.family, moulds)));
         }

@@ -11,6 +11,7 @@
 //! Where anything of that isn't so, there are no moulds, and the tool makes all changes.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -160,59 +161,62 @@ impl Mould {
     }
 }
 
-/// The moulds of a family's table `nat`.
+/// What the rules of all pinholes of a table have in common.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Common {
+    pub(super) family: Family,
+    pub(super) mark: Mark,
+    /// Whether they end at a moment.
+    pub(super) timed: bool,
+    /// As in [`Conditions`].
+    pub(super) limited: bool,
+}
+
+/// The moulds of a table `nat`.
 #[derive(Debug)]
 pub(super) struct Moulds {
     socket: Socket,
-    family: Family,
-    mark: Mark,
-    limited: bool,
-    timed: bool,
+    common: Common,
     of_shape: BTreeMap<Shape, Vec<(&'static str, Mould)>>,
 }
 
 impl Moulds {
-    /// Has the tool write the examples, with the conditions that the table's pinholes have. `restore`
-    /// has it make a commit. `None` if the tool's rules can't be made that way.
+    /// Has the tool write the examples; `restore` has it make a commit. `None` if the tool's rules can't be
+    /// made in another way.
     pub(super) fn learn(
-        family: Family,
-        mark: Mark,
-        (timed, limited): (bool, bool),
+        common: Common,
         restore: impl Fn(&str) -> Result<(), RulesError>,
     ) -> Option<Self> {
-        let shown = |why: &dyn std::fmt::Display| {
-            log::debug!("{family}: a commit of the tool for each pinhole: {why}");
+        let Common { family, .. } = common;
+        let told = |why: &dyn fmt::Display| {
+            log::debug!("{family}: the tool makes a commit for each pinhole: {why}");
         };
         let examples: Vec<_> = Shape::all()
-            .map(|shape| {
-                [0, 1].map(|which| Written::new(shape, which, family, mark, timed, limited))
-            })
+            .map(|shape| EXAMPLES.map(|numbers| Written::new(shape, &numbers, common)))
             .collect();
         let lines = examples.iter().flatten().flat_map(|one| &one.lines);
         let lines: Vec<RuleLine> = lines.map(|(_, spec)| (PROBE_CHAIN, spec.clone())).collect();
         let text = verb_lines("-A", &lines);
         restore(&format!("*nat\n:{PROBE_CHAIN} - [0:0]\n{text}COMMIT\n"))
-            .inspect_err(|e| shown(e))
+            .inspect_err(|e| told(e))
             .ok()?;
         let written = Socket::open().and_then(|mut socket| {
             let rules = expressions(&mut socket, family)?;
             Ok((socket, rules))
         });
-        let removed = restore(&format!(
+        restore(&format!(
             "*nat\n-F {PROBE_CHAIN}\n-X {PROBE_CHAIN}\nCOMMIT\n"
-        ));
-        removed.inspect_err(|e| shown(e)).ok()?;
-        let (socket, rules) = written.inspect_err(|e| shown(e)).ok()?;
+        ))
+        .inspect_err(|e| told(e))
+        .ok()?;
+        let (socket, rules) = written.inspect_err(|e| told(e)).ok()?;
         let of_shape = moulds(&examples, &rules);
         if of_shape.is_none() {
-            shown(&"what it writes isn't the same each time");
+            told(&"its rules differ in more than their values");
         }
         Some(Self {
             socket,
-            family,
-            mark,
-            limited,
-            timed,
+            common,
             of_shape: of_shape?,
         })
     }
@@ -239,7 +243,7 @@ impl Moulds {
             Some(Some(handles)) => handles.collect(),
             Some(None) => return Ok(None),
         };
-        let family = self.family;
+        let Common { family, .. } = self.common;
         let deletions = old
             .iter()
             .map(|&(chain, handle)| deletion(family, chain, handle));
@@ -276,16 +280,52 @@ impl Moulds {
         conditions: Conditions,
         serial: u64,
     ) -> Option<Vec<(&'static str, Vec<u8>)>> {
-        if (conditions.until.is_some(), conditions.limited) != (self.timed, self.limited) {
+        let Common {
+            mark,
+            timed,
+            limited,
+            ..
+        } = self.common;
+        if (conditions.until.is_some(), conditions.limited) != (timed, limited) {
             return None;
         }
-        let values = values(hole, self.mark, conditions, serial);
+        let values = values(hole, mark, conditions, serial);
         let moulds = self.of_shape.get(&Shape::of(hole))?.iter();
         moulds
             .map(|(chain, mould)| Some((*chain, mould.cast(&values)?)))
             .collect()
     }
 }
+
+/// What the two examples of a shape differ in.
+struct Numbers {
+    /// Of the peer, the public address, the host behind it, and the source that it sees.
+    ips: [u8; 4],
+    /// The public one, and that of the host behind it.
+    ports: [u16; 2],
+    mark: u32,
+    /// In seconds since 1970.
+    until: u32,
+    serial: u64,
+}
+
+/// In the first one, no value has the bytes of another, or bytes that are common in rules.
+const EXAMPLES: [Numbers; 2] = [
+    Numbers {
+        ips: [1, 2, 3, 4],
+        ports: [0xd1b7, 0xc5e3],
+        mark: 0x25d4_b93a,
+        until: 0x7c2e_5b35,
+        serial: u64::MAX,
+    },
+    Numbers {
+        ips: [5, 6, 7, 8],
+        ports: [0x1c2e, 0x2f4d],
+        mark: 0x1a6b_5c7d,
+        until: 0x6b6a_f76b,
+        serial: 7,
+    },
+];
 
 /// An example: the rules as the tool is told them, and their values.
 struct Written {
@@ -295,67 +335,46 @@ struct Written {
 }
 
 impl Written {
-    /// The first or second one of a shape. No two values of the first have the same bytes, and no byte
-    /// is common in rules.
-    fn new(
-        shape: Shape,
-        which: usize,
-        family: Family,
-        mark: Mark,
-        timed: bool,
-        limited: bool,
-    ) -> Self {
-        let ip = |n: u8| match family {
-            Family::V4 => IpAddr::V4(Ipv4Addr::new(198, 19, 0x53 ^ n, 0xa7 ^ n)),
-            Family::V6 => {
-                let n = u16::from(n);
-                IpAddr::V6(Ipv6Addr::new(
-                    0x2001,
-                    0xdb8,
-                    0x53d7,
-                    0x61c9,
-                    0x7be3,
-                    0x35b1,
-                    0xa7d5,
-                    0xc9e7 ^ n,
-                ))
-            }
-        };
-        let (from, to, land, source, to_port, land_port, carried, date, serial) = match which {
-            0 => (
-                1,
-                2,
-                3,
-                4,
-                0xd1b7,
-                0xc5e3,
-                0x25d4_b93a,
-                2_083_374_837,
-                u64::MAX,
-            ),
-            _ => (5, 6, 7, 8, 0x1c2e, 0x2f4d, 0x1a6b_5c7d, 1_802_201_963, 7),
-        };
-        let to = SocketAddr::new(ip(to), to_port);
+    fn new(shape: Shape, numbers: &Numbers, common: Common) -> Self {
+        let Common {
+            family,
+            mark,
+            timed,
+            limited,
+        } = common;
+        let [from, to, land, source] = numbers.ips.map(|number| ip(family, number));
+        let [to_port, land_port] = numbers.ports;
+        let to = SocketAddr::new(to, to_port);
         let hole = Pinhole {
-            from: ip(from),
+            from,
             to,
             land: match shape.translated {
-                true => SocketAddr::new(ip(land), land_port),
+                true => SocketAddr::new(land, land_port),
                 false => to,
             },
-            as_source: shape.with_source.then(|| ip(source)),
-            mark: if shape.with_mark {
-                carried & !mark.bit()
-            } else {
-                0
+            as_source: shape.with_source.then_some(source),
+            mark: match shape.with_mark {
+                true => numbers.mark & !mark.bit(),
+                false => 0,
             },
         };
-        let until = DateStop::new(date).filter(|_| timed);
+        let until = DateStop::new(numbers.until).filter(|_| timed);
         let conditions = Conditions { until, limited };
         Self {
             shape,
-            lines: wording(&hole).rules(mark, conditions, serial),
-            values: values(&hole, mark, conditions, serial),
+            lines: wording(&hole).rules(mark, conditions, numbers.serial),
+            values: values(&hole, mark, conditions, numbers.serial),
+        }
+    }
+}
+
+/// An address for examples.
+fn ip(family: Family, number: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(198, 19, 0x53 ^ number, 0xa7 ^ number).into(),
+        Family::V6 => {
+            Ipv6Addr::from_bits(0x2001_0db8_53d7_61c9_7be3_35b1_a7d5_c9e7 ^ u128::from(number))
+                .into()
         }
     }
 }
@@ -459,9 +478,14 @@ mod tests {
             .flat_map(|f| Shape::all().map(|s| (*f, s)))
         {
             for (timed, limited) in [(true, true), (false, false)] {
-                let written =
-                    |which| Written::new(shape, which, family, Mark::DEFAULT, timed, limited);
-                let (one, other) = (written(0), written(1));
+                let mark = Mark::DEFAULT;
+                let common = Common {
+                    family,
+                    mark,
+                    timed,
+                    limited,
+                };
+                let [one, other] = EXAMPLES.map(|numbers| Written::new(shape, &numbers, common));
                 assert_eq!(one.lines.len(), other.lines.len());
                 for (which, (a, b)) in one.values.iter().zip(&other.values).enumerate() {
                     assert_eq!(a.len, b.len);
