@@ -140,6 +140,9 @@ impl Plane {
         } else {
             let until = self.now() + rests;
             self.used.add(holes, until);
+            if self.used.len() > self.parts.backend.may_rest() {
+                self.close_all_used();
+            }
         }
     }
 

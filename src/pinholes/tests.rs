@@ -36,6 +36,8 @@ struct World {
     slow: bool,
     /// How long a used pinhole lets nobody in by itself.
     holds: Duration,
+    /// How many used ones may wait for that, if there is a limit.
+    may_rest: Option<usize>,
     /// How many holes each call closed.
     closed: Vec<usize>,
     events: Vec<ConntrackEvent>,
@@ -153,6 +155,9 @@ impl Backend for FakeKernel {
     }
     fn holds(&self) -> Duration {
         self.with(|w| w.holds)
+    }
+    fn may_rest(&self) -> usize {
+        self.with(|w| w.may_rest).unwrap_or(usize::MAX)
     }
     fn close_all(&mut self, holes: &[Pinhole]) -> Result<Closed, BackendError> {
         if self.with(|w| w.slow) {
@@ -381,6 +386,21 @@ fn used_holes_that_the_backend_holds_are_closed_together_a_moment_later() {
     plane.expire();
     world.with(|w| w.refuse_close = false);
     world.wait(60);
+    plane.expire();
+    assert_eq!(world.open_keys(), vec![]);
+}
+
+#[test]
+fn used_holes_are_closed_before_their_time_if_there_are_many() {
+    let (mut plane, world) = plane(PlaneConfig::default());
+    world.with(|w| (w.holds, w.may_rest) = (Duration::from_millis(500), Some(2)));
+    for (port, left) in [(40000, 1), (40001, 2), (40002, 0), (40003, 1)] {
+        let hole = open(&mut plane, &passive(1, ANN, port));
+        plane.on_conntrack_new(dialled(ANN, hole.to)).unwrap();
+        assert_eq!(world.open_keys().len(), left, "{port}");
+    }
+    assert_eq!(world.with(|w| w.closed.clone()), [3]);
+    world.wait(1);
     plane.expire();
     assert_eq!(world.open_keys(), vec![]);
 }

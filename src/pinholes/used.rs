@@ -29,6 +29,11 @@ impl Used {
         self.holes.extend(by_key);
     }
 
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.holes.len()
+    }
+
     /// Whether the one with this key is among them.
     pub(super) fn has(&self, key: &PinholeKey) -> bool {
         self.holes.contains_key(key)

@@ -127,6 +127,11 @@ pub trait Backend: Send {
         self.holds() / 10
     }
 
+    /// How many used pinholes may rest at once: if there are more, all are closed before their time.
+    fn may_rest(&self) -> usize {
+        usize::MAX
+    }
+
     /// Opens a pinhole. The caller closes it when conntrack reports that it was used; until then the
     /// backend keeps a second connection out as well as it can. After `timeout` the kernel closes
     /// the pinhole by itself, if it can.
