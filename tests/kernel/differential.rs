@@ -25,6 +25,10 @@ fn plan(verbs: &[Verb], port: u16) -> Plan {
 /// What both ends of each session sent and read.
 fn outcomes(topology: &Topology, plans: &[Plan], alg: &Alg) -> Vec<Outcome> {
     let net = Net::new(topology);
+    // No connection is to begin at a port that a plan names.
+    for host in [topology.client, topology.server] {
+        net.sysctl(host, "net.ipv4.ip_local_reserved_ports", "40000-40999");
+    }
     rules::install(&net, Flavour::Nft, Policy::Drop, true);
     let invalid = rules::invalid(&net, topology.router);
     let running = alg.start(&net, Flavour::Nft);

@@ -180,10 +180,14 @@ fn only_scrapes_are_answered_and_nobody_keeps_them_waiting() {
         );
     }
     let pid = alg.process().unwrap().pid();
+    // The least of several counts, since others come and go: pipes to tools, netlink sockets.
     let open = || {
-        std::fs::read_dir(format!("/proc/{pid}/fd"))
-            .unwrap()
-            .count()
+        let count = |_| {
+            std::thread::sleep(Duration::from_millis(10));
+            let open = std::fs::read_dir(format!("/proc/{pid}/fd"));
+            open.unwrap().count()
+        };
+        (0..20).map(count).min().unwrap()
     };
     let before = open();
     let silent: Vec<_> = (0..200).map(|_| connect(&net)).collect();
@@ -196,7 +200,8 @@ fn only_scrapes_are_answered_and_nobody_keeps_them_waiting() {
         "{:?}",
         started.elapsed()
     );
-    assert!(open() <= before + 16, "{} of {before}", open());
+    let now = open();
+    assert!(now <= before + 16, "{now} instead of {before}");
     // Each of them is given up, at the latest when its time is over.
     let mut last = silent.last().unwrap();
     assert_eq!(last.read(&mut [0; 16]).unwrap_or(0), 0);
