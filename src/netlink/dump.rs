@@ -3,18 +3,10 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto,
-    setsockopt, socket, sockopt,
-};
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, SockProtocol, recv, sendto};
 
 use super::codec::{self, Message, Messages};
-
-/// Room for one datagram: the kernel fills dumps up to 32 KiB.
-const DATAGRAM: usize = 64 * 1024;
-/// How long an answer is waited for, in seconds.
-const PATIENCE: i64 = 3;
+use super::socket::{self, DATAGRAM};
 
 /// A socket of the calling thread's network namespace that asks for dumps.
 pub(super) struct DumpSocket {
@@ -25,14 +17,7 @@ pub(super) struct DumpSocket {
 impl DumpSocket {
     /// Opens one of this family.
     pub(super) fn open(family: SockProtocol) -> io::Result<Self> {
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            family,
-        )?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-        setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE))?;
+        let fd = socket::open(family, 0)?;
         let buffer = vec![0; DATAGRAM];
         Ok(Self { fd, buffer })
     }

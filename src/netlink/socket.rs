@@ -19,7 +19,7 @@ use super::filter::Filter;
 /// if an answer is lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Room for one datagram: the kernel fills dumps up to 32 KiB.
-const DATAGRAM: usize = 64 * 1024;
+pub(super) const DATAGRAM: usize = 64 * 1024;
 /// How often a message that the kernel has no memory for is sent, and a question whose answer was lost
 /// is asked.
 const TRIES: u32 = 5;
@@ -115,17 +115,7 @@ impl Socket {
     }
 
     fn with_groups(groups: u32) -> io::Result<Self> {
-        let fd = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkNetFilter,
-        )?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
-        let millis = i64::try_from(ANSWER_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
-        let timeout = TimeVal::milliseconds(millis);
-        setsockopt(&fd, sockopt::ReceiveTimeout, &timeout)?;
-        setsockopt(&fd, sockopt::SendTimeout, &timeout)?;
+        let fd = open(SockProtocol::NetlinkNetFilter, groups)?;
         Ok(Self {
             fd,
             seq: 0,
@@ -475,6 +465,23 @@ impl Socket {
         self.seq = self.seq.wrapping_add(1).max(1);
         self.seq
     }
+}
+
+/// Opens a socket of this netlink family that receives the events of these groups, and waits for
+/// [`ANSWER_TIMEOUT`] at most.
+pub(super) fn open(protocol: SockProtocol, groups: u32) -> io::Result<OwnedFd> {
+    let fd = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        protocol,
+    )?;
+    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+    let millis = i64::try_from(ANSWER_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
+    let timeout = TimeVal::milliseconds(millis);
+    setsockopt(&fd, sockopt::ReceiveTimeout, &timeout)?;
+    setsockopt(&fd, sockopt::SendTimeout, &timeout)?;
+    Ok(fd)
 }
 
 /// Bears with a kernel that has no memory just now.
