@@ -6,7 +6,7 @@
 //! translate the destination. If the landing side must see another source, it has one in
 //! `FTPALG-POST`. All rules of a pinhole are added or removed in one commit.
 //!
-//! Rules are added by an `iptables-restore` that is kept running (`LastingTool`).
+//! HoleRules are added by an `iptables-restore` that is kept running (`LastingTool`).
 //!
 //! **Opening with iptables-nft.** A pinhole's rules are added over netlink, as the tool would write
 //! them (`moulds`).
@@ -38,12 +38,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use self::leftover::Leftover;
-use self::lines::{Conditions, DateStop, RuleLine, Wording, rules, transaction};
+use self::lines::{Conditions, DateStop, RuleLine, Wording, probe, rules, transaction};
 use self::moulds::{Common, Moulds};
-use self::open::{HoleKey, Nat, Open, Rules};
+use self::open::{HoleKey, HoleRules, Nat, Open};
 use super::{Backend, BackendError, Closed, ClosingWork, Verification};
 use crate::firewall::host::{Host, holds, missing};
-use crate::firewall::names::{PROBE_CHAIN, RANGE_CHAINS, TAG};
+use crate::firewall::names::{RANGE_CHAINS, TAG};
 use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::lasting::LastingTool;
 use crate::firewall::xtables::save::{Rule, Ruleset, Table};
@@ -101,7 +101,7 @@ impl NatTable {
 struct Expected {
     at: At,
     wanted: Table,
-    /// Rules that are being removed: some may be there, some not.
+    /// HoleRules that are being removed: some may be there, some not.
     closing: Vec<Rule>,
 }
 
@@ -145,7 +145,7 @@ pub struct Iptables {
     /// when its successor has begun.
     serial: u64,
     /// The rules that [`Backend::closing`]'s work is removing.
-    closing: Vec<(PinholeKey, Rules)>,
+    closing: Vec<(PinholeKey, HoleRules)>,
     range: Option<PortRange>,
     ranges: Open<RangeKey>,
 }
@@ -277,10 +277,7 @@ impl Iptables {
 
     /// Whether the kernel has some matches: tries them in a chain that is removed again.
     fn has(&self, at: &At, matches: &str) -> bool {
-        let text = format!(
-            "*nat\n:{PROBE_CHAIN} - [0:0]\n-A {PROBE_CHAIN} {matches}\nCOMMIT\n\
-             *nat\n-F {PROBE_CHAIN}\n-X {PROBE_CHAIN}\nCOMMIT\n"
-        );
+        let text = probe([matches]).concat();
         self.host.restore(at.family, at.flavour, &text).is_ok()
     }
 
@@ -479,7 +476,7 @@ impl Backend for Iptables {
         let serial = self.next_serial();
         let lines = wording(hole).rules(self.mark, conditions, serial);
         let key = hole.key();
-        // Rules of an older one with the same key may still be there: they are being removed.
+        // HoleRules of an older one with the same key may still be there: they are being removed.
         let first = self.closing.iter().any(|(closing, _)| *closing == key);
         let nat = Nat {
             host: &self.host,
@@ -489,7 +486,7 @@ impl Backend for Iptables {
             let old = self.pinholes.get(key);
             match moulds.put(old, hole, conditions, serial, first) {
                 Ok(Some(handles)) => {
-                    let rules = Rules::with_handles(lines, handles);
+                    let rules = HoleRules::with_handles(lines, handles);
                     self.pinholes.insert(key, rules);
                     return Ok(());
                 }
@@ -562,7 +559,7 @@ impl Backend for Iptables {
         Ok(Closed::Later)
     }
 
-    /// Runs the tool once for each family.
+    /// Over netlink with iptables-nft, else by one run of the tool for each family.
     fn closing(&mut self, holes: &[Pinhole]) -> Result<Option<ClosingWork>, BackendError> {
         let mut runs = Vec::new();
         for table in self.tables.clone() {
@@ -571,7 +568,7 @@ impl Backend for Iptables {
                 continue;
             }
             let removed = self.pinholes.take(&keys);
-            let rules: Vec<Rules> = removed.iter().map(|(_, rules)| rules.clone()).collect();
+            let rules: Vec<HoleRules> = removed.iter().map(|(_, rules)| rules.clone()).collect();
             self.closing.extend(removed);
             runs.push((table, rules));
         }

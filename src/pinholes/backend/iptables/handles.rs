@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use super::lines::serial_of_spec;
-use super::open::Rules;
+use super::open::HoleRules;
 use crate::firewall::names::TAG;
 use crate::firewall::tables::rules_of;
 use crate::net::Family;
@@ -24,17 +24,21 @@ const BATCH: usize = 512;
 /// Removes rules from table `nat`.
 ///
 /// # Errors
-/// Some are still there. If somebody else has removed some, all others are.
-pub(super) fn delete(family: Family, rules: &[Rules]) -> Result<(), BackendError> {
+/// Some are still there, or somebody else has changed them.
+pub(super) fn delete(family: Family, rules: &[HoleRules]) -> Result<(), BackendError> {
     delete_rules(family, rules).map_err(|source| BackendError::System {
         what: "can't remove the rules of pinholes",
         source,
     })
 }
 
-fn delete_rules(family: Family, rules: &[Rules]) -> io::Result<()> {
+fn delete_rules(family: Family, rules: &[HoleRules]) -> io::Result<()> {
     let mut socket = Socket::open()?;
-    let mut found: Vec<_> = rules.iter().filter_map(Rules::handles).flatten().collect();
+    let mut found: Vec<_> = rules
+        .iter()
+        .filter_map(HoleRules::handles)
+        .flatten()
+        .collect();
     let unknown = rules.iter().filter(|rules| rules.handles().is_none());
     let mut chains: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
     for (chain, spec) in unknown.flat_map(|rules| &rules.lines) {

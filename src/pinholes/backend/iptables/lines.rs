@@ -10,6 +10,7 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{RoundMode, Timestamp, TimestampRound, Unit};
 
+use crate::firewall::names::PROBE_CHAIN;
 use crate::firewall::xtables::save::{Rule, Ruleset};
 use crate::net::Mark;
 
@@ -143,6 +144,19 @@ pub(super) fn transaction(remove: &[RuleLine], add: &[RuleLine], first: bool) ->
     }
     text.push_str("COMMIT\n");
     text
+}
+
+/// The texts of two commits: one makes the chain for probes with rules of these specs, the other removes
+/// it. Nothing jumps to it.
+pub(super) fn probe<'a>(specs: impl IntoIterator<Item = &'a str>) -> [String; 2] {
+    let specs = specs.into_iter();
+    let lines: String = specs
+        .map(|spec| format!("-A {PROBE_CHAIN} {spec}\n"))
+        .collect();
+    [
+        format!("*nat\n:{PROBE_CHAIN} - [0:0]\n{lines}COMMIT\n"),
+        format!("*nat\n-F {PROBE_CHAIN}\n-X {PROBE_CHAIN}\nCOMMIT\n"),
+    ]
 }
 
 /// Parses rules, to look for them in a table.

@@ -16,8 +16,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::handles::{deletion, rule_in};
-use super::lines::{Conditions, DateStop, RuleLine, verb_lines};
-use super::open::Rules;
+use super::lines::{Conditions, DateStop, RuleLine, probe};
+use super::open::HoleRules;
 use super::wording;
 use crate::firewall::RulesError;
 use crate::firewall::names::PROBE_CHAIN;
@@ -35,13 +35,13 @@ const VALUES: usize = 11;
 
 /// Which rules a pinhole has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Shape {
+struct HoleKind {
     translated: bool,
     with_source: bool,
     with_mark: bool,
 }
 
-impl Shape {
+impl HoleKind {
     fn of(hole: &Pinhole) -> Self {
         Self {
             translated: hole.land != hole.to,
@@ -61,12 +61,12 @@ impl Shape {
 
 /// The bytes of a value as they stand in a rule; none if the pinhole hasn't got it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Value {
+struct RuleValue {
     bytes: [u8; LONGEST],
     len: usize,
 }
 
-impl Value {
+impl RuleValue {
     fn new(value: &[u8]) -> Self {
         let mut bytes = [0; LONGEST];
         let len = value.len().min(LONGEST);
@@ -98,26 +98,26 @@ impl Value {
 }
 
 /// All values of a pinhole's rules, always in the same order.
-fn values(hole: &Pinhole, mark: Mark, conditions: Conditions, serial: u64) -> [Value; VALUES] {
-    let none = Value::new(&[]);
-    let number = |number: u32| Value::new(&number.to_ne_bytes());
+fn values(hole: &Pinhole, mark: Mark, conditions: Conditions, serial: u64) -> [RuleValue; VALUES] {
+    let none = RuleValue::new(&[]);
+    let number = |number: u32| RuleValue::new(&number.to_ne_bytes());
     let bit = if conditions.limited { mark.bit() } else { 0 };
     [
-        Value::of_ip(hole.from),
-        Value::of_ip(hole.to.ip()),
+        RuleValue::of_ip(hole.from),
+        RuleValue::of_ip(hole.to.ip()),
         // In the packet, and in structures of the matches.
-        Value::new(&hole.to.port().to_be_bytes()),
-        Value::new(&hole.to.port().to_ne_bytes()),
-        Value::of_ip(hole.land.ip()),
-        Value::new(&hole.land.port().to_be_bytes()),
-        hole.as_source.map_or(none, Value::of_ip),
+        RuleValue::new(&hole.to.port().to_be_bytes()),
+        RuleValue::new(&hole.to.port().to_ne_bytes()),
+        RuleValue::of_ip(hole.land.ip()),
+        RuleValue::new(&hole.land.port().to_be_bytes()),
+        hole.as_source.map_or(none, RuleValue::of_ip),
         // The packet's mark, and the connection's.
         number(hole.mark),
         number(hole.mark | bit),
         conditions
             .until
             .map_or(none, |until| number(until.seconds())),
-        Value::of_serial(serial),
+        RuleValue::of_serial(serial),
     ]
 }
 
@@ -130,11 +130,11 @@ struct Mould {
 }
 
 /// A rule with its values.
-type Example<'a> = (&'a [u8], &'a [Value]);
+type CastRule<'a> = (&'a [u8], &'a [RuleValue]);
 
 impl Mould {
     /// The mould of two rules that differ in their values only; `None` if they differ in more.
-    fn new((bytes, values): Example<'_>, (other, of_other): Example<'_>) -> Option<Self> {
+    fn new((bytes, values): CastRule<'_>, (other, of_other): CastRule<'_>) -> Option<Self> {
         let mut places = Vec::new();
         for (which, value) in values.iter().enumerate() {
             let value = value.bytes();
@@ -150,7 +150,7 @@ impl Mould {
     }
 
     /// The rule with these values; `None` if one of them doesn't fit.
-    fn cast(&self, values: &[Value]) -> Option<Vec<u8>> {
+    fn cast(&self, values: &[RuleValue]) -> Option<Vec<u8>> {
         let mut bytes = self.bytes.clone();
         for &(offset, which) in &self.places {
             let value = values.get(which)?.bytes();
@@ -177,7 +177,7 @@ pub(super) struct Common {
 pub(super) struct Moulds {
     socket: Socket,
     common: Common,
-    of_shape: BTreeMap<Shape, Vec<(&'static str, Mould)>>,
+    of_kind: BTreeMap<HoleKind, Vec<(&'static str, Mould)>>,
 }
 
 impl Moulds {
@@ -191,33 +191,26 @@ impl Moulds {
         let told = |why: &dyn fmt::Display| {
             log::debug!("{family}: the tool makes a commit for each pinhole: {why}");
         };
-        let examples: Vec<_> = Shape::all()
-            .map(|shape| EXAMPLES.map(|numbers| Written::new(shape, &numbers, common)))
+        let examples: Vec<_> = HoleKind::all()
+            .map(|kind| EXAMPLES.map(|numbers| Written::new(kind, &numbers, common)))
             .collect();
         let lines = examples.iter().flatten().flat_map(|one| &one.lines);
-        let lines: Vec<RuleLine> = lines.map(|(_, spec)| (PROBE_CHAIN, spec.clone())).collect();
-        let text = verb_lines("-A", &lines);
-        restore(&format!("*nat\n:{PROBE_CHAIN} - [0:0]\n{text}COMMIT\n"))
-            .inspect_err(|e| told(e))
-            .ok()?;
+        let [make, remove] = probe(lines.map(|(_, spec)| spec.as_str()));
+        restore(&make).inspect_err(|e| told(e)).ok()?;
         let written = Socket::open().and_then(|mut socket| {
             let rules = expressions(&mut socket, family)?;
             Ok((socket, rules))
         });
-        restore(&format!(
-            "*nat\n-F {PROBE_CHAIN}\n-X {PROBE_CHAIN}\nCOMMIT\n"
-        ))
-        .inspect_err(|e| told(e))
-        .ok()?;
+        restore(&remove).inspect_err(|e| told(e)).ok()?;
         let (socket, rules) = written.inspect_err(|e| told(e)).ok()?;
-        let of_shape = moulds(&examples, &rules);
-        if of_shape.is_none() {
+        let of_kind = moulds(&examples, &rules);
+        if of_kind.is_none() {
             told(&"its rules differ in more than their values");
         }
         Some(Self {
             socket,
             common,
-            of_shape: of_shape?,
+            of_kind: of_kind?,
         })
     }
 
@@ -229,7 +222,7 @@ impl Moulds {
     /// It isn't known whether the rules are there.
     pub(super) fn put(
         &mut self,
-        old: Option<&Rules>,
+        old: Option<&HoleRules>,
         hole: &Pinhole,
         conditions: Conditions,
         serial: u64,
@@ -238,7 +231,7 @@ impl Moulds {
         let Some(rules) = self.cast(hole, conditions, serial) else {
             return Ok(None);
         };
-        let old: Vec<_> = match old.map(Rules::handles) {
+        let old: Vec<_> = match old.map(HoleRules::handles) {
             None => Vec::new(),
             Some(Some(handles)) => handles.collect(),
             Some(None) => return Ok(None),
@@ -290,14 +283,14 @@ impl Moulds {
             return None;
         }
         let values = values(hole, mark, conditions, serial);
-        let moulds = self.of_shape.get(&Shape::of(hole))?.iter();
+        let moulds = self.of_kind.get(&HoleKind::of(hole))?.iter();
         moulds
             .map(|(chain, mould)| Some((*chain, mould.cast(&values)?)))
             .collect()
     }
 }
 
-/// What the two examples of a shape differ in.
+/// What the two examples of a kind differ in.
 struct Numbers {
     /// Of the peer, the public address, the host behind it, and the source that it sees.
     ips: [u8; 4],
@@ -329,13 +322,13 @@ const EXAMPLES: [Numbers; 2] = [
 
 /// An example: the rules as the tool is told them, and their values.
 struct Written {
-    shape: Shape,
+    kind: HoleKind,
     lines: Vec<RuleLine>,
-    values: [Value; VALUES],
+    values: [RuleValue; VALUES],
 }
 
 impl Written {
-    fn new(shape: Shape, numbers: &Numbers, common: Common) -> Self {
+    fn new(kind: HoleKind, numbers: &Numbers, common: Common) -> Self {
         let Common {
             family,
             mark,
@@ -348,12 +341,12 @@ impl Written {
         let hole = Pinhole {
             from,
             to,
-            land: match shape.translated {
+            land: match kind.translated {
                 true => SocketAddr::new(land, land_port),
                 false => to,
             },
-            as_source: shape.with_source.then_some(source),
-            mark: match shape.with_mark {
+            as_source: kind.with_source.then_some(source),
+            mark: match kind.with_mark {
                 true => numbers.mark & !mark.bit(),
                 false => 0,
             },
@@ -361,7 +354,7 @@ impl Written {
         let until = DateStop::new(numbers.until).filter(|_| timed);
         let conditions = Conditions { until, limited };
         Self {
-            shape,
+            kind,
             lines: wording(&hole).rules(mark, conditions, numbers.serial),
             values: values(&hole, mark, conditions, numbers.serial),
         }
@@ -379,11 +372,11 @@ fn ip(family: Family, number: u8) -> IpAddr {
     }
 }
 
-/// The moulds of all shapes, by the rules that the kernel has of the examples; `None` if one isn't one.
+/// The moulds of all kinds, by the rules that the kernel has of the examples; `None` if one isn't one.
 fn moulds(
     examples: &[[Written; 2]],
     rules: &[Vec<u8>],
-) -> Option<BTreeMap<Shape, Vec<(&'static str, Mould)>>> {
+) -> Option<BTreeMap<HoleKind, Vec<(&'static str, Mould)>>> {
     let mut rest = rules;
     let mut all = BTreeMap::new();
     for [one, other] in examples {
@@ -396,7 +389,7 @@ fn moulds(
             let mould = Mould::new((a, &one.values), (b, &other.values))?;
             Some((*chain, mould))
         });
-        all.insert(one.shape, moulds.collect::<Option<_>>()?);
+        all.insert(one.kind, moulds.collect::<Option<_>>()?);
     }
     rest.is_empty().then_some(all)
 }
@@ -442,8 +435,12 @@ mod tests {
     use super::*;
 
     fn mould(one: &[u8], other: &[u8]) -> Option<Mould> {
-        let of =
-            |serial: u64, port: u16| [Value::new(&port.to_be_bytes()), Value::of_serial(serial)];
+        let of = |serial: u64, port: u16| {
+            [
+                RuleValue::new(&port.to_be_bytes()),
+                RuleValue::of_serial(serial),
+            ]
+        };
         let (first, second) = (of(u64::MAX, 0xd1b7), of(7, 0x1c2e));
         Mould::new((one, &first), (other, &second))
     }
@@ -454,7 +451,10 @@ mod tests {
     #[test]
     fn a_value_is_put_wherever_the_example_has_it() {
         let mould = mould(ONE, OTHER).unwrap();
-        let values = [Value::new(&0x3132_u16.to_be_bytes()), Value::of_serial(10)];
+        let values = [
+            RuleValue::new(&0x3132_u16.to_be_bytes()),
+            RuleValue::of_serial(10),
+        ];
         let padding = "\0".repeat(20);
         assert_eq!(
             String::from_utf8(mould.cast(&values).unwrap()).unwrap(),
@@ -473,9 +473,9 @@ mod tests {
 
     #[test]
     fn the_examples_of_all_shapes_are_what_they_should_be() {
-        for (family, shape) in Family::ALL
+        for (family, kind) in Family::ALL
             .iter()
-            .flat_map(|f| Shape::all().map(|s| (*f, s)))
+            .flat_map(|f| HoleKind::all().map(|s| (*f, s)))
         {
             for (timed, limited) in [(true, true), (false, false)] {
                 let mark = Mark::DEFAULT;
@@ -485,12 +485,12 @@ mod tests {
                     timed,
                     limited,
                 };
-                let [one, other] = EXAMPLES.map(|numbers| Written::new(shape, &numbers, common));
+                let [one, other] = EXAMPLES.map(|numbers| Written::new(kind, &numbers, common));
                 assert_eq!(one.lines.len(), other.lines.len());
                 for (which, (a, b)) in one.values.iter().zip(&other.values).enumerate() {
                     assert_eq!(a.len, b.len);
                     let is_mark = matches!(which, 7 | 8);
-                    let differs = a.len > 0 && (shape.with_mark || !is_mark);
+                    let differs = a.len > 0 && (kind.with_mark || !is_mark);
                     assert_eq!(a != b, differs, "{which}");
                 }
                 assert_eq!(one.values[9].len, if timed { 4 } else { 0 });

@@ -33,13 +33,13 @@ impl HoleKey for RangeKey {
 
 /// The rules of a pinhole or range.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Rules {
+pub(super) struct HoleRules {
     pub(super) lines: Vec<RuleLine>,
     /// The kernel's handle of each; none if the tool has added them.
     handles: Vec<u64>,
 }
 
-impl Rules {
+impl HoleRules {
     /// What was added over netlink.
     pub(super) fn with_handles(lines: Vec<RuleLine>, handles: Vec<u64>) -> Self {
         Self { lines, handles }
@@ -53,7 +53,7 @@ impl Rules {
     }
 }
 
-impl From<Vec<RuleLine>> for Rules {
+impl From<Vec<RuleLine>> for HoleRules {
     /// What the tool has added.
     fn from(lines: Vec<RuleLine>) -> Self {
         let handles = Vec::new();
@@ -65,7 +65,7 @@ impl From<Vec<RuleLine>> for Rules {
 #[derive(Debug)]
 pub(super) struct Open<K> {
     chains: [&'static str; 2],
-    holes: BTreeMap<K, Rules>,
+    holes: BTreeMap<K, HoleRules>,
 }
 
 /// The table `nat` of a family, and the tools to change it.
@@ -91,12 +91,12 @@ impl<K: HoleKey> Open<K> {
     }
 
     /// The rules of one.
-    pub(super) fn get(&self, key: K) -> Option<&Rules> {
+    pub(super) fn get(&self, key: K) -> Option<&HoleRules> {
         self.holes.get(&key)
     }
 
     /// Adds one whose rules are in the kernel now, in place of those that it had.
-    pub(super) fn insert(&mut self, key: K, rules: Rules) {
+    pub(super) fn insert(&mut self, key: K, rules: HoleRules) {
         self.holes.insert(key, rules);
     }
 
@@ -108,7 +108,7 @@ impl<K: HoleKey> Open<K> {
     }
 
     /// Takes some out, with their rules, which the caller removes from the kernel.
-    pub(super) fn take(&mut self, keys: &[K]) -> Vec<(K, Rules)> {
+    pub(super) fn take(&mut self, keys: &[K]) -> Vec<(K, HoleRules)> {
         let entries = keys.iter().filter_map(|key| self.holes.remove_entry(key));
         entries.collect()
     }
@@ -169,7 +169,7 @@ impl<K: HoleKey> Open<K> {
     pub(super) fn mend(
         &mut self,
         nat: &Nat<'_>,
-        removed: impl IntoIterator<Item = (K, Rules)>,
+        removed: impl IntoIterator<Item = (K, HoleRules)>,
     ) -> Result<(), BackendError> {
         match self.refill(nat) {
             Err(error) if self.stay(nat, removed) => Err(error),
@@ -194,7 +194,7 @@ impl<K: HoleKey> Open<K> {
 
     /// Remembers rules that may still be there, so that closing can be tried again. `false` if our
     /// chains are gone: then nothing is open.
-    fn stay(&mut self, nat: &Nat<'_>, removed: impl IntoIterator<Item = (K, Rules)>) -> bool {
+    fn stay(&mut self, nat: &Nat<'_>, removed: impl IntoIterator<Item = (K, HoleRules)>) -> bool {
         let family = nat.table.family;
         let there = nat.has_chain(self.chains[0]);
         if there {
