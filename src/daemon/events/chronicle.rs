@@ -232,7 +232,15 @@ impl Chronicle {
             && now.saturating_duration_since(since) >= GRACE
         {
             self.waiting.pop_front();
+            self.waits_no_more(session);
             self.settle(session, now, false, out);
+        }
+    }
+
+    fn waits_no_more(&mut self, session: SessionId) {
+        let known = self.sessions.get_mut(&session);
+        if let Some(more) = known.and_then(|known| known.more.as_mut()) {
+            more.waits = false;
         }
     }
 
@@ -424,12 +432,27 @@ impl Chronicle {
         for going in told {
             self.tell(session, Some(going), now, out);
         }
-        if let Some(since) = waits
-            && !self.waiting.iter().any(|(_, waiting)| *waiting == session)
-        {
-            push_many(&mut self.waiting, (since, session));
+        if let Some(since) = waits {
+            self.waits(session, since);
         }
         self.forget_if_over(session);
+    }
+
+    /// A session has a transfer that has waited since then. There may be many such sessions, so whether it
+    /// is among them already is noted with the session.
+    fn waits(&mut self, session: SessionId, since: Instant) {
+        let Some(more) = self.more(session) else {
+            return;
+        };
+        if std::mem::replace(&mut more.waits, true) {
+            return;
+        }
+        if self.waiting.len() >= MAX_SESSIONS
+            && let Some((_, oldest)) = self.waiting.pop_front()
+        {
+            self.waits_no_more(oldest);
+        }
+        self.waiting.push_back((since, session));
     }
 
     /// Tells of a transfer.
@@ -536,14 +559,6 @@ impl Known {
     fn is_closed(&self) -> bool {
         self.more.as_ref().is_some_and(|more| more.closed)
     }
-}
-
-/// The same for a list of all sessions.
-fn push_many<T>(list: &mut VecDeque<T>, new: T) {
-    if list.len() >= MAX_SESSIONS {
-        list.pop_front();
-    }
-    list.push_back(new);
 }
 
 #[cfg(test)]

@@ -21,6 +21,8 @@ pub(super) struct More {
     pub(super) tls: bool,
     /// It has ended, and its last data connection hasn't.
     pub(super) closed: bool,
+    /// It is in the chronicle's list of sessions that wait.
+    pub(super) waits: bool,
     /// Announcements that no transfer has used.
     pub(super) announced: VecDeque<Announced>,
     /// Data connections that belong to no transfer yet.

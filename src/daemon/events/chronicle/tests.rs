@@ -324,6 +324,24 @@ fn a_transfer_whose_connection_is_never_seen_is_told_in_the_end() {
 }
 
 #[test]
+fn a_session_that_waits_is_listed_once_and_may_wait_again() {
+    let mut story = Story::new(true);
+    for (second, transfers) in [(0, 1), (10, 2)] {
+        let ms = second * 1000;
+        for pinhole in 0..3 {
+            story.announced(ms + 90, pinhole);
+            story.begun(ms + 100);
+            story.ended(ms + 200, true, 226);
+            assert_eq!(story.chronicle.waiting.len(), 1);
+        }
+        let late = story.at(ms + 5300);
+        story.chronicle.tick(late, &mut story.told);
+        assert_eq!(story.transfers().len(), 3 * transfers);
+        assert!(!story.chronicle.is_waiting());
+    }
+}
+
+#[test]
 fn under_tls_only_data_connections_are_known() {
     let mut story = Story::new(true);
     story.event(
