@@ -6,7 +6,7 @@
 //! translate the destination. If the landing side must see another source, it has one in
 //! `FTPALG-POST`. All rules of a pinhole are added or removed in one commit.
 //!
-//! HoleRules are added by an `iptables-restore` that is kept running (`LastingTool`).
+//! Rules are added by an `iptables-restore` that is kept running (`LastingTool`).
 //!
 //! **Opening with iptables-nft.** A pinhole's rules are added over netlink, as the tool would write
 //! them (`moulds`).
@@ -101,7 +101,7 @@ impl NatTable {
 struct Expected {
     at: At,
     wanted: Table,
-    /// HoleRules that are being removed: some may be there, some not.
+    /// Rules that are being removed: some may be there, some not.
     closing: Vec<Rule>,
 }
 
@@ -476,7 +476,7 @@ impl Backend for Iptables {
         let serial = self.next_serial();
         let lines = wording(hole).rules(self.mark, conditions, serial);
         let key = hole.key();
-        // HoleRules of an older one with the same key may still be there: they are being removed.
+        // Rules of an older one with the same key may still be there: they are being removed.
         let first = self.closing.iter().any(|(closing, _)| *closing == key);
         let nat = Nat {
             host: &self.host,
