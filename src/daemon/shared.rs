@@ -2,8 +2,10 @@
 //! conntrack, and the housekeeping.
 
 mod door;
+mod openings;
 
 pub use door::Door;
+pub use openings::{Openings, Wishes};
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -17,7 +19,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::conntrack::{Bytes, Conntrack, Progress};
-use crate::engine::gateway::{Error, SessionId};
+use crate::engine::gateway::{Error, PinholeId, SessionId};
 use crate::engine::{Entry, Marks, Standing, Tuple};
 use crate::pinholes::backend::BackendError;
 use crate::pinholes::{PinholeInfo, PinholeKey, Plane, PlaneReport, Transferred};
@@ -85,6 +87,8 @@ pub struct Shared {
     departed: Departed,
     /// Which addresses IPv6-only clients have on the IPv4 side.
     translations: Mutex<Translations>,
+    /// See [`Openings`].
+    opens_together: bool,
 }
 
 struct State {
@@ -125,6 +129,7 @@ impl Shared {
         journal: Option<Journal>,
         store: Option<Arc<dyn Store>>,
     ) -> Self {
+        let opens_together = plane.opens_slowly();
         Self {
             state: Mutex::new(State {
                 plane,
@@ -147,7 +152,14 @@ impl Shared {
             store,
             departed: Departed::default(),
             translations: Mutex::default(),
+            opens_together,
         }
+    }
+
+    /// Whether pinholes should be [opened together](Self::open_together).
+    #[must_use]
+    pub fn opens_together(&self) -> bool {
+        self.opens_together
     }
 
     /// Tells if a queue was full. To be called about once a second while packets come.
@@ -348,6 +360,17 @@ impl Shared {
             return Err(Error::Closing);
         }
         let opened = open(&mut state.plane);
+        self.settle(&mut state);
+        opened
+    }
+
+    /// Opens pinholes, and says of each how that went.
+    pub fn open_together(&self, ids: &[PinholeId]) -> Vec<Result<(), Error>> {
+        let mut state = self.lock();
+        if state.closing {
+            return vec![Err(Error::Closing); ids.len()];
+        }
+        let opened = state.plane.open_together(ids);
         self.settle(&mut state);
         opened
     }

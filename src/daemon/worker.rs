@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::engine::{Engine, Name, Placed, Side, Stats, SynAck, Verdict};
 use crate::pinholes::Seldom;
 use crate::queue::nfq::NfqQueue;
-use crate::queue::{Earlier, Hook, QueueVerdict, ServeError};
+use crate::queue::{Decider, Earlier, Hook, Packet, QueueVerdict, ServeError};
 
 use super::metrics::Durations;
-use super::shared::{Door, Shared};
+use super::shared::{Door, Openings, Shared};
 
 /// How often, at most, an engine forgets what is over while packets flow.
 const TICK: Duration = Duration::from_secs(1);
@@ -97,13 +97,12 @@ impl Worker {
             shared,
             now: None,
             ticked: shared.now(),
+            openings: Openings::default(),
         };
         let mut failures = 0u32;
         let (mut trouble, mut lost) = (Seldom::default(), Seldom::default());
         loop {
-            let served =
-                queue.serve(|hook, packet, out, earlier| packets.timed(hook, packet, out, earlier));
-            match served {
+            match queue.serve(&mut packets) {
                 Ok(()) => failures = 0,
                 Err(ServeError::Verdict { error, packets }) => {
                     self.verdict_errors.fetch_add(packets, Ordering::Relaxed);
@@ -179,34 +178,45 @@ struct Packets<'a> {
     /// The time of the packets before that still wait, if nothing has taken long since.
     now: Option<Duration>,
     ticked: Duration,
+    /// What packets that were put off wait for.
+    openings: Openings,
 }
 
-impl Packets<'_> {
+impl Decider for Packets<'_> {
     /// Decides, and notes how long that takes. Nobody reads the clock for it unless there are metrics.
-    fn timed(
+    fn decide(
         &mut self,
-        hook: Option<Hook>,
-        packet: &[u8],
+        packet: Packet<'_>,
         out: &mut Vec<u8>,
         earlier: &mut Earlier<'_>,
     ) -> QueueVerdict {
         let Some(durations) = &self.worker.durations else {
-            return self.decide(hook, packet, out, earlier);
+            return self.decide_now(packet, out, earlier);
         };
-        let began = self.shared.now();
-        let verdict = self.decide(hook, packet, out, earlier);
-        durations.observe(self.shared.now().saturating_sub(began));
+        let came = self.shared.now();
+        let began = self.openings.came(packet.id).unwrap_or(came);
+        let verdict = self.decide_now(packet, out, earlier);
+        match verdict {
+            QueueVerdict::Later => self.openings.note(packet.id, began),
+            _ => durations.observe(self.shared.now().saturating_sub(began)),
+        }
         verdict
     }
 
-    fn decide(
+    fn catch_up(&mut self) {
+        self.openings.open(self.shared);
+        self.worker.engine().again();
+    }
+}
+
+impl Packets<'_> {
+    fn decide_now(
         &mut self,
-        hook: Option<Hook>,
-        packet: &[u8],
+        packet: Packet<'_>,
         out: &mut Vec<u8>,
         earlier: &mut Earlier<'_>,
     ) -> QueueVerdict {
-        let Some(side) = side(hook) else {
+        let Some(side) = side(packet.hook) else {
             self.worker.unknown_hook.fetch_add(1, Ordering::Relaxed);
             return QueueVerdict::Accept;
         };
@@ -221,11 +231,12 @@ impl Packets<'_> {
         &mut self,
         now: Duration,
         side: Side,
-        packet: &[u8],
+        Packet { id, bytes, .. }: Packet<'_>,
         out: &mut Vec<u8>,
         earlier: &mut Earlier<'_>,
     ) -> QueueVerdict {
         let mut engine = self.worker.engine_after(earlier);
+        let together = self.shared.opens_together() && earlier.may_put_off();
         let mut door = Door::of_worker(self.shared, earlier);
         if now.saturating_sub(self.ticked) >= TICK {
             self.ticked = now;
@@ -233,18 +244,26 @@ impl Packets<'_> {
             engine.tick(now, &mut door);
             self.shared.look_at_queues(now);
         }
-        let outcome = match engine.try_packet(side, packet, now, &mut door) {
+        if together {
+            door.may_put_off(self.openings.take(id));
+        }
+        let outcome = match engine.try_packet(side, bytes, now, &mut door) {
             Placed::Verdict(verdict) => Asked::Nobody(answer(verdict, out)),
+            Placed::Later => {
+                self.openings.put_off(id, door.put_off());
+                return QueueVerdict::Later;
+            }
             Placed::Unknown(name) => Asked::Segment(name),
             Placed::SynAck(syn_ack, verdict) => Asked::SynAck(syn_ack, answer(verdict, out)),
         };
+        door.settle();
         // Told before the packet goes on, and so before anybody can answer it.
         self.worker.tell_names(&engine);
         // Never two engines at a time: another worker may want them the other way round.
         drop(engine);
         match outcome {
             Asked::Nobody(answer) => answer,
-            Asked::Segment(name) => self.ask_for(&name, side, packet, now, out, &mut door),
+            Asked::Segment(name) => self.ask_for(&name, side, bytes, now, out, &mut door),
             Asked::SynAck(syn_ack, answer) => {
                 self.ask_about(&syn_ack, now, &mut door);
                 answer

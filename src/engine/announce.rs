@@ -43,6 +43,8 @@ pub(super) enum Declined {
     Refuse(String),
     /// It doesn't go out. A successor decides about it.
     Wait,
+    /// It doesn't go out yet: its pinhole opens in a moment.
+    PutOff,
 }
 
 /// Asks the gateway for a port, and opens the pinhole unless that is for later.
@@ -59,6 +61,7 @@ fn prepare(
     if how == How::Open {
         gateway.open(reserved.id).map_err(|error| match error {
             Error::Closing => Declined::Wait,
+            Error::Later => Declined::PutOff,
             error => Declined::Leave(error.to_string()),
         })?;
     }

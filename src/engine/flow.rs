@@ -97,6 +97,8 @@ pub(super) struct Context<'a> {
     pub(super) holding: bool,
     /// The gateway ends: the numbers of no direction may begin to differ.
     pub(super) ending: bool,
+    /// The packet waits for a pinhole that opens in a moment: see [`Gateway::may_put_off`].
+    pub(super) put_off: bool,
 }
 
 impl Context<'_> {
@@ -142,7 +144,7 @@ const EVEN_LINGER: Duration = Duration::from_secs(2);
 /// in TIME_WAIT (`nf_conntrack_tcp_timeout_time_wait`).
 const UNSEEN: Duration = Duration::from_secs(120);
 
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Flow {
     #[serde(skip)]
     pub(super) id: SessionId,

@@ -111,6 +111,10 @@ pub enum Error {
     /// Another server's range is open to the same client at the same address.
     #[error("the client already reaches the range of {0} at that address")]
     RangeTaken(IpAddr),
+    /// The pinhole opens in a moment, together with others. What asked for it is to be put off until then:
+    /// see [`Gateway::may_put_off`].
+    #[error("the pinhole opens in a moment")]
+    Later,
     /// The gateway ends: nothing opens any more. What asked for it is to be sent again, to a successor.
     #[error("ftpalg is being stopped")]
     Closing,
@@ -213,8 +217,17 @@ pub trait Gateway {
     /// Puts the pinhole into the kernel; returns when the kernel acknowledged it.
     ///
     /// # Errors
-    /// [`Error::Kernel`]; the reservation is released then. [`Error::Closing`].
+    /// [`Error::Kernel`]; the reservation is released then. [`Error::Closing`]. [`Error::Later`], if it
+    /// [may put off](Self::may_put_off).
     fn open(&mut self, id: PinholeId) -> Result<(), Error>;
+
+    /// Whether [`open`](Self::open) may answer [`Error::Later`] about the packet that is handled now. Then
+    /// the engine undoes what the packet has changed, and is given it [again](super::Engine::again). It
+    /// asks for the same then, so [`reserve`](Self::reserve) must answer as before, and `open` must say how
+    /// it went. Events of a packet that is put off didn't happen.
+    fn may_put_off(&self) -> bool {
+        false
+    }
 
     /// Closes a pinhole or drops a reservation that nobody used. Unknown ids are ignored.
     fn release(&mut self, id: PinholeId);

@@ -109,9 +109,10 @@ impl Engine {
         {
             match self.join(ends, side, &segment, marks, now, gateway) {
                 Unknown::Joined => {
-                    if let Decided::Verdict(fate) = self.place(side, &segment, packet, now, gateway)
-                    {
-                        return self.verdict(fate);
+                    match self.place(side, &segment, packet, now, gateway) {
+                        Decided::Verdict(fate) => return self.verdict(fate),
+                        Decided::Later => return Verdict::Drop,
+                        Decided::Unknown(_) | Decided::SynAck(..) => {}
                     }
                 }
                 Unknown::Orphan { certain } => {

@@ -104,6 +104,10 @@ pub enum Placed<'a> {
     /// carried out, ask the others whether one [edits](Engine::edits_other_end) the connection, and
     /// for its [SYN](Engine::take_syn); then tell this engine with [`answered`](Engine::answered).
     SynAck(SynAck, Verdict<'a>),
+    /// Give it again, after [`again`](Engine::again), when the pinholes are open that the gateway has
+    /// [put off](Gateway::may_put_off), and in the order in which these packets came. Nothing has happened
+    /// yet.
+    Later,
 }
 
 /// [`Placed`], before the packet's bytes are lent to the caller.
@@ -111,6 +115,7 @@ enum Decided {
     Verdict(Fate),
     Unknown(Name),
     SynAck(SynAck, Fate),
+    Later,
 }
 
 /// How a packet names the ends of its connection.
@@ -170,6 +175,8 @@ pub struct Engine {
     holding: bool,
     /// See [`farewell`](Self::farewell).
     ending: bool,
+    /// Directions of flows with packets that were put off: further ones wait behind them.
+    put_off: Vec<(Endpoints, Side)>,
     scratch: Vec<u8>,
 }
 
@@ -196,6 +203,7 @@ impl Engine {
             buffered: 0,
             holding: false,
             ending: false,
+            put_off: Vec::new(),
             scratch: Vec::with_capacity(2048),
         }
     }
@@ -226,7 +234,7 @@ impl Engine {
 
     /// Handles one IP packet that came through the hook of `side`; `now` is the time since start.
     /// For an engine that sees all traffic; for one of several see
-    /// [`try_packet`](Self::try_packet).
+    /// [`try_packet`](Self::try_packet). A packet that is put off is dropped: its sender sends it again.
     ///
     /// No packet causes a panic or unbounded memory. What isn't understood passes unmodified and is
     /// counted.
@@ -239,6 +247,7 @@ impl Engine {
     ) -> Verdict<'_> {
         match self.decide(side, packet, now, gateway) {
             Decided::Verdict(fate) => self.verdict(fate),
+            Decided::Later => Verdict::Drop,
             Decided::Unknown(name) => self.nobody_knows(name, side, packet, now, gateway),
             Decided::SynAck(syn_ack, fate) => {
                 self.answered(&syn_ack, false, None, now, gateway);
@@ -263,9 +272,15 @@ impl Engine {
     ) -> Placed<'_> {
         match self.decide(side, packet, now, gateway) {
             Decided::Verdict(fate) => Placed::Verdict(self.verdict(fate)),
+            Decided::Later => Placed::Later,
             Decided::Unknown(name) => Placed::Unknown(name),
             Decided::SynAck(syn_ack, fate) => Placed::SynAck(syn_ack, self.verdict(fate)),
         }
+    }
+
+    /// The packets that were put off are given again, from the first one on.
+    pub fn again(&mut self) {
+        self.put_off.clear();
     }
 
     /// Whether a segment belongs to a connection of this engine's.
@@ -455,7 +470,12 @@ impl Engine {
         let Some(segment) = self.read(packet) else {
             return Decided::Verdict(Fate::Same);
         };
-        self.place(side, &segment, packet, now, gateway)
+        let decided = self.place(side, &segment, packet, now, gateway);
+        if let Decided::Later = decided {
+            // It is counted when it comes again.
+            self.stats.packets = self.stats.packets.saturating_sub(1);
+        }
+        decided
     }
 
     /// Decides about a packet whose segment was read.
@@ -523,6 +543,11 @@ impl Engine {
             self.flows.remove(&ends);
             return Decided::Unknown(Name(ends));
         }
+        if self.put_off.contains(&(ends, side)) {
+            return Decided::Later;
+        }
+        let may_ask = gateway.may_put_off() && !segment.payload().is_empty();
+        let undone = may_ask.then(|| (flow.clone(), self.stats));
         let mut cx = Context {
             config: &self.config,
             gateway,
@@ -531,9 +556,18 @@ impl Engine {
             crowded: self.buffered > self.config.max_buffered / 2,
             holding: self.holding,
             ending: self.ending,
+            put_off: false,
         };
         let before = flow.buffered();
         let fate = flow.segment(&ends, side, segment, &mut self.scratch, &mut cx);
+        if cx.put_off
+            && let Some((flow_before, stats_before)) = undone
+        {
+            *flow = flow_before;
+            self.stats = stats_before;
+            self.put_off.push((ends, side));
+            return Decided::Later;
+        }
         let mut after = flow.buffered();
         if after > before
             && self.buffered.saturating_add(after).saturating_sub(before) > self.config.max_buffered

@@ -182,6 +182,7 @@ impl Engine {
             crowded: false,
             holding: false,
             ending: false,
+            put_off: false,
         };
         let mut flow = Flow::new(id, syn.side, syn.hello, syn_ack.hello, options, &mut cx);
         if let Some(server) = cx.config.embedded(server.ip()) {

@@ -5,10 +5,10 @@
 pub(super) const HEAD: usize = 96;
 
 /// The part of the current line that has gone out. Needs no memory for a line that arrives whole.
-#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct PartialLine(Option<Box<Begun>>);
 
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(Clone, serde::Serialize, serde::Deserialize)]
 struct Begun {
     #[serde(with = "super::text")]
     head: [u8; HEAD],

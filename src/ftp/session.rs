@@ -148,7 +148,7 @@ impl User {
 ///
 /// A reply answers the first waiting command that it can answer. A `227` or `229` counts only as
 /// the last (or only) line of a reply, and only while a `PASV` or `EPSV` waits.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Session {
     #[serde(skip)]
     policy: Arc<Policy>,

@@ -16,7 +16,7 @@ const NEAR: usize = 6;
 /// Commands before that one are forgotten, which brings both ends back into step. There are two
 /// exceptions. A running transfer is answered when it ends. A `PASV` or `EPSV` is answered by a
 /// `227`, a `229` or a refusal only.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Unanswered {
     near: [Command; NEAR],
     len: u8,

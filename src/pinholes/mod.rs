@@ -52,7 +52,7 @@ use clients::Clients;
 use fixed::FixedPorts;
 use holes::{Holes, PendingHole};
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -284,8 +284,42 @@ impl Plane {
         opened
     }
 
-    fn open_one(&mut self, id: PinholeId) -> Result<(), Error> {
+    /// The same for several, in one change of the kernel where the backend can do that.
+    pub fn open_together(&mut self, ids: &[PinholeId]) -> Vec<Result<(), Error>> {
+        let mut new: BTreeMap<PinholeKey, (PinholeId, Pinhole)> = BTreeMap::new();
+        for id in ids.iter().flat_map(|id| [self.twin(*id), Some(*id)]).flatten() {
+            if let Some(hole) = self.holes.get(id).filter(|hole| !hole.open)
+                && !self.may_be_there(hole.pinhole.key())
+            {
+                new.insert(hole.pinhole.key(), (id, hole.pinhole.clone()));
+            }
+        }
+        let timeout = self.config.deadline;
+        let holes: Vec<_> = new.values().map(|(_, hole)| (hole.clone(), timeout)).collect();
+        if holes.len() > 1 && self.parts.backend.open_all(&holes).is_ok() {
+            for (key, (id, _)) in new {
+                self.is_open(id, key);
+            }
+        }
+        // The rest, one by one: whatever is wrong with one of them is for that one alone.
+        ids.iter().map(|id| self.open(*id)).collect()
+    }
+
+    /// Whether something with this key may be in the kernel, though no pinhole with it is open.
+    fn may_be_there(&self, key: PinholeKey) -> bool {
+        let mut ended = self.to_close.iter().chain(&self.closing);
+        self.stuck.has(&key) || self.used.has(&key) || ended.any(|old| old.key() == key)
+    }
+
+    /// A pinhole was opened in the kernel.
+    fn is_open(&mut self, id: PinholeId, key: PinholeKey) {
         let now = self.now();
+        self.holes.opened(id, now, now + self.config.deadline);
+        self.is_open_again(key);
+        self.counters.opened += 1;
+    }
+
+    fn open_one(&mut self, id: PinholeId) -> Result<(), Error> {
         let Some(hole) = self.holes.get(id) else {
             let gone = "the pinhole expired or was superseded before it could open";
             return Err(Error::Kernel(gone.into()));
@@ -295,19 +329,13 @@ impl Plane {
         }
         let timeout = self.config.deadline;
         let key = hole.pinhole.key();
-        let backend = &mut self.parts.backend;
-        let opened = match self.stuck.has(&key)
-            || self.used.has(&key)
-            || (self.to_close.iter().chain(&self.closing)).any(|old| old.key() == key)
-        {
-            true => backend.open(&hole.pinhole, timeout),
-            false => backend.open_new(&hole.pinhole, timeout),
+        let opened = match self.may_be_there(key) {
+            true => self.parts.backend.open(&hole.pinhole, timeout),
+            false => self.parts.backend.open_new(&hole.pinhole, timeout),
         };
         match opened {
             Ok(()) => {
-                self.holes.opened(id, now, now + timeout);
-                self.is_open_again(key);
-                self.counters.opened += 1;
+                self.is_open(id, key);
                 Ok(())
             }
             Err(error) => {
@@ -383,6 +411,12 @@ impl Plane {
     #[must_use]
     pub fn counters(&self) -> PlaneCounters {
         self.counters
+    }
+
+    /// Whether pinholes should be [opened together](Self::open_together).
+    #[must_use]
+    pub fn opens_slowly(&self) -> bool {
+        self.parts.backend.opens_slowly()
     }
 
     /// The name of the backend.

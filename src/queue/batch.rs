@@ -6,13 +6,14 @@
 //! see [`Earlier::send`].
 
 use std::io::{self, IoSliceMut};
+use std::mem;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, MultiHeaders, NetlinkAddr, recvmmsg, sendto};
 
 use super::packet::{Answer, Queued};
-use super::{Hook, QueueVerdict, ServeError};
+use super::{Decider, Hook, Packet, QueueVerdict, ServeError};
 use crate::netlink::codec::{Builder, Messages, messages};
 
 /// The most packets that are received at once.
@@ -23,6 +24,8 @@ const ROOM: usize = 64 * 1024 + 4 * 1024 + 192;
 /// Verdicts are sent when they are longer than this together, in bytes. A message may be as long as the
 /// socket's send buffer: 208 KiB, unless somebody made it smaller.
 const LONG: usize = 32 * 1024;
+/// How often further packets are received before the decider catches up with what was put off.
+const ROUNDS: u32 = 2;
 /// The longest packet that fits into an attribute, in bytes.
 const LONGEST: usize = u16::MAX as usize - 4;
 
@@ -36,8 +39,38 @@ pub(super) struct Batches {
     lengths: Vec<usize>,
     /// How many packets are asked for next: see [`more_or_fewer`].
     ask: usize,
+    /// Packets that come again, in their order.
+    put_off: Vec<PutOff>,
     out: Vec<u8>,
     verdicts: Verdicts,
+}
+
+/// A packet that was put off.
+struct PutOff {
+    id: u32,
+    hook: Option<Hook>,
+    mark: u32,
+    payload: Vec<u8>,
+}
+
+impl PutOff {
+    fn new(packet: Queued<'_>) -> Self {
+        Self {
+            id: packet.id,
+            hook: packet.hook,
+            mark: packet.mark,
+            payload: packet.payload.to_vec(),
+        }
+    }
+
+    fn queued(&self) -> Queued<'_> {
+        Queued {
+            id: self.id,
+            hook: self.hook,
+            mark: self.mark,
+            payload: &self.payload,
+        }
+    }
 }
 
 /// Verdicts that are to be sent.
@@ -88,6 +121,12 @@ impl<'a> Earlier<'a> {
         matches!(&self.sending, Sending::Batch(verdicts, _) if !verdicts.ids.is_empty())
     }
 
+    /// Whether the packet after these may be put off: see [`QueueVerdict::Later`].
+    #[must_use]
+    pub fn may_put_off(&self) -> bool {
+        matches!(&self.sending, Sending::Batch(..))
+    }
+
     /// Whether [`send`](Self::send) was called: the packet after these comes later.
     #[must_use]
     pub fn has_waited(&self) -> bool {
@@ -112,6 +151,7 @@ impl Batches {
             headers: MultiHeaders::preallocate(MOST, None),
             lengths: Vec::with_capacity(MOST),
             ask: MOST,
+            put_off: Vec::new(),
             out: Vec::new(),
             verdicts: Verdicts {
                 queue,
@@ -127,33 +167,24 @@ impl Batches {
     pub(super) fn serve(
         &mut self,
         stamp: u32,
-        mut decide: impl FnMut(Option<Hook>, &[u8], &mut Vec<u8>, &mut Earlier<'_>) -> QueueVerdict,
+        decider: &mut impl Decider,
     ) -> Result<(), ServeError> {
-        self.receive().map_err(ServeError::Receive)?;
-        let mut refused = None;
-        for (bytes, length) in self.room.chunks_exact(ROOM).zip(&self.lengths) {
-            for message in Messages::new(bytes.get(..*length).unwrap_or_default()) {
-                if let Some(errno) = message.errno().filter(|errno| *errno != 0) {
-                    refused = Some(io::Error::from_raw_os_error(errno));
-                }
-                let Some(packet) = Queued::read(&message) else {
-                    continue;
-                };
-                self.out.clear();
-                let earlier = Sending::Batch(&mut self.verdicts, &self.socket);
-                let verdict = decide(
-                    packet.hook,
-                    packet.payload,
-                    &mut self.out,
-                    &mut Earlier::new(earlier),
-                );
-                let answer = Answer {
-                    id: packet.id,
-                    verdict,
-                    mark: stamped(packet.hook, packet.mark, stamp),
-                    packet: &self.out,
-                };
-                self.verdicts.add(&answer, &self.socket);
+        self.receive(MsgFlags::MSG_WAITFORONE).map_err(ServeError::Receive)?;
+        let mut refused = self.decide_received(stamp, decider);
+        let mut rounds = 0;
+        while !self.put_off.is_empty() {
+            self.verdicts.send(&self.socket);
+            // What has come meanwhile may wait for the same.
+            let at_once = MsgFlags::MSG_WAITFORONE | MsgFlags::MSG_DONTWAIT;
+            if rounds < ROUNDS && self.put_off.len() < MOST && self.receive(at_once).is_ok() {
+                rounds += 1;
+                refused = self.decide_received(stamp, decider).or(refused);
+                continue;
+            }
+            rounds = 0;
+            decider.catch_up();
+            for packet in mem::take(&mut self.put_off) {
+                self.decide(packet.queued(), stamp, decider);
             }
         }
         self.verdicts.send(&self.socket);
@@ -164,8 +195,49 @@ impl Batches {
         }
     }
 
-    /// Waits for a packet, and takes all that are there.
-    fn receive(&mut self) -> io::Result<()> {
+    /// Decides about what was received. Returns the last error that the kernel told.
+    fn decide_received(&mut self, stamp: u32, decider: &mut impl Decider) -> Option<io::Error> {
+        let mut refused = None;
+        let (room, lengths) = (mem::take(&mut self.room), mem::take(&mut self.lengths));
+        for (bytes, length) in room.chunks_exact(ROOM).zip(&lengths) {
+            for message in Messages::new(bytes.get(..*length).unwrap_or_default()) {
+                if let Some(errno) = message.errno().filter(|errno| *errno != 0) {
+                    refused = Some(io::Error::from_raw_os_error(errno));
+                }
+                if let Some(packet) = Queued::read(&message) {
+                    self.decide(packet, stamp, decider);
+                }
+            }
+        }
+        (self.room, self.lengths) = (room, lengths);
+        refused
+    }
+
+    /// Decides about a packet, and adds its verdict to those that are to be sent.
+    fn decide(&mut self, packet: Queued<'_>, stamp: u32, decider: &mut impl Decider) {
+        self.out.clear();
+        let earlier = Sending::Batch(&mut self.verdicts, &self.socket);
+        let given = Packet {
+            id: packet.id,
+            hook: packet.hook,
+            bytes: packet.payload,
+        };
+        let verdict = decider.decide(given, &mut self.out, &mut Earlier::new(earlier));
+        if verdict == QueueVerdict::Later {
+            self.put_off.push(PutOff::new(packet));
+            return;
+        }
+        let answer = Answer {
+            id: packet.id,
+            verdict,
+            mark: stamped(packet.hook, packet.mark, stamp),
+            packet: &self.out,
+        };
+        self.verdicts.add(&answer, &self.socket);
+    }
+
+    /// Waits for a packet (unless the flags say otherwise), and takes all that are there.
+    fn receive(&mut self, flags: MsgFlags) -> io::Result<()> {
         self.lengths.clear();
         let mut slices: Vec<_> = self
             .room
@@ -177,7 +249,7 @@ impl Batches {
             self.socket.as_raw_fd(),
             &mut self.headers,
             slices.iter_mut(),
-            MsgFlags::MSG_WAITFORONE,
+            flags,
             None,
         );
         let received = match received {
@@ -227,8 +299,8 @@ impl Verdicts {
             return;
         }
         self.drop_unanswered(socket);
-        let ids = std::mem::take(&mut self.ids);
-        let mut messages = std::mem::take(&mut self.messages);
+        let ids = mem::take(&mut self.ids);
+        let mut messages = mem::take(&mut self.messages);
         let bytes = messages.finished().unwrap_or_default();
         if let Err(errno) = send(socket, bytes) {
             self.send_singly(&ids, bytes, errno, socket);

@@ -12,6 +12,34 @@ use std::io;
 
 pub use batch::Earlier;
 
+/// A packet that waits for its verdict.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'a> {
+    /// Its number in its queue.
+    pub id: u32,
+    /// The hook that it was queued in; `None`: one that isn't known here.
+    pub hook: Option<Hook>,
+    /// From its IP header on.
+    pub bytes: &'a [u8],
+}
+
+/// Decides what becomes of packets.
+pub trait Decider {
+    /// Decides about a packet. For [`QueueVerdict::Replace`], the new packet is written to `out`, which is
+    /// empty. `earlier`: the packets before it. These may not have been sent on yet: it
+    /// [has them sent](Earlier::send) before it does anything that may take long.
+    fn decide(
+        &mut self,
+        packet: Packet<'_>,
+        out: &mut Vec<u8>,
+        earlier: &mut Earlier<'_>,
+    ) -> QueueVerdict;
+
+    /// Does what the packets wait for that were put off ([`QueueVerdict::Later`]), for all of them. It may
+    /// take long. Then they come again, in their order.
+    fn catch_up(&mut self) {}
+}
+
 /// The netfilter hook that a packet was queued in, as the kernel numbers it (`NF_INET_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
@@ -51,6 +79,8 @@ pub enum QueueVerdict {
     Replace,
     /// It is dropped.
     Drop,
+    /// It is put off: see [`Decider::catch_up`]. Only where it [may be](Earlier::may_put_off).
+    Later,
 }
 
 /// Why a queue couldn't be opened.

@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{NetlinkAddr, getsockname, setsockopt, sockopt};
 
 use super::batch::{Batches, stamped};
-use super::{Earlier, Hook, OpenError, QueueVerdict, ServeError, kernel};
+use super::{Decider, Earlier, Hook, OpenError, Packet, QueueVerdict, ServeError, kernel};
 
 /// Receive buffer per packet that may wait, in bytes as `setsockopt` takes it (the kernel doubles
 /// it). A queued packet of 1,480 bytes is accounted for with 2,304 bytes, an empty one with 832.
@@ -131,23 +131,17 @@ impl QueueReader {
         self.number
     }
 
-    /// Waits for packets, has `decide` look at one after the other, and gives their verdicts to the
-    /// kernel.
-    ///
-    /// `decide` is given the hook that the packet was queued in (`None`: one that isn't known
-    /// here), the packet from its IP header on, an empty buffer (for [`QueueVerdict::Replace`] it
-    /// writes the new packet there), and the packets before it. These may not have been sent on yet: it
-    /// [has them sent](Earlier::send) before it does anything that may take long.
+    /// Waits for packets, has one after the other decided on, and gives their verdicts to the kernel.
     ///
     /// # Errors
     /// Packets were lost or are gone; the queue works on.
     pub fn serve(
         &mut self,
-        decide: impl FnMut(Option<Hook>, &[u8], &mut Vec<u8>, &mut Earlier<'_>) -> QueueVerdict,
+        decider: &mut impl Decider,
     ) -> Result<(), ServeError> {
         match &mut self.batches {
-            Some(batches) => batches.serve(self.stamp, decide),
-            None => self.serve_one(decide),
+            Some(batches) => batches.serve(self.stamp, decider),
+            None => self.serve_one(decider),
         }
     }
 
@@ -155,19 +149,23 @@ impl QueueReader {
     /// in the queue: the crate can't give a verdict a second time.
     fn serve_one(
         &mut self,
-        mut decide: impl FnMut(Option<Hook>, &[u8], &mut Vec<u8>, &mut Earlier<'_>) -> QueueVerdict,
+        decider: &mut impl Decider,
     ) -> Result<(), ServeError> {
         let mut message = self.queue.recv().map_err(ServeError::Receive)?;
         self.out.clear();
         let hook = Hook::from_number(message.get_hook());
-        let payload = message.get_payload();
-        let answer = decide(hook, payload, &mut self.out, &mut Earlier::none());
+        let packet = Packet {
+            id: message.get_packet_id(),
+            hook,
+            bytes: message.get_payload(),
+        };
+        let answer = decider.decide(packet, &mut self.out, &mut Earlier::none());
         if let Some(mark) = stamped(hook, message.get_nfmark(), self.stamp) {
             message.set_nfmark(mark);
         }
         message.set_verdict(match answer {
             QueueVerdict::Accept | QueueVerdict::Replace => Verdict::Accept,
-            QueueVerdict::Drop => Verdict::Drop,
+            QueueVerdict::Drop | QueueVerdict::Later => Verdict::Drop,
         });
         if answer == QueueVerdict::Replace {
             message.set_payload(self.out.as_slice());

@@ -82,7 +82,7 @@ impl Answer<'_> {
     pub(super) fn put(&self, queue: u16, to: &mut Builder) {
         let code = match self.verdict {
             QueueVerdict::Accept | QueueVerdict::Replace => NF_ACCEPT,
-            QueueVerdict::Drop => NF_DROP,
+            QueueVerdict::Drop | QueueVerdict::Later => NF_DROP,
         };
         let [c0, c1, c2, c3] = code.to_be_bytes();
         let [i0, i1, i2, i3] = self.id.to_be_bytes();

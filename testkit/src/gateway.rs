@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use ftpalg::daemon::journal::Journal;
 use ftpalg::engine::event::Event;
 use ftpalg::engine::gateway::{
     Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId,
 };
-use ftpalg::engine::{Entry, Marks, Standing, Tuple};
+use ftpalg::engine::{Engine, Entry, Marks, Side, Standing, Tuple, Verdict};
 use ftpalg::pinholes::Plane;
 
 use crate::packet::OUTSIDE;
@@ -124,7 +125,72 @@ pub struct FakeGateway {
     pub silent_store: bool,
     /// Nothing opens any more.
     pub closing: bool,
+    /// Pinholes open when [`decide`] has them open, not when they are asked for.
+    pub puts_off: bool,
     reserved: Vec<Request>,
+    /// What the packet asks for that is decided on, and whether that is open.
+    wishes: Vec<(PinholeId, Wish)>,
+    /// Which of its requests come now for the first time since it came again.
+    unasked: Vec<(Request, Reservation)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Wanted,
+    Open,
+}
+
+/// What becomes of a packet, for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It goes on as it is.
+    Accept,
+    /// This goes on in its place.
+    Replace(Vec<u8>),
+    /// It is dropped.
+    Drop,
+}
+
+/// Gives a packet to an engine, again and again as long as the gateway [puts it off](FakeGateway::puts_off).
+pub fn decide(
+    engine: &mut Engine,
+    side: Side,
+    packet: &[u8],
+    now: Duration,
+    gateway: &mut FakeGateway,
+) -> Decision {
+    let mut requests = Vec::new();
+    gateway.wishes.clear();
+    loop {
+        let told = gateway.events.len();
+        let reserved = gateway.reserved.len();
+        gateway.unasked.clone_from(&requests);
+        let before = *engine.stats();
+        let decision = match engine.packet(side, packet, now, gateway) {
+            Verdict::Accept => Decision::Accept,
+            Verdict::Replace(bytes) => Decision::Replace(bytes.to_vec()),
+            Verdict::Drop => Decision::Drop,
+        };
+        let wanted = |(_, wish): &&mut (PinholeId, Wish)| *wish == Wish::Wanted;
+        let wanted: Vec<_> = gateway.wishes.iter_mut().filter(wanted).collect();
+        if wanted.is_empty() {
+            assert_eq!(gateway.unasked, [], "it asks for something else");
+            return decision;
+        }
+        for (id, wish) in wanted {
+            *wish = Wish::Open;
+            (gateway.opened).push(gateway.reserved[id.0 as usize].clone());
+        }
+        assert_eq!(decision, Decision::Drop, "it is put off");
+        assert_eq!(*engine.stats(), before, "something has happened");
+        gateway.events.truncate(told);
+        for (at, request) in gateway.reserved.iter().enumerate().skip(reserved) {
+            let id = PinholeId(at as u64);
+            let to = SocketAddr::new(request.to, gateway.port(request));
+            requests.push((request.clone(), Reservation { id, to }));
+        }
+        engine.again();
+    }
 }
 
 impl FakeGateway {
@@ -151,7 +217,10 @@ impl FakeGateway {
             elsewhere: false,
             silent_store: false,
             closing: false,
+            puts_off: false,
             reserved: Vec::new(),
+            wishes: Vec::new(),
+            unasked: Vec::new(),
         }
     }
 
@@ -170,6 +239,15 @@ impl FakeGateway {
     pub fn same_port(mut self, same_port: bool) -> Self {
         self.same_port = same_port;
         self
+    }
+
+    fn port(&self, request: &Request) -> u16 {
+        let port = request.land.port();
+        if request.published && !self.same_port {
+            public_port(port)
+        } else {
+            port
+        }
     }
 
     /// The entry that it always answers with, to be changed.
@@ -274,20 +352,21 @@ impl Gateway for FakeGateway {
         if let Some(plane) = &mut self.plane {
             return plane.reserve(request);
         }
+        let asked = self.unasked.iter().position(|(asked, _)| asked == request);
+        if let Some(at) = asked {
+            return Ok(self.unasked.remove(at).1);
+        }
         let id = PinholeId(self.reserved.len() as u64);
         if self.remembers {
             self.reserved.push(request.clone());
         }
-        let port = request.land.port();
-        let port = if request.published && !self.same_port {
-            public_port(port)
-        } else {
-            port
-        };
         Ok(Reservation {
             id,
-            to: SocketAddr::new(request.to, port),
+            to: SocketAddr::new(request.to, self.port(request)),
         })
+    }
+    fn may_put_off(&self) -> bool {
+        self.puts_off
     }
     fn open(&mut self, id: PinholeId) -> Result<(), Error> {
         if let Some(plane) = &mut self.plane {
@@ -295,6 +374,13 @@ impl Gateway for FakeGateway {
         }
         if self.closing {
             return Err(Error::Closing);
+        }
+        if self.puts_off {
+            if self.wishes.contains(&(id, Wish::Open)) {
+                return Ok(());
+            }
+            self.wishes.push((id, Wish::Wanted));
+            return Err(Error::Later);
         }
         if self.remembers {
             self.opened.push(self.reserved[id.0 as usize].clone());

@@ -26,6 +26,7 @@ mod manifest;
 mod nat64;
 mod out_of_step;
 mod pinhole_properties;
+mod put_off;
 mod records;
 mod replay;
 mod stream_exact;

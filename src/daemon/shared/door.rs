@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{MutexGuard, TryLockError};
 
-use super::{Shared, State};
+use super::{Shared, State, Wishes};
 use crate::daemon::store::Store;
 use crate::engine::event::Event;
 use crate::engine::gateway::{
@@ -20,19 +20,46 @@ pub struct Door<'a, 'b> {
     shared: &'a Shared,
     /// The packets before the one that the engine handles.
     earlier: Option<&'a mut Earlier<'b>>,
+    /// What the packet asks for, while it may be put off.
+    wishes: Option<Wishes>,
 }
 
 impl<'a, 'b> Door<'a, 'b> {
     /// Of a thread that handles no packets.
     pub fn new(shared: &'a Shared) -> Self {
-        let earlier = None;
-        Self { shared, earlier }
+        Self {
+            shared,
+            earlier: None,
+            wishes: None,
+        }
     }
 
     /// Of a worker. Before it waits for anybody, the packets before go on.
     pub fn of_worker(shared: &'a Shared, earlier: &'a mut Earlier<'b>) -> Self {
-        let earlier = Some(earlier);
-        Self { shared, earlier }
+        Self {
+            shared,
+            earlier: Some(earlier),
+            wishes: None,
+        }
+    }
+
+    /// The packet may be put off until its pinholes are open. To be [settled](Self::settle).
+    pub(in crate::daemon) fn may_put_off(&mut self, wishes: Wishes) {
+        self.wishes = Some(wishes);
+    }
+
+    /// The packet is put off.
+    pub(in crate::daemon) fn put_off(&mut self) -> Wishes {
+        self.wishes.take().unwrap_or_default()
+    }
+
+    /// The packet isn't put off. From here on it waits for what it asks for.
+    pub(in crate::daemon) fn settle(&mut self) {
+        if let Some(wishes) = self.wishes.take() {
+            let (events, unasked) = wishes.settle();
+            unasked.for_each(|id| self.release(id));
+            events.into_iter().for_each(|event| self.event(event));
+        }
     }
 
     /// What comes may take long.
@@ -71,7 +98,15 @@ impl<'a, 'b> Door<'a, 'b> {
 
 impl Gateway for Door<'_, '_> {
     fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
-        self.shared.look_up(src, dst)
+        let Some(wishes) = &mut self.wishes else {
+            return self.shared.look_up(src, dst);
+        };
+        if let Some(known) = wishes.entry(src, dst) {
+            return Ok(known);
+        }
+        let found = self.shared.look_up(src, dst)?;
+        wishes.learn(src, dst, found);
+        Ok(found)
     }
 
     fn translated(&mut self, client: SocketAddr, server: SocketAddr) -> Result<Entry, Error> {
@@ -132,18 +167,35 @@ impl Gateway for Door<'_, '_> {
         self.with(|plane| plane.admit(session, client))
     }
 
+    fn may_put_off(&self) -> bool {
+        self.wishes.as_ref().is_some_and(Wishes::may_wait)
+    }
+
     fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
+        let wishes = self.wishes.as_mut();
+        if let Some(reserved) = wishes.and_then(|wishes| wishes.reserved(request)) {
+            return Ok(reserved);
+        }
         if self.with(|plane| plane.needs_listeners(request)) {
             self.may_wait();
             let listeners = Listeners::read();
             self.with(|plane| plane.learn_listeners(listeners));
         }
-        self.with(|plane| plane.reserve(request))
+        let reserved = self.with(|plane| plane.reserve(request))?;
+        if let Some(wishes) = &mut self.wishes {
+            wishes.reserve(request, reserved);
+        }
+        Ok(reserved)
     }
 
     fn open(&mut self, id: PinholeId) -> Result<(), Error> {
-        self.may_wait();
-        self.shared.unless_closing(|plane| plane.open(id))?;
+        match self.wishes.as_mut().and_then(|wishes| wishes.open(id)) {
+            Some(opened) => opened?,
+            None => {
+                self.may_wait();
+                self.shared.unless_closing(|plane| plane.open(id))?;
+            }
+        }
         if let Some(store) = self.store() {
             let twin = self.with(|plane| plane.twin(id));
             for id in twin.into_iter().chain([id]) {
@@ -174,6 +226,9 @@ impl Gateway for Door<'_, '_> {
     }
 
     fn event(&mut self, event: Event) {
+        if let Some(wishes) = &mut self.wishes {
+            return wishes.tell(event);
+        }
         if matches!(event, Event::SessionOpened { .. }) {
             let mut state = self.lock();
             state.opened = true;

@@ -80,6 +80,7 @@ impl Flow {
                 self.count_refusal(said.verb, why, Some(named), false, cx);
             }
             Err(Declined::Wait) => _ = self.freeze(),
+            Err(Declined::PutOff) => self.put_off(cx),
             Err(Declined::Refuse(why)) => {
                 let replaced = self.refuse(side, address, cx);
                 self.count_refusal(said.verb, why, Some(named), replaced, cx);

@@ -180,9 +180,13 @@ impl Flow {
     /// Opens the pinhole that a `PORT` reserved.
     fn open_active(&mut self, Hole(hole): Hole, cx: &mut Context<'_>) {
         let opened = cx.gateway.open(PinholeId(hole));
-        if opened == Err(Error::Closing) {
-            self.freeze();
-            return;
+        match opened {
+            Err(Error::Closing) => {
+                self.freeze();
+                return;
+            }
+            Err(Error::Later) => return self.put_off(cx),
+            _ => {}
         }
         self.session.active_opened(opened.is_ok());
         if let Err(error) = opened {

@@ -1,6 +1,6 @@
 //! A flow when the gateway ends: see [`farewell`](crate::engine::farewell).
 
-use super::{ANSWERED, End, Fate, Flow};
+use super::{ANSWERED, Context, End, Fate, Flow};
 use crate::engine::Side;
 use crate::engine::gateway::Gateway;
 use crate::stream::{Emit, Half, Seq};
@@ -56,6 +56,12 @@ impl Flow {
     pub(super) fn freeze(&mut self) -> Fate {
         self.end = End::Frozen;
         Fate::Dropped
+    }
+
+    /// The packet comes again in a moment. All that it has changed is undone: nothing more is read of it.
+    pub(super) fn put_off(&mut self, cx: &mut Context<'_>) {
+        cx.put_off = true;
+        self.freeze();
     }
 
     /// Whether nothing goes on any more, so that a successor gets it.

@@ -73,6 +73,7 @@ impl Flow {
                         self.freeze();
                         return;
                     }
+                    Declined::PutOff => return self.put_off(cx),
                     Declined::Leave(why) => (why, self.leave_untranslated(side, address, cx)),
                     Declined::Refuse(why) => (why, self.refuse_translated(side, address, cx)),
                 };

@@ -14,7 +14,7 @@ use crate::stream::{Half, Records, Seq};
 use crate::wire::{Flags, Segment};
 
 /// The records of both directions, by [`Side`]; `None` where the stream is inspected again.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(in crate::engine) struct TlsRecords {
     records: [Option<Records>; 2],
 }

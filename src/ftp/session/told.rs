@@ -61,7 +61,7 @@ pub enum Said {
 }
 
 /// The part of a session that is there only while it has something in it.
-#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct Told {
     /// Until the login.
     pub(super) user: Option<User>,
@@ -77,7 +77,7 @@ pub(super) struct Told {
     said: Option<VecDeque<Said>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Transfer {
     command: TransferCommand,
     begun: bool,

@@ -34,12 +34,13 @@ mod ranges;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use self::leftover::Leftover;
 use self::lines::{Conditions, DateStop, RuleLine, Wording, probe, rules, transaction};
-use self::moulds::{Common, Moulds};
+use self::moulds::{Common, Moulds, Opening};
 use self::open::{HoleKey, HoleRules, Nat, Open};
 use super::{Backend, BackendError, Closed, ClosingWork, Verification};
 use crate::firewall::host::{Host, holds, missing};
@@ -59,6 +60,16 @@ const HOLDS: Duration = Duration::from_millis(500);
 /// How many used pinholes cost less than to close them at once: each adds some 0.6 us to the opening of
 /// another one.
 const RESTING: usize = 128;
+
+/// How many pinholes are opened together over netlink, so that they fit into one message. More than so many
+/// are opened by the tool.
+const TOGETHER: usize = 32;
+
+/// It isn't known whether rules are there.
+fn uncertain(source: io::Error) -> BackendError {
+    let what = "can't add the rules of a pinhole";
+    BackendError::System { what, source }
+}
 
 /// The table `nat` that holds a family's chains.
 #[derive(Clone, Debug)]
@@ -189,6 +200,62 @@ impl Iptables {
                     "no {family} pinholes: {program} isn't there or can't do NAT (install it, or use --backend nft)"
                 ))
             })
+    }
+
+    /// A pinhole that is to be opened, and its rules as the tool is told them.
+    fn opening<'a>(
+        &mut self,
+        table: &NatTable,
+        hole: &'a Pinhole,
+        timeout: Duration,
+    ) -> (Opening<'a>, Vec<RuleLine>) {
+        let opening = Opening {
+            hole,
+            conditions: table.conditions(timeout, table.limited),
+            serial: self.next_serial(),
+        };
+        let lines = wording(hole).rules(self.mark, opening.conditions, opening.serial);
+        (opening, lines)
+    }
+
+    /// Opens pinholes of whose keys nothing is in the table, in one commit.
+    fn open_in(
+        &mut self,
+        table: NatTable,
+        wanted: Vec<(Opening<'_>, Vec<RuleLine>)>,
+    ) -> Result<(), BackendError> {
+        let nat = Nat {
+            host: &self.host,
+            table,
+        };
+        let openings: Vec<_> = wanted.iter().map(|(opening, _)| *opening).collect();
+        let mut added = None;
+        if let Some(moulds) = self.moulds.get_mut(&nat.table.family)
+            && openings.len() <= TOGETHER
+        {
+            match moulds.put(None, &openings, false) {
+                Ok(handles) => added = handles,
+                Err(source) => {
+                    let _ = self.pinholes.mend(&nat, []);
+                    return Err(uncertain(source));
+                }
+            }
+        }
+        if added.is_none() {
+            let lines: Vec<RuleLine> = wanted.iter().flat_map(|(_, l)| l.clone()).collect();
+            if let Err(error) = nat.table.restore(&transaction(&[], &lines, false)) {
+                // The tool may have been ended just after its commit.
+                let _ = self.pinholes.mend(&nat, []);
+                return Err(error);
+            }
+        }
+        let mut handles = added.unwrap_or_default().into_iter();
+        for (opening, lines) in wanted {
+            let own = handles.by_ref().take(lines.len()).collect();
+            let rules = HoleRules::with_handles(lines, own);
+            self.pinholes.insert(opening.hole.key(), rules);
+        }
+        Ok(())
     }
 
     /// What should be in each table.
@@ -470,11 +537,13 @@ impl Backend for Iptables {
         RESTING
     }
 
+    fn opens_slowly(&self) -> bool {
+        true
+    }
+
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
         let table = self.table(Family::of(hole.from))?;
-        let conditions = table.conditions(timeout, table.limited);
-        let serial = self.next_serial();
-        let lines = wording(hole).rules(self.mark, conditions, serial);
+        let (opening, lines) = self.opening(&table, hole, timeout);
         let key = hole.key();
         // Rules of an older one with the same key may still be there: they are being removed.
         let first = self.closing.iter().any(|(closing, _)| *closing == key);
@@ -484,7 +553,7 @@ impl Backend for Iptables {
         };
         if let Some(moulds) = self.moulds.get_mut(&nat.table.family) {
             let old = self.pinholes.get(key);
-            match moulds.put(old, hole, conditions, serial, first) {
+            match moulds.put(old, &[opening], first) {
                 Ok(Some(handles)) => {
                     let rules = HoleRules::with_handles(lines, handles);
                     self.pinholes.insert(key, rules);
@@ -492,29 +561,25 @@ impl Backend for Iptables {
                 }
                 Ok(None) => {}
                 Err(source) => {
-                    let what = "can't add the rules of a pinhole";
                     let _ = self.pinholes.mend(&nat, []);
-                    return Err(BackendError::System { what, source });
+                    return Err(uncertain(source));
                 }
             }
         }
         self.pinholes.change(&nat, key, lines, first)
     }
 
-    /// Runs the tool once for each family.
+    /// In one commit for each family.
     fn open_all(&mut self, holes: &[(Pinhole, Duration)]) -> Result<(), BackendError> {
         for table in self.tables.clone() {
             let of_table = |hole: &Pinhole| Family::of(hole.from) == table.family;
-            let mut wanted = Vec::new();
-            for (hole, timeout) in holes.iter().filter(|(hole, _)| of_table(hole)) {
-                let lines = self.rules_of(&table, wording(hole), *timeout, table.limited);
-                wanted.push((hole.key(), lines));
+            let holes = holes.iter().filter(|(hole, _)| of_table(hole));
+            let wanted: Vec<_> = holes
+                .map(|(hole, timeout)| self.opening(&table, hole, *timeout))
+                .collect();
+            if !wanted.is_empty() {
+                self.open_in(table, wanted)?;
             }
-            let lines: Vec<RuleLine> = wanted.iter().flat_map(|(_, l)| l.clone()).collect();
-            if !lines.is_empty() {
-                table.restore(&transaction(&[], &lines, false))?;
-            }
-            self.pinholes.extend(wanted);
         }
         Ok(())
     }

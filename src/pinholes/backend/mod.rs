@@ -150,7 +150,13 @@ pub trait Backend: Send {
         self.open(hole, timeout)
     }
 
-    /// Opens pinholes when none is open: all at once, if that is cheaper than one by one.
+    /// Whether opening takes so long that pinholes should be opened together.
+    fn opens_slowly(&self) -> bool {
+        false
+    }
+
+    /// Opens pinholes of whose keys nothing is in the kernel: all at once, if that is cheaper than one by
+    /// one.
     ///
     /// # Errors
     /// Some of the pinholes may not be open.

@@ -1,14 +1,17 @@
 //! Two honest TCPs with an unkind network on both sides of the engine: whatever is lost, repeated,
 //! overtaken, cut and coalesced, each end reads the reference rewrite of what the other wrote, is
 //! never offered anything else, and nothing is acknowledged that doesn't arrive in the end.
+//!
+//! A second engine sees the same packets, and has each of them put off that asks for a pinhole. It must say
+//! the same in the end.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use ftpalg::engine::{Config, Engine, Side, Verdict};
+use ftpalg::engine::{Config, Engine, Side};
 
 use super::Bytes;
-use crate::gateway::{FakeGateway, MARKS, entry, public_port};
+use crate::gateway::{Decision, FakeGateway, MARKS, decide, entry, public_port};
 use crate::packet::{ACK, FIN, OUTSIDE, RST, SYN, Seg, URG, build, read};
 use crate::tcp::endpoint::End;
 
@@ -162,6 +165,8 @@ impl Script {
 struct Net {
     engine: Engine,
     world: FakeGateway,
+    /// The same with a gateway that puts packets off.
+    patient: (Engine, FakeGateway),
     ends: [End; 2],
     places: [(Ipv4Addr, u16); 2],
     server_inside: bool,
@@ -181,18 +186,27 @@ impl Net {
         }
     }
 
+    /// What both engines say of a packet.
+    fn decide(&mut self, side: Side, packet: &[u8]) -> Decision {
+        let decision = decide(&mut self.engine, side, packet, self.now, &mut self.world);
+        let (engine, world) = &mut self.patient;
+        let later = decide(engine, side, packet, self.now, world);
+        assert_eq!(decision, later, "it was put off");
+        decision
+    }
+
     /// Sends a segment through the engine; what comes out flies on.
     fn send(&mut self, who: usize, seg: &Seg) -> Option<Seg> {
         let packet = build(self.places[who], self.places[1 - who], seg);
         let side = self.side(who);
-        let out = match self.engine.packet(side, &packet, self.now, &mut self.world) {
-            Verdict::Accept => packet,
-            Verdict::Replace(bytes) => {
+        let out = match self.decide(side, &packet) {
+            Decision::Accept => packet,
+            Decision::Replace(bytes) => {
                 assert_eq!(bytes[..2], packet[..2]);
                 assert_eq!(bytes[4..10], packet[4..10], "the IP header's other fields");
-                bytes.to_vec()
+                bytes
             }
-            Verdict::Drop => return None,
+            Decision::Drop => return None,
         };
         let out = read(&out);
         assert_eq!(out.flags & !seg.flags, 0, "flags it hadn't");
@@ -311,8 +325,8 @@ impl Net {
                 let mut packet = build(self.places[who], self.places[1 - who], &seg);
                 packet[36] ^= 0x40;
                 let side = self.side(who);
-                let verdict = self.engine.packet(side, &packet, self.now, &mut self.world);
-                assert_eq!(verdict, Verdict::Accept, "a wrong checksum");
+                let decision = self.decide(side, &packet);
+                assert_eq!(decision, Decision::Accept, "a wrong checksum");
                 return;
             }
             13 => {
@@ -433,15 +447,17 @@ pub fn check(data: &[u8]) {
     } else {
         ((script.private, client_port), (OUTSIDE, 21))
     };
+    let world = || {
+        let (private, public) = (script.private, script.public);
+        let entry = entry(script.server_inside, private, public, client_port);
+        FakeGateway::with_entry(entry).same_port(script.same_port)
+    };
+    let mut patient = world();
+    patient.puts_off = true;
     let mut net = Net {
         engine: Engine::new(uneven(), 0),
-        world: FakeGateway::with_entry(entry(
-            script.server_inside,
-            script.private,
-            script.public,
-            client_port,
-        ))
-        .same_port(script.same_port),
+        world: world(),
+        patient: (Engine::new(uneven(), 0), patient),
         ends: [
             End::new(isns[0], isns[1], wide),
             End::new(isns[1], isns[0], wide),
@@ -518,6 +534,10 @@ pub fn check(data: &[u8]) {
         net.send(who, &seg);
     }
     assert_eq!(net.engine.buffered(), 0);
+    let (patient, world) = &net.patient;
+    assert_eq!(patient.stats(), net.engine.stats());
+    assert_eq!(world.events, net.world.events);
+    assert_eq!(world.opened, net.world.opened);
 }
 
 /// Edits of other lengths, as often as can be had: they are the hard ones.

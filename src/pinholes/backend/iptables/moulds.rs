@@ -172,6 +172,15 @@ pub(super) struct Common {
     pub(super) limited: bool,
 }
 
+/// A pinhole that is to be opened.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Opening<'a> {
+    pub(super) hole: &'a Pinhole,
+    pub(super) conditions: Conditions,
+    /// The number in its rules' comments.
+    pub(super) serial: u64,
+}
+
 /// The moulds of a table `nat`.
 #[derive(Debug)]
 pub(super) struct Moulds {
@@ -214,21 +223,20 @@ impl Moulds {
         })
     }
 
-    /// Puts the rules of a pinhole into their chains, at the end or `first`, and removes the `old` ones, in
-    /// one commit. Returns their handles. `None`: nothing has changed, since there are no moulds for them,
-    /// the old ones' handles aren't known, or the kernel has refused it.
+    /// Puts the rules of pinholes into their chains, at the end or `first`, and removes the `old` ones, in
+    /// one commit. Returns their handles, in order. `None`: nothing has changed, since there are no moulds
+    /// for them, the old ones' handles aren't known, or the kernel has refused it.
     ///
     /// # Errors
     /// It isn't known whether the rules are there.
     pub(super) fn put(
         &mut self,
         old: Option<&HoleRules>,
-        hole: &Pinhole,
-        conditions: Conditions,
-        serial: u64,
+        openings: &[Opening<'_>],
         first: bool,
     ) -> io::Result<Option<Vec<u64>>> {
-        let Some(rules) = self.cast(hole, conditions, serial) else {
+        let rules: Option<Vec<_>> = openings.iter().map(|opening| self.cast(opening)).collect();
+        let Some(rules) = rules.map(|rules| rules.concat()) else {
             return Ok(None);
         };
         let old: Vec<_> = match old.map(HoleRules::handles) {
@@ -267,12 +275,12 @@ impl Moulds {
     }
 
     /// The expressions of a pinhole's rules, with their chains.
-    fn cast(
-        &self,
-        hole: &Pinhole,
-        conditions: Conditions,
-        serial: u64,
-    ) -> Option<Vec<(&'static str, Vec<u8>)>> {
+    fn cast(&self, opening: &Opening<'_>) -> Option<Vec<(&'static str, Vec<u8>)>> {
+        let Opening {
+            hole,
+            conditions,
+            serial,
+        } = *opening;
         let Common {
             mark,
             timed,

@@ -1,0 +1,175 @@
+//! Pinholes that open together.
+//!
+//! With the backend iptables, a change of the kernel's rules takes some hundred microseconds, or many
+//! milliseconds, however many rules it adds. So a packet that needs a pinhole is put off, and so are those
+//! of other sessions that come meanwhile; then all their pinholes open in one change, and the packets come
+//! again. What each of them was promised is kept here, so that it is given the same.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::Shared;
+use crate::engine::Entry;
+use crate::engine::event::Event;
+use crate::engine::gateway::{Error, PinholeId, Request, Reservation};
+
+/// How often a packet is put off. One that asks for still more pinholes waits for each of them.
+const TIMES: u32 = 4;
+
+/// What packets wait for, by the queue's numbers of these.
+#[derive(Debug, Default)]
+pub struct Openings {
+    of_packet: HashMap<u32, Wishes>,
+}
+
+/// What a packet asks for while it may be put off.
+#[derive(Debug, Default)]
+pub struct Wishes {
+    holes: Vec<Wish>,
+    /// What conntrack has answered it, with both ends' addresses.
+    entries: Vec<(SocketAddr, SocketAddr, Entry)>,
+    /// What it has told. If it is put off, that didn't happen.
+    events: Vec<Event>,
+    times: u32,
+    /// When it came first, where somebody wants to know.
+    came: Option<Duration>,
+}
+
+/// A pinhole.
+#[derive(Debug)]
+struct Wish {
+    id: PinholeId,
+    /// What it was reserved for, if it was by this packet.
+    request: Option<(Request, Reservation)>,
+    state: State,
+    /// The packet has asked for it since it came, or came again.
+    asked: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Reserved,
+    /// It is to be opened.
+    Wanted,
+    /// It was, or couldn't be.
+    Opened(Result<(), Error>),
+}
+
+impl Openings {
+    /// A packet comes, or comes again.
+    pub fn take(&mut self, packet: u32) -> Wishes {
+        let mut wishes = self.of_packet.remove(&packet).unwrap_or_default();
+        for wish in &mut wishes.holes {
+            wish.asked = false;
+        }
+        wishes
+    }
+
+    /// It is put off.
+    pub fn put_off(&mut self, packet: u32, mut wishes: Wishes) {
+        wishes.events.clear();
+        wishes.times = wishes.times.saturating_add(1);
+        self.of_packet.insert(packet, wishes);
+    }
+
+    /// When a packet that was put off came first, if that was noted.
+    pub fn came(&self, packet: u32) -> Option<Duration> {
+        self.of_packet.get(&packet)?.came
+    }
+
+    /// Notes that.
+    pub fn note(&mut self, packet: u32, came: Duration) {
+        if let Some(wishes) = self.of_packet.get_mut(&packet) {
+            wishes.came = Some(came);
+        }
+    }
+
+    /// Opens all that is wanted.
+    pub fn open(&mut self, shared: &Shared) {
+        let wishes = self.of_packet.values_mut();
+        let mut wanted: Vec<_> = wishes
+            .flat_map(|wishes| &mut wishes.holes)
+            .filter(|wish| wish.state == State::Wanted)
+            .collect();
+        wanted.sort_by_key(|wish| wish.id);
+        let ids: Vec<_> = wanted.iter().map(|wish| wish.id).collect();
+        for (wish, opened) in wanted.into_iter().zip(shared.open_together(&ids)) {
+            wish.state = State::Opened(opened);
+        }
+    }
+}
+
+impl Wishes {
+    /// Whether it may be put off once more.
+    pub fn may_wait(&self) -> bool {
+        self.times < TIMES
+    }
+
+    /// What conntrack has answered before.
+    pub(super) fn entry(&self, src: SocketAddr, dst: SocketAddr) -> Option<Entry> {
+        let mut known = self.entries.iter();
+        let (_, _, entry) = known.find(|(from, to, _)| (*from, *to) == (src, dst))?;
+        Some(*entry)
+    }
+
+    /// Conntrack has answered.
+    pub(super) fn learn(&mut self, src: SocketAddr, dst: SocketAddr, entry: Entry) {
+        self.entries.push((src, dst, entry));
+    }
+
+    /// The port that was chosen for a request before.
+    pub(super) fn reserved(&mut self, request: &Request) -> Option<Reservation> {
+        self.holes.iter_mut().find_map(|wish| {
+            let (asked, reserved) = wish.request.as_ref()?;
+            if wish.asked || asked != request {
+                return None;
+            }
+            wish.asked = true;
+            Some(*reserved)
+        })
+    }
+
+    /// A port was chosen.
+    pub(super) fn reserve(&mut self, request: &Request, reserved: Reservation) {
+        self.holes.push(Wish {
+            id: reserved.id,
+            request: Some((request.clone(), reserved)),
+            state: State::Reserved,
+            asked: true,
+        });
+    }
+
+    /// Whether a pinhole could be opened. If that wasn't tried yet, it is to be; `None`: at once, since the
+    /// packet has waited often enough.
+    pub(super) fn open(&mut self, id: PinholeId) -> Option<Result<(), Error>> {
+        let may_wait = self.may_wait();
+        let known = self.holes.iter_mut().find(|wish| wish.id == id);
+        let Some(wish) = known else {
+            self.holes.push(Wish {
+                id,
+                request: None,
+                state: State::Wanted,
+                asked: true,
+            });
+            return may_wait.then_some(Err(Error::Later));
+        };
+        wish.asked = true;
+        if let State::Opened(opened) = &wish.state {
+            return Some(opened.clone());
+        }
+        wish.state = State::Wanted;
+        may_wait.then_some(Err(Error::Later))
+    }
+
+    /// Something that happens if the packet isn't put off.
+    pub(super) fn tell(&mut self, event: Event) {
+        self.events.push(event);
+    }
+
+    /// It has been decided on. Returns what it has told, and the pinholes that it asked for once and no more.
+    pub(super) fn settle(self) -> (Vec<Event>, impl Iterator<Item = PinholeId>) {
+        let unasked = self.holes.into_iter().filter(|wish| !wish.asked);
+        (self.events, unasked.map(|wish| wish.id))
+    }
+}
