@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 
 use super::handles::{deletion, rule_in};
 use super::lines::{Conditions, DateStop, RuleLine, probe};
@@ -125,8 +126,15 @@ fn values(hole: &Pinhole, mark: Mark, conditions: Conditions, serial: u64) -> [R
 #[derive(Clone, Debug)]
 struct Mould {
     bytes: Vec<u8>,
-    /// An offset, and which of the values it is.
-    places: Vec<(usize, usize)>,
+    places: Vec<Place>,
+}
+
+/// Where a value stands.
+#[derive(Clone, Debug)]
+struct Place {
+    bytes: Range<usize>,
+    /// Which of the values.
+    which: usize,
 }
 
 /// A rule with its values.
@@ -141,7 +149,10 @@ impl Mould {
             if !value.is_empty() {
                 let windows = bytes.windows(value.len()).enumerate();
                 let found = windows.filter(|(_, window)| *window == value);
-                places.extend(found.map(|(offset, _)| (offset, which)));
+                places.extend(found.map(|(offset, _)| Place {
+                    bytes: offset..offset.saturating_add(value.len()),
+                    which,
+                }));
             }
         }
         let bytes = bytes.to_vec();
@@ -149,13 +160,17 @@ impl Mould {
         (mould.cast(of_other)? == other).then_some(mould)
     }
 
-    /// The rule with these values; `None` if one of them doesn't fit.
+    /// The rule with these values; `None` if one of them doesn't fit, such as an address of the other
+    /// family.
     fn cast(&self, values: &[RuleValue]) -> Option<Vec<u8>> {
         let mut bytes = self.bytes.clone();
-        for &(offset, which) in &self.places {
-            let value = values.get(which)?.bytes();
-            let place = bytes.get_mut(offset..offset.checked_add(value.len())?)?;
-            place.copy_from_slice(value);
+        for place in &self.places {
+            let value = values.get(place.which)?.bytes();
+            let bytes = bytes.get_mut(place.bytes.clone())?;
+            if bytes.len() != value.len() {
+                return None;
+            }
+            bytes.copy_from_slice(value);
         }
         Some(bytes)
     }
@@ -468,6 +483,15 @@ mod tests {
             String::from_utf8(mould.cast(&values).unwrap()).unwrap(),
             format!("port 12 no 10{padding} 12.")
         );
+    }
+
+    #[test]
+    fn a_value_of_another_length_fits_nowhere() {
+        let mould = mould(ONE, OTHER).unwrap();
+        let serial = RuleValue::of_serial(10);
+        for port in [&b"1"[..], b"123", b""] {
+            assert_eq!(mould.cast(&[RuleValue::new(port), serial]), None);
+        }
     }
 
     #[test]
