@@ -108,13 +108,11 @@ impl Engine {
             && let Ok(segment) = Segment::parse(packet)
         {
             match self.join(ends, side, &segment, marks, now, gateway) {
-                Unknown::Joined => {
-                    match self.place(side, &segment, packet, now, gateway) {
-                        Decided::Verdict(fate) => return self.verdict(fate),
-                        Decided::Later => return Verdict::Drop,
-                        Decided::Unknown(_) | Decided::SynAck(..) => {}
-                    }
-                }
+                Unknown::Joined => match self.place(side, &segment, packet, now, gateway) {
+                    Decided::Verdict(fate) => return self.verdict(fate),
+                    Decided::Later => return Verdict::Drop,
+                    Decided::Unknown(_) | Decided::SynAck(..) => {}
+                },
                 Unknown::Orphan { certain } => {
                     let orphaned = u64::from(certain);
                     self.stats.orphaned = self.stats.orphaned.saturating_add(orphaned);

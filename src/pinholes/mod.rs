@@ -287,7 +287,11 @@ impl Plane {
     /// The same for several, in one change of the kernel where the backend can do that.
     pub fn open_together(&mut self, ids: &[PinholeId]) -> Vec<Result<(), Error>> {
         let mut new: BTreeMap<PinholeKey, (PinholeId, Pinhole)> = BTreeMap::new();
-        for id in ids.iter().flat_map(|id| [self.twin(*id), Some(*id)]).flatten() {
+        for id in ids
+            .iter()
+            .flat_map(|id| [self.twin(*id), Some(*id)])
+            .flatten()
+        {
             if let Some(hole) = self.holes.get(id).filter(|hole| !hole.open)
                 && !self.may_be_there(hole.pinhole.key())
             {
@@ -295,7 +299,10 @@ impl Plane {
             }
         }
         let timeout = self.config.deadline;
-        let holes: Vec<_> = new.values().map(|(_, hole)| (hole.clone(), timeout)).collect();
+        let holes: Vec<_> = new
+            .values()
+            .map(|(_, hole)| (hole.clone(), timeout))
+            .collect();
         if holes.len() > 1 && self.parts.backend.open_all(&holes).is_ok() {
             for (key, (id, _)) in new {
                 self.is_open(id, key);

@@ -31,6 +31,10 @@ struct World {
     watched: HashSet<Tuple>,
     installed: bool,
     refuse_open: bool,
+    /// The pinhole with this port can't be opened.
+    refused_port: Option<u16>,
+    /// How many pinholes each call opened that opened several.
+    together: Vec<usize>,
     refuse_close: bool,
     /// Whether closing is left to somebody else.
     slow: bool,
@@ -139,7 +143,24 @@ impl Backend for FakeKernel {
         }))
     }
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
-        self.opening(|w| _ = w.kernel.insert(hole.key(), (hole.clone(), timeout)))
+        self.with(|w| {
+            let refused = w.refuse_open || w.refused_port == Some(hole.to.port());
+            let open = |w: &mut World| _ = w.kernel.insert(hole.key(), (hole.clone(), timeout));
+            unless(refused, w, open)
+        })
+    }
+    fn open_all(&mut self, holes: &[(Pinhole, Duration)]) -> Result<(), BackendError> {
+        let refused = self.with(|w| w.refused_port);
+        if holes
+            .iter()
+            .any(|(hole, _)| Some(hole.to.port()) == refused)
+        {
+            return self.with(|w| unless(true, w, |_| ()));
+        }
+        self.with(|w| w.together.push(holes.len()));
+        holes
+            .iter()
+            .try_for_each(|(hole, timeout)| self.open(hole, *timeout))
     }
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
         self.closing_one(|w| _ = w.kernel.remove(&hole.key()))
@@ -317,6 +338,60 @@ fn new_event(original: Tuple) -> ConntrackEvent {
         id: 1,
         status: 0,
     }
+}
+
+/// Three pinholes that are reserved.
+fn three(plane: &mut Plane) -> [PinholeId; 3] {
+    [40001, 40002, 40003].map(|port| plane.reserve(&passive(1, ANN, port)).unwrap().id)
+}
+
+#[test]
+fn several_pinholes_open_in_one_change() {
+    let (mut plane, world) = plane(PlaneConfig::default());
+    let ids = three(&mut plane);
+    assert_eq!(plane.open_together(&ids), [Ok(()), Ok(()), Ok(())]);
+    assert_eq!(world.with(|w| w.together.clone()), [3]);
+    assert_eq!(world.open_keys().len(), 3);
+    assert!(
+        plane
+            .pinholes()
+            .iter()
+            .all(|hole| hole.state == PinholeState::Open)
+    );
+    assert_eq!(plane.counters().opened, 3);
+    // They are open already, and one is gone.
+    plane.release(ids[1]);
+    let [first, gone, last] = plane.open_together(&ids).try_into().unwrap();
+    assert!(first.is_ok() && matches!(gone, Err(Error::Kernel(_))) && last.is_ok());
+    assert_eq!(plane.counters().opened, 3);
+    assert_eq!(plane.open_together(&[]), []);
+}
+
+#[test]
+fn one_that_is_refused_keeps_no_other_from_opening() {
+    let (mut plane, world) = plane(PlaneConfig::default());
+    world.with(|w| w.refused_port = Some(40002));
+    let ids = three(&mut plane);
+    let [first, refused, last] = plane.open_together(&ids).try_into().unwrap();
+    assert!(first.is_ok() && matches!(refused, Err(Error::Kernel(_))) && last.is_ok());
+    assert_eq!((world.open_keys().len(), plane.pinholes().len()), (2, 2));
+    let counters = plane.counters();
+    assert_eq!((counters.opened, counters.kernel_errors), (2, 1));
+}
+
+#[test]
+fn one_that_replaces_another_opens_by_itself() {
+    let (mut plane, world) = plane(PlaneConfig::default());
+    world.with(|w| w.holds = Duration::from_millis(500));
+    let used = open(&mut plane, &passive(1, ANN, 40001));
+    plane.on_conntrack_new(dialled(ANN, used.to)).unwrap();
+    assert_eq!(world.open_keys().len(), 1, "it rests");
+    let ids = three(&mut plane);
+    assert_eq!(plane.open_together(&ids), [Ok(()), Ok(()), Ok(())]);
+    assert_eq!(world.with(|w| w.together.clone()), [2]);
+    world.wait(1);
+    plane.expire();
+    assert_eq!(world.open_keys().len(), 3, "the one that replaced it stays");
 }
 
 #[test]

@@ -169,7 +169,8 @@ impl Batches {
         stamp: u32,
         decider: &mut impl Decider,
     ) -> Result<(), ServeError> {
-        self.receive(MsgFlags::MSG_WAITFORONE).map_err(ServeError::Receive)?;
+        self.receive(MsgFlags::MSG_WAITFORONE)
+            .map_err(ServeError::Receive)?;
         let mut refused = self.decide_received(stamp, decider);
         let mut rounds = 0;
         while !self.put_off.is_empty() {

@@ -135,10 +135,7 @@ impl QueueReader {
     ///
     /// # Errors
     /// Packets were lost or are gone; the queue works on.
-    pub fn serve(
-        &mut self,
-        decider: &mut impl Decider,
-    ) -> Result<(), ServeError> {
+    pub fn serve(&mut self, decider: &mut impl Decider) -> Result<(), ServeError> {
         match &mut self.batches {
             Some(batches) => batches.serve(self.stamp, decider),
             None => self.serve_one(decider),
@@ -147,10 +144,7 @@ impl QueueReader {
 
     /// The same, with the crate alone. If the kernel doesn't take a verdict, the packet holds its place
     /// in the queue: the crate can't give a verdict a second time.
-    fn serve_one(
-        &mut self,
-        decider: &mut impl Decider,
-    ) -> Result<(), ServeError> {
+    fn serve_one(&mut self, decider: &mut impl Decider) -> Result<(), ServeError> {
         let mut message = self.queue.recv().map_err(ServeError::Receive)?;
         self.out.clear();
         let hook = Hook::from_number(message.get_hook());

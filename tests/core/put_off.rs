@@ -23,10 +23,7 @@ fn asked() -> (Trace, u32, u32) {
 /// Whether a segment is put off; if not, it isn't changed.
 fn is_put_off(t: &mut Trace, who: Who, seg: &Seg) -> bool {
     let packet = pack(who, &t.wire(who, seg.clone()));
-    match t
-        .engine
-        .try_packet(side(who), &packet, t.now, &mut t.world)
-    {
+    match t.engine.try_packet(side(who), &packet, t.now, &mut t.world) {
         Placed::Later => true,
         Placed::Verdict(Verdict::Accept) => false,
         other => panic!("{other:?}"),

@@ -802,6 +802,46 @@ fn many_holes() -> Vec<Pinhole> {
     cases.map(of_case).collect()
 }
 
+fn for_a_minute(holes: &[Pinhole]) -> Vec<(Pinhole, Duration)> {
+    holes.iter().map(|hole| (hole.clone(), MINUTE)).collect()
+}
+
+/// Few and many, of both families, beside others; each closes by itself.
+#[test]
+fn holes_open_together() {
+    const MANY: u16 = 50;
+    for_each_flavour(|lab, flavour| {
+        let mut backend = backend();
+        let numbered = |n: u16| {
+            let mut hole = hole("203.0.113.10", "203.0.113.1:1", "10.0.0.2:40001", None);
+            hole.to.set_port(30_000 + n);
+            hole
+        };
+        lab.gateway.within(|| {
+            backend.install().unwrap();
+            backend.open(&numbered(0), MINUTE).unwrap();
+            let (few, many) = (many_holes(), (1..=MANY).map(numbered).collect::<Vec<_>>());
+            for holes in [&few, &many] {
+                backend.open_all(&for_a_minute(holes)).unwrap();
+                assert!(backend.verify().unwrap(), "{flavour}");
+            }
+            // If one can't be opened, none is.
+            let mut wrong = numbered(60);
+            wrong.to.set_ip("2001:db8::1".parse().unwrap());
+            let holes = for_a_minute(&[numbered(61), wrong]);
+            assert!(backend.open_all(&holes).is_err());
+            assert!(!lab.gateway.ruleset().contains("30061"), "{flavour}");
+            assert!(backend.verify().unwrap(), "{flavour}");
+            for hole in few.iter().chain(&many) {
+                backend.close(hole).unwrap();
+            }
+            assert!(backend.verify().unwrap(), "{flavour}");
+            close_together(&mut backend, &[numbered(0)]).unwrap();
+            backend.remove().unwrap();
+        });
+    });
+}
+
 /// What is added over netlink is what the tool would have written: it shows it so.
 #[test]
 fn holes_of_iptables_nft_open_and_close_without_its_tool() {
@@ -832,6 +872,11 @@ fn holes_of_iptables_nft_open_and_close_without_its_tool() {
         });
         assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());
         backend.closed(ns.within(closing)).unwrap();
+        assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());
+        ns.within(|| close_together(&mut backend, &holes)).unwrap();
+        assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());
+        ns.within(|| backend.open_all(&for_a_minute(&holes)))
+            .unwrap();
         assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());
         ns.within(|| close_together(&mut backend, &holes)).unwrap();
         assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());

@@ -87,16 +87,20 @@ impl Openings {
 
     /// Opens all that is wanted.
     pub fn open(&mut self, shared: &Shared) {
-        let wishes = self.of_packet.values_mut();
-        let mut wanted: Vec<_> = wishes
-            .flat_map(|wishes| &mut wishes.holes)
-            .filter(|wish| wish.state == State::Wanted)
-            .collect();
-        wanted.sort_by_key(|wish| wish.id);
+        let wanted = self.wanted();
         let ids: Vec<_> = wanted.iter().map(|wish| wish.id).collect();
         for (wish, opened) in wanted.into_iter().zip(shared.open_together(&ids)) {
             wish.state = State::Opened(opened);
         }
+    }
+
+    /// What is to be opened, in the order in which it was reserved.
+    fn wanted(&mut self) -> Vec<&mut Wish> {
+        let wishes = self.of_packet.values_mut();
+        let holes = wishes.flat_map(|wishes| &mut wishes.holes);
+        let mut wanted: Vec<_> = holes.filter(|wish| wish.state == State::Wanted).collect();
+        wanted.sort_by_key(|wish| wish.id);
+        wanted
     }
 }
 
@@ -171,5 +175,149 @@ impl Wishes {
     pub(super) fn settle(self) -> (Vec<Event>, impl Iterator<Item = PinholeId>) {
         let unasked = self.holes.into_iter().filter(|wish| !wish.asked);
         (self.events, unasked.map(|wish| wish.id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::engine::gateway::SessionId;
+    use crate::ftp::Mode;
+    use crate::ftp::fit::Fitting;
+
+    fn request(port: u16) -> Request {
+        let ip: IpAddr = [10, 0, 0, 2].into();
+        Request {
+            session: SessionId(1),
+            mode: Mode::Passive,
+            from: [203, 0, 113, 10].into(),
+            to: [198, 51, 100, 1].into(),
+            land: SocketAddr::new(ip, port),
+            as_source: None,
+            mark: 0,
+            published: true,
+            from_range: true,
+            fitting: Fitting::ANY,
+            twin: None,
+        }
+    }
+
+    /// The packet with number 7 asks for a pinhole; whether it is open.
+    fn asks(wishes: &mut Wishes, port: u16) -> Option<Result<(), Error>> {
+        let request = request(port);
+        let reserved = wishes.reserved(&request).unwrap_or_else(|| {
+            let id = PinholeId(u64::from(port));
+            let reserved = Reservation {
+                id,
+                to: SocketAddr::new(request.to, port),
+            };
+            wishes.reserve(&request, reserved);
+            reserved
+        });
+        wishes.open(reserved.id)
+    }
+
+    /// What [`Openings::open`] does, with an answer for all.
+    fn opens(openings: &mut Openings, answer: &Result<(), Error>) -> Vec<u64> {
+        let wanted = openings.wanted();
+        let ids = wanted.iter().map(|wish| wish.id.0).collect();
+        for wish in wanted {
+            wish.state = State::Opened(answer.clone());
+        }
+        ids
+    }
+
+    fn unasked(wishes: Wishes) -> Vec<u64> {
+        wishes.settle().1.map(|id| id.0).collect()
+    }
+
+    #[test]
+    fn a_packet_that_comes_again_is_given_what_it_was_promised() {
+        for answer in [Ok(()), Err(Error::Kernel("no".into()))] {
+            let mut openings = Openings::default();
+            let mut wishes = openings.take(7);
+            assert_eq!(asks(&mut wishes, 1), Some(Err(Error::Later)));
+            openings.put_off(7, wishes);
+            assert_eq!(opens(&mut openings, &answer), [1]);
+            // Another one follows in the same packet.
+            let mut wishes = openings.take(7);
+            assert_eq!(asks(&mut wishes, 1), Some(answer.clone()));
+            assert_eq!(asks(&mut wishes, 2), Some(Err(Error::Later)));
+            openings.put_off(7, wishes);
+            assert_eq!(
+                opens(&mut openings, &answer),
+                [2],
+                "not the first one again"
+            );
+            let mut wishes = openings.take(7);
+            for port in [1, 2] {
+                assert_eq!(asks(&mut wishes, port), Some(answer.clone()));
+            }
+            assert!(openings.of_packet.is_empty() && unasked(wishes).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_it_asks_for_no_more_is_given_back() {
+        let mut openings = Openings::default();
+        let mut wishes = openings.take(7);
+        assert_eq!(asks(&mut wishes, 1), Some(Err(Error::Later)));
+        openings.put_off(7, wishes);
+        opens(&mut openings, &Ok(()));
+        let mut wishes = openings.take(7);
+        assert_eq!(asks(&mut wishes, 2), Some(Err(Error::Later)));
+        assert_eq!(unasked(wishes), [1]);
+    }
+
+    #[test]
+    fn the_same_request_twice_is_for_two_pinholes() {
+        let mut wishes = Wishes::default();
+        let reserved = |id| Reservation {
+            id: PinholeId(id),
+            to: "198.51.100.1:1".parse().unwrap(),
+        };
+        for id in [1, 2] {
+            assert_eq!(wishes.reserved(&request(1)), None);
+            wishes.reserve(&request(1), reserved(id));
+        }
+        let mut openings = Openings::default();
+        openings.put_off(7, wishes);
+        let mut wishes = openings.take(7);
+        let again = [(); 3].map(|()| wishes.reserved(&request(1)));
+        assert_eq!(again, [Some(reserved(1)), Some(reserved(2)), None]);
+    }
+
+    #[test]
+    fn a_packet_waits_for_a_bounded_number_of_times() {
+        let mut openings = Openings::default();
+        for time in 0..u16::MAX {
+            let mut wishes = openings.take(7);
+            let asked = asks(&mut wishes, time);
+            if asked.is_none() {
+                assert_eq!((u32::from(time), wishes.may_wait()), (TIMES, false));
+                return;
+            }
+            openings.put_off(7, wishes);
+            opens(&mut openings, &Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_a_packet_tells_before_it_is_put_off_did_not_happen() {
+        let told = |wishes: &mut Wishes| {
+            wishes.tell(Event::SessionClosed {
+                session: SessionId(1),
+                how: "FIN",
+            });
+        };
+        let mut openings = Openings::default();
+        let mut wishes = openings.take(7);
+        told(&mut wishes);
+        openings.put_off(7, wishes);
+        let mut wishes = openings.take(7);
+        told(&mut wishes);
+        assert_eq!(wishes.settle().0.len(), 1);
     }
 }
