@@ -20,6 +20,11 @@ use going::{Announced, Data, Ended, GRACE, Going, MAX_EACH, More, Ripeness, push
 /// theirs lack the addresses.
 const MAX_SESSIONS: usize = 131_072;
 
+/// The list of those that wait gives memory back when it could hold so many times what it holds, and never
+/// has room for less than twice so many.
+const SPARE: usize = 8;
+const FEW: usize = 256;
+
 /// The sessions as far as records need them.
 #[derive(Debug)]
 pub(super) struct Chronicle {
@@ -234,6 +239,11 @@ impl Chronicle {
             self.waiting.pop_front();
             self.waits_no_more(session);
             self.settle(session, now, false, out);
+        }
+        // What many sessions needed isn't kept when they are over.
+        let few = self.waiting.len().max(FEW);
+        if self.waiting.capacity() / SPARE > few {
+            self.waiting.shrink_to(2 * few);
         }
     }
 
