@@ -292,9 +292,7 @@ impl Plane {
             .flat_map(|id| [self.twin(*id), Some(*id)])
             .flatten()
         {
-            if let Some(hole) = self.holes.get(id).filter(|hole| !hole.open)
-                && !self.may_be_there(hole.pinhole.key())
-            {
+            if let Some(hole) = self.holes.get(id).filter(|hole| !hole.open) {
                 new.insert(hole.pinhole.key(), (id, hole.pinhole.clone()));
             }
         }

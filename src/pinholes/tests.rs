@@ -380,7 +380,7 @@ fn one_that_is_refused_keeps_no_other_from_opening() {
 }
 
 #[test]
-fn one_that_replaces_another_opens_by_itself() {
+fn one_that_replaces_another_opens_with_the_others() {
     let (mut plane, world) = plane(PlaneConfig::default());
     world.with(|w| w.holds = Duration::from_millis(500));
     let used = open(&mut plane, &passive(1, ANN, 40001));
@@ -388,7 +388,7 @@ fn one_that_replaces_another_opens_by_itself() {
     assert_eq!(world.open_keys().len(), 1, "it rests");
     let ids = three(&mut plane);
     assert_eq!(plane.open_together(&ids), [Ok(()), Ok(()), Ok(())]);
-    assert_eq!(world.with(|w| w.together.clone()), [2]);
+    assert_eq!(world.with(|w| w.together.clone()), [3]);
     world.wait(1);
     plane.expire();
     assert_eq!(world.open_keys().len(), 3, "the one that replaced it stays");

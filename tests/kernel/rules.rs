@@ -809,7 +809,7 @@ fn for_a_minute(holes: &[Pinhole]) -> Vec<(Pinhole, Duration)> {
 /// Few and many, of both families, beside others; each closes by itself.
 #[test]
 fn holes_open_together() {
-    const MANY: u16 = 50;
+    const MANY: u16 = 100;
     for_each_flavour(|lab, flavour| {
         let mut backend = backend();
         let numbered = |n: u16| {
@@ -821,16 +821,21 @@ fn holes_open_together() {
             backend.install().unwrap();
             backend.open(&numbered(0), MINUTE).unwrap();
             let (few, many) = (many_holes(), (1..=MANY).map(numbered).collect::<Vec<_>>());
-            for holes in [&few, &many] {
+            let (some, most) = many.split_at(30);
+            for holes in [&few[..], some, most] {
                 backend.open_all(&for_a_minute(holes)).unwrap();
                 assert!(backend.verify().unwrap(), "{flavour}");
             }
             // If one can't be opened, none is.
-            let mut wrong = numbered(60);
+            let mut wrong = numbered(MANY + 2);
             wrong.to.set_ip("2001:db8::1".parse().unwrap());
-            let holes = for_a_minute(&[numbered(61), wrong]);
+            let holes = for_a_minute(&[numbered(MANY + 1), wrong]);
             assert!(backend.open_all(&holes).is_err());
-            assert!(!lab.gateway.ruleset().contains("30061"), "{flavour}");
+            assert!(!lab.gateway.ruleset().contains("30101"), "{flavour}");
+            assert!(backend.verify().unwrap(), "{flavour}");
+            // They take the place of those with the same addresses and ports.
+            let again = [few.as_slice(), &many[..3]].concat();
+            backend.open_all(&for_a_minute(&again)).unwrap();
             assert!(backend.verify().unwrap(), "{flavour}");
             for hole in few.iter().chain(&many) {
                 backend.close(hole).unwrap();
@@ -875,9 +880,11 @@ fn holes_of_iptables_nft_open_and_close_without_its_tool() {
         assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());
         ns.within(|| close_together(&mut backend, &holes)).unwrap();
         assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());
-        ns.within(|| backend.open_all(&for_a_minute(&holes)))
-            .unwrap();
-        assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());
+        for holes in [&holes, &others] {
+            ns.within(|| backend.open_all(&for_a_minute(holes)))
+                .unwrap();
+            assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());
+        }
         ns.within(|| close_together(&mut backend, &holes)).unwrap();
         assert!(ns.within(|| backend.verify()).unwrap(), "{}", ns.ruleset());
         let started = std::fs::read_to_string(&log).unwrap();

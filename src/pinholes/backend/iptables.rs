@@ -61,9 +61,11 @@ const HOLDS: Duration = Duration::from_millis(500);
 /// another one.
 const RESTING: usize = 128;
 
-/// How many pinholes are opened together over netlink, so that they fit into one message. More than so many
-/// are opened by the tool.
-const TOGETHER: usize = 32;
+/// How many pinholes are opened together over netlink. More than so many are opened by the tool, in one commit.
+const TOGETHER: usize = 64;
+/// How many of them are in one commit: a message may be as long as the socket's send buffer, which is 208 KiB,
+/// and a pinhole's rules take 3 to 7 KiB.
+const IN_ONE_MESSAGE: usize = 16;
 
 /// It isn't known whether rules are there.
 fn uncertain(source: io::Error) -> BackendError {
@@ -218,43 +220,68 @@ impl Iptables {
         (opening, lines)
     }
 
-    /// Opens pinholes of whose keys nothing is in the table, in one commit.
-    fn open_in(
+    /// Opens pinholes over netlink, in one commit. False: nothing has changed, since that isn't possible.
+    fn put(
         &mut self,
-        table: NatTable,
-        wanted: Vec<(Opening<'_>, Vec<RuleLine>)>,
-    ) -> Result<(), BackendError> {
-        let nat = Nat {
-            host: &self.host,
-            table,
+        table: &NatTable,
+        holes: &[&(Pinhole, Duration)],
+    ) -> Result<bool, BackendError> {
+        let wanted: Vec<_> = holes
+            .iter()
+            .map(|(hole, timeout)| self.opening(table, hole, *timeout))
+            .collect();
+        let Some(moulds) = self.moulds.get_mut(&table.family) else {
+            return Ok(false);
         };
+        let old = holes
+            .iter()
+            .filter_map(|(hole, _)| self.pinholes.get(hole.key()));
         let openings: Vec<_> = wanted.iter().map(|(opening, _)| *opening).collect();
-        let mut added = None;
-        if let Some(moulds) = self.moulds.get_mut(&nat.table.family)
-            && openings.len() <= TOGETHER
-        {
-            match moulds.put(None, &openings, false) {
-                Ok(handles) => added = handles,
-                Err(source) => {
-                    let _ = self.pinholes.mend(&nat, []);
-                    return Err(uncertain(source));
+        match moulds.put(old, &openings, false) {
+            Ok(Some(handles)) => {
+                let mut handles = handles.into_iter();
+                for (opening, lines) in wanted {
+                    let own = handles.by_ref().take(lines.len()).collect();
+                    let rules = HoleRules::with_handles(lines, own);
+                    self.pinholes.insert(opening.hole.key(), rules);
                 }
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(source) => {
+                let (host, table) = (&self.host, table.clone());
+                let _ = self.pinholes.mend(&Nat { host, table }, []);
+                Err(uncertain(source))
             }
         }
-        if added.is_none() {
-            let lines: Vec<RuleLine> = wanted.iter().flat_map(|(_, l)| l.clone()).collect();
-            if let Err(error) = nat.table.restore(&transaction(&[], &lines, false)) {
-                // The tool may have been ended just after its commit.
-                let _ = self.pinholes.mend(&nat, []);
-                return Err(error);
-            }
+    }
+
+    /// Opens pinholes by the tool, in one commit if none takes the place of another.
+    fn add(
+        &mut self,
+        table: &NatTable,
+        holes: &[&(Pinhole, Duration)],
+    ) -> Result<(), BackendError> {
+        if holes
+            .iter()
+            .any(|(hole, _)| self.pinholes.contains(hole.key()))
+        {
+            return holes
+                .iter()
+                .try_for_each(|(hole, timeout)| self.open(hole, *timeout));
         }
-        let mut handles = added.unwrap_or_default().into_iter();
-        for (opening, lines) in wanted {
-            let own = handles.by_ref().take(lines.len()).collect();
-            let rules = HoleRules::with_handles(lines, own);
-            self.pinholes.insert(opening.hole.key(), rules);
+        let wanted: Vec<_> = holes
+            .iter()
+            .map(|(hole, timeout)| (hole.key(), self.opening(table, hole, *timeout).1))
+            .collect();
+        let lines: Vec<RuleLine> = wanted.iter().flat_map(|(_, lines)| lines.clone()).collect();
+        if let Err(error) = table.restore(&transaction(&[], &lines, false)) {
+            // The tool may have been ended just after its commit.
+            let (host, table) = (&self.host, table.clone());
+            let _ = self.pinholes.mend(&Nat { host, table }, []);
+            return Err(error);
         }
+        self.pinholes.extend(wanted);
         Ok(())
     }
 
@@ -552,7 +579,7 @@ impl Backend for Iptables {
             table,
         };
         if let Some(moulds) = self.moulds.get_mut(&nat.table.family) {
-            let old = self.pinholes.get(key);
+            let old = self.pinholes.get(key).into_iter();
             match moulds.put(old, &[opening], first) {
                 Ok(Some(handles)) => {
                     let rules = HoleRules::with_handles(lines, handles);
@@ -569,19 +596,29 @@ impl Backend for Iptables {
         self.pinholes.change(&nat, key, lines, first)
     }
 
-    /// In one commit for each family.
+    /// In few commits for each family. One whose rules are being removed comes before these, and so by itself.
     fn open_all(&mut self, holes: &[(Pinhole, Duration)]) -> Result<(), BackendError> {
+        let is_closing = |hole: &Pinhole| self.closing.iter().any(|(key, _)| *key == hole.key());
+        let (first, rest): (Vec<_>, Vec<_>) = holes.iter().partition(|(hole, _)| is_closing(hole));
         for table in self.tables.clone() {
             let of_table = |hole: &Pinhole| Family::of(hole.from) == table.family;
-            let holes = holes.iter().filter(|(hole, _)| of_table(hole));
-            let wanted: Vec<_> = holes
-                .map(|(hole, timeout)| self.opening(&table, hole, *timeout))
-                .collect();
-            if !wanted.is_empty() {
-                self.open_in(table, wanted)?;
+            let mut rest = rest.clone();
+            rest.retain(|(hole, _)| of_table(hole));
+            // What removes others comes last, since the kernel lets the next commit wait for that.
+            rest.sort_by_key(|(hole, _)| self.pinholes.contains(hole.key()));
+            if rest.len() > TOGETHER {
+                self.add(&table, &rest)?;
+                continue;
+            }
+            for some in rest.chunks(IN_ONE_MESSAGE) {
+                if !self.put(&table, some)? {
+                    self.add(&table, some)?;
+                }
             }
         }
-        Ok(())
+        first
+            .iter()
+            .try_for_each(|(hole, timeout)| self.open(hole, *timeout))
     }
 
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {

@@ -155,8 +155,8 @@ pub trait Backend: Send {
         false
     }
 
-    /// Opens pinholes of whose keys nothing is in the kernel: all at once, if that is cheaper than one by
-    /// one.
+    /// Opens pinholes with different keys, like [`open`](Self::open): all at once, if that is cheaper than
+    /// one by one.
     ///
     /// # Errors
     /// Some of the pinholes may not be open.

@@ -244,9 +244,9 @@ impl Moulds {
     ///
     /// # Errors
     /// It isn't known whether the rules are there.
-    pub(super) fn put(
+    pub(super) fn put<'a>(
         &mut self,
-        old: Option<&HoleRules>,
+        old: impl Iterator<Item = &'a HoleRules>,
         openings: &[Opening<'_>],
         first: bool,
     ) -> io::Result<Option<Vec<u64>>> {
@@ -254,11 +254,11 @@ impl Moulds {
         let Some(rules) = rules.map(|rules| rules.concat()) else {
             return Ok(None);
         };
-        let old: Vec<_> = match old.map(HoleRules::handles) {
-            None => Vec::new(),
-            Some(Some(handles)) => handles.collect(),
-            Some(None) => return Ok(None),
+        let old: Option<Vec<_>> = old.map(HoleRules::handles).collect();
+        let Some(old) = old else {
+            return Ok(None);
         };
+        let old: Vec<_> = old.into_iter().flatten().collect();
         let Common { family, .. } = self.common;
         let deletions = old
             .iter()
