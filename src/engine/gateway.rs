@@ -3,6 +3,9 @@
 //! These are plain calls, since the verdict waits for the answer in any case: the kernel must
 //! acknowledge a pinhole before the packet that announces it leaves. A failure is an answer like
 //! any other. The engine then passes the text on unmodified, or refuses it.
+//!
+//! Where a pinhole takes long to open, the gateway may have the packet come again when it is open
+//! ([`Gateway::may_put_off`]), so that those of several packets open together.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -20,11 +20,11 @@ const SESSIONS: usize = 300;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// All of them are logged in before the first announces, and none leaves before the last is done.
-fn all_at_once(topology: &Topology, verb: Verb, backend: &str) {
+fn all_at_once(topology: &Topology, verb: Verb, backend: &str, flavour: Flavour) {
     let net = Net::new(topology);
-    rules::install(&net, Flavour::Nft, Policy::Drop, true);
+    rules::install(&net, flavour, Policy::Drop, true);
     let invalid = rules::invalid(&net, topology.router);
-    let alg = Alg::under_test(&["--backend", backend]).start(&net, Flavour::Nft);
+    let alg = Alg::under_test(&["--backend", backend]).start(&net, flavour);
     let plan = Plan {
         limit: PATIENCE,
         ..Plan::new(vec![Step::whole(verb)])
@@ -64,7 +64,7 @@ fn all_at_once(topology: &Topology, verb: Verb, backend: &str) {
     let failed: Vec<_> = results.filter_map(Result::err).collect();
     assert!(failed.is_empty(), "{} failed: {failed:?}", failed.len());
     report::write(
-        &format!("concurrent_{verb:?}_{backend}").to_lowercase(),
+        &format!("concurrent_{verb:?}_{backend}_{flavour:?}").to_lowercase(),
         &format!("{SESSIONS} sessions at once took {took:?}\n"),
     );
     alg.stop();
@@ -95,19 +95,45 @@ fn transfer(control: &mut Control, verb: Verb) -> Result<(), Error> {
 #[test]
 fn passive_sessions_through_nft() {
     let _turn = testkit::turn();
-    all_at_once(&Topology::published_server(), Verb::Pasv, "nft");
+    all_at_once(
+        &Topology::published_server(),
+        Verb::Pasv,
+        "nft",
+        Flavour::Nft,
+    );
 }
 
 #[test]
 fn passive_sessions_through_iptables() {
     let _turn = testkit::turn();
-    all_at_once(&Topology::published_server(), Verb::Pasv, "iptables");
+    all_at_once(
+        &Topology::published_server(),
+        Verb::Pasv,
+        "iptables",
+        Flavour::Nft,
+    );
+}
+
+#[test]
+fn passive_sessions_through_iptables_legacy() {
+    let _turn = testkit::turn();
+    all_at_once(
+        &Topology::published_server(),
+        Verb::Pasv,
+        "iptables",
+        Flavour::Legacy,
+    );
 }
 
 #[test]
 fn active_sessions_through_nft() {
     let _turn = testkit::turn();
-    all_at_once(&Topology::masqueraded_client(), Verb::Port, "nft");
+    all_at_once(
+        &Topology::masqueraded_client(),
+        Verb::Port,
+        "nft",
+        Flavour::Nft,
+    );
 }
 
 /// Opens `count` sessions that log in, agree on a port if they `ask`, and then say nothing more.

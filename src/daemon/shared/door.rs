@@ -98,15 +98,7 @@ impl<'a, 'b> Door<'a, 'b> {
 
 impl Gateway for Door<'_, '_> {
     fn conntrack(&mut self, src: SocketAddr, dst: SocketAddr) -> Result<Entry, Error> {
-        let Some(wishes) = &mut self.wishes else {
-            return self.shared.look_up(src, dst);
-        };
-        if let Some(known) = wishes.entry(src, dst) {
-            return Ok(known);
-        }
-        let found = self.shared.look_up(src, dst)?;
-        wishes.learn(src, dst, found);
-        Ok(found)
+        self.shared.look_up(src, dst)
     }
 
     fn translated(&mut self, client: SocketAddr, server: SocketAddr) -> Result<Entry, Error> {

@@ -6,11 +6,9 @@
 //! again. What each of them was promised is kept here, so that it is given the same.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Shared;
-use crate::engine::Entry;
 use crate::engine::event::Event;
 use crate::engine::gateway::{Error, PinholeId, Request, Reservation};
 
@@ -27,8 +25,6 @@ pub struct Openings {
 #[derive(Debug, Default)]
 pub struct Wishes {
     holes: Vec<Wish>,
-    /// What conntrack has answered it, with both ends' addresses.
-    entries: Vec<(SocketAddr, SocketAddr, Entry)>,
     /// What it has told. If it is put off, that didn't happen.
     events: Vec<Event>,
     times: u32,
@@ -69,7 +65,9 @@ impl Openings {
     /// It is put off.
     pub fn put_off(&mut self, packet: u32, mut wishes: Wishes) {
         wishes.events.clear();
-        wishes.times = wishes.times.saturating_add(1);
+        // One that waits behind another has asked for nothing.
+        let asked = u32::from(!wishes.holes.is_empty());
+        wishes.times = wishes.times.saturating_add(asked);
         self.of_packet.insert(packet, wishes);
     }
 
@@ -108,18 +106,6 @@ impl Wishes {
     /// Whether it may be put off once more.
     pub fn may_wait(&self) -> bool {
         self.times < TIMES
-    }
-
-    /// What conntrack has answered before.
-    pub(super) fn entry(&self, src: SocketAddr, dst: SocketAddr) -> Option<Entry> {
-        let mut known = self.entries.iter();
-        let (_, _, entry) = known.find(|(from, to, _)| (*from, *to) == (src, dst))?;
-        Some(*entry)
-    }
-
-    /// Conntrack has answered.
-    pub(super) fn learn(&mut self, src: SocketAddr, dst: SocketAddr, entry: Entry) {
-        self.entries.push((src, dst, entry));
     }
 
     /// The port that was chosen for a request before.
@@ -180,7 +166,7 @@ impl Wishes {
 
 #[cfg(test)]
 mod tests {
-    use std::net::IpAddr;
+    use std::net::{IpAddr, SocketAddr};
 
     use super::*;
     use crate::engine::gateway::SessionId;
