@@ -18,6 +18,9 @@
 //! earlier, since the kernel validates all other rules of the table with each new one. The rules are
 //! removed over netlink, by their handles (`handles`): the tool would compare each with all others.
 //!
+//! **Opening together.** A commit takes long however many pinholes it opens, so those of several sessions
+//! are opened in one ([`Backend::opens_slowly`]). What takes the place of a used one comes last.
+//!
 //! **With iptables-legacy** each change replaces the whole table, and so sets all limits back. Pinholes
 //! are closed at once there, together with those that ended meanwhile.
 //!
