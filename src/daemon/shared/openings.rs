@@ -38,13 +38,13 @@ struct Wish {
     id: PinholeId,
     /// What it was reserved for, if it was by this packet.
     request: Option<(Request, Reservation)>,
-    state: State,
+    state: WishState,
     /// The packet has asked for it since it came, or came again.
     asked: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum State {
+enum WishState {
     Reserved,
     /// It is to be opened.
     Wanted,
@@ -88,7 +88,7 @@ impl Openings {
         let wanted = self.wanted();
         let ids: Vec<_> = wanted.iter().map(|wish| wish.id).collect();
         for (wish, opened) in wanted.into_iter().zip(shared.open_together(&ids)) {
-            wish.state = State::Opened(opened);
+            wish.state = WishState::Opened(opened);
         }
     }
 
@@ -96,7 +96,9 @@ impl Openings {
     fn wanted(&mut self) -> Vec<&mut Wish> {
         let wishes = self.of_packet.values_mut();
         let holes = wishes.flat_map(|wishes| &mut wishes.holes);
-        let mut wanted: Vec<_> = holes.filter(|wish| wish.state == State::Wanted).collect();
+        let mut wanted: Vec<_> = holes
+            .filter(|wish| wish.state == WishState::Wanted)
+            .collect();
         wanted.sort_by_key(|wish| wish.id);
         wanted
     }
@@ -125,7 +127,7 @@ impl Wishes {
         self.holes.push(Wish {
             id: reserved.id,
             request: Some((request.clone(), reserved)),
-            state: State::Reserved,
+            state: WishState::Reserved,
             asked: true,
         });
     }
@@ -139,16 +141,16 @@ impl Wishes {
             self.holes.push(Wish {
                 id,
                 request: None,
-                state: State::Wanted,
+                state: WishState::Wanted,
                 asked: true,
             });
             return may_wait.then_some(Err(Error::Later));
         };
         wish.asked = true;
-        if let State::Opened(opened) = &wish.state {
+        if let WishState::Opened(opened) = &wish.state {
             return Some(opened.clone());
         }
-        wish.state = State::Wanted;
+        wish.state = WishState::Wanted;
         may_wait.then_some(Err(Error::Later))
     }
 
@@ -210,7 +212,7 @@ mod tests {
         let wanted = openings.wanted();
         let ids = wanted.iter().map(|wish| wish.id.0).collect();
         for wish in wanted {
-            wish.state = State::Opened(answer.clone());
+            wish.state = WishState::Opened(answer.clone());
         }
         ids
     }
