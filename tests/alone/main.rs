@@ -1,4 +1,5 @@
-//! Tests that nothing should run beside: they load the machine, or measure it. Needs root.
+//! Tests that nothing should run beside: they load the machine, measure it, or need the process for
+//! themselves. Needs root.
 //!
 //! Each begins with [`testkit::turn`], so that they run one after the other, however many threads the
 //! harness has.
@@ -9,3 +10,4 @@
 )]
 
 mod concurrent;
+mod queue;
