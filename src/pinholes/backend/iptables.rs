@@ -18,8 +18,8 @@
 //! earlier, since the kernel validates all other rules of the table with each new one. The rules are
 //! removed over netlink, by their handles (`handles`): the tool would compare each with all others.
 //!
-//! **Opening together.** A commit takes long however many pinholes it opens, so those of several sessions
-//! are opened in one ([`Backend::opens_slowly`]). What takes the place of a used one comes last.
+//! **Opening together** (`opening`). A commit takes long however many pinholes it opens, so those of several
+//! sessions are opened in one ([`Backend::opens_slowly`]). What takes the place of a used one comes last.
 //!
 //! **With iptables-legacy** each change replaces the whole table, and so sets all limits back. Pinholes
 //! are closed at once there, together with those that ended meanwhile.
@@ -29,31 +29,30 @@
 //! daemon adopts those that are open: it finds them in the rules (`leftover`).
 
 mod handles;
+mod installing;
 mod leftover;
 mod lines;
 mod moulds;
 mod open;
+mod opening;
 mod ranges;
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use self::leftover::Leftover;
-use self::lines::{Conditions, DateStop, RuleLine, Wording, probe, rules, transaction};
-use self::moulds::{Common, Moulds, Opening};
+use self::installing::are_whole;
+use self::lines::{Conditions, DateStop, RuleLine, Wording, transaction};
+use self::moulds::Moulds;
 use self::open::{HoleKey, HoleRules, Nat, Open};
 use super::{Backend, BackendError, Closed, ClosingWork, Verification};
-use crate::firewall::host::{Host, holds, missing};
-use crate::firewall::names::{RANGE_CHAINS, TAG};
+use crate::firewall::host::Host;
+use crate::firewall::names::RANGE_CHAINS;
 use crate::firewall::xtables::Flavour;
 use crate::firewall::xtables::lasting::LastingTool;
-use crate::firewall::xtables::save::{Rule, Ruleset, Table};
-use crate::firewall::xtables::snapshot::Snapshot;
 use crate::firewall::xtables::tools::Tools;
-use crate::firewall::{At, PINHOLE_CHAINS, RulesError, flavours, is_ours, ours, tables};
+use crate::firewall::{At, PINHOLE_CHAINS, RulesError, tables};
 use crate::net::{Family, Mark, PortRange};
 use crate::pinholes::{Pinhole, PinholeKey, RangeHole, RangeKey};
 
@@ -63,18 +62,6 @@ const HOLDS: Duration = Duration::from_millis(500);
 /// How many used pinholes cost less than to close them at once: each adds some 0.6 us to the opening of
 /// another one.
 const RESTING: usize = 128;
-
-/// How many pinholes are opened together over netlink. More than so many are opened by the tool, in one commit.
-const TOGETHER: usize = 64;
-/// How many of them are in one commit: a message may be as long as the socket's send buffer, which is 208 KiB,
-/// and a pinhole's rules take 3 to 7 KiB.
-const IN_ONE_MESSAGE: usize = 16;
-
-/// It isn't known whether rules are there.
-fn uncertain(source: io::Error) -> BackendError {
-    let what = "can't add the rules of a pinhole";
-    BackendError::System { what, source }
-}
 
 /// The table `nat` that holds a family's chains.
 #[derive(Clone, Debug)]
@@ -111,40 +98,6 @@ impl NatTable {
         let mut tool = self.tool.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(tool.restore(text).map_err(RulesError::from)?)
     }
-}
-
-/// What should be ours in a table.
-struct Expected {
-    at: At,
-    wanted: Table,
-    /// Rules that are being removed: some may be there, some not.
-    closing: Vec<Rule>,
-}
-
-impl Expected {
-    fn is_in(&self, snapshot: &Snapshot) -> bool {
-        let At {
-            family,
-            flavour,
-            table,
-        } = &self.at;
-        let current = snapshot.table(*family, *flavour, table);
-        let is_there = |rule: &&Rule| current.is_some_and(|table| holds(table, rule));
-        let mut wanted = self.wanted.clone();
-        wanted
-            .rules
-            .extend(self.closing.iter().filter(is_there).cloned());
-        missing(&self.at, current, &wanted).is_empty()
-    }
-}
-
-/// Whether the tables hold what they should; false if there should be none.
-fn are_whole(expected: &[Expected], tools: &Tools) -> Result<bool, RulesError> {
-    if expected.is_empty() {
-        return Ok(false);
-    }
-    let snapshot = Snapshot::take(tools)?;
-    Ok(expected.iter().all(|one| one.is_in(&snapshot)))
 }
 
 /// The backend `iptables`.
@@ -189,11 +142,6 @@ impl Iptables {
         self.tables.iter().map(|p| (p.family, p.flavour)).collect()
     }
 
-    /// What [`Backend::install`] makes.
-    fn chains(&self) -> Table {
-        chains(self.range.is_some())
-    }
-
     fn table(&self, family: Family) -> Result<NatTable, BackendError> {
         self.tables
             .iter()
@@ -205,107 +153,6 @@ impl Iptables {
                     "no {family} pinholes: {program} isn't there or can't do NAT (install it, or use --backend nft)"
                 ))
             })
-    }
-
-    /// A pinhole that is to be opened, and its rules as the tool is told them.
-    fn opening<'a>(
-        &mut self,
-        table: &NatTable,
-        hole: &'a Pinhole,
-        timeout: Duration,
-    ) -> (Opening<'a>, Vec<RuleLine>) {
-        let opening = Opening {
-            hole,
-            conditions: table.conditions(timeout, table.limited),
-            serial: self.next_serial(),
-        };
-        let lines = wording(hole).rules(self.mark, opening.conditions, opening.serial);
-        (opening, lines)
-    }
-
-    /// Opens pinholes over netlink, in one commit. False: nothing has changed, since that isn't possible.
-    fn put(
-        &mut self,
-        table: &NatTable,
-        holes: &[&(Pinhole, Duration)],
-    ) -> Result<bool, BackendError> {
-        let wanted: Vec<_> = holes
-            .iter()
-            .map(|(hole, timeout)| self.opening(table, hole, *timeout))
-            .collect();
-        let Some(moulds) = self.moulds.get_mut(&table.family) else {
-            return Ok(false);
-        };
-        let old = holes
-            .iter()
-            .filter_map(|(hole, _)| self.pinholes.get(hole.key()));
-        let openings: Vec<_> = wanted.iter().map(|(opening, _)| *opening).collect();
-        match moulds.put(old, &openings, false) {
-            Ok(Some(handles)) => {
-                let mut handles = handles.into_iter();
-                for (opening, lines) in wanted {
-                    let own = handles.by_ref().take(lines.len()).collect();
-                    let rules = HoleRules::with_handles(lines, own);
-                    self.pinholes.insert(opening.hole.key(), rules);
-                }
-                Ok(true)
-            }
-            Ok(None) => Ok(false),
-            Err(source) => {
-                let (host, table) = (&self.host, table.clone());
-                let _ = self.pinholes.mend(&Nat { host, table }, []);
-                Err(uncertain(source))
-            }
-        }
-    }
-
-    /// Opens pinholes by the tool, in one commit if none takes the place of another.
-    fn add(
-        &mut self,
-        table: &NatTable,
-        holes: &[&(Pinhole, Duration)],
-    ) -> Result<(), BackendError> {
-        if holes
-            .iter()
-            .any(|(hole, _)| self.pinholes.contains(hole.key()))
-        {
-            return holes
-                .iter()
-                .try_for_each(|(hole, timeout)| self.open(hole, *timeout));
-        }
-        let wanted: Vec<_> = holes
-            .iter()
-            .map(|(hole, timeout)| (hole.key(), self.opening(table, hole, *timeout).1))
-            .collect();
-        let lines: Vec<RuleLine> = wanted.iter().flat_map(|(_, lines)| lines.clone()).collect();
-        if let Err(error) = table.restore(&transaction(&[], &lines, false)) {
-            // The tool may have been ended just after its commit.
-            let (host, table) = (&self.host, table.clone());
-            let _ = self.pinholes.mend(&Nat { host, table }, []);
-            return Err(error);
-        }
-        self.pinholes.extend(wanted);
-        Ok(())
-    }
-
-    /// What should be in each table.
-    fn expected(&self) -> Vec<Expected> {
-        let of_table = |table: &NatTable| {
-            let family = table.family;
-            let mut wanted = self.chains();
-            let open = self.pinholes.lines(family).chain(self.ranges.lines(family));
-            wanted.rules.extend(rules(open));
-            let closing = self.closing.iter();
-            let closing = closing
-                .filter(|(key, _)| key.family() == family)
-                .flat_map(|(_, rules)| &rules.lines);
-            Expected {
-                at: table.at(),
-                wanted,
-                closing: rules(closing),
-            }
-        };
-        self.tables.iter().map(of_table).collect()
     }
 
     /// The rules of a pinhole or range, with a number of their own.
@@ -325,57 +172,11 @@ impl Iptables {
         self.serial
     }
 
-    /// Learns how rules are added over netlink, where they can be.
-    fn learn(&mut self, table: &NatTable) {
-        if table.flavour == Flavour::Nft {
-            let restore = |text: &str| self.host.restore(table.family, table.flavour, text);
-            let common = Common {
-                family: table.family,
-                mark: self.mark,
-                timed: table.timed,
-                limited: table.limited,
-            };
-            let moulds = Moulds::learn(common, restore);
-            self.moulds
-                .extend(moulds.map(|moulds| (table.family, moulds)));
-        }
-    }
-
     /// The open ones among these pinholes, of one family.
     fn open_of(&self, family: Family, holes: &[Pinhole]) -> Vec<PinholeKey> {
         let keys = holes.iter().map(Pinhole::key);
         keys.filter(|key| key.family() == family && self.pinholes.contains(*key))
             .collect()
-    }
-
-    /// The table with what the kernel can do there.
-    fn probed(&self, at: &At) -> Result<NatTable, RulesError> {
-        let At {
-            family, flavour, ..
-        } = *at;
-        let time = "-m time --datestop 2037-01-01T00:00:00";
-        let limit = match flavour {
-            Flavour::Nft => lines::LIMIT,
-            // See the comment at the top.
-            Flavour::Legacy => "",
-        };
-        let both = self.has(at, &format!("{time} {limit}"));
-        let limited = !limit.is_empty();
-        Ok(NatTable {
-            family,
-            flavour,
-            timed: both || self.has(at, time),
-            limited: limited && (both || self.has(at, limit)),
-            tool: Arc::new(Mutex::new(LastingTool::new(
-                self.host.tool(family, flavour)?.clone(),
-            ))),
-        })
-    }
-
-    /// Whether the kernel has some matches: tries them in a chain that is removed again.
-    fn has(&self, at: &At, matches: &str) -> bool {
-        let text = probe([matches]).concat();
-        self.host.restore(at.family, at.flavour, &text).is_ok()
     }
 
     /// Forgets all state, as if nothing were in the kernel.
@@ -385,130 +186,6 @@ impl Iptables {
         self.pinholes.clear();
         self.ranges.clear();
         self.closing.clear();
-    }
-
-    /// Makes the chains, with the rules of pinholes that `leftover` finds in them from the start.
-    /// Returns these pinholes, with the time that each has left.
-    fn install_all(
-        &mut self,
-        mut leftover: impl FnMut(&Snapshot, Family) -> Vec<Leftover>,
-    ) -> Result<Vec<(Pinhole, Duration)>, RulesError> {
-        let snapshot = self.host.snapshot()?;
-        let mut adopted = Vec::new();
-        let users = snapshot.choose(is_ours).flavour;
-        let wanted = self.chains();
-        let mut planned = Vec::new();
-        for family in Family::ALL.into_iter().filter(|f| snapshot.has(*f)) {
-            planned.extend(
-                flavours(&snapshot, users, family, "nat")
-                    .first()
-                    .map(|flavour| At {
-                        flavour: *flavour,
-                        family,
-                        table: "nat".into(),
-                    }),
-            );
-        }
-        self.clear(&snapshot, &planned)?;
-        for at in planned {
-            if snapshot.is_hidden(at.family, at.flavour, "nat") {
-                let why = format!("{at}: it holds rules written for nft: use --backend nft");
-                if at.family == Family::V4 {
-                    return Err(RulesError::Input(why));
-                }
-                log::info!("no IPv6 pinholes: {why}");
-                continue;
-            }
-            let holes = leftover(&snapshot, at.family);
-            match self.fill(&at, &snapshot, &wanted, holes) {
-                Ok(holes) => {
-                    adopted.extend(holes);
-                    let table = self.probed(&at)?;
-                    self.learn(&table);
-                    self.tables.push(table);
-                }
-                // Many kernels have IPv6 without NAT for it.
-                Err(e) if at.family == Family::V6 => log::info!("no IPv6 pinholes: {e}"),
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(adopted)
-    }
-
-    /// Makes the chains of a table and the rules of pinholes in them, in one commit. Returns the
-    /// pinholes, unless their rules were refused.
-    fn fill(
-        &mut self,
-        at: &At,
-        snapshot: &Snapshot,
-        chains: &Table,
-        holes: Vec<Leftover>,
-    ) -> Result<Vec<(Pinhole, Duration)>, RulesError> {
-        let current = snapshot.table(at.family, at.flavour, "nat");
-        let mut open = Vec::new();
-        let mut lines = Vec::new();
-        for one in holes {
-            self.serial = self.serial.wrapping_add(1);
-            let rules = wording(&one.hole).rules(self.mark, one.conditions, self.serial);
-            let Leftover { hole, left, .. } = one;
-            lines.push((hole.key(), rules));
-            open.push((hole, left));
-        }
-        if !open.is_empty() {
-            let mut wanted = chains.clone();
-            wanted
-                .rules
-                .extend(rules(lines.iter().flat_map(|(_, lines)| lines)));
-            match self.host.replace(at, current, &wanted) {
-                Ok(()) => {
-                    self.pinholes.extend(lines);
-                    return Ok(open);
-                }
-                Err(e) => {
-                    let lost = open.len();
-                    log::warn!("{lost} pinholes of an earlier ftpalg are dropped: {e}");
-                }
-            }
-        }
-        self.host.replace(at, current, chains)?;
-        Ok(Vec::new())
-    }
-
-    /// Installs all, or nothing.
-    fn install_with(
-        &mut self,
-        leftover: impl FnMut(&Snapshot, Family) -> Vec<Leftover>,
-    ) -> Result<Vec<(Pinhole, Duration)>, BackendError> {
-        self.forget();
-        self.install_all(leftover).map_err(|e| {
-            self.forget();
-            if let Err(again) = self.clear_all() {
-                log::warn!("rules that could not be removed again: {again}");
-            }
-            e.into()
-        })
-    }
-
-    /// Removes what is ours from all `nat` tables.
-    fn clear_all(&mut self) -> Result<(), RulesError> {
-        let snapshot = self.host.snapshot()?;
-        self.clear(&snapshot, &[])
-    }
-
-    /// Removes what is ours from all `nat` tables except these.
-    fn clear(&mut self, snapshot: &Snapshot, but: &[At]) -> Result<(), RulesError> {
-        let mut failed = self.host.out_of_reach(snapshot, &["nat"]).err();
-        for (at, table) in ours(snapshot, &["nat"]) {
-            if !but.contains(&at)
-                && let Err(e) = self.host.clear(&at, table)
-            {
-                failed.get_or_insert(e);
-            }
-        }
-        if but.is_empty() {
-            self.host.clear_made(snapshot, &["nat"]);
-        }
-        failed.map_or(Ok(()), Err)
     }
 }
 
@@ -572,56 +249,11 @@ impl Backend for Iptables {
     }
 
     fn open(&mut self, hole: &Pinhole, timeout: Duration) -> Result<(), BackendError> {
-        let table = self.table(Family::of(hole.from))?;
-        let (opening, lines) = self.opening(&table, hole, timeout);
-        let key = hole.key();
-        // Rules of an older one with the same key may still be there: they are being removed.
-        let first = self.closing.iter().any(|(closing, _)| *closing == key);
-        let nat = Nat {
-            host: &self.host,
-            table,
-        };
-        if let Some(moulds) = self.moulds.get_mut(&nat.table.family) {
-            let old = self.pinholes.get(key).into_iter();
-            match moulds.put(old, &[opening], first) {
-                Ok(Some(handles)) => {
-                    let rules = HoleRules::with_handles(lines, handles);
-                    self.pinholes.insert(key, rules);
-                    return Ok(());
-                }
-                Ok(None) => {}
-                Err(source) => {
-                    let _ = self.pinholes.mend(&nat, []);
-                    return Err(uncertain(source));
-                }
-            }
-        }
-        self.pinholes.change(&nat, key, lines, first)
+        self.open_one(hole, timeout)
     }
 
-    /// In few commits for each family. One whose rules are being removed comes before these, and so by itself.
     fn open_all(&mut self, holes: &[(Pinhole, Duration)]) -> Result<(), BackendError> {
-        let is_closing = |hole: &Pinhole| self.closing.iter().any(|(key, _)| *key == hole.key());
-        let (first, rest): (Vec<_>, Vec<_>) = holes.iter().partition(|(hole, _)| is_closing(hole));
-        for table in self.tables.clone() {
-            let of_table = |hole: &Pinhole| Family::of(hole.from) == table.family;
-            let mut rest = rest.clone();
-            rest.retain(|(hole, _)| of_table(hole));
-            // What removes others comes last, since the kernel lets the next commit wait for that.
-            rest.sort_by_key(|(hole, _)| self.pinholes.contains(hole.key()));
-            if rest.len() > TOGETHER {
-                self.add(&table, &rest)?;
-                continue;
-            }
-            for some in rest.chunks(IN_ONE_MESSAGE) {
-                if !self.put(&table, some)? {
-                    self.add(&table, some)?;
-                }
-            }
-        }
-        first
-            .iter()
-            .try_for_each(|(hole, timeout)| self.open(hole, *timeout))
+        self.open_together(holes)
     }
 
     fn close(&mut self, hole: &Pinhole) -> Result<(), BackendError> {
@@ -739,32 +371,6 @@ impl From<RulesError> for BackendError {
     }
 }
 
-/// The chains without pinholes, and the jumps to them.
-fn chains(with_ranges: bool) -> Table {
-    let mut text = "*nat\n".to_owned();
-    if with_ranges {
-        // Each jump is inserted at the top. So the pinholes' chains, inserted last, come first.
-        text += &declared(RANGE_CHAINS, "ranges");
-    }
-    text += &declared(PINHOLE_CHAINS, "pinholes");
-    let set = Ruleset::parse(&text);
-    set.tables.into_iter().next().unwrap_or_default()
-}
-
-/// Declares two chains and jumps to them.
-fn declared([pre, post]: [&str; 2], of: &str) -> String {
-    let jump =
-        |from: &str, to: &str| format!("-I {from} -m comment --comment \"{TAG}{of}\" -j {to}\n");
-    [
-        format!(":{pre} - [0:0]\n:{post} - [0:0]\n"),
-        jump("PREROUTING", pre),
-        jump("OUTPUT", pre),
-        jump("INPUT", post),
-        jump("POSTROUTING", post),
-    ]
-    .concat()
-}
-
 /// What the rules of a pinhole say.
 fn wording(hole: &Pinhole) -> Wording {
     Wording {
@@ -833,12 +439,5 @@ mod tests {
         assert!(text.contains("-s 2001:db8::7/128 -d 2001:db8::1/128"));
         let nat = hole("2001:db8::7", "[2001:db8::1]:4000", "[fd00::2]:4000", None);
         assert!(super::tests::text(&nat, None).contains("--to-destination [fd00::2]:4000"));
-    }
-
-    #[test]
-    fn the_chains_are_tagged() {
-        let table = chains(false);
-        assert_eq!((table.chains.len(), table.rules.len()), (2, 4));
-        assert!(table.rules.iter().all(is_ours));
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn wording(hole: &RangeHole, range: PortRange) -> Wording {
 mod tests {
     use super::*;
     use crate::net::Mark;
-    use crate::pinholes::backend::iptables::chains;
+    use crate::pinholes::backend::iptables::installing::chains;
     use crate::pinholes::backend::iptables::lines::{Conditions, verb_lines};
 
     #[test]
