@@ -245,12 +245,14 @@ impl Packets<'_> {
             self.shared.look_at_queues(now);
         }
         if together {
-            door.may_put_off(self.openings.take(id));
+            let wishes = self.openings.take(id);
+            door.may_put_off(wishes, &self.openings);
         }
         let outcome = match engine.try_packet(side, bytes, now, &mut door) {
             Placed::Verdict(verdict) => Asked::Nobody(answer(verdict, out)),
             Placed::Later => {
-                self.openings.put_off(id, door.put_off());
+                let wishes = door.put_off();
+                self.openings.put_off(id, wishes);
                 return QueueVerdict::Later;
             }
             Placed::Unknown(name) => Asked::Segment(name),

@@ -56,6 +56,7 @@ fn prepare(
     let reserved = gateway.reserve(request).map_err(|error| match error {
         // The announced port would lead nowhere, or to another service.
         Error::NoPort(_) | Error::Limit(_) => Declined::Refuse(error.to_string()),
+        Error::Later => Declined::PutOff,
         error => Declined::Leave(error.to_string()),
     })?;
     if how == How::Open {

@@ -214,7 +214,7 @@ pub trait Gateway {
     /// Supersedes the session's oldest pending pinhole beyond the per-session limit.
     ///
     /// # Errors
-    /// [`Error::NoPort`] or [`Error::Limit`].
+    /// [`Error::NoPort`] or [`Error::Limit`]. [`Error::Later`], if it [may put off](Self::may_put_off).
     fn reserve(&mut self, request: &Request) -> Result<Reservation, Error>;
 
     /// Puts the pinhole into the kernel; returns when the kernel acknowledged it.
@@ -224,10 +224,10 @@ pub trait Gateway {
     /// [may put off](Self::may_put_off).
     fn open(&mut self, id: PinholeId) -> Result<(), Error>;
 
-    /// Whether [`open`](Self::open) may answer [`Error::Later`] about the packet that is handled now. Then
-    /// the engine undoes what the packet has changed, and is given it [again](super::Engine::again). It
-    /// asks for the same then, so [`reserve`](Self::reserve) must answer as before, and `open` must say how
-    /// it went. Events of a packet that is put off didn't happen.
+    /// Whether [`reserve`](Self::reserve) and [`open`](Self::open) may answer [`Error::Later`] about the packet
+    /// that is handled now. Then the engine undoes what the packet has changed, and is given it
+    /// [again](super::Engine::again). It asks for the same then: what was reserved must be reserved still,
+    /// and `open` must say how it went. Events of a packet that is put off didn't happen.
     fn may_put_off(&self) -> bool {
         false
     }

@@ -67,6 +67,10 @@ use used::Used;
 /// How many reports are kept until they are taken; beyond it, the oldest is dropped.
 const MAX_REPORTS: usize = 10_000;
 
+/// How many pinholes are opened together for one peer, at most, and which part of a range of ports they may take.
+const AT_ONCE: u32 = 8;
+const PART: u32 = 8;
+
 /// How many pinholes of the past are shown.
 const MAX_PAST: usize = 1000;
 
@@ -416,6 +420,16 @@ impl Plane {
     #[must_use]
     pub fn counters(&self) -> PlaneCounters {
         self.counters
+    }
+
+    /// How many pinholes for one peer should be [opened together](Self::open_together) at most. Each has a
+    /// port until it is used, so if many are opened at once, ports run out that would be free again in a
+    /// moment: those of a narrow range, or those with which a line keeps its length.
+    #[must_use]
+    pub fn at_once(&self, request: &Request) -> usize {
+        let range = self.config.data_ports.filter(|_| request.from_range);
+        let part = range.map_or(AT_ONCE, |range| range.size() / PART);
+        usize::try_from(part.clamp(1, AT_ONCE)).unwrap_or(1)
     }
 
     /// Whether pinholes should be [opened together](Self::open_together).

@@ -368,6 +368,26 @@ fn several_pinholes_open_in_one_change() {
 }
 
 #[test]
+fn few_open_at_once_where_ports_are_few() {
+    let request = passive(1, ANN, 40001);
+    let outside = Request {
+        from_range: false,
+        ..request.clone()
+    };
+    for (range, most) in [
+        ("30000-30000", 1),
+        ("30000-30009", 1),
+        ("30000-30015", 2),
+        ("30000-30999", 8),
+    ] {
+        let (plane, _) = plane(with_ports(range));
+        assert_eq!(plane.at_once(&request), most, "{range}");
+        assert_eq!(plane.at_once(&outside), 8, "it needs no port of the range");
+    }
+    assert_eq!(plane(PlaneConfig::default()).0.at_once(&request), 8);
+}
+
+#[test]
 fn one_that_is_refused_keeps_no_other_from_opening() {
     let (mut plane, world) = plane(PlaneConfig::default());
     world.with(|w| w.refused_port = Some(40002));

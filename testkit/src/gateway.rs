@@ -127,6 +127,8 @@ pub struct FakeGateway {
     pub closing: bool,
     /// Pinholes open when [`decide`] has them open, not when they are asked for.
     pub puts_off: bool,
+    /// No port is chosen for now, so packets that need one are put off, too.
+    pub busy: bool,
     reserved: Vec<Request>,
     /// What the packet asks for that is decided on, and whether that is open.
     wishes: Vec<(PinholeId, Wish)>,
@@ -218,6 +220,7 @@ impl FakeGateway {
             silent_store: false,
             closing: false,
             puts_off: false,
+            busy: false,
             reserved: Vec::new(),
             wishes: Vec::new(),
             unasked: Vec::new(),
@@ -355,6 +358,9 @@ impl Gateway for FakeGateway {
         let asked = self.unasked.iter().position(|(asked, _)| asked == request);
         if let Some(at) = asked {
             return Ok(self.unasked.remove(at).1);
+        }
+        if self.busy {
+            return Err(Error::Later);
         }
         let id = PinholeId(self.reserved.len() as u64);
         if self.remembers {

@@ -62,6 +62,23 @@ fn nothing_has_happened_until_it_comes_again() {
 }
 
 #[test]
+fn one_that_waits_for_its_port_is_put_off_as_well() {
+    let (mut t, c, s) = asked();
+    t.world.busy = true;
+    let before = *t.engine.stats();
+    let line = data(s, c, &reply());
+    assert!(is_put_off(&mut t, Server, &line));
+    assert_eq!(*t.engine.stats(), before);
+    t.engine.again();
+    t.world.busy = false;
+    let Decision::Replace(out) = in_the_end(&mut t, Server, &line) else {
+        panic!("it isn't rewritten");
+    };
+    assert!(out.ends_with(told().as_bytes()));
+    assert_eq!((t.world.opened.len(), announced(&t)), (1, 1));
+}
+
+#[test]
 fn what_its_sender_sends_next_waits_behind_it_and_its_peer_goes_on() {
     let (mut t, c, s) = asked();
     let line = data(s, c, &reply());

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{MutexGuard, TryLockError};
 
-use super::{Shared, State, Wishes};
+use super::{Openings, Shared, State, Wishes};
 use crate::daemon::store::Store;
 use crate::engine::event::Event;
 use crate::engine::gateway::{
@@ -22,6 +22,8 @@ pub struct Door<'a, 'b> {
     earlier: Option<&'a mut Earlier<'b>>,
     /// What the packet asks for, while it may be put off.
     wishes: Option<Wishes>,
+    /// What the packets ask for that were put off.
+    others: Option<&'a Openings>,
 }
 
 impl<'a, 'b> Door<'a, 'b> {
@@ -31,6 +33,7 @@ impl<'a, 'b> Door<'a, 'b> {
             shared,
             earlier: None,
             wishes: None,
+            others: None,
         }
     }
 
@@ -40,12 +43,15 @@ impl<'a, 'b> Door<'a, 'b> {
             shared,
             earlier: Some(earlier),
             wishes: None,
+            others: None,
         }
     }
 
-    /// The packet may be put off until its pinholes are open. To be [settled](Self::settle).
-    pub(in crate::daemon) fn may_put_off(&mut self, wishes: Wishes) {
+    /// The packet may be put off until its pinholes are open, or because of what the `others` ask for. To be
+    /// [settled](Self::settle).
+    pub(in crate::daemon) fn may_put_off(&mut self, wishes: Wishes, others: &'a Openings) {
         self.wishes = Some(wishes);
+        self.others = Some(others);
     }
 
     /// The packet is put off.
@@ -164,9 +170,16 @@ impl Gateway for Door<'_, '_> {
     }
 
     fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
-        let wishes = self.wishes.as_mut();
-        if let Some(reserved) = wishes.and_then(|wishes| wishes.reserved(request)) {
-            return Ok(reserved);
+        if let Some(wishes) = &mut self.wishes {
+            if let Some(reserved) = wishes.reserved(request) {
+                return Ok(reserved);
+            }
+            let may_wait = wishes.may_wait();
+            let before = (self.others).map_or(0, |others| others.wanted_for(request.from));
+            // The first packet never waits for this, so each round brings one further.
+            if may_wait && before > 0 && self.with(|plane| before >= plane.at_once(request)) {
+                return Err(Error::Later);
+            }
         }
         if self.with(|plane| plane.needs_listeners(request)) {
             self.may_wait();

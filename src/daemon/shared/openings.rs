@@ -6,6 +6,7 @@
 //! again. What each of them was promised is kept here, so that it is given the same.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Shared;
@@ -92,6 +93,17 @@ impl Openings {
         }
     }
 
+    /// How many pinholes are to be opened for a peer.
+    pub(super) fn wanted_for(&self, peer: IpAddr) -> usize {
+        let holes = self.of_packet.values().flat_map(|wishes| &wishes.holes);
+        let wanted = holes.filter(|wish| wish.state == WishState::Wanted);
+        let is_for = |wish: &&Wish| {
+            let request = wish.request.as_ref();
+            request.is_some_and(|(request, _)| request.from == peer)
+        };
+        wanted.filter(is_for).count()
+    }
+
     /// What is to be opened, in the order in which it was reserved.
     fn wanted(&mut self) -> Vec<&mut Wish> {
         let wishes = self.of_packet.values_mut();
@@ -168,7 +180,7 @@ impl Wishes {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, SocketAddr};
+    use std::net::SocketAddr;
 
     use super::*;
     use crate::engine::gateway::SessionId;
@@ -245,6 +257,21 @@ mod tests {
             }
             assert!(openings.of_packet.is_empty() && unasked(wishes).is_empty());
         }
+    }
+
+    #[test]
+    fn what_others_ask_for_is_counted_by_peer() {
+        let mut openings = Openings::default();
+        let peer = request(1).from;
+        for packet in 0..3 {
+            assert_eq!(openings.wanted_for(peer), packet as usize);
+            let mut wishes = openings.take(packet);
+            assert_eq!(asks(&mut wishes, 1), Some(Err(Error::Later)));
+            openings.put_off(packet, wishes);
+        }
+        assert_eq!(openings.wanted_for([203, 0, 113, 11].into()), 0);
+        opens(&mut openings, &Ok(()));
+        assert_eq!(openings.wanted_for(peer), 0);
     }
 
     #[test]
