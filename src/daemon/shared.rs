@@ -351,10 +351,10 @@ impl Shared {
     }
 
     /// Has the plane put something into the kernel, unless that is to be empty from now on.
-    fn unless_closing(
+    fn unless_closing<T>(
         &self,
-        open: impl FnOnce(&mut Plane) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+        open: impl FnOnce(&mut Plane) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let mut state = self.lock();
         if state.closing {
             return Err(Error::Closing);
@@ -366,13 +366,8 @@ impl Shared {
 
     /// Opens pinholes, and says of each how that went.
     pub fn open_together(&self, ids: &[PinholeId]) -> Vec<Result<(), Error>> {
-        let mut state = self.lock();
-        if state.closing {
-            return vec![Err(Error::Closing); ids.len()];
-        }
-        let opened = state.plane.open_together(ids);
-        self.settle(&mut state);
-        opened
+        self.unless_closing(|plane| Ok(plane.open_together(ids)))
+            .unwrap_or_else(|error| vec![Err(error); ids.len()])
     }
 
     /// Opens no pinhole from here on, and removes what is there.

@@ -40,10 +40,8 @@ impl<'a, 'b> Door<'a, 'b> {
     /// Of a worker. Before it waits for anybody, the packets before go on.
     pub fn of_worker(shared: &'a Shared, earlier: &'a mut Earlier<'b>) -> Self {
         Self {
-            shared,
             earlier: Some(earlier),
-            wishes: None,
-            others: None,
+            ..Self::new(shared)
         }
     }
 

@@ -25,30 +25,16 @@ impl Iptables {
         timeout: Duration,
     ) -> Result<(), BackendError> {
         let table = self.table(Family::of(hole.from))?;
-        let (opening, lines) = self.opening(&table, hole, timeout);
         let key = hole.key();
         // Rules of an older one with the same key may still be there: they are being removed.
         let first = self.closing.iter().any(|(closing, _)| *closing == key);
-        let nat = Nat {
-            host: &self.host,
-            table,
-        };
-        if let Some(moulds) = self.moulds.get_mut(&nat.table.family) {
-            let old = self.pinholes.get(key).into_iter();
-            match moulds.put(old, &[opening], first) {
-                Ok(Some(handles)) => {
-                    let rules = HoleRules::with_handles(lines, handles);
-                    self.pinholes.insert(key, rules);
-                    return Ok(());
-                }
-                Ok(None) => {}
-                Err(source) => {
-                    let _ = self.pinholes.mend(&nat, []);
-                    return Err(uncertain(source));
-                }
-            }
+        if self.put(&table, &[(hole, timeout)], first)? {
+            return Ok(());
         }
-        self.pinholes.change(&nat, key, lines, first)
+        let (_, lines) = self.opening(&table, hole, timeout);
+        let host = &self.host;
+        self.pinholes
+            .change(&Nat { host, table }, key, lines, first)
     }
 
     /// In few commits for each family. One whose rules are being removed comes before these, and so by itself.
@@ -57,7 +43,8 @@ impl Iptables {
         holes: &[(Pinhole, Duration)],
     ) -> Result<(), BackendError> {
         let is_closing = |hole: &Pinhole| self.closing.iter().any(|(key, _)| *key == hole.key());
-        let (first, rest): (Vec<_>, Vec<_>) = holes.iter().partition(|(hole, _)| is_closing(hole));
+        let holes = holes.iter().map(|(hole, timeout)| (hole, *timeout));
+        let (first, rest): (Vec<_>, Vec<_>) = holes.partition(|(hole, _)| is_closing(hole));
         for table in self.tables.clone() {
             let of_table = |hole: &Pinhole| Family::of(hole.from) == table.family;
             let mut rest = rest.clone();
@@ -69,14 +56,14 @@ impl Iptables {
                 continue;
             }
             for some in rest.chunks(IN_ONE_MESSAGE) {
-                if !self.put(&table, some)? {
+                if !self.put(&table, some, false)? {
                     self.add(&table, some)?;
                 }
             }
         }
         first
-            .iter()
-            .try_for_each(|(hole, timeout)| self.open_one(hole, *timeout))
+            .into_iter()
+            .try_for_each(|(hole, timeout)| self.open_one(hole, timeout))
     }
 
     /// A pinhole that is to be opened, and its rules as the tool is told them.
@@ -95,12 +82,17 @@ impl Iptables {
         (opening, lines)
     }
 
-    /// Opens pinholes over netlink, in one commit. False: nothing has changed, since that isn't possible.
+    /// Opens pinholes over netlink, in one commit; `first`: before all others. False: nothing has changed,
+    /// since that isn't possible.
     fn put(
         &mut self,
         table: &NatTable,
-        holes: &[&(Pinhole, Duration)],
+        holes: &[(&Pinhole, Duration)],
+        first: bool,
     ) -> Result<bool, BackendError> {
+        if !self.moulds.contains_key(&table.family) {
+            return Ok(false);
+        }
         let wanted: Vec<_> = holes
             .iter()
             .map(|(hole, timeout)| self.opening(table, hole, *timeout))
@@ -112,7 +104,7 @@ impl Iptables {
             .iter()
             .filter_map(|(hole, _)| self.pinholes.get(hole.key()));
         let openings: Vec<_> = wanted.iter().map(|(opening, _)| *opening).collect();
-        match moulds.put(old, &openings, false) {
+        match moulds.put(old, &openings, first) {
             Ok(Some(handles)) => {
                 let mut handles = handles.into_iter();
                 for (opening, lines) in wanted {
@@ -135,7 +127,7 @@ impl Iptables {
     fn add(
         &mut self,
         table: &NatTable,
-        holes: &[&(Pinhole, Duration)],
+        holes: &[(&Pinhole, Duration)],
     ) -> Result<(), BackendError> {
         if holes
             .iter()
