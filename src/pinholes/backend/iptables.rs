@@ -43,7 +43,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use self::installing::are_whole;
-use self::lines::{Conditions, DateStop, RuleLine, Wording, transaction};
+use self::lines::{Conditions, DateStop, Wording, transaction};
 use self::moulds::Moulds;
 use self::open::{HoleKey, HoleRules, Nat, Open};
 use super::{Backend, BackendError, Closed, ClosingWork, Verification};
@@ -155,18 +155,6 @@ impl Iptables {
             })
     }
 
-    /// The rules of a pinhole or range, with a number of their own.
-    fn rules_of(
-        &mut self,
-        table: &NatTable,
-        hole: Wording,
-        timeout: Duration,
-        limited: bool,
-    ) -> Vec<RuleLine> {
-        let conditions = table.conditions(timeout, limited);
-        hole.rules(self.mark, conditions, self.next_serial())
-    }
-
     fn next_serial(&mut self) -> u64 {
         self.serial = self.serial.wrapping_add(1);
         self.serial
@@ -274,7 +262,8 @@ impl Backend for Iptables {
                 "a hole for a range needs a range".into(),
             ));
         };
-        let lines = self.rules_of(&table, ranges::wording(hole, range), timeout, false);
+        let (conditions, serial) = (table.conditions(timeout, false), self.next_serial());
+        let lines = ranges::wording(hole, range).rules(self.mark, conditions, serial);
         let key = hole.key();
         let host = &self.host;
         self.ranges.change(&Nat { host, table }, key, lines, false)
