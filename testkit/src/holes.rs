@@ -1,7 +1,7 @@
 //! Pinholes, and connections through them, for the tests of the two backends.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use ftpalg::pinholes::Pinhole;
@@ -76,14 +76,6 @@ pub fn hole(from: &str, to: &str, land: &str, as_source: Option<&str>) -> Pinhol
         as_source: as_source.map(|source| source.parse().unwrap()),
         mark: 0,
     }
-}
-
-/// Listens in the namespace of the calling thread. A listener that was closed may still be held by a
-/// process that another thread has forked.
-pub fn bind(at: &str) -> TcpListener {
-    let pause = || std::thread::sleep(Duration::from_millis(5));
-    let retry = || (0..1000).find_map(|_| TcpListener::bind(at).map_err(|_| pause()).ok());
-    retry().unwrap()
 }
 
 /// Sends a word each way.

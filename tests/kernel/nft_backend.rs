@@ -15,8 +15,9 @@ use ftpalg::netlink::socket::{BatchError, NetlinkRequest, Socket};
 use ftpalg::pinholes::backend::Backend;
 use ftpalg::pinholes::backend::nft::Nft;
 use ftpalg::pinholes::{Pinhole, RangeHole};
-use testkit::holes::{self, CASES, bind, hole, talk};
+use testkit::holes::{self, CASES, hole, talk};
 use testkit::lab::net::Net;
+use testkit::lab::scripted;
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long a connection that must not come about is tried.
@@ -75,7 +76,8 @@ impl Lab {
     }
 
     fn listen(&self, host: &str, at: &str) -> TcpListener {
-        self.0.within(host, || bind(at))
+        self.0
+            .within(host, || scripted::listen(at.parse().unwrap()).unwrap())
     }
 
     fn no_connect(&self, to: &str) {

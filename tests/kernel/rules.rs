@@ -15,9 +15,10 @@ use ftpalg::net::{Family, Mark, PortRange};
 use ftpalg::pinholes::backend::iptables::Iptables;
 use ftpalg::pinholes::backend::{Backend, BackendError, Closed};
 use ftpalg::pinholes::{Pinhole, RangeHole};
-use testkit::holes::{self, CASES, bind, hole, talk};
+use testkit::holes::{self, CASES, hole, talk};
 use testkit::lab::net::{Directory, Net};
 use testkit::lab::rules::without_counters;
+use testkit::lab::scripted;
 use testkit::lab::topology::{Link, Topology, host, link};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -667,7 +668,7 @@ impl Lab {
 }
 
 fn listen(ns: &Ns, at: &str) -> TcpListener {
-    ns.within(|| bind(at))
+    ns.within(|| scripted::listen(at.parse().unwrap()).unwrap())
 }
 
 /// Runs a test for a gateway whose rules, all of them dropping, are of one flavour.

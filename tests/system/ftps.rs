@@ -370,7 +370,7 @@ impl Target {
     fn listen(net: &Net, port: u16) -> Self {
         let at = SocketAddr::new(net.topology().listen.ip(), port);
         let listener = net.within(net.topology().server, || {
-            TcpListener::bind(at).expect("a free port")
+            scripted::listen(at).expect("a free port")
         });
         listener.set_nonblocking(true).unwrap();
         Self(listener)
@@ -585,7 +585,7 @@ fn one_server_at_a_time_for_each_client_and_address() {
     let running = alg.start(&net, Flavour::Nft);
     let at = |ip: &str| {
         let at: SocketAddr = format!("{ip}:{}", PORTS.0).parse().unwrap();
-        let listener = net.within(topology.server, || TcpListener::bind(at).unwrap());
+        let listener = net.within(topology.server, || scripted::listen(at).unwrap());
         listener.set_nonblocking(true).unwrap();
         Target(listener)
     };

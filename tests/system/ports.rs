@@ -8,6 +8,7 @@ use testkit::lab::alg::Alg;
 use testkit::lab::gateway::{Control, HOSTS, LIMIT, address, gateway, status};
 use testkit::lab::net::Net;
 use testkit::lab::rules::{self, Flavour, Policy};
+use testkit::lab::scripted;
 use testkit::lab::server::{Config, Kind, Server};
 use testkit::lab::topology::Topology;
 
@@ -55,7 +56,7 @@ impl Session {
 }
 
 fn listen(net: &Net, host: &str, at: &str) -> TcpListener {
-    net.within(host, || TcpListener::bind(at).unwrap())
+    net.within(host, || scripted::listen(at.parse().unwrap()).unwrap())
 }
 
 /// Says a word to whoever is behind an address, and sees that it is this listener.

@@ -1,11 +1,11 @@
 //! Real servers that answer early, late, twice or never: the next transfer of the session works.
 
 use std::io::{BufRead, Read, Write};
-use std::net::TcpListener;
 
 use testkit::lab::gateway::{Control, address, gateway, start, status};
 use testkit::lab::net::Net;
 use testkit::lab::rules::{Flavour, Policy};
+use testkit::lab::scripted;
 use testkit::lab::server::{Config, Kind, Server, content};
 
 /// More than all socket buffers on the way hold: its transfer runs until somebody reads it.
@@ -86,8 +86,8 @@ fn out_of_step(kind: Kind, backend: &str) {
         let mut data = begin(&mut control, &net);
         // pyftpdlib connects at once, and where nobody listens, it gives up the next PASV as well.
         let listener = command.strip_prefix("PORT ").map(|_| {
-            let at = "198.51.100.2:50001";
-            net.within(net.topology().client, || TcpListener::bind(at).unwrap())
+            let at = "198.51.100.2:50001".parse().unwrap();
+            net.within(net.topology().client, || scripted::listen(at).unwrap())
         });
         control.send(&format!("{command}\r\n"));
         // pyftpdlib ends the transfer for another address.

@@ -285,13 +285,14 @@ fn completions_complete() {
 #[test]
 fn a_daemon_of_another_version_is_told_in_one_line() {
     in_namespace(|| {
+        // One for all: a program that another test starts may hold it for a moment after it is closed.
+        let name = SocketAddr::from_abstract_name("ftpalg").unwrap();
+        let listener = UnixListener::bind_addr(&name).unwrap();
         for (answer, part) in [
             ("{\"fine\": 1}\n", "another version"),
             ("<html>\n", "another version"),
             ("{\"error\": \"unknown request\"}\n", "unknown request"),
         ] {
-            let name = SocketAddr::from_abstract_name("ftpalg").unwrap();
-            let listener = UnixListener::bind_addr(&name).unwrap();
             let output = thread::scope(|scope| {
                 scope.spawn(|| {
                     let (mut stream, _) = listener.accept().unwrap();
