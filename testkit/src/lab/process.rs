@@ -59,8 +59,9 @@ impl std::fmt::Display for Finished {
                 (None, signal) => write!(f, "`{}` ended by signal {signal:?}", self.what)?,
             },
         }
-        if !self.log.trim().is_empty() {
-            write!(f, ":\n{}", self.log.trim_end())?;
+        let log = self.log.trim_end();
+        if let Some(last) = log.lines().next_back() {
+            write!(f, "; at last it said: {last}\nAll that it said:\n{log}")?;
         }
         Ok(())
     }

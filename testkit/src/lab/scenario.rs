@@ -157,11 +157,11 @@ impl Scenario {
                 took,
             });
         }
-        if !problems.is_empty() && !log.is_empty() {
-            problems.push(format!("the gateway's log:\n{log}"));
-        }
-        if !problems.is_empty() {
-            problems.push(format!("the server's log:\n{server_log}"));
+        if let Some(last) = problems.last_mut() {
+            if !log.is_empty() {
+                *last += &format!("\n\nThe gateway's log:\n{log}");
+            }
+            *last += &format!("\n\nThe server's log:\n{server_log}");
         }
         (cells, log, problems)
     }
