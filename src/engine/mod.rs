@@ -24,6 +24,7 @@ mod opening;
 mod orphans;
 mod record;
 mod replayed;
+pub(crate) mod room;
 mod second;
 mod stats;
 mod table;

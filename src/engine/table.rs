@@ -16,14 +16,10 @@ use std::hash::{BuildHasher, RandomState};
 use hashbrown::HashTable;
 
 use super::endpoints::Endpoints;
+use super::room::less_room;
 
 /// How many entries one call visits at the most.
 pub(super) const SLICE: usize = 8192;
-
-/// A table that could hold so many times what it holds gives memory back.
-const SPARE: usize = 8;
-/// A table for fewer entries never does.
-const SMALL: usize = 256;
 
 /// Values by endpoints.
 #[derive(Debug)]
@@ -134,9 +130,8 @@ impl<V> EndpointTable<V> {
     /// Gives memory back that many entries needed, once few are left: no more than one call visits, so
     /// that no packet waits for it.
     fn shrink(&mut self) {
-        let len = self.len().max(SMALL);
-        if len <= SLICE && self.entries.capacity() / SPARE > len {
-            let room = len.saturating_mul(2);
+        let room = less_room(self.len(), self.entries.capacity());
+        if let Some(room) = room.filter(|_| self.len() <= SLICE) {
             self.entries.shrink_to(room);
             let hash_again = hash_of_entry(&self.hasher, &self.entries);
             self.index.shrink_to(room, hash_again);
@@ -227,9 +222,9 @@ mod tests {
         assert!(room(&table) >= 50_000);
         for left in (0..50_000u32).rev() {
             table.remove(&Endpoints::numbered(left));
-            let left = (left as usize).max(SMALL);
-            if left <= SLICE {
-                assert!(room(&table) <= 2 * SPARE * left + SMALL, "{left}");
+            if left as usize <= SLICE {
+                assert_eq!(less_room(left as usize, table.entries.capacity()), None);
+                assert!(table.index.capacity() <= 4 * table.entries.capacity());
             }
         }
         assert!(is_consistent(&table));

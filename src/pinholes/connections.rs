@@ -11,14 +11,11 @@ use crate::conntrack::{
 };
 use crate::engine::Tuple;
 use crate::engine::gateway::SessionId;
+use crate::engine::room::less_room;
 use crate::pinholes::{Pinhole, PinholeKey};
 
 /// By how much conntrack's timeouts, counted in jiffies, may differ from its time stamps.
 const TICK: Duration = Duration::from_millis(50);
-/// The list of data connections gives memory back when it could hold so many times what it holds, and
-/// never has room for less than twice so many.
-const SPARE: usize = 8;
-const FEW: usize = 256;
 
 impl Plane {
     /// Reads conntrack's events and acts on them; false if they, or conntrack's list in place of lost
@@ -151,10 +148,9 @@ impl Plane {
             total.bytes = add(total.bytes, bytes);
         }
         let is_news = self.live.remove(&(connection.session, original));
-        // What a burst of connections needed isn't kept when it is over.
-        let few = self.connections.len().max(FEW);
-        if self.connections.capacity() / SPARE > few {
-            self.connections.shrink_to(2 * few);
+        let room = less_room(self.connections.len(), self.connections.capacity());
+        if let Some(room) = room {
+            self.connections.shrink_to(room);
         }
         let known = self.now().saturating_sub(connection.started);
         let lifetime = lifetime.unwrap_or(known);

@@ -13,17 +13,13 @@ use super::record::{Direction, Record, Refused, Transfer, What};
 use super::refusal;
 use crate::engine::event::Event;
 use crate::engine::gateway::SessionId;
+use crate::engine::room::less_room;
 use crate::pinholes::{DataConnection, Finished, PlaneReport};
 use going::{Announced, Data, Ended, GRACE, Going, MAX_EACH, More, Ripeness, push};
 
 /// How many sessions are known by their ends. Beyond it, the oldest are forgotten: the records of
 /// theirs lack the addresses.
 const MAX_SESSIONS: usize = 131_072;
-
-/// The list of those that wait gives memory back when it could hold so many times what it holds, and never
-/// has room for less than twice so many.
-const SPARE: usize = 8;
-const FEW: usize = 256;
 
 /// The sessions as far as records need them.
 #[derive(Debug)]
@@ -240,10 +236,8 @@ impl Chronicle {
             self.waits_no_more(session);
             self.settle(session, now, false, out);
         }
-        // What many sessions needed isn't kept when they are over.
-        let few = self.waiting.len().max(FEW);
-        if self.waiting.capacity() / SPARE > few {
-            self.waiting.shrink_to(2 * few);
+        if let Some(room) = less_room(self.waiting.len(), self.waiting.capacity()) {
+            self.waiting.shrink_to(room);
         }
     }
 
