@@ -3,6 +3,7 @@
 
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -70,6 +71,15 @@ fn transfer(net: &Net, control: &mut Control, server: &Server, verb: Verb) {
     assert!(last.starts_with("226"), "{last}");
 }
 
+/// Waits until the session is closed, so that nothing of it is left for the next process to join.
+fn is_over(net: &Net) {
+    let start = Instant::now();
+    while status(net)["sessions"] != 0 {
+        assert!(start.elapsed() < LIMIT, "the session is still there");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// The verbs that lead somewhere with addresses of this family.
 fn verbs(ip: IpAddr) -> &'static [Verb] {
     match ip {
@@ -119,6 +129,8 @@ fn killed_between_lines(topology: &Topology, more: &[&str]) {
                 }
             }
             control.ask("QUIT\r\n", "221");
+            drop(control);
+            is_over(&net);
         }
         alg.stop();
         assert_eq!(rules::invalid(&net, topology.router), invalid, "{backend}");
