@@ -429,4 +429,17 @@ mod tests {
         let nat = hole("2001:db8::7", "[2001:db8::1]:4000", "[fd00::2]:4000", None);
         assert!(super::tests::text(&nat, None).contains("--to-destination [fd00::2]:4000"));
     }
+
+    /// IPv6 without NAT, or rules that somebody has flushed and that couldn't be made again.
+    #[test]
+    fn without_a_table_nothing_counts_as_open() {
+        let mut backend = Iptables::new(Tools::find_in(&[]), Mark::DEFAULT);
+        let holes = ["2001:db8::7", "2001:db8::8"].map(|from| {
+            let to = "[2001:db8::1]:4000";
+            (hole(from, to, to, None), Duration::from_secs(60))
+        });
+        let refused = |result| matches!(result, Err(BackendError::Unsupported(_)));
+        assert!(refused(backend.open(&holes[0].0, holes[0].1)));
+        assert!(refused(backend.open_all(&holes)));
+    }
 }

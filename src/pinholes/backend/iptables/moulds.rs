@@ -285,7 +285,17 @@ impl Moulds {
                 log::debug!("{family}: a pinhole's rules are refused over netlink: {refused:?}");
                 Ok(None)
             }
-            Err(BatchError::Io(error)) => Err(error),
+            // It is longer than the socket takes, and was not sent.
+            Err(BatchError::Io(error)) if error.raw_os_error() == Some(nix::libc::EMSGSIZE) => {
+                Ok(None)
+            }
+            Err(BatchError::Io(error)) => {
+                // Answers may be in it still, or on their way.
+                if let Ok(socket) = Socket::open() {
+                    self.socket = socket;
+                }
+                Err(error)
+            }
         }
     }
 

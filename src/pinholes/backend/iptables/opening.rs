@@ -38,10 +38,14 @@ impl Iptables {
     }
 
     /// In few commits for each family. One whose rules are being removed comes before these, and so by itself.
+    /// If one has no table, none opens.
     pub(super) fn open_together(
         &mut self,
         holes: &[(Pinhole, Duration)],
     ) -> Result<(), BackendError> {
+        for (hole, _) in holes {
+            self.table(Family::of(hole.from))?;
+        }
         let is_closing = |hole: &Pinhole| self.closing.iter().any(|(key, _)| *key == hole.key());
         let holes = holes.iter().map(|(hole, timeout)| (hole, *timeout));
         let (first, rest): (Vec<_>, Vec<_>) = holes.partition(|(hole, _)| is_closing(hole));
@@ -123,21 +127,21 @@ impl Iptables {
         }
     }
 
-    /// Opens pinholes by the tool, in one commit if none takes the place of another.
+    /// Opens pinholes by the tool: those that take the place of another singly, the others in one commit.
     fn add(
         &mut self,
         table: &NatTable,
         holes: &[(&Pinhole, Duration)],
     ) -> Result<(), BackendError> {
-        if holes
-            .iter()
-            .any(|(hole, _)| self.pinholes.contains(hole.key()))
-        {
-            return holes
-                .iter()
-                .try_for_each(|(hole, timeout)| self.open_one(hole, *timeout));
+        let replaces = |(hole, _): &&(&Pinhole, Duration)| self.pinholes.contains(hole.key());
+        let (replacing, new): (Vec<_>, Vec<_>) = holes.iter().partition(replaces);
+        for (hole, timeout) in replacing {
+            self.open_one(hole, timeout)?;
         }
-        let wanted: Vec<_> = holes
+        if new.is_empty() {
+            return Ok(());
+        }
+        let wanted: Vec<_> = new
             .iter()
             .map(|(hole, timeout)| (hole.key(), self.opening(table, hole, *timeout).1))
             .collect();
