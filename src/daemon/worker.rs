@@ -246,12 +246,12 @@ impl Packets<'_> {
         }
         if together {
             let wishes = self.openings.take(id);
-            door.may_put_off(wishes, &self.openings);
+            door.of_packet(wishes, &self.openings);
         }
         let outcome = match engine.try_packet(side, bytes, now, &mut door) {
             Placed::Verdict(verdict) => Asked::Nobody(answer(verdict, out)),
             Placed::Later => {
-                let wishes = door.put_off();
+                let wishes = door.wishes();
                 self.openings.put_off(id, wishes);
                 return QueueVerdict::Later;
             }

@@ -77,6 +77,9 @@ pub(super) struct Joined {
     pub(super) admitted: bool,
 }
 
+/// How many bytes a flow may buffer for its packets to be put off.
+const UNDOABLE: usize = 8 * 1024;
+
 /// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -516,6 +519,16 @@ impl Flow {
                 });
             }
         }
+    }
+
+    /// Whether what a segment changes can be undone, so that it may be put off: not where nothing in it can ask
+    /// for a pinhole, and not where so much is buffered that a copy for each packet would cost more than
+    /// it brings.
+    pub(super) fn is_undoable(&mut self, side: Side, segment: &Segment<'_>) -> bool {
+        let few = self.buffered().saturating_add(segment.payload().len()) <= UNDOABLE;
+        let forward = self.forward(side);
+        let asks = !segment.payload().is_empty() || !forward.pending().is_empty();
+        asks && few && !forward.is_opaque()
     }
 
     /// The direction of `side`'s packets, and the opposite one.

@@ -214,21 +214,23 @@ pub trait Gateway {
     /// Supersedes the session's oldest pending pinhole beyond the per-session limit.
     ///
     /// # Errors
-    /// [`Error::NoPort`] or [`Error::Limit`]. [`Error::Later`], if it [may put off](Self::may_put_off).
+    /// [`Error::NoPort`] or [`Error::Limit`]. [`Error::Later`], if it [may](Self::may_put_off).
     fn reserve(&mut self, request: &Request) -> Result<Reservation, Error>;
 
     /// Puts the pinhole into the kernel; returns when the kernel acknowledged it.
     ///
     /// # Errors
     /// [`Error::Kernel`]; the reservation is released then. [`Error::Closing`]. [`Error::Later`], if it
-    /// [may put off](Self::may_put_off).
+    /// [may](Self::may_put_off).
     fn open(&mut self, id: PinholeId) -> Result<(), Error>;
 
-    /// Whether [`reserve`](Self::reserve) and [`open`](Self::open) may answer [`Error::Later`] about the packet
-    /// that is handled now. Then the engine undoes what the packet has changed, and is given it
+    /// Whether [`reserve`](Self::reserve) and [`open`](Self::open) will answer [`Error::Later`] about the packet
+    /// that is handled now. Without this question, or if the engine can't undo what the packet changes
+    /// (`undoable`), they don't. After that answer the engine undoes it, and is given the packet
     /// [again](super::Engine::again). It asks for the same then: what was reserved must be reserved still,
-    /// and `open` must say how it went. Events of a packet that is put off didn't happen.
-    fn may_put_off(&self) -> bool {
+    /// and `open` must say how it went. Events of a packet that is put off didn't happen; a
+    /// [`release`](Self::release) did.
+    fn may_put_off(&mut self, _undoable: bool) -> bool {
         false
     }
 

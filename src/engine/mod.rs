@@ -547,8 +547,10 @@ impl Engine {
         if self.put_off.contains(&(ends, side)) {
             return Decided::Later;
         }
-        let may_ask = gateway.may_put_off() && !segment.payload().is_empty();
-        let undone = may_ask.then(|| (flow.clone(), self.stats));
+        let undoable = flow.is_undoable(side, segment);
+        let kept = gateway
+            .may_put_off(undoable)
+            .then(|| (flow.clone(), self.stats));
         let mut cx = Context {
             config: &self.config,
             gateway,
@@ -561,11 +563,11 @@ impl Engine {
         };
         let before = flow.buffered();
         let fate = flow.segment(&ends, side, segment, &mut self.scratch, &mut cx);
+        debug_assert!(kept.is_some() || !cx.put_off, "it can't be undone");
         if cx.put_off
-            && let Some((flow_before, stats_before)) = undone
+            && let Some(before) = kept
         {
-            *flow = flow_before;
-            self.stats = stats_before;
+            (*flow, self.stats) = before;
             self.put_off.push((ends, side));
             return Decided::Later;
         }

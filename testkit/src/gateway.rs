@@ -129,6 +129,8 @@ pub struct FakeGateway {
     pub puts_off: bool,
     /// No port is chosen for now, so packets that need one are put off, too.
     pub busy: bool,
+    /// This packet may be put off.
+    later: bool,
     reserved: Vec<Request>,
     /// What the packet asks for that is decided on, and whether that is open.
     wishes: Vec<(PinholeId, Wish)>,
@@ -222,6 +224,7 @@ impl FakeGateway {
             puts_off: false,
             busy: false,
             reserved: Vec::new(),
+            later: false,
             wishes: Vec::new(),
             unasked: Vec::new(),
         }
@@ -359,7 +362,7 @@ impl Gateway for FakeGateway {
         if let Some(at) = asked {
             return Ok(self.unasked.remove(at).1);
         }
-        if self.busy {
+        if self.busy && self.later {
             return Err(Error::Later);
         }
         let id = PinholeId(self.reserved.len() as u64);
@@ -371,8 +374,9 @@ impl Gateway for FakeGateway {
             to: SocketAddr::new(request.to, self.port(request)),
         })
     }
-    fn may_put_off(&self) -> bool {
-        self.puts_off
+    fn may_put_off(&mut self, undoable: bool) -> bool {
+        self.later = self.puts_off && undoable;
+        self.later
     }
     fn open(&mut self, id: PinholeId) -> Result<(), Error> {
         if let Some(plane) = &mut self.plane {
@@ -381,10 +385,10 @@ impl Gateway for FakeGateway {
         if self.closing {
             return Err(Error::Closing);
         }
-        if self.puts_off {
-            if self.wishes.contains(&(id, Wish::Open)) {
-                return Ok(());
-            }
+        if self.wishes.contains(&(id, Wish::Open)) {
+            return Ok(());
+        }
+        if self.later {
             self.wishes.push((id, Wish::Wanted));
             return Err(Error::Later);
         }

@@ -3,7 +3,7 @@
 use ftpalg::engine::event::Event;
 use ftpalg::engine::{Placed, Side, Verdict};
 use testkit::gateway::{Decision, decide};
-use testkit::packet::{Seg, data};
+use testkit::packet::{ACK, FIN, Seg, data};
 use testkit::trace::{Client, Server, Trace, Who, pack, reply, told};
 
 fn side(who: Who) -> Side {
@@ -119,4 +119,70 @@ fn without_a_caller_that_waits_it_is_dropped() {
     let (mut t, c, s) = asked();
     let packet = pack(Server, &t.wire(Server, data(s, c, &reply())));
     assert_eq!(t.raw(Server, &packet), Verdict::Drop);
+}
+
+/// A login and a `PORT` in one segment, and the replies to the login; where both ends are then.
+fn logged_in_with_a_port_that_waits() -> (Trace, u32, u32) {
+    let mut t = Trace::new();
+    t.world.puts_off = true;
+    let [c, s] = t.dialogue(64_000, &[(true, "220 x\r\n")]);
+    let all = "USER a\r\nPASS b\r\nPORT 198,51,100,7,200,1\r\n";
+    let gone = "USER a\r\nPASS b\r\nPORT".len() as u32;
+    let Decision::Replace(_) = in_the_end(&mut t, Client, &data(c, s, all)) else {
+        panic!("nothing is held back");
+    };
+    let replies = "331 x\r\n230 x\r\n";
+    in_the_end(&mut t, Server, &data(s, c + gone, replies));
+    (t, c + all.len() as u32, s + replies.len() as u32)
+}
+
+#[test]
+fn a_segment_without_data_that_lets_a_port_go_on_is_put_off() {
+    for flags in [ACK, ACK | FIN] {
+        let (mut t, c, s) = logged_in_with_a_port_that_waits();
+        let bare = Seg {
+            flags,
+            ..data(c, s, "")
+        };
+        assert!(is_put_off(&mut t, Client, &bare));
+        assert_eq!(t.world.opened.len(), 0);
+        t.engine.again();
+        let Decision::Replace(out) = in_the_end(&mut t, Client, &bare) else {
+            panic!("what waited doesn't go on");
+        };
+        assert!(out.ends_with(b" 198,51,100,7,200,1\r\n"));
+        assert_eq!((t.world.opened.len(), announced(&t)), (1, 1));
+        let next = data(s, c + u32::from(flags & FIN != 0), "200 x\r\n");
+        assert_ne!(in_the_end(&mut t, Server, &next), Decision::Drop);
+    }
+}
+
+/// A copy of the flow for each packet would cost more than opening together brings.
+#[test]
+fn with_much_in_its_buffers_it_opens_by_itself() {
+    let mut t = Trace::new();
+    t.world.puts_off = true;
+    let [mut c, received] = t.login();
+    let mut s = received;
+    let line = format!("200 {}\r\n", "x".repeat(1000));
+    let mut says = |t: &mut Trace, command: &str| {
+        assert!(!is_put_off(t, Client, &data(c, received, command)));
+        c += command.len() as u32;
+        c
+    };
+    for _ in 0..9 {
+        let c = says(&mut t, "NOOP\r\n");
+        assert!(!is_put_off(&mut t, Server, &data(s, c, &line)));
+        s += line.len() as u32;
+    }
+    let c = says(&mut t, "PASV\r\n");
+    let packet = pack(Server, &t.wire(Server, data(s, c, &reply())));
+    let placed = t
+        .engine
+        .try_packet(Side::Egress, &packet, t.now, &mut t.world);
+    let Placed::Verdict(Verdict::Replace(out)) = placed else {
+        panic!("{placed:?}");
+    };
+    assert!(out.ends_with(told().as_bytes()));
+    assert_eq!((t.world.opened.len(), announced(&t)), (1, 1));
 }

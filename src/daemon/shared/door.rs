@@ -45,15 +45,15 @@ impl<'a, 'b> Door<'a, 'b> {
         }
     }
 
-    /// The packet may be put off until its pinholes are open, or because of what the `others` ask for. To be
-    /// [settled](Self::settle).
-    pub(in crate::daemon) fn may_put_off(&mut self, wishes: Wishes, others: &'a Openings) {
+    /// For a packet that may be put off until its pinholes are open, or because of what the `others` ask for. To
+    /// be [settled](Self::settle).
+    pub(in crate::daemon) fn of_packet(&mut self, wishes: Wishes, others: &'a Openings) {
         self.wishes = Some(wishes);
         self.others = Some(others);
     }
 
-    /// The packet is put off.
-    pub(in crate::daemon) fn put_off(&mut self) -> Wishes {
+    /// The packet is put off: what it asks for until it comes again.
+    pub(in crate::daemon) fn wishes(&mut self) -> Wishes {
         self.wishes.take().unwrap_or_default()
     }
 
@@ -163,8 +163,9 @@ impl Gateway for Door<'_, '_> {
         self.with(|plane| plane.admit(session, client))
     }
 
-    fn may_put_off(&self) -> bool {
-        self.wishes.as_ref().is_some_and(Wishes::may_wait)
+    fn may_put_off(&mut self, undoable: bool) -> bool {
+        let wishes = self.wishes.as_mut();
+        wishes.is_some_and(|wishes| wishes.may_put_off(undoable))
     }
 
     fn reserve(&mut self, request: &Request) -> Result<Reservation, Error> {
@@ -172,10 +173,10 @@ impl Gateway for Door<'_, '_> {
             if let Some(reserved) = wishes.reserved(request) {
                 return Ok(reserved);
             }
-            let may_wait = wishes.may_wait();
+            let can_wait = wishes.can_wait();
             let before = (self.others).map_or(0, |others| others.wanted_for(request.from));
             // The first packet never waits for this, so each round brings one further.
-            if may_wait && before > 0 && self.with(|plane| before >= plane.at_once(request)) {
+            if can_wait && before > 0 && self.with(|plane| before >= plane.at_once(request)) {
                 return Err(Error::Later);
             }
         }

@@ -29,6 +29,8 @@ pub struct Wishes {
     /// What it has told. If it is put off, that didn't happen.
     events: Vec<Event>,
     times: u32,
+    /// It may be put off now.
+    can_wait: bool,
     /// When it came first, where somebody wants to know.
     came: Option<Duration>,
 }
@@ -57,6 +59,7 @@ impl Openings {
     /// A packet comes, or comes again.
     pub fn take(&mut self, packet: u32) -> Wishes {
         let mut wishes = self.of_packet.remove(&packet).unwrap_or_default();
+        wishes.can_wait = false;
         for wish in &mut wishes.holes {
             wish.asked = false;
         }
@@ -117,9 +120,15 @@ impl Openings {
 }
 
 impl Wishes {
-    /// Whether it may be put off once more.
-    pub fn may_wait(&self) -> bool {
-        self.times < TIMES
+    /// Whether it may be put off once more; `undoable`: what it changes can be undone.
+    pub(super) fn may_put_off(&mut self, undoable: bool) -> bool {
+        self.can_wait = undoable && self.times < TIMES;
+        self.can_wait
+    }
+
+    /// What was answered last.
+    pub(super) fn can_wait(&self) -> bool {
+        self.can_wait
     }
 
     /// The port that was chosen for a request before.
@@ -147,7 +156,7 @@ impl Wishes {
     /// Whether a pinhole could be opened. If that wasn't tried yet, it is to be; `None`: at once, since the
     /// packet has waited often enough.
     pub(super) fn open(&mut self, id: PinholeId) -> Option<Result<(), Error>> {
-        let may_wait = self.may_wait();
+        let can_wait = self.can_wait;
         let known = self.holes.iter_mut().find(|wish| wish.id == id);
         let Some(wish) = known else {
             self.holes.push(Wish {
@@ -156,14 +165,14 @@ impl Wishes {
                 state: WishState::Wanted,
                 asked: true,
             });
-            return may_wait.then_some(Err(Error::Later));
+            return can_wait.then_some(Err(Error::Later));
         };
         wish.asked = true;
         if let WishState::Opened(opened) = &wish.state {
             return Some(opened.clone());
         }
         wish.state = WishState::Wanted;
-        may_wait.then_some(Err(Error::Later))
+        can_wait.then_some(Err(Error::Later))
     }
 
     /// Something that happens if the packet isn't put off.
@@ -171,10 +180,13 @@ impl Wishes {
         self.events.push(event);
     }
 
-    /// It has been decided on. Returns what it has told, and the pinholes that it asked for once and no more.
+    /// It has been decided on. Returns what it has told, and the pinholes that it reserved and doesn't ask for
+    /// any more.
     pub(super) fn settle(self) -> (Vec<Event>, impl Iterator<Item = PinholeId>) {
         let unasked = self.holes.into_iter().filter(|wish| !wish.asked);
-        (self.events, unasked.map(|wish| wish.id))
+        // One that was reserved before belongs to its session still.
+        let own = unasked.filter(|wish| wish.request.is_some());
+        (self.events, own.map(|wish| wish.id))
     }
 }
 
@@ -204,7 +216,14 @@ mod tests {
         }
     }
 
-    /// The packet with number 7 asks for a pinhole; whether it is open.
+    /// The packet with number 7 comes, or comes again, and may be put off.
+    fn take(openings: &mut Openings) -> Wishes {
+        let mut wishes = openings.take(7);
+        wishes.may_put_off(true);
+        wishes
+    }
+
+    /// It asks for a pinhole; whether that is open.
     fn asks(wishes: &mut Wishes, port: u16) -> Option<Result<(), Error>> {
         let request = request(port);
         let reserved = wishes.reserved(&request).unwrap_or_else(|| {
@@ -237,12 +256,12 @@ mod tests {
     fn a_packet_that_comes_again_is_given_what_it_was_promised() {
         for answer in [Ok(()), Err(Error::Kernel("no".into()))] {
             let mut openings = Openings::default();
-            let mut wishes = openings.take(7);
+            let mut wishes = take(&mut openings);
             assert_eq!(asks(&mut wishes, 1), Some(Err(Error::Later)));
             openings.put_off(7, wishes);
             assert_eq!(opens(&mut openings, &answer), [1]);
             // Another one follows in the same packet.
-            let mut wishes = openings.take(7);
+            let mut wishes = take(&mut openings);
             assert_eq!(asks(&mut wishes, 1), Some(answer.clone()));
             assert_eq!(asks(&mut wishes, 2), Some(Err(Error::Later)));
             openings.put_off(7, wishes);
@@ -251,7 +270,7 @@ mod tests {
                 [2],
                 "not the first one again"
             );
-            let mut wishes = openings.take(7);
+            let mut wishes = take(&mut openings);
             for port in [1, 2] {
                 assert_eq!(asks(&mut wishes, port), Some(answer.clone()));
             }
@@ -266,6 +285,7 @@ mod tests {
         for packet in 0..3 {
             assert_eq!(openings.wanted_for(peer), packet as usize);
             let mut wishes = openings.take(packet);
+            wishes.may_put_off(true);
             assert_eq!(asks(&mut wishes, 1), Some(Err(Error::Later)));
             openings.put_off(packet, wishes);
         }
@@ -277,13 +297,41 @@ mod tests {
     #[test]
     fn what_it_asks_for_no_more_is_given_back() {
         let mut openings = Openings::default();
+        let mut wishes = take(&mut openings);
+        assert_eq!(asks(&mut wishes, 1), Some(Err(Error::Later)));
+        openings.put_off(7, wishes);
+        opens(&mut openings, &Ok(()));
+        let mut wishes = take(&mut openings);
+        assert_eq!(asks(&mut wishes, 2), Some(Err(Error::Later)));
+        assert_eq!(unasked(wishes), [1]);
+    }
+
+    /// The pinhole of a `PORT` that waits for the login opens with another packet.
+    #[test]
+    fn what_it_did_not_reserve_is_not_given_back() {
+        let mut openings = Openings::default();
+        let mut wishes = take(&mut openings);
+        assert_eq!(wishes.open(PinholeId(1)), Some(Err(Error::Later)));
+        openings.put_off(7, wishes);
+        opens(&mut openings, &Ok(()));
+        assert_eq!(unasked(take(&mut openings)), [0; 0]);
+    }
+
+    #[test]
+    fn what_cannot_be_undone_is_not_put_off() {
+        let mut openings = Openings::default();
+        assert_eq!(asks(&mut openings.take(7), 1), None, "nobody has asked");
         let mut wishes = openings.take(7);
+        assert!(!wishes.may_put_off(false));
+        assert_eq!(asks(&mut wishes, 1), None);
+        // What it was promised before is given to it all the same.
+        let mut wishes = take(&mut openings);
         assert_eq!(asks(&mut wishes, 1), Some(Err(Error::Later)));
         openings.put_off(7, wishes);
         opens(&mut openings, &Ok(()));
         let mut wishes = openings.take(7);
-        assert_eq!(asks(&mut wishes, 2), Some(Err(Error::Later)));
-        assert_eq!(unasked(wishes), [1]);
+        assert!(!wishes.may_put_off(false));
+        assert_eq!(asks(&mut wishes, 1), Some(Ok(())));
     }
 
     #[test]
@@ -299,7 +347,7 @@ mod tests {
         }
         let mut openings = Openings::default();
         openings.put_off(7, wishes);
-        let mut wishes = openings.take(7);
+        let mut wishes = take(&mut openings);
         let again = [(); 3].map(|()| wishes.reserved(&request(1)));
         assert_eq!(again, [Some(reserved(1)), Some(reserved(2)), None]);
     }
@@ -308,10 +356,10 @@ mod tests {
     fn a_packet_waits_for_a_bounded_number_of_times() {
         let mut openings = Openings::default();
         for time in 0..u16::MAX {
-            let mut wishes = openings.take(7);
+            let mut wishes = take(&mut openings);
             let asked = asks(&mut wishes, time);
             if asked.is_none() {
-                assert_eq!((u32::from(time), wishes.may_wait()), (TIMES, false));
+                assert_eq!((u32::from(time), wishes.can_wait()), (TIMES, false));
                 return;
             }
             openings.put_off(7, wishes);
@@ -328,10 +376,10 @@ mod tests {
             });
         };
         let mut openings = Openings::default();
-        let mut wishes = openings.take(7);
+        let mut wishes = take(&mut openings);
         told(&mut wishes);
         openings.put_off(7, wishes);
-        let mut wishes = openings.take(7);
+        let mut wishes = take(&mut openings);
         told(&mut wishes);
         assert_eq!(wishes.settle().0.len(), 1);
     }

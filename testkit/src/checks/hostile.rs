@@ -1,14 +1,15 @@
 //! Any segments at all between two addresses: what leaves is a whole packet with right checksums,
-//! no larger than allowed, and buffers stay within their limits.
+//! no larger than allowed, and buffers stay within their limits. A gateway that puts packets off changes
+//! nothing of it.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use ftpalg::engine::{Config, Engine, Side, Verdict};
+use ftpalg::engine::{Config, Engine, Side};
 use ftpalg::stream::BufferLimits;
 
 use super::Bytes;
-use crate::gateway::{FakeGateway, MARKS, entry};
+use crate::gateway::{Decision, FakeGateway, MARKS, decide, entry};
 use crate::packet::{ACK, FIN, OUTSIDE, RST, SYN, Seg, build, read};
 
 const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
@@ -55,11 +56,16 @@ pub fn check(data: &[u8]) {
         ..Config::default()
     };
     let most = 2 * (limits.held + limits.unacked + limits.ahead + 3000);
-    let mut engine = Engine::new(config, 0);
+    let mut engine = Engine::new(config.clone(), 0);
+    let mut patient_engine = Engine::new(config, 0);
     let server_inside = head & 4 == 0;
     let public = Ipv4Addr::new(203, 0, 113, 199);
-    let mut world =
-        FakeGateway::with_entry(entry(server_inside, INSIDE, public, 4000)).same_port(false);
+    let [mut world, mut patient] = [false, true].map(|puts_off| {
+        let entry = entry(server_inside, INSIDE, public, 4000);
+        let mut world = FakeGateway::with_entry(entry).same_port(false);
+        world.puts_off = puts_off;
+        world
+    });
     let mss: u16 = [64, 500, 1460, 65_535][usize::from(head >> 3 & 3)];
     let mut next = [bytes.long(), bytes.long()];
     let mut now = Duration::ZERO;
@@ -95,6 +101,7 @@ pub fn check(data: &[u8]) {
             if what & 0x1e == 0x1e {
                 now += Duration::from_secs(u64::from(bytes.byte()));
                 engine.tick(now, &mut world);
+                patient_engine.tick(now, &mut patient);
                 continue;
             }
             let mut seg = Seg {
@@ -147,8 +154,11 @@ pub fn check(data: &[u8]) {
         if seg.flags & (SYN | RST) == 0 && end.wrapping_sub(next[who]) < 4096 {
             next[who] = end.wrapping_add(u32::from(seg.flags & FIN));
         }
-        if let Verdict::Replace(bytes) = engine.packet(side(who), &packet, now, &mut world) {
-            let out = read(bytes);
+        let decision = decide(&mut engine, side(who), &packet, now, &mut world);
+        let later = decide(&mut patient_engine, side(who), &packet, now, &mut patient);
+        assert_eq!(decision, later, "it was put off");
+        if let Decision::Replace(bytes) = decision {
+            let out = read(&bytes);
             assert_eq!(out.flags & !seg.flags, 0, "flags it hadn't");
             assert_eq!(out.options.len(), packet_options(&packet));
             // In a connection that is joined, the handshake's isn't known.
@@ -162,6 +172,7 @@ pub fn check(data: &[u8]) {
     }
     engine.tick(now + Duration::from_secs(6 * 24 * 3600), &mut world);
     assert_eq!(engine.buffered(), 0);
+    assert_eq!(engine.stats(), patient_engine.stats());
 }
 
 fn packet_options(packet: &[u8]) -> usize {
