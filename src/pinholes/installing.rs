@@ -82,7 +82,7 @@ impl Plane {
                 log::warn!("a pinhole of another gateway can't be opened: {error}");
                 continue;
             }
-            self.is_open_again(key);
+            self.note_open_again(key);
             opened += 1;
             self.insert_adopted(pinhole, now + left);
         }

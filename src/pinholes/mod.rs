@@ -67,9 +67,10 @@ use used::Used;
 /// How many reports are kept until they are taken; beyond it, the oldest is dropped.
 const MAX_REPORTS: usize = 10_000;
 
-/// How many pinholes are opened together for one peer, at most, and which part of a range of ports they may take.
-const AT_ONCE: u32 = 8;
-const PART: u32 = 8;
+/// How many pinholes are opened together for one peer at most.
+const MOST_TOGETHER: u32 = 8;
+/// Of a range of ports they may take one in so many.
+const SHARE: u32 = 8;
 
 /// How many pinholes of the past are shown.
 const MAX_PAST: usize = 1000;
@@ -307,7 +308,7 @@ impl Plane {
             .collect();
         if holes.len() > 1 && self.parts.backend.open_all(&holes).is_ok() {
             for (key, (id, _)) in new {
-                self.is_open(id, key);
+                self.note_open(id, key);
             }
         }
         // The rest, one by one: whatever is wrong with one of them is for that one alone.
@@ -321,10 +322,10 @@ impl Plane {
     }
 
     /// A pinhole was opened in the kernel.
-    fn is_open(&mut self, id: PinholeId, key: PinholeKey) {
+    fn note_open(&mut self, id: PinholeId, key: PinholeKey) {
         let now = self.now();
         self.holes.opened(id, now, now + self.config.deadline);
-        self.is_open_again(key);
+        self.note_open_again(key);
         self.counters.opened += 1;
     }
 
@@ -344,7 +345,7 @@ impl Plane {
         };
         match opened {
             Ok(()) => {
-                self.is_open(id, key);
+                self.note_open(id, key);
                 Ok(())
             }
             Err(error) => {
@@ -356,7 +357,7 @@ impl Plane {
     }
 
     /// A pinhole took the place of one that may be waiting to be closed.
-    fn is_open_again(&mut self, key: PinholeKey) {
+    fn note_open_again(&mut self, key: PinholeKey) {
         self.stuck.remove(&key);
         self.used.replaced(&key);
         self.to_close.retain(|old| old.key() != key);
@@ -423,13 +424,13 @@ impl Plane {
     }
 
     /// How many pinholes for one peer should be [opened together](Self::open_together) at most. Each has a
-    /// port until it is used, so if many are opened at once, ports run out that would be free again in a
+    /// port until it is used, so if many are opened together, ports run out that would be free again in a
     /// moment: those of a narrow range, or those with which a line keeps its length.
     #[must_use]
-    pub fn at_once(&self, request: &Request) -> usize {
+    pub fn most_together(&self, request: &Request) -> usize {
         let range = self.config.data_ports.filter(|_| request.from_range);
-        let part = range.map_or(AT_ONCE, |range| range.size() / PART);
-        usize::try_from(part.clamp(1, AT_ONCE)).unwrap_or(1)
+        let most = range.map_or(MOST_TOGETHER, |range| range.size() / SHARE);
+        usize::try_from(most.clamp(1, MOST_TOGETHER)).unwrap_or(1)
     }
 
     /// Whether pinholes should be [opened together](Self::open_together).

@@ -368,7 +368,7 @@ fn several_pinholes_open_in_one_change() {
 }
 
 #[test]
-fn few_open_at_once_where_ports_are_few() {
+fn few_open_together_where_ports_are_few() {
     let request = passive(1, ANN, 40001);
     let outside = Request {
         from_range: false,
@@ -381,10 +381,14 @@ fn few_open_at_once_where_ports_are_few() {
         ("30000-30999", 8),
     ] {
         let (plane, _) = plane(with_ports(range));
-        assert_eq!(plane.at_once(&request), most, "{range}");
-        assert_eq!(plane.at_once(&outside), 8, "it needs no port of the range");
+        assert_eq!(plane.most_together(&request), most, "{range}");
+        assert_eq!(
+            plane.most_together(&outside),
+            8,
+            "it needs no port of the range"
+        );
     }
-    assert_eq!(plane(PlaneConfig::default()).0.at_once(&request), 8);
+    assert_eq!(plane(PlaneConfig::default()).0.most_together(&request), 8);
 }
 
 #[test]

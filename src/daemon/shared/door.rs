@@ -176,7 +176,7 @@ impl Gateway for Door<'_, '_> {
             let can_wait = wishes.can_wait();
             let before = (self.others).map_or(0, |others| others.wanted_for(request.from));
             // The first packet never waits for this, so each round brings one further.
-            if can_wait && before > 0 && self.with(|plane| before >= plane.at_once(request)) {
+            if can_wait && before > 0 && self.with(|plane| before >= plane.most_together(request)) {
                 return Err(Error::Later);
             }
         }

@@ -153,8 +153,8 @@ impl Wishes {
         });
     }
 
-    /// Whether a pinhole could be opened. If that wasn't tried yet, it is to be; `None`: at once, since the
-    /// packet has waited often enough.
+    /// Whether a pinhole could be opened; [`Error::Later`] if that is to be tried. `None`: the packet can't wait,
+    /// so that it is to be opened at once.
     pub(super) fn open(&mut self, id: PinholeId) -> Option<Result<(), Error>> {
         let can_wait = self.can_wait;
         let known = self.holes.iter_mut().find(|wish| wish.id == id);

@@ -11,10 +11,12 @@ use crate::net::Family;
 use crate::pinholes::Pinhole;
 use crate::pinholes::backend::BackendError;
 
-/// How many pinholes are opened together over netlink. More than so many are opened by the tool, in one commit.
+/// How many pinholes are opened together over netlink. More than so many come only with those of an earlier
+/// process: these the tool opens, in one commit.
 const TOGETHER: usize = 64;
-/// How many of them are in one commit: a message may be as long as the socket's send buffer, which is 208 KiB,
-/// and a pinhole's rules take 3 to 7 KiB.
+/// How many of them are in one commit: a message must fit into the socket's send buffer, and the kernel's
+/// answer, which repeats it, into the receive buffer. Both have 208 KiB by themselves, and a pinhole's rules
+/// take 3 to 7 KiB.
 const IN_ONE_MESSAGE: usize = 16;
 
 impl Iptables {
