@@ -1,14 +1,16 @@
 //! An announced address in any pieces, and over lines that lose packets.
 
+use std::net::TcpStream;
 use std::time::Duration;
 
 use testkit::lab::alg::Alg;
 use testkit::lab::client::{Client, Mode};
 use testkit::lab::counters::Tcp;
+use testkit::lab::gateway::{Control, HOSTS, gateway, start};
 use testkit::lab::net::Net;
 use testkit::lab::report;
 use testkit::lab::rules::{self, Flavour, Policy};
-use testkit::lab::scripted::{Cut, LIMIT, Pace, Plan, Step, Verb, session};
+use testkit::lab::scripted::{self, Cut, LIMIT, Pace, Plan, Step, Verb, session};
 use testkit::lab::server::{Config, Kind, Server, content};
 use testkit::lab::topology::Topology;
 
@@ -245,5 +247,43 @@ fn scripted_peers_work_where_no_alg_is_needed() {
                 Err(why) => panic!("{step:?}: {why}"),
             }
         }
+    }
+}
+
+/// A client needn't wait for its replies. What opens for it has to wait for the login all the same, and goes on
+/// with the client's bare acknowledgement of the reply.
+#[test]
+fn a_port_in_one_piece_with_the_login() {
+    const PORT: &str = "PORT 198,51,100,2,195,81\r\n";
+    for (backend, flavour) in HOSTS {
+        let net = gateway(Policy::Drop, flavour);
+        let topology = net.topology();
+        let listen = |host, at: &str| net.within(host, || scripted::listen(at.parse().unwrap()));
+        let ftp = listen(topology.server, "10.0.0.2:21").unwrap();
+        let data = listen(topology.client, "198.51.100.2:50001").unwrap();
+        let alg = start(&net, backend, flavour);
+        let mut client = Control::dial(&net);
+        let mut server = Control::new(ftp.accept().unwrap().0);
+        server.send("220 ready\r\n");
+        client.reply();
+        client.send(&format!("USER lab\r\nPASS lab\r\n{PORT}"));
+        assert_eq!(server.read() + &server.read(), "USER lab\r\nPASS lab\r\n");
+        let connect = || {
+            net.within(topology.server, || {
+                TcpStream::connect_timeout(&data.local_addr().unwrap(), LIMIT)
+            })
+        };
+        server.send("331 password\r\n230 fine\r\n");
+        assert_eq!(
+            client.reply() + &client.reply(),
+            "331 password\r\n230 fine\r\n"
+        );
+        assert_eq!(server.read(), PORT, "{backend} beside {flavour:?}");
+        server.send("200 fine\r\n");
+        assert_eq!(client.reply(), "200 fine\r\n");
+        connect().unwrap();
+        client.send("QUIT\r\n");
+        assert_eq!(server.read(), "QUIT\r\n", "{backend} beside {flavour:?}");
+        alg.stop();
     }
 }
