@@ -335,7 +335,7 @@ impl fmt::Display for EventLine<'_> {
                 server,
                 why,
                 ..
-            } => write!(f, "{client} -> {server} passes unread: {why}"),
+            } => write!(f, "{client} -> {server} opens nothing: {why}"),
             Event::Announced {
                 verb,
                 mode,

@@ -25,7 +25,7 @@ fn log_in(net: &Net, server: &Server) -> Control {
 }
 
 #[test]
-fn sessions_beyond_the_limit_pass_unread() {
+fn sessions_beyond_the_limit_open_nothing() {
     let net = gateway(Policy::Drop, Flavour::Nft);
     let server = Server::start(&net, &Config::new(Kind::Vsftpd));
     let alg = start(&net, &["sessions-per-client=2"]);
@@ -62,7 +62,7 @@ fn sessions_beyond_the_limit_pass_unread() {
     }
     download(&net, &server, &[]).must();
     let log = alg.stop();
-    let expected = "passes unread: the limit sessions-per-client is reached";
+    let expected = "opens nothing: the limit sessions-per-client is reached";
     assert!(log.contains(expected), "{log}");
 }
 

@@ -326,7 +326,7 @@ impl Display for What {
             }
             Self::Transfer(transfer) => transfer.fmt(f),
             Self::Refused(refused) => refused.fmt(f),
-            Self::Limit { why } => write!(f, "passes unread: {}", Plain(why)),
+            Self::Limit { why } => write!(f, "opens nothing: {}", Plain(why)),
             Self::Unused { from, to, land } => {
                 write!(f, "pinhole {from} -> {to} => {land} not used in time")
             }

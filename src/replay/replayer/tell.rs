@@ -62,7 +62,7 @@ impl Replayer<'_, '_> {
             Event::NotAdmitted { session, why, .. } => {
                 self.adopt(session, time);
                 if let Some(connection) = self.of_session(session) {
-                    connection.trouble(time, "limit", format!("passes unread: {why}"));
+                    connection.trouble(time, "limit", format!("opens nothing: {why}"));
                 }
             }
             Event::Announced {
