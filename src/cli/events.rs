@@ -31,7 +31,7 @@ pub(super) struct Arguments {
     /// Only records of these kinds
     ///
     /// session-start, session-end, reading, login, login-refused, transfer, refused, limit, unused,
-    /// range-open, range-close, rules-restored, events-missed, start, stop, reload
+    /// range-open, range-close, rules-restored, events-missed, start, took-over, addresses, stop, reload
     #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = kind)]
     kind: Vec<&'static str>,
     /// Only what was refused: by ftpalg, by the server, or because of a limit
@@ -150,7 +150,7 @@ fn is_refusal(value: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use clap::{CommandFactory, Parser};
     use serde_json::json;
 
     use super::*;
@@ -172,6 +172,19 @@ mod tests {
             "client": "198.51.100.7:40113", "server": "10.0.0.2:21",
             "kind": "login-refused", "user": "al\u{1b}ice", "reply": 530,
         })
+    }
+
+    #[test]
+    fn the_help_names_every_kind() {
+        let command = Line::command();
+        let kind = command.get_arguments().find(|arg| arg.get_id() == "kind");
+        let help = kind.unwrap().get_long_help().unwrap().to_string();
+        let (_, listed) = help.split_once("\n\n").unwrap();
+        let listed: Vec<_> = listed
+            .split([',', ' ', '\n'])
+            .filter(|word| !word.is_empty())
+            .collect();
+        assert_eq!(listed, KINDS);
     }
 
     #[test]
