@@ -160,6 +160,17 @@ mod tests {
     }
 
     #[test]
+    fn the_first_page_has_every_exit_code() {
+        let codes = |page: &manual::Page| -> BTreeSet<_> {
+            page.exits.iter().map(|(code, _)| *code).collect()
+        };
+        let (first, others) = manual::PAGES.split_first().unwrap();
+        assert_eq!(first.command, "");
+        let all: BTreeSet<_> = others.iter().flat_map(codes).collect();
+        assert_eq!(codes(first), all);
+    }
+
+    #[test]
     fn every_command_has_a_page_with_examples_that_are_read_and_exit_codes() {
         let wanted: BTreeSet<_> = commands().into_iter().map(|(path, _)| path).collect();
         let is: BTreeSet<_> = manual::PAGES

@@ -40,6 +40,7 @@ pub(super) static PAGES: &[Page] = &[
             ("1", "something failed on the way; see each command"),
             ("2", "wrong flags, file or environment: nothing was changed"),
             ("3", "no daemon runs in this network namespace"),
+            ("4", "doctor: there are warnings, and no problem"),
         ],
     },
     Page {
@@ -228,7 +229,10 @@ pub(super) static PAGES: &[Page] = &[
 
 /// The signals that `run` obeys.
 pub(super) const SIGNALS: [(&str, &str); 4] = [
-    ("SIGINT, SIGTERM, SIGQUIT", "Remove the rules, and end."),
+    (
+        "SIGINT, SIGTERM, SIGQUIT, SIGABRT, SIGXCPU",
+        "Remove the rules, and end.",
+    ),
     (
         "SIGUSR2",
         "Hand over: end, and leave the rules for a successor, for as long as --handover says.",
@@ -245,7 +249,7 @@ pub(super) const SIGNALS: [(&str, &str); 4] = [
 ];
 
 /// Files that ftpalg reads and writes.
-pub(super) const FILES: [(&str, &str); 3] = [
+pub(super) const FILES: [(&str, &str); 4] = [
     (
         "/etc/ftpalg.toml",
         "The configuration that the packaged service reads.",
@@ -253,6 +257,10 @@ pub(super) const FILES: [(&str, &str); 3] = [
     (
         "/run/ftpalg",
         "What a later ftpalg must know of some sessions; see --state.",
+    ),
+    (
+        "/var/log/ftpalg",
+        "Where the packaged service may write the file of --events.",
     ),
     (
         "/run/xtables.lock",
