@@ -29,7 +29,7 @@ const PRIVATE: [&str; 5] = [
 ];
 
 /// Flags of `run` that are about the kernel and the process. A file may have them; here they do nothing.
-const NOT_HERE: [&str; 14] = [
+const NOT_HERE: [&str; 17] = [
     "local",
     "backend",
     "rules",
@@ -43,6 +43,9 @@ const NOT_HERE: [&str; 14] = [
     "state",
     "handover",
     "events",
+    "events_size",
+    "events_files",
+    "events_names",
     "metrics",
 ];
 
@@ -323,6 +326,28 @@ impl Progress {
     fn clear(&self) {
         if self.shown.is_some() {
             let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::command;
+
+    #[test]
+    fn flags_are_documented_or_hidden() {
+        let all = command();
+        let replay = all.find_subcommand("replay").unwrap();
+        let arg = |name: &str| replay.get_arguments().find(|arg| arg.get_id() == name);
+        for name in NOT_HERE {
+            assert!(arg(name).unwrap().is_hide_set(), "{name}");
+        }
+        let document = include_str!("../../docs/replay.md");
+        let shown = replay.get_arguments().filter(|arg| !arg.is_hide_set());
+        for long in shown.filter_map(Arg::get_long) {
+            let named = [' ', '`', ','].map(|end| document.contains(&format!("`--{long}{end}")));
+            assert!(named.contains(&true), "--{long} isn't in docs/replay.md");
         }
     }
 }
