@@ -105,7 +105,7 @@ const LABEL: usize = 11;
 type Setting = (&'static str, &'static str, fn(&Value) -> String);
 
 /// The settings, in this order.
-const SETTINGS: [Setting; 14] = [
+const SETTINGS: [Setting; 16] = [
     ("control ports", "ports", text),
     ("of implicit FTPS", "implicit_ports", text),
     ("this host served", "local", text),
@@ -115,10 +115,12 @@ const SETTINGS: [Setting; 14] = [
     ("fail", "fail", text),
     ("mark", "mark", hex),
     ("data ports", "data_ports", text),
+    ("NAT64", "nat64", text),
     ("pinholes wait", "deadline", seconds),
     ("TLS", "tls", text),
     ("ranges wait", "tls_idle", seconds),
     ("bytes counted", "accounting", text),
+    ("metrics", "metrics", text),
     ("pid", "pid", text),
 ];
 
@@ -471,6 +473,8 @@ mod tests {
             "data_connections": 2,
             "queues": [{"queue": 2121, "waiting": 0, "dropped_full": 0}],
             "mark": 1 << 30,
+            "nat64": ["64:ff9b::/96"],
+            "metrics": null,
             "uptime": 273_600,
             "counters": {"mid_stream": 5, "refused": 0, "sessions": 12, "announced": 1, "rewritten": 1},
             "nat": {"opened": 3, "expired": 0, "used": 3},
@@ -539,6 +543,8 @@ mod tests {
         let long = page(&status(), true);
         for part in [
             "  mark: 0x40000000\n",
+            "  NAT64: 64:ff9b::/96\n",
+            "  metrics: -\n",
             "  mid stream: 5\n",
             "  opened: 3\n",
             "2121",
