@@ -91,7 +91,7 @@ fn configure(system: &System, text: &str) {
 }
 
 /// Some of each kind that the package holds.
-const FILES: [&str; 14] = [
+const FILES: [&str; 16] = [
     "etc/ftpalg.toml",
     "usr/sbin/ftpalg",
     "usr/lib/systemd/system/ftpalg.service",
@@ -103,6 +103,8 @@ const FILES: [&str; 14] = [
     "usr/share/doc/ftpalg/third-party-licenses.txt.gz",
     "usr/share/doc/ftpalg/changelog.gz",
     "usr/share/doc/ftpalg/docs/reference.md",
+    "usr/share/doc/ftpalg/CHANGELOG.md",
+    "usr/share/doc/ftpalg/CONTRIBUTING.md",
     "usr/share/doc/ftpalg/packaging -> examples",
     "usr/share/doc/ftpalg/examples/grafana/ftpalg.json",
     "usr/share/doc/ftpalg/examples/iptables/gateway.rules",
