@@ -6,10 +6,10 @@
 //!
 //! | key | value, behind a [`tag::Tag`] | lasts for |
 //! |---|---|---|
-//! | `ftpalg:1:flow:SRC>DST` | a record; the addresses are those of what the inside end sends | 5 days |
-//! | `ftpalg:1:hole:FROM>TO` | a [`Pinhole`] | the pinhole's deadline |
+//! | `ftpalg:N:flow:SRC>DST` | a record; the addresses are those of what the inside end sends | 5 days |
+//! | `ftpalg:N:hole:FROM>TO` | a [`Pinhole`] | the pinhole's deadline |
 //!
-//! The number is [`RECORD_FORMAT`].
+//! N is [`RECORD_FORMAT`].
 //!
 //! A packet never waits for longer than a bound ([`link`]). While a server doesn't answer, packets go on
 //! without it, and a thread of its own tries to reach it again. What couldn't be written is written then:
