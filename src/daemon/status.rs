@@ -9,8 +9,8 @@
 //!
 //! Times are whole seconds, addresses are text (`10.0.0.2:21`, `[fd00::2]:21`), counters start at 0
 //! with the daemon and never go back, and what isn't known or doesn't apply is `null`. An exit code
-//! other than 0 leaves the standard output empty, except for `status` with 1 (not all is in place), and
-//! for `status --json` with 3 (none runs), whose object the client makes itself.
+//! other than 0 leaves the standard output of these empty, except for `status` with 1 (not all is in place),
+//! and for `status --json` with 3 (none runs), whose object the client makes itself.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
