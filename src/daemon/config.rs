@@ -110,7 +110,7 @@ pub enum BackendChoice {
     Auto,
     /// nf_tables, over netlink.
     Nft,
-    /// iptables, one rule per pinhole.
+    /// iptables, a few rules per pinhole.
     Iptables,
 }
 

@@ -36,7 +36,7 @@ pub(super) struct Nat {
 
     /// What opens the ports of data connections [default: auto]
     ///
-    /// nft (over netlink), iptables (one rule for each), or auto: nft where the kernel has it with
+    /// nft (over netlink), iptables (a few rules for each), or auto: nft where the kernel has it with
     /// NAT, else iptables.
     #[arg(long, value_name = "auto|nft|iptables", hide_possible_values = true, value_parser = words::<BackendChoice>(["auto", "nft", "iptables"]))]
     pub(super) backend: Option<BackendChoice>,
