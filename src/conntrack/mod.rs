@@ -25,6 +25,8 @@ const EVENT_BUFFER: usize = 8 * 1024 * 1024;
 
 /// `IPS_SEEN_REPLY`: the other end has answered.
 pub const SEEN_REPLY: u32 = 1 << 1;
+/// `IPS_ASSURED`: both ends have completed the handshake.
+pub const ASSURED: u32 = 1 << 2;
 
 /// An event of a TCP connection's entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +48,8 @@ pub enum ConntrackEvent {
         id: u32,
         /// Bytes with IP headers of both directions, where `net.netfilter.nf_conntrack_acct` is on.
         bytes: Option<Bytes>,
-        /// How long it existed, where `net.netfilter.nf_conntrack_timestamp` is on.
+        /// How long it existed, in the kernel's nanoseconds, where
+        /// `net.netfilter.nf_conntrack_timestamp` is on.
         lifetime: Option<Duration>,
         /// Its state when it was deleted, if the kernel tells (Linux 5.12).
         state: Option<TcpState>,
@@ -54,9 +57,6 @@ pub enum ConntrackEvent {
         status: u32,
     },
 }
-
-/// `IPS_ASSURED`: both ends have completed the handshake.
-pub const ASSURED: u32 = 1 << 2;
 
 /// `enum tcp_conntrack`: the state of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -364,7 +364,8 @@ impl Shared {
         opened
     }
 
-    /// Opens pinholes, and says of each how that went.
+    /// Opens pinholes, and says of each, in their order, how that went: see [`Plane::open_together`].
+    /// [`Error::Closing`] for all of them once the daemon ends.
     pub fn open_together(&self, ids: &[PinholeId]) -> Vec<Result<(), Error>> {
         self.unless_closing(|plane| Ok(plane.open_together(ids)))
             .unwrap_or_else(|error| vec![Err(error); ids.len()])

@@ -50,7 +50,7 @@ pub struct StoreHealth {
     pub works: bool,
     /// How often it didn't.
     pub errors: u64,
-    /// How much couldn't be written, and waits to be.
+    /// How many keys couldn't be written, and wait to be; at most 4,096.
     pub waiting: usize,
 }
 

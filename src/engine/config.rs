@@ -33,7 +33,7 @@ pub struct Config {
     pub max_flows: usize,
     /// Bytes of replies in flight to a client, for each control connection (default 1 MiB). A long
     /// listing over a slow path (`STAT`, RFC 959 §4.1.3) has a whole window in flight. Once half of
-    /// `max_buffered` is taken, [`BufferLimits::unacked`] is the limit; it also is the least.
+    /// `max_buffered` is taken, [`BufferLimits::unacked`] is the limit. The limit is never less than that.
     pub long_reply: usize,
     /// Bytes in all buffers of a worker together (default 64 MiB).
     pub max_buffered: usize,

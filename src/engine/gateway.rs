@@ -39,7 +39,8 @@ pub struct Request {
     pub land: SocketAddr,
     /// The address by which X knows Y, where it isn't `from`.
     pub as_source: Option<IpAddr>,
-    /// The control connection's mark, all of it.
+    /// The control connection's mark, all of it but ftpalg's own bits for control connections
+    /// ([`Marks`](super::Marks)).
     pub mark: u32,
     /// Whether `to` is translated to X. Then the public port may differ from the announced one.
     pub published: bool,

@@ -21,7 +21,7 @@ pub struct Stats {
     pub fragments: u64,
     /// Segments with a wrong checksum; passed, still wrong, and not looked at.
     pub bad_checksum: u64,
-    /// Segments of connections whose start wasn't seen; passed.
+    /// Segments of connections whose start wasn't seen, and that can't be joined; passed.
     pub mid_stream: u64,
     /// Segments with numbers that their receiver doesn't accept (RFC 9293 §3.10.7.4, RFC 5961).
     /// Most are forged. They change nothing.
@@ -90,8 +90,8 @@ pub struct Stats {
     /// Announced addresses that couldn't be read strictly (an octet over 255, port 0): passed as
     /// they were.
     pub unparsable: u64,
-    /// Addresses in a reply that answers no `PASV`/`EPSV`, or before the login: passed as they
-    /// were.
+    /// Addresses in a reply that answers no `PASV`/`EPSV`, and in a `PORT`/`EPRT` that may not open
+    /// anything yet (before the login): passed as they were.
     pub unasked: u64,
     /// Lines longer than the limit: passed, not acted on.
     pub overlong: u64,

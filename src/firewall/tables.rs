@@ -46,7 +46,7 @@ pub struct BaseChain {
     pub kind: String,
     /// `NF_INET_*`: see [`hook`](crate::netlink::nftables::hook).
     pub hook: u32,
-    /// Its place among the chains of that hook.
+    /// Its place among the chains of that hook, as the kernel counts: lower comes first.
     pub priority: i32,
     /// Whether packets that reach its end are dropped.
     pub drops: bool,

@@ -102,8 +102,8 @@ pub struct Counts {
     pub overlong: u16,
     /// Addresses that couldn't be read strictly: passed as they were.
     pub unparsable: u16,
-    /// Addresses in a reply that answers no `PASV`/`EPSV`, or before the login: passed as they
-    /// were.
+    /// Addresses in a reply that answers no `PASV`/`EPSV`, and in a `PORT`/`EPRT` that may not open
+    /// anything yet (before the login): passed as they were.
     pub unasked: u16,
     /// Commands that were forgotten because too many waited for their reply.
     pub overrun: u16,

@@ -10,7 +10,7 @@
 //! | state | owner | derived from it |
 //! |---|---|---|
 //! | pinholes and ranges, and how long they last | the plane (`holes`, `ranges`) | the kernel's elements or rules, which a [`backend`] writes and deletes; after a flush, [`Plane::install`] writes them again |
-//! | the text of the rules that are in the kernel | the backend iptables, which needs it to delete them | |
+//! | the text of the rules that are in the kernel | the backend iptables, which needs it to delete them where it doesn't know their handles (iptables-legacy) | |
 //! | connections | conntrack | the plane's list of data connections (`connections`), which goes by conntrack's events |
 //! | what the session announced | the session machine ([`crate::ftp`]) | it names pinholes by their ids |
 //!
@@ -289,7 +289,8 @@ impl Plane {
         opened
     }
 
-    /// The same for several, in one change of the kernel where the backend can do that.
+    /// The same for several, in few changes of the kernel where the backend can do that. One result for
+    /// each id, in their order. [`Error::Kernel`]: that pinhole isn't open, and its reservation is gone.
     pub fn open_together(&mut self, ids: &[PinholeId]) -> Vec<Result<(), Error>> {
         let mut new: BTreeMap<PinholeKey, (PinholeId, Pinhole)> = BTreeMap::new();
         for id in ids

@@ -15,7 +15,8 @@ pub struct BufferLimits {
     pub held: usize,
     /// Bytes sent on that the receiver hasn't acknowledged.
     pub unacked: usize,
-    /// Edits that the receiver hasn't acknowledged.
+    /// Edits that the receiver hasn't acknowledged. From half of it on, further bytes wait at their
+    /// sender.
     pub edits: usize,
     /// Bytes that arrived out of order.
     pub ahead: usize,

@@ -80,7 +80,7 @@ impl Openings {
         self.of_packet.get(&packet)?.came
     }
 
-    /// Notes that.
+    /// Notes when a packet that was put off came first. Does nothing for other packets.
     pub fn note(&mut self, packet: u32, came: Duration) {
         if let Some(wishes) = self.of_packet.get_mut(&packet) {
             wishes.came = Some(came);

@@ -174,7 +174,8 @@ pub enum Translate {
     Destination = 1,
 }
 
-/// Adds expressions to a rule; the numbers are registers unless said otherwise.
+/// Adds expressions to a rule. `source`, `target`, `scratch`, `register`, `key`, `addr` and `port` are
+/// numbers of registers of four bytes: 0 is `NFT_REG32_00`. `scratch` is one that is overwritten.
 pub struct Expressions<'a>(&'a mut Builder);
 
 impl<'a> Expressions<'a> {

@@ -167,8 +167,9 @@ impl Half {
     /// The window field that goes with an acknowledgement. The sender must not send what would,
     /// once edited, end beyond the receiver's window.
     ///
-    /// `ack` is the receiver's own, `given` what [`Half::ack_to_sender`] made of it; `shift` is
-    /// the receiver's window scale.
+    /// `ack` is the receiver's own, `given` what [`Half::ack_to_sender`] made of it; `window` is the
+    /// receiver's field as it is in the header, not scaled, and so is the result; `shift` is the
+    /// receiver's window scale (RFC 7323 §2.3).
     #[must_use]
     pub fn window_to_sender(&self, ack: Seq, given: Seq, window: u16, shift: u8) -> u16 {
         if self.work.is_none() && !self.guaranteed.after(self.una.original) {
