@@ -1,8 +1,9 @@
 //! Real servers that answer early, late, twice or never: the next transfer of the session works.
 
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, ErrorKind, Read, Write};
+use std::mem;
 
-use testkit::lab::gateway::{Control, address, gateway, start, status};
+use testkit::lab::gateway::{Control, LIMIT, address, gateway, start, status};
 use testkit::lab::net::Net;
 use testkit::lab::rules::{Flavour, Policy};
 use testkit::lab::scripted;
@@ -14,21 +15,40 @@ const LARGE_NAME: &str = "large.bin";
 
 /// Asks for a `227`, and returns the last one before the reply to a command behind it: another one may be
 /// still to come. `None`: the server hung up.
+///
+/// Pure-FTPd throws away what it reads while it hasn't noticed yet that a download was abandoned, all but an
+/// `ABOR`. So it is asked again.
 fn ask_227(control: &mut Control) -> Option<String> {
+    let patience = |control: &Control, time| {
+        let stream = control.0.get_ref();
+        stream.set_read_timeout(Some(time)).unwrap();
+    };
+    patience(control, LIMIT / 4);
+    let answer = (0..4).find_map(|_| ask_once(control));
+    patience(control, LIMIT);
+    answer?
+}
+
+/// The same, once. `Some(None)`: the server hung up; `None`: it doesn't answer.
+fn ask_once(control: &mut Control) -> Option<Option<String>> {
     // It may have hung up before that.
-    control.0.get_mut().write_all(b"PASV\r\nSYST\r\n").ok()?;
+    if control.0.get_mut().write_all(b"PASV\r\nSYST\r\n").is_err() {
+        return Some(None);
+    }
     let mut last = None;
+    let mut line = String::new();
     loop {
-        let mut line = String::new();
-        let read = control.0.read_line(&mut line);
-        if read.is_err() || line.is_empty() {
-            return None;
+        match control.0.read_line(&mut line) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return None,
+            Err(_) | Ok(0) => return Some(None),
+            Ok(_) => {}
         }
         if line.starts_with("227 ") {
-            last = Some(line);
+            last = Some(mem::take(&mut line));
         } else if line.starts_with("215 ") {
-            return last;
+            return Some(last);
         }
+        line.clear();
     }
 }
 
@@ -39,12 +59,11 @@ fn transfer(control: &mut Control, net: &Net, server: &Server, after: &str) {
     let to = address(&reply);
     assert_eq!(to.ip(), net.topology().dial.ip(), "after {after}: {reply}");
     let mut data = net.within(net.topology().client, || {
-        std::net::TcpStream::connect_timeout(&to, testkit::lab::gateway::LIMIT).unwrap()
+        std::net::TcpStream::connect_timeout(&to, LIMIT).unwrap()
     });
     control.send(&format!("RETR {}\r\n", Server::SMALL));
     let mut got = Vec::new();
-    data.set_read_timeout(Some(testkit::lab::gateway::LIMIT))
-        .unwrap();
+    data.set_read_timeout(Some(LIMIT)).unwrap();
     data.read_to_end(&mut got).unwrap();
     // ProFTPD lets its own end linger until then.
     drop(data);
