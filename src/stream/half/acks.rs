@@ -30,19 +30,31 @@ impl Half {
             self.acked = ack;
             self.next = fin.plus(1);
             self.fin = Fin::Acknowledged;
+        } else if self.is_settled() && self.fin == Fin::Unseen {
+            self.moves_along(ack);
         } else if ack.after(self.emitted) {
             // It acknowledges bytes that weren't inspected. That is normal once inspection has
             // ended.
             if self.opaque && self.emitted == released.edited {
-                if !self.is_settled() {
-                    self.trim(released);
-                }
+                self.trim(released);
                 self.acked = ack;
             }
         } else {
             self.acked = ack;
             self.trim(self.edits_map_edited(ack));
         }
+    }
+
+    /// What follows isn't looked at, but its numbers are still compared: see [`Half::trim`].
+    fn moves_along(&mut self, ack: Seq) {
+        self.una = Point {
+            original: self.plain_ack(ack).unwrap_or(self.una.original),
+            edited: ack,
+        };
+        self.acked = ack;
+        self.emitted = ack;
+        self.next = self.una.original;
+        self.guaranteed = self.una.original;
     }
 
     fn edits_map_edited(&self, ack: Seq) -> Point {
@@ -190,5 +202,26 @@ impl Half {
             0
         };
         u16::try_from(room).unwrap_or(u16::MAX).min(window)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sequence numbers go round every 4 GiB, and compare for half of that.
+    #[test]
+    fn an_unread_stream_goes_on_beyond_two_gibibytes() {
+        const STEP: u32 = 1 << 30;
+        let mut half = Half::joined(Seq(7));
+        half.end_inspection();
+        let mut at = Seq(7);
+        for step in 0..9 {
+            at = at.plus(STEP);
+            half.acknowledged(at, at);
+            assert_eq!(half.plain_ack(at), Some(at), "{step}");
+            assert_eq!(half.header_seq(at), at, "{step}");
+            assert!(half.is_even() && half.is_old(Seq(at.0.wrapping_sub(9)), 1));
+        }
     }
 }
