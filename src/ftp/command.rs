@@ -234,7 +234,8 @@ pub(super) fn has_controls(text: &[u8]) -> bool {
 fn noise(rest: &[u8], before: bool) -> usize {
     match rest {
         [0, ..] => 1,
-        [b' ' | b'\t', ..] if before => 1,
+        // Apache FtpServer trims them all.
+        [1..=9 | 11..=b' ', ..] if before => 1,
         [255, 251..=254, ..] => 3,
         [255, 236..=250, ..] => 2,
         [255] => 1,
@@ -275,8 +276,9 @@ pub(super) struct Guarded {
 /// The verbs that may be refused.
 const GUARDED: [&str; 5] = ["PORT", "EPRT", "LPRT", "LPSV", "AUTH"];
 
-/// Finds a guarded verb at a line's beginning, as a lenient server reads it: blanks before the
-/// verb, and Telnet commands and NULs anywhere, don't hide it.
+/// Finds a guarded verb at a line's beginning, as a lenient server reads it: blanks and control characters
+/// before the verb, and Telnet commands and NULs anywhere, don't hide it. Nor does an X: Apache FtpServer
+/// takes it off any verb (RFC 775 has `XCWD` and its like).
 ///
 /// `cut`: the line goes on behind `line`. If `line` is nothing but ignored bytes, it counts as a
 /// guarded verb.
@@ -286,6 +288,7 @@ pub(super) fn guarded(line: &[u8], cut: bool) -> Option<Guarded> {
     let mut count = 0usize;
     let mut last = at;
     let mut plain = true;
+    let mut with_x = false;
     let guarded = |letters: &[u8; 4]| {
         let is = |name: &&str| name.as_bytes().eq_ignore_ascii_case(letters);
         GUARDED.into_iter().find(is)
@@ -295,7 +298,13 @@ pub(super) fn guarded(line: &[u8], cut: bool) -> Option<Guarded> {
         let Some(byte) = rest.first().copied() else {
             break;
         };
-        let skip = noise(rest, count == 0);
+        let skip = noise(rest, count == 0 && !with_x);
+        if skip == 0 && count == 0 && !with_x && byte.eq_ignore_ascii_case(&b'X') {
+            with_x = true;
+            plain = false;
+            at = at.saturating_add(1);
+            continue;
+        }
         if skip > 0 {
             plain = false;
             at = at.saturating_add(skip);
@@ -317,7 +326,7 @@ pub(super) fn guarded(line: &[u8], cut: bool) -> Option<Guarded> {
             guarded(&letters)?;
         }
     }
-    let disguise = cut && !plain;
+    let disguise = cut && !plain && !with_x;
     let ends = disguise.then_some(true);
     match guarded(&letters).filter(|_| count == letters.len()) {
         None if disguise => Some(Guarded {
@@ -381,6 +390,10 @@ mod tests {
             (b"PORT\xff\xf1 1", 3),
             (b"PORT\t1", 3),
             (b"\xff\xf1 \xff\xf1PORT\r\n", 8),
+            (b"\rPORT 1", 4),
+            (b"\x01\x0b\x1fPORT 1", 6),
+            (b"XPORT 1", 4),
+            (b" xpo\0rt 1", 6),
         ] {
             let disguised = Guarded {
                 verb: "PORT",
@@ -390,6 +403,20 @@ mod tests {
             };
             let shown = text.escape_ascii();
             assert_eq!(guarded(text, false), Some(disguised), "{shown}");
+        }
+        for text in [
+            &b"\r\n"[..],
+            b"\nPORT 1",
+            b"X PORT 1",
+            b"XXPORT 1",
+            b"XPWD\r\n",
+            b"X",
+        ] {
+            assert_eq!(guarded(text, false), None, "{}", text.escape_ascii());
+            assert_eq!(
+                guarded(text, true).map(|it| it.verb),
+                (text == b"\r\n").then_some("command")
+            );
         }
         assert_eq!(guarded(&[b' '; 50], false), None);
         let all = guarded(&[b' '; 50], true).unwrap();
