@@ -386,8 +386,10 @@ impl Flow {
         match self.end {
             End::Open | End::Frozen => idle,
             End::Doubted { .. } => idle.min(DOUBT),
-            // Its packets may pass unread, and its mark says so.
-            End::Closed if self.is_even() && !self.recorded => linger.min(EVEN_LINGER),
+            // Its packets may pass unread, and its mark says so. But a RST may have died on its way.
+            End::Closed if self.signs & FINS == FINS && self.is_even() && !self.recorded => {
+                linger.min(EVEN_LINGER)
+            }
             End::Reset | End::Closed | End::Dismissed => linger,
         }
     }

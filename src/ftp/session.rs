@@ -221,6 +221,21 @@ impl Session {
         session
     }
 
+    /// The same session when bytes went by unread, of which only one end's acknowledgement tells. A web page's
+    /// first lines could be among them, so nothing opens unless the session had begun as FTP does.
+    #[must_use]
+    pub fn with_a_gap(&self) -> Self {
+        let begun = self.greeted && self.logged_in && self.spoken == Spoken::Ftp;
+        Self {
+            spoken: if begun {
+                Spoken::Ftp
+            } else {
+                Spoken::Unfollowed
+            },
+            ..Self::joined(Arc::clone(&self.policy))
+        }
+    }
+
     /// Goes on with a session that another process has followed so far. Its pinholes had numbers that
     /// mean nothing here.
     pub fn resume(&mut self, policy: Arc<Policy>) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ftpalg::engine::Config;
+use testkit::gateway::MARKS;
 use testkit::packet::{ACK, FIN, PSH, RST, SYN, Seg, data, syn};
 use testkit::trace::{Client, GROWTH, Out, Server, Trace, ack, flagged, reply, told};
 
@@ -393,4 +394,116 @@ fn a_syn_within_the_session_begins_nothing() {
     }
     t.goes_on(c, s);
     assert_eq!(t.engine.stats().sessions, 1);
+}
+
+// ---- one end that acknowledges what the other's lost segment had ---------------------------------
+
+fn marked() -> Config {
+    Config {
+        marks: Some(MARKS),
+        ..Config::default()
+    }
+}
+
+/// The request line of a web page is lost before us, its server acknowledges it all the same, and the page goes
+/// on with lines of FTP. What the server says meanwhile doesn't help.
+#[test]
+fn a_web_page_whose_first_segment_went_by_opens_nothing() {
+    let talks = [
+        &[][..],
+        &["220 x\r\n"],
+        &["230 x\r\n"],
+        &["220 x\r\n", "331 x\r\n", "230 x\r\n"],
+    ];
+    for talk in talks {
+        let mut t = Trace::unborn(marked(), [1000, 5000]);
+        t.send(Client, syn(SYN));
+        t.send(Server, syn(SYN | ACK));
+        t.send(Client, ack(0, 0));
+        let (mut c, mut s) = (500, 0);
+        t.send(Server, ack(s, c));
+        for (at, line) in ["USER a\r\n", "PASS b\r\n", "PORT 198,51,100,7,200,1\r\n"]
+            .iter()
+            .enumerate()
+        {
+            t.send(Client, data(c, s, line));
+            c += line.len() as u32;
+            if let Some(reply) = talk.get(at) {
+                t.send(Server, data(s, c, reply));
+                s += reply.len() as u32;
+            }
+        }
+        t.send(Client, ack(c, s));
+        assert_eq!(t.world.opened.len(), 0, "{talk:?}");
+        // What is always refused is refused still.
+        let out = t.send(Client, data(c, s, "PORT 10,0,0,99,195,81\r\n"));
+        assert_ne!(out, Out::Same, "{talk:?}");
+    }
+}
+
+/// A reply is lost before us, and the client acknowledges it.
+#[test]
+fn a_client_that_acknowledges_a_lost_reply_is_refused_what_others_are() {
+    let mut t = Trace::with(marked(), [1000, 5000], &[]);
+    let [c, s] = t.login();
+    t.send(Client, data(c, s, "SYST\r\nPORT 10,0"));
+    // What waits is acknowledged early, so for a moment the numbers differ.
+    t.send(Server, ack(s, c + 10));
+    t.send(Client, ack(c + 15, s + 20));
+    t.send(Server, data(s + 20, c + 10, "200 x\r\n"));
+    assert_eq!(t.world.opaque(), Some("missed"));
+    let rest = ",0,99,195,81\r\n";
+    let out = t.send(Client, data(c + 15, s + 27, rest)).seg();
+    assert!(
+        !String::from_utf8_lossy(&out.payload).contains("99"),
+        "{out:?}"
+    );
+    let out = t.send(
+        Client,
+        data(
+            c + 15 + rest.len() as u32,
+            s + 27,
+            "PORT 10,0,0,99,195,81\r\n",
+        ),
+    );
+    assert_ne!(out, Out::Same);
+    assert_eq!(t.world.opened.len(), 0);
+}
+
+/// Its time to live ends behind us. conntrack keeps the entry, and the server knows nothing of it.
+#[test]
+fn a_bounce_some_seconds_after_a_reset_that_died_is_refused() {
+    for wait in [0, 1, 4, 30] {
+        let mut t = Trace::with(marked(), [1000, 5000], &[]);
+        let [c, s] = t.login();
+        t.send(Client, ack(c, s));
+        t.send(
+            Client,
+            flagged(
+                RST,
+                Seg {
+                    flags: RST,
+                    ..ack(c, 0)
+                },
+            ),
+        );
+        t.later(Duration::from_secs(wait));
+        let out = t.send(Client, data(c, s, "PORT 10,0,0,99,195,81\r\n"));
+        assert_ne!(out, Out::Same, "after {wait} s");
+    }
+}
+
+/// Apache FtpServer trims control characters, and takes an X off a verb.
+#[test]
+fn verbs_as_a_lenient_server_reads_them_are_refused() {
+    for before in ["X", "x", "\r", "\x0b", " \x01", "\tX"] {
+        for verb in ["PORT 10,0,0,99,195,81", "EPRT |1|10.0.0.99|5000|"] {
+            let mut t = Trace::new();
+            let [c, s] = t.login();
+            let line = format!("{before}{verb}\r\n");
+            let out = t.send(Client, data(c, s, &line)).seg();
+            let text = String::from_utf8_lossy(&out.payload);
+            assert!(!text.contains("99"), "{line:?}: {text:?}");
+        }
+    }
 }

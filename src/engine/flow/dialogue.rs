@@ -238,9 +238,15 @@ impl Flow {
     /// inspected, so that what is always refused is refused; without room, they wait at their
     /// sender.
     pub(in crate::engine) fn reach_limit(&mut self, side: Side, cx: &mut Context<'_>) {
-        let from_client = side == self.client;
+        if side != self.client {
+            self.lose_replies(side, Unread::Limit, cx);
+        }
+    }
+
+    /// Replies pass uninspected from here on, and so nothing opens.
+    pub(super) fn lose_replies(&mut self, side: Side, why: Unread, cx: &mut Context<'_>) {
         let forward = self.forward(side);
-        if from_client || forward.is_opaque() {
+        if forward.is_opaque() {
             return;
         }
         forward.end_inspection();
@@ -248,7 +254,7 @@ impl Flow {
             *since = None;
         }
         cx.stats.limit_reached = cx.stats.limit_reached.saturating_add(1);
-        let (session, why) = (self.id, Unread::Limit.why());
+        let (session, why) = (self.id, why.why());
         cx.gateway.event(Event::Opaque { session, why });
     }
 

@@ -70,7 +70,8 @@ impl Flow {
             self.stray = Some(Box::new(stray));
             return false;
         }
-        if !self.rejoin(ends, side, stray.seq, stray.ack, cx) {
+        let elsewhere = Session::joined(cx.config.policy.clone());
+        if !self.rejoin(ends, side, (stray.seq, stray.ack), elsewhere, cx) {
             self.goes_on_at(side, stray.seq, stray.ack);
             self.end_inspection(Unread::Missed, cx);
         }
@@ -179,13 +180,13 @@ impl Flow {
     }
 
     /// Begins anew with the numbers of a segment from `side`, if the connection's mark says that they are
-    /// the same on both sides. They must have been proven by the other end.
+    /// the same on both sides. They must have been proven by the other end. `session`: what is read next.
     pub(super) fn rejoin(
         &mut self,
         ends: &Endpoints,
         side: Side,
-        seq: Seq,
-        ack: Seq,
+        (seq, ack): (Seq, Seq),
+        session: Session,
         cx: &mut Context<'_>,
     ) -> bool {
         let even = Some(Standing::Even);
@@ -194,7 +195,7 @@ impl Flow {
         }
         self.goes_on_at(side, seq, ack);
         let nat64 = self.session.nat64().cloned();
-        self.session = Session::joined(cx.config.policy.clone());
+        self.session = session;
         if let Some(nat64) = nat64 {
             self.session.translate(nat64);
         }

@@ -231,12 +231,17 @@ impl Flow {
             (flow.forward(side)).take_in(data.seq, data.payload, data.fin, &limits)
         };
         let mut intake = take_in(self);
-        if intake == Intake::Missed && self.rejoin(ends, side, data.seq, data.ack, cx) {
-            self.joined |= 4 << side.index();
-            intake = take_in(self);
+        if intake == Intake::Missed {
+            let session = self.session.with_a_gap();
+            if self.rejoin(ends, side, (data.seq, data.ack), session, cx) {
+                self.joined |= 4 << side.index();
+                intake = take_in(self);
+            }
         }
         match intake {
             Intake::Gap => cx.stats.out_of_order = cx.stats.out_of_order.saturating_add(1),
+            // What a client has said so far and says next may still be a command that is always refused.
+            Intake::Missed if peer == Peer::Server => self.lose_replies(side, Unread::Missed, cx),
             Intake::Missed => self.end_inspection(Unread::Missed, cx),
             Intake::New => {
                 if unread > 0 {
