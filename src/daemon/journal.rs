@@ -77,6 +77,8 @@ struct State {
     file: Option<File>,
     /// The length of the file.
     length: usize,
+    /// How long it may become before it is made smaller, since that failed before.
+    patient: usize,
     /// What is kept, by the name that packets from the inside give it.
     live: HashMap<Tuple, Kept>,
     /// The names that packets towards the inside give, where they differ.
@@ -114,6 +116,7 @@ impl Journal {
             header,
             file: None,
             length: 0,
+            patient: 0,
             kept: live.values().map(|kept| kept.record.len()).sum(),
             names: named(&live),
             live,
@@ -268,7 +271,8 @@ impl State {
 
     /// Whether the file can be appended to. Writes it anew if that is due.
     fn is_writable(&mut self) -> bool {
-        let bloated = self.length > COMPACT.max(self.kept.saturating_mul(4));
+        let least = COMPACT.max(self.kept.saturating_mul(4)).max(self.patient);
+        let bloated = self.length > least;
         let due = match self.again {
             Some(again) => Instant::now() >= again,
             None => self.file.is_none() || bloated,
@@ -279,6 +283,14 @@ impl State {
                     log::warn!("the journal {} can be written again", self.path.display());
                 }
                 Ok(()) => {}
+                // There is no room for a second file. The first one is right, and can be appended to.
+                Err(e) if self.file.is_some() => {
+                    log::debug!(
+                        "the journal {} can't be made smaller: {e}",
+                        self.path.display()
+                    );
+                    self.patient = self.length.saturating_mul(2);
+                }
                 Err(e) => self.suspend(&e),
             }
         }
@@ -322,6 +334,7 @@ impl State {
         match made.and_then(|file| fs::rename(&new, &self.path).map(|()| file)) {
             Ok(file) => {
                 self.length = bytes.len();
+                self.patient = 0;
                 self.file = Some(file);
                 Ok(())
             }
@@ -455,6 +468,29 @@ mod tests {
             src: SocketAddr::from(([10, 0, 0, 2], 21)),
             dst: SocketAddr::from(([192, 0, 2, 1], n)),
         }
+    }
+
+    /// A second file doesn't fit beside the first one.
+    #[test]
+    fn what_cannot_be_made_smaller_is_kept() {
+        let place = Place::new();
+        let (journal, _) = place.open();
+        let beside = place.file().with_extension("new");
+        fs::create_dir(&beside).unwrap();
+        let keep = |times: usize| {
+            for n in 0..times * COMPACT / 1000 {
+                let record = [n as u8; 1000];
+                assert!(journal.keep(tuple(n as u16 % 9), None, &record), "{n}");
+            }
+        };
+        keep(3);
+        let long = fs::metadata(place.file()).unwrap().len();
+        assert!(long > 3 * COMPACT as u64 - 1000, "{long}");
+        fs::remove_dir(&beside).unwrap();
+        keep(2);
+        assert!(fs::metadata(place.file()).unwrap().len() < long);
+        drop(journal);
+        assert_eq!(place.open().0.health().records, 9);
     }
 
     #[test]
