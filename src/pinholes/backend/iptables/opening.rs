@@ -57,7 +57,7 @@ impl Iptables {
             rest.retain(|(hole, _)| of_table(hole));
             // What removes others comes last, since the kernel lets the next commit wait for that.
             rest.sort_by_key(|(hole, _)| self.pinholes.contains(hole.key()));
-            if rest.len() > TOGETHER {
+            if rest.len() > TOGETHER || !self.moulds.contains_key(&table.family) {
                 self.add(&table, &rest)?;
                 continue;
             }
