@@ -233,6 +233,8 @@ pub(super) fn has_controls(text: &[u8]) -> bool {
 /// How many bytes at the beginning of `rest` a lenient server may ignore within a verb.
 fn noise(rest: &[u8], before: bool) -> usize {
     match rest {
+        // Nearly all.
+        [b'!'..=254, ..] => 0,
         [0, ..] => 1,
         // Apache FtpServer trims them all.
         [1..=9 | 11..=b' ', ..] if before => 1,

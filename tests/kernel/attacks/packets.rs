@@ -6,6 +6,7 @@
 use std::io::{Error, Write};
 use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::arena::{
@@ -482,6 +483,12 @@ fn a_bounce_hidden_from_the_gateway() {
             };
             "behind a RST that dies", Any, |client, port, _| {
                 client.shoot(Shot::data(client.next, b"").flags(RST).ttl(SHORT));
+                client.say(port);
+            };
+            // Longer than anybody remembers a session that ended, and less than conntrack keeps its entry.
+            "seconds after a RST that dies", Any, |client, port, _| {
+                client.shoot(Shot::data(client.next, b"").flags(RST).ttl(SHORT));
+                thread::sleep(Duration::from_secs(4));
                 client.say(port);
             };
             "behind a RST and an ACK that die", Any, |client, port, _| {
