@@ -73,6 +73,21 @@ pub(crate) fn tables_on(socket: &mut Socket) -> io::Result<Vec<TableInfo>> {
     socket.dump(&question(msg::GET_TABLE), parse_table)
 }
 
+/// A table of the network namespace that a socket was opened in.
+pub(crate) fn table_on(socket: &mut Socket, family: u8, name: &str) -> io::Result<TableInfo> {
+    let question = NetlinkRequest {
+        kind: msg::GET_TABLE,
+        flags: 0,
+        family,
+        attrs: Box::new(move |b| {
+            b.text(attr::TABLE_NAME, name);
+        }),
+    };
+    socket
+        .get(&question, parse_table)?
+        .ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 /// All chains of this network namespace.
 ///
 /// # Errors

@@ -894,6 +894,64 @@ fn holes_of_iptables_nft_open_and_close_without_its_tool() {
     }
 }
 
+/// Somebody restores what was saved, which replaces the table: its rules are the same, and their handles are
+/// those that other rules had.
+#[test]
+fn holes_in_a_table_that_was_replaced_are_closed_and_no_others() {
+    const MANY: u16 = 200;
+    let ns = Ns::gateway();
+    let cases = ["iptables", "ip6tables"].into_iter().zip(CASES);
+    // Whichever comes first has to find it out.
+    for ((program, (from, to, land, _)), replaced_first) in
+        cases.flat_map(|case| [(case, false), (case, true)])
+    {
+        let numbered = |n: u16| {
+            let mut hole = hole(from, to, land, None);
+            hole.to.set_port(20_000 + n);
+            hole
+        };
+        let mut backend = backend();
+        ns.within(|| {
+            backend.install().unwrap();
+            for n in 0..3 {
+                backend.open(&numbered(n), MINUTE).unwrap();
+            }
+            let handles = || {
+                let family = if program == "iptables" { "ip" } else { "ip6" };
+                let chain = ns.sh(&format!("nft -a list chain {family} nat FTPALG-PRE"));
+                let handles = chain.lines().filter(|line| !line.contains("chain "));
+                let handles = handles.filter_map(|line| line.split("# handle ").nth(1));
+                handles.map(str::to_owned).collect::<Vec<_>>()
+            };
+            let old = handles();
+            ns.sh(&format!("{program}-nft-save | {program}-nft-restore"));
+            assert!(backend.verify().unwrap(), "nothing is missing");
+            for n in 3..MANY {
+                backend.open(&numbered(n), MINUTE).unwrap();
+            }
+            let new = handles();
+            let all_are_taken = old.iter().all(|handle| new[old.len()..].contains(handle));
+            assert!(all_are_taken, "{old:?} {new:?}");
+
+            for replaced in [replaced_first, !replaced_first] {
+                if replaced {
+                    let mut other = numbered(2);
+                    other.land.set_port(7);
+                    backend.open(&other, MINUTE).unwrap();
+                } else {
+                    close_together(&mut backend, &[numbered(0), numbered(3)]).unwrap();
+                }
+                assert!(backend.verify().unwrap(), "{}", ns.ruleset());
+            }
+            backend.close(&numbered(1)).unwrap();
+            assert!(backend.verify().unwrap(), "{}", ns.ruleset());
+            // Each has two rules.
+            assert_eq!(handles().len(), 2 * (usize::from(MANY) - 3));
+            backend.remove().unwrap();
+        });
+    }
+}
+
 /// Many close while others open all the time, so that the table is never the same for long.
 #[test]
 fn holes_of_iptables_nft_close_while_others_open() {

@@ -42,6 +42,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use self::handles::NatHandle;
 use self::installing::are_whole;
 use self::lines::{Conditions, DateStop, Wording, transaction};
 use self::moulds::Moulds;
@@ -74,6 +75,8 @@ struct NatTable {
     limited: bool,
     /// Shared with the thread that closes pinholes.
     tool: Arc<Mutex<LastingTool>>,
+    /// Of the table itself, with iptables-nft. Shared alike.
+    handle: Arc<NatHandle>,
 }
 
 impl NatTable {
@@ -304,7 +307,7 @@ impl Backend for Iptables {
         Ok(Some(Box::new(move || {
             runs.iter()
                 .try_for_each(|(table, rules)| match table.flavour {
-                    Flavour::Nft => handles::delete(table.family, rules),
+                    Flavour::Nft => handles::delete(table.family, &table.handle, rules),
                     Flavour::Legacy => {
                         let lines: Vec<_> = rules.iter().flat_map(|r| r.lines.clone()).collect();
                         table.restore(&transaction(&lines, &[], false))

@@ -3,14 +3,18 @@
 //! Where a tool removes a rule that it is told by its text, it compares it with all rules of the chain. For
 //! several hundred pinholes that takes seconds. The kernel tells the handles of rules that are added over
 //! netlink. Those of others are found by the number in their comments.
+//!
+//! A restore without `--noflush` replaces the table, with our rules in it. Then their handles are others, and
+//! the old ones may be those of other rules. So the table's own handle is looked at before.
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::lines::serial_of_spec;
 use super::open::HoleRules;
 use crate::firewall::names::TAG;
-use crate::firewall::tables::rules_of;
+use crate::firewall::tables::{rules_of, table_on};
 use crate::net::Family;
 use crate::netlink::codec::{Attrs, Builder, Message};
 use crate::netlink::nftables::expression::{self, Expression};
@@ -21,25 +25,51 @@ use crate::pinholes::backend::BackendError;
 /// How many rules one batch removes.
 const BATCH: usize = 512;
 
+/// The handle of a family's table `nat` when it was last looked at; 0: it isn't known. No other table ever
+/// has the same.
+#[derive(Debug, Default)]
+pub(super) struct NatHandle(AtomicU64);
+
+impl NatHandle {
+    /// Looks at the table now.
+    pub(super) fn look(&self, socket: &mut Socket, family: Family) -> u64 {
+        let table = table_on(socket, family.number(), "nat");
+        let handle = table.map_or(0, |table| table.handle);
+        self.0.store(handle, Ordering::Relaxed);
+        handle
+    }
+
+    /// What the last look has found. Handles that are learned from now on are those of rules of this table,
+    /// or of a later one.
+    pub(super) fn last(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Removes rules from table `nat`.
 ///
 /// # Errors
 /// Some are still there, or somebody else has changed them.
-pub(super) fn delete(family: Family, rules: &[HoleRules]) -> Result<(), BackendError> {
-    delete_rules(family, rules).map_err(|source| BackendError::System {
+pub(super) fn delete(
+    family: Family,
+    nat: &NatHandle,
+    rules: &[HoleRules],
+) -> Result<(), BackendError> {
+    delete_rules(family, nat, rules).map_err(|source| BackendError::System {
         what: "can't remove the rules of pinholes",
         source,
     })
 }
 
-fn delete_rules(family: Family, rules: &[HoleRules]) -> io::Result<()> {
+fn delete_rules(family: Family, nat: &NatHandle, rules: &[HoleRules]) -> io::Result<()> {
     let mut socket = Socket::open()?;
+    let table = nat.look(&mut socket, family);
     let mut found: Vec<_> = rules
         .iter()
-        .filter_map(HoleRules::handles)
+        .filter_map(|rules| rules.handles(table))
         .flatten()
         .collect();
-    let unknown = rules.iter().filter(|rules| rules.handles().is_none());
+    let unknown = rules.iter().filter(|rules| rules.handles(table).is_none());
     let mut chains: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
     for (chain, spec) in unknown.flat_map(|rules| &rules.lines) {
         chains

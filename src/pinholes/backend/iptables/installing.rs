@@ -184,6 +184,7 @@ impl Iptables {
             tool: Arc::new(Mutex::new(LastingTool::new(
                 self.host.tool(family, flavour)?.clone(),
             ))),
+            handle: Arc::default(),
         })
     }
 
@@ -203,7 +204,7 @@ impl Iptables {
                 timed: table.timed,
                 limited: table.limited,
             };
-            let moulds = Moulds::learn(common, restore);
+            let moulds = Moulds::learn(common, Arc::clone(&table.handle), restore);
             self.moulds
                 .extend(moulds.map(|moulds| (table.family, moulds)));
         }

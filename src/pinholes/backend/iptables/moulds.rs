@@ -15,8 +15,9 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
+use std::sync::Arc;
 
-use super::handles::{deletion, rule_in};
+use super::handles::{NatHandle, deletion, rule_in};
 use super::lines::{Conditions, DateStop, RuleLine, probe};
 use super::open::HoleRules;
 use super::wording;
@@ -200,6 +201,7 @@ pub(super) struct Opening<'a> {
 #[derive(Debug)]
 pub(super) struct Moulds {
     socket: Socket,
+    nat: Arc<NatHandle>,
     common: Common,
     of_kind: BTreeMap<HoleKind, Vec<(&'static str, Mould)>>,
 }
@@ -209,6 +211,7 @@ impl Moulds {
     /// made in another way.
     pub(super) fn learn(
         common: Common,
+        nat: Arc<NatHandle>,
         restore: impl Fn(&str) -> Result<(), RulesError>,
     ) -> Option<Self> {
         let Common { family, .. } = common;
@@ -226,15 +229,18 @@ impl Moulds {
             Ok((socket, rules))
         });
         restore(&remove).inspect_err(|e| told(e)).ok()?;
-        let (socket, rules) = written.inspect_err(|e| told(e)).ok()?;
+        let (mut socket, rules) = written.inspect_err(|e| told(e)).ok()?;
         let of_kind = moulds(&examples, &rules);
         if of_kind.is_none() {
             told(&"its rules differ in more than their values");
         }
+        let of_kind = of_kind?;
+        nat.look(&mut socket, family);
         Some(Self {
             socket,
+            nat,
             common,
-            of_kind: of_kind?,
+            of_kind,
         })
     }
 
@@ -254,12 +260,18 @@ impl Moulds {
         let Some(rules) = rules.map(|rules| rules.concat()) else {
             return Ok(None);
         };
-        let old: Option<Vec<_>> = old.map(HoleRules::handles).collect();
+        let Common { family, .. } = self.common;
+        let mut old = old.peekable();
+        // A question to the kernel, and so only where the answer matters.
+        let table = match old.peek() {
+            Some(_) => self.nat.look(&mut self.socket, family),
+            None => 0,
+        };
+        let old: Option<Vec<_>> = old.map(|rules| rules.handles(table)).collect();
         let Some(old) = old else {
             return Ok(None);
         };
         let old: Vec<_> = old.into_iter().flatten().collect();
-        let Common { family, .. } = self.common;
         let deletions = old
             .iter()
             .map(|&(chain, handle)| deletion(family, chain, handle));

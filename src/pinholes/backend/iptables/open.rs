@@ -37,18 +37,24 @@ pub(super) struct HoleRules {
     pub(super) lines: Vec<RuleLine>,
     /// The kernel's handle of each; none if the tool has added them.
     handles: Vec<u64>,
+    /// The handle of the table that they were added to, or of an earlier one.
+    table: u64,
 }
 
 impl HoleRules {
-    /// What was added over netlink.
-    pub(super) fn with_handles(lines: Vec<RuleLine>, handles: Vec<u64>) -> Self {
-        Self { lines, handles }
+    /// What was added over netlink after a look at the [table](super::handles::NatHandle).
+    pub(super) fn with_handles(lines: Vec<RuleLine>, handles: Vec<u64>, table: u64) -> Self {
+        Self {
+            lines,
+            handles,
+            table,
+        }
     }
 
-    /// The chain and the handle of each; `None` if they aren't known.
-    pub(super) fn handles(&self) -> Option<impl Iterator<Item = (&'static str, u64)>> {
+    /// The chain and the handle of each; `None` if they aren't known in the table that is there now.
+    pub(super) fn handles(&self, now: u64) -> Option<impl Iterator<Item = (&'static str, u64)>> {
         let chains = self.lines.iter().map(|(chain, _)| *chain);
-        let all = self.lines.len() == self.handles.len();
+        let all = self.lines.len() == self.handles.len() && self.table == now && now != 0;
         all.then(|| chains.zip(self.handles.iter().copied()))
     }
 }
@@ -56,8 +62,7 @@ impl HoleRules {
 impl From<Vec<RuleLine>> for HoleRules {
     /// What the tool has added.
     fn from(lines: Vec<RuleLine>) -> Self {
-        let handles = Vec::new();
-        Self { lines, handles }
+        Self::with_handles(lines, Vec::new(), 0)
     }
 }
 

@@ -110,12 +110,14 @@ impl Iptables {
             .iter()
             .filter_map(|(hole, _)| self.pinholes.get(hole.key()));
         let openings: Vec<_> = wanted.iter().map(|(opening, _)| *opening).collect();
+        // Before the rules are there: see `NatHandle::last`.
+        let nat = table.handle.last();
         match moulds.put(old, &openings, first) {
             Ok(Some(handles)) => {
                 let mut handles = handles.into_iter();
                 for (opening, lines) in wanted {
                     let own = handles.by_ref().take(lines.len()).collect();
-                    let rules = HoleRules::with_handles(lines, own);
+                    let rules = HoleRules::with_handles(lines, own, nat);
                     self.pinholes.insert(opening.hole.key(), rules);
                 }
                 Ok(true)
