@@ -381,7 +381,7 @@ impl Shared {
 
     /// Opens no pinhole from here on, and leaves what is there for a successor.
     pub fn hand_over(&self) {
-        self.leave().plane.close_all_used();
+        self.leave().plane.close_for_successor();
     }
 
     /// Has nobody change the backend's objects any more.

@@ -146,8 +146,18 @@ impl Plane {
         }
     }
 
-    /// Closes the pinholes that were used, however little time has gone by.
-    pub fn close_all_used(&mut self) {
+    /// Closes all that was used or has ended, however little time has gone by, and waits for it: a successor
+    /// would take what is in the kernel for open. Only where [`take_closing`](Self::take_closing)'s work isn't
+    /// under way.
+    pub fn close_for_successor(&mut self) {
+        self.close_all_used();
+        if let Some(work) = self.take_closing() {
+            let done = work();
+            self.closed(done);
+        }
+    }
+
+    fn close_all_used(&mut self) {
         let used = self.used.take();
         self.close(used);
     }

@@ -505,15 +505,20 @@ fn used_holes_are_closed_before_their_time_if_there_are_many() {
 }
 
 #[test]
-fn used_holes_are_closed_before_they_are_left_to_a_successor() {
-    let (mut plane, world) = plane(PlaneConfig::default());
-    world.with(|w| w.holds = Duration::from_millis(500));
-    let hole = open(&mut plane, &passive(1, ANN, 40000));
-    open(&mut plane, &passive(1, ANN, 40001));
-    plane.on_conntrack_new(dialled(ANN, hole.to)).unwrap();
-    plane.close_all_used();
-    let ports: Vec<_> = world.open_keys().iter().map(|key| key.to.port()).collect();
-    assert_eq!(ports, [40001]);
+fn used_and_ended_holes_are_closed_before_the_others_are_left_to_a_successor() {
+    for slow in [false, true] {
+        let (mut plane, world) = plane(PlaneConfig::default());
+        world.with(|w| (w.holds, w.slow) = (Duration::from_millis(500), slow));
+        let hole = open(&mut plane, &passive(1, ANN, 40000));
+        open(&mut plane, &passive(1, ANN, 40001));
+        open(&mut plane, &passive(2, ANN, 40002));
+        plane.on_conntrack_new(dialled(ANN, hole.to)).unwrap();
+        plane.session_ended(SessionId(2));
+        plane.close_for_successor();
+        let ports: Vec<_> = world.open_keys().iter().map(|key| key.to.port()).collect();
+        assert_eq!(ports, [40001], "{slow}");
+        assert!(!plane.has_closing());
+    }
 }
 
 #[test]
