@@ -378,7 +378,9 @@ fn what_still_runs_is_told_at_the_end() {
     let net = counting(flavour);
     let server = Server::start(&net, &Config::new(Kind::Vsftpd));
     server.publish("large.bin", &content(5, 8_000_000));
-    let alg = start_with(&net, backend, flavour, &[]);
+    let file = net.directory().join("events.json");
+    let named = file.display().to_string();
+    let alg = start_with(&net, backend, flavour, &["--events", &named]);
     let mut control = Control::dial(&net);
     control.log_in(&server);
     let mut data = control.passive(&net);
@@ -393,6 +395,20 @@ fn what_still_runs_is_told_at_the_end() {
         .lines()
         .find(|line| line.contains(" goes on without ftpalg after "));
     assert!(line.is_some_and(|line| line.ends_with(" bytes")), "{log}");
+    let records = lines(&file);
+    let [transfer] = records
+        .iter()
+        .filter(|record| record["kind"] == "transfer")
+        .collect::<Vec<_>>()[..]
+    else {
+        panic!("not one transfer: {records:#?}");
+    };
+    assert_eq!(transfer["command"], "RETR", "{transfer:#?}");
+    assert_eq!(transfer["file"], "large.bin");
+    assert_eq!(transfer["reply"], Value::Null);
+    assert_eq!(transfer["complete"], false);
+    assert!(transfer["bytes"].as_u64().unwrap() >= 1000, "{transfer:#?}");
+    assert_eq!(records.last().unwrap()["kind"], "stop");
 }
 
 /// Reads all lines of a file of records.

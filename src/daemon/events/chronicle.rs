@@ -29,6 +29,8 @@ pub(super) struct Chronicle {
     sessions: BTreeMap<SessionId, Box<Known>>,
     /// Sessions with a transfer that has its reply and waits for the rest, and since when.
     waiting: VecDeque<(Instant, SessionId)>,
+    /// All that runs has been told: the daemon ends.
+    finished: bool,
     last: u64,
 }
 
@@ -47,6 +49,7 @@ impl Chronicle {
             names,
             sessions: BTreeMap::new(),
             waiting: VecDeque::new(),
+            finished: false,
             last: 0,
         }
     }
@@ -252,9 +255,24 @@ impl Chronicle {
         !self.waiting.is_empty()
     }
 
-    /// The daemon ends: tells of all transfers whose reply has come.
-    pub(super) fn finish(&mut self, now: Instant, out: &mut Vec<Record>) {
-        for (_, session) in std::mem::take(&mut self.waiting) {
+    /// The daemon ends: tells of all transfers, though they still run. `handover`: a successor goes on.
+    /// It knows no transfer that began before it, but tells of a data connection that comes to it: what
+    /// still waits for one is left to it, or there would be two records.
+    pub(super) fn finish(&mut self, now: Instant, handover: bool, out: &mut Vec<Record>) {
+        self.finished = true;
+        self.waiting.clear();
+        let mut busy = Vec::new();
+        for (session, known) in &mut self.sessions {
+            let Some(more) = known.more.as_mut().filter(|m| !m.transfers.is_empty()) else {
+                continue;
+            };
+            more.waits = false;
+            if handover {
+                more.transfers.retain(|going| !going.awaits_connection());
+            }
+            busy.push(*session);
+        }
+        for session in busy {
             self.settle(session, now, true, out);
         }
     }
@@ -286,12 +304,15 @@ impl Chronicle {
         ended: Ended,
         out: &mut Vec<Record>,
     ) {
+        let finished = self.finished;
         let Some(more) = self.more(session) else {
             return;
         };
         let runs = |going: &&mut Going| ended.begun && going.ended.is_none();
         match more.transfers.iter_mut().find(runs) {
             Some(going) => going.ended = Some(ended),
+            // It has its record. Its reply came while the daemon was about to end.
+            None if ended.begun && finished => return,
             None => {
                 let mut going = more.going(verb, name, ended.at);
                 going.ended = Some(ended);

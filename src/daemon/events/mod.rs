@@ -169,8 +169,8 @@ impl Recorder {
     }
 
     pub(super) fn note(&mut self, what: What, at: Instant) {
-        if matches!(what, What::Stop { .. }) {
-            self.chronicle.finish(at, &mut self.fresh);
+        if let What::Stop { handover } = what {
+            self.chronicle.finish(at, handover, &mut self.fresh);
         }
         self.chronicle.note(what, at, &mut self.fresh);
     }

@@ -95,6 +95,11 @@ impl Going {
         let announced = self.announced.filter(|_| refused)?;
         Some(announced.pinhole)
     }
+
+    /// It has begun, and its pinhole isn't used yet.
+    pub(super) fn awaits_connection(&self) -> bool {
+        self.ended.is_none() && self.data.is_none() && self.announced.is_some()
+    }
 }
 
 impl Ended {

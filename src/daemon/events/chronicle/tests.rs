@@ -124,7 +124,11 @@ fn connection(pinhole: u64) -> DataConnection {
 }
 
 fn finished(pinhole: u64, ms: u64) -> PlaneReport {
-    PlaneReport::Finished(Finished {
+    PlaneReport::Finished(carried(pinhole, ms))
+}
+
+fn carried(pinhole: u64, ms: u64) -> Finished {
+    Finished {
         connection: connection(pinhole),
         bytes: Some(Bytes {
             original: 100,
@@ -133,7 +137,7 @@ fn finished(pinhole: u64, ms: u64) -> PlaneReport {
         duration: Duration::from_millis(ms),
         established: true,
         reset: false,
-    })
+    }
 }
 
 #[test]
@@ -321,6 +325,45 @@ fn a_transfer_whose_connection_is_never_seen_is_told_in_the_end() {
     let [transfer] = story.transfers().try_into().unwrap();
     assert_eq!((transfer.reply, transfer.complete), (None, false));
     assert!(story.chronicle.sessions.is_empty());
+}
+
+#[test]
+fn what_runs_when_the_daemon_ends_is_told_once() {
+    for handover in [false, true] {
+        let mut s = Story::new(true);
+        s.announced(50, 1);
+        s.begun(100);
+        s.report(110, PlaneReport::Connected(connection(1)));
+        s.report(600, PlaneReport::Running(carried(1, 490)));
+        assert_eq!(s.transfers(), []);
+        let end = s.at(610);
+        s.chronicle.finish(end, handover, &mut s.told);
+        let told = s.transfers();
+        assert_eq!(told.len(), 1, "{told:#?}");
+        let transfer = &told[0];
+        assert_eq!(transfer.command.as_deref(), Some("RETR"));
+        assert_eq!((transfer.bytes, transfer.reply), (Some(1000), None));
+        assert_eq!(transfer.to, Some(connection(1).to));
+        assert!(!transfer.complete);
+        // Its end comes before the daemon's.
+        s.report(620, finished(1, 500));
+        s.ended(630, true, 226);
+        s.closed(640);
+        assert_eq!(s.transfers().len(), 1);
+    }
+}
+
+/// The successor tells of the data connection.
+#[test]
+fn a_transfer_that_awaits_its_connection_is_left_to_a_successor() {
+    for (handover, records) in [(false, 1), (true, 0)] {
+        let mut s = Story::new(true);
+        s.announced(50, 1);
+        s.begun(100);
+        let end = s.at(110);
+        s.chronicle.finish(end, handover, &mut s.told);
+        assert_eq!(s.transfers().len(), records);
+    }
 }
 
 #[test]
