@@ -32,11 +32,15 @@ impl Plane {
                 return false;
             }
         };
+        // What was on its way when the list was read has come with these.
+        let mut listed = std::mem::take(&mut self.listed);
         let mut used = Vec::new();
         for event in events {
             match event {
                 // Answered already: conntrackd has copied it from another gateway.
                 ConntrackEvent::New { status, .. } if status & SEEN_REPLY != 0 => {}
+                // Conntrack's list came before its event.
+                ConntrackEvent::New { entry, .. } if listed.remove(&entry.original) => {}
                 ConntrackEvent::New { entry, .. } => {
                     let most = self.config.limits.connections;
                     self.fixed.begun(entry.original, most);
@@ -50,6 +54,7 @@ impl Plane {
                     status,
                     ..
                 } => {
+                    listed.remove(&entry.original);
                     self.fixed.forgotten(entry.original);
                     self.deleted(entry.original, bytes, lifetime, state, status);
                     self.control_forgotten(entry.original);
@@ -112,6 +117,8 @@ impl Plane {
 
     /// Keeps track of a new data connection.
     fn keep(&mut self, original: Tuple, connection: DataConnection) {
+        // One with the same ends is over. The event of its end was lost.
+        self.deleted(original, None, None, None, ASSURED);
         if connection.session != NO_SESSION {
             let total = self.transferred.entry(connection.session).or_default();
             total.data_connections += 1;
@@ -287,7 +294,7 @@ impl Plane {
 
     /// Events were lost: compares with the kernel's list of connections; false if that can't be read.
     fn resync(&mut self) -> bool {
-        let entries = match self.parts.lookups.marked(self.config.mark) {
+        let entries = match self.parts.lookups.marked_with_state(self.config.mark) {
             Ok(entries) => entries,
             Err(error) => {
                 let now = self.now();
@@ -296,10 +303,18 @@ impl Plane {
                 return false;
             }
         };
-        let existing: HashSet<_> = entries.iter().map(|entry| entry.original).collect();
+        let existing: HashSet<_> = entries.iter().map(|(entry, _)| entry.original).collect();
         self.learn_fixed(existing.iter().copied());
-        for &original in &existing {
-            if !self.connections.contains_key(&original) {
+        let now = self.now();
+        for (entry, kept) in entries {
+            let original = entry.original;
+            let hole = self.holes.at(PinholeKey::of(original));
+            let is_earlier = hole.is_some_and(|(_, hole)| {
+                let quiet_for = self.quiet_for(kept);
+                quiet_for.is_some_and(|quiet_for| self.was_before(hole, quiet_for, now))
+            });
+            if !is_earlier && !self.connections.contains_key(&original) {
+                self.listed.insert(original);
                 self.on_conntrack_new(original);
             }
         }

@@ -144,15 +144,9 @@ impl Plane {
             if self.unused.contains(&key) {
                 continue;
             }
-            let left = hole.deadline.saturating_sub(now);
-            let open_for = self.config.deadline.saturating_sub(left);
-            let quiet_for = kept.and_then(|kept| {
-                let timeout = self.parts.timeouts.after(kept.state)?;
-                Some(timeout.saturating_sub(kept.left))
-            });
-            // A pinhole whose own time isn't known seems to have opened just now.
-            let is_earlier = !open_for.is_zero()
-                && quiet_for.is_some_and(|quiet_for| quiet_for > open_for + ROUNDING);
+            let quiet_for = self.quiet_for(kept);
+            let is_earlier =
+                quiet_for.is_some_and(|quiet_for| self.was_before(hole, quiet_for, now));
             match quiet_for {
                 _ if is_earlier => {}
                 Some(_) => doubtful.push(id),
@@ -162,6 +156,26 @@ impl Plane {
         for id in doubtful {
             self.shorten(id, now);
         }
+    }
+
+    /// For how long nothing has come on a connection that is ending.
+    pub(super) fn quiet_for(&self, kept: Option<Kept>) -> Option<Duration> {
+        let kept = kept?;
+        let timeout = self.parts.timeouts.after(kept.state)?;
+        Some(timeout.saturating_sub(kept.left))
+    }
+
+    /// Whether a connection that has been quiet for so long ended before this pinhole opened.
+    pub(super) fn was_before(
+        &self,
+        hole: &PendingHole,
+        quiet_for: Duration,
+        now: Duration,
+    ) -> bool {
+        let left = hole.deadline.saturating_sub(now);
+        let open_for = self.config.deadline.saturating_sub(left);
+        // A pinhole whose own time isn't known seems to have opened just now.
+        !open_for.is_zero() && quiet_for > open_for + ROUNDING
     }
 
     /// Has a pinhole stay open for [`DOUBTFUL`] at most.

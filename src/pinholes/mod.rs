@@ -116,6 +116,8 @@ pub struct Plane {
     ended: Option<Vec<PinholeKey>>,
     /// Conntrack's list has to be read, since events were lost.
     behind: bool,
+    /// The connections that were learnt from that list. The events of their starts may be on their way.
+    listed: HashSet<Tuple>,
     troubles: Troubles,
     counters: PlaneCounters,
     last_id: u64,
@@ -164,6 +166,7 @@ impl Plane {
             reports: VecDeque::new(),
             ended: None,
             behind: false,
+            listed: HashSet::new(),
             troubles: Troubles::default(),
             counters: PlaneCounters::default(),
             last_id: 0,

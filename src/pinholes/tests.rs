@@ -767,6 +767,32 @@ fn lost_events_are_made_up_for() {
     assert_eq!(plane.counters().missed_events, 1);
 }
 
+/// A port comes again after a while, so conntrack may still have a connection through an earlier pinhole.
+#[test]
+fn a_connection_that_ended_before_the_pinhole_opened_does_not_use_it() {
+    for (quiet_for, used) in [(20, 0), (5, 1)] {
+        let (mut plane, world) = plane(PlaneConfig::default());
+        let hole = open(&mut plane, &passive(1, ANN, 40000));
+        let tuple = dialled(ANN, hole.to);
+        let kept = Kept {
+            state: TIME_WAIT,
+            left: Duration::from_secs(120 - quiet_for),
+        };
+        world.wait(10);
+        world.with(|w| {
+            w.missed = true;
+            w.entries = vec![entry(tuple)];
+            w.kept.insert(tuple, kept);
+        });
+        assert!(plane.catch_up());
+        assert_eq!(plane.counters().used, used);
+        // Its own connection has the same ends.
+        world.with(|w| w.events.push(new_event(tuple)));
+        assert!(plane.catch_up());
+        assert_eq!(plane.counters().used, 1);
+    }
+}
+
 #[test]
 fn a_list_that_cannot_be_read_is_read_later() {
     let (mut plane, world) = plane(PlaneConfig::default());

@@ -173,6 +173,64 @@ fn connections_through_a_range_are_told_of() {
     assert_eq!((connection.pinhole, connection.session.0), (hole.id, 2));
 }
 
+fn destroy_event(original: Tuple) -> ConntrackEvent {
+    ConntrackEvent::Destroy {
+        entry: entry(original),
+        id: 1,
+        bytes: None,
+        lifetime: None,
+        state: Some(TIME_WAIT),
+        status: 0xe,
+    }
+}
+
+/// Events were lost, and conntrack's list is read while the event of a connection in it is on its way.
+#[test]
+fn a_connection_that_the_list_and_an_event_tell_of_is_one() {
+    let (mut plane, world) = plane(with_range());
+    plane.open_range(&request(1, ANN, S1)).unwrap();
+    let tuple = dialled(ANN, "198.51.100.1:40000".parse().unwrap());
+    let connections = |plane: &mut Plane| {
+        let told: Vec<_> = plane.take_reports().collect();
+        let count = |kind: fn(&PlaneReport) -> bool| told.iter().filter(|r| kind(r)).count();
+        let total = plane.transferred(&HashMap::new())[&SessionId(1)].data_connections;
+        (
+            count(|report| matches!(report, PlaneReport::Connected(_))),
+            count(|report| matches!(report, PlaneReport::Finished(_))),
+            total,
+            plane.counters().range_connections,
+        )
+    };
+    world.with(|w| {
+        w.missed = true;
+        let mark = 0;
+        let control = entry(control(1));
+        w.entries = vec![entry(tuple), Entry { mark, ..control }];
+    });
+    assert!(plane.catch_up());
+    world.with(|w| w.events.push(new_event(tuple)));
+    assert!(plane.catch_up());
+    assert_eq!(connections(&mut plane), (1, 0, 1, 1));
+    // Another one with the same ends.
+    world.with(|w| w.events = vec![destroy_event(tuple), new_event(tuple)]);
+    assert!(plane.catch_up());
+    assert_eq!(connections(&mut plane), (1, 1, 2, 2));
+    // The event of its end is lost.
+    world.with(|w| w.events = vec![new_event(tuple)]);
+    assert!(plane.catch_up());
+    assert_eq!(connections(&mut plane), (1, 1, 3, 3));
+    assert_eq!(plane.live_count(), 1);
+    // The same, with all that the list told of.
+    world.with(|w| {
+        w.missed = true;
+        w.events = vec![destroy_event(tuple)];
+    });
+    assert!(plane.catch_up());
+    world.with(|w| w.events = vec![destroy_event(tuple), new_event(tuple)]);
+    assert!(plane.catch_up());
+    assert_eq!(connections(&mut plane), (2, 2, 5, 5));
+}
+
 #[test]
 fn a_kernel_that_refuses() {
     let (mut plane, world) = plane(with_range());
