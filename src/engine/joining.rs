@@ -94,7 +94,8 @@ pub(super) fn followed(
 
 impl Engine {
     /// Handles a packet of a connection that no engine knows: joins it if it may be joined, ends it
-    /// if nobody can go on with it. Otherwise the packet is counted, and goes on as it is.
+    /// if nobody can go on with it. Otherwise the packet is counted, and goes on as it is. It can't be [put
+    /// off](Gateway::may_put_off) here; if the gateway does that all the same, it is dropped.
     pub fn nobody_knows(
         &mut self,
         Name(ends): Name,

@@ -9,7 +9,7 @@ use ftpalg::engine::event::Event;
 use ftpalg::engine::gateway::{
     Error, Gateway, PinholeId, RangeRequest, Request, Reservation, SessionId,
 };
-use ftpalg::engine::{Engine, Entry, Marks, Side, Standing, Tuple, Verdict};
+use ftpalg::engine::{Engine, Entry, Marks, Placed, Side, Standing, Tuple, Verdict};
 use ftpalg::pinholes::Plane;
 
 use crate::packet::OUTSIDE;
@@ -155,6 +155,16 @@ pub enum Decision {
     Drop,
 }
 
+impl Decision {
+    fn of(verdict: Verdict<'_>) -> Self {
+        match verdict {
+            Verdict::Accept => Self::Accept,
+            Verdict::Replace(bytes) => Self::Replace(bytes.to_vec()),
+            Verdict::Drop => Self::Drop,
+        }
+    }
+}
+
 /// Gives a packet to an engine, again and again as long as the gateway [puts it off](FakeGateway::puts_off).
 pub fn decide(
     engine: &mut Engine,
@@ -170,10 +180,21 @@ pub fn decide(
         let reserved = gateway.reserved.len();
         gateway.unasked.clone_from(&requests);
         let before = *engine.stats();
-        let decision = match engine.packet(side, packet, now, gateway) {
-            Verdict::Accept => Decision::Accept,
-            Verdict::Replace(bytes) => Decision::Replace(bytes.to_vec()),
-            Verdict::Drop => Decision::Drop,
+        let decision = match engine.try_packet(side, packet, now, gateway) {
+            Placed::Verdict(verdict) => Decision::of(verdict),
+            Placed::Later => Decision::Drop,
+            Placed::Unknown(name) => {
+                // From here on the daemon waits for what is asked for.
+                let puts_off = std::mem::take(&mut gateway.puts_off);
+                let verdict = engine.nobody_knows(name, side, packet, now, gateway);
+                gateway.puts_off = puts_off;
+                Decision::of(verdict)
+            }
+            Placed::SynAck(syn_ack, verdict) => {
+                let decision = Decision::of(verdict);
+                engine.answered(&syn_ack, false, None, now, gateway);
+                decision
+            }
         };
         let wanted = |(_, wish): &&mut (PinholeId, Wish)| *wish == Wish::Wanted;
         let wanted: Vec<_> = gateway.wishes.iter_mut().filter(wanted).collect();
