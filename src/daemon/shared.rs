@@ -458,7 +458,13 @@ impl Shared {
             }
             while self.close_some() {}
             let overdue = self.lock().plane.overdue();
-            let cleared = overdue.into_iter().map(&mut unblock).sum();
+            let mut cleared = 0usize;
+            for key in overdue {
+                cleared = cleared.saturating_add(unblock(key));
+                // With many connections that takes long, and what was used is to be closed in time.
+                self.with(Plane::expire);
+                while self.close_some() {}
+            }
             let mut state = self.lock();
             state.plane.forgot(cleared);
             if std::mem::take(&mut state.opened) && !needed {
