@@ -300,10 +300,10 @@ pub(super) fn guarded(line: &[u8], cut: bool) -> Option<Guarded> {
         let Some(byte) = rest.first().copied() else {
             break;
         };
-        let skip = noise(rest, count == 0 && !with_x);
-        if skip == 0 && count == 0 && !with_x && byte.eq_ignore_ascii_case(&b'X') {
+        let before = count == 0 && !with_x;
+        let skip = noise(rest, before);
+        if skip == 0 && before && byte.eq_ignore_ascii_case(&b'X') {
             with_x = true;
-            plain = false;
             at = at.saturating_add(1);
             continue;
         }
@@ -317,7 +317,7 @@ pub(super) fn guarded(line: &[u8], cut: bool) -> Option<Guarded> {
                 verb: guarded(&letters)?,
                 last,
                 ends: Some(byte.is_ascii_whitespace()),
-                plain: plain && byte != b'\t',
+                plain: plain && !with_x && byte != b'\t',
             });
         };
         *slot = byte;
@@ -328,7 +328,8 @@ pub(super) fn guarded(line: &[u8], cut: bool) -> Option<Guarded> {
             guarded(&letters)?;
         }
     }
-    let disguise = cut && !plain && !with_x;
+    let disguise = cut && !plain;
+    let plain = plain && !with_x;
     let ends = disguise.then_some(true);
     match guarded(&letters).filter(|_| count == letters.len()) {
         None if disguise => Some(Guarded {
@@ -421,6 +422,10 @@ mod tests {
             );
         }
         assert_eq!(guarded(&[b' '; 50], false), None);
+        for text in [&b"  X"[..], b"X\0\0\0", b"\0x"] {
+            let verb = guarded(text, true).map(|it| it.verb);
+            assert_eq!(verb, Some("command"), "{}", text.escape_ascii());
+        }
         let all = guarded(&[b' '; 50], true).unwrap();
         assert_eq!((all.last, all.ends, all.plain), (49, Some(true), false));
         assert_eq!(guarded(b"PORT", true), plain("PORT", 3, None));
