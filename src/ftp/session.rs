@@ -224,7 +224,7 @@ impl Session {
     /// The same session when bytes went by unread, of which only one end's acknowledgement tells. A web page's
     /// first lines could be among them, so nothing opens unless the session had begun as FTP does.
     #[must_use]
-    pub fn with_a_gap(&self) -> Self {
+    pub fn with_a_gap(&self, policy: Arc<Policy>) -> Self {
         let begun = self.greeted && self.logged_in && self.spoken == Spoken::Ftp;
         Self {
             spoken: if begun {
@@ -232,7 +232,7 @@ impl Session {
             } else {
                 Spoken::Unfollowed
             },
-            ..Self::joined(Arc::clone(&self.policy))
+            ..Self::joined(policy)
         }
     }
 

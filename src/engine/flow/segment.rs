@@ -232,7 +232,7 @@ impl Flow {
         };
         let mut intake = take_in(self);
         if intake == Intake::Missed {
-            let session = self.session.with_a_gap();
+            let session = self.session.with_a_gap(cx.config.policy.clone());
             if self.rejoin(ends, side, (data.seq, data.ack), session, cx) {
                 self.joined |= 4 << side.index();
                 intake = take_in(self);
