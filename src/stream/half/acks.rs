@@ -47,10 +47,7 @@ impl Half {
 
     /// What follows isn't looked at, but its numbers are still compared: see [`Half::trim`].
     fn moves_along(&mut self, ack: Seq) {
-        self.una = Point {
-            original: self.plain_ack(ack).unwrap_or(self.una.original),
-            edited: ack,
-        };
+        self.una = self.edits_map_edited(ack);
         self.acked = ack;
         self.emitted = ack;
         self.next = self.una.original;
